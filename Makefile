@@ -1,0 +1,80 @@
+# All set-up happens here, on first use, into .venv; later calls reuse it. `make help` lists what there is.
+#   PYTHON=/path/to/python3   which Python makes the .venv (3.11 or newer)
+#   PORT=8000 HOST=…          where `make demo` listens (127.0.0.1:7860 otherwise)
+
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test lint types format pytest serving dev clean
+
+help: ## List the commands
+	@echo "make demo      start the app on http://127.0.0.1:7860 (installs what serving needs on first use)"
+	@echo "make test      format, lint and type checks, then every test (installs what tests need on first use)"
+	@echo "make lint      ruff: format and rules, nothing is changed"
+	@echo "make types     mypy --strict"
+	@echo "make pytest    the tests alone; ARGS='-k engine -x' narrows them, ARGS='-m slow' runs the slow ones"
+	@echo "make format    ruff: put the code in the house's format"
+	@echo "make serving   install what serving needs, start nothing"
+	@echo "make dev       install what changing the project needs, start nothing"
+	@echo "make clean     remove caches and build leftovers; .venv, data and runs stay"
+
+# The first Python that runs, is new enough and can make environments. A name on the PATH may be a shim that
+# refuses to run, so each candidate is tried, not only looked up.
+NEW_ENOUGH := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
+
+$(VENV)/.made:
+	@if $(BIN)/python -c '$(NEW_ENOUGH); import pip' >/dev/null 2>&1; then touch $@; exit 0; fi; \
+	for python in $(PYTHON) python3 python3.13 python3.12 python3.11 python; do \
+	  if $$python -c '$(NEW_ENOUGH)' >/dev/null 2>&1; then \
+	    echo "making $(VENV) with $$($$python --version)"; \
+	    $$python -m venv --clear $(VENV) && touch $@; exit $$?; \
+	  fi; \
+	done; \
+	echo "write-me-a-story needs Python 3.11 or newer with its venv module (Debian: python3 python3-venv)." >&2; \
+	echo "None was found on the PATH; name one: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; \
+	exit 1
+
+# A stamp is newer than the files that say what to install, or the set is installed again.
+$(VENV)/.serving: $(VENV)/.made pyproject.toml constraints.txt
+	@echo "installing what serving needs"
+	@$(PIP) -e . -c constraints.txt
+	@touch $@
+
+# The larger set holds the smaller one, so that `make demo` after `make test` installs nothing.
+$(VENV)/.dev: $(VENV)/.made pyproject.toml constraints.txt
+	@echo "installing what tests and training need"
+	@$(PIP) -e '.[dev]' -c constraints.txt
+	@touch $(VENV)/.serving $@
+
+serving: $(VENV)/.serving
+dev: $(VENV)/.dev
+
+demo: $(VENV)/.serving
+	@$(BIN)/story demo
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: $(VENV)/.dev
+	$(BIN)/mypy
+
+format: $(VENV)/.dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+pytest: $(VENV)/.dev
+	$(BIN)/python -m pytest $(ARGS)
+
+# One after the other, cheapest first, also under `make -j`.
+test: $(VENV)/.dev
+	@$(MAKE) --no-print-directory lint
+	@$(MAKE) --no-print-directory types
+	@$(MAKE) --no-print-directory pytest
+
+clean:
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .gradio build dist *.egg-info
+	find . -path ./$(VENV) -prune -o -type d -name __pycache__ -exec rm -rf {} +

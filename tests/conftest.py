@@ -1,0 +1,109 @@
+"""No test meets this machine: not its environment, its home, its working directory or its network.
+
+Whatever a setting or a library would pick up from outside is removed before anything of the project is
+imported (`pytest_configure`), and each test starts in an empty folder of its own. Only the loopback answers,
+so a test that would have gone out fails with the address it wanted.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import socket
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+FOREIGN = ("STORY_", "MLFLOW_", "MODAL_", "HF_", "GRADIO_", "ORT_", "TORCH_", "TORCHINDUCTOR_", "DATABRICKS_")
+FOREIGN_NAMES = (
+    "STAGE",
+    "HOST",
+    "PORT",
+    "USE_MODAL",
+    "REDIS_URL",
+    "DATABASE_URL",
+    "XDG_CACHE_HOME",
+    "COLUMNS",
+)
+QUIET = {
+    "OMP_NUM_THREADS": "1",
+    "GRADIO_ANALYTICS_ENABLED": "False",
+    "HF_HUB_OFFLINE": "1",
+    "ORT_DISABLE_TELEMETRY": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "NO_COLOR": "1",
+}
+
+_home = pytest.StashKey[tempfile.TemporaryDirectory[str]]()
+
+
+class NetworkUsedError(RuntimeError):
+    """A test reached for an address outside this machine. No `OSError`: some code expects those."""
+
+
+def _is_loopback(host: object) -> bool:
+    if isinstance(host, bytes):
+        host = host.decode("ascii", "replace")
+    if not isinstance(host, str) or host in ("", "localhost"):
+        return True
+    try:
+        address = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return host == socket.gethostname()
+    return address.is_loopback or address.is_unspecified
+
+
+def _refuse_the_network(event: str, arguments: tuple[Any, ...]) -> None:
+    if event == "socket.connect":
+        address = arguments[1]
+        if isinstance(address, tuple) and not _is_loopback(address[0]):
+            raise NetworkUsedError(f"a test tried to connect to {address[0]}:{address[1]}")
+    elif event == "socket.getaddrinfo" and not _is_loopback(arguments[0]):
+        raise NetworkUsedError(f"a test tried to look up {arguments[0]}")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Clean the process before any test module, and so any library, is imported."""
+    for name in list(os.environ):
+        if name.startswith(FOREIGN) or name in FOREIGN_NAMES:
+            del os.environ[name]
+    home = config.stash[_home] = tempfile.TemporaryDirectory(prefix="story-home-", ignore_cleanup_errors=True)
+    os.environ.update(QUIET, HOME=home.name)
+    sys.addaudithook(_refuse_the_network)
+    hypothesis.settings.register_profile(
+        "house",
+        deadline=None,  # wall-clock deadlines fail on a busy machine, not on a slow function
+        derandomize="CI" in os.environ,
+        database=hypothesis.database.DirectoryBasedExampleDatabase(REPOSITORY / ".hypothesis"),
+    )
+    hypothesis.settings.load_profile("house")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Remove the home that `pytest_configure` made."""
+    if home := config.stash.get(_home, None):
+        home.cleanup()
+
+
+@pytest.fixture(autouse=True)
+def _isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """An empty working directory, and an environment that is put back whatever a test did to it."""
+    before = dict(os.environ)
+    monkeypatch.chdir(tmp_path)
+    yield
+    for name in os.environ.keys() - before.keys():
+        del os.environ[name]
+    os.environ.update(before)
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root of the checkout."""
+    return REPOSITORY
