@@ -1,0 +1,150 @@
+"""What `story doctor` tells: what is here, what works, and what each missing thing would give.
+
+Nothing heavy is imported to find out: packages are looked up in their metadata. Only whether stories can be
+written is tried for real, by writing the start of one, because every cheaper answer can be wrong.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Literal
+
+from experiments.ui import port_is_free
+from model.errors import StoryError
+from model.generation import Request, Sampling
+from model.settings import Settings, load_settings
+
+DISTRIBUTION = "write-me-a-story"
+SETS = {
+    "serving": "writing stories and the page",
+    "train": "`story data`, `train`, `evaluate`, `export` and `ui`",
+    "modal": "writing and training on Modal's machines",
+    "dev": "`make test`",
+}
+"""The sets of packages that pyproject.toml names, and what each one is for."""
+
+State = Literal["ok", "missing", "off", "wrong"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at. `gives` says what it would give, where it is missing or off."""
+
+    name: str
+    state: State
+    detail: str
+    gives: str = ""
+
+    def as_dict(self) -> dict[str, str]:
+        """For `--json`."""
+        return asdict(self)
+
+
+def examine() -> list[Finding]:
+    """Look at everything once; nothing raises, what is wrong becomes a finding."""
+    findings = [Finding("python", "ok", platform.python_version()), *_packages()]
+    try:
+        settings = load_settings()
+    except StoryError as error:
+        wrong = Finding("settings", "wrong", str(error), "the story command, once the variable is put right")
+        return [*findings, wrong]
+    named = [name.upper() for name in Settings.model_fields if os.environ.get(name.upper())]
+    findings.append(Finding("settings", "ok", ", ".join(named) or "all at their defaults"))
+    return [*findings, _model(settings), _port(settings), _mlflow(settings), _modal(settings), _browser()]
+
+
+def stories_can_be_written(findings: list[Finding]) -> bool:
+    """Whether a story was written during the examination."""
+    return any(finding.name == "model" and finding.state == "ok" for finding in findings)
+
+
+def _packages() -> Iterator[Finding]:
+    try:
+        requirements = metadata.requires(DISTRIBUTION) or []
+    except metadata.PackageNotFoundError:
+        yield Finding("packages", "wrong", f"{DISTRIBUTION} is not installed here", "`make demo` installs it")
+        return
+    wanted = defaultdict(list)
+    for requirement in requirements:
+        extra = re.search(r"""extra\s*==\s*["'](\w+)["']""", requirement)
+        package = re.split(r"[^\w.-]", requirement)[0]
+        if package != DISTRIBUTION:
+            wanted[extra[1] if extra else "serving"].append(package)
+    for group, purpose in SETS.items():
+        present, absent = [], []
+        for name in wanted[group]:
+            try:
+                present.append(f"{name} {metadata.version(name)}")
+            except metadata.PackageNotFoundError:
+                absent.append(name)
+        if absent:
+            order = "." if group == "serving" else f"'.[{group}]'"
+            how = f"{purpose}: .venv/bin/pip install -e {order} -c constraints.txt"
+            yield Finding(group, "missing", f"without {', '.join(absent)}", how)
+        else:
+            yield Finding(group, "ok", ", ".join(present))
+
+
+def _model(settings: Settings) -> Finding:
+    folder = None if settings.story_model is None else Path(settings.story_model)
+    try:
+        from model.load import load_engine
+
+        with load_engine(
+            folder, slots=1, threads=settings.story_threads, precision=settings.story_precision
+        ) as engine:
+            stream = engine.write(
+                Request(prompt="Once upon a time", max_tokens=16, sampling=Sampling(temperature=0))
+            )
+            for _ in stream:
+                pass
+            completion = stream.completion
+        if completion.error is not None:
+            raise StoryError(completion.error)
+    except Exception as error:  # whatever the reason is, it is what the reader came for
+        reason = str(error) if isinstance(error, StoryError) else f"{type(error).__name__}: {error}"
+        return Finding(
+            "model", "wrong", reason, "stories: name another folder in STORY_MODEL, or clone afresh"
+        )
+    usage = completion.usage
+    wrote = f"wrote {usage.completion_tokens} tokens at {usage.tokens_per_second:,.0f} a second"
+    return Finding("model", "ok", f"{folder or 'model/pretrained'}, {settings.story_precision}; {wrote}")
+
+
+def _port(settings: Settings) -> Finding:
+    where = f"{settings.host}:{settings.port}"
+    if settings.port == 0 or port_is_free(settings.host, settings.port):
+        return Finding("port", "ok", f"{where} is free")
+    gives = "`story demo` there: stop what listens, or name another one with PORT or --port"
+    return Finding("port", "off", f"{where} is taken, perhaps by a running demo", gives)
+
+
+def _mlflow(settings: Settings) -> Finding:
+    uri = settings.mlflow_tracking_uri
+    path = Path(uri.removeprefix("sqlite:///"))
+    if uri.startswith("sqlite:///") and not path.exists():
+        return Finding("mlflow", "off", f"{uri} does not exist", "training curves; `story train` makes it")
+    return Finding("mlflow", "ok", uri)
+
+
+def _modal(settings: Settings) -> Finding:
+    if settings.modal_endpoint_url is None:
+        return Finding("endpoint", "off", "MODAL_ENDPOINT_URL is not set", "writing on a GPU at Modal")
+    token = "with a proxy token" if settings.modal_secret else "without a proxy token"
+    state = "used by `--backend auto`" if settings.use_modal else "not used: USE_MODAL is off"
+    return Finding("endpoint", "ok", f"{settings.modal_endpoint_url}, {token}, {state}")
+
+
+def _browser() -> Finding:
+    found = shutil.which("chromium")
+    if found is None:
+        return Finding("chromium", "missing", "not on the PATH", "the browser tests (Debian: chromium)")
+    return Finding("chromium", "ok", found)

@@ -1,0 +1,139 @@
+"""How the command line talks: errors in one line, stories as they come, figures for people or for machines.
+
+`story.py` imports this file for every verb, `--help` included, so it loads nothing heavy itself.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+from typer.core import TyperGroup
+
+from model.errors import MissingExtraError, StoryError
+
+if TYPE_CHECKING:
+    from model.generation import Request
+    from model.settings import Settings
+
+EXTRA_OF = {
+    "huggingface_hub": "train",
+    "mlflow": "train",
+    "onnx": "train",
+    "psutil": "train",
+    "safetensors": "train",
+    "torch": "train",
+    "modal": "modal",
+}
+"""Which optional set brings a package that a verb may find missing."""
+
+
+class WritingError(StoryError):
+    """A story broke off because of a fault, not because of its reader."""
+
+    exit_code = 1
+
+
+class Verbs(TyperGroup):
+    """The group of all verbs; turns every error into one line on stderr and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the verb. With `--debug` an error keeps its traceback."""
+        try:
+            return super().invoke(ctx)
+        except (typer.Exit, typer.Abort, typer.TyperException, BrokenPipeError):
+            raise  # Typer's own: usage errors, `--help`, a reader that went away
+        except Exception as error:
+            if ctx.params.get("debug"):
+                raise
+            message, exit_code = in_one_line(error, ctx.invoked_subcommand or "")
+            typer.echo(f"story: {message}", err=True)
+            raise typer.Exit(exit_code) from None
+
+
+def in_one_line(error: Exception, verb: str) -> tuple[str, int]:
+    """What to tell about an error that ended `verb`, and the exit code."""
+    if isinstance(error, ModuleNotFoundError):
+        package = (error.name or "").partition(".")[0]
+        if package in EXTRA_OF:
+            error = MissingExtraError(f"story {verb}", EXTRA_OF[package])
+    if isinstance(error, StoryError):
+        message, exit_code = str(error), error.exit_code
+    elif isinstance(error, OSError) and error.filename is not None:
+        message, exit_code = f"{error.filename}: {(error.strerror or 'cannot be used').lower()}", 2
+    else:
+        message = f"{type(error).__name__}: {error} (a fault in story; `story --debug {verb} …` shows where)"
+        exit_code = 1
+    return " ".join(message.split()), exit_code
+
+
+def model_folder(given: Path | None, settings: Settings) -> Path | None:
+    """The folder asked for by the option, else by the environment, else None for the shipped one."""
+    if given is not None:
+        return given
+    return None if settings.story_model is None else Path(settings.story_model)
+
+
+def write_story(request: Request, folder: Path | None, settings: Settings, *, as_json: bool) -> None:
+    """Write one story to stdout, piece by piece, or whole as JSON; its figures go to stderr.
+
+    Raises `ModelError` when there is no usable model and `WritingError` when the story broke off.
+    """
+    from model.load import load_engine
+
+    with load_engine(
+        folder, slots=1, threads=settings.story_threads, precision=settings.story_precision
+    ) as engine:
+        stream = engine.write(request)
+        if as_json:
+            for _ in stream:
+                pass
+        else:
+            typer.secho(request.prompt, dim=True, nl=False)
+            try:
+                for piece in stream:
+                    sys.stdout.write(piece.text)
+                    sys.stdout.flush()
+            finally:
+                typer.echo()  # also after Ctrl-C, so that the shell's prompt gets a line of its own
+        completion = stream.completion
+    if completion.error is not None:
+        raise WritingError(completion.error)
+    usage, seed = completion.usage, request.sampling.seed
+    if as_json:
+        figures = {name: getattr(usage, name) for name in usage.__dataclass_fields__}
+        print_json(
+            {
+                "prompt": request.prompt,
+                "text": completion.text,
+                "finish_reason": completion.finish_reason,
+                "seed": seed,
+                "usage": {**figures, "tokens_per_second": usage.tokens_per_second},
+            }
+        )
+    else:
+        rate = f"{usage.tokens_per_second:,.0f} tokens/s"
+        first = f"first token in {usage.ttft * 1000:.0f} ms"
+        typer.echo(f"{usage.completion_tokens} tokens · {rate} · {first} · seed {seed}", err=True)
+
+
+def print_json(value: object) -> None:
+    """For `--json`: one JSON value on stdout."""
+    typer.echo(json.dumps(value, ensure_ascii=False, indent=2))
+
+
+def print_rows(values: dict[str, Any]) -> None:
+    """One `name value` a line, numbers to four digits behind the point; a name inside a group is `group.name`."""
+    rows: dict[str, Any] = {}
+    for name, value in values.items():
+        rows |= (
+            {f"{name}.{key}": inner for key, inner in value.items()}
+            if isinstance(value, dict)
+            else {name: value}
+        )
+    width = max(map(len, rows))
+    for name, value in rows.items():
+        typer.echo(f"{name:{width}}  {f'{value:.4f}' if isinstance(value, float) else value}")

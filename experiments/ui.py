@@ -1,0 +1,64 @@
+"""The MLflow UI on the project's store, on this machine only.
+
+The server runs as its own process, because importing MLflow's server into the command line would cost seconds
+and tie its life to ours. The Host headers it answers to are named, so that no web page elsewhere can reach
+the store through a name that it points at this machine (DNS rebinding).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import socket
+import subprocess
+import sys
+
+from model.errors import InputError, MissingExtraError
+
+LOOPBACK = "127.0.0.1"
+
+
+def serve_ui(tracking_uri: str, *, port: int = 5000) -> int:
+    """Run the MLflow UI for `tracking_uri` on 127.0.0.1 until it is interrupted; return its exit status.
+
+    Raises `InputError` when `tracking_uri` is a server already or `port` is taken, and `MissingExtraError`
+    when MLflow is not installed.
+    """
+    if tracking_uri.startswith(("http://", "https://")):
+        raise InputError("MLFLOW_TRACKING_URI", f"is a server with a UI of its own: open {tracking_uri}")
+    if importlib.util.find_spec("mlflow") is None:
+        raise MissingExtraError("story ui", "train")
+    if not port_is_free(LOOPBACK, port):
+        raise InputError("port", f"{port} is taken by another program; name another one")
+    command = ui_command(tracking_uri, port)
+    # Nothing is to leave this machine, and MLflow reports its use unless it is told not to.
+    child = subprocess.Popen(command, env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"})
+    try:
+        return child.wait()
+    except KeyboardInterrupt:
+        # The terminal sent the interrupt to the child too, so it is ending already.
+        return child.wait(timeout=20)
+    finally:
+        if child.poll() is None:
+            child.terminate()
+
+
+def ui_command(tracking_uri: str, port: int) -> list[str]:
+    """The process that serves the UI: one worker, loopback only, named hosts only."""
+    return [
+        *(sys.executable, "-m", "mlflow", "server"),
+        *("--backend-store-uri", tracking_uri),
+        *("--host", LOOPBACK, "--port", str(port), "--workers", "1"),
+        *("--allowed-hosts", f"{LOOPBACK}:{port},localhost:{port}"),
+    ]
+
+
+def port_is_free(host: str, port: int) -> bool:
+    """Whether a server could listen there now."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+    return True

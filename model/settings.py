@@ -1,0 +1,185 @@
+"""What the environment may say, read and checked once at the edge.
+
+Every name that the project listens to is a field of `Settings`; nothing else reads the environment for a
+setting. The table in the README is `environment_table()`, and a test holds the two together. A name that
+starts with `STORY_` and is not in the table is an error, because a mistyped setting that is silently ignored
+looks exactly like one that works.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from typing import Literal, get_args, get_origin
+from urllib.parse import urlsplit
+
+from annotated_types import Ge, Le
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from model.errors import InputError
+
+PREFIX = "STORY_"
+"""Names that begin so belong to this project alone, which is why an unknown one is a mistake."""
+
+
+class Settings(BaseSettings):
+    """All settings, typed. `load_settings` makes one and turns what is wrong into one line for a reader."""
+
+    model_config = SettingsConfigDict(
+        alias_generator=str.upper,
+        populate_by_name=True,
+        case_sensitive=True,
+        env_ignore_empty=True,
+        extra="forbid",
+        frozen=True,
+    )
+
+    stage: Literal["DEV", "PROD", "TEST"] = Field(
+        default="DEV",
+        description="What this process is for: development, production or a test",
+    )
+    host: str = Field(
+        default="127.0.0.1",
+        description="Address the app listens on; `0.0.0.0` lets other machines in",
+    )
+    port: int = Field(
+        default=7860,
+        ge=0,
+        le=65_535,
+        description="Port the app listens on; 0 takes any free one",
+    )
+    use_modal: bool = Field(
+        default=False,
+        description="Whether the `auto` backend writes on Modal; needs `MODAL_ENDPOINT_URL`",
+    )
+    modal_endpoint_url: str | None = Field(
+        default=None,
+        description="Address of the story service on Modal",
+    )
+    modal_key: str | None = Field(
+        default=None,
+        description="Proxy-auth token's id for that address; together with `MODAL_SECRET`",
+    )
+    modal_secret: SecretStr | None = Field(
+        default=None,
+        description="Proxy-auth token's secret; together with `MODAL_KEY`",
+    )
+    mlflow_tracking_uri: str = Field(
+        default="sqlite:///mlflow.db",
+        description="MLflow store that runs are written to: a database or a server",
+    )
+    redis_url: SecretStr | None = Field(
+        default=None,
+        description="Redis that replicas of the app share",
+    )
+    database_url: SecretStr | None = Field(
+        default=None,
+        description="Database that replicas of the app share",
+    )
+    story_model: str | None = Field(
+        default=None,
+        description="Folder of the model that writes; unset: the one in `model/pretrained`",
+    )
+    story_precision: Literal["int8", "fp32"] = Field(
+        default="int8",
+        description="Which of the model's decode graphs is used",
+    )
+    story_threads: int = Field(
+        default=1,
+        ge=1,
+        le=64,
+        description="Threads of the decode graph; more than one slows down on busy cores",
+    )
+    story_slots: int = Field(
+        default=16,
+        ge=1,
+        le=256,
+        description="Stories written at once",
+    )
+    story_queue: int = Field(
+        default=64,
+        ge=0,
+        le=10_000,
+        description="Stories that may wait for a slot before others are turned away",
+    )
+
+    @field_validator("modal_endpoint_url")
+    @classmethod
+    def _is_a_web_address(cls, value: str | None) -> str | None:
+        if value is not None:
+            parts = urlsplit(value)
+            if parts.scheme not in ("http", "https") or not parts.hostname:
+                raise ValueError("not an http(s) address")
+        return value
+
+    @model_validator(mode="after")
+    def _belongs_together(self) -> Settings:
+        if self.use_modal and self.modal_endpoint_url is None:
+            raise InputError("MODAL_ENDPOINT_URL", "must be set when USE_MODAL is on")
+        if (self.modal_key is None) != (self.modal_secret is None):
+            absent = "MODAL_KEY" if self.modal_key is None else "MODAL_SECRET"
+            raise InputError(
+                absent, "must be set too: MODAL_KEY and MODAL_SECRET are two halves of one token"
+            )
+        return self
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Only arguments and the environment: no file is read behind the user's back."""
+        return init_settings, env_settings
+
+
+def environment_names() -> tuple[str, ...]:
+    """The names the project listens to, in the table's order."""
+    return tuple(name.upper() for name in Settings.model_fields)
+
+
+def load_settings() -> Settings:
+    """Read the settings from the process's environment; an empty value counts as unset.
+
+    Raises `InputError` whose `param` is the variable's name: for a value that is not allowed, and for a name
+    that starts with `STORY_` and means nothing.
+    """
+    known = environment_names()
+    for name in sorted(os.environ):
+        if name.startswith(PREFIX) and name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+            raise InputError(name, f"is not a setting; the nearest is {near}")
+    try:
+        return Settings()
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0])
+        raise InputError(name, f"must be {allowed_values(name)}, got {os.environ[name]!r}") from None
+
+
+def allowed_values(name: str) -> str:
+    """What a setting may be, in words: `a whole number between 0 and 65535`."""
+    field = Settings.model_fields[name.lower()]
+    if get_origin(field.annotation) is Literal:
+        return "one of " + ", ".join(get_args(field.annotation))
+    if field.annotation is bool:
+        return "true or false"
+    if field.annotation is int:
+        low = next(mark.ge for mark in field.metadata if isinstance(mark, Ge))
+        high = next(mark.le for mark in field.metadata if isinstance(mark, Le))
+        return f"a whole number between {low} and {high}"
+    return "an http(s) address" if name.endswith("_ENDPOINT_URL") else "text"
+
+
+def environment_table() -> str:
+    """The README's table of all settings, as Markdown; a test holds the README to it."""
+    rows = ["| variable | default | allowed | what it does |", "| --- | --- | --- | --- |"]
+    for name, field in Settings.model_fields.items():
+        default = field.default if not isinstance(field.default, bool) else str(field.default).lower()
+        shown = "" if default is None else f"`{default}`"
+        rows.append(f"| `{name.upper()}` | {shown} | {allowed_values(name.upper())} | {field.description} |")
+    return "\n".join(rows) + "\n"

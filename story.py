@@ -1,0 +1,289 @@
+"""The one command line, `story`: verbs only, the work is in the rooms.
+
+A verb imports what it needs when it runs, so that `story --help` answers at once and the serving verbs work
+without torch and MLflow. What went wrong is said in one line on stderr; only `--debug` shows a traceback.
+
+Exit codes: 0 fine · 1 the check failed · 2 bad use or bad input · 3 undecided · 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from demo.terminal import Verbs, model_folder, print_json, print_rows, write_story
+from model.generation import Request, Sampling
+
+if TYPE_CHECKING:
+    from model.settings import Settings
+
+DEFAULTS = Sampling()
+app = typer.Typer(
+    cls=Verbs,
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Write, train and judge small stories with a small language model of our own.",
+    epilog="Exit codes: 0 fine, 1 the check failed, 2 bad use or bad input, 3 undecided, 130 interrupted.",
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for a machine instead of text.")]
+ModelFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--model", help="Model folder. Default: STORY_MODEL, else the one that ships with the project."
+    ),
+]
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"story {version('write-me-a-story')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _all_verbs(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and stop."),
+    ] = False,
+) -> None:
+    # ONNX Runtime reports usage to its maker unless it is told not to before it is imported.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+
+@app.command()
+def demo(
+    host: Annotated[
+        str | None, typer.Option(help="Address to listen on. Default: HOST, else 127.0.0.1.")
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option(help="Port to listen on, 0 for any free one. Default: PORT, else 7860.")
+    ] = None,
+    share: Annotated[bool, typer.Option("--share", help="Also make a public Gradio link.")] = False,
+    backend: Annotated[
+        Literal["auto", "local", "modal"], typer.Option(help="Where stories are written.")
+    ] = "auto",
+) -> None:
+    """Start the app: a page on which a reader writes stories."""
+    settings = _settings()
+    from demo.app import launch
+
+    launch(
+        settings,
+        host=settings.host if host is None else host,
+        port=settings.port if port is None else port,
+        share=share,
+        backend=backend,
+    )
+
+
+@app.command()
+def write(
+    prompt: Annotated[str, typer.Argument(help="The story's beginning; '' for a story from nothing.")],
+    max_tokens: Annotated[int, typer.Option(help="Longest story, in tokens.")] = 400,
+    temperature: Annotated[
+        float, typer.Option(help="0 always takes the likeliest token; up to 2.")
+    ] = DEFAULTS.temperature,
+    top_p: Annotated[
+        float,
+        typer.Option(help="Keep the likeliest tokens that hold this share of the probability; 1 is off."),
+    ] = DEFAULTS.top_p,
+    top_k: Annotated[
+        int, typer.Option(help="Keep this many of the likeliest tokens; 0 is off.")
+    ] = DEFAULTS.top_k,
+    min_p: Annotated[
+        float, typer.Option(help="Keep tokens at least this share as likely as the likeliest; 0 is off.")
+    ] = DEFAULTS.min_p,
+    seed: Annotated[
+        int | None, typer.Option(help="The same seed writes the same story. Default: a new one, printed.")
+    ] = None,
+    model: ModelFolder = None,
+    as_json: Json = False,
+) -> None:
+    """Stream a story into the terminal; rate, time to first token and seed go to stderr."""
+    chosen = secrets.randbelow(2**32) if seed is None else seed
+    request = Request(
+        prompt=prompt,
+        max_tokens=max_tokens,
+        sampling=Sampling(temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p, seed=chosen),
+    )
+    settings = _settings()
+    write_story(request, model_folder(model, settings), settings, as_json=as_json)
+
+
+@app.command()
+def data(
+    source: Annotated[
+        list[Path] | None,
+        typer.Option(help="File or folder of stories: JSON Lines or text, also .gz. Repeatable."),
+    ] = None,
+    val: Annotated[
+        list[Path] | None, typer.Option(help="File or folder to judge by, instead of a split. Repeatable.")
+    ] = None,
+    download: Annotated[
+        bool, typer.Option("--download", help="Fetch TinyStories from the Hugging Face hub as a source.")
+    ] = False,
+    out: Annotated[Path, typer.Option(help="Folder for the token shards.")] = Path("data/tinystories"),
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="Use this tokenizer.json instead of training one.")
+    ] = None,
+    vocab_size: Annotated[int, typer.Option(help="Pieces of a newly trained tokenizer.")] = 4096,
+    val_fraction: Annotated[
+        float, typer.Option(help="Share of the stories split off where there is no --val; at most 0.5.")
+    ] = 0.02,
+    skip_bad: Annotated[
+        bool,
+        typer.Option("--skip-bad", help="Count and report unusable lines instead of stopping at the first."),
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Make the shards again even if they are up to date.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Make token shards to train on: read, clean, drop duplicates, split, train the tokenizer."""
+    _settings()
+    from rich.console import Console
+
+    from training.prepare import PrepareOptions, prepare
+
+    options = PrepareOptions(
+        sources=tuple(source or ()),
+        val_sources=tuple(val or ()),
+        out=out,
+        download=download,
+        tokenizer=tokenizer,
+        vocab_size=vocab_size,
+        val_fraction=val_fraction,
+        skip_bad=skip_bad,
+        force=force,
+    )
+    report = prepare(options, Console(stderr=True))
+    if as_json:
+        print_json(report.as_dict())
+
+
+@app.command()
+def train(
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Fields of the recipe to change.")
+    ] = None,
+    preset: Annotated[str | None, typer.Option(help="Recipe by name.")] = None,
+    config: Annotated[Path | None, typer.Option(help="Recipe as a file.")] = None,
+    data: Annotated[Path, typer.Option(help="Token shards, as `story data` makes them.")] = Path(
+        "data/tinystories"
+    ),
+    out: Annotated[Path, typer.Option(help="Folder for checkpoints and state.")] = Path("runs/story"),
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on exactly where the run in --out stopped.")
+    ] = False,
+    minutes: Annotated[float | None, typer.Option(help="Stop after this many minutes.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Train a model; runs go to MLflow (`story ui` shows them), Ctrl-C stops safely, --resume goes on."""
+    _settings()
+    from training.recipe import load_recipe
+    from training.run import train as run_training
+
+    recipe = load_recipe(preset, config, overrides or [])
+    result = run_training(recipe, data=data, out=out, resume=resume, minutes=minutes)
+    if as_json:
+        print_json(result.as_dict())
+
+
+@app.command()
+def evaluate(
+    data: Annotated[
+        list[Path], typer.Option(help="Stories to judge by: JSON Lines or text, also .gz. Repeatable.")
+    ],
+    model: ModelFolder = None,
+    runtime: Annotated[
+        Literal["int8", "fp32", "torch"],
+        typer.Option(help="What computes: an exported graph, or PyTorch in fp32."),
+    ] = "int8",
+    limit: Annotated[int | None, typer.Option(help="Only the first N stories.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Judge a model on held-out stories: bits per byte, loss, and the quality of what it writes."""
+    settings = _settings()
+    from experiments.evaluate import evaluate as judge
+
+    report = judge(model_folder(model, settings), data, runtime=runtime, limit=limit).as_dict()
+    if as_json:
+        print_json(report)
+    else:
+        print_rows(report)
+
+
+@app.command()
+def export(
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint of a training run.")],
+    out: Annotated[Path, typer.Option(help="Model folder to make.")] = Path("runs/model"),
+    as_json: Json = False,
+) -> None:
+    """Make a self-contained model folder for serving out of a checkpoint."""
+    _settings()
+    from training.export import export_checkpoint
+
+    report = export_checkpoint(checkpoint, out).as_dict()
+    if as_json:
+        print_json(report)
+    else:
+        print_rows(report)
+
+
+@app.command()
+def ui(
+    port: Annotated[int, typer.Option(min=1, max=65_535, help="Port on 127.0.0.1.")] = 5000,
+) -> None:
+    """Show the training runs: the MLflow UI on the project's store, on this machine only."""
+    settings = _settings()
+    from experiments.ui import serve_ui
+
+    typer.echo(
+        f"MLflow UI for {settings.mlflow_tracking_uri}: http://127.0.0.1:{port} (Ctrl-C stops it)", err=True
+    )
+    raise typer.Exit(1 if serve_ui(settings.mlflow_tracking_uri, port=port) > 0 else 0)
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Tell what is here and what each missing thing would give; exit code 1 if no story can be written."""
+    from demo.doctor import examine, stories_can_be_written
+
+    findings = examine()
+    if as_json:
+        print_json({"writes": stories_can_be_written(findings), "findings": [f.as_dict() for f in findings]})
+    else:
+        width = max(len(finding.name) for finding in findings)
+        for finding in findings:
+            color = {"ok": "green", "wrong": "red"}.get(finding.state, "yellow")
+            typer.secho(f"{finding.state:8}", fg=color, nl=False)
+            typer.echo(f"{finding.name:{width}}  {finding.detail}")
+            if finding.gives:
+                typer.echo(f"{'':8}{'':{width}}  → {finding.gives}")
+    raise typer.Exit(0 if stories_can_be_written(findings) else 1)
+
+
+def _settings() -> Settings:
+    from model.settings import load_settings
+
+    return load_settings()
+
+
+def main() -> None:
+    """Run the command line (the `story` script)."""
+    app(prog_name="story")
+
+
+if __name__ == "__main__":
+    main()
