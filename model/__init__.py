@@ -1,0 +1,1 @@
+"""What the model is and how it generates: network, tokenizer, runtimes, sampling, engine."""

@@ -1,0 +1,56 @@
+"""Everything that can go wrong, said in one line.
+
+Every error that a person or a program may meet derives from `StoryError`. Its message names the input, what
+was wrong with it and what is allowed, and carries nothing that must stay private. The command line turns
+`exit_code` into its own exit status and the page shows the message beside the field called `param`.
+"""
+
+from __future__ import annotations
+
+
+class StoryError(Exception):
+    """Base of all errors that are meant for a reader, not for a debugger."""
+
+    exit_code = 2
+
+
+class InputError(StoryError):
+    """A value given by a user is not usable.
+
+    `param` is the name of the input (`temperature`), so that a page can show the message beside its field.
+    """
+
+    def __init__(self, param: str, message: str) -> None:
+        super().__init__(f"{param} {message}")
+        self.param = param
+
+
+class DataError(StoryError):
+    """A file of stories is unusable; the message names the file and, where there is one, the line."""
+
+
+class ModelError(StoryError):
+    """A model folder or checkpoint is missing, damaged or of another format."""
+
+
+class BusyError(StoryError):
+    """All slots are taken and the queue is full; try again after `retry_after` seconds."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class TrainingError(StoryError):
+    """Training had to stop (a loss that is not finite, say); the last good checkpoint is kept."""
+
+    exit_code = 1
+
+
+class MissingExtraError(StoryError):
+    """A command needs an optional set of packages that is not installed."""
+
+    def __init__(self, what: str, extra: str) -> None:
+        super().__init__(f"{what} needs the '{extra}' packages: pip install -e '.[{extra}]' -c constraints.txt")

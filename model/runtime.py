@@ -1,0 +1,79 @@
+"""The seam between the engine and whatever computes logits: state in, state out.
+
+A runtime knows one network. It prefills one stream at a time and advances a whole batch by one token; it
+knows nothing of text, sampling, queues or time. The engine is the only caller, from one thread.
+
+Shapes: B streams in the batch, T tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+Logits = npt.NDArray[np.float32]
+Tokens = npt.NDArray[np.int64]
+
+
+class StreamState(Protocol):
+    """All that a network remembers of one stream: of constant size, immutable once handed out."""
+
+    @property
+    def position(self) -> int:
+        """Number of tokens taken in so far."""
+        ...
+
+    @property
+    def nbytes(self) -> int: ...
+
+
+class Batch(Protocol):
+    """The states of the streams that decode together, one row each."""
+
+    def __len__(self) -> int: ...
+
+    def append(self, state: Any) -> int:
+        """Add a stream as the last row (its state is copied in) and return the row's index."""
+        ...
+
+    def remove(self, row: int) -> None:
+        """Drop a row; the last row moves into its place (a swap-remove), so rows stay contiguous."""
+        ...
+
+    def read(self, row: int) -> Any:
+        """A copy of one row's state, which `append` and `prefill` accept: this is how a stream is saved or forked."""
+        ...
+
+
+class Runtime(Protocol):
+    """A network that can be asked for the next token's logits."""
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def max_batch(self) -> int:
+        """How many streams one batch can hold."""
+        ...
+
+    def prefill(self, tokens: Sequence[int], state: Any | None = None) -> tuple[Logits, Any]:
+        """Take in `tokens` (at least one) after `state` (None: the start of a story).
+
+        Returns the logits (V,) that follow the last token, and the new state. `state` is not changed.
+        """
+        ...
+
+    def new_batch(self) -> Batch:
+        """An empty batch with room for `max_batch` streams."""
+        ...
+
+    def step(self, tokens: Tokens, batch: Any) -> Logits:
+        """Feed one token (B,) to each row of `batch`, whose states advance, and return the next logits (B, V).
+
+        A row's logits do not depend, to the last bit, on which other rows share the batch: the engine's
+        promise that a seed gives one story rests on it. The array may be reused by the next call.
+        """
+        ...
