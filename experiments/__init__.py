@@ -1,0 +1,1 @@
+"""How the model is judged: quality, decoding speed, comparisons; the log of what was tried."""

@@ -1,0 +1,1 @@
+"""How the model is made: corpora, tokenizer training, the loop, checkpoints, export."""

@@ -1,0 +1,266 @@
+"""The training loop: rows in, a better network out, and never a lost run.
+
+A run is a function of its recipe, its data and its seed. It can be interrupted at any step and resumed to the
+same losses; a loss or gradient that is not finite stops it before the weights are touched; the network with the
+lowest validation loss is kept beside the last one.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from model.errors import InputError, ModelError, TrainingError
+from model.network import StoryNetwork
+from training.checkpoint import BEST, LAST, find_checkpoint, read_checkpoint, write_checkpoint
+from training.optim import Optimizers, rate_share
+from training.parallel import Group
+from training.recipe import Recipe
+from training.report import EvaluationReport, Observer, Outcome, RunEnd, RunStart, StepReport
+from training.rows import IGNORED, RowStream
+from training.shards import TokenShard, read_meta
+from training.validation import Validation, write_samples
+
+
+class Trainer:
+    """One run over the shards in `data`, with its checkpoints in `out`."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        *,
+        data: Path,
+        out: Path,
+        observers: Sequence[Observer] = (),
+        group: Group | None = None,
+        resume: bool = False,
+    ) -> None:
+        self.recipe, self.data, self.out = recipe, data, out
+        self.group = group or Group()
+        self.observers = observers if self.group.first else ()
+        self.meta = read_meta(data)
+        if self.meta.get("vocab_size") != recipe.model.vocab_size:
+            raise InputError(
+                "model.vocab_size",
+                f"must equal the data's {self.meta.get('vocab_size')} ({data}), got {recipe.model.vocab_size}",
+            )
+        if recipe.rows % (recipe.micro_rows * self.group.size):
+            raise InputError(
+                "rows", f"must be a multiple of micro_rows x processes = "
+                f"{recipe.micro_rows} x {self.group.size}, got {recipe.rows}",
+            )  # fmt: skip
+        self.tokenizer = Tokenizer.from_file(str(data / "tokenizer.json"))
+        self.rows = RowStream(TokenShard(data, "train"), recipe.row_tokens, recipe.seed)
+        self.validation = Validation(TokenShard(data, "val"), self.tokenizer, recipe.eval_stories, self.group)
+        self.step = self.tokens = self.worse = 0
+        self.elapsed = 0.0
+        self.best: float | None = None
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        torch.manual_seed(recipe.seed)
+        self.network = StoryNetwork(recipe.model).to(self.device)
+        self.optimizers = Optimizers(self.network, recipe.optimizer)
+        if resume:
+            self._resume()
+        elif find_checkpoint(out / LAST):
+            raise InputError("out", f"already holds a run ({out}); --resume continues it, another --out starts anew")
+        self.resumed_from = self.step
+        self.bf16 = recipe.precision == "bf16" or (recipe.precision == "auto" and _has_bf16(self.device))
+        self.loss_sum = torch.compile(self.network.loss_sum) if recipe.compile else self.network.loss_sum
+        self._stop = threading.Event()
+
+    def run(self) -> RunEnd:
+        """Train until the budget is used, patience ends or someone interrupts.
+
+        Raises:
+            TrainingError: a loss or gradient was not finite.
+        """
+        start = RunStart(
+            recipe=self.recipe.as_dict(), parameters=self.network.parameter_count(), data=self.meta,
+            data_folder=self.data, out=self.out, world_size=self.group.size, resumed_from=self.resumed_from,
+        )  # fmt: skip
+        outcome: Outcome = "failed"
+        reason = "an unexpected error"
+        with _interrupts(self._stop):
+            for observer in self.observers:
+                observer.started(start)
+            try:
+                outcome, reason = self._train()
+            except TrainingError as error:
+                reason = str(error)
+                raise
+            finally:
+                kept = find_checkpoint(self.out / BEST)
+                end = RunEnd(
+                    outcome=outcome, reason=reason, step=self.step, tokens=self.tokens,
+                    best_bits_per_byte=self.best, checkpoint=kept,
+                )  # fmt: skip
+                for observer in self.observers:
+                    observer.ended(end)
+        return end
+
+    def _train(self) -> tuple[Outcome, str]:
+        self._warm_up()
+        began = time.monotonic() - self.elapsed
+        while True:
+            self.elapsed, stopped = self.group.agree(time.monotonic() - began, self._stop.is_set())
+            progress = self._progress()
+            over = progress >= 1 or bool(stopped)
+            due = self.step > self.resumed_from and self.step % self.recipe.eval_every == 0
+            if self.step > 0 and not stopped and (due or over):
+                self._evaluate()
+                if self.recipe.patience and self.worse >= self.recipe.patience:
+                    self._save()
+                    return "finished", f"no better validation in {self.worse} evaluations"
+            if over:
+                self._save()
+                return ("stopped", "interrupted by hand") if stopped else ("finished", "the budget is used")
+            if self.step > self.resumed_from and self.step % self.recipe.save_every == 0:
+                self._save()
+            self._one_step(progress, began)
+
+    def _progress(self) -> float:
+        share = self.step / self.recipe.steps
+        return max(share, self.elapsed / (self.recipe.minutes * 60)) if self.recipe.minutes else share
+
+    def _one_step(self, progress: float, began: float) -> None:
+        recipe = self.recipe
+        rows = [next(self.rows) for _ in range(recipe.rows)]
+        count = sum(int((targets != IGNORED).sum()) for _, targets in rows)
+        mine = rows[self.group.rank :: self.group.size]
+        nats = torch.zeros(1, dtype=torch.float64)
+        for first in range(0, len(mine), recipe.micro_rows):
+            inputs_BT, targets_BT = self._stack(mine[first : first + recipe.micro_rows])
+            with self._autocast():
+                loss = self.loss_sum(inputs_BT, targets_BT) / count
+            loss.backward()
+            nats += loss.detach().double().cpu()
+        self.group.sum_gradients(self.network.parameters())
+        loss_mean = float(self.group.sum(nats))
+        clip = recipe.optimizer.clip or math.inf
+        norm = float(torch.nn.utils.clip_grad_norm_(self.network.parameters(), clip))
+        if not math.isfinite(loss_mean) or not math.isfinite(norm):
+            raise TrainingError(
+                f"step {self.step + 1}: loss {loss_mean}, gradient norm {norm}; stopped before the weights changed. "
+                f"The last good checkpoint is kept; resume with a lower learning rate"
+            )
+        share = rate_share(recipe.optimizer, self.step, progress)
+        self.optimizers.set_rate(share)
+        self.optimizers.step()
+        self.optimizers.zero_grad()
+        self.step += 1
+        self.tokens += count
+        elapsed = time.monotonic() - began
+        report = StepReport(
+            step=self.step, tokens=self.tokens, loss=loss_mean, grad_norm=norm, elapsed=elapsed,
+            learning_rate=share * recipe.optimizer.matrix_lr,
+            tokens_per_second=count / max(elapsed - self.elapsed, 1e-9), progress=progress,
+        )  # fmt: skip
+        for observer in self.observers:
+            observer.stepped(report)
+
+    def _evaluate(self) -> None:
+        self.network.eval()
+        loss, bits = self.validation.measure(self.network)
+        better = self.best is None or bits < self.best
+        self.worse = 0 if better else self.worse + 1
+        if better:
+            self.best = bits
+        if self.group.first:
+            samples = write_samples(self.network, self.tokenizer, self.recipe.samples, seed=self.recipe.seed)
+            if better:
+                self._write(BEST)
+            report = EvaluationReport(
+                step=self.step, tokens=self.tokens, loss=loss, bits_per_byte=bits, best=better, samples=samples,
+                elapsed=self.elapsed,
+            )  # fmt: skip
+            for observer in self.observers:
+                observer.evaluated(report)
+        self.network.train()
+
+    def _save(self) -> None:
+        if self.group.first:
+            state = {
+                "step": self.step, "tokens": self.tokens, "elapsed": self.elapsed, "best": self.best,
+                "worse": self.worse, "rows": self.rows.state(), "optimizers": self.optimizers.state_dict(),
+            }  # fmt: skip
+            self._write(LAST, state)
+
+    def _write(self, name: str, trainer: dict[str, Any] | None = None) -> None:
+        notes = {
+            "recipe": self.recipe.as_dict(), "data": self.meta.get("digest"), "step": self.step,
+            "tokens": self.tokens, "elapsed": round(self.elapsed, 1), "best_bits_per_byte": self.best,
+        }  # fmt: skip
+        tokenizer = self.data / "tokenizer.json"
+        write_checkpoint(self.out / name, self.network, tokenizer=tokenizer, notes=notes, trainer=trainer)
+
+    def _resume(self) -> None:
+        folder = find_checkpoint(self.out / LAST)
+        if folder is None:
+            raise ModelError(f"{self.out / LAST} does not exist: there is no run to resume")
+        network, notes, state = read_checkpoint(folder)
+        for name, ours, theirs in (
+            ("data", self.meta.get("digest"), notes.get("data")),
+            ("model", self.recipe.model, network.config),
+        ):
+            if ours != theirs:
+                raise InputError(name, f"is not what this run was started with ({folder}); a resume must not change it")
+        self.network.load_state_dict(network.state_dict())
+        self.optimizers.load_state_dict(state["optimizers"])
+        self.rows.seek(state["rows"])
+        self.step, self.tokens, self.worse = state["step"], state["tokens"], state["worse"]
+        self.elapsed, self.best = state["elapsed"], state["best"]
+
+    def _warm_up(self) -> None:
+        """One pass whose result is dropped: compiling must not eat the run's minutes."""
+        shape = (self.recipe.micro_rows, self.recipe.row_tokens)
+        tokens_BT = torch.zeros(shape, dtype=torch.long, device=self.device)
+        with self._autocast():
+            loss = self.loss_sum(tokens_BT, tokens_BT)
+        loss.backward()
+        self.optimizers.zero_grad()
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        return torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else nullcontext()
+
+    def _stack(self, rows: list[Any]) -> tuple[Tensor, Tensor]:
+        inputs, targets = (torch.from_numpy(np.stack(part)).to(self.device) for part in zip(*rows, strict=True))
+        return inputs, targets
+
+
+def _has_bf16(device: torch.device) -> bool:
+    """True where bf16 matrix products are faster than fp32 (3x on AVX-512 BF16), not merely emulated."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return bool(torch.cpu.get_capabilities().get("avx512_bf16", False))
+
+
+class _interrupts:
+    """While inside, Ctrl-C and SIGTERM set `stop` instead of raising, so that a step is never cut in two."""
+
+    def __init__(self, stop: threading.Event) -> None:
+        self.stop = stop
+        self.previous: dict[int, Any] = {}
+
+    def __enter__(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self.previous[number] = signal.signal(number, self._note)
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.stop.set()

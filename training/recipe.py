@@ -1,0 +1,191 @@
+"""A training recipe: every choice of a run in one frozen record, read from a TOML file and checked once.
+
+A preset is a file in `training/recipes/`; its name is the file's. Single values are overridden on the command
+line by their dotted name (`optimizer.matrix_lr=0.01 model.pattern=AAAAAA`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from model.config import ModelConfig
+from model.errors import InputError, ModelError
+
+RECIPES = Path(__file__).parent / "recipes"
+Precision = Literal["auto", "bf16", "fp32"]
+OptimizerName = Literal["muon", "adamw"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptimizerRecipe:
+    """Muon for the matrices inside the blocks, AdamW for all else; or AdamW for everything."""
+
+    name: OptimizerName = "muon"
+    matrix_lr: float = 0.02
+    """Peak rate of the matrices inside blocks."""
+    table_lr: float = 0.008
+    """Peak rate of the embedding (always AdamW)."""
+    vector_lr: float = 0.008
+    """Peak rate of gains, biases, convolutions and decays (always AdamW)."""
+    momentum: float = 0.95
+    """Muon's."""
+    beta1: float = 0.9
+    beta2: float = 0.95
+    weight_decay: float = 0.02
+    """Of the matrices inside blocks, scaled by the learning rate."""
+    clip: float = 1.0
+    """Bound on the gradient's norm over all parameters."""
+    warmup_steps: int = 20
+    warmdown: float = 0.6
+    """Share of the budget over which the rate falls in a line to `final_lr`."""
+    final_lr: float = 0.0
+    """As a share of the peak."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """Raises `InputError` that names the bad value and what is allowed."""
+
+    name: str = "custom"
+    seed: int = 0
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optimizer: OptimizerRecipe = field(default_factory=OptimizerRecipe)
+    row_tokens: int = 512
+    """Length of a packed row of whole stories."""
+    rows: int = 16
+    """Rows in one optimiser step, over all processes."""
+    micro_rows: int = 8
+    """Rows in one forward pass of one process; gradients are accumulated over `rows`."""
+    steps: int = 2000
+    """The run ends here, or when its minutes are used, whichever comes first."""
+    minutes: float | None = None
+    """Wall-clock budget; the learning rate then follows the clock. None: `steps` alone."""
+    eval_every: int = 100
+    eval_stories: int = 400
+    """Validation stories in each evaluation (the first ones); 0 is all."""
+    patience: int = 0
+    """Stop after this many evaluations without a better one; 0 never stops early."""
+    save_every: int = 100
+    """Steps between resumable checkpoints."""
+    precision: Precision = "auto"
+    """Of the matrix products in training; `auto` is bf16 where the processor has instructions for it."""
+    compile: bool = True
+    """Use torch.compile (about a minute at the start)."""
+    samples: tuple[str, ...] = ("Once upon a time", "Lily and Ben went to the park.", "The little robot")
+    """Prompts continued at each evaluation."""
+
+    def __post_init__(self) -> None:
+        whole = ("row_tokens", "rows", "micro_rows", "steps", "eval_every", "save_every")
+        for name in whole:
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise InputError(name, f"must be a whole number of at least 1, got {value!r}")
+        for name in ("eval_stories", "patience", "seed"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+                raise InputError(name, f"must be a whole number of at least 0, got {value!r}")
+        if self.rows % self.micro_rows:
+            raise InputError("micro_rows", f"must divide rows={self.rows}, got {self.micro_rows}")
+        if self.row_tokens < 8:
+            raise InputError("row_tokens", f"must be at least 8, got {self.row_tokens}")
+        if self.precision not in get_args(Precision):
+            raise InputError("precision", f"must be one of {get_args(Precision)}, got {self.precision!r}")
+        if self.minutes is not None and not (math.isfinite(self.minutes) and self.minutes > 0):
+            raise InputError("minutes", f"must be above 0, got {self.minutes!r}")
+        chosen = self.optimizer
+        if chosen.name not in get_args(OptimizerName):
+            raise InputError("optimizer.name", f"must be one of {get_args(OptimizerName)}, got {chosen.name!r}")
+        bounds = {
+            "matrix_lr": (0, 10), "table_lr": (0, 10), "vector_lr": (0, 10), "weight_decay": (0, 10),
+            "clip": (0, 1e9), "warmdown": (0, 1), "final_lr": (0, 1), "momentum": (0, 1), "beta1": (0, 1),
+            "beta2": (0, 1), "warmup_steps": (0, 1e9),
+        }  # fmt: skip
+        for name, (low, high) in bounds.items():
+            value = getattr(chosen, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+                raise InputError(f"optimizer.{name}", f"must be between {low:g} and {high:g}, got {value!r}")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Nested plain values, as in a recipe file."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))  # type: ignore[no-any-return]
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Recipe:
+        """The reverse of `as_dict`; an unknown name is an error that says which are known."""
+        values = dict(values)
+        try:
+            model = ModelConfig.from_dict(_table(values.pop("model", {}), "model"))
+        except ModelError as error:
+            raise InputError("recipe", f"has a bad model table: {error}") from None
+        optimizer = _table(values.pop("optimizer", {}), "optimizer")
+        _reject_unknown(OptimizerRecipe, optimizer, "optimizer.")
+        _reject_unknown(cls, values, "")
+        if "samples" in values:
+            samples = values["samples"]
+            if not isinstance(samples, list | tuple) or not all(isinstance(text, str) for text in samples):
+                raise InputError("samples", f"must be a list of texts, got {samples!r}")
+            values["samples"] = tuple(samples)
+        return cls(model=model, optimizer=OptimizerRecipe(**optimizer), **values)
+
+
+def _table(value: Any, name: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise InputError(name, f"must be a table of values, got {value!r}")
+    return dict(value)
+
+
+def _reject_unknown(cls: type, values: dict[str, Any], prefix: str) -> None:
+    known = [entry.name for entry in dataclasses.fields(cls)]
+    if unknown := sorted(set(values) - set(known)):
+        raise InputError(prefix + unknown[0], f"is not known; allowed are {', '.join(known)}")
+
+
+def preset_names() -> list[str]:
+    """The presets that `story train --preset` knows."""
+    return sorted(path.stem for path in RECIPES.glob("*.toml"))
+
+
+def load_recipe(
+    preset: str | None = None, config: Path | None = None, overrides: list[str] | None = None
+) -> Recipe:
+    """A preset or a TOML file (not both; neither is the preset `small`), with `name=value` overrides on top.
+
+    Raises:
+        InputError: an unknown preset or name, a value that is not allowed, a file that is not TOML.
+    """
+    if preset and config:
+        raise InputError("preset", "and config cannot both be given")
+    if config is None:
+        preset = preset or "small"
+        if preset not in preset_names():
+            raise InputError("preset", f"must be one of {', '.join(preset_names())}, got {preset!r}")
+        config = RECIPES / f"{preset}.toml"
+    try:
+        values = tomllib.loads(config.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError("config", f"{config} cannot be read: {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise InputError("config", f"{config} is not valid TOML: {error}") from None
+    values.setdefault("name", config.stem)
+    for override in overrides or []:
+        name, equals, text = override.partition("=")
+        if not equals or not name.strip():
+            raise InputError("override", f"must be name=value (model.pattern=AAAAAA), got {override!r}")
+        try:
+            value: Any = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            value = text
+        *tables, last = name.strip().split(".")
+        target = values
+        for table in tables:
+            target = target.setdefault(table, {})
+            if not isinstance(target, dict):
+                raise InputError(name, "is not a table in this recipe")
+        target[last] = value
+    return Recipe.from_dict(values)

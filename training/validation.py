@@ -1,0 +1,87 @@
+"""Validation during training: bits per byte on held-out stories, and what the model writes at this point.
+
+Each story is read from its own start, as in serving. Figures are exact sums over all targets, the end of the
+story included, in fp32; no padding counts.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from model.network import END_OF_STORY_ID, StoryNetwork
+from training.parallel import Group
+from training.rows import IGNORED
+from training.shards import TokenShard
+
+BATCH_TOKENS = 4096
+SAMPLE_TEMPERATURE = 0.7
+
+
+class Validation:
+    """The first `stories` of a validation shard (0: all), sorted by length into batches without much padding."""
+
+    def __init__(self, shard: TokenShard, tokenizer: Tokenizer, stories: int, group: Group) -> None:
+        count = min(stories, len(shard)) if stories else len(shard)
+        texts = tokenizer.decode_batch([shard.story(index)[1:].tolist() for index in range(count)])
+        self.bytes = sum(len(text.encode()) for text in texts)
+        self.tokens = int(shard.starts[count])
+        self.shard, self.group = shard, group
+        self.batches: list[list[int]] = []
+        lengths = np.diff(shard.starts[: count + 1])
+        for story in np.argsort(lengths, kind="stable"):
+            widest = int(lengths[story])
+            if self.batches and (len(self.batches[-1]) + 1) * widest <= BATCH_TOKENS:
+                self.batches[-1].append(int(story))
+            else:
+                self.batches.append([int(story)])
+
+    @torch.no_grad()
+    def measure(self, network: StoryNetwork) -> tuple[float, float]:
+        """(mean nats a token, bits per byte); each process takes its share of the batches."""
+        device = network.embedding.weight.device
+        nats = torch.zeros(1, dtype=torch.float64)
+        for batch in self.batches[self.group.rank :: self.group.size]:
+            inputs, targets = self._padded(batch)
+            loss = network.loss_sum(torch.from_numpy(inputs).to(device), torch.from_numpy(targets).to(device))
+            nats += float(loss)
+        total = float(self.group.sum(nats))
+        return total / self.tokens, total / math.log(2) / self.bytes
+
+    def _padded(self, batch: list[int]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        starts = self.shard.starts
+        width = max(int(starts[story + 1] - starts[story]) for story in batch)
+        inputs = np.full((len(batch), width), END_OF_STORY_ID, np.int64)
+        targets = np.full((len(batch), width), IGNORED, np.int64)
+        for row, story in enumerate(batch):
+            both = self.shard.tokens[starts[story] : starts[story + 1] + 1].astype(np.int64)
+            inputs[row, : len(both) - 1], targets[row, : len(both) - 1] = both[:-1], both[1:]
+        return inputs, targets
+
+
+@torch.no_grad()
+def write_samples(
+    network: StoryNetwork, tokenizer: Tokenizer, prompts: tuple[str, ...], *, seed: int, max_tokens: int = 160
+) -> tuple[tuple[str, str], ...]:
+    """Continue each prompt at temperature 0.7 by the network's own step form: (prompt, continuation) pairs."""
+    samples = []
+    device = network.embedding.weight.device
+    for index, prompt in enumerate(prompts):
+        dice = torch.Generator().manual_seed(seed + index)
+        state = network.initial_state(1)
+        feed, written = [END_OF_STORY_ID, *tokenizer.encode(prompt).ids], []
+        while len(written) < max_tokens:
+            for token in feed:
+                logits_1V, state = network.step(torch.tensor([token], device=device), state)
+            chances = (logits_1V[0].float().cpu() / SAMPLE_TEMPERATURE).softmax(0)
+            token = int(torch.multinomial(chances, 1, generator=dice))
+            if token == END_OF_STORY_ID:
+                break
+            written.append(token)
+            feed = [token]
+        samples.append((prompt, tokenizer.decode(written)))
+    return tuple(samples)
