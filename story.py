@@ -177,8 +177,10 @@ def train(
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Fields of the recipe to change.")
     ] = None,
-    preset: Annotated[str | None, typer.Option(help="Recipe by name.")] = None,
-    config: Annotated[Path | None, typer.Option(help="Recipe as a file.")] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="Recipe by name: small (the default), tiny, recurrent, transformer.")
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="Recipe as a TOML file, instead of --preset.")] = None,
     data: Annotated[Path, typer.Option(help="Token shards, as `story data` makes them.")] = Path(
         "data/tinystories"
     ),
@@ -249,10 +251,8 @@ def ui(
     settings = _settings()
     from experiments.ui import serve_ui
 
-    typer.echo(
-        f"MLflow UI for {settings.mlflow_tracking_uri}: http://127.0.0.1:{port} (Ctrl-C stops it)", err=True
-    )
-    raise typer.Exit(1 if serve_ui(settings.mlflow_tracking_uri, port=port) > 0 else 0)
+    typer.echo(f"MLflow UI: http://127.0.0.1:{port} (Ctrl-C stops it)", err=True)
+    raise typer.Exit(1 if serve_ui(settings.mlflow_tracking_uri, port=port) else 0)
 
 
 @app.command()

@@ -20,7 +20,7 @@ from typing import Literal
 from experiments.ui import port_is_free
 from model.errors import StoryError
 from model.generation import Request, Sampling
-from model.settings import Settings, load_settings
+from model.settings import Settings, load_settings, without_password
 
 DISTRIBUTION = "write-me-a-story"
 SETS = {
@@ -132,7 +132,7 @@ def _mlflow(settings: Settings) -> Finding:
     path = Path(uri.removeprefix("sqlite:///"))
     if uri.startswith("sqlite:///") and not path.exists():
         return Finding("mlflow", "off", f"{uri} does not exist", "training curves; `story train` makes it")
-    return Finding("mlflow", "ok", uri)
+    return Finding("mlflow", "ok", without_password(uri))
 
 
 def _modal(settings: Settings) -> Finding:

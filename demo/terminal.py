@@ -100,6 +100,7 @@ def write_story(request: Request, folder: Path | None, settings: Settings, *, as
             finally:
                 typer.echo()  # also after Ctrl-C, so that the shell's prompt gets a line of its own
         completion = stream.completion
+    assert completion is not None, "a stream that was read to its end says how it ended"
     if completion.error is not None:
         raise WritingError(completion.error)
     usage, seed = completion.usage, request.sampling.seed
@@ -126,7 +127,7 @@ def print_json(value: object) -> None:
 
 
 def print_rows(values: dict[str, Any]) -> None:
-    """One `name value` a line, numbers to four digits behind the point; a name inside a group is `group.name`."""
+    """One `name value` a line, numbers to four digits; inside a group, `group.name value`."""
     rows: dict[str, Any] = {}
     for name, value in values.items():
         rows |= (

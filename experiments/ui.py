@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 import socket
 import subprocess
 import sys
 
 from model.errors import InputError, MissingExtraError
+from model.settings import without_password
 
 LOOPBACK = "127.0.0.1"
 
@@ -25,22 +27,40 @@ def serve_ui(tracking_uri: str, *, port: int = 5000) -> int:
     when MLflow is not installed.
     """
     if tracking_uri.startswith(("http://", "https://")):
-        raise InputError("MLFLOW_TRACKING_URI", f"is a server with a UI of its own: open {tracking_uri}")
+        raise InputError(
+            "MLFLOW_TRACKING_URI", f"is a server with a UI of its own: open {without_password(tracking_uri)}"
+        )
     if importlib.util.find_spec("mlflow") is None:
         raise MissingExtraError("story ui", "train")
     if not port_is_free(LOOPBACK, port):
         raise InputError("port", f"{port} is taken by another program; name another one")
-    command = ui_command(tracking_uri, port)
-    # Nothing is to leave this machine, and MLflow reports its use unless it is told not to.
-    child = subprocess.Popen(command, env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"})
+    # Nothing is to leave this machine, and MLflow reports its use unless it is told not to. The server starts
+    # helpers of its own: in a session of theirs they are all reached by one signal, and none is left behind.
+    child = subprocess.Popen(
+        ui_command(tracking_uri, port),
+        env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"},
+        start_new_session=True,
+    )
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return child.wait()
     except KeyboardInterrupt:
-        # The terminal sent the interrupt to the child too, so it is ending already.
-        return child.wait(timeout=20)
+        return 0
     finally:
-        if child.poll() is None:
-            child.terminate()
+        signal.signal(signal.SIGTERM, before)
+        _stop(child)
+
+
+def _stop(child: subprocess.Popen[bytes]) -> None:
+    """End the child and its helpers, first by asking."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(child.pid, number)
+            child.wait(timeout=10)
+        except ProcessLookupError:
+            return
+        except subprocess.TimeoutExpired:
+            continue
 
 
 def ui_command(tracking_uri: str, port: int) -> list[str]:

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from typing import Literal, get_args, get_origin
 from urllib.parse import urlsplit
 
 from annotated_types import Ge, Le
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from model.errors import InputError
 
@@ -133,7 +134,12 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Only arguments and the environment: no file is read behind the user's back."""
+        """Only arguments and the environment under exact names: no file, no `port` for `PORT`."""
+        assert isinstance(env_settings, EnvSettingsSource)
+        known = {name.upper() for name in settings_cls.model_fields}
+        env_settings.env_vars = {
+            name: value for name, value in env_settings.env_vars.items() if name in known
+        }
         return init_settings, env_settings
 
 
@@ -159,6 +165,11 @@ def load_settings() -> Settings:
         first = error.errors()[0]
         name = str(first["loc"][0])
         raise InputError(name, f"must be {allowed_values(name)}, got {os.environ[name]!r}") from None
+
+
+def without_password(address: str) -> str:
+    """An address as it may be shown: `postgresql://…@host/db`, without the user and password."""
+    return re.sub(r"//[^/]*@", "//…@", address)
 
 
 def allowed_values(name: str) -> str:

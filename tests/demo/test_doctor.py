@@ -1,0 +1,96 @@
+"""The doctor: each thing that can be missing, made missing, and what is then said of it."""
+
+from __future__ import annotations
+
+import socket
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+from demo.doctor import Finding, examine, stories_can_be_written
+
+
+def _named(name: str) -> Finding:
+    return next(finding for finding in examine() if finding.name == name)
+
+
+def test_a_missing_package_is_named_with_what_it_would_give_and_how(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = metadata.version
+
+    def version(name: str) -> str:
+        if name == "mlflow":
+            raise metadata.PackageNotFoundError(name)
+        return real(name)
+
+    monkeypatch.setattr("demo.doctor.metadata.version", version)
+    finding = _named("train")
+    assert (finding.state, finding.detail) == ("missing", "without mlflow")
+    assert "story train" in finding.gives or "`train`" in finding.gives
+    assert "pip install -e '.[train]' -c constraints.txt" in finding.gives
+
+
+def test_installed_packages_are_told_with_their_versions() -> None:
+    finding = _named("serving")
+    assert finding.state == "ok"
+    for name in ("gradio", "onnxruntime", "tokenizers"):
+        assert f"{name} {metadata.version(name)}" in finding.detail
+
+
+def test_a_mistyped_setting_ends_the_examination_with_its_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STORY_THRAEDS", "2")
+    findings = examine()
+    assert findings[-1].state == "wrong"
+    assert findings[-1].detail == "STORY_THRAEDS is not a setting; the nearest is STORY_THREADS"
+    assert not stories_can_be_written(findings)
+
+
+def test_a_model_that_is_not_there_means_no_stories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STORY_MODEL", str(tmp_path / "nowhere"))
+    findings = examine()
+    model = next(finding for finding in findings if finding.name == "model")
+    assert model.state == "wrong"
+    assert "nowhere" in model.detail
+    assert not stories_can_be_written(findings)
+
+
+def test_the_shipped_model_writes() -> None:
+    finding = _named("model")
+    assert finding.state == "ok", finding.detail
+    assert "model/pretrained" in finding.detail
+
+
+def test_a_taken_port_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        monkeypatch.setenv("PORT", str(port))
+        assert _named("port").state == "off"
+        assert f"127.0.0.1:{port} is taken" in _named("port").detail
+    assert _named("port").state == "ok"
+
+
+def test_the_store_of_runs_is_off_until_it_exists(tmp_path: Path) -> None:
+    assert _named("mlflow").state == "off"
+    (tmp_path / "mlflow.db").touch()
+    assert _named("mlflow").state == "ok"
+
+
+def test_no_secret_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {
+        "MODAL_ENDPOINT_URL": "https://stories.example",
+        "MODAL_KEY": "wk-1",
+        "MODAL_SECRET": "hunter2",
+        "MLFLOW_TRACKING_URI": "postgresql://lily:hunter2@db.example/runs",
+        "DATABASE_URL": "postgresql://lily:hunter2@db.example/app",
+    }.items():
+        monkeypatch.setenv(name, value)
+    told = str([finding.as_dict() for finding in examine()])
+    assert "with a proxy token" in told
+    assert "postgresql://…@db.example/runs" in told
+    assert "hunter2" not in told
+
+
+def test_whatever_is_not_in_order_says_what_it_would_give() -> None:
+    assert [finding.name for finding in examine() if finding.state != "ok" and not finding.gives] == []
