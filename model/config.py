@@ -26,11 +26,9 @@ class ModelConfig:
     mlp_width: int = 896
     """Hidden size of the ReLU² MLP that follows each mixer."""
     heads: int = 4
-    """H: heads of attention and of the recurrence."""
+    """H: heads of the recurrence and query heads of attention, which all share one key and value head."""
     head_dim: int = 64
     """P: values a head."""
-    kv_heads: int = 1
-    """Key/value heads of attention, shared by groups of query heads (Shazeer 2019; Ainslie et al. 2023)."""
     key_dim: int = 32
     """N: keys a head of the recurrence; its state is N x P a head."""
     conv_width: int = 4
@@ -48,8 +46,6 @@ class ModelConfig:
                 raise ModelError(f"model.{field.name} must be a whole number of at least 1, got {value!r}")
         if not self.pattern or set(self.pattern) - set("RA"):
             raise ModelError(f"model.pattern must be letters R and A, one a layer, got {self.pattern!r}")
-        if self.heads % self.kv_heads:
-            raise ModelError(f"model.kv_heads must divide heads={self.heads}, got {self.kv_heads}")
         if self.head_dim % 2:
             raise ModelError(f"model.head_dim must be even for rotary positions, got {self.head_dim}")
 

@@ -10,10 +10,11 @@ What is notable here:
 - the token `<|endoftext|>` (id 0) starts a story: recurrence, convolution and attention forget what was before;
 - norms have no weights (they would be absorbed by the next matrix), linear layers no biases;
 - output projections start at zero, so that the network starts as its own embedding;
-- rotary positions count from the start of the row: only differences matter (Su et al. 2021).
+- rotary positions count from the start of the row: only differences matter (Su et al. 2021);
+- attention's heads share one key and one value (Shazeer 2019), which keeps a stream's state small.
 
-Shapes: B batch, T time, D width, V vocabulary, H heads, G key/value heads, P values a head, N keys a head,
-C chunk, S number of chunks, W window, K convolution taps, M channels that the convolution mixes.
+Shapes: B batch, T time, D width, V vocabulary, H heads, P values a head, N keys a head, C chunk, S number of
+chunks, W window, K convolution taps, M channels that the convolution mixes, E = H x P.
 """
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ class RecurrentState(NamedTuple):
 class AttentionState(NamedTuple):
     """What one attention layer remembers: a ring of the last W keys (already rotated) and values."""
 
-    key_BWGP: Tensor
-    value_BWGP: Tensor
+    key_BWP: Tensor
+    value_BWP: Tensor
     filled_BW: Tensor
     """True where the ring holds a token of this story."""
 
@@ -197,8 +198,8 @@ class Attention(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        inner, shared = config.heads * config.head_dim, config.kv_heads * config.head_dim
-        self.sizes = (inner, shared, shared)
+        inner = config.heads * config.head_dim
+        self.sizes = (inner, config.head_dim, config.head_dim)
         self.inputs = nn.Linear(config.width, sum(self.sizes), bias=False)
         self.output = nn.Linear(inner, config.width, bias=False)
         self.gain = nn.Parameter(torch.empty(config.heads, 1))
@@ -211,7 +212,7 @@ class Attention(nn.Module):
         nn.init.constant_(self.gain, 1.2)
 
     def _project(self, x: Tensor, position: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(..., D) -> query (..., H, P), key (..., G, P), value (..., G, P); query and key normed and rotated."""
+        """(..., D) -> query (..., H, P), key (..., 1, P), value (..., 1, P); query and key normed and rotated."""
         query, key, value = self.inputs(x).split(self.sizes, dim=-1)
         query, key, value = (part.unflatten(-1, (-1, self.config.head_dim)) for part in (query, key, value))
         base = self.config.rope_base
@@ -225,14 +226,13 @@ class Attention(nn.Module):
         ago_TT = position_T[:, None] - position_T
         near_TT = (ago_TT >= 0) & (ago_TT < self.config.window)
         visible_BTT = near_TT & (story_BT[:, :, None] == story_BT[:, None, :])
-        group = self.config.heads // self.config.kv_heads
-        key, value = (part.repeat_interleave(group, dim=1) for part in (key, value))
+        key, value = (part.expand_as(query) for part in (key, value))
         y = F.scaled_dot_product_attention(query, key, value, attn_mask=visible_BTT[:, None])
         return cast(Tensor, self.output(y.transpose(1, 2).flatten(2)))
 
     def initial_state(self, batch: int) -> AttentionState:
         config, like = self.config, self.inputs.weight
-        ring = like.new_zeros(batch, config.window, config.kv_heads, config.head_dim)
+        ring = like.new_zeros(batch, config.window, config.head_dim)
         filled = torch.zeros(batch, config.window, dtype=torch.bool, device=like.device)
         return AttentionState(ring, ring.clone(), filled)
 
@@ -243,14 +243,12 @@ class Attention(nn.Module):
         query, key, value = self._project(x_BD, position_B)
         slot_BW = torch.arange(self.config.window, device=x_BD.device) == (position_B % self.config.window)[:, None]
         filled_BW = (state.filled_BW & ~fresh_B[:, None]) | slot_BW
-        keys = torch.where(slot_BW[..., None, None], key[:, None], state.key_BWGP)
-        values = torch.where(slot_BW[..., None, None], value[:, None], state.value_BWGP)
-        group = self.config.heads // self.config.kv_heads
-        grouped = query.unflatten(1, (self.config.kv_heads, group))
-        score = torch.einsum("bgqp,bwgp->bgqw", grouped, keys) * self.config.head_dim**-0.5
-        weight = score.masked_fill(~filled_BW[:, None, None], -torch.inf).softmax(-1)
-        y = torch.einsum("bgqw,bwgp->bgqp", weight, values)
-        return self.output(y.flatten(1)), AttentionState(keys, values, filled_BW)
+        keys_BWP = torch.where(slot_BW[..., None], key, state.key_BWP)
+        values_BWP = torch.where(slot_BW[..., None], value, state.value_BWP)
+        score_BHW = query @ keys_BWP.transpose(1, 2) * self.config.head_dim**-0.5
+        weight_BHW = score_BHW.masked_fill(~filled_BW[:, None], -torch.inf).softmax(-1)
+        y = weight_BHW @ values_BWP
+        return self.output(y.flatten(1)), AttentionState(keys_BWP, values_BWP, filled_BW)
 
 
 class Block(nn.Module):
