@@ -5,7 +5,6 @@ All values are checked here, once, so that nothing behind this file has to doubt
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -19,14 +18,15 @@ FinishReason = Literal["stop", "length", "cancelled", "error"]
 """`stop`: the story ended itself or met a stop string. `length`: `max_tokens` was reached."""
 
 
-def _check_number(name: str, value: float, low: float, high: float, *, open_low: bool = False) -> None:
-    inside = (low < value if open_low else low <= value) and value <= high
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or not inside:
+def _check_number(name: str, value: object, low: float, high: float, *, open_low: bool = False) -> None:
+    # A NaN lies in no range, and what is no number at all must not be compared.
+    inside = isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
+    if not inside or (open_low and value == low):
         bound = f"above {low:g} and at most {high:g}" if open_low else f"between {low:g} and {high:g}"
         raise InputError(name, f"must be {bound}, got {value!r}")
 
 
-def _check_int(name: str, value: int, low: int, high: int) -> None:
+def _check_int(name: str, value: object, low: int, high: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
         raise InputError(name, f"must be a whole number between {low} and {high}, got {value!r}")
 

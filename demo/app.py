@@ -1,0 +1,129 @@
+"""Start the page and stop it cleanly.
+
+The model is loaded first, then the server starts in a thread of its own and runs the backend inside its event
+loop, so that streams and page share one loop. `serve` is that as a context, for tests and for programs that
+have their own main loop; `launch` adds waiting for a signal, for the command line.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+import socket
+import threading
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from demo import theme
+from demo.backend import Backend, open_backend
+from demo.page import build
+from model.errors import InputError
+
+if TYPE_CHECKING:
+    from model.settings import Settings
+
+GRACE = 3
+"""Seconds that open connections get when the server stops; without a limit one idle tab would hold it up."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A page that can be opened."""
+
+    url: str
+    share_url: str | None
+    backend: Backend
+
+
+@contextlib.contextmanager
+def serve(
+    backend: Backend, *, host: str = "127.0.0.1", port: int = 0, share: bool = False
+) -> Iterator[Served]:
+    """Serve the page while this context is open; port 0 takes any free one.
+
+    Raises `InputError` when the address cannot be listened on.
+    """
+    port = port or _free_port(host)
+    _check_address(host, port)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_app: Any) -> AsyncIterator[None]:
+        async with backend.running():
+            yield
+
+    page = build(backend)
+    try:
+        _app, url, share_url = page.launch(
+            server_name=host,
+            server_port=port,
+            share=share,
+            prevent_thread_lock=True,
+            quiet=True,
+            show_error=False,
+            footer_links=[],
+            run_history=False,
+            enable_monitoring=False,
+            ssr_mode=False,
+            pwa=False,
+            mcp_server=False,
+            inline=False,
+            max_threads=backend.capacity + 8,
+            favicon_path=str(theme.ASSETS / "favicon.svg"),
+            theme=theme.theme(),
+            head=theme.head(),
+            app_kwargs={"lifespan": lifespan},
+        )
+        page.server.config.timeout_graceful_shutdown = GRACE
+        yield Served(url=url, share_url=share_url or None, backend=backend)
+    finally:
+        page.close(verbose=False)
+
+
+def launch(settings: Settings, *, host: str, port: int, share: bool = False, backend: str = "auto") -> None:
+    """Load the model, serve the page, and return after SIGINT or SIGTERM when everything has stopped.
+
+    Raises `ModelError` when there is no usable model, `InputError` for an unknown backend or a taken port.
+    """
+    stop = threading.Event()
+
+    def on_signal(_number: int, _frame: FrameType | None) -> None:
+        stop.set()
+
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with serve(open_backend(backend, settings), host=host, port=port, share=share) as served:
+            print(f"Write me a story: {served.url}", flush=True)
+            if served.share_url:
+                print(f"For everyone, while this runs: {served.share_url}", flush=True)
+            elif share:
+                print("No share link could be made; the page is here only.", flush=True)
+            stop.wait()
+            print("Closing.", flush=True)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _free_port(host: str) -> int:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.bind((host.strip("[]"), 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _check_address(host: str, port: int) -> None:
+    """Say in one line that an address is taken, before Gradio says it in five."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host.strip("[]"), port))
+        except socket.gaierror:
+            raise InputError("host", f"must be an address of this machine, got {host!r}") from None
+        except OSError as error:
+            raise InputError("port", f"{port} on {host} cannot be used: {error.strerror or error}") from None

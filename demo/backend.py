@@ -1,0 +1,126 @@
+"""Where stories come from, seen from the page: an engine in this process, or one elsewhere.
+
+The page knows only `Backend`. A stream is iterated for its pieces, can be cancelled at any time from
+anywhere, and afterwards knows how it ended; so a stop travels the whole way back to the slot, whatever lies
+between.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from model.errors import InputError
+from model.generation import Completion, Piece, Request
+
+if TYPE_CHECKING:
+    from model.engine import Engine
+    from model.settings import Settings
+
+PRETRAINED = Path(__file__).resolve().parent.parent / "model" / "pretrained"
+"""The model folder that ships with the repository."""
+
+
+class Stream(Protocol):
+    """One story being written. Iterate it once; it ends by itself, at a limit, or soon after `cancel`."""
+
+    def __aiter__(self) -> AsyncIterator[Piece]: ...
+
+    def cancel(self) -> object:
+        """Ask the stream to end at the next step. Harmless when it has ended."""
+        ...
+
+    @property
+    def completion(self) -> Completion:
+        """How the stream ended, known once its iteration is over."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """Which model writes."""
+
+    name: str
+    version: str
+    """Digest of the model folder, in hexadecimal; empty when it has none."""
+
+
+class Backend(Protocol):
+    """Something that writes stories. It works between entering and leaving `running`."""
+
+    @property
+    def name(self) -> str:
+        """`local`, or where else the stories are written."""
+        ...
+
+    @property
+    def model(self) -> ModelInfo:
+        """Which model writes; known before `running`."""
+        ...
+
+    @property
+    def capacity(self) -> int:
+        """Streams that can be open at once, those that wait in line included."""
+        ...
+
+    def running(self) -> AbstractAsyncContextManager[None]:
+        """Start on entry; on exit cancel what is left and stop."""
+        ...
+
+    async def submit(self, request: Request) -> Stream:
+        """Begin a story. Raises `BusyError` when the line is full, `ModelError` when there is no model."""
+        ...
+
+
+class LocalBackend:
+    """The engine in this process: no network between the page and the model."""
+
+    name = "local"
+
+    def __init__(self, engine: Engine, model: ModelInfo, *, capacity: int) -> None:
+        self.engine = engine
+        self.model = model
+        self.capacity = capacity
+
+    @classmethod
+    def load(cls, settings: Settings) -> LocalBackend:
+        """Load the model folder that the settings name. Raises `ModelError` when it is missing or damaged."""
+        from model.load import load_engine  # ONNX Runtime takes a second to import
+
+        folder = Path(settings.story_model) if settings.story_model else PRETRAINED
+        engine = load_engine(
+            folder,
+            slots=settings.story_slots,
+            threads=settings.story_threads,
+            precision=settings.story_precision,
+            queue_limit=settings.story_queue,
+        )
+        digest = folder / "digest"
+        version = digest.read_text(encoding="ascii").strip() if digest.is_file() else ""
+        name = "the model that ships with this repository" if folder == PRETRAINED else folder.name
+        return cls(
+            engine,
+            ModelInfo(name=name, version=version),
+            capacity=settings.story_slots + settings.story_queue,
+        )
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Run the engine's scheduler for as long as this context is open."""
+        async with self.engine:
+            yield
+
+    async def submit(self, request: Request) -> Stream:
+        """Hand the request to the engine; see `Backend.submit`."""
+        return self.engine.submit(request)
+
+
+def open_backend(kind: str, settings: Settings) -> Backend:
+    """The backend called `kind`: `local`, or `auto` for the best there is. Raises `InputError` on others."""
+    if kind not in ("auto", "local"):
+        raise InputError("backend", f"must be auto or local, got {kind!r}")
+    return LocalBackend.load(settings)

@@ -1,0 +1,69 @@
+"""Merge pieces of a story so that the page is redrawn about twenty times a second, not once a token.
+
+A small model writes thousands of tokens a second, and every update of a page costs a message, a diff and a
+redraw. The first piece passes at once, because the time to the first word is what a reader feels.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator
+
+from model.generation import Piece
+
+INTERVAL = 0.05
+"""Seconds between two merged pieces: 20 redraws a second look like a steady flow."""
+
+IDLE = 0.5
+"""Seconds without a piece after which an empty one is passed on."""
+
+
+async def coalesce(
+    pieces: AsyncIterator[Piece], *, interval: float = INTERVAL, idle: float = IDLE
+) -> AsyncGenerator[Piece, None]:
+    """Pass on `pieces`, the first at once and later ones merged over `interval` seconds.
+
+    Text, tokens and log-probabilities are kept whole and in order. What has gathered when the source ends is
+    passed on without waiting, and before an error of the source is raised. While a source is silent, an empty
+    piece comes every `idle` seconds: whoever consumes this can then notice that its own reader is gone, even
+    while the stream still waits in line. Closing this generator cancels the reading of `pieces`.
+    """
+    gathered: list[Piece] = []
+    news = asyncio.Event()
+
+    async def pump() -> None:
+        try:
+            async for piece in pieces:
+                gathered.append(piece)
+                news.set()
+        finally:
+            news.set()
+
+    reader = asyncio.create_task(pump())
+    try:
+        while not reader.done() or gathered:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(news.wait(), idle)
+            news.clear()
+            if gathered or not reader.done():
+                merged = merge(gathered)
+                gathered.clear()
+                yield merged
+            if not reader.done():
+                # Wakes early when the source ends, so that a short story is not held back to the next beat.
+                await asyncio.wait({reader}, timeout=interval)
+        await reader
+    finally:
+        reader.cancel()
+        with contextlib.suppress(asyncio.CancelledError, Exception):
+            await reader
+
+
+def merge(pieces: list[Piece]) -> Piece:
+    """One piece that holds everything of `pieces`, in order."""
+    return Piece(
+        text="".join(piece.text for piece in pieces),
+        tokens=tuple(token for piece in pieces for token in piece.tokens),
+        logprobs=tuple(entry for piece in pieces for entry in piece.logprobs),
+    )

@@ -1,0 +1,90 @@
+"""The fields of the page's form, and what each of them may hold.
+
+One place knows their names, their order and their limits, so that layout, handlers and links agree. The
+limits themselves are those of `model.generation`; the page narrows two of them.
+"""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass, fields
+from typing import Any
+
+from model.errors import InputError
+from model.generation import Request, Sampling
+
+MAX_SEED = 2**53 - 1
+"""The largest whole number that a browser's number field holds exactly (IEEE 754 double)."""
+
+LONGEST = 1_024
+"""Tokens at most of one press of Write: several times a usual story of the kind that the model knows."""
+
+DRAWN_SEEDS = 1_000_000
+"""Seeds drawn by the page lie below this: short enough to read out or to copy by hand."""
+
+_USUAL = Request(prompt="")
+
+
+def new_seed() -> int:
+    """A fresh seed, short enough to be read and typed again."""
+    return secrets.randbelow(DRAWN_SEEDS)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Form:
+    """What stands in the page's fields. Values are unchecked until `problems` or `request` is called."""
+
+    prompt: str = ""
+    max_tokens: int = _USUAL.max_tokens
+    temperature: float = _USUAL.sampling.temperature
+    top_p: float = _USUAL.sampling.top_p
+    top_k: int = _USUAL.sampling.top_k
+    min_p: float = _USUAL.sampling.min_p
+    repetition_penalty: float = _USUAL.sampling.repetition_penalty
+    seed: int = _USUAL.sampling.seed
+
+    def request(self, prompt: str | None = None) -> Request:
+        """The request that this form makes, going on from `prompt` when one is given.
+
+        Raises `InputError` that names the first bad field.
+        """
+        for name in FIELDS:
+            if (problem := check_field(name, getattr(self, name))) is not None:
+                raise problem
+        return Request(
+            prompt=self.prompt if prompt is None else prompt,
+            max_tokens=self.max_tokens,
+            sampling=Sampling(**{name: getattr(self, name) for name in _SAMPLING}),
+        )
+
+    def problems(self) -> dict[str, str]:
+        """What is wrong, by field, in a reader's words; empty when the form can be sent."""
+        found = {name: check_field(name, getattr(self, name)) for name in FIELDS}
+        return {name: str(problem) for name, problem in found.items() if problem is not None}
+
+
+FIELDS: tuple[str, ...] = tuple(field.name for field in fields(Form))
+"""Names in the order in which the page passes them."""
+
+_NARROWER = {"max_tokens": (1, LONGEST), "seed": (0, MAX_SEED)}
+"""Where the page allows less than the model does: lowest and highest value."""
+
+_SAMPLING = tuple(field.name for field in fields(Sampling))
+
+
+def check_field(name: str, value: Any) -> InputError | None:
+    """What is wrong with one field, judged without the others; None when nothing is."""
+    if value is None and name != "prompt":
+        return InputError(name, "is empty; it needs a number")
+    if name in _NARROWER and isinstance(value, int):
+        low, high = _NARROWER[name]
+        if not low <= value <= high:
+            return InputError(name, f"must be a whole number between {low} and {high}, got {value}")
+    try:
+        if name in _SAMPLING:
+            Sampling(**{name: value})
+        else:
+            Request(**{"prompt": "", name: value})
+    except InputError as error:
+        return error
+    return None

@@ -1,0 +1,226 @@
+"""What the page does, without the page: plain async functions that a test can call.
+
+A handler takes the form and what is on the page, and yields `View`s: the whole visible state, growing. It
+knows nothing of Gradio's components. Text is passed on as text; nothing here makes HTML.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+import time
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+from demo import links
+from demo.backend import Backend, Stream
+from demo.coalesce import coalesce
+from demo.form import FIELDS, Form, new_seed
+from model.errors import BusyError, InputError, StoryError
+from model.generation import Completion, Usage
+
+log = logging.getLogger(__name__)
+
+Phase = Literal["empty", "waiting", "writing", "ended", "open", "failed"]
+"""`ended`: the story told itself to its end. `open`: it stopped before that and can be continued."""
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """All that the page shows of a story."""
+
+    phase: Phase = "empty"
+    given: str = ""
+    """The reader's beginning."""
+    told: str = ""
+    """What the model added to it, so far."""
+    status: str = ""
+    """One line: counts while writing, the ending afterwards, or what went wrong."""
+    spoken: str = ""
+    """What a screen reader says of it: only beginnings and endings, for twenty updates a second are noise."""
+    link: str = ""
+    """Query string that reopens this prompt and these settings; empty when none can."""
+    filename: str = ""
+    """Name under which the story is saved."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields, as the browser takes them."""
+        return asdict(self)
+
+    @property
+    def text(self) -> str:
+        """The whole story."""
+        return self.given + self.told
+
+    @property
+    def busy(self) -> bool:
+        """Whether a stream is at work."""
+        return self.phase in ("waiting", "writing")
+
+
+@dataclass(frozen=True, slots=True)
+class Buttons:
+    """Which buttons can be pressed."""
+
+    write: bool
+    stop: bool
+    resume: bool
+    again: bool
+    save: bool
+    link: bool
+
+
+def buttons(view: View) -> Buttons:
+    """The buttons that make sense in this state of the page."""
+    return Buttons(
+        write=not view.busy,
+        stop=view.busy,
+        resume=view.phase in ("open", "failed") and bool(view.text),
+        again=not view.busy and view.phase != "empty",
+        save=bool(view.text),
+        link=bool(view.link) and view.phase != "empty",
+    )
+
+
+@dataclass(slots=True)
+class Desk:
+    """The streams at work, one a browser session, so that Stop and a closed tab can reach them."""
+
+    backend: Backend
+    streams: dict[str, Stream]
+
+    @classmethod
+    def of(cls, backend: Backend) -> Desk:
+        """An empty desk in front of `backend`."""
+        return cls(backend=backend, streams={})
+
+
+def problems(form: Form) -> list[str | None]:
+    """For each field, in the form's order: what is wrong with it, or None."""
+    found = form.problems()
+    return [found.get(name) for name in FIELDS]
+
+
+def opened(query: Mapping[str, str], version: str) -> tuple[dict[str, Any], View]:
+    """The fields that a link fills, with a word about it; the seed is always among them, drawn if need be."""
+    link = links.decode(query, version)
+    note = " ".join(link.notes)
+    if link.values and not note:
+        note = "Opened from a link. Press Write to read its story."
+    return {"seed": new_seed(), **link.values}, View(status=note, spoken=note)
+
+
+async def write(desk: Desk, session: str, form: Form) -> AsyncGenerator[View, None]:
+    """Tell a new story from the form's prompt and settings.
+
+    Spaces at the prompt's end are dropped: in a byte-level vocabulary a word brings its own space along, so
+    the model has hardly ever seen a space that stands alone before it has to choose a word.
+    """
+    form = replace(form, prompt=form.prompt.rstrip(" \t"))
+    view = View(given=form.prompt, filename=filename(form.prompt))
+    with contextlib.suppress(InputError):  # only a prompt too long for an address: then there is no link
+        view = replace(view, link=links.encode(form, desk.backend.model.version))
+    async with contextlib.aclosing(_tell(desk, session, form, view)) as views:
+        async for shown in views:
+            yield shown
+
+
+async def resume(desk: Desk, session: str, form: Form, view: View) -> AsyncGenerator[View, None]:
+    """Go on with the story on the page, under the form's settings; its prompt field plays no part."""
+    async with contextlib.aclosing(_tell(desk, session, form, view)) as views:
+        async for shown in views:
+            yield shown
+
+
+def stop(desk: Desk, session: str) -> None:
+    """End this session's story at the next step, if one is being written; what is told stays."""
+    if (stream := desk.streams.get(session)) is not None:
+        stream.cancel()
+
+
+async def _tell(desk: Desk, session: str, form: Form, view: View) -> AsyncGenerator[View, None]:
+    """Stream what follows `view.text`. However this generator ends, its stream is cancelled behind it."""
+    began = time.perf_counter()
+    view = replace(view, phase="waiting", status="Beginning…", spoken="Writing.")
+    stream: Stream | None = None
+    try:
+        stream = await desk.backend.submit(form.request(view.text))
+        desk.streams[session] = stream
+        yield view
+        tokens, first = 0, 0.0
+        async with contextlib.aclosing(coalesce(aiter(stream))) as pieces:
+            async for piece in pieces:
+                now = time.perf_counter()
+                if piece.tokens or piece.text:  # the last text may come after the last token, alone
+                    first = first if tokens else now
+                    tokens += len(piece.tokens)
+                    line = _line(tokens, _rate(tokens, now - first), first - began, form.seed)
+                    view = replace(view, phase="writing", told=view.told + piece.text, status=line)
+                elif not tokens:
+                    view = replace(view, status="Waiting for the first word…")
+                yield view
+        yield _ended(view, stream.completion, form.seed)
+    except BusyError as error:
+        wait = max(1, round(error.retry_after))
+        yield _failed(
+            view,
+            "Every place at the desk is taken and the line is full. "
+            f"Please try again in about {wait} second{'s' * (wait != 1)}.",
+        )
+    except StoryError as error:
+        yield _failed(view, f"{str(error)[:1].upper()}{str(error)[1:]}.")
+    except Exception:  # the edge of the program: the reader keeps the page, the log gets the reason
+        log.exception("a story failed")
+        yield _failed(view, "Something went wrong on this side. What is told so far is kept.")
+    finally:
+        if stream is not None:
+            stream.cancel()
+            if desk.streams.get(session) is stream:
+                del desk.streams[session]
+
+
+def _failed(view: View, message: str) -> View:
+    return replace(view, phase="failed", status=message, spoken=message)
+
+
+def _ended(view: View, completion: Completion, seed: int) -> View:
+    """The last view of a stream: exact figures, and how it ended in words."""
+    if completion.finish_reason == "error":
+        reason = completion.error or "the model could not go on"
+        return _failed(view, f"The story broke off: {reason}")
+    ending = {
+        "stop": "The end",
+        "length": "Stopped at the length you set",
+        "cancelled": "Stopped",
+    }[completion.finish_reason]
+    usage = completion.usage
+    line = _line(usage.completion_tokens, usage.tokens_per_second, usage.ttft, seed) if _told(usage) else ""
+    status = f"{ending} · {line}" if line else ending
+    phase: Phase = "ended" if completion.finish_reason == "stop" else "open"
+    return replace(view, phase=phase, status=status, spoken=status.replace(" · ", ", ") + ".")
+
+
+def _told(usage: Usage) -> bool:
+    return usage.completion_tokens > 0
+
+
+def _rate(tokens: int, seconds: float) -> float:
+    """Tokens a second after the first token, as `Usage` counts; 0 while that means nothing yet."""
+    return (tokens - 1) / seconds if tokens > 1 and seconds > 0 else 0.0
+
+
+def _line(tokens: int, rate: float, ttft: float, seed: int) -> str:
+    """`212 tokens · 1,840 tokens/s · first after 9 ms · seed 7`. Times in seconds."""
+    first = f"{ttft * 1000:.0f} ms" if ttft < 1 else f"{ttft:.1f} s"
+    parts = [f"{tokens:,} token{'s' * (tokens != 1)}"]
+    if rate > 0:
+        parts.append(f"{rate:,.0f} tokens/s")
+    return " · ".join([*parts, f"first after {first}", f"seed {seed}"])
+
+
+def filename(prompt: str) -> str:
+    """A plain file name from the prompt's first words; it cannot leave its folder on any system."""
+    words = re.findall(r"[a-z0-9]+", prompt.lower())[:6]
+    return f"{'-'.join(words)[:60].strip('-') or 'story'}.txt"

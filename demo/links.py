@@ -1,0 +1,88 @@
+"""A link that reopens the same prompt and settings.
+
+All of it stands in the query string, in plain words: nothing is stored, so a link never dies with a disk and
+works on every replica. The version of the model is part of it, because another version tells another story
+from the same seed. Whatever arrives is treated as written by a stranger: a value that cannot be used is left
+at its default and reported, and never stops the page from opening.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote, urlencode
+
+from demo.form import FIELDS, Form, check_field
+from model.errors import InputError
+
+MAX_QUERY = 16_000
+"""Characters of a query string. Servers refuse a longer request line sooner or later; ours does at 64 KiB."""
+
+VERSION_CHARS = 12
+"""Leading characters of the model's digest that a link carries: 48 bits, enough to tell versions apart."""
+
+_WHOLE = frozenset({"max_tokens", "top_k", "seed"})
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """What a link holds."""
+
+    values: dict[str, Any]
+    """The usable values, by field; a field that the link does not name is not among them."""
+    notes: tuple[str, ...] = ()
+    """One sentence for each thing the reader should know: a value left out, another model version."""
+
+
+def encode(form: Form, version: str) -> str:
+    """The query string (without `?`) that reopens `form` as told by the model with digest `version`.
+
+    Every field is written, defaults too, so that a link keeps its meaning when defaults change.
+    Raises `InputError` when the prompt is too long to travel in an address.
+    """
+    pairs = [(name, _plain(getattr(form, name))) for name in FIELDS]
+    query = urlencode([*pairs, ("model", version[:VERSION_CHARS])], quote_via=quote)
+    if len(query) > MAX_QUERY:
+        raise InputError("prompt", "is too long to travel in a link")
+    return query
+
+
+def decode(query: Mapping[str, str], version: str) -> Opened:
+    """Read a query string's values, for the model with digest `version`. Unknown names are left alone."""
+    values: dict[str, Any] = {}
+    notes: list[str] = []
+    for name in FIELDS:
+        if name not in query:
+            continue
+        value = _parse(name, query[name])
+        problem = check_field(name, value)
+        if problem is None:
+            values[name] = value
+        else:
+            notes.append(f"The link's {name} could not be used: {_short(str(problem))}.")
+    if values and (linked := query.get("model", "")) and linked[:VERSION_CHARS] != version[:VERSION_CHARS]:
+        notes.append("This link was made with another version of the model, so the story will differ.")
+    return Opened(values=values, notes=tuple(notes))
+
+
+def _parse(name: str, text: str) -> Any:
+    """The value that `text` spells for this field, or `text` itself, which no number field accepts."""
+    if name == "prompt":
+        return text
+    if not text.isascii() or "_" in text or len(text) > 40:
+        return text
+    try:
+        return int(text) if name in _WHOLE else float(text)
+    except ValueError:
+        return text
+
+
+def _plain(value: Any) -> str:
+    """A number as one would write it: 0.7, not 0.69999; 1, not 1.0."""
+    return f"{value:.10g}" if isinstance(value, float) else str(value)
+
+
+def _short(text: str, limit: int = 120) -> str:
+    """`text`, cut where a hostile link would fill the page with it."""
+    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -1,0 +1,318 @@
+"""The page's layout: what stands where, and which handler answers which event. No logic lives here.
+
+The story is drawn by `assets/book.js` from a plain value. Its template is constant on purpose: Gradio runs
+the text of a filled-in template as a JavaScript template literal, so a story that held `${…}` would be
+executed, and `${value}` would be taken as HTML. The script sets text nodes only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+import gradio as gr
+
+from demo import handlers, theme
+from demo.backend import Backend
+from demo.form import FIELDS, LONGEST, Form, new_seed
+from demo.handlers import Desk, View, buttons
+
+EXAMPLES = {
+    "A fox who could not sleep": "Once upon a time, there was a little fox who could not sleep. Every night,",
+    "The key in the garden": "One sunny day, Lily found a tiny golden key in the garden.",
+    "A robot makes a friend": "Tom had a small robot named Beep. Beep was sad because he had no friends.",
+    "The brave little boat": "There was once a little red boat who was afraid of the big sea.",
+    "Two friends, one kite": "Sam and Mia both wanted to fly the blue kite.",
+}
+"""Beginnings by label. None ends in a space: see `handlers.write`."""
+
+QUEUE_MARGIN = 64
+"""Events that may wait in Gradio's own queue: loads and new seeds. Stories wait in the engine's line."""
+
+_HEADER = """
+<header class="masthead">
+  <h1>Write me a story</h1>
+  <p>You begin. A small language model goes on, while you watch.</p>
+  <button type="button" id="paper" aria-label="Dark paper" title="Light or dark paper"></button>
+</header>
+"""
+
+_KEYS = """
+<p class="keys"><kbd>Ctrl</kbd> or <kbd>⌘</kbd> + <kbd>Enter</kbd> writes, <kbd>Esc</kbd> stops</p>
+"""
+
+_BOOK = """
+<div class="book" data-phase="empty">
+  <article aria-label="The story" tabindex="-1"></article>
+  <p class="blank">Your story will appear here.</p>
+  <p class="status"></p>
+  <p class="spoken" role="status" aria-live="polite"></p>
+</div>
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What events come from or change."""
+
+    fields: list[gr.components.Component]
+    """In the order of `FIELDS`."""
+    examples: list[tuple[gr.Button, str]]
+    die: gr.Button
+    write: gr.Button
+    stop: gr.Button
+    resume: gr.Button
+    again: gr.Button
+    save: gr.Button
+    link: gr.Button
+    book: gr.HTML
+    told: gr.State
+    """The `View` on the page, kept on the server for Continue."""
+
+
+def build(backend: Backend) -> gr.Blocks:
+    """The page, wired to `backend`, which must be running before the first event arrives."""
+    page = gr.Blocks(title="Write me a story", analytics_enabled=False, fill_width=True)
+    with page:
+        _plain(_HEADER, "masthead", "window.story.paper(element)")
+        parts = _room()
+        _plain(_colophon(backend), "colophon")
+        _wire(page, parts, Desk.of(backend))
+    page.queue(max_size=backend.capacity + QUEUE_MARGIN, default_concurrency_limit=backend.capacity)
+    return page
+
+
+def _room() -> Parts:
+    """The desk, where a story is begun, and the shelf with the book."""
+    usual = Form()
+    with gr.Row(elem_id="room"):
+        with gr.Column(elem_id="desk"):
+            prompt = gr.Textbox(
+                label="How does it begin?",
+                placeholder="Once upon a time, there was a little fox who could not sleep.",
+                lines=3,
+                max_lines=10,
+                elem_id="prompt",
+                html_attributes=gr.InputHTMLAttributes(autocomplete="off", spellcheck=True),
+            )
+            with gr.Row(elem_id="examples"):
+                examples = [
+                    (gr.Button(label, size="sm", min_width=0, scale=0, elem_classes="chip"), beginning)
+                    for label, beginning in EXAMPLES.items()
+                ]
+            max_tokens = _slider(
+                "Length", 1, LONGEST, 1, usual.max_tokens, "In tokens at most: a short word or a part of one."
+            )
+            with gr.Accordion("More", open=False, elem_id="more"), gr.Row(elem_id="settings"):
+                temperature = _slider(
+                    "Temperature",
+                    0,
+                    2,
+                    0.05,
+                    usual.temperature,
+                    "How daring the words are. 0 always takes the likeliest.",
+                )
+                top_p = _slider(
+                    "Top-p",
+                    0,
+                    1,
+                    0.01,
+                    usual.top_p,
+                    "Keeps the likeliest words that together reach this share.",
+                )
+                min_p = _slider(
+                    "Min-p",
+                    0,
+                    1,
+                    0.01,
+                    usual.min_p,
+                    "Drops words less likely than this share of the likeliest.",
+                )
+                penalty = _slider(
+                    "Repetition penalty",
+                    1,
+                    2,
+                    0.01,
+                    usual.repetition_penalty,
+                    "Above 1, words already used become less likely.",
+                )
+                top_k = _number("Top-k", usual.top_k, "Keeps only the k likeliest words. 0 keeps all.")
+                with gr.Row(elem_id="seed-row"):
+                    seed = _number(
+                        "Seed", new_seed(), "The same seed, prompt and settings tell the same story."
+                    )
+                    die = _small("New seed", "die", interactive=True)
+            with gr.Row(elem_id="actions"):
+                write = gr.Button("Write", variant="primary", min_width=0, elem_id="write")
+                stop = gr.Button("Stop", interactive=False, min_width=0, elem_id="stop")
+                resume = gr.Button("Continue", interactive=False, min_width=0, elem_id="continue")
+                again = gr.Button("Again", interactive=False, min_width=0, elem_id="again")
+            _plain(_KEYS, "keys")
+        with gr.Column(elem_id="shelf"):
+            book = gr.HTML(
+                View().as_dict(),
+                html_template=_BOOK,
+                js_on_load=theme.book_script(),
+                apply_default_css=False,
+                elem_id="book",
+            )
+            with gr.Row(elem_id="keep"):
+                save = _small("Save as .txt", "save", interactive=False)
+                link = _small("Copy link", "link", interactive=False)
+    return Parts(
+        fields=[prompt, max_tokens, temperature, top_p, top_k, min_p, penalty, seed],
+        examples=examples,
+        die=die,
+        write=write,
+        stop=stop,
+        resume=resume,
+        again=again,
+        save=save,
+        link=link,
+        book=book,
+        told=gr.State(View()),
+    )
+
+
+def _wire(page: gr.Blocks, parts: Parts, desk: Desk) -> None:
+    """Connect events to handlers. Each function here only hands over what Gradio gives it."""
+
+    async def on_write(
+        prompt: str,
+        max_tokens: int,
+        temperature: float,
+        top_p: float,
+        top_k: int,
+        min_p: float,
+        repetition_penalty: float,
+        seed: int,
+        request: gr.Request,
+    ) -> AsyncGenerator[list[Any], None]:
+        form = _form(prompt, max_tokens, temperature, top_p, top_k, min_p, repetition_penalty, seed)
+        async with contextlib.aclosing(handlers.write(desk, _session(request), form)) as views:
+            async for update in _updates(views):
+                yield update
+
+    async def on_resume(
+        told: View,
+        max_tokens: int,
+        temperature: float,
+        top_p: float,
+        top_k: int,
+        min_p: float,
+        repetition_penalty: float,
+        seed: int,
+        request: gr.Request,
+    ) -> AsyncGenerator[list[Any], None]:
+        form = _form("", max_tokens, temperature, top_p, top_k, min_p, repetition_penalty, seed)
+        async with contextlib.aclosing(handlers.resume(desk, _session(request), form, told)) as views:
+            async for update in _updates(views):
+                yield update
+
+    def on_stop(request: gr.Request) -> None:
+        handlers.stop(desk, _session(request))
+
+    def on_load(request: gr.Request) -> list[Any]:
+        values, view = handlers.opened(dict(request.query_params), desk.backend.model.version)
+        # What no link names stays as it is: the reader may have begun to type before this answer arrives.
+        fields = [values[name] if name in values else gr.skip() for name in FIELDS]
+        return [*fields, view.as_dict() if view.status else gr.skip()]
+
+    hidden: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+    quick: dict[str, Any] = {**hidden, "queue": False}
+    story: dict[str, Any] = {
+        **hidden,
+        "outputs": [
+            *(parts.book, parts.told),
+            *(parts.write, parts.stop, parts.resume, parts.again, parts.save, parts.link),
+        ],
+        "concurrency_limit": desk.backend.capacity,
+        "concurrency_id": "stories",
+    }
+    seed = parts.fields[-1]
+
+    parts.write.click(on_write, parts.fields, validator=_check, **story)
+    parts.resume.click(on_resume, [parts.told, *parts.fields[1:]], validator=_check_resume, **story)
+    parts.again.click(new_seed, None, seed, **quick).then(on_write, parts.fields, validator=_check, **story)
+    parts.stop.click(on_stop, None, None, **quick)
+    parts.die.click(new_seed, None, seed, **quick)
+    for chip, beginning in parts.examples:
+        chip.click(None, None, parts.fields[0], js=f"() => window.story.begin({json.dumps(beginning)})")
+    parts.save.click(None, parts.book, None, js="(view) => window.story.save(view)")
+    parts.link.click(None, parts.book, None, js="(view) => window.story.link(view)")
+    page.load(on_load, None, [*parts.fields, parts.book], **hidden)
+    page.unload(on_stop)
+
+
+def _form(*values: Any) -> Form:
+    """The form from the fields' values, in the order of `FIELDS`; an untouched text field counts as empty."""
+    prompt, *numbers = values
+    return Form(prompt=prompt or "", **dict(zip(FIELDS[1:], numbers, strict=True)))
+
+
+def _check(*values: Any) -> list[dict[str, Any]]:
+    """One verdict a field, which Gradio shows beside it."""
+    return [gr.validate(problem is None, problem or "") for problem in handlers.problems(_form(*values))]
+
+
+def _check_resume(_told: View, *numbers: Any) -> list[dict[str, Any]]:
+    """As `_check`, for the numbers; the story on the page stands where the prompt does."""
+    return _check("", *numbers)
+
+
+def _session(request: gr.Request) -> str:
+    return request.session_hash or ""
+
+
+async def _updates(views: AsyncGenerator[View, None]) -> AsyncGenerator[list[Any], None]:
+    """Each view as values for the story's outputs; buttons are sent only when one changes."""
+    before = None
+    async for view in views:
+        now = buttons(view)
+        if now == before:
+            presses: list[Any] = [gr.skip()] * 6
+        else:
+            allowed = (now.write, now.stop, now.resume, now.again, now.save, now.link)
+            presses = [gr.update(interactive=value) for value in allowed]
+        before = now
+        yield [view.as_dict(), view, *presses]
+
+
+def _slider(label: str, low: float, high: float, step: float, value: float, info: str) -> gr.Slider:
+    """A slider whose element id is its label in small letters with hyphens."""
+    return gr.Slider(
+        low,
+        high,
+        value=value,
+        step=step,
+        precision=0 if step == 1 else None,
+        label=label,
+        info=info,
+        elem_id=label.lower().replace(" ", "-"),
+        buttons=[],
+    )
+
+
+def _number(label: str, value: int, info: str) -> gr.Number:
+    """A field for a whole number, without limits of its own: the validator names them beside the field."""
+    return gr.Number(value=value, step=1, precision=0, label=label, info=info, elem_id=label.lower())
+
+
+def _small(label: str, elem_id: str, *, interactive: bool) -> gr.Button:
+    return gr.Button(label, size="sm", interactive=interactive, min_width=0, scale=0, elem_id=elem_id)
+
+
+def _plain(html: str, elem_id: str, script: str | None = None) -> None:
+    """Fixed markup of our own."""
+    gr.HTML(html, elem_id=elem_id, apply_default_css=False, js_on_load=script)
+
+
+def _colophon(backend: Backend) -> str:
+    """Who wrote it. A model's name can be a folder's, so it is escaped."""
+    version = backend.model.version[:12]
+    told = f", version <code>{escape(version)}</code>" if version else ""
+    return f"<p>Written by {escape(backend.model.name)}{told}. Stories are invented and may be odd.</p>"

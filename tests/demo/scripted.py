@@ -1,0 +1,93 @@
+"""A backend that tells a story handed to it.
+
+Faked, because these tests need what a network cannot promise: a known text, a known pace and every way to
+end. The real engine stands behind the page in `test_browser.py` and `test_backend.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+from demo.backend import ModelInfo
+from model.errors import BusyError
+from model.generation import Completion, FinishReason, Piece, Request, Usage
+
+
+class ScriptedStream:
+    """Yields one word a step, each one token, and ends as its script or `cancel` says."""
+
+    def __init__(self, request: Request, story: str, pace: float, finish: FinishReason) -> None:
+        self.request = request
+        self.cancelled = False
+        self.closed = False
+        self._completion: Completion | None = None
+        self._words = story.split(" ")
+        self._pace = pace
+        self._finish: FinishReason = finish
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+    @property
+    def completion(self) -> Completion:
+        assert self._completion is not None, "asked for before the stream had ended"
+        return self._completion
+
+    async def __aiter__(self) -> AsyncIterator[Piece]:
+        told: list[str] = []
+        finish = self._finish
+        try:
+            for number, word in enumerate(self._words[: self.request.max_tokens]):
+                await asyncio.sleep(self._pace)
+                if self.cancelled:
+                    finish = "cancelled"
+                    break
+                told.append(word if number == 0 else f" {word}")
+                yield Piece(text=told[-1], tokens=(number + 1,))
+            count = len(told)
+            usage = Usage(
+                prompt_tokens=3,
+                completion_tokens=count,
+                queued=0.0,
+                ttft=0.012,
+                duration=0.012 + 0.001 * max(0, count - 1),
+            )
+            error = "the pen broke" if finish == "error" else None
+            self._completion = Completion(text="".join(told), finish_reason=finish, usage=usage, error=error)
+        finally:
+            self.closed = True
+
+
+class ScriptedBackend:
+    """Tells `story` at `pace` seconds a word and remembers every stream it opened."""
+
+    name = "scripted"
+    model = ModelInfo(name="a scripted model", version="5eed" * 16)
+    capacity = 8
+
+    def __init__(
+        self, story: str, *, pace: float = 0.0, finish: FinishReason = "stop", fail: Exception | None = None
+    ) -> None:
+        self.story = story
+        self.pace = pace
+        self.finish: FinishReason = finish
+        self.fail = fail
+        self.streams: list[ScriptedStream] = []
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        yield
+
+    async def submit(self, request: Request) -> ScriptedStream:
+        if self.fail is not None:
+            raise self.fail
+        stream = ScriptedStream(request, self.story, self.pace, self.finish)
+        self.streams.append(stream)
+        return stream
+
+
+def busy() -> BusyError:
+    """The error of a full line."""
+    return BusyError("all 4 slots are taken and 4 streams wait", retry_after=3.0)

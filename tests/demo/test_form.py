@@ -1,0 +1,77 @@
+"""The form: what a field may hold, judged field by field and, independently, as a whole request."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from demo.form import DRAWN_SEEDS, FIELDS, LONGEST, MAX_SEED, Form, check_field, new_seed
+from model.errors import InputError
+from model.generation import Request
+
+NUMBERS = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), st.integers(-3, 3), st.floats(-1, 3)
+)
+FORMS = st.builds(
+    Form,
+    prompt=st.text(st.characters(codec="utf-8"), max_size=50),
+    **{name: NUMBERS for name in FIELDS if name != "prompt"},
+)
+
+
+def test_an_untouched_form_asks_for_what_the_model_would_do_anyway() -> None:
+    assert Form().request() == Request(prompt="")
+
+
+@given(form=FORMS)
+def test_a_form_without_problems_is_exactly_one_that_can_be_sent(form: Form) -> None:
+    try:
+        request = form.request()
+    except InputError as error:
+        assert error.param in form.problems()
+    else:
+        assert form.problems() == {}
+        assert request.sampling.seed == form.seed
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("temperature", 2.5, "temperature must be between 0 and 2, got 2.5"),
+        ("top_p", 0, "top_p must be above 0 and at most 1, got 0"),
+        ("seed", -5, f"seed must be a whole number between 0 and {MAX_SEED}, got -5"),
+        ("seed", None, "seed is empty; it needs a number"),
+        ("max_tokens", LONGEST + 1, f"max_tokens must be a whole number between 1 and {LONGEST}, got 1025"),
+        ("prompt", "x" * 20_001, "prompt must have at most 20000 characters, got 20001"),
+    ],
+)
+def test_a_bad_field_is_named_with_what_is_allowed(name: str, value: Any, message: str) -> None:
+    assert str(check_field(name, value)) == message
+    assert Form(**{name: value}).problems() == {name: message}
+
+
+def test_all_bad_fields_are_told_at_once() -> None:
+    assert set(Form(temperature=-1, top_k=-1, seed=-1).problems()) == {"temperature", "top_k", "seed"}
+
+
+def test_the_largest_seed_survives_a_browser_and_the_next_one_would_not() -> None:
+    assert int(float(json.dumps(MAX_SEED))) == MAX_SEED
+    assert int(float(json.dumps(MAX_SEED + 2))) != MAX_SEED + 2
+    assert check_field("seed", MAX_SEED) is None
+    assert check_field("seed", MAX_SEED + 1) is not None
+
+
+def test_new_seeds_are_short_and_differ() -> None:
+    seeds = {new_seed() for _ in range(50)}
+    assert len(seeds) > 40
+    assert all(0 <= seed < DRAWN_SEEDS for seed in seeds)
+
+
+def test_going_on_from_a_text_leaves_the_prompt_field_aside() -> None:
+    form = Form(prompt="in the field", seed=3)
+    assert form.request("on the page").prompt == "on the page"
+    assert form.request("on the page").sampling == form.request().sampling

@@ -1,0 +1,230 @@
+"""The handlers, called as the page calls them, without a browser."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+from collections.abc import AsyncGenerator
+from urllib.parse import parse_qsl
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from demo import handlers, links
+from demo.form import FIELDS, Form
+from demo.handlers import Desk, View, buttons
+from model.errors import ModelError, StoryError
+from tests.demo.scripted import ScriptedBackend, busy
+
+STORY = " he saw a frog. The frog said hello."
+
+
+async def every(views: AsyncGenerator[View, None]) -> list[View]:
+    return [view async for view in views]
+
+
+async def test_a_story_grows_from_its_prompt_and_ends_with_exact_figures() -> None:
+    desk = Desk.of(ScriptedBackend(STORY, pace=0.02))
+    views = await every(handlers.write(desk, "me", Form(prompt="One day", seed=7)))
+    lengths = [len(view.told) for view in views]
+    assert lengths == sorted(lengths)
+    assert len(set(lengths)) > 3
+    assert all(later.told.startswith(sooner.told) for sooner, later in zip(views, views[1:], strict=False))
+    assert views[0].phase == "waiting"
+    assert {view.phase for view in views[1:-1]} == {"writing"}
+    last = views[-1]
+    assert (last.phase, last.text) == ("ended", "One day" + STORY)
+    # Nine words: eight steps of 1 ms after the first token.
+    assert last.status == "The end · 9 tokens · 1,000 tokens/s · first after 12 ms · seed 7"
+
+
+async def test_a_screen_reader_hears_the_beginning_and_the_end_and_nothing_between() -> None:
+    views = await every(
+        handlers.write(Desk.of(ScriptedBackend(STORY, pace=0.02)), "me", Form(prompt="One day"))
+    )
+    said = list(dict.fromkeys(view.spoken for view in views))
+    assert said == ["Writing.", "The end, 9 tokens, 1,000 tokens/s, first after 12 ms, seed 0."]
+    assert len({view.status for view in views}) > 3
+
+
+async def test_the_story_reaches_the_model_with_the_forms_settings() -> None:
+    backend = ScriptedBackend(STORY)
+    form = Form(prompt="One day", max_tokens=5, temperature=0.3, top_k=4, min_p=0.1, seed=11)
+    await every(handlers.write(Desk.of(backend), "me", form))
+    assert [stream.request for stream in backend.streams] == [form.request()]
+
+
+async def test_spaces_at_the_prompts_end_are_dropped_and_line_breaks_kept() -> None:
+    backend = ScriptedBackend(STORY)
+    await every(handlers.write(Desk.of(backend), "me", Form(prompt="One day \t ")))
+    await every(handlers.write(Desk.of(backend), "me", Form(prompt="One day.\n\n")))
+    assert [stream.request.prompt for stream in backend.streams] == ["One day", "One day.\n\n"]
+
+
+async def test_stop_ends_the_story_where_it_is_and_lets_it_be_continued() -> None:
+    backend = ScriptedBackend(STORY, pace=0.01)
+    desk = Desk.of(backend)
+    views: list[View] = []
+    async for view in handlers.write(desk, "me", Form(prompt="One day")):
+        views.append(view)
+        if view.told:
+            handlers.stop(desk, "me")
+    assert backend.streams[0].cancelled
+    assert views[-1].phase == "open"
+    assert views[-1].status.startswith("Stopped · ")
+    assert 0 < len(views[-1].told) < len(STORY)
+    assert desk.streams == {}
+
+
+async def test_stop_reaches_only_the_session_that_asked() -> None:
+    backend = ScriptedBackend(STORY, pace=0.005)
+    desk = Desk.of(backend)
+    mine = handlers.write(desk, "mine", Form())
+    yours = handlers.write(desk, "yours", Form())
+    await anext(mine)
+    await anext(yours)
+    handlers.stop(desk, "mine")
+    handlers.stop(desk, "nobody")
+    assert [stream.cancelled for stream in backend.streams] == [True, False]
+    assert (await every(yours))[-1].phase == "ended"
+    assert (await every(mine))[-1].phase == "open"
+
+
+async def test_closing_the_generator_cancels_the_stream_behind_it() -> None:
+    backend = ScriptedBackend(STORY, pace=0.005)
+    desk = Desk.of(backend)
+    async with contextlib.aclosing(handlers.write(desk, "me", Form(prompt="One day"))) as views:
+        async for view in views:
+            if view.told:
+                break
+    assert backend.streams[0].cancelled
+    assert desk.streams == {}
+
+
+async def test_continue_goes_on_from_the_whole_text_and_keeps_its_link() -> None:
+    backend = ScriptedBackend(STORY, finish="length")
+    desk = Desk.of(backend)
+    first = (await every(handlers.write(desk, "me", Form(prompt="One day", seed=5))))[-1]
+    assert first.phase == "open"
+    assert first.status.startswith("Stopped at the length you set · ")
+    second = (await every(handlers.resume(desk, "me", Form(prompt="something else", seed=6), first)))[-1]
+    assert backend.streams[1].request.prompt == "One day" + STORY
+    assert second.given == "One day"
+    assert second.told == STORY + STORY
+    assert (second.link, second.filename) == (first.link, first.filename)
+
+
+async def test_a_full_line_is_told_in_a_friendly_way() -> None:
+    views = await every(handlers.write(Desk.of(ScriptedBackend(STORY, fail=busy())), "me", Form(prompt="Hi")))
+    assert [view.phase for view in views] == ["failed"]
+    assert views[0].status.endswith("Please try again in about 3 seconds.")
+    assert views[0].given == "Hi"
+
+
+async def test_a_known_error_is_shown_in_its_own_words() -> None:
+    backend = ScriptedBackend(STORY, fail=ModelError("the model folder is gone"))
+    assert (await every(handlers.write(Desk.of(backend), "me", Form())))[
+        -1
+    ].status == "The model folder is gone."
+
+
+async def test_an_unknown_error_is_logged_and_not_shown(caplog: pytest.LogCaptureFixture) -> None:
+    backend = ScriptedBackend(STORY, fail=RuntimeError("secret /etc/path"))
+    with caplog.at_level(logging.ERROR):
+        views = await every(handlers.write(Desk.of(backend), "me", Form(prompt="One day")))
+    assert "secret" not in views[-1].status + views[-1].spoken
+    assert "secret /etc/path" in caplog.text
+    assert views[-1].phase == "failed"
+
+
+async def test_a_story_that_breaks_off_keeps_its_text_and_gives_the_reason() -> None:
+    views = await every(handlers.write(Desk.of(ScriptedBackend(STORY, finish="error")), "me", Form()))
+    assert (views[-1].phase, views[-1].told) == ("failed", STORY)
+    assert views[-1].status == "The story broke off: the pen broke"
+
+
+async def test_while_no_word_has_come_the_page_says_that_it_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(handlers.coalesce, "__kwdefaults__", {"interval": 0.01, "idle": 0.02})
+    views = await every(handlers.write(Desk.of(ScriptedBackend("Word", pace=0.2)), "me", Form()))
+    assert [view.status for view in views[:2]] == ["Beginning…", "Waiting for the first word…"]
+    assert views[1].phase == "waiting"
+
+
+async def test_the_link_of_a_story_opens_its_prompt_settings_and_seed() -> None:
+    backend = ScriptedBackend(STORY)
+    form = Form(prompt="One day & night", temperature=1.1, seed=8)
+    view = (await every(handlers.write(Desk.of(backend), "me", form)))[-1]
+    values, note = handlers.opened(dict(parse_qsl(view.link)), backend.model.version)
+    assert Form(**values) == form
+    assert note.status == "Opened from a link. Press Write to read its story."
+
+
+async def test_a_prompt_too_long_for_a_link_is_written_without_one() -> None:
+    backend = ScriptedBackend(STORY)
+    form = Form(prompt="é" * 15_000)
+    view = (await every(handlers.write(Desk.of(backend), "me", form)))[-1]
+    assert (view.phase, view.link) == ("ended", "")
+    assert not buttons(view).link
+    assert buttons(view).save
+
+
+def test_a_page_opened_without_a_link_gets_a_fresh_seed_and_no_word() -> None:
+    values, view = handlers.opened({"__theme": "dark"}, "v")
+    assert set(values) == {"seed"}
+    assert (view.status, view.phase) == ("", "empty")
+
+
+def test_a_damaged_link_opens_what_it_can_and_says_what_it_could_not() -> None:
+    values, view = handlers.opened({"prompt": "Hello", "temperature": "hot", "seed": "4"}, "v")
+    assert values == {"prompt": "Hello", "seed": 4}
+    assert "temperature" in view.status
+
+
+def test_problems_stand_in_the_order_of_the_fields() -> None:
+    found = handlers.problems(Form(top_k=-1, seed=-1))
+    assert len(found) == len(FIELDS)
+    assert [name for name, problem in zip(FIELDS, found, strict=True) if problem] == ["top_k", "seed"]
+
+
+@pytest.mark.parametrize(
+    ("view", "enabled"),
+    [
+        (View(), "write"),
+        (View(phase="waiting", given="a"), "stop save"),
+        (View(phase="writing", given="a", told="b", link="q"), "stop save link"),
+        (View(phase="ended", given="a", told="b", link="q"), "write again save link"),
+        (View(phase="open", given="a", told="b", link="q"), "write resume again save link"),
+        (View(phase="failed", given="a", told="b"), "write resume again save"),
+        (View(phase="open"), "write again"),
+    ],
+)
+def test_only_the_buttons_that_make_sense_can_be_pressed(view: View, enabled: str) -> None:
+    now = buttons(view)
+    names = ("write", "stop", "resume", "again", "save", "link")
+    assert [name for name in names if getattr(now, name)] == enabled.split()
+
+
+@given(prompt=st.text(max_size=300))
+def test_a_file_name_is_plain_on_every_system(prompt: str) -> None:
+    name = handlers.filename(prompt)
+    assert re.fullmatch(r"[a-z0-9][a-z0-9-]{0,59}\.txt", name)
+
+
+def test_a_file_is_named_after_the_first_words() -> None:
+    assert handlers.filename("Once upon a time, there was a fox.") == "once-upon-a-time-there-was.txt"
+    assert handlers.filename("") == handlers.filename("狐狸") == "story.txt"
+
+
+async def test_closing_while_the_line_is_long_frees_the_place_in_it() -> None:
+    backend = ScriptedBackend(STORY, pace=30.0)
+    views = handlers.write(Desk.of(backend), "me", Form())
+    await anext(views)
+    await views.aclose()
+    assert backend.streams[0].cancelled
+
+
+def test_errors_have_one_base_so_that_every_one_of_them_is_shown() -> None:
+    assert isinstance(busy(), StoryError)
+    assert links.MAX_QUERY < 65_536
