@@ -17,9 +17,8 @@ from safetensors.torch import load_file, save_file
 
 from model.config import ModelConfig
 from model.errors import ModelError
+from model.folder import FORMAT, read_config
 from model.network import StoryNetwork
-
-FORMAT = 1
 
 
 def save_network(
@@ -56,17 +55,3 @@ def load_network(folder: Path) -> StoryNetwork:
     except RuntimeError as error:
         raise ModelError(f"{folder}: weights and config.json do not fit: {str(error).splitlines()[-1].strip()}") from None
     return network.eval()
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """The folder's config.json, its format checked. Raises `ModelError`."""
-    path = folder / "config.json"
-    try:
-        config = json.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise ModelError(f"{path} cannot be read: {error.strerror}") from None
-    except ValueError as error:
-        raise ModelError(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(config, dict) or config.get("format") != FORMAT or not isinstance(config.get("model"), dict):
-        raise ModelError(f"{path} is not a model of format {FORMAT}")
-    return config

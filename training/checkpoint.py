@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 
-from model.checkpoint import load_network, read_config, save_network
+from model.checkpoint import load_network, save_network
 from model.errors import ModelError
+from model.folder import read_config
 from model.network import StoryNetwork
 
 LAST, BEST = "last", "best"

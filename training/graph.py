@@ -18,6 +18,9 @@ Outputs: `logits` (B, take, V); the states with `_out`; for attention only the n
 
 from __future__ import annotations
 
+import json
+import struct
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +28,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
-from safetensors import safe_open
+from safetensors.numpy import load_file
 
 from model.config import ModelConfig
 
@@ -35,6 +38,29 @@ BITS_BLOCK = 128
 """Weights that share one scale in int8: blocks of a row, so that one large weight costs only its neighbours."""
 
 Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class WeightFile:
+    """A safetensors file: its tensors, and where in the file each one's bytes are."""
+
+    name: str
+    tensors: dict[str, Array]
+    spans: dict[str, tuple[int, int]]
+    """Name to (offset, length) in bytes from the start of the file."""
+
+    @classmethod
+    def read(cls, path: Path) -> WeightFile:
+        """Read all of `path` (the format: eight bytes of header length, a JSON header, then the tensors)."""
+        with path.open("rb") as file:
+            (size,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(size))
+        spans = {}
+        for name, entry in header.items():
+            if name != "__metadata__":
+                begin, end = entry["data_offsets"]
+                spans[name] = (8 + size + begin, end - begin)
+        return cls(path.name, load_file(path), spans)
 
 
 def quantize_blocks(weight_OI: Array, block: int) -> tuple[Array, Array]:
@@ -55,8 +81,8 @@ def quantize_blocks(weight_OI: Array, block: int) -> tuple[Array, Array]:
 class GraphBuilder:
     """Collects nodes and constants; each method adds one operation and returns the name of its result."""
 
-    def __init__(self, config: ModelConfig, weights: dict[str, Array], precision: str) -> None:
-        self.config, self.weights, self.precision = config, weights, precision
+    def __init__(self, config: ModelConfig, source: WeightFile, precision: str) -> None:
+        self.config, self.source, self.precision = config, source, precision
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
         self.inputs: list[onnx.ValueInfoProto] = []
@@ -88,12 +114,27 @@ class GraphBuilder:
         self.outputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
 
     def weight(self, name: str) -> Array:
-        return self.weights[name].astype(np.float32)
+        return self.source.tensors[name].astype(np.float32)
+
+    def stored(self, name: str) -> str:
+        """A weight as it stands in the folder's safetensors file, which the graph points into."""
+        if name not in self._known:
+            value = self.source.tensors[name]
+            tensor = TensorProto(name=name, dims=value.shape, data_location=TensorProto.EXTERNAL)
+            tensor.data_type = helper.np_dtype_to_tensor_dtype(value.dtype)
+            offset, length = self.source.spans[name]
+            for key, text in (("location", self.source.name), ("offset", offset), ("length", length)):
+                tensor.external_data.add(key=key, value=str(text))
+            self.constants.append(tensor)
+            self._known[name] = name
+        return name
 
     def linear(self, x: str, name: str) -> str:
         """x (..., I) times the stored matrix (O, I): in fp32, or with int8 weights and int8 activations."""
         if self.precision == "fp32":
-            return str(self.node("MatMul", x, self.constant(name, self.weight(name).T)))
+            # Folded into a constant when the graph is loaded.
+            matrix_OI = self.node("Cast", self.stored(name), to=TensorProto.FLOAT)
+            return str(self.node("MatMul", x, self.node("Transpose", matrix_OI, perm=[1, 0])))
         matrix = self.weight(name)
         levels, scale = quantize_blocks(matrix, BITS_BLOCK)
         return str(
@@ -214,18 +255,21 @@ def attention(g: GraphBuilder, x: str, layer: int) -> str:
     return g.linear(g.node("Reshape", mixed, g.ints(0, 0, heads * size)), prefix + "output.weight")
 
 
-def build_graph(config: ModelConfig, weights: dict[str, Array], precision: str) -> onnx.ModelProto:
-    """The decode graph of a network in `fp32` or `int8`."""
-    g = GraphBuilder(config, weights, precision)
+def build_graph(config: ModelConfig, source: WeightFile, precision: str) -> onnx.ModelProto:
+    """The decode graph of a network in `fp32` or `int8`.
+
+    The embedding table, and in fp32 every matrix, stay in the weights file beside the graph; int8 matrices are
+    written into the graph.
+    """
+    g = GraphBuilder(config, source, precision)
     tokens = g.input("tokens", TensorProto.INT64, "B", "T")
     take = g.input("take", TensorProto.INT64, "taken")
     if "A" in config.pattern:
         for name in ("cos", "sin"):
             g.input(name, TensorProto.FLOAT, "B", "T", 1, config.head_dim)
         g.input("bias", TensorProto.FLOAT, "B", "T", 1, "W_plus_T")
-    # fp16 holds the table in half the room and is exact: the shipped weights are fp16.
-    table = g.constant("table", g.weights["embedding.weight"].astype(np.float16))
-    embedded = g.node("Cast", g.node("Gather", table, tokens), to=TensorProto.FLOAT)
+    # Rows are looked up in the file's fp16 and widened then, which keeps the table at half its size.
+    embedded = g.node("Cast", g.node("Gather", g.stored("embedding.weight"), tokens), to=TensorProto.FLOAT)
     stream = g.norm(embedded, config.width)
     normed = g.norm(stream, config.width)
     for layer, kind in enumerate(config.pattern):
@@ -239,14 +283,3 @@ def build_graph(config: ModelConfig, weights: dict[str, Array], precision: str) 
     graph = helper.make_graph(g.nodes, "story", g.inputs, g.outputs, g.constants)
     opsets = [helper.make_opsetid("", 21), helper.make_opsetid(CONTRIB, 1)]
     return helper.make_model(graph, opset_imports=opsets, ir_version=10, producer_name="write-me-a-story")
-
-
-def write_graph(model: onnx.ModelProto, path: Path) -> None:
-    """Check the graph and write it as one file."""
-    path.write_bytes(model.SerializeToString())
-
-
-def read_weights(path: Path) -> dict[str, Array]:
-    """All tensors of a safetensors file, as numpy arrays."""
-    with safe_open(path, framework="np") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
