@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -70,9 +71,7 @@ def demo(
         int | None, typer.Option(help="Port to listen on, 0 for any free one. Default: PORT, else 7860.")
     ] = None,
     share: Annotated[bool, typer.Option("--share", help="Also make a public Gradio link.")] = False,
-    backend: Annotated[
-        Literal["auto", "local", "modal"], typer.Option(help="Where stories are written.")
-    ] = "auto",
+    backend: Annotated[Literal["auto", "local"], typer.Option(help="Where stories are written.")] = "auto",
 ) -> None:
     """Start the app: a page on which a reader writes stories."""
     settings = _settings()
@@ -189,16 +188,24 @@ def train(
         bool, typer.Option("--resume", help="Go on exactly where the run in --out stopped.")
     ] = False,
     minutes: Annotated[float | None, typer.Option(help="Stop after this many minutes.")] = None,
+    processes: Annotated[
+        int, typer.Option(help="Share the work among this many processes of this machine.")
+    ] = 1,
+    track: Annotated[bool, typer.Option(help="Log the run to MLflow.")] = True,
     as_json: Json = False,
 ) -> None:
     """Train a model; runs go to MLflow (`story ui` shows them), Ctrl-C stops safely, --resume goes on."""
     _settings()
     from training.recipe import load_recipe
+    from training.run import relaunch
     from training.run import train as run_training
 
+    # torchrun starts this same command once for each process, and tells each one its rank.
+    if processes != 1 and "RANK" not in os.environ:
+        raise typer.Exit(relaunch(processes, sys.argv[1:]))
     recipe = load_recipe(preset, config, overrides or [])
-    result = run_training(recipe, data=data, out=out, resume=resume, minutes=minutes)
-    if as_json:
+    result = run_training(recipe, data=data, out=out, resume=resume, minutes=minutes, track=track)
+    if as_json and os.environ.get("RANK", "0") == "0":
         print_json(result.as_dict())
 
 
@@ -209,17 +216,28 @@ def evaluate(
     ],
     model: ModelFolder = None,
     runtime: Annotated[
-        Literal["int8", "fp32", "torch"],
+        Literal["all", "int8", "fp32", "torch"],
         typer.Option(help="What computes: an exported graph, or PyTorch in fp32."),
-    ] = "int8",
+    ] = "all",
     limit: Annotated[int | None, typer.Option(help="Only the first N stories.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Judge a model on held-out stories: bits per byte, loss, and the quality of what it writes."""
+    """Judge a model on held-out stories, in bits per byte and nats a token."""
     settings = _settings()
+    from rich.console import Console
+
+    from experiments.evaluate import RUNTIMES
     from experiments.evaluate import evaluate as judge
 
-    report = judge(model_folder(model, settings), data, runtime=runtime, limit=limit).as_dict()
+    with Console(stderr=True).status("reading") as status:
+        report = judge(
+            model_folder(model, settings),
+            data,
+            runtimes=RUNTIMES if runtime == "all" else (runtime,),
+            limit=limit,
+            threads=settings.story_threads,
+            progress=lambda name, stories: status.update(f"{name}: {stories} stories scored"),
+        ).as_dict()
     if as_json:
         print_json(report)
     else:

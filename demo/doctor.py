@@ -96,8 +96,10 @@ def _packages() -> Iterator[Finding]:
 def _model(settings: Settings) -> Finding:
     folder = None if settings.story_model is None else Path(settings.story_model)
     try:
+        from model.folder import PRETRAINED, ModelFolder
         from model.load import load_engine
 
+        digest = ModelFolder.open(folder or PRETRAINED).digest
         with load_engine(
             folder, slots=1, threads=settings.story_threads, precision=settings.story_precision
         ) as engine:
@@ -116,7 +118,8 @@ def _model(settings: Settings) -> Finding:
         )
     usage = completion.usage
     wrote = f"wrote {usage.completion_tokens} tokens at {usage.tokens_per_second:,.0f} a second"
-    return Finding("model", "ok", f"{folder or 'model/pretrained'}, {settings.story_precision}; {wrote}")
+    shown = f"{folder or 'model/pretrained'} (digest {digest[:12]}), {settings.story_precision}"
+    return Finding("model", "ok", f"{shown}: {wrote}")
 
 
 def _port(settings: Settings) -> Finding:

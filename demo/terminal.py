@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -100,7 +101,6 @@ def write_story(request: Request, folder: Path | None, settings: Settings, *, as
             finally:
                 typer.echo()  # also after Ctrl-C, so that the shell's prompt gets a line of its own
         completion = stream.completion
-    assert completion is not None, "a stream that was read to its end says how it ended"
     if completion.error is not None:
         raise WritingError(completion.error)
     usage, seed = completion.usage, request.sampling.seed
@@ -127,14 +127,20 @@ def print_json(value: object) -> None:
 
 
 def print_rows(values: dict[str, Any]) -> None:
-    """One `name value` a line, numbers to four digits; inside a group, `group.name value`."""
-    rows: dict[str, Any] = {}
-    for name, value in values.items():
-        rows |= (
-            {f"{name}.{key}": inner for key, inner in value.items()}
-            if isinstance(value, dict)
-            else {name: value}
-        )
+    """One `name value` a line, numbers to four digits; what lies in a group is called `group.name`."""
+    rows = dict(_rows(values))
     width = max(map(len, rows))
     for name, value in rows.items():
         typer.echo(f"{name:{width}}  {f'{value:.4f}' if isinstance(value, float) else value}")
+
+
+def _rows(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        inside = value.items()
+    elif isinstance(value, list | tuple) and any(isinstance(entry, dict) for entry in value):
+        inside = {str(number): entry for number, entry in enumerate(value, 1)}.items()
+    else:
+        yield name, value
+        return
+    for key, entry in inside:
+        yield from _rows(entry, f"{name}.{key}" if name else key)

@@ -1,21 +1,10 @@
-"""The command line: exit codes, one-line errors, streaming, JSON.
-
-The model behind `story write` is scripted in most of these tests, because they need what a network cannot
-promise: a known text, a fault in the middle, an interrupt at a known piece. The last ones run the real
-command on the shipped model.
-"""
+"""The command line: verbs, options, exit codes, and what reaches the rooms behind them."""
 
 from __future__ import annotations
 
 import inspect
-import io
 import json
-import os
-import re
-import subprocess
 import sys
-import types
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,184 +13,16 @@ from typer.main import get_command
 from typer.testing import CliRunner, Result
 
 import story
-from demo.terminal import in_one_line, print_rows
-from model.errors import BusyError, DataError, ModelError
-from model.generation import Completion, Piece, Request, Sampling, Usage
-
-USAGE = Usage(prompt_tokens=3, completion_tokens=5, queued=0.0, ttft=0.012, duration=0.016)
+from model.generation import Request, Sampling
+from training.recipe import Recipe
+from training.run import TrainResult
 
 
 def run(*arguments: str) -> Result:
     return CliRunner().invoke(story.app, list(arguments))
 
 
-class ScriptedEngine:
-    """Tells `pieces` (an exception among them is raised); remembers what it was asked and how it was made."""
-
-    def __init__(self, *pieces: str | BaseException, error: str | None = None) -> None:
-        self.pieces = pieces
-        self.error = error
-        self.asked: list[Request] = []
-        self.made: dict[str, Any] = {}
-        self.closed = False
-
-    def __enter__(self) -> ScriptedEngine:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.closed = True
-
-    def write(self, request: Request) -> ScriptedEngine:
-        self.asked.append(request)
-        return self
-
-    def __iter__(self) -> Iterator[Piece]:
-        for number, piece in enumerate(self.pieces):
-            if isinstance(piece, BaseException):
-                raise piece
-            yield Piece(text=piece, tokens=(number + 1,))
-
-    @property
-    def completion(self) -> Completion:
-        text = "".join(piece for piece in self.pieces if isinstance(piece, str))
-        return Completion(
-            text=text, finish_reason="error" if self.error else "stop", usage=USAGE, error=self.error
-        )
-
-
-@pytest.fixture
-def scripted(monkeypatch: pytest.MonkeyPatch) -> ScriptedEngine:
-    engine = ScriptedEngine(" a fox", ". It", " slept.")
-
-    def load_engine(folder: Path | None, **options: Any) -> ScriptedEngine:
-        engine.made = {"folder": folder, **options}
-        return engine
-
-    module = types.ModuleType("model.load")
-    module.load_engine = load_engine  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "model.load", module)
-    return engine
-
-
-def test_a_story_goes_to_stdout_and_its_figures_to_stderr(scripted: ScriptedEngine) -> None:
-    result = run("write", "There was", "--seed", "7")
-    assert result.exit_code == 0
-    assert result.stdout == "There was a fox. It slept.\n"
-    assert result.stderr == "5 tokens · 1,000 tokens/s · first token in 12 ms · seed 7\n"
-    assert scripted.closed
-
-
-def test_every_piece_is_shown_at_once(scripted: ScriptedEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Watched(io.StringIO):
-        def flush(self) -> None:
-            seen.append(self.getvalue())
-
-    seen: list[str] = []
-    monkeypatch.setattr(sys, "stdout", Watched())
-    with pytest.raises(SystemExit) as end:
-        story.app(["write", "There was"])
-    assert end.value.code == 0
-    for text in ("There was a fox", "There was a fox. It", "There was a fox. It slept."):
-        assert text in seen, "each piece is flushed before the next one is written"
-
-
-def test_the_prompt_is_dim_on_a_terminal_only(scripted: ScriptedEngine) -> None:
-    plain = CliRunner().invoke(story.app, ["write", "There was"])
-    colored = CliRunner().invoke(story.app, ["write", "There was"], color=True)
-    assert "\x1b" not in plain.stdout
-    assert colored.stdout.startswith("\x1b[2mThere was\x1b[0m a fox")
-
-
-def test_all_controls_reach_the_engine(scripted: ScriptedEngine) -> None:
-    result = run(
-        *("write", "x", "--max-tokens", "9", "--temperature", "0.1", "--top-p", "0.2", "--top-k", "3"),
-        *("--min-p", "0.4", "--seed", "5", "--model", "my/model"),
-    )
-    assert result.exit_code == 0, result.stderr
-    sampling = Sampling(temperature=0.1, top_p=0.2, top_k=3, min_p=0.4, seed=5)
-    assert scripted.asked == [Request(prompt="x", max_tokens=9, sampling=sampling)]
-    assert scripted.made["folder"] == Path("my/model")
-
-
-def test_settings_reach_the_engine_and_the_option_wins(
-    scripted: ScriptedEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("STORY_MODEL", "from/environment")
-    monkeypatch.setenv("STORY_PRECISION", "fp32")
-    monkeypatch.setenv("STORY_THREADS", "2")
-    assert run("write", "x").exit_code == 0
-    made = scripted.made
-    assert (made["folder"], made["precision"], made["threads"]) == (Path("from/environment"), "fp32", 2)
-    assert run("write", "x", "--model", "other").exit_code == 0
-    assert scripted.made["folder"] == Path("other")
-
-
-def test_a_seed_is_made_up_and_told_if_none_is_given(scripted: ScriptedEngine) -> None:
-    told = [re.search(r"seed (\d+)$", run("write", "x").stderr.strip()) for _ in range(2)]
-    seeds = [request.sampling.seed for request in scripted.asked]
-    assert [int(match[1]) for match in told if match] == seeds
-    assert seeds[0] != seeds[1]
-
-
-def test_json_holds_the_whole_completion(scripted: ScriptedEngine) -> None:
-    result = run("write", "There was", "--seed", "7", "--json")
-    assert json.loads(result.stdout) == {
-        "prompt": "There was",
-        "text": " a fox. It slept.",
-        "finish_reason": "stop",
-        "seed": 7,
-        "usage": {
-            "prompt_tokens": 3,
-            "completion_tokens": 5,
-            "queued": 0.0,
-            "ttft": 0.012,
-            "duration": 0.016,
-            "tokens_per_second": pytest.approx(1000),
-        },
-    }
-    assert result.stderr == ""
-
-
-def test_a_fault_in_the_middle_is_told_and_fails(scripted: ScriptedEngine) -> None:
-    scripted.error = "the pen broke"
-    result = run("write", "There was")
-    assert result.exit_code == 1
-    assert result.stderr == "story: the pen broke\n"
-
-
-def test_an_interrupt_ends_the_line_quietly_and_closes_the_engine(scripted: ScriptedEngine) -> None:
-    scripted.pieces = (" a fox", KeyboardInterrupt())
-    result = run("write", "There was")
-    assert result.exit_code == 130
-    assert result.stdout == "There was a fox\n"
-    assert result.stderr == ""
-    assert scripted.closed
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--temperature", "7"], "temperature must be between 0 and 2, got 7.0"),
-        (["--top-p", "0"], "top_p must be above 0 and at most 1, got 0.0"),
-        (["--max-tokens", "0"], "max_tokens must be a whole number between 1 and 4096, got 0"),
-        (["--seed", "-1"], "seed must be a whole number between 0 and"),
-        (["--temperature", "nan"], "temperature must be between 0 and 2, got nan"),
-    ],
-)
-def test_a_wrong_value_is_one_line_and_exit_code_2(
-    arguments: list[str], message: str, scripted: ScriptedEngine
-) -> None:
-    result = run("write", "x", *arguments)
-    assert result.exit_code == 2
-    assert result.stderr.startswith(f"story: {message}")
-    assert result.stderr.count("\n") == 1
-    assert result.stdout == ""
-    assert scripted.asked == []
-
-
-def test_a_mistyped_setting_stops_every_verb_that_reads_settings(
-    scripted: ScriptedEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_mistyped_setting_stops_every_verb_that_reads_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STORY_THRAEDS", "2")
     for arguments in (["write", "x"], ["demo"], ["data"], ["train"], ["export", "x"], ["ui"]):
         result = run(*arguments)
@@ -209,38 +30,6 @@ def test_a_mistyped_setting_stops_every_verb_that_reads_settings(
             2,
             "story: STORY_THRAEDS is not a setting; the nearest is STORY_THREADS\n",
         ), arguments
-
-
-@pytest.mark.parametrize(
-    ("error", "message", "exit_code"),
-    [
-        (DataError("a.jsonl:3: is not JSON"), "a.jsonl:3: is not JSON", 2),
-        (ModelError("two\n  lines"), "two lines", 2),
-        (BusyError("all 4 slots are taken", retry_after=1), "all 4 slots are taken", 1),
-        (PermissionError(13, "Permission denied", "out/x"), "out/x: permission denied", 2),
-        (
-            ModuleNotFoundError("no", name="torch.nn"),
-            "story train needs the 'train' packages: pip install",
-            2,
-        ),
-        (ModuleNotFoundError("no", name="modal"), "story train needs the 'modal' packages: pip install", 2),
-        (ValueError("odd"), "ValueError: odd (a fault in story; `story --debug train …` shows where)", 1),
-    ],
-)
-def test_each_kind_of_error_has_its_line_and_code(error: Exception, message: str, exit_code: int) -> None:
-    line, code = in_one_line(error, "train")
-    assert line.startswith(message)
-    assert code == exit_code
-    assert "\n" not in line
-
-
-def test_an_unforeseen_fault_shows_its_traceback_only_with_debug(scripted: ScriptedEngine) -> None:
-    scripted.pieces = (ValueError("odd"),)
-    quiet = run("write", "x")
-    assert quiet.exit_code == 1
-    assert quiet.stderr == "story: ValueError: odd (a fault in story; `story --debug write …` shows where)\n"
-    loud = run("--debug", "write", "x")
-    assert isinstance(loud.exception, ValueError)
 
 
 def test_bad_use_is_exit_code_2_and_names_what_was_meant() -> None:
@@ -298,6 +87,36 @@ def test_demo_passes_its_options_on_and_settings_stand_in(monkeypatch: pytest.Mo
     ]
 
 
+def test_training_with_several_processes_starts_this_command_in_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[tuple[int, list[str]]] = []
+    trained: list[dict[str, Any]] = []
+
+    def relaunch(processes: int, arguments: list[str]) -> int:
+        started.append((processes, arguments))
+        return 7
+
+    def train(recipe: Recipe, **options: Any) -> TrainResult:
+        trained.append({"steps": recipe.steps, **options})
+        return TrainResult("finished", "", 3, 96, 1.5, None)
+
+    monkeypatch.setattr("training.run.relaunch", relaunch)
+    monkeypatch.setattr("training.run.train", train)
+    arguments = ["train", "--processes", "2", "steps=3", "--minutes", "2", "--no-track", "--json"]
+    monkeypatch.setattr(sys, "argv", ["story", *arguments])
+    assert run(*arguments).exit_code == 7, "the launcher's exit code is ours"
+    assert (started, trained) == ([(2, arguments)], [])
+
+    monkeypatch.setenv("RANK", "0")
+    first = run(*arguments)
+    monkeypatch.setenv("RANK", "1")
+    second = run(*arguments)
+    assert len(started) == 1, "a started process trains itself"
+    options = {"data": Path("data/tinystories"), "out": Path("runs/story"), "resume": False, "track": False}
+    assert trained == [{"steps": 3, "minutes": 2.0, **options}] * 2
+    assert json.loads(first.stdout)["best_bits_per_byte"] == 1.5
+    assert second.stdout == "", "one process speaks for all"
+
+
 def test_data_makes_shards_and_tells_as_json(tmp_path: Path, repository: Path) -> None:
     result = run(
         "data",
@@ -324,44 +143,3 @@ def test_data_that_is_broken_names_file_and_line(tmp_path: Path) -> None:
     assert last.startswith("story: ")
     assert "bad.jsonl" in last
     assert "2" in last
-
-
-def test_rows_are_aligned_and_groups_joined(capsys: pytest.CaptureFixture[str]) -> None:
-    print_rows({"loss": 1.23456, "tokens": 7, "quality": {"loops": 0.5}})
-    assert capsys.readouterr().out == "loss           1.2346\ntokens         7\nquality.loops  0.5000\n"
-
-
-def _real(tmp_path: Path, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "story", *arguments]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    return subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, **options
-    )
-
-
-def test_the_shipped_model_writes_the_same_story_for_the_same_seed(tmp_path: Path) -> None:
-    first, again, other = (
-        _real(tmp_path, "write", "Once upon a time", "--max-tokens", "40", "--seed", seed)
-        for seed in ("3", "3", "4")
-    )
-    assert (first.returncode, again.returncode, other.returncode) == (0, 0, 0), first.stderr
-    assert first.stdout.startswith("Once upon a time")
-    assert first.stdout == again.stdout != other.stdout
-    assert re.fullmatch(r"\d+ tokens · [\d,]+ tokens/s · first token in \d+ ms · seed 3\n", first.stderr)
-
-
-def test_a_model_folder_that_is_not_there_is_one_line(tmp_path: Path) -> None:
-    result = _real(tmp_path, "write", "x", "--model", "nowhere")
-    assert result.returncode == 2
-    assert re.fullmatch(r"story: .*nowhere.*\n", result.stderr)
-
-
-def test_a_reader_that_goes_away_gets_no_traceback(tmp_path: Path) -> None:
-    command = f"{sys.executable} -m story write 'Once upon a time' --max-tokens 400 --seed 1 | head -c 5"
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    result = subprocess.run(
-        ["bash", "-c", command], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
-    )
-    assert result.stdout == "Once "
-    assert "Traceback" not in result.stderr
-    assert "BrokenPipe" not in result.stderr

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from demo.doctor import Finding, examine, stories_can_be_written
+from model.folder import PRETRAINED
 
 
 def _named(name: str) -> Finding:
@@ -57,7 +58,8 @@ def test_a_model_that_is_not_there_means_no_stories(tmp_path: Path, monkeypatch:
 def test_the_shipped_model_writes() -> None:
     finding = _named("model")
     assert finding.state == "ok", finding.detail
-    assert "model/pretrained" in finding.detail
+    digest = (PRETRAINED / "digest").read_text("ascii").strip()
+    assert finding.detail.startswith(f"model/pretrained (digest {digest[:12]}), int8: wrote 16 tokens at ")
 
 
 def test_a_taken_port_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
