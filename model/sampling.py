@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -53,7 +52,7 @@ def _mix(z: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     return z ^ (z >> np.uint64(31))
 
 
-def _start_of(seed: int) -> np.uint64:
+def start_of(seed: int) -> np.uint64:
     """Where the counter of `seed` begins: mixed, so that neighbouring seeds have nothing in common."""
     return np.uint64(_mix(np.array([seed & _MASK_64], dtype=np.uint64) + _GOLDEN)[0])
 
@@ -88,24 +87,31 @@ class _Seen:
         return self._ids[: self._count]
 
 
-@dataclass(frozen=True, slots=True)
 class _Plan:
-    """What is the same at each step while the rows stay the same."""
+    """What the settings of the first B rows come to: the same at each step until a row joins or leaves."""
 
-    rows: int
-    start_B: npt.NDArray[np.uint64]
-    scale_B: Logits
-    penalties: list[tuple[int, np.float32, _Seen]]
-    greedy: list[int]
-    share_B: npt.NDArray[np.float64]  # a weight below this share of the mass cannot be in the nucleus
-    floor_B: npt.NDArray[np.float64]  # a weight below this is never kept
-    top_k_B: npt.NDArray[np.int64]
-    top_p_B: npt.NDArray[np.float64]
-    limited: list[int]  # rows with top-k
-    narrowed_B: Flags  # rows whose mass for top-p is what other filters left
-    narrowed: bool
-    open: list[int]  # rows that sample from the whole vocabulary
-    unsorted: list[int]  # rows that need no candidates
+    def __init__(self, settings: list[Sampling], seen: list[_Seen | None], vocab: int) -> None:
+        self.rows = len(settings)
+        self.start_B = np.array([start_of(each.seed) for each in settings], dtype=np.uint64)
+        self.scale_B1 = np.array([[_scale_of(each.temperature)] for each in settings], dtype=np.float32)
+        self.top_k_B = np.array([min(each.top_k, vocab) or vocab for each in settings], dtype=np.int64)
+        self.top_p_B = np.array([each.top_p for each in settings], dtype=np.float64)
+        self.min_p_B = np.array([each.min_p for each in settings], dtype=np.float64)
+        # A weight below this share of the mass cannot be in the nucleus.
+        self.share_B = (1 - self.top_p_B) * (_BOUND_SLACK / vocab)
+        # Rows whose mass, which top-p speaks of, is what other filters leave.
+        self.narrowed_B = (self.top_k_B < vocab) | (self.min_p_B > 0)
+        self.narrowed = bool(self.narrowed_B.any())
+        self.greedy = [row for row, each in enumerate(settings) if each.temperature == 0]
+        drawn = [row for row in range(self.rows) if row not in self.greedy]
+        self.limited = [row for row in drawn if self.top_k_B[row] < vocab]
+        self.unfiltered = [row for row in drawn if self.top_p_B[row] == 1 and not self.narrowed_B[row]]
+        self.unsorted = self.greedy + self.unfiltered
+        self.penalties = [
+            (row, np.float32(settings[row].repetition_penalty), tokens)
+            for row, tokens in enumerate(seen[: self.rows])
+            if tokens is not None
+        ]
 
 
 class SamplingRows:
@@ -152,9 +158,10 @@ class SamplingRows:
         rows = len(logits_BV)
         plan = self._plan
         if plan is None or plan.rows != rows:
-            plan = self._plan = self._make_plan(rows)
+            settings = [each for each in self._settings[:rows] if each is not None]
+            plan = self._plan = _Plan(settings, self._seen, self._vocab_size)
         with np.errstate(all="ignore"):
-            scaled_BV = np.multiply(logits_BV, plan.scale_B[:, None], out=self._scaled[:rows])
+            scaled_BV = np.multiply(logits_BV, plan.scale_B1, out=self._scaled[:rows])
             for row, penalty, seen in plan.penalties:
                 value_S = scaled_BV[row, seen.ids]
                 scaled_BV[row, seen.ids] = np.where(value_S > 0, value_S / penalty, value_S * penalty)
@@ -172,37 +179,6 @@ class SamplingRows:
             chosen_B[row] = token
         return chosen_B, usable_B
 
-    def _make_plan(self, rows: int) -> _Plan:
-        settings = [each for each in self._settings[:rows] if each is not None]
-        vocab = self._vocab_size
-        top_k_B = np.array([min(each.top_k, vocab) or vocab for each in settings], dtype=np.int64)
-        top_p_B = np.array([each.top_p for each in settings], dtype=np.float64)
-        min_p_B = np.array([each.min_p for each in settings], dtype=np.float64)
-        greedy = [row for row, each in enumerate(settings) if each.temperature == 0]
-        unfiltered_B = (top_k_B == vocab) & (top_p_B == 1) & (min_p_B == 0)
-        unfiltered = [row for row in unfiltered_B.nonzero()[0].tolist() if row not in greedy]
-        narrowed_B = (top_k_B < vocab) | (min_p_B > 0)
-        return _Plan(
-            rows=rows,
-            start_B=np.array([_start_of(each.seed) for each in settings], dtype=np.uint64),
-            scale_B=np.array([_scale_of(each.temperature) for each in settings], dtype=np.float32),
-            penalties=[
-                (row, np.float32(each.repetition_penalty), seen)
-                for row, (each, seen) in enumerate(zip(settings, self._seen, strict=False))
-                if seen is not None
-            ],
-            greedy=greedy,
-            share_B=(1 - top_p_B) * (_BOUND_SLACK / vocab),
-            floor_B=min_p_B,
-            top_k_B=top_k_B,
-            top_p_B=top_p_B,
-            limited=[row for row in (top_k_B < vocab).nonzero()[0].tolist() if row not in greedy],
-            narrowed_B=narrowed_B,
-            narrowed=bool(narrowed_B.any()),
-            open=unfiltered,
-            unsorted=unfiltered + greedy,
-        )
-
     def _draw(self, plan: _Plan, scaled_BV: Logits, uniform_B: npt.NDArray[np.float64]) -> Tokens:
         """Draw one token a row (B,) from `scaled_BV`, whose rows have their maximum at 0."""
         vocab = self._vocab_size
@@ -210,7 +186,7 @@ class SamplingRows:
         mass_B = np.add.reduce(weight_BV, axis=1).astype(np.float64)
         if plan.narrowed:
             # What the other filters leave weighs at least 1: the likeliest token is always kept.
-            bound_B = np.maximum(np.where(plan.narrowed_B, 1.0, mass_B) * plan.share_B, plan.floor_B)
+            bound_B = np.maximum(np.where(plan.narrowed_B, 1.0, mass_B) * plan.share_B, plan.min_p_B)
             for row, bound in self._kth_bounds(plan, weight_BV):
                 bound_B[row] = max(bound_B[row], bound)
         else:
@@ -242,7 +218,7 @@ class SamplingRows:
         last_B = np.minimum(mass_N.searchsorted(base_B + wanted_B), end_B)
         point_B = base_B + (uniform_B * (mass_N[last_B] - base_B)).astype(np.int64)
         chosen_B: Tokens = token_N[mass_N.searchsorted(point_B, side="right") - 1]
-        for row in plan.open:
+        for row in plan.unfiltered:
             chosen_B[row] = _draw_unfiltered(weight_BV[row], float(uniform_B[row]))
         return chosen_B
 

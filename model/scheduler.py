@@ -33,7 +33,7 @@ from model.stream import Waiter, wake
 
 
 class Scheduler:
-    """See the module. `run` and all private methods belong to its thread; the others may be called from any."""
+    """See the module. `run` and the private methods belong to its thread, the others to any."""
 
     def __init__(self, runtime: Runtime, *, slots: int, queue_limit: int, prefill_chunk: int) -> None:
         self.slots = slots
@@ -111,7 +111,7 @@ class Scheduler:
                 try:
                     self._round()
                 except Exception as error:
-                    # A runtime may fail in giving up a row as well; whatever it is, no reader is left waiting.
+                    # A runtime may fail in giving up a row too; whatever it is, no reader is left waiting.
                     self._fail(error)
                     self._wake()
         finally:

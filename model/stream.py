@@ -41,7 +41,7 @@ def wake(waiters: Iterable[Waiter]) -> None:
         else:
             waiter.set()
     for loop, group in by_loop.items():
-        # A loop that was closed meanwhile has no reader left to wake. Its streams end when they are let go of.
+        # A loop that was closed meanwhile has no reader left to wake; its streams end when let go of.
         with contextlib.suppress(RuntimeError):
             loop.call_soon_threadsafe(_release, group)
 

@@ -8,9 +8,12 @@ from __future__ import annotations
 import asyncio
 import gc
 import random
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -567,6 +570,24 @@ def test_an_engine_nobody_holds_any_more_ends_its_thread() -> None:
     gc.collect()
     thread.join(10)
     assert not thread.is_alive()
+
+
+def test_a_process_ends_cleanly_in_the_middle_of_a_story(repository: Path) -> None:
+    script = """
+from tests.model.test_engine import *
+stream = engine(runtime(**NO_END)).write(request(max_tokens=4000))
+print(next(stream).tokens)
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=repository,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.stdout.startswith("(")
 
 
 # Saving and forking

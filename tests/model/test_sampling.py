@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.generation import Sampling
-from model.sampling import SamplingRows, log_probabilities, uniform
+from model.sampling import SamplingRows, log_probabilities, start_of, uniform
 
 SETTINGS = st.builds(
     Sampling,
@@ -147,11 +147,9 @@ def test_draws_follow_the_filtered_distribution() -> None:
 
 
 def test_random_numbers_are_those_of_splitmix_and_look_uniform() -> None:
-    rows = SamplingRows(1, 2)
-    for seed in (0, 1, 2**63 - 1):
-        rows.set(0, Sampling(seed=seed))
-        start = rows._make_plan(1).start_B
-        assert uniform(start, np.array([12_345]))[0] == splitmix(seed, 12_345)
+    seeds = [0, 1, 2**63 - 1]
+    numbers_B = uniform(np.array([start_of(seed) for seed in seeds]), np.array([12_345] * 3))
+    assert numbers_B.tolist() == [splitmix(seed, 12_345) for seed in seeds]
     numbers = np.array([splitmix(seed, position) for seed in range(100) for position in range(50)])
     counts = np.histogram(numbers, bins=20, range=(0, 1))[0]
     assert ((counts - 250.0) ** 2 / 250).sum() < 50  # 99.99 % of 19 degrees of freedom
