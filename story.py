@@ -212,7 +212,8 @@ def train(
 @app.command()
 def evaluate(
     data: Annotated[
-        list[Path], typer.Option(help="Stories to judge by: JSON Lines or text, also .gz. Repeatable.")
+        list[Path],
+        typer.Option(help="File of stories to judge by: JSON Lines or text, also .gz. Repeatable."),
     ],
     model: ModelFolder = None,
     runtime: Annotated[
