@@ -273,10 +273,10 @@ class Block(nn.Module):
         self, x_BD: Tensor, state: LayerState, fresh_B: Tensor, position_B: Tensor
     ) -> tuple[Tensor, LayerState]:
         y_BD: Tensor
-        if isinstance(self.mixer, Recurrence):
-            y_BD, state = self.mixer.step(rms_norm(x_BD), cast(RecurrentState, state), fresh_B)
-        else:
+        if isinstance(self.mixer, Attention):
             y_BD, state = self.mixer.step(rms_norm(x_BD), cast(AttentionState, state), fresh_B, position_B)
+        else:
+            y_BD, state = self.mixer.step(rms_norm(x_BD), cast(RecurrentState, state), fresh_B)
         x_BD = x_BD + y_BD
         return x_BD + self.mlp(x_BD), state
 
