@@ -66,12 +66,12 @@ class WeightFile:
 def quantize_blocks(weight_OI: Array, block: int) -> tuple[Array, Array]:
     """int8 weights with one scale a block of `block` inputs, symmetric around 128.
 
-    Returns (O, I / block, block) uint8 and (O, I / block) float32, as `MatMulNBits` wants them.
+    Returns (O, blocks, block) uint8 and (O, blocks) float32, as `MatMulNBits` wants them; where the inputs do not
+    fill the last block, zeros do.
     """
     outputs, inputs = weight_OI.shape
-    if inputs % block:
-        raise ValueError(f"inputs must be a multiple of {block}, got {inputs}")
-    blocks = weight_OI.astype(np.float32).reshape(outputs, inputs // block, block)
+    padded = np.pad(weight_OI.astype(np.float32), ((0, 0), (0, -inputs % block)))
+    blocks = padded.reshape(outputs, -1, block)
     scale = np.abs(blocks).max(-1) / 127.0
     safe = np.where(scale > 0, scale, 1.0)
     levels = np.rint(blocks / safe[..., None]).clip(-127, 127) + 128
