@@ -2,15 +2,16 @@
 
 A near copy shares at least 40 % of the shorter story's 8-word runs with a story that stays. Comparing all
 pairs of 2.5 M stories is out of the question, so MinHash (Broder 1997, "On the resemblance and containment of
-documents") proposes pairs and the true runs decide. `BANDS` minima of 4 bytes a story are all that is
-remembered. Two stories whose sets have the Jaccard resemblance J agree in each band with probability J; those
-that agree in at least `MIN_AGREEING` bands are compared. Equal lengths at the 40 % limit mean J = 0.25, which
-is found with probability 0.993. A short story copied whole into a much longer one has a small J and may stay:
-the limit of the method.
+documents") proposes pairs and the true runs decide. All that is remembered of a story are `MINIMA` minima, of
+which 16 bits each are enough (Li and König 2010, "b-Bit Minwise Hashing"). Two stories whose sets of runs
+have the Jaccard resemblance J agree in each minimum with probability J. They are proposed if they agree in
+two neighbouring minima (a *band*) and in at least `MIN_AGREEING` of all. Stories of equal length at the 40 %
+limit have J = 0.25, which is proposed with probability 0.995; J = 0.02, two stories with the same worn
+opening, with 0.0002. (Both by simulation.) A short story copied whole into a much longer one has a small J
+and may stay: the limit of the method.
 
-Work is bounded too. A well-worn opening ("Once upon a time there was a little girl") puts many stories into
-one bucket that have nothing else in common; there each story meets only its `WINDOW` next ones, in an order
-that puts stories which also agree in the following band side by side.
+Work is bounded too. In a bucket that many stories share each one meets only its `WINDOW` next ones; two that
+are true copies meet in other bands.
 """
 
 from __future__ import annotations
@@ -27,13 +28,16 @@ from numpy.typing import NDArray
 
 RUN_WORDS = 8
 SHARED_RUNS = 0.4
-BANDS = 32
-MIN_AGREEING = 3
+MINIMA = 64
+MIN_AGREEING = 7
 WINDOW = 16
+_PAIRS = [(first, (first + step) % MINIMA) for step in (1, 2) for first in range(MINIMA)]
+BANDS = len(_PAIRS)
 
 _WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)*")
 _KNOWN_WORDS = 1 << 18
 _SEEN_PAIRS = 1 << 18
+_PAIRS_AT_ONCE = 1 << 16
 _U64 = NDArray[np.uint64]
 
 
@@ -91,6 +95,10 @@ def shared_share(runs_a: _U64, runs_b: _U64) -> float:
     return len(np.intersect1d(runs_a, runs_b, assume_unique=True)) / smaller
 
 
+def _upper_half(x: _U64) -> NDArray[np.uint32]:
+    return (x >> np.uint64(32)).astype(np.uint32)
+
+
 @dataclass(frozen=True, slots=True)
 class Duplicates:
     """Which stories to leave out (boolean, one per story, disjoint), and how many pairs were compared."""
@@ -101,12 +109,12 @@ class Duplicates:
 
 
 class DuplicateFinder:
-    """Remembers 4 · `BANDS` + 8 bytes of every story added, and names the duplicates among them."""
+    """Remembers 2 · `MINIMA` + 8 bytes of every story added, and names the duplicates among them."""
 
     def __init__(self, seed: int = 0) -> None:
-        multipliers = np.random.default_rng(seed).integers(0, 1 << 63, BANDS, dtype=np.uint64)
-        self._multipliers: _U64 = multipliers * np.uint64(2) + np.uint64(1)
-        self._minima = [array("I") for _ in range(BANDS)]
+        multipliers = np.random.default_rng(seed).integers(0, 1 << 31, MINIMA, dtype=np.uint32)
+        self._multipliers = multipliers * np.uint32(2) + np.uint32(1)
+        self._minima = array("H")
         self._exact = array("Q")
 
     def __len__(self) -> int:
@@ -133,16 +141,19 @@ class DuplicateFinder:
         counts = np.maximum(lengths - RUN_WORDS + 1, 0)
         has_runs = counts > 0
         starts = (np.cumsum(counts) - counts)[has_runs]
+        # A story without runs gets one of its own, its number, so that it looks like no other.
         first = len(self._exact) - len(texts)
-        # A story without runs gets minima of its own, so that it looks like no other.
-        own = _mix(np.arange(first, first + len(texts), dtype=np.uint64))
-        for multiplier, column in zip(self._multipliers, self._minima, strict=True):
-            minima = (own * multiplier >> np.uint64(32)).astype(np.uint32)
+        own = _upper_half(_mix(np.arange(first, first + len(texts), dtype=np.uint64)))
+        short_runs = _upper_half(runs)
+        rows = np.empty((len(texts), MINIMA), np.uint16)
+        for column, multiplier in enumerate(self._multipliers):
+            # Multiplying by an odd number permutes the 32-bit words; the lower bits of a minimum are the
+            # random ones.
+            rows[:, column] = (own * multiplier).astype(np.uint16)
             if len(starts):
-                minima[has_runs] = np.minimum.reduceat(
-                    (runs * multiplier >> np.uint64(32)).astype(np.uint32), starts
-                )
-            column.frombytes(minima.tobytes())
+                minima = np.minimum.reduceat(short_runs * multiplier, starts)
+                rows[has_runs, column] = minima.astype(np.uint16)
+        self._minima.frombytes(rows.tobytes())
 
     def find(
         self,
@@ -187,15 +198,13 @@ class _NearSearch:
 
     def __init__(
         self,
-        minima: list[array[int]],
+        minima: array[int],
         order: NDArray[np.int64],
         dropped: NDArray[np.bool_],
         safe: int,
         text_of: Callable[[int], str],
     ) -> None:
-        self._minima = [
-            np.frombuffer(column, np.uint32) if len(column) else np.empty(0, np.uint32) for column in minima
-        ]
+        self._minima = np.frombuffer(minima, np.uint16).reshape(-1, MINIMA)
         self._order = order
         self._dropped = dropped
         self._safe = safe
@@ -205,25 +214,31 @@ class _NearSearch:
         self.compared = 0
 
     def scan(self, band: int) -> None:
-        """Compare the stories that fall together in one band."""
+        """Compare the stories that agree in both minima of one band."""
         alive = np.flatnonzero(~self._dropped)
-        minima = self._minima[band][self._order[alive]]
-        following = self._minima[(band + 1) % BANDS][self._order[alive]]
-        ranked = np.lexsort((following, minima))
-        alive, minima = alive[ranked], minima[ranked]
-        del following, ranked
+        one, two = _PAIRS[band]
+        places = self._order[alive]
+        keys = self._minima[places, one].astype(np.uint32) << np.uint32(16) | self._minima[places, two]
+        del places
+        # Stable, so that the window over equal keys holds the same stories on every machine.
+        by_key = np.argsort(keys, kind="stable")
+        alive, keys = alive[by_key], keys[by_key]
+        del by_key
         for lag in range(1, min(WINDOW, len(alive) - 1) + 1):
-            together = np.flatnonzero(minima[lag:] == minima[:-lag])
+            together = np.flatnonzero(keys[lag:] == keys[:-lag])
             if not len(together):
                 break
-            one, other = alive[together], alive[together + lag]
-            low, high = np.minimum(one, other), np.maximum(one, other)
-            agreeing = np.zeros(len(low), np.int8)
-            for column in self._minima:
-                agreeing += column[self._order[low]] == column[self._order[high]]
-            likely = (agreeing >= MIN_AGREEING) & (high >= self._safe)
-            for a, b in zip(low[likely].tolist(), high[likely].tolist(), strict=True):
-                self._compare(a, b)
+            for start in range(0, len(together), _PAIRS_AT_ONCE):
+                chosen = together[start : start + _PAIRS_AT_ONCE]
+                self._propose(alive[chosen], alive[chosen + lag])
+
+    def _propose(self, one: NDArray[np.int64], other: NDArray[np.int64]) -> None:
+        """Compare those of the pairs (in ranks) that agree often enough."""
+        low, high = np.minimum(one, other), np.maximum(one, other)
+        agreeing = (self._minima[self._order[low]] == self._minima[self._order[high]]).sum(1)
+        likely = (agreeing >= MIN_AGREEING) & (high >= self._safe)
+        for a, b in zip(low[likely].tolist(), high[likely].tolist(), strict=True):
+            self._compare(a, b)
 
     def _compare(self, low: int, high: int) -> None:
         # Where the lower one is gone already, the story that it was dropped for stands for it.
