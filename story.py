@@ -270,7 +270,6 @@ def ui(
     settings = _settings()
     from experiments.ui import serve_ui
 
-    typer.echo(f"MLflow UI: http://127.0.0.1:{port} (Ctrl-C stops it)", err=True)
     raise typer.Exit(1 if serve_ui(settings.mlflow_tracking_uri, port=port) else 0)
 
 

@@ -34,6 +34,7 @@ def serve_ui(tracking_uri: str, *, port: int = 5000) -> int:
         raise MissingExtraError("story ui", "train")
     if not port_is_free(LOOPBACK, port):
         raise InputError("port", f"{port} is taken by another program; name another one")
+    print(f"MLflow UI: http://{LOOPBACK}:{port} (Ctrl-C stops it)", file=sys.stderr, flush=True)
     # Nothing is to leave this machine, and MLflow reports its use unless it is told not to. The server starts
     # helpers of its own: in a session of theirs they are all reached by one signal, and none is left behind.
     child = subprocess.Popen(
