@@ -4,9 +4,8 @@ It is a recurrent network in numpy, a gated tanh cell with random weights and a 
 Guaranteed: the state is a pure function of the tokens fed (a token changes all that follows); every row is
 computed by itself, by the same operations on arrays of the same shape, so its logits are the same bits in any
 batch, alone or at any row; states handed out are never changed; the array of logits is reused by the next
-step, as a real runtime may do. What it does not have: meaning, and equal bits between prefill and step
-(prefill rounds each state to 16 bits once at its end), so that a test notices an engine that mixes up the
-two.
+step, as a real runtime may do. What it does not have: meaning, and equal bits between prefill and step. Prefill rounds the state to sixteenths
+at its end, so that a test notices an engine that mixes up the two, or cuts a prompt now here and now there.
 
 Faults can be planted: `poison` (a token after which a row's logits are NaN) and `fail_next` (the next call
 raises).
@@ -106,7 +105,7 @@ class FakeRuntime:
         hidden = np.zeros(WIDTH, dtype=np.float32) if state is None else state.hidden
         for token in tokens:
             hidden = self._take(hidden, token)
-        hidden = hidden.astype(np.float16).astype(np.float32)
+        hidden = np.round(hidden * 16) / np.float32(16)
         position = len(tokens) + (state.position if state is not None else 0)
         return self._out @ hidden + self._bias, FakeState(position, hidden)
 

@@ -284,15 +284,20 @@ def test_whatever_readers_do_every_story_is_its_own_and_every_slot_comes_back(
         assert "error" not in e.stats().finished
 
 
-def test_a_prompt_read_while_others_decode_gives_the_same_story() -> None:
+def test_a_prompt_is_cut_at_the_same_places_whatever_else_is_read(gated: FakeRuntime) -> None:
     asked = request(LONG, seed=11)
-    with engine() as e:
-        others = [e.submit(request(LONG[:200], seed=seed, max_tokens=200)) for seed in range(4)]
+    with engine(gated) as e:
+        decoding = e.submit(request(max_tokens=200))
+        until(lambda: e.stats().active == 1)
+        gated.gate.clear()
+        before = [e.submit(request("x" * length, seed=length)) for length in (4, 9)]
         stream = e.submit(asked)
+        after = [e.submit(request(LONG[:length], seed=length)) for length in (30, 55, 200)]
+        gated.gate.set()
         stream.wait(30)
-        for other in others:
+        for other in (decoding, *before, *after):
             other.cancel()
-    assert outcome(stream.completion, stream.tokens) == by_hand(asked)
+    assert outcome(stream.completion, stream.tokens) == by_hand(asked, runtime(**NO_END))
 
 
 def test_a_long_prompt_stalls_neither_those_who_decode_nor_a_short_prompt(gated: FakeRuntime) -> None:
@@ -542,6 +547,7 @@ def test_draining_writes_what_waits_and_then_takes_no_more() -> None:
     streams = [e.submit(request(seed=seed, max_tokens=10)) for seed in range(6)]
     e.close(drain=True)
     assert [stream.completion.finish_reason for stream in streams] == ["length"] * 6
+    assert streams[0].snapshot().tokens[-10:] == streams[0].tokens  # the last state was kept
     with pytest.raises(StoryError, match="the engine is closed"):
         e.submit(request())
     e.close()
