@@ -4,8 +4,9 @@ It is a recurrent network in numpy, a gated tanh cell with random weights and a 
 Guaranteed: the state is a pure function of the tokens fed (a token changes all that follows); every row is
 computed by itself, by the same operations on arrays of the same shape, so its logits are the same bits in any
 batch, alone or at any row; states handed out are never changed; the array of logits is reused by the next
-step, as a real runtime may do. What it does not have: meaning, and equal bits between prefill and step. Prefill rounds the state to sixteenths
-at its end, so that a test notices an engine that mixes up the two, or cuts a prompt now here and now there.
+step, as a real runtime may do. What it does not have: meaning, and equal bits between prefill and step. Prefill
+rounds the state to sixteenths at its end, so that a test notices an engine that mixes up the two, or cuts a
+prompt now here and now there.
 
 Faults can be planted: `poison` (a token after which a row's logits are NaN) and `fail_next` (the next call
 raises).
