@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import textwrap
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -61,8 +62,8 @@ def read_leftover(path: Path) -> tuple[list[Point], dict[str, str]]:
 
 
 def one_line(error: BaseException) -> str:
-    """An error's message without line breaks."""
-    return " ".join(str(error).split()) or type(error).__name__
+    """An error's message without line breaks, its end cut off where it is very long."""
+    return textwrap.shorten(str(error), 300, placeholder=" …") or type(error).__name__
 
 
 class Outbox:

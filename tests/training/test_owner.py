@@ -64,6 +64,9 @@ def test_an_owner_reads_back_from_its_tag(owner: Owner) -> None:
     assert Owner.from_text(owner.to_text()) == owner
 
 
-@given(st.text() | st.sampled_from(["null", "[]", "{}", "1", '{"host": 1, "boot": 1, "pid": "x", "began": 1}']))
+FOREIGN = ["null", "[]", "{}", "1", '{"host": 1, "boot": 1, "pid": "x", "began": 1}']
+
+
+@given(st.text() | st.sampled_from(FOREIGN))
 def test_a_foreign_tag_is_nobody(text: str) -> None:
     assert Owner.from_text(text) is None

@@ -12,8 +12,8 @@ from training.provenance import git_state, machine_facts, provenance
 
 
 def git(folder: Path, *arguments: str) -> str:
-    identity = ["-c", "user.name=A Test", "-c", "user.email=test@example.invalid", "-c", "commit.gpgsign=false"]
-    command = ["git", "-C", str(folder), *identity, *arguments]
+    settings = ("user.name=A Test", "user.email=test@example.invalid", "commit.gpgsign=false")
+    command = ["git", "-C", str(folder), *(word for one in settings for word in ("-c", one)), *arguments]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 

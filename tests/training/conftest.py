@@ -1,0 +1,38 @@
+"""What takes seconds to make, made once a test session: a migrated MLflow database (copying it then takes a
+millisecond), and token shards of our own stories.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def _migrated_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from training.mlflow_store import open_store
+
+    database = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    open_store(f"sqlite:///{database}")
+    return database
+
+
+@pytest.fixture
+def tracking_uri(_migrated_store: Path, tmp_path: Path) -> str:
+    """A store of the test's own in `tmp_path/mlflow.db`, empty and of the present schema."""
+    database = tmp_path / "mlflow.db"
+    shutil.copy(_migrated_store, database)
+    return f"sqlite:///{database}"
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Our own stories as `story data` makes them, with a tokenizer of 512 pieces; to be read only."""
+    from training.own_corpus import own_stories_folder
+    from training.prepare import PrepareOptions, prepare
+
+    folder = tmp_path_factory.mktemp("shards") / "own"
+    prepare(PrepareOptions(sources=(own_stories_folder(),), out=folder, vocab_size=512))
+    return folder
