@@ -73,7 +73,6 @@ class Clock:
         return self.now
 
 
-
 def plain_observer(every: float = 15.0) -> tuple[ProgressObserver, io.StringIO, Clock]:
     output, timer = io.StringIO(), Clock()
     return ProgressObserver(Console(file=output, width=80), every=every, clock=timer), output, timer
@@ -162,9 +161,7 @@ def test_the_end_says_outcome_reason_best_and_what_is_kept() -> None:
 def test_a_run_that_ends_before_any_step_or_evaluation_says_so() -> None:
     observer, output, _ = plain_observer()
     observer.started(start())
-    failed = RunEnd(
-        outcome="failed", reason="no", step=0, tokens=0, best_bits_per_byte=None, checkpoint=None
-    )
+    failed = RunEnd(outcome="failed", reason="no", step=0, tokens=0, best_bits_per_byte=None, checkpoint=None)
     observer.ended(failed)
     assert "no evaluation · no checkpoint kept" in output.getvalue()
 
