@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from model.engine import Engine
-from model.folder import PRETRAINED, PRECISIONS, ModelFolder
+from model.folder import PRECISIONS, PRETRAINED, ModelFolder
 from model.generation import Request, Sampling
 from model.load import load_engine
 from model.tokenizer import StoryTokenizer
@@ -74,19 +74,16 @@ async def _read_stories(engine: Engine, streams: int, seconds: float, seed: int)
         while time.perf_counter() < until:
             story += 1
             sampling = Sampling(seed=seed + number * 1_000_003 + story)
+            asked = last = time.perf_counter()
             stream = engine.submit(Request(prompt=PROMPTS[number % len(PROMPTS)], sampling=sampling))
-            last = None
             async for piece in stream:
                 now = time.perf_counter()
-                if last is not None:
-                    sample.gaps.append(now - last)
+                (sample.ttft if last == asked else sample.gaps).append(now - last)
                 last = now
                 sample.tokens += len(piece.tokens)
                 if now > until:
                     stream.cancel()
                     break
-            else:
-                sample.ttft.append(stream.completion.usage.ttft)
 
     await asyncio.gather(*(reader(number) for number in range(streams)))
     sample.seconds = time.perf_counter() - began
@@ -152,16 +149,21 @@ def measure(model: Path, streams: list[int], seconds: float, rounds: int) -> lis
         ratio = statistics.median(
             sample.rate / first.rate for sample, first in zip(taken, samples[0], strict=True)
         )
-        ttft = np.concatenate([sample.ttft or [np.nan] for sample in taken])
-        gaps = np.concatenate([sample.gaps or [np.nan] for sample in taken])
-        times = (*np.nanpercentile(ttft, [50, 95]), *np.nanpercentile(gaps, [50, 99]))
+        ttft = np.concatenate([sample.ttft for sample in taken])
+        gaps = np.concatenate([sample.gaps for sample in taken])
+        times = (*np.percentile(ttft, [50, 95]), *np.percentile(gaps, [50, 99]))
         rows.append(Row(name, count, total / count, total, ratio, *map(float, times)))
     return rows
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, default=PRETRAINED, help="model folder (default: the shipped one)")
+    """Measure and print."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--model", type=Path, default=PRETRAINED, help="model folder (default: the shipped one)"
+    )
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 16], help="readers at once")
     parser.add_argument("--seconds", type=float, default=5.0, help="length of one round of one target")
     parser.add_argument("--rounds", type=int, default=5, help="rounds that count")

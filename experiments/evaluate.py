@@ -11,7 +11,9 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -99,12 +101,14 @@ def evaluate(
         DataError: a file is unusable, or there is no story.
     """
     if not runtimes or set(runtimes) - set(RUNTIMES):
-        raise InputError("runtime", f"must be among {', '.join(RUNTIMES)}, got {', '.join(runtimes) or 'none'}")
+        raise InputError(
+            "runtime", f"must be among {', '.join(RUNTIMES)}, got {', '.join(runtimes) or 'none'}"
+        )
     if limit is not None and limit < 1:
         raise InputError("limit", f"must be at least 1, got {limit}")
     folder = ModelFolder.open(model or PRETRAINED)
     tokenizer = StoryTokenizer.load(folder.tokenizer)
-    texts = [story.text for path in data for story in read_stories(path)][:limit]
+    texts = [story.text for story in islice(chain.from_iterable(map(read_stories, data)), limit)]
     if not texts:
         raise DataError(f"{', '.join(map(str, data)) or 'no file'}: holds no story to evaluate")
     sizes = [len(text.encode()) for text in texts]
@@ -119,7 +123,7 @@ def evaluate(
     for name in runtimes:
         if name not in skipped:
             score = _torch_scorer(folder) if name == "torch" else _onnx_scorer(folder, name, threads)
-            measured[name] = _measure(score, stories, sizes, tokenizer.end_id, lambda n, r=name: progress(r, n))
+            measured[name] = _measure(score, stories, sizes, tokenizer.end_id, partial(progress, name))
     return QualityReport(
         str(folder.path), folder.digest, tuple(map(str, data)), len(stories), sum(sizes),
         sum(map(len, stories)), measured, skipped,

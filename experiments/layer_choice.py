@@ -44,6 +44,8 @@ CANDIDATES = {
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Result:
+    """One candidate after its share of processor time."""
+
     candidate: str
     parameters: int
     steps: int
@@ -117,7 +119,10 @@ def decode_rate(network: StoryNetwork, batch: int, steps: int = 100) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Train the candidates in turn; one line of JSON each."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("candidates", nargs="+", choices=sorted(CANDIDATES))
     parser.add_argument("--data", type=Path, required=True, help="token shards made by `story data`")
     parser.add_argument("--seconds", type=float, default=300.0, help="processor time of each candidate")

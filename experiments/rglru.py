@@ -25,6 +25,8 @@ PIECE = 32
 
 
 class RglruState(NamedTuple):
+    """What one layer remembers."""
+
     conv_BKE: Tensor
     memory_BE: Tensor
 
@@ -59,7 +61,7 @@ class Rglru(nn.Module):
         line, gate = self.inputs(x_BTD).chunk(2, dim=-1)
         taps = self.conv.to(line.dtype)
         mixed = line * taps[-1]
-        for back in range(1, self.taps):
+        for back in range(1, min(self.taps, line.size(1))):
             same = (story_BT[:, back:] == story_BT[:, :-back]).to(line.dtype)[..., None]
             mixed = mixed + F.pad(line[:, :-back] * same * taps[-1 - back], (0, 0, back, 0))
         log_decay, entering = self._gated(mixed)
@@ -80,7 +82,8 @@ class Rglru(nn.Module):
         log_decay, entering = self._gated((seen_BKE * self.conv).sum(1))
         scale = torch.where(keep > 0, (1 - (2 * log_decay).exp()).clamp(min=1e-6).sqrt(), 1.0)
         memory = state.memory_BE * log_decay.exp() * keep + entering * scale
-        return self.output(memory * F.gelu(gate)), RglruState(seen_BKE[:, 1:], memory)
+        y_BD: Tensor = self.output(memory * F.gelu(gate))
+        return y_BD, RglruState(seen_BKE[:, 1:], memory)
 
 
 def _scan(decay_BTE: Tensor, entering_BTE: Tensor) -> Tensor:
@@ -98,4 +101,5 @@ def _scan(decay_BTE: Tensor, entering_BTE: Tensor) -> Tensor:
     for piece in range(b.size(1)):
         before.append(memory)
         memory = b[:, piece, -1] + a[:, piece, -1] * memory
-    return (b + a * torch.stack(before, dim=1)[:, :, None]).flatten(1, 2)[:, :time]
+    states = b + a * torch.stack(before, dim=1)[:, :, None]
+    return cast(Tensor, states.flatten(1, 2)[:, :time])
