@@ -221,9 +221,10 @@ def evaluate(
         typer.Option(help="What computes: an exported graph, or PyTorch in fp32."),
     ] = "all",
     limit: Annotated[int | None, typer.Option(help="Only the first N stories.")] = None,
+    write: Annotated[bool, typer.Option(help="Also write 64 stories and measure those.")] = True,
     as_json: Json = False,
 ) -> None:
-    """Judge a model on held-out stories, in bits per byte and nats a token."""
+    """Judge a model on held-out stories, in bits per byte and nats a token, and by what it writes."""
     settings = _settings()
     from rich.console import Console
 
@@ -237,6 +238,7 @@ def evaluate(
             runtimes=RUNTIMES if runtime == "all" else (runtime,),
             limit=limit,
             threads=settings.story_threads,
+            write=write,
             progress=lambda name, stories: status.update(f"{name}: {stories} stories scored"),
         ).as_dict()
     if as_json:

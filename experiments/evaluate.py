@@ -19,9 +19,10 @@ from typing import Any, Literal
 
 import numpy as np
 
+from experiments.written import WrittenFigures, figures, write_stories
 from model.errors import DataError, InputError, MissingExtraError
 from model.folder import PRETRAINED, ModelFolder
-from model.load import load_runtime
+from model.load import load_engine, load_runtime
 from model.onnx_runtime import OnnxRuntime
 from model.runtime import Logits
 from model.tokenizer import StoryTokenizer
@@ -59,6 +60,8 @@ class QualityReport:
     runtimes: dict[RuntimeName, Figures]
     skipped: dict[RuntimeName, str]
     """Runtimes that could not be asked, and why."""
+    written: WrittenFigures | None
+    """Figures of what the served model writes; None if it was not asked to."""
 
     @property
     def served(self) -> Figures:
@@ -76,6 +79,7 @@ class QualityReport:
                 for name, figures in self.runtimes.items()
             },
             "skipped": dict(self.skipped),
+            "written": dataclasses.asdict(self.written) if self.written else None,
         }  # fmt: skip
 
 
@@ -86,6 +90,7 @@ def evaluate(
     runtimes: Sequence[RuntimeName] = RUNTIMES,
     limit: int | None = None,
     threads: int = 1,
+    write: bool = False,
     progress: Progress = lambda name, stories: None,
 ) -> QualityReport:
     """Score the stories in `data` (JSON Lines or text, also .gz) with each of `runtimes`.
@@ -93,6 +98,7 @@ def evaluate(
     Args:
         model: a model folder; None is the shipped one.
         limit: score the first so many stories only.
+        write: also write 64 stories and measure those (`experiments.written`).
         progress: told of every few stories scored.
 
     Raises:
@@ -124,9 +130,13 @@ def evaluate(
         if name not in skipped:
             score = _torch_scorer(folder) if name == "torch" else _onnx_scorer(folder, name, threads)
             measured[name] = _measure(score, stories, sizes, tokenizer.end_id, partial(progress, name))
+    written = None
+    if write:
+        with load_engine(folder.path, threads=threads) as engine:
+            written = figures(write_stories(engine))
     return QualityReport(
         str(folder.path), folder.digest, tuple(map(str, data)), len(stories), sum(sizes),
-        sum(map(len, stories)), measured, skipped,
+        sum(map(len, stories)), measured, skipped, written,
     )  # fmt: skip
 
 
