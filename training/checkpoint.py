@@ -1,13 +1,12 @@
 """Resumable checkpoints: the network plus all else that the next step depends on.
 
-`last/` is what a resume continues, `best/` the network with the lowest validation loss. A checkpoint appears by
-renaming a finished folder, so that a kill at any moment leaves a whole one behind.
+`last/` is what a resume continues, `best/` the network with the lowest validation loss. A checkpoint appears
+by renaming a finished folder, so that a kill at any moment leaves a whole one behind.
 """
 
 from __future__ import annotations
 
 import os
-import pickle
 import shutil
 from pathlib import Path
 from typing import Any
@@ -32,16 +31,28 @@ def write_checkpoint(
 ) -> None:
     """Replace the checkpoint at `folder`; with `trainer` (tensors and plain values) it can be resumed."""
     fresh, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
-    for leftover in (fresh, old):
-        shutil.rmtree(leftover, ignore_errors=True)
+    shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
     save_network(network, fresh, tokenizer=tokenizer, notes=notes)
     if trainer is not None:
         torch.save(trainer, fresh / "trainer.pt")
+    _sync(fresh)
     if folder.exists():
+        # Only now: where a kill left nothing but the old one, it is needed until the new one is in place.
+        shutil.rmtree(old, ignore_errors=True)
         folder.rename(old)
     os.replace(fresh, folder)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _sync(folder: Path) -> None:
+    """Bring the files to the disk, so that a power cut cannot leave a renamed folder of empty ones."""
+    for path in [*folder.iterdir(), folder]:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def find_checkpoint(folder: Path) -> Path | None:
@@ -57,6 +68,7 @@ def read_checkpoint(folder: Path) -> tuple[StoryNetwork, dict[str, Any], dict[st
     path = folder / "trainer.pt"
     try:
         trainer = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise ModelError(f"{path} cannot be read, so this run cannot be resumed: {error}") from None
+    except Exception as error:  # damaged bytes lead torch's reader to errors of many kinds and many lines
+        kind = type(error).__name__
+        raise ModelError(f"{path} cannot be read, so this run cannot be resumed ({kind})") from None
     return load_network(folder), read_config(folder), trainer

@@ -1,8 +1,8 @@
 """The training loop: rows in, a better network out, and never a lost run.
 
-A run is a function of its recipe, its data and its seed. It can be interrupted at any step and resumed to the
-same losses; a loss or gradient that is not finite stops it before the weights are touched; the network with the
-lowest validation loss is kept beside the last one.
+A run is a function of its recipe, its data and its seed. It can be interrupted at any step and resumed to
+the same losses; a loss or gradient that is not finite stops it before the weights are touched; the network with
+the lowest validation loss is kept beside the last one.
 """
 
 from __future__ import annotations
@@ -35,7 +35,14 @@ from training.validation import Validation, write_samples
 
 
 class Trainer:
-    """One run over the shards in `data`, with its checkpoints in `out`."""
+    """One run over the shards in `data`, with its checkpoints in `out`.
+
+    Raises:
+        InputError: recipe and data do not fit together; `out` holds a run and `resume` is not set, or is set and
+            would change what the run is made of.
+        DataError: the shards are missing or damaged.
+        ModelError: there is no run to resume, or its checkpoint is damaged.
+    """
 
     def __init__(
         self,
@@ -52,9 +59,9 @@ class Trainer:
         self.observers = observers if self.group.first else ()
         self.meta = read_meta(data)
         if self.meta.get("vocab_size") != recipe.model.vocab_size:
+            theirs = self.meta.get("vocab_size")
             raise InputError(
-                "model.vocab_size",
-                f"must equal the data's {self.meta.get('vocab_size')} ({data}), got {recipe.model.vocab_size}",
+                "model.vocab_size", f"must equal the data's {theirs} ({data}), got {recipe.model.vocab_size}"
             )
         if recipe.rows % (recipe.micro_rows * self.group.size):
             raise InputError(
@@ -64,7 +71,7 @@ class Trainer:
         self.tokenizer = Tokenizer.from_file(str(data / "tokenizer.json"))
         self.rows = RowStream(TokenShard(data, "train"), recipe.row_tokens, recipe.seed)
         self.validation = Validation(TokenShard(data, "val"), self.tokenizer, recipe.eval_stories, self.group)
-        self.step = self.tokens = self.worse = 0
+        self.step = self.tokens = self.worse = self.evaluated = self.saved = 0
         self.elapsed = 0.0
         self.best: float | None = None
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -74,7 +81,9 @@ class Trainer:
         if resume:
             self._resume()
         elif find_checkpoint(out / LAST):
-            raise InputError("out", f"already holds a run ({out}); --resume continues it, another --out starts anew")
+            raise InputError(
+                "out", f"already holds a run ({out}); --resume continues it, another --out starts anew"
+            )
         self.resumed_from = self.step
         self.bf16 = recipe.precision == "bf16" or (recipe.precision == "auto" and _has_bf16(self.device))
         self.loss_sum = torch.compile(self.network.loss_sum) if recipe.compile else self.network.loss_sum
@@ -92,7 +101,7 @@ class Trainer:
         )  # fmt: skip
         outcome: Outcome = "failed"
         reason = "an unexpected error"
-        with _interrupts(self._stop):
+        with _Interrupts(self._stop):
             for observer in self.observers:
                 observer.started(start)
             try:
@@ -111,31 +120,36 @@ class Trainer:
         return end
 
     def _train(self) -> tuple[Outcome, str]:
+        if self.step == 0:
+            self._save()  # from here on this run can be resumed, whatever happens to it
         self._warm_up()
         began = time.monotonic() - self.elapsed
         while True:
             self.elapsed, stopped = self.group.agree(time.monotonic() - began, self._stop.is_set())
             progress = self._progress()
-            over = progress >= 1 or bool(stopped)
-            due = self.step > self.resumed_from and self.step % self.recipe.eval_every == 0
-            if self.step > 0 and not stopped and (due or over):
+            if stopped:
+                # An evaluation that is due now is left to the resume, which finds that it was not made.
+                self._save()
+                return "stopped", "interrupted by hand"
+            due = progress >= 1 or self.step % self.recipe.eval_every == 0
+            if due and self.step != self.evaluated:
                 self._evaluate()
-                if self.recipe.patience and self.worse >= self.recipe.patience:
-                    self._save()
-                    return "finished", f"no better validation in {self.worse} evaluations"
-            if over:
                 self._save()
-                return ("stopped", "interrupted by hand") if stopped else ("finished", "the budget is used")
-            if self.step > self.resumed_from and self.step % self.recipe.save_every == 0:
+            if self.recipe.patience and self.worse >= self.recipe.patience:
+                return "finished", f"no better validation in {self.worse} evaluations"
+            if progress >= 1:
+                return "finished", "the budget is used"
+            if self.step % self.recipe.save_every == 0 and self.step != self.saved:
                 self._save()
-            self._one_step(progress, began)
+            self._one_step(progress)
 
     def _progress(self) -> float:
         share = self.step / self.recipe.steps
         return max(share, self.elapsed / (self.recipe.minutes * 60)) if self.recipe.minutes else share
 
-    def _one_step(self, progress: float, began: float) -> None:
+    def _one_step(self, progress: float) -> None:
         recipe = self.recipe
+        began = time.monotonic()
         rows = [next(self.rows) for _ in range(recipe.rows)]
         count = sum(int((targets != IGNORED).sum()) for _, targets in rows)
         mine = rows[self.group.rank :: self.group.size]
@@ -152,8 +166,8 @@ class Trainer:
         norm = float(torch.nn.utils.clip_grad_norm_(self.network.parameters(), clip))
         if not math.isfinite(loss_mean) or not math.isfinite(norm):
             raise TrainingError(
-                f"step {self.step + 1}: loss {loss_mean}, gradient norm {norm}; stopped before the weights changed. "
-                f"The last good checkpoint is kept; resume with a lower learning rate"
+                f"step {self.step + 1}: loss {loss_mean}, gradient norm {norm}; stopped before the weights "
+                f"changed. The last good checkpoint (step {self.saved}) is kept; resume with a lower learning rate"
             )
         share = rate_share(recipe.optimizer, self.step, progress)
         self.optimizers.set_rate(share)
@@ -161,11 +175,11 @@ class Trainer:
         self.optimizers.zero_grad()
         self.step += 1
         self.tokens += count
-        elapsed = time.monotonic() - began
+        seconds = time.monotonic() - began
         report = StepReport(
-            step=self.step, tokens=self.tokens, loss=loss_mean, grad_norm=norm, elapsed=elapsed,
-            learning_rate=share * recipe.optimizer.matrix_lr,
-            tokens_per_second=count / max(elapsed - self.elapsed, 1e-9), progress=progress,
+            step=self.step, tokens=self.tokens, loss=loss_mean, grad_norm=norm,
+            elapsed=self.elapsed + seconds, learning_rate=share * recipe.optimizer.matrix_lr,
+            tokens_per_second=count / max(seconds, 1e-9), progress=progress,
         )  # fmt: skip
         for observer in self.observers:
             observer.stepped(report)
@@ -173,17 +187,24 @@ class Trainer:
     def _evaluate(self) -> None:
         self.network.eval()
         loss, bits = self.validation.measure(self.network)
+        if not math.isfinite(bits):
+            raise TrainingError(
+                f"step {self.step}: validation gives {bits} bits per byte. "
+                f"The last good checkpoint (step {self.saved}) is kept; resume with a lower learning rate"
+            )
+        self.evaluated = self.step
         better = self.best is None or bits < self.best
         self.worse = 0 if better else self.worse + 1
         if better:
             self.best = bits
         if self.group.first:
-            samples = write_samples(self.network, self.tokenizer, self.recipe.samples, seed=self.recipe.seed)
+            prompts, seed = self.recipe.samples, self.recipe.seed
+            samples = write_samples(self.network, self.tokenizer, prompts, seed=seed)
             if better:
                 self._write(BEST)
             report = EvaluationReport(
-                step=self.step, tokens=self.tokens, loss=loss, bits_per_byte=bits, best=better, samples=samples,
-                elapsed=self.elapsed,
+                step=self.step, tokens=self.tokens, loss=loss, bits_per_byte=bits, best=better,
+                samples=samples, elapsed=self.elapsed,
             )  # fmt: skip
             for observer in self.observers:
                 observer.evaluated(report)
@@ -193,9 +214,11 @@ class Trainer:
         if self.group.first:
             state = {
                 "step": self.step, "tokens": self.tokens, "elapsed": self.elapsed, "best": self.best,
-                "worse": self.worse, "rows": self.rows.state(), "optimizers": self.optimizers.state_dict(),
+                "worse": self.worse, "evaluated": self.evaluated, "rows": self.rows.state(),
+                "optimizers": self.optimizers.state_dict(),
             }  # fmt: skip
             self._write(LAST, state)
+        self.saved = self.step
 
     def _write(self, name: str, trainer: dict[str, Any] | None = None) -> None:
         notes = {
@@ -210,17 +233,20 @@ class Trainer:
         if folder is None:
             raise ModelError(f"{self.out / LAST} does not exist: there is no run to resume")
         network, notes, state = read_checkpoint(folder)
-        for name, ours, theirs in (
-            ("data", self.meta.get("digest"), notes.get("data")),
-            ("model", self.recipe.model, network.config),
-        ):
-            if ours != theirs:
-                raise InputError(name, f"is not what this run was started with ({folder}); a resume must not change it")
+        ours = _fixed(self.recipe.as_dict(), self.meta.get("digest"))
+        theirs = _fixed(notes.get("recipe", {}), notes.get("data"))
+        for name in ours:
+            if ours[name] != theirs.get(name):
+                raise InputError(
+                    name, f"must stay what the run in {self.out} was started with "
+                    f"({theirs.get(name)!r}), got {ours[name]!r}",
+                )  # fmt: skip
         self.network.load_state_dict(network.state_dict())
         self.optimizers.load_state_dict(state["optimizers"])
         self.rows.seek(state["rows"])
         self.step, self.tokens, self.worse = state["step"], state["tokens"], state["worse"]
-        self.elapsed, self.best = state["elapsed"], state["best"]
+        self.elapsed, self.best, self.saved = state["elapsed"], state["best"], self.step
+        self.evaluated = state.get("evaluated", self.step)
 
     def _warm_up(self) -> None:
         """One pass whose result is dropped: compiling must not eat the run's minutes."""
@@ -230,23 +256,33 @@ class Trainer:
             loss = self.loss_sum(tokens_BT, tokens_BT.clone())  # an alias would be compiled for itself
         loss.backward()
         self.optimizers.zero_grad()
+        self.group.agree(0.0)  # the clock starts when all are ready
 
     def _autocast(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else nullcontext()
 
     def _stack(self, rows: list[Any]) -> tuple[Tensor, Tensor]:
-        inputs, targets = (torch.from_numpy(np.stack(part)).to(self.device) for part in zip(*rows, strict=True))
-        return inputs, targets
+        inputs_BT, targets_BT = (
+            torch.from_numpy(np.stack(part)).to(self.device) for part in zip(*rows, strict=True)
+        )
+        return inputs_BT, targets_BT
+
+
+def _fixed(recipe: dict[str, Any], data: object) -> dict[str, object]:
+    """What a resume must not change: data, model, the order of the rows, the meaning of the moments."""
+    chosen = {"data": data, "optimizer.name": recipe.get("optimizer", {}).get("name")}
+    chosen |= {name: recipe.get(name) for name in ("seed", "row_tokens")}
+    return chosen | {f"model.{name}": value for name, value in recipe.get("model", {}).items()}
 
 
 def _has_bf16(device: torch.device) -> bool:
     """True where bf16 matrix products are faster than fp32 (3x on AVX-512 BF16), not merely emulated."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return bool(torch.cpu.get_capabilities().get("avx512_bf16", False))
 
 
-class _interrupts:
+class _Interrupts:
     """While inside, Ctrl-C and SIGTERM set `stop` instead of raising, so that a step is never cut in two."""
 
     def __init__(self, stop: threading.Event) -> None:

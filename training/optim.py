@@ -15,7 +15,7 @@ from training.recipe import OptimizerRecipe
 
 
 def group_parameters(network: nn.Module) -> dict[str, list[nn.Parameter]]:
-    """Parameters by role: `matrix` (linear layers inside blocks), `table` (embedding), `vector` (all else)."""
+    """Parameters by role: `matrix` (linear layers in blocks), `table` (embedding), `vector` (all else)."""
     groups: dict[str, list[nn.Parameter]] = {"matrix": [], "table": [], "vector": []}
     for module in network.modules():
         for name, parameter in module.named_parameters(recurse=False):
@@ -60,19 +60,26 @@ class Optimizers:
             group["lr"] = group["peak"] * share
 
     def step(self) -> None:
+        """Move every parameter by its gradient."""
         for part in self.parts:
             part.step()
 
     def zero_grad(self) -> None:
+        """Forget all gradients."""
         for part in self.parts:
             part.zero_grad(set_to_none=True)
 
     def state_dict(self) -> list[dict[str, object]]:
+        """What the next step depends on besides parameters and gradients."""
         return [part.state_dict() for part in self.parts]
 
     def load_state_dict(self, states: list[dict[str, object]]) -> None:
+        """Take over moments and step counts; rates and decays stay those of this run's recipe."""
         for part, state in zip(self.parts, states, strict=True):
+            ours = [dict(group) for group in part.param_groups]
             part.load_state_dict(state)
+            for group, options in zip(part.param_groups, ours, strict=True):
+                group.update(options)
 
 
 def rate_share(recipe: OptimizerRecipe, step: int, progress: float) -> float:

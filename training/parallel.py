@@ -1,8 +1,8 @@
 """Data parallel over processes: each computes its share of the rows, gradients are summed.
 
 Started by `torchrun` (or `story train --processes`), which sets RANK and WORLD_SIZE; without them there is one
-process and every function here does nothing. On a machine whose cores are shared, two processes of one thread
-each also beat one process of two threads, since they meet once a step and not at every operation.
+process and every function here does nothing. On a machine whose cores are shared, two processes of one
+thread each also beat one process of two threads, since they meet once a step and not at every operation.
 """
 
 from __future__ import annotations
@@ -22,7 +22,11 @@ class Group:
         self.rank = int(os.environ.get("RANK", "0"))
         self.size = int(os.environ.get("WORLD_SIZE", "1"))
         if self.size > 1 and not dist.is_initialized():
-            dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+            if torch.cuda.is_available():
+                torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", self.rank)))
+                dist.init_process_group("cpu:gloo,cuda:nccl")
+            else:
+                dist.init_process_group("gloo")
 
     @property
     def first(self) -> bool:
@@ -46,12 +50,16 @@ class Group:
         return value
 
     def agree(self, *values: float) -> list[float]:
-        """The first process's values, in every process: clocks and interrupts must not let them drift apart."""
+        """Each value's largest over the processes: the slowest clock, and whether anyone was interrupted.
+
+        Decided together, so that no process goes on to a step that another one has left.
+        """
         shared = torch.tensor(values, dtype=torch.float64)
         if self.size > 1:
-            dist.broadcast(shared, 0)
+            dist.all_reduce(shared, dist.ReduceOp.MAX)
         return [float(value) for value in shared]
 
     def close(self) -> None:
+        """Leave the group."""
         if self.size > 1 and dist.is_initialized():
             dist.destroy_process_group()

@@ -20,11 +20,18 @@ from model.errors import InputError, ModelError
 RECIPES = Path(__file__).parent / "recipes"
 Precision = Literal["auto", "bf16", "fp32"]
 OptimizerName = Literal["muon", "adamw"]
+_HIGHEST = {
+    "matrix_lr": 10, "table_lr": 10, "vector_lr": 10, "weight_decay": 10, "clip": 1e9, "warmdown": 1,
+    "final_lr": 1, "momentum": 1, "beta1": 1, "beta2": 1,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OptimizerRecipe:
-    """Muon for the matrices inside the blocks, AdamW for all else; or AdamW for everything."""
+    """Muon for the matrices inside the blocks, AdamW for all else; or AdamW for everything.
+
+    Raises `InputError` that names the bad value and what is allowed.
+    """
 
     name: OptimizerName = "muon"
     matrix_lr: float = 0.02
@@ -40,12 +47,25 @@ class OptimizerRecipe:
     weight_decay: float = 0.02
     """Of the matrices inside blocks, scaled by the learning rate."""
     clip: float = 1.0
-    """Bound on the gradient's norm over all parameters."""
+    """Bound on the gradient's norm over all parameters; 0 is none."""
     warmup_steps: int = 20
     warmdown: float = 0.6
     """Share of the budget over which the rate falls in a line to `final_lr`."""
     final_lr: float = 0.0
     """As a share of the peak."""
+
+    def __post_init__(self) -> None:
+        _check_choice("optimizer.name", self.name, get_args(OptimizerName))
+        _check_whole("optimizer.warmup_steps", self.warmup_steps, 0)
+        for name, high in _HIGHEST.items():
+            value = getattr(self, name)
+            if not _is_number(value) or not 0 <= value <= high:
+                raise InputError(f"optimizer.{name}", f"must be between 0 and {high:g}, got {value!r}")
+        for name in ("momentum", "beta1", "beta2"):
+            if (value := getattr(self, name)) == 1:
+                raise InputError(
+                    f"optimizer.{name}", f"must be below 1 (which would never move), got {value!r}"
+                )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +92,7 @@ class Recipe:
     patience: int = 0
     """Stop after this many evaluations without a better one; 0 never stops early."""
     save_every: int = 100
-    """Steps between resumable checkpoints."""
+    """Steps between resumable checkpoints; there is also one after each evaluation and at the end."""
     precision: Precision = "auto"
     """Of the matrix products in training; `auto` is bf16 where the processor has instructions for it."""
     compile: bool = True
@@ -81,35 +101,21 @@ class Recipe:
     """Prompts continued at each evaluation."""
 
     def __post_init__(self) -> None:
-        whole = ("row_tokens", "rows", "micro_rows", "steps", "eval_every", "save_every")
-        for name in whole:
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise InputError(name, f"must be a whole number of at least 1, got {value!r}")
+        for name in ("row_tokens", "rows", "micro_rows", "steps", "eval_every", "save_every"):
+            _check_whole(name, getattr(self, name), 8 if name == "row_tokens" else 1)
         for name in ("eval_stories", "patience", "seed"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-                raise InputError(name, f"must be a whole number of at least 0, got {value!r}")
+            _check_whole(name, getattr(self, name), 0)
         if self.rows % self.micro_rows:
             raise InputError("micro_rows", f"must divide rows={self.rows}, got {self.micro_rows}")
-        if self.row_tokens < 8:
-            raise InputError("row_tokens", f"must be at least 8, got {self.row_tokens}")
-        if self.precision not in get_args(Precision):
-            raise InputError("precision", f"must be one of {get_args(Precision)}, got {self.precision!r}")
-        if self.minutes is not None and not (math.isfinite(self.minutes) and self.minutes > 0):
-            raise InputError("minutes", f"must be above 0, got {self.minutes!r}")
-        chosen = self.optimizer
-        if chosen.name not in get_args(OptimizerName):
-            raise InputError("optimizer.name", f"must be one of {get_args(OptimizerName)}, got {chosen.name!r}")
-        bounds = {
-            "matrix_lr": (0, 10), "table_lr": (0, 10), "vector_lr": (0, 10), "weight_decay": (0, 10),
-            "clip": (0, 1e9), "warmdown": (0, 1), "final_lr": (0, 1), "momentum": (0, 1), "beta1": (0, 1),
-            "beta2": (0, 1), "warmup_steps": (0, 1e9),
-        }  # fmt: skip
-        for name, (low, high) in bounds.items():
-            value = getattr(chosen, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-                raise InputError(f"optimizer.{name}", f"must be between {low:g} and {high:g}, got {value!r}")
+        _check_choice("precision", self.precision, get_args(Precision))
+        if not isinstance(self.compile, bool):
+            raise InputError("compile", f"must be true or false, got {self.compile!r}")
+        if not isinstance(self.name, str) or not self.name:
+            raise InputError("name", f"must be a text that is not empty, got {self.name!r}")
+        if self.minutes is not None and not (_is_number(self.minutes) and self.minutes > 0):
+            raise InputError("minutes", f"must be a number above 0, got {self.minutes!r}")
+        if not isinstance(self.samples, tuple) or not all(isinstance(text, str) for text in self.samples):
+            raise InputError("samples", f"must be a list of texts, got {self.samples!r}")
 
     def as_dict(self) -> dict[str, Any]:
         """Nested plain values, as in a recipe file."""
@@ -126,12 +132,23 @@ class Recipe:
         optimizer = _table(values.pop("optimizer", {}), "optimizer")
         _reject_unknown(OptimizerRecipe, optimizer, "optimizer.")
         _reject_unknown(cls, values, "")
-        if "samples" in values:
-            samples = values["samples"]
-            if not isinstance(samples, list | tuple) or not all(isinstance(text, str) for text in samples):
-                raise InputError("samples", f"must be a list of texts, got {samples!r}")
-            values["samples"] = tuple(samples)
+        if isinstance(values.get("samples"), list):
+            values["samples"] = tuple(values["samples"])
         return cls(model=model, optimizer=OptimizerRecipe(**optimizer), **values)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _check_whole(name: str, value: object, lowest: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < lowest:
+        raise InputError(name, f"must be a whole number of at least {lowest}, got {value!r}")
+
+
+def _check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise InputError(name, f"must be one of {', '.join(allowed)}, got {value!r}")
 
 
 def _table(value: Any, name: str) -> dict[str, Any]:

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 Outcome = Literal["finished", "stopped", "failed"]
-"""`finished`: the budget was used or early stopping decided. `stopped`: interrupted by hand. `failed`: an error."""
+"""`finished`: the budget was used or early stopping decided. `stopped`: interrupted by hand. `failed`: an
+error."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +59,7 @@ class EvaluationReport:
     best: bool
     """True when no earlier evaluation of this run was lower."""
     samples: tuple[tuple[str, str], ...]
-    """(prompt, continuation) pairs, written greedily."""
+    """(prompt, continuation) pairs; the same prompts and dice at every evaluation."""
     elapsed: float
 
 
@@ -78,7 +79,14 @@ class RunEnd:
 class Observer(Protocol):
     """Listens to a run; called by the first process only, in order, from one thread."""
 
-    def started(self, start: RunStart) -> None: ...
-    def stepped(self, report: StepReport) -> None: ...
-    def evaluated(self, report: EvaluationReport) -> None: ...
-    def ended(self, end: RunEnd) -> None: ...
+    def started(self, start: RunStart) -> None:
+        """Called once, before the first step."""
+
+    def stepped(self, report: StepReport) -> None:
+        """Called after each optimiser step; should return at once."""
+
+    def evaluated(self, report: EvaluationReport) -> None:
+        """Called after each evaluation, when the best network so far is on disk."""
+
+    def ended(self, end: RunEnd) -> None:
+        """Called once, however the run ended."""

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
+import signal
+import socket
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from model.errors import InputError
 from training.recipe import Recipe
+
+GRACE_SECONDS = 10.0
+"""How long the other processes of a group may go on when one has failed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,11 +34,18 @@ class TrainResult:
     checkpoint: str | None
 
     def as_dict(self) -> dict[str, Any]:
+        """The result as plain JSON values."""
         return dataclasses.asdict(self)
 
 
 def train(
-    recipe: Recipe, *, data: Path, out: Path, resume: bool = False, minutes: float | None = None, track: bool = True
+    recipe: Recipe,
+    *,
+    data: Path,
+    out: Path,
+    resume: bool = False,
+    minutes: float | None = None,
+    track: bool = True,
 ) -> TrainResult:
     """Train (or resume) in this process; under `torchrun`, as one process of the group.
 
@@ -64,8 +79,52 @@ def train(
 
 
 def relaunch(processes: int, arguments: list[str]) -> int:
-    """Run this same `story` command under torchrun with `processes` processes; returns its exit status."""
+    """Run this same `story` command in `processes` processes of this machine; returns their exit status.
+
+    They get the environment that `torchrun` would give them. What is asked of this process by Ctrl-C or SIGTERM
+    is passed on, and they get all the time they need to save: torchrun would end them after half a minute.
+
+    Raises:
+        InputError: `processes` is less than 1.
+    """
     if processes < 1:
         raise InputError("processes", f"must be at least 1, got {processes}")
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    return subprocess.call([*launcher, "-m", "story", *arguments])
+    group = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+    workers: list[subprocess.Popen[bytes]] = []
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        for worker in workers:
+            worker.send_signal(number)
+
+    previous = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        for rank in range(processes):
+            environment = os.environ | group | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            workers.append(subprocess.Popen([sys.executable, "-m", "story", *arguments], env=environment))
+        return _wait(workers)
+    finally:
+        for worker in workers:
+            worker.kill()  # does nothing to one that has ended
+            worker.wait()
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _wait(workers: list[subprocess.Popen[bytes]]) -> int:
+    """The first exit status that is not 0. Without one of its processes a group cannot go on, nor end."""
+    deadline = math.inf
+    while True:
+        states = [worker.poll() for worker in workers]
+        failed = [state for state in states if state]
+        if None not in states or time.monotonic() > deadline:
+            # A process that a signal ended has a negative status; a shell calls that 128 + the signal.
+            return next((state if state > 0 else 128 - state for state in failed), 0)
+        if failed and deadline == math.inf:
+            deadline = time.monotonic() + GRACE_SECONDS
+        time.sleep(0.05)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

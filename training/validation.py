@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from model.errors import DataError
 from model.network import END_OF_STORY_ID, StoryNetwork
 from training.parallel import Group
 from training.rows import IGNORED
@@ -23,9 +24,14 @@ SAMPLE_TEMPERATURE = 0.7
 
 
 class Validation:
-    """The first `stories` of a validation shard (0: all), sorted by length into batches without much padding."""
+    """The first `stories` of a validation shard (0: all), sorted by length into batches of little padding.
+
+    Raises `DataError` for a shard without stories.
+    """
 
     def __init__(self, shard: TokenShard, tokenizer: Tokenizer, stories: int, group: Group) -> None:
+        if len(shard) == 0:
+            raise DataError(f"the {shard.split} shard holds no stories; `story data` makes one that does")
         count = min(stories, len(shard)) if stories else len(shard)
         texts = tokenizer.decode_batch([shard.story(index)[1:].tolist() for index in range(count)])
         self.bytes = sum(len(text.encode()) for text in texts)
@@ -67,21 +73,27 @@ class Validation:
 def write_samples(
     network: StoryNetwork, tokenizer: Tokenizer, prompts: tuple[str, ...], *, seed: int, max_tokens: int = 160
 ) -> tuple[tuple[str, str], ...]:
-    """Continue each prompt at temperature 0.7 by the network's own step form: (prompt, continuation) pairs."""
-    samples = []
+    """Continue each prompt at temperature 0.7 by the network's step form: (prompt, continuation) pairs.
+
+    All are written side by side, each with dice of its own.
+    """
     device = network.embedding.weight.device
-    for index, prompt in enumerate(prompts):
-        dice = torch.Generator().manual_seed(seed + index)
-        state = network.initial_state(1)
-        feed, written = [END_OF_STORY_ID, *tokenizer.encode(prompt).ids], []
-        while len(written) < max_tokens:
-            for token in feed:
-                logits_1V, state = network.step(torch.tensor([token], device=device), state)
-            chances = (logits_1V[0].float().cpu() / SAMPLE_TEMPERATURE).softmax(0)
-            token = int(torch.multinomial(chances, 1, generator=dice))
-            if token == END_OF_STORY_ID:
-                break
-            written.append(token)
-            feed = [token]
-        samples.append((prompt, tokenizer.decode(written)))
-    return tuple(samples)
+    streams = [[END_OF_STORY_ID, *tokenizer.encode(prompt).ids] for prompt in prompts]
+    given = [len(stream) for stream in streams]
+    dice = [torch.Generator().manual_seed(seed + index) for index in range(len(prompts))]
+    state = network.initial_state(len(prompts))
+    unfinished, position = set(range(len(prompts))) if max_tokens > 0 else set(), 0
+    while unfinished:
+        # A stream that has ended is fed ends of story; nobody looks at what comes of it.
+        tokens = [stream[position] if position < len(stream) else END_OF_STORY_ID for stream in streams]
+        logits_BV, state = network.step(torch.tensor(tokens, device=device), state)
+        position += 1
+        for index in [index for index in unfinished if len(streams[index]) == position]:
+            chances_V = (logits_BV[index].float().cpu() / SAMPLE_TEMPERATURE).softmax(0)
+            token = int(torch.multinomial(chances_V, 1, generator=dice[index]))
+            if token != END_OF_STORY_ID:
+                streams[index].append(token)
+            if token == END_OF_STORY_ID or len(streams[index]) - given[index] == max_tokens:
+                unfinished.remove(index)
+    written = [stream[length:] for stream, length in zip(streams, given, strict=True)]
+    return tuple(zip(prompts, tokenizer.decode_batch(written), strict=True))
