@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from demo import theme
 from demo.backend import Backend, open_backend
-from demo.page import build
+from demo.page import build, in_a_loop
 from model.errors import InputError
 
 if TYPE_CHECKING:
@@ -57,8 +57,9 @@ def serve(
             yield
 
     page = build(backend)
-    try:
-        _app, url, share_url = page.launch(
+
+    def start() -> tuple[Any, str, str]:
+        return page.launch(
             server_name=host,
             server_port=port,
             share=share,
@@ -78,6 +79,9 @@ def serve(
             head=theme.head(),
             app_kwargs={"lifespan": lifespan},
         )
+
+    try:
+        _app, url, share_url = in_a_loop(start)
         page.server.config.timeout_graceful_shutdown = GRACE
         yield Served(url=url, share_url=share_url or None, backend=backend)
     finally:

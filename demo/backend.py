@@ -15,14 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from model.errors import InputError
+from model.folder import PRETRAINED, ModelFolder
 from model.generation import Completion, Piece, Request
 
 if TYPE_CHECKING:
     from model.engine import Engine
     from model.settings import Settings
-
-PRETRAINED = Path(__file__).resolve().parent.parent / "model" / "pretrained"
-"""The model folder that ships with the repository."""
 
 
 class Stream(Protocol):
@@ -46,7 +44,7 @@ class ModelInfo:
 
     name: str
     version: str
-    """Digest of the model folder, in hexadecimal; empty when it has none."""
+    """Digest of the model folder, in hexadecimal."""
 
 
 class Backend(Protocol):
@@ -92,6 +90,7 @@ class LocalBackend:
         from model.load import load_engine  # ONNX Runtime takes a second to import
 
         folder = Path(settings.story_model) if settings.story_model else PRETRAINED
+        version = ModelFolder.open(folder).digest
         engine = load_engine(
             folder,
             slots=settings.story_slots,
@@ -99,14 +98,9 @@ class LocalBackend:
             precision=settings.story_precision,
             queue_limit=settings.story_queue,
         )
-        digest = folder / "digest"
-        version = digest.read_text(encoding="ascii").strip() if digest.is_file() else ""
         name = "the model that ships with this repository" if folder == PRETRAINED else folder.name
-        return cls(
-            engine,
-            ModelInfo(name=name, version=version),
-            capacity=settings.story_slots + settings.story_queue,
-        )
+        capacity = settings.story_slots + settings.story_queue
+        return cls(engine, ModelInfo(name=name, version=version), capacity=capacity)
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:

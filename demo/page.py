@@ -7,12 +7,13 @@ executed, and `${value}` would be taken as HTML. The script sets text nodes only
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from html import escape
-from typing import Any
+from typing import Any, TypeVar
 
 import gradio as gr
 
@@ -20,6 +21,7 @@ from demo import handlers, theme
 from demo.backend import Backend
 from demo.form import FIELDS, LONGEST, Form, new_seed
 from demo.handlers import Desk, View, buttons
+from demo.links import VERSION_CHARS
 
 EXAMPLES = {
     "A fox who could not sleep": "Once upon a time, there was a little fox who could not sleep. Every night,",
@@ -55,6 +57,9 @@ _BOOK = """
 """
 
 
+Made = TypeVar("Made")
+
+
 @dataclass(frozen=True, slots=True)
 class Parts:
     """What events come from or change."""
@@ -74,8 +79,29 @@ class Parts:
     """The `View` on the page, kept on the server for Continue."""
 
 
+def in_a_loop(make: Callable[[], Made]) -> Made:
+    """Call `make` while an event loop runs.
+
+    Where none does, Gradio opens a loop for each lock that it makes and never closes it
+    (`gradio.utils.safe_get_lock`): two sockets lost each time.
+    """
+
+    async def call() -> Made:
+        return make()
+
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(call())
+    return make()
+
+
 def build(backend: Backend) -> gr.Blocks:
     """The page, wired to `backend`, which must be running before the first event arrives."""
+    return in_a_loop(lambda: _lay_out(backend))
+
+
+def _lay_out(backend: Backend) -> gr.Blocks:
     page = gr.Blocks(title="Write me a story", analytics_enabled=False, fill_width=True)
     with page:
         _plain(_HEADER, "masthead", "window.story.paper(element)")
@@ -313,6 +339,5 @@ def _plain(html: str, elem_id: str, script: str | None = None) -> None:
 
 def _colophon(backend: Backend) -> str:
     """Who wrote it. A model's name can be a folder's, so it is escaped."""
-    version = backend.model.version[:12]
-    told = f", version <code>{escape(version)}</code>" if version else ""
-    return f"<p>Written by {escape(backend.model.name)}{told}. Stories are invented and may be odd.</p>"
+    name, version = escape(backend.model.name), escape(backend.model.version[:VERSION_CHARS])
+    return f"<p>Written by {name}, version <code>{version}</code>. Stories are invented and may be odd.</p>"

@@ -40,6 +40,37 @@
     if (matchMedia("(hover: hover)").matches) document.querySelector("#prompt textarea")?.focus();
   };
 
+  // Gradio builds the page piece by piece, after this script has run.
+  const whenThere = (selector, then) => {
+    const found = document.querySelector(selector);
+    if (found) {
+      then(found);
+      return;
+    }
+    const watcher = new MutationObserver(() => {
+      const late = document.querySelector(selector);
+      if (late) {
+        watcher.disconnect();
+        then(late);
+      }
+    });
+    watcher.observe(document.documentElement, { childList: true, subtree: true });
+  };
+
+  whenThere("#prompt textarea", focusPrompt);
+  whenThere("#more > button", (more) => {
+    // Gradio's accordion does not say whether it is open.
+    const isOpen = () => more.classList.contains("open");
+    const tell = () => more.setAttribute("aria-expanded", String(isOpen()));
+    new MutationObserver(tell).observe(more, { attributes: true, attributeFilter: ["class"] });
+    tell();
+    // A message beside a field is of no use in a closed drawer.
+    new MutationObserver((changes) => {
+      const added = changes.flatMap((change) => [...change.addedNodes]);
+      if (!isOpen() && added.some((node) => node.classList?.contains("validation-error"))) more.click();
+    }).observe(more.parentElement, { childList: true, subtree: true });
+  });
+
   window.story = {
     // Light or dark: the system's wish until the reader presses the button, which is then remembered.
     paper(element) {
@@ -60,21 +91,6 @@
       });
       new MutationObserver(show).observe(document.body, { attributes: true, attributeFilter: ["class"] });
       show();
-      // Gradio's accordion does not say whether it is open.
-      const more = document.querySelector("#more > button");
-      const tell = () => more?.setAttribute("aria-expanded", String(more.classList.contains("open")));
-      if (more) {
-        new MutationObserver(tell).observe(more, { attributes: true, attributeFilter: ["class"] });
-        // A message beside a field is of no use in a closed drawer.
-        new MutationObserver((changes) => {
-          const added = changes.flatMap((change) => [...change.addedNodes]);
-          if (added.some((node) => node.classList?.contains("validation-error")) && !more.classList.contains("open")) {
-            more.click();
-          }
-        }).observe(more.parentElement, { childList: true, subtree: true });
-        tell();
-      }
-      focusPrompt();
     },
 
     begin(text) {

@@ -64,12 +64,12 @@ class ScriptedBackend:
     """Tells `story` at `pace` seconds a word and remembers every stream it opened."""
 
     name = "scripted"
-    model = ModelInfo(name="a scripted model", version="5eed" * 16)
     capacity = 8
 
     def __init__(
         self, story: str, *, pace: float = 0.0, finish: FinishReason = "stop", fail: Exception | None = None
     ) -> None:
+        self.model = ModelInfo(name="a scripted model", version="5eed" * 16)
         self.story = story
         self.pace = pace
         self.finish: FinishReason = finish

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import re
 from collections.abc import AsyncGenerator
@@ -13,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from demo import handlers, links
+from demo.coalesce import coalesce
 from demo.form import FIELDS, Form
 from demo.handlers import Desk, View, buttons
 from model.errors import ModelError, StoryError
@@ -31,7 +33,7 @@ async def test_a_story_grows_from_its_prompt_and_ends_with_exact_figures() -> No
     lengths = [len(view.told) for view in views]
     assert lengths == sorted(lengths)
     assert len(set(lengths)) > 3
-    assert all(later.told.startswith(sooner.told) for sooner, later in zip(views, views[1:], strict=False))
+    assert all(later.told.startswith(sooner.told) for sooner, later in itertools.pairwise(views))
     assert views[0].phase == "waiting"
     assert {view.phase for view in views[1:-1]} == {"writing"}
     last = views[-1]
@@ -146,7 +148,7 @@ async def test_a_story_that_breaks_off_keeps_its_text_and_gives_the_reason() -> 
 
 
 async def test_while_no_word_has_come_the_page_says_that_it_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(handlers.coalesce, "__kwdefaults__", {"interval": 0.01, "idle": 0.02})
+    monkeypatch.setattr(coalesce, "__kwdefaults__", {"interval": 0.01, "idle": 0.02})
     views = await every(handlers.write(Desk.of(ScriptedBackend("Word", pace=0.2)), "me", Form()))
     assert [view.status for view in views[:2]] == ["Beginning…", "Waiting for the first word…"]
     assert views[1].phase == "waiting"

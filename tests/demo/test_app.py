@@ -1,0 +1,116 @@
+"""The app as a process and over HTTP: it answers, it keeps to itself, and it goes when it is told to."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from demo.app import serve
+from model.errors import InputError
+from tests.demo.engines import local_backend
+from tests.demo.scripted import ScriptedBackend
+
+LAUNCHER = """
+import demo.app
+from model.settings import Settings
+from tests.demo.engines import local_backend
+
+# The shipped weights are no part of this test; the engine behind the page is real.
+demo.app.open_backend = lambda kind, settings: local_backend(step_seconds=0.01, end_bias=-50)
+demo.app.launch(Settings(), host="127.0.0.1", port=0)
+print("Closed.", flush=True)
+"""
+
+
+def test_the_page_is_served_without_a_word_about_its_maker_or_a_foreign_font() -> None:
+    with serve(ScriptedBackend("A story.")) as served:
+        theme = httpx.get(f"{served.url}theme.css").text
+        config = httpx.get(f"{served.url}config").json()
+    assert config["title"] == "Write me a story"
+    assert config["footer_links"] == []
+    assert config["stylesheets"] == []
+    assert not config["analytics_enabled"]
+    assert "@import" not in theme
+    assert all(address.startswith("data:") for address in re.findall(r"""url\(["']?([^)]*)""", theme))
+
+
+def test_monitoring_and_the_list_of_runs_are_closed() -> None:
+    with serve(ScriptedBackend("A story.")) as served:
+        assert httpx.get(f"{served.url}gradio_api/runs").status_code in (403, 404)
+        assert httpx.get(f"{served.url}monitoring").status_code in (403, 404)
+
+
+def test_a_port_that_is_taken_is_told_in_one_line() -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with (
+            pytest.raises(InputError, match=rf"^port {port} on 127.0.0.1 cannot be used: "),
+            serve(ScriptedBackend("A story."), port=port),
+        ):
+            pass
+
+
+def test_an_address_of_another_machine_is_told_in_one_line() -> None:
+    with (
+        pytest.raises(InputError, match=r"port .* cannot be used|host must be an address"),
+        serve(ScriptedBackend("A story."), host="192.0.2.1", port=7860),
+    ):
+        pass
+
+
+def test_when_it_stops_the_engine_stops_with_it() -> None:
+    backend = local_backend()
+    with serve(backend) as served:
+        assert httpx.get(served.url).status_code == 200
+        thread = [t for t in threading.enumerate() if t.name == "story-engine"]
+    assert all(not t.is_alive() for t in thread)
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(served.url)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+def test_a_signal_ends_the_process_soon_and_cleanly_even_with_a_tab_open(
+    number: signal.Signals, repository: Path
+) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(repository)}
+    process = subprocess.Popen(
+        [sys.executable, "-c", LAUNCHER],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+    assert process.stdout is not None
+    try:
+        line = process.stdout.readline()
+        url = line.removeprefix("Write me a story: ").strip()
+        with (
+            contextlib.suppress(httpx.HTTPError),
+            httpx.stream("GET", f"{url}gradio_api/heartbeat/me") as tab,
+        ):
+            assert tab.status_code == 200
+            began = time.monotonic()
+            process.send_signal(number)
+            process.wait(20)
+        took = time.monotonic() - began
+        out, err = process.communicate()
+    finally:
+        process.kill()
+        process.wait()
+    assert out == "Closing.\nClosed.\n"
+    assert process.returncode == 0
+    assert "Traceback" not in err
+    assert took < 15

@@ -1,0 +1,82 @@
+"""The layout as Gradio will serve it: limits are set, fields agree, nothing could run a story."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import gradio as gr
+import pytest
+
+from demo import page
+from demo.backend import ModelInfo
+from demo.form import FIELDS
+from demo.handlers import View
+from tests.demo.scripted import ScriptedBackend
+
+
+@pytest.fixture(scope="module")
+def blocks() -> gr.Blocks:
+    return page.build(ScriptedBackend("A story."))
+
+
+def events(blocks: gr.Blocks, name: str) -> list[Any]:
+    return [fn for fn in blocks.fns.values() if fn.name == name]
+
+
+def test_stories_share_one_stated_limit_and_the_queue_is_bounded(blocks: gr.Blocks) -> None:
+    telling = [*events(blocks, "on_write"), *events(blocks, "on_resume")]
+    assert len(telling) == 3  # Write, Again, Continue
+    assert {fn.concurrency_limit for fn in telling} == {ScriptedBackend.capacity}
+    assert {fn.concurrency_id for fn in telling} == {"stories"}
+    assert blocks._queue.max_size == ScriptedBackend.capacity + page.QUEUE_MARGIN
+
+
+def test_nothing_of_the_page_is_a_public_api(blocks: gr.Blocks) -> None:
+    assert {fn.api_visibility for fn in blocks.fns.values() if fn.fn is not None} == {"private"}
+
+
+def test_the_writers_parameters_are_the_forms_fields_in_order(blocks: gr.Blocks) -> None:
+    for fn in events(blocks, "on_write"):
+        assert tuple(inspect.signature(fn.fn).parameters)[:-1] == FIELDS
+        assert len(fn.inputs) == len(FIELDS)
+
+
+def test_every_writer_is_preceded_by_a_check_of_each_field(blocks: gr.Blocks) -> None:
+    good: list[Any] = ["Hi", 400, 0.7, 0.95, 0, 0.0, 1.0, 3]
+    for fn in events(blocks, "on_write"):
+        assert [verdict["is_valid"] for verdict in fn.validator(*good)] == [True] * 8
+        verdicts = fn.validator("Hi", 400, 9, 0.95, 0, 0.0, 1.0, None)
+        wrong = {name: v["message"] for name, v in zip(FIELDS, verdicts, strict=True) if not v["is_valid"]}
+        assert wrong == {
+            "temperature": "temperature must be between 0 and 2, got 9",
+            "seed": "seed is empty; it needs a number",
+        }
+
+
+def test_continue_checks_the_numbers_and_leaves_the_story_alone(blocks: gr.Blocks) -> None:
+    (fn,) = events(blocks, "on_resume")
+    verdicts = fn.validator(View(given="x" * 50_000), 400, 0.7, 0.95, -1, 0.0, 1.0, 3)
+    assert [verdict["is_valid"] for verdict in verdicts] == [True, True, True, True, False, True, True, True]
+    assert len(fn.inputs) == len(verdicts)
+
+
+def test_no_template_is_ever_filled_with_text(blocks: gr.Blocks) -> None:
+    # Gradio runs a filled template as JavaScript: see the module's docstring.
+    book = next(block for block in blocks.blocks.values() if getattr(block, "elem_id", None) == "book")
+    assert isinstance(book, gr.HTML)
+    assert "{" not in book.html_template
+    assert "innerHTML" not in (book.js_on_load or "innerHTML")
+
+
+def test_a_models_name_cannot_bring_markup_along() -> None:
+    backend = ScriptedBackend("A story.")
+    backend.model = ModelInfo(name="<b>&", version="ab" * 32)
+    assert "<b>" not in page._colophon(backend)
+    assert "&lt;b&gt;&amp;" in page._colophon(backend)
+
+
+def test_no_example_ends_in_a_space_and_each_can_be_written() -> None:
+    for beginning in page.EXAMPLES.values():
+        assert beginning == beginning.strip()
+        page._form(beginning, 400, 0.7, 0.95, 0, 0.0, 1.0, 1).request()
