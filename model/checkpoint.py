@@ -13,11 +13,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
-from model.config import ModelConfig
 from model.errors import ModelError
-from model.folder import FORMAT, read_config
+from model.folder import FORMAT, read_sizes
 from model.network import StoryNetwork
 
 
@@ -31,7 +30,8 @@ def save_network(
 ) -> None:
     """Write the network into an existing `folder`, its weights as `dtype`; `notes` go into config.json."""
     weights = {name: value.detach().to(dtype).contiguous() for name, value in network.state_dict().items()}
-    save_file(weights, folder / "model.safetensors")
+    # Written as any other file: safetensors' own writer lets nobody but the owner read it.
+    (folder / "model.safetensors").write_bytes(save(weights))
     config = {"format": FORMAT, "model": network.config.as_dict(), **notes}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
     if tokenizer.resolve() != (folder / "tokenizer.json").resolve():
@@ -44,8 +44,7 @@ def load_network(folder: Path) -> StoryNetwork:
     Raises:
         ModelError: a file is missing or damaged, or the weights do not fit the configuration.
     """
-    config = read_config(folder)
-    network = StoryNetwork(ModelConfig.from_dict(config["model"]))
+    network = StoryNetwork(read_sizes(folder))
     try:
         weights = load_file(folder / "model.safetensors")
     except (OSError, SafetensorError) as error:
@@ -53,5 +52,7 @@ def load_network(folder: Path) -> StoryNetwork:
     try:
         network.load_state_dict({name: value.float() for name, value in weights.items()})
     except RuntimeError as error:
-        raise ModelError(f"{folder}: weights and config.json do not fit: {str(error).splitlines()[-1].strip()}") from None
+        raise ModelError(
+            f"{folder}: weights and config.json do not fit: {str(error).splitlines()[-1].strip()}"
+        ) from None
     return network.eval()

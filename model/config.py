@@ -8,6 +8,7 @@ layers to one of local attention); `"AAAAAA"` and `"RRRRRR"` are its controls, a
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,10 +43,15 @@ class ModelConfig:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if field.name not in ("pattern", "rope_base") and (not isinstance(value, int) or value < 1):
+            whole = isinstance(value, int) and not isinstance(value, bool)
+            if field.name not in ("pattern", "rope_base") and not (whole and value >= 1):
                 raise ModelError(f"model.{field.name} must be a whole number of at least 1, got {value!r}")
-        if not self.pattern or set(self.pattern) - set("RA"):
+        if not isinstance(self.pattern, str) or not self.pattern or set(self.pattern) - set("RA"):
             raise ModelError(f"model.pattern must be letters R and A, one a layer, got {self.pattern!r}")
+        if isinstance(self.rope_base, bool) or not (
+            isinstance(self.rope_base, int | float) and 1 <= self.rope_base < math.inf
+        ):
+            raise ModelError(f"model.rope_base must be a number of at least 1, got {self.rope_base!r}")
         if self.head_dim % 2:
             raise ModelError(f"model.head_dim must be even for rotary positions, got {self.head_dim}")
 

@@ -20,7 +20,12 @@ FORMAT = 1
 PRETRAINED = Path(__file__).parent / "pretrained"
 """The model that ships with the project."""
 PRECISIONS = ("int8", "fp32")
-DIGESTED = ("config.json", "model.safetensors", "tokenizer.json", *(f"decode.{name}.onnx" for name in PRECISIONS))
+DIGESTED = (
+    "config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    *(f"decode.{name}.onnx" for name in PRECISIONS),
+)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -32,9 +37,22 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise ModelError(f"{path} cannot be read: {error.strerror}") from None
     except ValueError as error:
         raise ModelError(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(config, dict) or config.get("format") != FORMAT or not isinstance(config.get("model"), dict):
+    if (
+        not isinstance(config, dict)
+        or config.get("format") != FORMAT
+        or not isinstance(config.get("model"), dict)
+    ):
         raise ModelError(f"{path} is not a model of format {FORMAT}")
     return config
+
+
+def read_sizes(folder: Path) -> ModelConfig:
+    """The network's sizes out of the folder's config.json. Raises `ModelError` that names the file."""
+    values = read_config(folder)["model"]
+    try:
+        return ModelConfig.from_dict(values)
+    except ModelError as error:
+        raise ModelError(f"{folder / 'config.json'}: {error}") from None
 
 
 def compute_digest(folder: Path) -> str:
@@ -69,7 +87,8 @@ class ModelFolder:
         if not path.is_dir():
             raise ModelError(f"{path} is not a model folder; `story export CHECKPOINT` makes one")
         notes = read_config(path)
-        config = ModelConfig.from_dict(notes.pop("model"))
+        config = read_sizes(path)
+        del notes["model"]
         try:
             stated = (path / "digest").read_text("ascii").strip()
         except (OSError, UnicodeDecodeError) as error:

@@ -158,7 +158,8 @@ class Recurrence(nn.Module):
         read_BSHCP = ((query @ key.transpose(-1, -2)) * fade_BSHCC) @ value
 
         # Between chunks: each leaves a memory of its last story, which fades over the next.
-        to_end_BSHC = (total_BSHC[..., -1:] - total_BSHC).exp() * (story_BSC == story_BSC[..., -1:])[:, :, None]
+        last_BSC = story_BSC == story_BSC[..., -1:]
+        to_end_BSHC = (total_BSHC[..., -1:] - total_BSHC).exp() * last_BSC[:, :, None]
         left_BSHNP = (key * to_end_BSHC[..., None].to(key.dtype)).transpose(-1, -2) @ value
         before_BS = F.pad(story_BSC[:, :-1, -1], (1, 0), value=-2)
         kept_BSH = total_BSHC[..., -1].exp() * (story_BSC[..., -1] == before_BS)[..., None]
@@ -170,7 +171,7 @@ class Recurrence(nn.Module):
         from_start_BSHC = total_BSHC.exp() * (story_BSC == before_BS[..., None])[:, :, None]
         memory_BSHNP = torch.stack(memories, dim=1).to(query.dtype)
         read_BSHCP = read_BSHCP + (query * from_start_BSHC[..., None].to(query.dtype)) @ memory_BSHNP
-        return read_BSHCP.transpose(2, 3).flatten(1, 2)[:, :time]
+        return cast(Tensor, read_BSHCP.transpose(2, 3).flatten(1, 2)[:, :time])
 
     def initial_state(self, batch: int) -> RecurrentState:
         config, like = self.config, self.inputs.weight
@@ -222,7 +223,9 @@ class Attention(nn.Module):
     def forward(self, x_BTD: Tensor, story_BT: Tensor) -> Tensor:
         batch, time, _ = x_BTD.shape
         position_T = torch.arange(time, device=x_BTD.device)
-        query, key, value = (part.transpose(1, 2) for part in self._project(x_BTD, position_T.expand(batch, -1)))
+        query, key, value = (
+            part.transpose(1, 2) for part in self._project(x_BTD, position_T.expand(batch, -1))
+        )
         ago_TT = position_T[:, None] - position_T
         near_TT = (ago_TT >= 0) & (ago_TT < self.config.window)
         visible_BTT = near_TT & (story_BT[:, :, None] == story_BT[:, None, :])
@@ -241,7 +244,8 @@ class Attention(nn.Module):
     ) -> tuple[Tensor, AttentionState]:
         """One token: it takes the ring's oldest place, then attends to all that the ring holds."""
         query, key, value = self._project(x_BD, position_B)
-        slot_BW = torch.arange(self.config.window, device=x_BD.device) == (position_B % self.config.window)[:, None]
+        place_W = torch.arange(self.config.window, device=x_BD.device)
+        slot_BW = place_W == (position_B % self.config.window)[:, None]
         filled_BW = (state.filled_BW & ~fresh_B[:, None]) | slot_BW
         keys_BWP = torch.where(slot_BW[..., None], key, state.key_BWP)
         values_BWP = torch.where(slot_BW[..., None], value, state.value_BWP)

@@ -50,20 +50,25 @@ def accept(
         stories: token lists that begin with the end-of-story id, longer than a few tokens.
 
     Raises:
-        ModelError: a logit is not finite or further off than its bound.
+        ModelError: a logit is not finite or further off than its bound, or the network's own are not finite.
     """
     cut = [list(story)[: PREFILL + STEPS] for story in stories if len(story) >= PREFILL + STEPS]
     if not cut or any(story[0] != END_OF_STORY_ID for story in cut):
         raise ModelError(f"acceptance needs stories of at least {PREFILL + STEPS} tokens")
     expected = reference_logits(network, cut)
+    if not all(np.isfinite(logits).all() for logits in expected):
+        raise ModelError("the network itself gives logits that are not finite: its weights are unusable")
     largest = {}
     for size in (size for size in BATCHES if size <= runtime.max_batch):
         chosen = [index % len(cut) for index in range(size)]
-        largest[size] = _largest(runtime, [cut[index] for index in chosen], [expected[index] for index in chosen])
-        if not largest[size] <= LIMITS[precision]:  # a NaN is not below anything
+        largest[size] = _largest(
+            runtime, [cut[index] for index in chosen], [expected[index] for index in chosen]
+        )
+        if not largest[size] <= LIMITS[precision]:
+            off = f"off by {largest[size]:.3g}" if np.isfinite(largest[size]) else "not finite"
             raise ModelError(
-                f"the {precision} graph is not the network: at batch {size} a logit is off by {largest[size]:.3g}, "
-                f"allowed is {LIMITS[precision]:g}"
+                f"the {precision} graph is not the network: at batch {size} a logit is {off}, "
+                f"allowed is a difference of {LIMITS[precision]:g}"
             )
     return Acceptance(precision, largest, float(np.std(np.concatenate(expected))))
 

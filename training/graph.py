@@ -31,12 +31,14 @@ from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import load_file
 
 from model.config import ModelConfig
+from model.errors import ModelError
 
 CONTRIB = "com.microsoft"
 EPSILON = 1e-6
-BITS_BLOCK = 64
-"""Weights that share one scale in int8. Not more: with blocks of 128, ONNX Runtime's kernel for one row adds up in
-another order than its kernel for several, and a story would depend on who is written beside it."""
+BITS_BLOCKS = (64, 32, 16)
+"""Weights that share one scale in int8: the largest of these that divides a row, so that one large weight costs
+only its neighbours. Blocks of 128 save a single stream a tenth of its time, but ONNX Runtime's AVX-512 kernels then
+sum one row in another order than several, and a story would depend on its company."""
 
 Array = npt.NDArray[Any]
 
@@ -115,7 +117,11 @@ class GraphBuilder:
         self.outputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
 
     def weight(self, name: str) -> Array:
-        return self.source.tensors[name].astype(np.float32)
+        """A weight in fp32. Raises `ModelError` if it holds a NaN or an infinity, which int8 would hide."""
+        value = self.source.tensors[name].astype(np.float32)
+        if not np.isfinite(value).all():
+            raise ModelError(f"{self.source.name}: {name} holds a value that is not finite")
+        return value
 
     def stored(self, name: str) -> str:
         """A weight as it stands in the folder's safetensors file, which the graph points into."""
@@ -137,7 +143,12 @@ class GraphBuilder:
             matrix_OI = self.node("Cast", self.stored(name), to=TensorProto.FLOAT)
             return str(self.node("MatMul", x, self.node("Transpose", matrix_OI, perm=[1, 0])))
         matrix = self.weight(name)
-        levels, scale = quantize_blocks(matrix, BITS_BLOCK)
+        block = next((block for block in BITS_BLOCKS if matrix.shape[1] % block == 0), 0)
+        if not block:
+            raise ModelError(
+                f"{name} takes {matrix.shape[1]} values; for int8 they must be a multiple of {BITS_BLOCKS[-1]}"
+            )
+        levels, scale = quantize_blocks(matrix, block)
         return str(
             self.node(
                 "MatMulNBits",
@@ -148,7 +159,7 @@ class GraphBuilder:
                 K=matrix.shape[1],
                 N=matrix.shape[0],
                 bits=8,
-                block_size=BITS_BLOCK,
+                block_size=block,
                 accuracy_level=4,  # activations are rounded to int8 as well, each row by itself
             )
         )
@@ -261,6 +272,9 @@ def build_graph(config: ModelConfig, source: WeightFile, precision: str) -> onnx
 
     The embedding table, and in fp32 every matrix, stay in the weights file beside the graph; int8 matrices are
     written into the graph.
+
+    Raises:
+        ModelError: a weight is not finite, or a matrix has a size that int8 cannot have.
     """
     g = GraphBuilder(config, source, precision)
     tokens = g.input("tokens", TensorProto.INT64, "B", "T")
