@@ -91,7 +91,8 @@ class FakeRuntime:
         self._logits = np.empty((max_batch, vocab_size), dtype=np.float32)
 
     def _take(self, hidden: np.ndarray, token: int) -> np.ndarray:
-        return np.tanh(0.8 * hidden + self._mix @ hidden + self._embed[token]).astype(np.float32)
+        new: np.ndarray = np.tanh(0.8 * hidden + self._mix @ hidden + self._embed[token])
+        return new.astype(np.float32)
 
     def _called(self, kind: str, size: int) -> None:
         self.threads.add(threading.get_ident())

@@ -26,7 +26,7 @@ VOCAB = st.sampled_from([2, 97, 600, 4096])
 
 def some_logits(rng: np.random.Generator, vocab: int) -> np.ndarray:
     """Rows of every kind: flat, peaked, with ties, with forbidden tokens."""
-    logits = rng.standard_normal(vocab) * rng.choice([0.1, 1, 3, 8])
+    logits: np.ndarray = rng.standard_normal(vocab) * rng.choice([0.1, 1, 3, 8])
     if rng.random() < 0.3:
         logits = np.round(logits)
     if rng.random() < 0.2:
