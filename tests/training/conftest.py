@@ -36,3 +36,19 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("shards") / "own"
     prepare(PrepareOptions(sources=(own_stories_folder(),), out=folder, vocab_size=512))
     return folder
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    folder = tmp_path / "runs" / "tiny"
+    folder.mkdir(parents=True)
+    return folder
+
+
+@pytest.fixture
+def checkpoint(out: Path) -> Path:
+    folder = out / "best"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"width": 64}')
+    (folder / "model.safetensors").write_bytes(bytes(range(256)))
+    return folder
