@@ -88,6 +88,7 @@ class Trainer:
         self.bf16 = recipe.precision == "bf16" or (recipe.precision == "auto" and _has_bf16(self.device))
         self.loss_sum = torch.compile(self.network.loss_sum) if recipe.compile else self.network.loss_sum
         self._stop = threading.Event()
+        self.group.meet()  # before anyone writes to `out`: the others have to find it as it was
 
     def run(self) -> RunEnd:
         """Train until the budget is used, patience ends or someone interrupts.
@@ -218,6 +219,7 @@ class Trainer:
                 "optimizers": self.optimizers.state_dict(),
             }  # fmt: skip
             self._write(LAST, state)
+        self.group.meet()  # so that nobody resumes from an earlier one
         self.saved = self.step
 
     def _write(self, name: str, trainer: dict[str, Any] | None = None) -> None:
@@ -256,7 +258,7 @@ class Trainer:
             loss = self.loss_sum(tokens_BT, tokens_BT.clone())  # an alias would be compiled for itself
         loss.backward()
         self.optimizers.zero_grad()
-        self.group.agree(0.0)  # the clock starts when all are ready
+        self.group.meet()  # the clock starts when all are ready
 
     def _autocast(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else nullcontext()

@@ -59,6 +59,10 @@ class Group:
             dist.all_reduce(shared, dist.ReduceOp.MAX)
         return [float(value) for value in shared]
 
+    def meet(self) -> None:
+        """Go on when all processes are here."""
+        self.agree(0.0)
+
     def close(self) -> None:
         """Leave the group."""
         if self.size > 1 and dist.is_initialized():

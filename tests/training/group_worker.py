@@ -1,0 +1,70 @@
+"""One process of a group, as `torchrun` starts it for test_parallel: a whole run, then one interrupted and
+resumed. The first process writes what it saw to `result.json`, and each one what its weights are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import torch
+
+from tests.training.runs import Recorder, smallest
+from training.loop import Trainer
+from training.parallel import Group
+
+INTERRUPTED_AT = 5
+"""Step behind which only the second process gets a signal."""
+
+
+def main(data: Path, folder: Path) -> None:
+    torch.set_num_threads(1)
+    group = Group()
+    recorders = {"whole": Recorder(), "interrupted": Recorder()}
+
+    def trainer(name: str, *, resume: bool = False) -> Trainer:
+        return Trainer(
+            smallest(), data=data, out=folder / name, observers=[recorders[name]], group=group, resume=resume
+        )
+
+    whole = trainer("whole")
+    whole.run()
+    interrupted = trainer("interrupted")
+    if not group.first:
+        step = interrupted.optimizers.step
+
+        def step_and_signal() -> None:
+            step()
+            if interrupted.step + 1 == INTERRUPTED_AT:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        interrupted.optimizers.step = step_and_signal  # type: ignore[method-assign]
+    stopped = interrupted.run()
+    end = trainer("interrupted", resume=True).run()
+    digest = hashlib.sha256()
+    for parameter in whole.network.parameters():
+        digest.update(parameter.detach().numpy().tobytes())
+    (folder / f"weights-{group.rank}").write_text(digest.hexdigest())
+    (folder / f"ends-{group.rank}").write_text(
+        json.dumps([stopped.outcome, stopped.step, end.outcome, end.step])
+    )
+    if group.first:
+        result = {
+            name: {
+                "losses": recorder.losses,
+                "bits": [report.bits_per_byte for report in recorder.evaluations],
+                "tokens": recorder.ends[-1].tokens,
+                "world_size": recorder.starts[0].world_size,
+            }
+            for name, recorder in recorders.items()
+        }
+        (folder / "result.json").write_text(json.dumps(result))
+    group.close()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
