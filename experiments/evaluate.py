@@ -114,9 +114,13 @@ def evaluate(
         raise InputError("limit", f"must be at least 1, got {limit}")
     folder = ModelFolder.open(model or PRETRAINED)
     tokenizer = StoryTokenizer.load(folder.tokenizer)
-    texts = [story.text for story in islice(chain.from_iterable(map(read_stories, data)), limit)]
+    texts = []
+    for story in islice(chain.from_iterable(map(read_stories, data)), limit):
+        if not story.text:
+            raise DataError(f"{story.path}, line {story.line}: the story is empty, and has no bits per byte")
+        texts.append(story.text)
     if not texts:
-        raise DataError(f"{', '.join(map(str, data)) or 'no file'}: holds no story to evaluate")
+        raise DataError("no file of stories was given to evaluate")
     sizes = [len(text.encode()) for text in texts]
     stories = [[tokenizer.end_id, *tokenizer.encode(text)] for text in texts]
     skipped: dict[RuntimeName, str] = {}

@@ -35,10 +35,10 @@ from model.errors import ModelError
 
 CONTRIB = "com.microsoft"
 EPSILON = 1e-6
-BITS_BLOCKS = (64, 32, 16)
-"""Weights that share one scale in int8: the largest of these that divides a row, so that one large weight costs
-only its neighbours. Blocks of 128 save a single stream a tenth of its time, but ONNX Runtime's AVX-512 kernels then
-sum one row in another order than several, and a story would depend on its company."""
+BITS_BLOCK = 64
+"""Weights that share one scale in int8. Not more: with blocks of 128 a single stream saves a tenth of its time, but
+ONNX Runtime's AVX-512 kernel for one row then adds up in another order than its kernel for several, and a story would
+depend on who is written beside it."""
 
 Array = npt.NDArray[Any]
 
@@ -143,12 +143,7 @@ class GraphBuilder:
             matrix_OI = self.node("Cast", self.stored(name), to=TensorProto.FLOAT)
             return str(self.node("MatMul", x, self.node("Transpose", matrix_OI, perm=[1, 0])))
         matrix = self.weight(name)
-        block = next((block for block in BITS_BLOCKS if matrix.shape[1] % block == 0), 0)
-        if not block:
-            raise ModelError(
-                f"{name} takes {matrix.shape[1]} values; for int8 they must be a multiple of {BITS_BLOCKS[-1]}"
-            )
-        levels, scale = quantize_blocks(matrix, block)
+        levels, scale = quantize_blocks(matrix, BITS_BLOCK)
         return str(
             self.node(
                 "MatMulNBits",
@@ -159,7 +154,7 @@ class GraphBuilder:
                 K=matrix.shape[1],
                 N=matrix.shape[0],
                 bits=8,
-                block_size=block,
+                block_size=BITS_BLOCK,
                 accuracy_level=4,  # activations are rounded to int8 as well, each row by itself
             )
         )
@@ -274,7 +269,7 @@ def build_graph(config: ModelConfig, source: WeightFile, precision: str) -> onnx
     written into the graph.
 
     Raises:
-        ModelError: a weight is not finite, or a matrix has a size that int8 cannot have.
+        ModelError: a weight that goes into the graph is not finite.
     """
     g = GraphBuilder(config, source, precision)
     tokens = g.input("tokens", TensorProto.INT64, "B", "T")
