@@ -33,6 +33,9 @@ from training.rows import IGNORED, RowStream
 from training.shards import TokenShard, read_meta
 from training.validation import Validation, write_samples
 
+EVALUATED_PARTS = 8
+"""A budget in minutes is evaluated at each of these parts of it too, however few steps that is."""
+
 
 class Trainer:
     """One run over the shards in `data`, with its checkpoints in `out`.
@@ -87,6 +90,7 @@ class Trainer:
         self.resumed_from = self.step
         self.bf16 = recipe.precision == "bf16" or (recipe.precision == "auto" and _has_bf16(self.device))
         self.loss_sum = torch.compile(self.network.loss_sum) if recipe.compile else self.network.loss_sum
+        self._part = int(self._progress() * EVALUATED_PARTS)
         self._stop = threading.Event()
         self.group.meet()  # before anyone writes to `out`: the others have to find it as it was
 
@@ -132,7 +136,7 @@ class Trainer:
                 # An evaluation that is due now is left to the resume, which finds that it was not made.
                 self._save()
                 return "stopped", "interrupted by hand"
-            due = progress >= 1 or self.step % self.recipe.eval_every == 0
+            due = progress >= 1 or self.step % self.recipe.eval_every == 0 or self._reached_a_part(progress)
             if due and self.step != self.evaluated:
                 self._evaluate()
                 self._save()
@@ -143,6 +147,13 @@ class Trainer:
             if self.step % self.recipe.save_every == 0 and self.step != self.saved:
                 self._save()
             self._one_step(progress)
+
+    def _reached_a_part(self, progress: float) -> bool:
+        """Whether another eighth of the minutes is gone: a run of any length shows a curve."""
+        if self.recipe.minutes is None:
+            return False
+        part, self._part = self._part, int(progress * EVALUATED_PARTS)
+        return self._part > part
 
     def _progress(self) -> float:
         share = self.step / self.recipe.steps

@@ -87,6 +87,7 @@ class Recipe:
     minutes: float | None = None
     """Wall-clock budget; the learning rate then follows the clock. None: `steps` alone."""
     eval_every: int = 100
+    """Steps between evaluations; with `minutes`, there is one at each eighth of them as well."""
     eval_stories: int = 400
     """Validation stories in each evaluation (the first ones); 0 is all."""
     patience: int = 0

@@ -378,7 +378,8 @@ def test_a_budget_of_minutes_ends_the_run_and_brings_the_rate_down(
     end = recorder.ends[-1]
     assert (end.outcome, end.reason, end.step) == ("finished", "the budget is used", 20)
     assert [report.progress for report in recorder.steps] == pytest.approx([step / 20 for step in range(20)])
-    assert [report.step for report in recorder.evaluations] == [20]
+    # At each eighth of the budget, so that a run of any length shows a curve, and at its end.
+    assert [report.step for report in recorder.evaluations] == [3, 5, 8, 10, 13, 15, 18, 20]
     peak = recipe.optimizer.matrix_lr
     shape = [peak * rate_share(recipe.optimizer, step, step / 20) for step in range(20)]
     assert [report.learning_rate for report in recorder.steps] == pytest.approx(shape)
