@@ -1,0 +1,65 @@
+"""A browser's tab on the page, for the tests that drive one: what it shows, and what went wrong on it."""
+
+from __future__ import annotations
+
+from playwright.sync_api import ConsoleMessage, Page, Request
+
+PATIENCE = 20_000
+"""Milliseconds that the browser may take for anything: the machine may be busy."""
+
+
+class Tab:
+    """A page with what went wrong on it: errors in the console, and requests to anyone but our own server."""
+
+    def __init__(self, page: Page, url: str) -> None:
+        self.page = page
+        self.url = url
+        self.errors: list[str] = []
+        self.foreign: list[str] = []
+        page.set_default_timeout(PATIENCE)
+        page.on("console", self._on_console)
+        page.on("pageerror", lambda error: self.errors.append(str(error)))
+        page.on("request", self._on_request)
+
+    def _on_console(self, message: ConsoleMessage) -> None:
+        if message.type == "error":
+            self.errors.append(message.text)
+
+    def _on_request(self, request: Request) -> None:
+        if not request.url.startswith((self.url, "data:", "blob:")):
+            self.foreign.append(request.url)
+
+    def open(self, query: str = "") -> Tab:
+        self.page.goto(self.url + query)
+        self.page.wait_for_selector("#prompt textarea")
+        self.page.wait_for_function("document.querySelector('#more > button')?.hasAttribute('aria-expanded')")
+        return self
+
+    def length(self, tokens: int) -> None:
+        self.page.fill("#length input[type=number]", str(tokens))
+        self.page.locator("#length input[type=number]").blur()
+
+    def more(self) -> None:
+        self.page.click("#more > button")
+        self.page.wait_for_selector("#seed input")
+
+    def story(self) -> str:
+        return self.page.locator("#book article").text_content() or ""
+
+    def told(self) -> str:
+        return "".join(self.page.locator("#book .told").all_text_contents())
+
+    def phase(self) -> str:
+        return self.page.locator("#book .book").get_attribute("data-phase") or ""
+
+    def reaches(self, *phases: str) -> None:
+        wanted = ", ".join(f'#book .book[data-phase="{phase}"]' for phase in phases)
+        self.page.wait_for_selector(wanted)
+
+    def enabled(self) -> list[str]:
+        names = ("write", "stop", "continue", "again", "save", "link")
+        return [name for name in names if self.page.locator(f"#{name}").is_enabled()]
+
+    def overflow(self) -> int:
+        """Pixels by which the page is wider than its window."""
+        return int(self.page.evaluate("document.documentElement.scrollWidth - innerWidth"))
