@@ -52,19 +52,19 @@ class Settings(BaseSettings):
     )
     use_modal: bool = Field(
         default=False,
-        description="Whether the `auto` backend writes on Modal; needs `MODAL_ENDPOINT_URL`",
+        description="Whether to write on Modal; checked, but this version writes locally only",
     )
     modal_endpoint_url: str | None = Field(
         default=None,
-        description="Address of the story service on Modal",
+        description="Address of the story service on Modal; checked, not used yet",
     )
     modal_key: str | None = Field(
         default=None,
-        description="Proxy-auth token's id for that address; together with `MODAL_SECRET`",
+        description="Proxy-auth token's id for that address, with `MODAL_SECRET`; checked, not used yet",
     )
     modal_secret: SecretStr | None = Field(
         default=None,
-        description="Proxy-auth token's secret; together with `MODAL_KEY`",
+        description="Proxy-auth token's secret, with `MODAL_KEY`; checked, not used yet",
     )
     mlflow_tracking_uri: str = Field(
         default="sqlite:///mlflow.db",
@@ -72,11 +72,11 @@ class Settings(BaseSettings):
     )
     redis_url: SecretStr | None = Field(
         default=None,
-        description="Redis that replicas of the app share",
+        description="Redis that replicas of the app share; checked, not used yet",
     )
     database_url: SecretStr | None = Field(
         default=None,
-        description="Database that replicas of the app share",
+        description="Database that replicas of the app share; checked, not used yet",
     )
     story_model: str | None = Field(
         default=None,

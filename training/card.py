@@ -45,7 +45,7 @@ def write_card(folder: Path, network: StoryNetwork, accepted: Sequence[Acceptanc
         "",
         "## Limits",
         "",
-        "It knows only what a few thousand small stories tell: simple words, happy endings, few facts. It can "
+        "It knows only what the small stories it read tell: simple words, happy endings, few facts. It can "
         "contradict itself and mix up who is who, it is not for questions or instructions, and what it writes "
         "for a child should be read by an adult first. It writes English only.",
         "",
