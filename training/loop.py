@@ -74,7 +74,7 @@ class Trainer:
         self.tokenizer = Tokenizer.from_file(str(data / "tokenizer.json"))
         self.rows = RowStream(TokenShard(data, "train"), recipe.row_tokens, recipe.seed)
         self.validation = Validation(TokenShard(data, "val"), self.tokenizer, recipe.eval_stories, self.group)
-        self.step = self.tokens = self.worse = self.evaluated = self.saved = 0
+        self.step = self.tokens = self.worse = self.evaluated = self.saved = self.part = 0
         self.elapsed = 0.0
         self.best: float | None = None
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -90,7 +90,6 @@ class Trainer:
         self.resumed_from = self.step
         self.bf16 = recipe.precision == "bf16" or (recipe.precision == "auto" and _has_bf16(self.device))
         self.loss_sum = torch.compile(self.network.loss_sum) if recipe.compile else self.network.loss_sum
-        self._part = int(self._progress() * EVALUATED_PARTS)
         self._stop = threading.Event()
         self.group.meet()  # before anyone writes to `out`: the others have to find it as it was
 
@@ -136,7 +135,8 @@ class Trainer:
                 # An evaluation that is due now is left to the resume, which finds that it was not made.
                 self._save()
                 return "stopped", "interrupted by hand"
-            due = progress >= 1 or self.step % self.recipe.eval_every == 0 or self._reached_a_part(progress)
+            # Asked first, so that a step at which two reasons meet is not followed by another evaluation.
+            due = self._reached_a_part(progress) or progress >= 1 or self.step % self.recipe.eval_every == 0
             if due and self.step != self.evaluated:
                 self._evaluate()
                 self._save()
@@ -152,8 +152,8 @@ class Trainer:
         """Whether another eighth of the minutes is gone: a run of any length shows a curve."""
         if self.recipe.minutes is None:
             return False
-        part, self._part = self._part, int(progress * EVALUATED_PARTS)
-        return self._part > part
+        part, self.part = self.part, int(progress * EVALUATED_PARTS)
+        return self.part > part
 
     def _progress(self) -> float:
         share = self.step / self.recipe.steps
@@ -226,7 +226,7 @@ class Trainer:
         if self.group.first:
             state = {
                 "step": self.step, "tokens": self.tokens, "elapsed": self.elapsed, "best": self.best,
-                "worse": self.worse, "evaluated": self.evaluated, "rows": self.rows.state(),
+                "worse": self.worse, "evaluated": self.evaluated, "part": self.part, "rows": self.rows.state(),
                 "optimizers": self.optimizers.state_dict(),
             }  # fmt: skip
             self._write(LAST, state)
@@ -260,6 +260,8 @@ class Trainer:
         self.step, self.tokens, self.worse = state["step"], state["tokens"], state["worse"]
         self.elapsed, self.best, self.saved = state["elapsed"], state["best"], self.step
         self.evaluated = state.get("evaluated", self.step)
+        # A longer budget than before is in an earlier part.
+        self.part = min(state.get("part", EVALUATED_PARTS), int(self._progress() * EVALUATED_PARTS))
 
     def _warm_up(self) -> None:
         """One pass whose result is dropped: compiling must not eat the run's minutes."""

@@ -1,13 +1,17 @@
 """What takes seconds to make, made once a test session: a migrated MLflow database (copying it then takes a
-millisecond), and token shards of our own stories.
+millisecond), token shards of our own stories, and a training run on them.
 """
 
 from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.training.runs import Recorder
 
 
 @pytest.fixture(scope="session")
@@ -52,3 +56,12 @@ def checkpoint(out: Path) -> Path:
     (folder / "config.json").write_text('{"width": 64}')
     (folder / "model.safetensors").write_bytes(bytes(range(256)))
     return folder
+
+
+@pytest.fixture(scope="session")
+def whole(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Recorder, Path]:
+    """The smallest run, disturbed by nobody, and its folder; to be read only."""
+    from tests.training.runs import smallest, train
+
+    out = tmp_path_factory.mktemp("whole") / "run"
+    return train(smallest(), shards, out), out
