@@ -187,7 +187,10 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on exactly where the run in --out stopped.")
     ] = False,
-    minutes: Annotated[float | None, typer.Option(help="Stop after this many minutes.")] = None,
+    minutes: Annotated[
+        float | None,
+        typer.Option(help="Minutes of the whole run, earlier parts of a resumed one included; it ends then."),
+    ] = None,
     processes: Annotated[
         int, typer.Option(help="Share the work among this many processes of this machine.")
     ] = 1,
