@@ -24,7 +24,6 @@ from demo.form import Form
 from demo.links import encode
 from demo.page import EXAMPLES
 from model import generation
-from model.folder import PRETRAINED
 from model.settings import Settings
 from tests.demo.engines import local_backend
 from tests.demo.tabs import PATIENCE, Tab
@@ -335,7 +334,6 @@ def test_a_full_house_is_told_in_a_friendly_way(served: Served, opened: Callable
             stream.cancel()
 
 
-@pytest.mark.skipif(not (PRETRAINED / "config.json").exists(), reason="no model ships with this checkout")
 def test_the_shipped_model_tells_a_story_to_its_end(opened: Callable[..., Tab], repository: Path) -> None:
     with serve(LocalBackend.load(Settings(story_slots=2))) as served:
         form = Form(prompt=next(iter(EXAMPLES.values())), seed=int(os.environ.get("DEMO_SEED", "7")))
