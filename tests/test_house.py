@@ -174,8 +174,8 @@ def test_no_file_names_a_package_registry_or_a_path_of_one_machine(
     [
         ("open('/" + "Users/lily/model')", True),
         ("cd /" + "work/main", True),
-        ("see ~/work/notes and a/work/b", False),
-        ("an address such as http://127.0.0.1/work/", False),
+        ("see ~/" + "work/notes and a/" + "work/b", False),
+        ("an address such as http://127.0.0.1/" + "work/", False),
     ],
 )
 def test_a_path_of_one_machine_is_recognised(line: str, is_one: bool) -> None:
