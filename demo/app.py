@@ -18,8 +18,9 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from demo import theme
-from demo.backend import Backend, open_backend
+from demo.backends import open_backend
 from demo.page import build, in_a_loop
+from model.backend import Backend
 from model.errors import InputError
 
 if TYPE_CHECKING:

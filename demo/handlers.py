@@ -15,9 +15,9 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from demo import links
-from demo.backend import Backend, Stream
 from demo.coalesce import coalesce
 from demo.form import FIELDS, Form, new_seed
+from model.backend import Backend, Stream
 from model.errors import BusyError, InputError, StoryError
 from model.generation import Completion, Usage
 

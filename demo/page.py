@@ -18,10 +18,10 @@ from typing import Any, TypeVar
 import gradio as gr
 
 from demo import handlers, theme
-from demo.backend import Backend
 from demo.form import FIELDS, LONGEST, Form, new_seed
 from demo.handlers import Desk, View, buttons
 from demo.links import VERSION_CHARS
+from model.backend import Backend
 
 EXAMPLES = {
     "A fox who could not sleep": "Once upon a time, there was a little fox who could not sleep. Every night,",

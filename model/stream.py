@@ -72,6 +72,9 @@ class Stream:
     step.
     """
 
+    writer = "local"
+    """Who writes, as `model.backend.Stream` asks: always the engine in this process."""
+
     def __init__(self, job: Job, writer: Writer, owner: object) -> None:
         self._job = job
         self._writer = writer

@@ -77,11 +77,14 @@ def pytest_configure(config: pytest.Config) -> None:
     home = config.stash[_home] = tempfile.TemporaryDirectory(prefix="story-home-", ignore_cleanup_errors=True)
     os.environ.update(QUIET, HOME=home.name)
     sys.addaudithook(_refuse_the_network)
+    # Where `CI` is set, hypothesis starts from a profile of its own that draws the same examples in each run and
+    # remembers none; a database on top of that is a contradiction. Elsewhere, failures are kept in the checkout.
+    examples = hypothesis.database.DirectoryBasedExampleDatabase(REPOSITORY / ".hypothesis")
     hypothesis.settings.register_profile(
         "house",
         deadline=None,  # wall-clock deadlines fail on a busy machine, not on a slow function
         derandomize="CI" in os.environ,
-        database=hypothesis.database.DirectoryBasedExampleDatabase(REPOSITORY / ".hypothesis"),
+        database=None if "CI" in os.environ else examples,
     )
     hypothesis.settings.load_profile("house")
 

@@ -240,3 +240,15 @@ def test_pre_commit_fetches_nothing(repository: Path) -> None:
     text = (repository / ".pre-commit-config.yaml").read_text("utf-8")
     assert re.findall(r"repo: *(\S+)", text) == ["local"]
     assert "://" not in text
+
+
+@pytest.mark.parametrize("ci", [None, "true"])
+def test_the_tests_start_with_and_without_the_mark_of_a_ci_machine(ci: str | None, repository: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "CI"}
+    if ci is not None:
+        environment["CI"] = ci
+    command = [sys.executable, "-m", "pytest", "-q", "--collect-only", "tests/model/test_stop.py"]
+    run = subprocess.run(
+        command, cwd=repository, env=environment, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stdout + run.stderr

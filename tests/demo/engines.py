@@ -10,8 +10,8 @@ from functools import cache
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from demo.backend import LocalBackend, ModelInfo
 from demo.page import EXAMPLES
+from model.backend import LocalBackend, ModelInfo
 from model.engine import Engine
 from model.tokenizer import StoryTokenizer
 from tests.model.fake_runtime import FakeRuntime

@@ -10,13 +10,15 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
-from demo.backend import ModelInfo
+from model.backend import Health, ModelInfo
 from model.errors import BusyError
 from model.generation import Completion, FinishReason, Piece, Request, Usage
 
 
 class ScriptedStream:
     """Yields one word a step, each one token, and ends as its script or `cancel` says."""
+
+    writer = "scripted"
 
     def __init__(self, request: Request, story: str, pace: float, finish: FinishReason) -> None:
         self.request = request
@@ -79,6 +81,9 @@ class ScriptedBackend:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         yield
+
+    def health(self) -> Health:
+        return Health(ready=self.fail is None, writer=self.name, detail="scripted", engine=None)
 
     async def submit(self, request: Request) -> ScriptedStream:
         if self.fail is not None:

@@ -19,11 +19,11 @@ import pytest
 from playwright.sync_api import Browser, expect, sync_playwright
 
 from demo.app import Served, serve
-from demo.backend import LocalBackend
 from demo.form import Form
 from demo.links import encode
 from demo.page import EXAMPLES
 from model import generation
+from model.backend import LocalBackend
 from model.settings import Settings
 from tests.demo.engines import local_backend
 from tests.demo.tabs import PATIENCE, Tab

@@ -9,9 +9,9 @@ import gradio as gr
 import pytest
 
 from demo import page
-from demo.backend import ModelInfo
 from demo.form import FIELDS
 from demo.handlers import View
+from model.backend import ModelInfo
 from tests.demo.scripted import ScriptedBackend
 
 

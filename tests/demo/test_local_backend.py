@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from demo import handlers
-from demo.backend import open_backend
+from demo.backends import open_backend
 from demo.form import Form
 from demo.handlers import Desk
 from model.engine import EngineStats

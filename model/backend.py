@@ -1,6 +1,6 @@
-"""Where stories come from, seen from the page: an engine in this process, or one elsewhere.
+"""Where stories come from, seen from page and service: an engine in this process, or one elsewhere.
 
-The page knows only `Backend`. A stream is iterated for its pieces, can be cancelled at any time from
+Page and service know only `Backend`. A stream is iterated for its pieces, can be cancelled at any time from
 anywhere, and afterwards knows how it ended; so a stop travels the whole way back to the slot, whatever lies
 between.
 """
@@ -14,12 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from model.errors import InputError
 from model.folder import PRETRAINED, ModelFolder
 from model.generation import Completion, Piece, Request
 
 if TYPE_CHECKING:
-    from model.engine import Engine
+    from model.engine import Engine, EngineStats
     from model.settings import Settings
 
 
@@ -37,6 +36,11 @@ class Stream(Protocol):
         """How the stream ended, known once its iteration is over."""
         ...
 
+    @property
+    def writer(self) -> str:
+        """Who writes it at this moment: `local`, or the name of where else; it may change in mid-story."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
@@ -45,6 +49,19 @@ class ModelInfo:
     name: str
     version: str
     """Digest of the model folder, in hexadecimal."""
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """Whether a story could be written now, and by whom."""
+
+    ready: bool
+    writer: str
+    """Who would write it."""
+    detail: str
+    """One line for an operator; nothing private."""
+    engine: EngineStats | None
+    """The embedded engine's figures, where there is one."""
 
 
 class Backend(Protocol):
@@ -67,6 +84,10 @@ class Backend(Protocol):
 
     def running(self) -> AbstractAsyncContextManager[None]:
         """Start on entry; on exit cancel what is left and stop."""
+        ...
+
+    def health(self) -> Health:
+        """What is known at this moment, without asking anyone: cheap enough for every health check."""
         ...
 
     async def submit(self, request: Request) -> Stream:
@@ -108,13 +129,14 @@ class LocalBackend:
         async with self.engine:
             yield
 
+    def health(self) -> Health:
+        """The engine's own word: ready while its last step succeeded and the line is not full."""
+        stats = self.engine.stats()
+        full = stats.waiting - (stats.slots - stats.active) >= stats.queue_limit
+        detail = "the line is full" if full else (stats.last_error or "the model failed")
+        ready = stats.healthy and not full
+        return Health(ready, self.name, "writes" if ready else detail, stats)
+
     async def submit(self, request: Request) -> Stream:
         """Hand the request to the engine; see `Backend.submit`."""
         return self.engine.submit(request)
-
-
-def open_backend(kind: str, settings: Settings) -> Backend:
-    """The backend called `kind`: `local`, or `auto` for the best there is. Raises `InputError` on others."""
-    if kind not in ("auto", "local"):
-        raise InputError("backend", f"must be auto or local, got {kind!r}")
-    return LocalBackend.load(settings)
