@@ -185,7 +185,8 @@ def train(
     ),
     out: Annotated[Path, typer.Option(help="Folder for checkpoints and state.")] = Path("runs/story"),
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on exactly where the run in --out stopped.")
+        bool,
+        typer.Option("--resume", help="Go on exactly where the run in --out stopped, with its own recipe."),
     ] = False,
     minutes: Annotated[
         float | None,
@@ -200,13 +201,16 @@ def train(
     """Train a model; runs go to MLflow (`story ui` shows them), Ctrl-C stops safely, --resume goes on."""
     _settings()
     from training.recipe import load_recipe
-    from training.run import relaunch
+    from training.run import relaunch, resumed_recipe
     from training.run import train as run_training
 
     # torchrun starts this same command once for each process, and tells each one its rank.
     if processes != 1 and "RANK" not in os.environ:
         raise typer.Exit(relaunch(processes, sys.argv[1:]))
-    recipe = load_recipe(preset, config, overrides or [])
+    if resume and preset is None and config is None:
+        recipe = resumed_recipe(out, overrides or [])
+    else:
+        recipe = load_recipe(preset, config, overrides or [])
     result = run_training(recipe, data=data, out=out, resume=resume, minutes=minutes, track=track)
     if as_json and os.environ.get("RANK", "0") == "0":
         print_json(result.as_dict())

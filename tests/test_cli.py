@@ -14,7 +14,7 @@ from typer.testing import CliRunner, Result
 
 import story
 from model.generation import Request, Sampling
-from training.recipe import Recipe
+from training.recipe import Recipe, load_recipe
 from training.run import TrainResult
 
 
@@ -115,6 +115,25 @@ def test_training_with_several_processes_starts_this_command_in_each(monkeypatch
     assert trained == [{"steps": 3, "minutes": 2.0, **options}] * 2
     assert json.loads(first.stdout)["best_bits_per_byte"] == 1.5
     assert second.stdout == "", "one process speaks for all"
+
+
+def test_a_resume_takes_the_recipe_of_its_run_unless_another_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    trained: list[Recipe] = []
+
+    def train(recipe: Recipe, **_options: Any) -> TrainResult:
+        trained.append(recipe)
+        return TrainResult("finished", "", 3, 96, 1.5, None)
+
+    monkeypatch.setattr("training.run.train", train)
+    mine = load_recipe("tiny", overrides=["seed=11"])
+    (tmp_path / "mine" / "last").mkdir(parents=True)
+    notes = {"format": 1, "model": {}, "recipe": mine.as_dict()}
+    (tmp_path / "mine" / "last" / "config.json").write_text(json.dumps(notes))
+    assert run("train", "--out", "mine", "--resume").exit_code == 0
+    assert run("train", "--out", "mine", "--resume", "--preset", "small").exit_code == 0
+    assert trained == [mine, load_recipe("small")]
 
 
 def test_data_makes_shards_and_tells_as_json(tmp_path: Path, repository: Path) -> None:

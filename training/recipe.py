@@ -191,7 +191,16 @@ def load_recipe(
     except tomllib.TOMLDecodeError as error:
         raise InputError("config", f"{config} is not valid TOML: {error}") from None
     values.setdefault("name", config.stem)
-    for override in overrides or []:
+    return Recipe.from_dict(overridden(values, overrides or []))
+
+
+def overridden(values: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+    """A recipe's nested values (as `Recipe.as_dict` gives them) with `name=value` overrides put in.
+
+    Raises:
+        InputError: an override is not of that form, or its dotted name leads through a plain value.
+    """
+    for override in overrides:
         name, equals, text = override.partition("=")
         if not equals or not name.strip():
             raise InputError("override", f"must be name=value (model.pattern=AAAAAA), got {override!r}")
@@ -206,4 +215,4 @@ def load_recipe(
             if not isinstance(target, dict):
                 raise InputError(name, "is not a table in this recipe")
         target[last] = value
-    return Recipe.from_dict(values)
+    return values

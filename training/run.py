@@ -15,8 +15,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from model.errors import InputError
-from training.recipe import Recipe
+from model.errors import InputError, ModelError
+from model.folder import read_config
+from training.recipe import Recipe, overridden
 
 GRACE_SECONDS = 10.0
 """How long the other processes of a group may go on when one has failed."""
@@ -36,6 +37,24 @@ class TrainResult:
     def as_dict(self) -> dict[str, Any]:
         """The result as plain JSON values."""
         return dataclasses.asdict(self)
+
+
+def resumed_recipe(out: Path, overrides: list[str]) -> Recipe:
+    """The recipe that the run in `out` was last given, its minutes included, with `name=value` overrides on top.
+
+    Raises:
+        ModelError: there is no run in `out`, or its checkpoint does not hold a recipe.
+        InputError: an override is not usable.
+    """
+    from training.checkpoint import LAST, find_checkpoint
+
+    folder = find_checkpoint(out / LAST)
+    if folder is None:
+        raise ModelError(f"{out / LAST} does not exist: there is no run to resume")
+    recipe = read_config(folder).get("recipe")
+    if not isinstance(recipe, dict):
+        raise ModelError(f"{folder / 'config.json'} holds no recipe; name one with --preset or --config")
+    return Recipe.from_dict(overridden(recipe, overrides))
 
 
 def train(
