@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import secrets
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -228,30 +229,57 @@ def evaluate(
         typer.Option(help="What computes: an exported graph, or PyTorch in fp32."),
     ] = "all",
     limit: Annotated[int | None, typer.Option(help="Only the first N stories.")] = None,
-    write: Annotated[bool, typer.Option(help="Also write 64 stories and measure those.")] = True,
+    write: Annotated[
+        bool, typer.Option(help="Also write from 64 fixed prompts and measure those stories.")
+    ] = True,
+    seeds: Annotated[int, typer.Option(help="Stories written from each prompt, at most 100.")] = 3,
+    train_data: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="What the model was trained on, a file of stories or a folder of shards: written stories are "
+            "searched for copies of it, and the floor is counted on it. Repeatable."
+        ),
+    ] = None,
+    judge: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of a larger model in Hugging Face's form, which reads the written stories."
+        ),
+    ] = None,
+    track: Annotated[bool, typer.Option(help="Log the figures as evidence to MLflow.")] = True,
     as_json: Json = False,
 ) -> None:
-    """Judge a model on held-out stories, in bits per byte and nats a token, and by what it writes."""
+    """Judge a model on held-out stories and by what it writes, beside an n-gram table; log it as evidence."""
     settings = _settings()
     from rich.console import Console
 
-    from experiments.evaluate import RUNTIMES
-    from experiments.evaluate import evaluate as judge
+    from experiments.evaluate import RUNTIMES, evaluate_and_log
+    from experiments.quality.tables import print_report
 
     with Console(stderr=True).status("reading") as status:
-        report = judge(
+        done: Counter[str] = Counter()
+
+        def tell(name: str, stories: int) -> None:
+            done[name] += stories
+            status.update(f"{name}: {done[name]:,} stories")
+
+        report, evidence = evaluate_and_log(
             model_folder(model, settings),
             data,
+            tracking_uri=settings.mlflow_tracking_uri if track else None,
             runtimes=RUNTIMES if runtime == "all" else (runtime,),
             limit=limit,
             threads=settings.story_threads,
             write=write,
-            progress=lambda name, stories: status.update(f"{name}: {stories} stories scored"),
-        ).as_dict()
+            seeds=seeds,
+            train_data=train_data or (),
+            judge=judge,
+            progress=tell,
+        )
     if as_json:
-        print_json(report)
+        print_json({**report.as_dict(), "evidence": evidence})
     else:
-        print_rows(report)
+        print_report(report, evidence, Console())
 
 
 @app.command()

@@ -1,86 +1,63 @@
-"""`story evaluate`: how well a model predicts stories it has not seen, by each runtime it can be served with.
+"""`story evaluate`: how well a model predicts stories it has not seen, and what it writes.
 
 Bits per byte is the one loss that compares models of different vocabularies: all nats of a story (its end
 included) over ln 2 and over the UTF-8 bytes of its text. The same stories go through fp32 PyTorch and both exported
-graphs, so that a runtime that is not the network shows here too.
+graphs, so that a runtime that is not the network shows here too. Beside each figure stands that of an n-gram table.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.util import find_spec
-from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import TypedDict, Unpack
 
-import numpy as np
-
-from experiments.written import WrittenFigures, figures, write_stories
-from model.errors import DataError, InputError, MissingExtraError
+from experiments.quality.floor import Floor
+from experiments.quality.generated import WrittenStory, load_prompts, write_stories
+from experiments.quality.held_out import (
+    RUNTIMES,
+    Figures,
+    HeldOut,
+    RuntimeName,
+    figures_of,
+    read_held_out,
+    score,
+    scorer,
+)
+from experiments.quality.judge import Judge, judge_stories, why_not
+from experiments.quality.memorised import longest_copies
+from experiments.quality.ngram_runtime import NgramRuntime
+from experiments.quality.positions import loss_by_place, target_bytes
+from experiments.quality.report import QualityReport
+from experiments.quality.training_texts import TrainingTexts
+from experiments.quality.written import Written
+from model.engine import Engine
+from model.errors import InputError, MissingExtraError
 from model.folder import PRETRAINED, ModelFolder
-from model.load import load_engine, load_runtime
-from model.onnx_runtime import OnnxRuntime
-from model.runtime import Logits
+from model.load import load_engine
 from model.tokenizer import StoryTokenizer
-from training.corpus import read_stories
 
-RuntimeName = Literal["int8", "fp32", "torch"]
-RUNTIMES: tuple[RuntimeName, ...] = ("int8", "fp32", "torch")
-BATCH_TOKENS = 4096
+__all__ = ["RUNTIMES", "QualityReport", "RuntimeName", "evaluate", "evaluate_and_log"]
+
+NO_TRAINING = "no training stories were given (--train-data FILE)"
+MAX_SEEDS = 100
 Progress = Callable[[str, int], None]
-"""Called with a runtime's name and the stories just scored."""
+"""Called with what is at work (a runtime's name, `floor`, `writing`, …) and the stories just done."""
 
 
-@dataclass(frozen=True, slots=True)
-class Figures:
-    """What one runtime makes of the stories."""
+class Options(TypedDict, total=False):
+    """Those of `evaluate`."""
 
-    bits_per_byte: float
-    loss: float
-    """Nats a token."""
-    story_bits: tuple[float, ...] = dataclasses.field(repr=False)
-    """Bits per byte of each story, in the order of the files: what paired comparisons need."""
-
-
-@dataclass(frozen=True, slots=True)
-class QualityReport:
-    """Figures of one model on one set of stories."""
-
-    model: str
-    digest: str
-    data: tuple[str, ...]
-    stories: int
-    bytes: int
-    tokens: int
-    """Prediction targets: every token, and one end a story."""
-    runtimes: dict[RuntimeName, Figures]
-    skipped: dict[RuntimeName, str]
-    """Runtimes that could not be asked, and why."""
-    written: WrittenFigures | None
-    """Figures of what the served model writes; None if it was not asked to."""
-
-    @property
-    def served(self) -> Figures:
-        """Figures of the first runtime measured: int8, which is what readers get, unless it was left out."""
-        return next(iter(self.runtimes.values()))
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values; the served runtime's figures stand at the top."""
-        return {
-            "model": self.model, "digest": self.digest, "data": list(self.data),
-            "bits_per_byte": self.served.bits_per_byte, "loss": self.served.loss,
-            "tokens": self.tokens, "bytes": self.bytes, "stories": self.stories,
-            "runtimes": {
-                name: {"bits_per_byte": figures.bits_per_byte, "loss": figures.loss}
-                for name, figures in self.runtimes.items()
-            },
-            "skipped": dict(self.skipped),
-            "written": dataclasses.asdict(self.written) if self.written else None,
-        }  # fmt: skip
+    runtimes: Sequence[RuntimeName]
+    limit: int | None
+    threads: int
+    write: bool
+    seeds: int
+    train_data: Sequence[Path]
+    judge: Path | None
+    floor: bool
+    progress: Progress
 
 
 def evaluate(
@@ -91,118 +68,166 @@ def evaluate(
     limit: int | None = None,
     threads: int = 1,
     write: bool = False,
+    seeds: int = 1,
+    train_data: Sequence[Path] = (),
+    judge: Path | None = None,
+    floor: bool = True,
     progress: Progress = lambda name, stories: None,
 ) -> QualityReport:
-    """Score the stories in `data` (JSON Lines or text, also .gz) with each of `runtimes`.
+    """Judge a model on the stories in `data` (JSON Lines or text, also .gz), with each of `runtimes`.
 
     Args:
         model: a model folder; None is the shipped one.
         limit: score the first so many stories only.
-        write: also write 64 stories and measure those (`experiments.written`).
-        progress: told of every few stories scored.
+        write: also have the model write from the fixed prompts, and measure those stories.
+        seeds: stories from each prompt.
+        train_data: what the model was trained on, as files of stories or folders of shards: the floor is counted on
+            it (without it, on our own corpus), and written stories are searched for runs copied from it.
+        judge: folder of a larger model that reads the written stories.
+        floor: also count an n-gram table and measure it on the same stories and prompts.
+        progress: told of every few stories done.
 
     Raises:
-        InputError: no runtime, an unknown one, or a bad limit.
+        InputError: no runtime, an unknown one, a bad limit or number of seeds, or an unusable judge.
         MissingExtraError: only `torch` was asked for, and it is not installed.
         DataError: a file is unusable, or there is no story.
     """
+    _check(runtimes, limit, seeds)
+    folder = ModelFolder.open(model or PRETRAINED)
+    training = TrainingTexts.of(train_data)
+    skipped: dict[str, str] = {}
+    if (reason := why_not(judge)) is not None:
+        skipped["judge"] = reason
+    # Loaded first, so that an unusable judge is known before minutes of work, not after.
+    reader = Judge(judge) if judge is not None and write and reason is None else None
+    tokenizer = StoryTokenizer.load(folder.tokenizer)
+    held_out = read_held_out(data, tokenizer, limit)
+    measured = _score_all(folder, runtimes, held_out, threads, skipped, progress)
+    served = next(iter(measured.values()))
+    below = None
+    if floor:
+        progress("floor", 0)
+        below = Floor.measure(held_out, training, tokenizer)
+        progress("floor", len(held_out.texts))
+    places = loss_by_place(
+        served.nats, target_bytes(held_out, tokenizer), below.figures.nats if below else None
+    )
+    written, floor_written, judgement = None, None, None
+    if write:
+        stories = _write(folder, next(iter(measured)), threads, seeds, partial(progress, "writing"))
+        by_floor = [] if below is None else _write_floor(below, tokenizer, partial(progress, "floor writing"))
+        written, floor_written = _measure_written(stories, by_floor, training, skipped)
+        if reader is not None:
+            pairs = [(story.prompt.text, story.text) for story in stories]
+            judgement = judge_stories(reader, pairs, held_out.texts, partial(progress, "judge"))
+    else:
+        skipped["written"] = "the model was not asked to write (--no-write)"
+    return QualityReport(
+        model=str(folder.path),
+        digest=folder.digest,
+        data=tuple(map(str, data)),
+        held_out=held_out,
+        runtimes=measured,
+        skipped=skipped,
+        floor=below,
+        places=places,
+        written=written,
+        floor_written=floor_written,
+        judgement=judgement,
+        training_name=training.name if train_data else None,
+        seen_in_training=_seen(held_out, training) if train_data else None,
+    )
+
+
+def evaluate_and_log(
+    model: Path | None, data: Sequence[Path], *, tracking_uri: str | None, **options: Unpack[Options]
+) -> tuple[QualityReport, dict[str, str]]:
+    """`evaluate`, logged as an evidence run to the MLflow store at `tracking_uri`; None: not logged.
+
+    Returns the report and where its evidence is: `{"run": id, "experiment": name}`, or `{"skipped": reason}`.
+
+    Raises:
+        InputError: also when the store cannot be used, which is found out before anything is measured.
+    """
+    if tracking_uri is None:
+        return evaluate(model, data, **options), {"skipped": "nothing was to be logged (--no-track)"}
+    if find_spec("mlflow") is None or find_spec("psutil") is None:
+        # An evaluation is of use without evidence too, where only what serving needs is installed.
+        missing = MissingExtraError("logging evidence", "train")
+        return evaluate(model, data, **options), {"skipped": str(missing)}
+    from experiments.quality.evidence import EXPERIMENT, EvidenceStore
+
+    store = EvidenceStore.open(tracking_uri)
+    report = evaluate(model, data, **options)
+    return report, {"run": store.log(report), "experiment": EXPERIMENT}
+
+
+def _check(runtimes: Sequence[str], limit: int | None, seeds: int) -> None:
     if not runtimes or set(runtimes) - set(RUNTIMES):
         raise InputError(
             "runtime", f"must be among {', '.join(RUNTIMES)}, got {', '.join(runtimes) or 'none'}"
         )
     if limit is not None and limit < 1:
         raise InputError("limit", f"must be at least 1, got {limit}")
-    folder = ModelFolder.open(model or PRETRAINED)
-    tokenizer = StoryTokenizer.load(folder.tokenizer)
-    texts = []
-    for story in islice(chain.from_iterable(map(read_stories, data)), limit):
-        if not story.text:
-            raise DataError(f"{story.path}, line {story.line}: the story is empty, and has no bits per byte")
-        texts.append(story.text)
-    if not texts:
-        raise DataError("no file of stories was given to evaluate")
-    sizes = [len(text.encode()) for text in texts]
-    stories = [[tokenizer.end_id, *tokenizer.encode(text)] for text in texts]
-    skipped: dict[RuntimeName, str] = {}
+    if not 1 <= seeds <= MAX_SEEDS:
+        raise InputError("seeds", f"must be between 1 and {MAX_SEEDS}, got {seeds}")
+
+
+def _score_all(
+    folder: ModelFolder,
+    runtimes: Sequence[RuntimeName],
+    held_out: HeldOut,
+    threads: int,
+    skipped: dict[str, str],
+    progress: Progress,
+) -> dict[RuntimeName, Figures]:
     if "torch" in runtimes and find_spec("torch") is None:
         missing = MissingExtraError("scoring with PyTorch", "train")
         if set(runtimes) == {"torch"}:
             raise missing
         skipped["torch"] = str(missing)
-    measured: dict[RuntimeName, Figures] = {}
-    for name in runtimes:
-        if name not in skipped:
-            score = _torch_scorer(folder) if name == "torch" else _onnx_scorer(folder, name, threads)
-            measured[name] = _measure(score, stories, sizes, tokenizer.end_id, partial(progress, name))
-    written = None
-    if write:
-        with load_engine(folder.path, threads=threads) as engine:
-            written = figures(write_stories(engine))
-    return QualityReport(
-        str(folder.path), folder.digest, tuple(map(str, data)), len(stories), sum(sizes),
-        sum(map(len, stories)), measured, skipped, written,
-    )  # fmt: skip
+    return {
+        name: figures_of(score(scorer(folder, name, threads), held_out, partial(progress, name)), held_out)
+        for name in runtimes
+        if name not in skipped
+    }
 
 
-Scorer = Callable[[list[list[int]]], Iterator[tuple[int, Logits]]]
-"""Stories to (first place, logits (B, T, V)) pieces that cover the longest of them."""
+def _write(
+    folder: ModelFolder, runtime: RuntimeName, threads: int, seeds: int, done: Callable[[int], None]
+) -> list[WrittenStory]:
+    """By the engine; where PyTorch alone was scored, with the fp32 graph, which is the same network."""
+    prompts = load_prompts()
+    precision = "fp32" if runtime == "torch" else runtime
+    with load_engine(folder.path, threads=threads, precision=precision, queue_limit=len(prompts)) as engine:
+        return write_stories(engine, prompts, range(seeds), done)
 
 
-def _onnx_scorer(folder: ModelFolder, precision: str, threads: int) -> Scorer:
-    runtime: OnnxRuntime = load_runtime(folder, slots=1, threads=threads, precision=precision)
-    return runtime.score
+def _write_floor(floor: Floor, tokenizer: StoryTokenizer, done: Callable[[int], None]) -> list[WrittenStory]:
+    prompts = load_prompts()
+    with Engine(NgramRuntime(floor.table), tokenizer, queue_limit=len(prompts)) as engine:
+        return write_stories(engine, prompts, [0], done)
 
 
-def _torch_scorer(folder: ModelFolder) -> Scorer:
-    import torch
-
-    from model.checkpoint import load_network
-
-    network = load_network(folder.path)
-
-    def score(stories: list[list[int]]) -> Iterator[tuple[int, Logits]]:
-        fed = np.zeros((len(stories), max(map(len, stories))), np.int64)
-        for row, story in enumerate(stories):
-            fed[row, : len(story)] = story
-        with torch.no_grad():
-            yield 0, network(torch.from_numpy(fed)).numpy()
-
-    return score
-
-
-def _measure(
-    score: Scorer, stories: list[list[int]], sizes: list[int], end: int, done: Callable[[int], None]
-) -> Figures:
-    nats = np.zeros(len(stories))
-    for batch in _batches(stories):
-        targets = [[*stories[index][1:], end] for index in batch]
-        for first, logits_BTV in score([stories[index] for index in batch]):
-            for row, index in enumerate(batch):
-                wanted = np.array(targets[row][first : first + logits_BTV.shape[1]], np.int64)
-                if len(wanted):
-                    nats[index] += _surprise(logits_BTV[row, : len(wanted)], wanted)
-        done(len(batch))
-    bits = nats / math.log(2)
-    tokens = sum(map(len, stories))
-    by_story = tuple(float(value) for value in bits / np.array(sizes))
-    return Figures(float(bits.sum() / sum(sizes)), float(nats.sum() / tokens), by_story)
+def _measure_written(
+    stories: list[WrittenStory],
+    by_floor: list[WrittenStory],
+    training: TrainingTexts,
+    skipped: dict[str, str],
+) -> tuple[Written, Written | None]:
+    copies = None
+    if training.sources:
+        # Both in one reading of the training stories.
+        copies = longest_copies([story.text for story in (*stories, *by_floor)], training)
+    else:
+        skipped["memorisation"] = NO_TRAINING
+    written = Written.measure(stories, copies[: len(stories)] if copies else None)
+    if not by_floor:
+        return written, None
+    return written, Written.measure(by_floor, copies[len(stories) :] if copies else None)
 
 
-def _surprise(logits_TV: Logits, wanted_T: np.ndarray[Any, np.dtype[np.int64]]) -> float:
-    """Summed negative log-likelihood, in float64 where it is summed."""
-    top = logits_TV.max(axis=1, keepdims=True)
-    total = np.exp(logits_TV - top).sum(axis=1, dtype=np.float64)
-    chosen = logits_TV[np.arange(len(wanted_T)), wanted_T] - top[:, 0]
-    return float((np.log(total) - chosen).sum())
-
-
-def _batches(stories: list[list[int]]) -> Iterator[list[int]]:
-    """Indexes of stories of like length, so that padding is small."""
-    batch: list[int] = []
-    for index in sorted(range(len(stories)), key=lambda index: len(stories[index])):
-        if batch and (len(batch) + 1) * len(stories[index]) > BATCH_TOKENS:
-            yield batch
-            batch = []
-        batch.append(index)
-    if batch:
-        yield batch
+def _seen(held_out: HeldOut, training: TrainingTexts) -> int:
+    """Held-out stories that stand in the training stories word for word: each makes the loss a lie."""
+    texts = set(held_out.texts)
+    return len(texts.intersection(training))

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 import torch
 
-from experiments import evaluate as module
 from experiments.evaluate import RUNTIMES, RuntimeName, evaluate
+from experiments.quality import held_out
 from model.checkpoint import load_network
 from model.errors import DataError, InputError, ModelError
 from model.folder import PRETRAINED, ModelFolder
@@ -79,7 +79,7 @@ def test_how_stories_are_batched_changes_nothing(
     budget: int, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usual = evaluate(small_folder(), [data])
-    monkeypatch.setattr(module, "BATCH_TOKENS", budget)
+    monkeypatch.setattr(held_out, "BATCH_TOKENS", budget)
     other = evaluate(small_folder(), [data])
     for name in RUNTIMES:
         # int8 rounds each row by itself; what differs is the order of sums, which may tip such a rounding.
