@@ -95,14 +95,14 @@ def evaluate(
     _check(runtimes, limit, seeds)
     folder = ModelFolder.open(model or PRETRAINED)
     training = TrainingTexts.of(train_data)
-    skipped: dict[str, str] = {}
+    not_measured: dict[str, str] = {}
     if (reason := why_not(judge)) is not None:
-        skipped["judge"] = reason
+        not_measured["judge"] = reason
     # Loaded first, so that an unusable judge is known before minutes of work, not after.
     reader = Judge(judge) if judge is not None and write and reason is None else None
     tokenizer = StoryTokenizer.load(folder.tokenizer)
     held_out = read_held_out(data, tokenizer, limit)
-    measured = _score_all(folder, runtimes, held_out, threads, skipped, progress)
+    measured, skipped = _score_all(folder, runtimes, held_out, threads, progress)
     served = next(iter(measured.values()))
     below = None
     if floor:
@@ -116,12 +116,14 @@ def evaluate(
     if write:
         stories = _write(folder, next(iter(measured)), threads, seeds, partial(progress, "writing"))
         by_floor = [] if below is None else _write_floor(below, tokenizer, partial(progress, "floor writing"))
-        written, floor_written = _measure_written(stories, by_floor, training, skipped)
+        written, floor_written = _measure_written(stories, by_floor, training)
+        if not train_data:
+            not_measured["memorisation"] = NO_TRAINING
         if reader is not None:
             pairs = [(story.prompt.text, story.text) for story in stories]
             judgement = judge_stories(reader, pairs, held_out.texts, partial(progress, "judge"))
     else:
-        skipped["written"] = "the model was not asked to write (--no-write)"
+        not_measured["written"] = "the model was not asked to write (--no-write)"
     return QualityReport(
         model=str(folder.path),
         digest=folder.digest,
@@ -129,6 +131,7 @@ def evaluate(
         held_out=held_out,
         runtimes=measured,
         skipped=skipped,
+        not_measured=not_measured,
         floor=below,
         places=places,
         written=written,
@@ -178,19 +181,21 @@ def _score_all(
     runtimes: Sequence[RuntimeName],
     held_out: HeldOut,
     threads: int,
-    skipped: dict[str, str],
     progress: Progress,
-) -> dict[RuntimeName, Figures]:
+) -> tuple[dict[RuntimeName, Figures], dict[RuntimeName, str]]:
+    """Figures by runtime, and the runtimes that could not be asked."""
+    skipped: dict[RuntimeName, str] = {}
     if "torch" in runtimes and find_spec("torch") is None:
         missing = MissingExtraError("scoring with PyTorch", "train")
         if set(runtimes) == {"torch"}:
             raise missing
         skipped["torch"] = str(missing)
-    return {
+    measured = {
         name: figures_of(score(scorer(folder, name, threads), held_out, partial(progress, name)), held_out)
         for name in runtimes
         if name not in skipped
     }
+    return measured, skipped
 
 
 def _write(
@@ -210,17 +215,12 @@ def _write_floor(floor: Floor, tokenizer: StoryTokenizer, done: Callable[[int], 
 
 
 def _measure_written(
-    stories: list[WrittenStory],
-    by_floor: list[WrittenStory],
-    training: TrainingTexts,
-    skipped: dict[str, str],
+    stories: list[WrittenStory], by_floor: list[WrittenStory], training: TrainingTexts
 ) -> tuple[Written, Written | None]:
     copies = None
     if training.sources:
         # Both in one reading of the training stories.
         copies = longest_copies([story.text for story in (*stories, *by_floor)], training)
-    else:
-        skipped["memorisation"] = NO_TRAINING
     written = Written.measure(stories, copies[: len(stories)] if copies else None)
     if not by_floor:
         return written, None

@@ -57,7 +57,7 @@ def tags_of(report: QualityReport) -> dict[str, str]:
     }
     if origin.git_sha is not None:
         tags["mlflow.source.git.commit"] = origin.git_sha
-    return tags | {f"skipped.{name}": reason for name, reason in report.skipped.items()}
+    return tags | {f"skipped.{name}": reason for name, reason in report.left_out.items()}
 
 
 def params_of(report: QualityReport) -> dict[str, Any]:

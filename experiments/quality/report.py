@@ -24,8 +24,10 @@ class QualityReport:
     data: tuple[str, ...]
     held_out: HeldOut
     runtimes: dict[RuntimeName, Figures]
-    skipped: dict[str, str]
-    """What was not measured (a runtime, `memorisation`, `judge`, `written`, `floor`), and why."""
+    skipped: dict[RuntimeName, str]
+    """Runtimes that could not be asked, and why."""
+    not_measured: dict[str, str]
+    """What else was left out (`written`, `memorisation`, `judge`), and why."""
     floor: Floor | None = None
     places: tuple[PlaceLoss, ...] = ()
     """Loss by place in the story, of the served runtime."""
@@ -48,6 +50,11 @@ class QualityReport:
     def served(self) -> Figures:
         """Figures of `runtime`."""
         return self.runtimes[self.runtime]
+
+    @property
+    def left_out(self) -> dict[str, str]:
+        """Everything that was not measured, and why."""
+        return {str(name): reason for name, reason in self.skipped.items()} | self.not_measured
 
     @property
     def stories(self) -> int:
@@ -90,6 +97,7 @@ class QualityReport:
             "floor": self._floor_dict(),
             "memorisation": self._memorisation(),
             "judge": self.judgement.as_dict() if self.judgement else None,
+            "not_measured": dict(self.not_measured),
         }  # fmt: skip
 
     def _floor_dict(self) -> dict[str, Any] | None:

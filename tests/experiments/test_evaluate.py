@@ -130,7 +130,7 @@ def test_the_json_has_the_served_runtime_at_the_top(data: Path) -> None:
     told = json.loads(json.dumps(report.as_dict()))
     assert list(told) == [
         "model", "digest", "data", "bits_per_byte", "loss", "tokens", "bytes", "stories", "runtimes", "skipped",
-        "written",
+        "written", "data_digest", "intervals", "places", "floor", "memorisation", "judge", "not_measured",
     ]  # fmt: skip
     assert list(told["runtimes"]) == list(RUNTIMES) == ["int8", "fp32", "torch"]
     assert all(set(figures) == {"bits_per_byte", "loss"} for figures in told["runtimes"].values())
