@@ -116,10 +116,7 @@ def _remarks(report: QualityReport, evidence: Mapping[str, str]) -> list[str]:
             f"judge {figures['judge']}: perplexity {figures['perplexity']:.2f} of ours, "
             f"{figures['reference_perplexity']:.2f} of {figures['reference_stories']} held-out stories"
         )
-    lines += [
-        f"not measured: {name}: {reason}"
-        for name, reason in {**report.skipped, **report.not_measured}.items()
-    ]
+    lines += [f"not measured: {name}: {reason}" for name, reason in report.left_out.items()]
     lines.append(
         f"evidence: MLflow run {evidence['run']}"
         if "run" in evidence

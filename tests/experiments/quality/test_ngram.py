@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 from experiments.quality.ngram import NgramTable
 
 VOCAB = 7
-STORIES = st.lists(st.lists(st.integers(1, VOCAB - 1), max_size=12).map(lambda body: [0, *body]), min_size=1, max_size=8)
+STORIES = st.lists(
+    st.lists(st.integers(1, VOCAB - 1), max_size=12).map(lambda body: [0, *body]), min_size=1, max_size=8
+)
 
 
 class ByDictionary:
@@ -61,7 +63,9 @@ def test_nats_are_those_of_the_definition(
     slow = ByDictionary(stories, order)
     for story, nats in zip(judged, got, strict=True):
         marked = ["begin", *story[1:], 0]
-        expected = [-log(slow.chance(story[i] if i < len(story) else 0, marked[:i])) for i in range(1, len(marked))]
+        expected = [
+            -log(slow.chance(story[i] if i < len(story) else 0, marked[:i])) for i in range(1, len(marked))
+        ]
         assert nats == pytest.approx(expected)
 
 
@@ -89,7 +93,9 @@ def test_a_longer_memory_finds_what_a_shorter_one_cannot() -> None:
 
     dice = np.random.default_rng(0)
     seen, unseen = [story(dice) for _ in range(300)], [story(dice) for _ in range(20)]
-    bigrams, trigrams = (np.concatenate(NgramTable.count(seen, 12, order).nats(unseen)).mean() for order in (2, 3))
+    bigrams, trigrams = (
+        np.concatenate(NgramTable.count(seen, 12, order).nats(unseen)).mean() for order in (2, 3)
+    )
     assert bigrams > 2
     assert trigrams < 0.8
 

@@ -1,0 +1,61 @@
+"""Copied runs, against a search of every run in every training story."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from experiments.quality import memorised
+from experiments.quality.memorised import ANCHOR, longest_copies
+from experiments.quality.text import words
+from training.corpus import story_id
+
+TEXT = st.lists(st.sampled_from(["a", "b", "Cat"]), max_size=25).map(" ".join)
+
+
+def by_search(text: str, training: list[str]) -> int:
+    """Length of the longest common run of words, by trying all."""
+    sequence, best = words(text), 0
+    for other in map(words, training):
+        for i in range(len(sequence)):
+            for j in range(len(other)):
+                length = 0
+                while (
+                    i + length < len(sequence)
+                    and j + length < len(other)
+                    and sequence[i + length] == other[j + length]
+                ):
+                    length += 1
+                best = max(best, length)
+    return best if best >= ANCHOR else 0
+
+
+@given(st.lists(TEXT, min_size=1, max_size=3), st.lists(TEXT, max_size=4), st.sampled_from([1, 100_000]))
+def test_the_longest_run_is_the_one_a_search_of_all_runs_finds(
+    written: list[str], training: list[str], block: int
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(memorised, "BLOCK_WORDS", block)
+        copies = longest_copies(written, training)
+    for text, copy in zip(written, copies, strict=True):
+        assert copy.words == by_search(text, training)
+        if copy.words:
+            (source,) = {other for other in training if story_id(other) == copy.story}
+            assert f" {copy.text} " in f" {' '.join(words(text))} "
+            assert f" {copy.text} " in f" {' '.join(words(source))} "
+            assert copy.share == copy.words / len(words(text))
+
+
+def test_case_and_punctuation_hide_no_copy() -> None:
+    training = ["Once there was a fox.", "He saw the big, red barn; and slept!"]
+    (copy,) = longest_copies(["Then he saw the big red barn. And slept well."], training)
+    assert copy.text == "he saw the big red barn and slept"
+    assert (copy.words, copy.story) == (8, story_id(training[1]))
+
+
+def test_no_run_reaches_from_one_story_into_the_next() -> None:
+    training = ["one two three four", "five six seven eight"]
+    written = ["one two three four five six seven eight"]
+    assert longest_copies(written, training)[0].words == 0
+    assert longest_copies(["a b c d", "e f g h"], ["a b c d e f g h"])[0].words == 0

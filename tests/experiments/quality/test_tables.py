@@ -1,0 +1,51 @@
+"""What a reader of the terminal sees."""
+
+from __future__ import annotations
+
+import io
+
+from rich.console import Console
+
+from experiments.quality.tables import MEANING, print_report
+from experiments.quality.written import FIGURES
+from tests.experiments.quality.reports import report
+
+
+def shown(evidence: dict[str, str], **changes: object) -> str:
+    target = io.StringIO()
+    print_report(report(**changes), evidence, Console(file=target, width=120))
+    return target.getvalue()
+
+
+def test_each_figure_has_its_floor_beside() -> None:
+    text = shown({"run": "f00d"})
+    lines = {line.strip().partition("  ")[0]: line for line in text.splitlines()}
+    served, floor = report().served, report().floor
+    assert floor is not None
+    assert f"{served.bits_per_byte:.4f} [" in lines["int8"]
+    assert f"{floor.figures.bits_per_byte:.4f}" in lines["floor"]
+    # These stories are over with their opening, so there is nothing behind it to look for names in.
+    assert [name for name in FIGURES if MEANING[name] not in lines] == ["opening_names_kept"]
+    assert lines["keep all names of the prompt"].split()[-1] == "50.0%"
+    place = report().places[0]
+    assert f"{place.loss:.3f}" in lines["0 to 1"]
+    assert f"{place.floor_loss:.3f}" in lines["0 to 1"]
+    assert "2 and on" in lines
+
+
+def test_what_was_left_out_and_where_the_evidence_is_are_said() -> None:
+    text = shown({"run": "f00d"})
+    assert "not measured: torch: it is not installed" in text
+    assert "not measured: judge: no judge was named" in text
+    assert "evidence: MLflow run f00d" in text
+    assert "longest copied run: 7 words" in text
+    assert "held-out stories that stand in train.jsonl: 0" in text
+    assert "no evidence: nothing was to be logged" in shown({"skipped": "nothing was to be logged"})
+
+
+def test_without_floor_and_written_stories_the_rest_is_shown() -> None:
+    text = shown({"run": "f00d"}, floor=None, written=None, floor_written=None, data=("a[bold]b.jsonl",))
+    assert "int8" in text
+    assert "floor:" not in text
+    assert "written stories" not in text
+    assert "a[bold]b.jsonl" in text, "a bracket in a file's name is no markup"
