@@ -1,0 +1,215 @@
+"""Evidence in a real MLflow store: what was logged is what comes back, and nothing else passes for it."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from experiments.quality.evidence import (
+    EXPERIMENT,
+    FLOOR_STORIES,
+    LOSSES,
+    STORIES,
+    EvidenceStore,
+    load_quality_evidence,
+)
+from experiments.quality.facts import DIGEST, loss_rows, metrics_of, params_of, story_rows, tags_of
+from experiments.quality.held_out import figures_of
+from experiments.quality.judge import Judged, Judgement
+from model.errors import DataError, InputError
+from tests.experiments.quality.reports import DIGEST as DIGEST_OF_REPORT
+from tests.experiments.quality.reports import HELD_OUT, report
+from training.mlflow_store import OWNER, open_store
+from training.owner import Owner
+
+
+def log(uri: str, **changes: Any) -> str:
+    return EvidenceStore.open(uri).log(report(**changes))
+
+
+def artifact_folder(uri: str, run_id: str) -> Path:
+    return Path(open_store(uri).get_run(run_id).info.artifact_uri)
+
+
+def test_what_was_logged_comes_back_story_by_story(tracking_uri: str) -> None:
+    run_id = log(tracking_uri)
+    evidence = load_quality_evidence(tracking_uri, DIGEST_OF_REPORT)
+    assert evidence is not None
+    logged = report()
+    assert (evidence.run_id, evidence.digest) == (run_id, DIGEST_OF_REPORT)
+    assert [loss.id for loss in evidence.losses] == HELD_OUT.ids
+    assert [loss.nats for loss in evidence.losses] == pytest.approx([6.5, 5.0])
+    assert [(loss.tokens, loss.bytes) for loss in evidence.losses] == [(4, 10), (3, 15)]
+    bits = (
+        sum(loss.nats for loss in evidence.losses) / math.log(2) / sum(loss.bytes for loss in evidence.losses)
+    )
+    assert (
+        bits == pytest.approx(evidence.metrics["bits_per_byte"]) == pytest.approx(logged.served.bits_per_byte)
+    )
+    assert [(row["number"], row["seed"], row["text"]) for row in evidence.stories] == [
+        (row["number"], row["seed"], row["text"]) for row in story_rows(logged)
+    ]
+    kept = [row["names_kept"] for row in evidence.stories]
+    assert sum(kept) / len(kept) == evidence.metrics["written/names_kept"]
+    assert evidence.ended_at > 0
+
+
+def test_the_run_says_whose_evidence_it_is_and_what_it_rests_on(tracking_uri: str) -> None:
+    run = open_store(tracking_uri).get_run(log(tracking_uri))
+    tags, params = run.data.tags, run.data.params
+    assert tags[DIGEST] == DIGEST_OF_REPORT
+    assert tags["data.digest"] == params["data.digest"] == HELD_OUT.digest
+    assert tags["skipped.judge"] == "no judge was named"
+    assert tags["skipped.torch"] == "it is not installed"
+    assert tags.get("git.sha", "unknown") == params["git.sha"]
+    assert (params["runtime"], params["seeds"], params["sampling.temperature"]) == ("int8", "[0, 1]", "0.7")
+    assert (params["model"], params["data.files"]) == ("tale", "held-out.jsonl"), "no folder of a machine"
+    assert run.info.status == "FINISHED"
+    assert open_store(tracking_uri).get_experiment(run.info.experiment_id).name == EXPERIMENT
+    files = {path.name for path in artifact_folder(tracking_uri, run.info.run_id).rglob("*.json")}
+    assert files >= {Path(name).name for name in (LOSSES, STORIES, FLOOR_STORIES)}
+
+
+def test_loss_by_place_is_a_curve_with_the_floors_beside(tracking_uri: str) -> None:
+    client, run_id = open_store(tracking_uri), log(tracking_uri)
+    for key, attribute in (("loss_by_place", "loss"), ("floor/loss_by_place", "floor_loss")):
+        curve = {one.step: one.value for one in client.get_metric_history(run_id, key)}
+        assert curve == {place.first: getattr(place, attribute) for place in report().places}
+
+
+def test_the_newest_finished_run_of_the_digest_counts(tracking_uri: str) -> None:
+    log(tracking_uri, scale=2.0)
+    newest = log(tracking_uri)
+    log(tracking_uri, scale=3.0, digest="b" * 64)
+    failed = log(tracking_uri, scale=4.0)
+    open_store(tracking_uri).set_terminated(failed, "FAILED")
+    evidence = load_quality_evidence(tracking_uri, DIGEST_OF_REPORT)
+    assert evidence is not None
+    assert evidence.run_id == newest
+
+
+def test_no_evidence_is_none_and_not_an_error(tracking_uri: str) -> None:
+    assert load_quality_evidence(tracking_uri, DIGEST_OF_REPORT) is None
+    log(tracking_uri)
+    assert load_quality_evidence(tracking_uri, "c" * 64) is None
+    assert load_quality_evidence(tracking_uri, DIGEST_OF_REPORT, data_digest="d" * 64) is None
+    assert load_quality_evidence(tracking_uri, DIGEST_OF_REPORT, data_digest=HELD_OUT.digest) is not None
+
+
+def test_mlflow_reads_the_tables_as_its_own(tracking_uri: str) -> None:
+    client, run_id = open_store(tracking_uri), log(tracking_uri)
+    experiment = client.get_run(run_id).info.experiment_id
+    for path, rows in ((LOSSES, loss_rows(report())), (STORIES, story_rows(report()))):
+        table = client.load_table(experiment, path, [run_id])
+        assert list(table.columns) == list(rows[0])
+        for name in ("id", "nats", "text", "names_kept"):
+            if name in rows[0]:
+                assert table[name].tolist() == [row[name] for row in rows]
+    listed = {
+        entry["path"] for entry in json.loads(client.get_run(run_id).data.tags["mlflow.loggedArtifacts"])
+    }
+    assert listed == {LOSSES, STORIES, FLOOR_STORIES}
+
+
+@pytest.mark.parametrize("path", [LOSSES, STORIES])
+def test_a_run_without_its_tables_is_evidence_of_nothing(path: str, tracking_uri: str) -> None:
+    run_id = log(tracking_uri)
+    (artifact_folder(tracking_uri, run_id) / path).unlink()
+    with pytest.raises(DataError, match=f"MLflow run {run_id} is no evidence"):
+        load_quality_evidence(tracking_uri, DIGEST_OF_REPORT)
+
+
+def test_losses_that_are_no_numbers_are_evidence_of_nothing(tracking_uri: str) -> None:
+    nats = [np.array([1.0, np.nan, 1.0, 1.0]), np.array([1.0, 1.0, 1.0])]
+    log(tracking_uri, runtimes={"int8": figures_of(nats, HELD_OUT)}, floor=None, places=())
+    with pytest.raises(DataError, match="is no evidence"):
+        load_quality_evidence(tracking_uri, DIGEST_OF_REPORT)
+
+
+def test_a_model_that_was_not_asked_to_write_has_no_stories(tracking_uri: str) -> None:
+    log(tracking_uri, written=None, floor_written=None)
+    evidence = load_quality_evidence(tracking_uri, DIGEST_OF_REPORT)
+    assert evidence is not None
+    assert evidence.stories == ()
+    assert "written/ended" not in evidence.metrics
+
+
+def test_the_judges_word_stands_beside_each_story() -> None:
+    read = tuple(Judged(float(number), 3, 9) for number in range(4))
+    judged = report(judgement=Judgement("big", read, read[:1]))
+    assert [row["judge_nats"] for row in story_rows(judged)] == [0.0, 1.0, 2.0, 3.0]
+    metrics = {metric.key: metric.value for metric in metrics_of(judged)}
+    assert metrics["judge/perplexity"] == pytest.approx(math.exp(6 / 12))
+    assert metrics["judge/reference_perplexity"] == 1.0
+
+
+def test_losses_of_every_runtime_and_of_the_floor_stand_in_one_row() -> None:
+    row = loss_rows(report())[0]
+    assert row["nats"] == row["nats_int8"] == 6.5
+    assert row["nats_fp32"] == pytest.approx(6.5 * 0.99)
+    floor = report().floor
+    assert floor is not None
+    assert row["nats_floor"] == pytest.approx(float(floor.figures.nats[0].sum()))
+
+
+def test_every_mean_has_its_interval_among_the_metrics() -> None:
+    metrics = {metric.key: metric.value for metric in metrics_of(report())}
+    for name in ("bits_per_byte", "loss", "written/ended", "written/copied_words"):
+        assert metrics[f"{name}_low"] <= metrics[name] <= metrics[f"{name}_high"]
+    assert metrics["floor/written/names_kept"] == 0.5
+    assert (metrics["stories"], metrics["tokens"], metrics["bytes"]) == (2, 7, 25)
+    assert "floor/bits_per_byte" not in {metric.key for metric in metrics_of(report(floor=None))}
+
+
+def test_tags_and_parameters_name_no_folder_and_no_person() -> None:
+    told = {**tags_of(report()), **{key: str(value) for key, value in params_of(report()).items()}}
+    assert str(Path.home()) not in " ".join(told.values())
+
+
+def test_a_store_that_fails_while_logging_leaves_a_failed_run(
+    tracking_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = EvidenceStore.open(tracking_uri)
+    client = open_store(tracking_uri)
+    place = Path(client.get_experiment_by_name(EXPERIMENT).artifact_location)  # type: ignore[union-attr]
+    place.parent.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(place, ignore_errors=True)
+    place.write_text("a file where the folder of the artifacts should be")
+    with pytest.raises(InputError, match="MLFLOW_TRACKING_URI"):
+        store.log(report())
+    (run,) = client.search_runs([client.get_experiment_by_name(EXPERIMENT).experiment_id])  # type: ignore[union-attr]
+    assert run.info.status == "FAILED"
+    assert load_quality_evidence(tracking_uri, DIGEST_OF_REPORT) is None
+
+
+def test_a_store_that_is_none_is_refused_before_anything_is_measured() -> None:
+    with pytest.raises(InputError, match="MLFLOW_TRACKING_URI ftp:"):
+        EvidenceStore.open("ftp://nowhere")
+
+
+def test_a_run_of_a_dead_process_is_buried_by_the_next(tracking_uri: str) -> None:
+    """The owner is a real process that has ended."""
+    run_id = log(tracking_uri)
+    child = subprocess.run(
+        [sys.executable, "-c", "from training.owner import owner_of; print(owner_of().to_text())"],
+        cwd=Path(__file__).parents[3],
+        env={**os.environ},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert Owner.from_text(child.stdout) is not None
+    client = open_store(tracking_uri)
+    client.set_tag(run_id, OWNER, child.stdout.strip())
+    client.update_run(run_id, status="RUNNING")
+    EvidenceStore.open(tracking_uri)
+    assert client.get_run(run_id).info.status == "KILLED"
