@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.quality.generated import MAX_TOKENS, load_prompts, prompts_digest
+from experiments.quality.generated import MAX_TOKENS, prompts_digest
 from experiments.quality.report import QualityReport
 from model.generation import Sampling
 from training.provenance import provenance
@@ -79,7 +79,9 @@ def params_of(report: QualityReport) -> dict[str, Any]:
     if report.written is not None:
         sampling = Sampling()
         params["seeds"] = report.written.seeds
-        params["prompts.digest"] = prompts_digest(load_prompts())
+        first = report.written.seeds[0]
+        asked = [story.prompt for story in report.written.stories if story.seed == first]
+        params["prompts.digest"] = prompts_digest(asked)
         params["sampling"] = {
             name: getattr(sampling, name)
             for name in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")

@@ -15,12 +15,17 @@ from typing import Any
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
-from experiments.evaluate import RUNTIMES, RuntimeName, evaluate
-from experiments.quality import held_out
+import story
+from experiments.evaluate import RUNTIMES, RuntimeName, evaluate, evaluate_and_log
+from experiments.quality import generated, held_out
+from experiments.quality.evidence import load_quality_evidence
+from experiments.quality.generated import load_prompts, write_stories
 from model.checkpoint import load_network
 from model.errors import DataError, InputError, ModelError
 from model.folder import PRETRAINED, ModelFolder
+from model.load import load_engine
 from model.tokenizer import StoryTokenizer
 from tests.model.small_model import copy_of, small_folder
 from training.own_corpus import load_own_stories
@@ -40,7 +45,7 @@ def write_jsonl(path: Path, texts: Sequence[str]) -> Path:
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
     """Three short stories, one with letters of several bytes, and two whole ones."""
-    texts = [story.text for story in load_own_stories("heldout")[:2]]
+    texts = [one.text for one in load_own_stories("heldout")[:2]]
     return write_jsonl(tmp_path / "stories.jsonl", [*SHORT, *texts])
 
 
@@ -110,7 +115,7 @@ def test_behind_the_limit_nothing_is_read(data: Path, tmp_path: Path) -> None:
 def test_all_runtimes_agree_on_the_shipped_model_over_our_held_out_stories(
     every: int, tmp_path: Path
 ) -> None:
-    texts = [story.text for story in load_own_stories("heldout")][::every]
+    texts = [one.text for one in load_own_stories("heldout")][::every]
     report = evaluate(None, [write_jsonl(tmp_path / "heldout.jsonl", texts)])
     assert report.model == str(PRETRAINED)
     assert report.digest == ModelFolder.open(PRETRAINED).digest
@@ -156,6 +161,99 @@ def test_packed_files_and_plain_text_count_the_same(data: Path, tmp_path: Path) 
     text.write_text("\n<|endoftext|>\n".join(stories), "utf-8")
     reports = [evaluate(small_folder(), [path], runtimes=["fp32"]) for path in (data, packed, text)]
     assert len({(report.served.story_bits, report.bytes, report.tokens) for report in reports}) == 1
+
+
+@pytest.fixture
+def _few_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three prompts and short stories: all 64 at full length would take the small model most of a minute."""
+    prompts = load_prompts()[:3]
+    monkeypatch.setattr("experiments.evaluate.load_prompts", lambda: prompts)
+    monkeypatch.setattr(generated, "MAX_TOKENS", 30)
+
+
+@pytest.mark.usefixtures("_few_prompts")
+def test_written_stories_are_measured_beside_those_of_the_floor(data: Path, tmp_path: Path) -> None:
+    train = write_jsonl(tmp_path / "train.jsonl", [one.text for one in load_own_stories("train")])
+    report = evaluate(
+        small_folder(), [data], runtimes=["fp32"], write=True, seeds=2, train_data=[train, data]
+    )
+    assert report.written is not None
+    assert report.floor_written is not None
+    assert [len(one.stories) for one in (report.written, report.floor_written)] == [6, 3]
+    with load_engine(small_folder(), precision="fp32") as engine:
+        again = write_stories(engine, load_prompts()[:3], [0, 1])
+    assert list(report.written.stories) == again
+    told = report.as_dict()
+    assert told["memorisation"]["held_out_seen"] == 5, "the data to judge by is among the training data here"
+    assert told["memorisation"]["source"] == "train.jsonl, stories.jsonl"
+    assert told["floor"]["source"] == "train.jsonl, stories.jsonl"
+    assert told["floor"]["written"]["stories"] == 3
+    assert told["written"]["copied_words_max"] is not None
+    assert told["not_measured"] == {"judge": "no judge was named (--judge FOLDER)"}
+    assert sum(place["tokens"] for place in told["places"]) == told["tokens"]
+    total = sum(place["loss"] * place["tokens"] for place in told["places"])
+    assert total / told["tokens"] == pytest.approx(told["loss"])
+    low, high = told["intervals"]["bits_per_byte"]
+    assert low < told["bits_per_byte"] < high
+
+
+def test_what_was_not_asked_for_is_said(data: Path) -> None:
+    report = evaluate(small_folder(), [data], runtimes=["fp32"], floor=False)
+    told = report.as_dict()
+    assert (told["floor"], told["memorisation"], told["judge"]) == (None, None, None)
+    assert set(told["not_measured"]) == {"written", "judge"}
+    assert {place["floor_loss"] for place in told["places"]} == {None}
+
+
+@pytest.mark.usefixtures("_few_prompts")
+def test_the_verb_logs_evidence_that_is_tied_to_the_model_folder(data: Path, tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    arguments = [
+        "evaluate",
+        "--data",
+        str(data),
+        "--model",
+        str(small_folder()),
+        "--runtime",
+        "int8",
+        "--seeds",
+        "1",
+    ]
+    environment = {"MLFLOW_TRACKING_URI": uri}
+    result = CliRunner().invoke(story.app, [*arguments, "--json"], env=environment)
+    assert result.exit_code == 0, result.stderr
+    told = json.loads(result.stdout)
+    evidence = load_quality_evidence(uri, ModelFolder.open(small_folder()).digest)
+    assert evidence is not None
+    assert told["evidence"] == {"run": evidence.run_id, "experiment": "story-evaluation"}
+    assert evidence.metrics["bits_per_byte"] == pytest.approx(told["bits_per_byte"])
+    assert sum(loss.nats for loss in evidence.losses) == pytest.approx(told["loss"] * told["tokens"])
+    assert [row["seed"] for row in evidence.stories] == [0, 0, 0]
+
+    shown = CliRunner().invoke(story.app, [*arguments, "--no-track"], env=environment)
+    assert shown.exit_code == 0, shown.stderr
+    assert f"{told['bits_per_byte']:.4f} [" in shown.stdout
+    assert "no evidence: nothing was to be logged (--no-track)" in shown.stdout
+    bad = CliRunner().invoke(story.app, arguments, env={"MLFLOW_TRACKING_URI": "ftp://nowhere"})
+    assert bad.exit_code == 2
+    assert (
+        bad.stderr.strip()
+        .splitlines()[-1]
+        .startswith("story: MLFLOW_TRACKING_URI ftp://nowhere cannot be used")
+    )
+
+
+def test_without_mlflow_the_figures_come_and_the_missing_evidence_is_said(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is missing is told from whether the package can be found, so that is what is changed here."""
+    monkeypatch.setattr("experiments.evaluate.find_spec", lambda name: None if name == "mlflow" else object())
+    report, evidence = evaluate_and_log(
+        small_folder(), [data], tracking_uri="sqlite:///x.db", runtimes=["fp32"]
+    )
+    assert report.stories == 5
+    assert evidence["skipped"].startswith("logging evidence needs the 'train' packages")
+    assert not Path("x.db").exists()
 
 
 WITHOUT_TORCH = """
@@ -204,6 +302,8 @@ def test_without_torch_it_is_skipped_with_the_reason_and_the_rest_is_measured(
         ({"runtimes": []}, "runtime must be among int8, fp32, torch, got none"),
         ({"runtimes": ["fp32", "int4"]}, "runtime must be among int8, fp32, torch, got fp32, int4"),
         ({"limit": 0}, "limit must be at least 1, got 0"),
+        ({"seeds": 0}, "seeds must be between 1 and 100, got 0"),
+        ({"seeds": 101}, "seeds must be between 1 and 100, got 101"),
         ({"limit": -3}, "limit must be at least 1, got -3"),
     ],
 )

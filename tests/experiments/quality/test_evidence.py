@@ -23,11 +23,12 @@ from experiments.quality.evidence import (
     load_quality_evidence,
 )
 from experiments.quality.facts import DIGEST, loss_rows, metrics_of, params_of, story_rows, tags_of
+from experiments.quality.generated import prompts_digest
 from experiments.quality.held_out import figures_of
 from experiments.quality.judge import Judged, Judgement
 from model.errors import DataError, InputError
 from tests.experiments.quality.reports import DIGEST as DIGEST_OF_REPORT
-from tests.experiments.quality.reports import HELD_OUT, report
+from tests.experiments.quality.reports import HELD_OUT, PROMPTS, report
 from training.mlflow_store import OWNER, open_store
 from training.owner import Owner
 
@@ -72,6 +73,7 @@ def test_the_run_says_whose_evidence_it_is_and_what_it_rests_on(tracking_uri: st
     assert tags["skipped.torch"] == "it is not installed"
     assert tags.get("git.sha", "unknown") == params["git.sha"]
     assert (params["runtime"], params["seeds"], params["sampling.temperature"]) == ("int8", "[0, 1]", "0.7")
+    assert params["prompts.digest"] == prompts_digest(PROMPTS)
     assert (params["model"], params["data.files"]) == ("tale", "held-out.jsonl"), "no folder of a machine"
     assert run.info.status == "FINISHED"
     assert open_store(tracking_uri).get_experiment(run.info.experiment_id).name == EXPERIMENT

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from typing import Any
 
 from rich.console import Console
 
@@ -11,7 +12,7 @@ from experiments.quality.written import FIGURES
 from tests.experiments.quality.reports import report
 
 
-def shown(evidence: dict[str, str], **changes: object) -> str:
+def shown(evidence: dict[str, str], **changes: Any) -> str:
     target = io.StringIO()
     print_report(report(**changes), evidence, Console(file=target, width=120))
     return target.getvalue()
