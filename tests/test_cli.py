@@ -48,7 +48,18 @@ def test_the_version_is_the_installed_one() -> None:
 
 def test_every_option_has_help() -> None:
     commands = get_command(story.app).commands  # type: ignore[attr-defined]
-    assert list(commands) == ["demo", "write", "data", "train", "evaluate", "export", "ui", "doctor"]
+    assert list(commands) == [
+        "demo",
+        "write",
+        "data",
+        "train",
+        "evaluate",
+        "export",
+        "register",
+        "models",
+        "ui",
+        "doctor",
+    ]
     silent = [
         f"{name} {parameter.name}"
         for name, command in commands.items()

@@ -29,6 +29,8 @@ QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     # Standard output belongs to `--json`.
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    # Bars for files that are copied in a moment.
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     # The defaults (7 tries, 120 s each) make a run whose server is gone wait for minutes at its end.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
@@ -36,6 +38,7 @@ QUIET = {
 TALKATIVE = {
     "mlflow.store.db.utils": logging.WARNING,
     "alembic": logging.WARNING,
+    "mlflow.pyfunc": logging.WARNING,
     # A store that is gone is said once, by whoever sends to it, and not for every try.
     "mlflow.system_metrics.system_metrics_monitor": logging.CRITICAL,
     "urllib3.connectionpool": logging.ERROR,

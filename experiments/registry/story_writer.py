@@ -1,0 +1,108 @@
+"""A registered version, as MLflow loads it: this file itself is the model's code (models-from-code).
+
+`mlflow.pyfunc.load_model("models:/story-writer@champion").predict(frame)` and `mlflow models serve` run it. It
+stands on the same engine as everything else that serves, needs neither torch nor this checkout (the serving code
+travels with the version), and a row with a seed gives the story that `story write` gives for that seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, cast
+
+import pandas as pd
+from mlflow.models import set_model
+from mlflow.pyfunc.model import PythonModel
+
+from model.errors import StoryError
+from model.generation import Completion, Request, Sampling
+from model.load import load_engine
+
+if TYPE_CHECKING:
+    from model.engine import Engine
+    from model.stream import Stream
+
+ARTIFACT = "model"
+"""The artifact that holds the model folder."""
+SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
+WHOLE = ("max_tokens", "top_k", "seed")
+"""Values that are whole numbers, whatever a frame or a JSON body made of them."""
+SLOTS = 16
+
+
+class StoryWriter(PythonModel):
+    """Prompts in, stories out, by column `prompt`; other columns, or `params` for all rows, set the sampling."""
+
+    def load_context(self, context: Any) -> None:
+        """Load the engine from the version's model folder; its digest is checked."""
+        from pathlib import Path
+
+        self._engine: Engine = load_engine(Path(context.artifacts[ARTIFACT]), slots=SLOTS, queue_limit=10_000)
+
+    def predict(
+        self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
+    ) -> pd.DataFrame:
+        """One row a prompt: `story` (the continuation), `finish_reason`, `tokens`, `seed`, `error`.
+
+        All rows are written side by side. A row whose values are not allowed says so in `error`, and costs the
+        other rows nothing.
+        """
+        streams: list[Stream | str] = []
+        for values in _rows(model_input):
+            try:
+                streams.append(self._engine.submit(_request(values, params)))
+            except StoryError as error:
+                streams.append(str(error))
+        rows = [_row(stream if isinstance(stream, str) else stream.wait()) for stream in streams]
+        frame = pd.DataFrame(rows, columns=["story", "finish_reason", "tokens", "error"])
+        return frame.astype({"tokens": "int64"})
+
+    def predict_stream(
+        self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
+    ) -> Iterator[str]:
+        """The one row's story, piece by piece as it is written. Closing the iterator stops the story.
+
+        Raises:
+            ValueError: not exactly one row, or a value that is not allowed.
+        """
+        rows = list(_rows(model_input))
+        if len(rows) != 1:
+            raise ValueError(f"predict_stream takes one prompt, got {len(rows)}")
+        try:
+            request = _request(rows[0], params)
+        except StoryError as error:
+            raise ValueError(str(error)) from None
+        with self._engine.write(request) as stream:
+            for piece in stream:
+                if piece.text:
+                    yield piece.text
+
+
+def _rows(model_input: pd.DataFrame) -> Iterator[dict[str, Any]]:
+    """Each row's values by name; columns that are empty there are left out.
+
+    A stream's one record may come as a mapping: MLflow makes no frame of it there.
+    """
+    frame = model_input if isinstance(model_input, pd.DataFrame) else pd.DataFrame([model_input])
+    for record in frame.to_dict("records"):
+        yield {str(name): value for name, value in record.items() if not pd.isna(value)}
+
+
+def _request(values: Mapping[str, Any], params: Mapping[str, Any] | None) -> Request:
+    """The request of one row; what the row does not say, `params` say. Raises `InputError`."""
+    merged = {**{name: value for name, value in (params or {}).items() if value is not None}, **values}
+    for name in WHOLE:
+        if isinstance(merged.get(name), float) and float(merged[name]).is_integer():
+            merged[name] = int(merged[name])  # a column with a gap has become one of floats
+    sampling = Sampling(**{name: merged[name] for name in SAMPLING if name in merged})
+    chosen = {"max_tokens": merged["max_tokens"]} if "max_tokens" in merged else {}
+    return Request(prompt=cast(str, merged.get("prompt")), sampling=sampling, **chosen)
+
+
+def _row(done: Completion | str) -> tuple[str, str, int, str]:
+    if isinstance(done, str):
+        return "", "error", 0, done
+    return done.text, done.finish_reason, done.usage.completion_tokens, done.error or ""
+
+
+set_model(StoryWriter())

@@ -1,0 +1,204 @@
+"""The registered versions of our model: made once for each artifact, found by number, alias or digest.
+
+A version is a model folder with a digest; everything that is measured names that digest, so that no figure is ever
+taken for another artifact's. Registering the same folder again gives the version that is there.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from experiments.registry.package import save_package
+from model.errors import InputError
+from model.folder import ModelFolder
+from training.logged_model import MODEL_NAME
+from training.mlflow_store import open_experiment, open_store
+from training.provenance import provenance
+from training.shown import flat
+from training.tracked_run import RUN_FILE
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+
+NAME = "story-writer"
+CHALLENGER, CHAMPION, PREVIOUS = "challenger", "champion", "previous"
+DIGEST = "artifact.digest"
+EXPERIMENT = "story-training"
+FOLDER = "artifacts/folder"
+"""Where in a version's files its model folder lies."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Version:
+    """One registered version, as `story models` shows it."""
+
+    number: int
+    digest: str
+    aliases: tuple[str, ...]
+    tags: dict[str, str]
+    created: int
+    """Milliseconds since 1970."""
+    source: str
+    new: bool = False
+    """Made by this very call."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+
+def register(
+    folder: ModelFolder, uri: str, *, alias: str | None = CHALLENGER, run_folder: Path | None = None
+) -> Version:
+    """Make a version of `folder` in the store at `uri`, or find the one that has this digest already.
+
+    Args:
+        folder: an opened model folder.
+        uri: the MLflow store.
+        alias: moved to the version; None moves none.
+        run_folder: the folder of the training run that the model comes from, if there is one; the version then
+            belongs to that run.
+
+    Raises:
+        InputError: the store is not usable. `MissingExtraError`: MLflow is not installed.
+    """
+    client = open_store(uri)
+    _make_name(client)
+    version = _with_digest(client, folder.digest)
+    new = version is None
+    if version is None:
+        version = _create(client, uri, folder, _training_run(client, run_folder))
+    if alias is not None:
+        client.set_registered_model_alias(NAME, alias, version.version)
+    return _read(client, client.get_model_version(NAME, version.version), new=new)
+
+
+def versions(uri: str) -> list[Version]:
+    """All versions, newest first."""
+    client = open_store(uri)
+    found = client.search_model_versions(f"name = '{NAME}'")
+    # A search leaves the aliases out; each version is asked for by itself.
+    whole = [client.get_model_version(NAME, each.version) for each in found]
+    return sorted((_read(client, each) for each in whole), key=lambda each: -each.number)
+
+
+def find(uri: str, wanted: str) -> Version:
+    """The version called `wanted`: a number, an alias, or the first characters of a digest (at least 8).
+
+    Raises `InputError` that names what there is.
+    """
+    every = versions(uri)
+    for version in every:
+        if wanted == str(version.number) or wanted in version.aliases:
+            return version
+    by_digest = [each for each in every if len(wanted) >= 8 and each.digest.startswith(wanted)]
+    if len(by_digest) == 1:
+        return by_digest[0]
+    known = ", ".join(str(each.number) for each in every) or "none yet; `story register` makes one"
+    aliases = ", ".join(sorted(alias for each in every for alias in each.aliases))
+    raise InputError(
+        "version",
+        f"must be a number, an alias or a digest of a registered version, got {wanted!r}; "
+        f"versions: {known}{f'; aliases: {aliases}' if aliases else ''}",
+    )
+
+
+def download(uri: str, version: Version, out: Path) -> ModelFolder:
+    """The model folder of a version, fetched into `out` and held to its digest. Raises `ModelError`."""
+    from mlflow.artifacts import download_artifacts
+
+    client = open_store(uri)
+    where = client.get_model_version_download_uri(NAME, str(version.number))
+    fetched = download_artifacts(artifact_uri=f"{where}/{FOLDER}", dst_path=str(out), tracking_uri=uri)
+    return ModelFolder.open(Path(fetched))
+
+
+def _make_name(client: MlflowClient) -> None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_registered_model(
+            NAME, description="Small stories by a small language model of our own."
+        )
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+def _with_digest(client: MlflowClient, digest: str) -> ModelVersion | None:
+    found = client.search_model_versions(f"name = '{NAME}' and tags.`{DIGEST}` = '{digest}'")
+    return min(found, key=lambda each: int(each.version), default=None)
+
+
+def _training_run(client: MlflowClient, folder: Path | None) -> str | None:
+    """The run that the training in `folder` logged to, if this store knows it."""
+    from mlflow.exceptions import MlflowException
+
+    if folder is None:
+        return None
+    try:
+        run_id = json.loads((folder / RUN_FILE).read_text("utf-8"))["run_id"]
+        return str(client.get_run(run_id).info.run_id)
+    except (OSError, ValueError, KeyError, MlflowException):
+        return None
+
+
+def _imported_run(client: MlflowClient, uri: str, folder: ModelFolder) -> str:
+    """A run that stands for the training of a model from elsewhere: the store asks for one behind each version."""
+    experiment = open_experiment(client, uri, EXPERIMENT)
+    run = client.create_run(experiment, run_name=f"imported-{folder.digest[:8]}", tags={"imported": "true"})
+    recipe = folder.notes.get("recipe")
+    for key, value in flat(recipe if isinstance(recipe, dict) else {}).items():
+        client.log_param(run.info.run_id, key, value, synchronous=True)
+    client.set_terminated(run.info.run_id)
+    return str(run.info.run_id)
+
+
+def _create(client: MlflowClient, uri: str, folder: ModelFolder, trained: str | None) -> ModelVersion:
+    run_id = trained or _imported_run(client, uri, folder)
+    experiment = client.get_run(run_id).info.experiment_id
+    origin = provenance()
+    tags = {DIGEST: folder.digest} | {f"model.{name}": text for name, text in _notes(folder).items()}
+    if origin.git_sha is not None:
+        tags |= {"git.sha": origin.git_sha, "git.dirty": str(bool(origin.git_dirty)).lower()}
+    model = client.create_logged_model(
+        experiment, name=MODEL_NAME, source_run_id=run_id, tags=tags, model_type="serving"
+    )
+    try:
+        with tempfile.TemporaryDirectory(prefix="story-version-") as scratch:
+            package, copies = Path(scratch) / "package", Path(scratch) / "copies"
+            copies.mkdir()
+            save_package(folder, package, copies)
+            client.log_model_artifacts(model.model_id, str(package))
+    except Exception:
+        client.finalize_logged_model(model.model_id, "FAILED")
+        raise
+    client.finalize_logged_model(model.model_id, "READY")
+    return client.create_model_version(
+        NAME, source=model.artifact_location, run_id=run_id, tags=tags, model_id=model.model_id
+    )
+
+
+def _notes(folder: ModelFolder) -> dict[str, str]:
+    """What the folder says of its making, as far as it is short: step, tokens, data digest, recipe's name."""
+    recipe = folder.notes.get("recipe")
+    named = {"recipe": recipe.get("name")} if isinstance(recipe, dict) else {}
+    chosen = {name: folder.notes.get(name) for name in ("data", "step", "tokens", "best_bits_per_byte")}
+    return {name: str(value) for name, value in (chosen | named).items() if value is not None}
+
+
+def _read(client: MlflowClient, version: ModelVersion, *, new: bool = False) -> Version:
+    return Version(
+        number=int(version.version),
+        digest=version.tags.get(DIGEST, ""),
+        aliases=tuple(sorted(version.aliases)),
+        tags=dict(sorted(version.tags.items())),
+        created=int(version.creation_timestamp),
+        source=str(version.source),
+        new=new,
+    )

@@ -1,0 +1,130 @@
+"""A registered version writes what the engine writes, without torch and without this checkout."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from model.generation import Request, Sampling
+from model.load import load_engine
+from tests.model.small_model import small_folder
+
+PROMPTS = ("Once upon a time", "The fox")
+
+LOAD = """
+import json, sys
+
+class NoTorch:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "onnx", "gradio", "training", "experiments", "demo"):
+            raise ImportError(f"{name} is not part of serving")
+
+sys.meta_path.insert(0, NoTorch())
+import pandas as pd
+from mlflow import pyfunc
+model = pyfunc.load_model(sys.argv[1])
+frame = pd.DataFrame(json.loads(sys.argv[2]))
+rows = model.predict(frame, params={"max_tokens": 24}).to_dict("records")
+pieces = list(model.predict_stream({"prompt": frame.prompt[0], "seed": 5}, params={"max_tokens": 24}))
+print(json.dumps({"rows": rows, "pieces": pieces}))
+"""
+
+
+def alone(prompt: str, seed: int, tokens: int = 24) -> str:
+    with load_engine(small_folder()) as engine:
+        return (
+            engine.write(Request(prompt=prompt, max_tokens=tokens, sampling=Sampling(seed=seed)))
+            .wait(20)
+            .text
+        )
+
+
+@pytest.fixture(scope="module")
+def elsewhere(package: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What the version answers in a process that has nothing of this project but what the version brings."""
+    frame = {
+        "prompt": [*PROMPTS, "Mia"],
+        "seed": [5, 6, None],  # a gap makes a column of floats
+        "temperature": [0.7, 0.7, 9.0],
+    }
+    run = subprocess.run(
+        [sys.executable, "-c", LOAD, str(package), json.dumps(frame)],
+        cwd=tmp_path_factory.mktemp("elsewhere"), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    answer: dict[str, Any] = json.loads(run.stdout.splitlines()[-1])
+    return answer
+
+
+def test_each_row_is_the_story_that_the_engine_writes_for_its_seed(elsewhere: dict[str, Any]) -> None:
+    stories = [row["story"] for row in elsewhere["rows"][:2]]
+    assert stories == [alone(PROMPTS[0], 5), alone(PROMPTS[1], 6)]
+    assert all(0 < row["tokens"] <= 24 and not row["error"] for row in elsewhere["rows"][:2])
+
+
+def test_a_row_that_is_not_allowed_says_so_and_the_others_are_written(elsewhere: dict[str, Any]) -> None:
+    bad = elsewhere["rows"][2]
+    assert (bad["story"], bad["finish_reason"]) == ("", "error")
+    assert bad["error"] == "temperature must be between 0 and 2, got 9.0"
+
+
+def test_a_streamed_story_comes_in_pieces_and_is_the_whole_one(elsewhere: dict[str, Any]) -> None:
+    assert len(elsewhere["pieces"]) > 3
+    assert "".join(elsewhere["pieces"]) == elsewhere["rows"][0]["story"]
+
+
+def test_the_version_names_what_it_needs_and_torch_is_not_among_it(package: Path) -> None:
+    needs = {line.partition("==")[0] for line in (package / "requirements.txt").read_text().split()}
+    assert needs == {"mlflow", "numpy", "onnxruntime", "pandas", "tokenizers"}
+    carried = {str(path.relative_to(package / "code")) for path in (package / "code").rglob("*")}
+    assert "model/engine.py" in carried
+    assert not [name for name in carried if "pretrained" in name]
+
+
+@pytest.mark.slow
+def test_mlflow_serves_the_version_over_http(package: Path, tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "models",
+        "serve",
+        "-m",
+        str(package),
+        "--env-manager",
+        "local",
+    ]
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    with (tmp_path / "log").open("wb") as log:
+        server = subprocess.Popen(
+            [*command, "--host", "127.0.0.1", "--port", str(port), "--workers", "1"],
+            cwd=tmp_path, env=environment, stdout=log, stderr=log, start_new_session=True,
+        )  # fmt: skip
+    try:
+        body = {"dataframe_records": [{"prompt": PROMPTS[0], "seed": 5}], "params": {"max_tokens": 24}}
+        deadline = time.monotonic() + 90
+        while True:
+            try:
+                answer = httpx.post(f"http://127.0.0.1:{port}/invocations", json=body, timeout=30)
+                break
+            except httpx.ConnectError:
+                assert server.poll() is None, (tmp_path / "log").read_text()
+                assert time.monotonic() < deadline, (tmp_path / "log").read_text()
+                time.sleep(0.3)
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["predictions"][0]["story"] == alone(PROMPTS[0], 5)
+    finally:
+        os.killpg(server.pid, 15)
+        server.wait(20)

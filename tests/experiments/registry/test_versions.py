@@ -1,0 +1,105 @@
+"""Registered versions in a real store: made once an artifact, found again, held to their digest."""
+
+from __future__ import annotations
+
+import io
+import shutil
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from experiments.registry.shown import print_versions
+from experiments.registry.source import opened
+from experiments.registry.versions import Version, download, find, register, versions
+from model.errors import InputError, ModelError
+from model.folder import PRETRAINED, ModelFolder
+from tests.model.small_model import small_checkpoint, small_folder
+from training.mlflow_store import open_store
+
+
+def test_a_version_names_its_artifact_and_where_it_comes_from(registered: tuple[str, Version]) -> None:
+    uri, version = registered
+    assert (version.number, version.aliases, version.new) == (1, ("challenger",), True)
+    assert version.digest == version.tags["artifact.digest"] == ModelFolder.open(small_folder()).digest
+    client = open_store(uri)
+    found = client.get_model_version_by_alias("story-writer", "challenger")
+    assert int(found.version) == 1
+    run = client.get_run(str(found.run_id))
+    assert (run.info.status, run.data.tags["imported"]) == ("FINISHED", "true")
+    assert client.get_experiment(run.info.experiment_id).name == "story-training"
+
+
+def test_the_same_artifact_is_not_registered_twice(registered: tuple[str, Version]) -> None:
+    uri, version = registered
+    again = register(ModelFolder.open(small_folder()), uri, alias=None)
+    assert (again.number, again.new) == (version.number, False)
+    assert [each.number for each in versions(uri)] == [1]
+
+
+@pytest.mark.parametrize("wanted", ["1", "challenger", "digest"])
+def test_a_version_is_found_by_number_alias_and_digest(wanted: str, registered: tuple[str, Version]) -> None:
+    uri, version = registered
+    assert find(uri, version.digest[:10] if wanted == "digest" else wanted).number == 1
+
+
+def test_what_is_not_there_is_answered_with_what_is(registered: tuple[str, Version]) -> None:
+    with pytest.raises(InputError, match=r"got 'champion'; versions: 1; aliases: challenger"):
+        find(registered[0], "champion")
+
+
+def test_an_empty_store_says_how_to_make_a_version(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    with pytest.raises(InputError, match="none yet; `story register` makes one"):
+        find(uri, "1")
+    shown = io.StringIO()
+    print_versions(versions(uri), Console(file=shown))
+    assert "story register" in shown.getvalue()
+
+
+def test_a_version_gives_back_the_folder_that_went_in(
+    registered: tuple[str, Version], tmp_path: Path
+) -> None:
+    uri, version = registered
+    assert download(uri, version, tmp_path).digest == version.digest
+
+
+def test_a_version_whose_files_were_changed_is_refused(
+    registered: tuple[str, Version], package: Path, tmp_path: Path
+) -> None:
+    uri, version = registered
+    shutil.copytree(package, tmp_path / "kept")
+    tokenizer = package / "artifacts/folder/tokenizer.json"
+    try:
+        tokenizer.write_bytes(tokenizer.read_bytes() + b" ")
+        with pytest.raises(ModelError, match="is damaged"):
+            download(uri, version, tmp_path)
+    finally:
+        shutil.copy(tmp_path / "kept/artifacts/folder/tokenizer.json", tokenizer)
+
+
+def test_the_table_shows_number_alias_and_verdict(registered: tuple[str, Version]) -> None:
+    shown = io.StringIO()
+    print_versions(versions(registered[0]), Console(file=shown, width=120))
+    assert all(text in shown.getvalue() for text in ("challenger", registered[1].digest[:12], "not judged"))
+
+
+def test_a_checkpoint_is_exported_beside_itself_and_belongs_to_its_run(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(small_checkpoint(), run / "best")
+    (run / "last").mkdir()
+    folder, belongs_to = opened(run / "best")
+    assert folder.path == run / "model"
+    assert belongs_to == run
+    assert folder.digest == ModelFolder.open(small_folder()).digest  # the same checkpoint, exported elsewhere
+
+
+def test_without_a_source_the_last_training_is_taken_and_else_the_shipped_model(tmp_path: Path) -> None:
+    assert opened(None)[0].path == PRETRAINED
+    shutil.copytree(small_checkpoint(), tmp_path / "runs/story/best")
+    assert opened(None)[0].path == tmp_path / "runs/story/model"
+
+
+def test_a_folder_that_is_neither_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="must be a model folder or a checkpoint"):
+        opened(tmp_path)
