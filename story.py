@@ -280,6 +280,8 @@ def evaluate(
         print_json({**report.as_dict(), "evidence": evidence})
     else:
         print_report(report, evidence, Console())
+    if "failed" in evidence:
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -147,7 +147,8 @@ def evaluate_and_log(
 ) -> tuple[QualityReport, dict[str, str]]:
     """`evaluate`, logged as an evidence run to the MLflow store at `tracking_uri`; None: not logged.
 
-    Returns the report and where its evidence is: `{"run": id, "experiment": name}`, or `{"skipped": reason}`.
+    Returns the report and where its evidence is: `{"run": id, "experiment": name}`; `{"skipped": reason}`; or, where
+    the store failed only after all had been measured, `{"failed": reason}`.
 
     Raises:
         InputError: also when the store cannot be used, which is found out before anything is measured.
@@ -162,7 +163,10 @@ def evaluate_and_log(
 
     store = EvidenceStore.open(tracking_uri)
     report = evaluate(model, data, **options)
-    return report, {"run": store.log(report), "experiment": EXPERIMENT}
+    try:
+        return report, {"run": store.log(report), "experiment": EXPERIMENT}
+    except InputError as error:
+        return report, {"failed": str(error)}
 
 
 def _check(runtimes: Sequence[str], limit: int | None, seeds: int) -> None:

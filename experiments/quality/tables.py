@@ -35,7 +35,7 @@ NONE = "-"
 
 
 def print_report(report: QualityReport, evidence: Mapping[str, str], console: Console) -> None:
-    """Print the tables; `evidence` says where the run was logged (`run`), or why it was not (`skipped`)."""
+    """Print the tables; `evidence` says where the run was logged (`run`), or why it was not (`skipped`, `failed`)."""
     # Names of files and models are shown as they are: a bracket in one is no markup.
     console.print(
         Text(f"{report.model} · digest {report.digest[:12]} · {', '.join(report.data)}"), soft_wrap=True
@@ -117,11 +117,10 @@ def _remarks(report: QualityReport, evidence: Mapping[str, str]) -> list[str]:
             f"{figures['reference_perplexity']:.2f} of {figures['reference_stories']} held-out stories"
         )
     lines += [f"not measured: {name}: {reason}" for name, reason in report.left_out.items()]
-    lines.append(
-        f"evidence: MLflow run {evidence['run']}"
-        if "run" in evidence
-        else f"no evidence: {evidence['skipped']}"
-    )
+    if "run" in evidence:
+        lines.append(f"evidence: MLflow run {evidence['run']}")
+    else:
+        lines.append(f"no evidence: {evidence.get('failed') or evidence['skipped']}")
     return lines
 
 

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 import story
 from experiments.evaluate import RUNTIMES, RuntimeName, evaluate, evaluate_and_log
 from experiments.quality import generated, held_out
-from experiments.quality.evidence import load_quality_evidence
+from experiments.quality.evidence import EvidenceStore, load_quality_evidence
 from experiments.quality.generated import load_prompts, write_stories
 from model.checkpoint import load_network
 from model.errors import DataError, InputError, ModelError
@@ -241,6 +241,30 @@ def test_the_verb_logs_evidence_that_is_tied_to_the_model_folder(data: Path, tmp
         .splitlines()[-1]
         .startswith("story: MLFLOW_TRACKING_URI ftp://nowhere cannot be used")
     )
+
+
+def test_a_store_that_fails_after_the_measuring_costs_the_evidence_and_not_the_figures(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store is opened, and then a file stands where the folder of its artifacts should be made."""
+    opened = EvidenceStore.open("sqlite:///mlflow.db")
+    monkeypatch.setattr(EvidenceStore, "open", lambda uri: opened)
+    Path("mlartifacts").write_text("a file")
+    arguments = [
+        "evaluate",
+        "--data",
+        str(data),
+        "--model",
+        str(small_folder()),
+        "--runtime",
+        "fp32",
+        "--no-write",
+    ]
+    result = CliRunner().invoke(story.app, [*arguments, "--json"])
+    assert result.exit_code == 1
+    told = json.loads(result.stdout)
+    assert told["bits_per_byte"] > 0
+    assert told["evidence"]["failed"].startswith("MLFLOW_TRACKING_URI sqlite:///mlflow.db cannot be used")
 
 
 def test_without_mlflow_the_figures_come_and_the_missing_evidence_is_said(
