@@ -181,8 +181,8 @@ class SamplingRows:
         weight_BV = np.exp(scaled_BV, out=self._weight[: plan.rows])
         mass_B = np.add.reduce(weight_BV, axis=1).astype(np.float64)
         if plan.narrowed:
-            # What the other filters leave weighs at least 1: the likeliest token is always kept.
-            bound_B = np.maximum(np.where(plan.narrowed_B, 1.0, mass_B) * plan.share_B, plan.min_p_B)
+            # Where top-p speaks of the mass that other filters leave, all that they leave must be counted.
+            bound_B = np.maximum(np.where(plan.narrowed_B, 0.0, mass_B * plan.share_B), plan.min_p_B)
             for row, bound in self._kth_bounds(plan, weight_BV):
                 bound_B[row] = max(bound_B[row], bound)
         else:
