@@ -5,9 +5,9 @@ sorted whole, which a GPU does in the time of a few launches (on one core it tak
 does). What crosses the bus is three whole numbers a row there and two back, and settings when a row joins or leaves.
 
 Given the same logits, a row gets the token that `SamplingRows` gives it, but for the last bit of two float
-operations: the exponential, which each library rounds in its own way, and the mass of an unfiltered row, which
-`SamplingRows` adds in floating point and this one in whole numbers. A draw within about 1e-7 of the border of two
-tokens may fall on the other side. Greedy choices, filters by rank and random numbers are equal to the last bit, and
+operations: the exponential, which each library rounds in its own way, and the mass of a row without min-p and top-k,
+which `SamplingRows` adds in floating point and this one in whole numbers. A draw within about 1e-7 of the border of
+two tokens may fall on the other side. Greedy choices, filters by rank and random numbers are equal to the last bit, and
 as there, no row's token depends on its company.
 
 Shapes: B rows (streams), V vocabulary.

@@ -1,0 +1,133 @@
+"""Recording and replaying: which launches cover a batch, and what a recorded step must not depend on."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from model.torch_graphs import bucket_sizes, cover, exact_products
+from model.torch_runtime import TorchRuntime
+from tests.model.runtimes import random_tokens
+from tests.model.tape import Tapes
+from tests.model.torch_runtimes import decode, small_network, small_torch
+
+
+@given(st.integers(1, 300))
+def test_buckets_are_powers_of_two_up_to_the_room_that_is_needed(most: int) -> None:
+    sizes = bucket_sizes(most)
+    assert sizes == [2**power for power in range(len(sizes))]
+    assert sizes[-1] >= most
+    assert sizes[-1] < 2 * most
+
+
+@given(st.integers(1, 64), st.sets(st.sampled_from([1, 2, 4, 8, 16, 32, 64]), min_size=1))
+def test_launches_cover_all_rows_once_within_the_room_and_as_few_as_can_be(
+    count: int, some: set[int]
+) -> None:
+    sizes = sorted(some)
+    launches = cover(count, sizes)
+    rows = [row for first, size in launches for row in range(first, first + size)]
+    room = max(64, *sizes)
+    assert rows == list(range(len(rows)))
+    assert count <= len(rows) <= room
+    assert len(launches) == -(-count // sizes[-1])
+    assert {size for _, size in launches} <= some
+    assert len(rows) - count < launches[-1][1]
+
+
+def test_a_tape_repeats_operations_and_not_the_program() -> None:
+    """The stand-in itself: a number that the host changes is not seen again, memory that changes is."""
+    memory, out, factor = torch.ones(3), torch.zeros(3), [2.0]
+
+    def work() -> None:
+        out.copy_((memory * factor[0])[1:].sum().expand(3))
+
+    launch = Tapes().record(work)
+    memory += 1
+    factor[0] = 100.0
+    launch()
+    assert out.tolist() == [8.0, 8.0, 8.0]
+    with pytest.raises(AssertionError, match="asks the device for a value"):
+        Tapes().record(lambda: out.fill_(float(memory[0])))
+
+
+@given(seed=st.integers(0, 2**32 - 1))
+@settings(max_examples=3)
+def test_a_replayed_step_is_the_step_whatever_comes_and_goes(seed: int) -> None:
+    tapes = Tapes()
+    taped, plain = TorchRuntime(small_network(), max_batch=8, recorder=tapes), small_torch()
+    assert taped.sizes == plain.sizes
+    recorded, rng = tapes.recorded, np.random.default_rng(seed)
+    states = [plain.prefill(random_tokens(4 + 5 * stream, stream))[1] for stream in range(8)]
+    batches = taped.new_batch(), plain.new_batch()
+    for step in range(40):
+        size = len(batches[0])
+        if size < 8 and (not size or rng.random() < 0.4):
+            chosen = states[rng.integers(8)]
+            for batch in batches:
+                batch.append(chosen)
+        elif rng.random() < 0.2:
+            row = int(rng.integers(size))
+            for batch in batches:
+                batch.remove(row)
+        fed = rng.integers(0, 300, len(batches[0])) if step % 7 else np.zeros(len(batches[0]), np.int64)
+        before = tapes.replays.total()
+        ours = taped.step(fed, batches[0])
+        assert np.array_equal(ours, plain.step(fed, batches[1]))
+        assert tapes.replays.total() - before == min(len(fed), 1)  # one launch, however many rows
+    assert tapes.recorded == recorded  # nothing is captured while stories are written
+
+
+def test_every_launch_that_a_batch_can_ask_for_is_recorded_when_the_runtime_is_made() -> None:
+    tapes = Tapes()
+    runtime = TorchRuntime(small_network(), max_batch=20, recorder=tapes)
+    assert tapes.recorded == len(bucket_sizes(20))
+    batch = runtime.new_batch()
+    used = set()
+    for _ in range(20):
+        batch.append(runtime.empty)
+        before = tapes.replays.copy()
+        runtime.step(np.full(len(batch), 7), batch)
+        used |= set(tapes.replays - before)
+    assert len(used) == len(runtime.sizes)
+    assert tapes.recorded == len(bucket_sizes(20))
+
+
+def test_a_replay_costs_the_smallest_number_of_rows_that_will_do() -> None:
+    tapes = Tapes()
+    runtime = TorchRuntime(small_network(), max_batch=20, recorder=tapes)
+    numbers = {size: number for number, size in enumerate(bucket_sizes(20))}  # recorded in this order
+    batch = runtime.new_batch()
+    for count in range(1, 21):
+        batch.append(runtime.empty)
+        before = tapes.replays.copy()
+        runtime.step(np.full(count, 7), batch)
+        expected = next(size for size in runtime.sizes if size >= count)
+        assert dict(tapes.replays - before) == {numbers[expected]: 1}
+
+
+def test_what_warm_ups_leave_behind_is_cleared() -> None:
+    runtime = TorchRuntime(small_network(), max_batch=4, recorder=Tapes())
+    batch = runtime.new_batch()
+    buffers = batch.arena.buffers
+    assert not any(part.any() for part in (buffers.conv_RBKM, buffers.memory_RBHNP, buffers.ring_ABWP))
+    tokens = random_tokens(10, 0)
+    assert np.array_equal(
+        decode(runtime, runtime.empty, tokens)[0], decode(small_torch(), small_torch().empty, tokens)[0]
+    )
+
+
+def test_exact_products_are_put_back_to_what_they_were() -> None:
+    products = torch.backends.cuda.matmul
+    before = products.fp32_precision
+    try:
+        products.fp32_precision = "tf32"
+        with pytest.raises(RuntimeError, match="within"), exact_products():
+            assert products.fp32_precision == "ieee"
+            raise RuntimeError("within")
+        assert products.fp32_precision == "tf32"
+    finally:
+        products.fp32_precision = before
