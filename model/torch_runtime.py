@@ -16,6 +16,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -77,9 +78,9 @@ class TorchRuntime:
         arena.record(sorted({launch for count in counts for launch in cover(count, self.sizes)}))
 
     @classmethod
-    def load(cls, folder: Path, *, max_batch: int = 16, device: str = "cpu") -> TorchRuntime:
-        """The runtime of a checkpoint or model folder. Raises `ModelError`."""
-        return cls(load_network(folder), max_batch=max_batch, device=device)
+    def load(cls, folder: Path, **options: Any) -> Self:
+        """The runtime of a checkpoint or model folder; `options` as above. Raises `ModelError`."""
+        return cls(load_network(folder), **options)
 
     def prefill(self, tokens: Sequence[int], state: TorchState | None = None) -> tuple[Logits, TorchState]:
         """See `Runtime.prefill`. Long prompts are taken in fixed pieces, so that the result never varies."""
