@@ -65,7 +65,7 @@ def test_a_row_has_the_same_bits_alone_and_at_every_batch_size_on_shipped_weight
     states = [runtime.prefill(random_tokens(9, stream, 4096))[1] for stream in range(64)]
     fed = np.arange(1, 65) * 50
     alone = np.concatenate(
-        [decode(runtime, state, [token])[0] for state, token in zip(states, fed, strict=True)]
+        [decode(runtime, state, [int(token)])[0] for state, token in zip(states, fed, strict=True)]
     )
     for size in range(1, 65):
         batch = runtime.new_batch()

@@ -43,7 +43,8 @@ def engine(runtime: TorchRuntime) -> Engine:
 
 def request(seed: int, **options: Any) -> Request:
     sampling = Sampling(seed=seed, temperature=0.8, repetition_penalty=1.0 + 0.1 * (seed % 3))
-    return Request(**{"prompt": f"Once upon a time {seed}", "max_tokens": 12, "sampling": sampling} | options)
+    defaults: dict[str, Any] = {"prompt": f"Once upon a time {seed}", "max_tokens": 12, "sampling": sampling}
+    return Request(**defaults | options)
 
 
 def stories(runtime: TorchRuntime, *requests: Request) -> list[Completion]:

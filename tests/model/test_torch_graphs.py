@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.torch_graphs import bucket_sizes, cover, exact_products
+from model.torch_graphs import WARM_UPS, CudaGraphs, bucket_sizes, cover, exact_products
 from model.torch_runtime import TorchRuntime
 from tests.model.runtimes import random_tokens
 from tests.model.tape import Tapes
@@ -45,13 +50,16 @@ def test_a_tape_repeats_operations_and_not_the_program() -> None:
     def work() -> None:
         out.copy_((memory * factor[0])[1:].sum().expand(3))
 
+    def asking() -> None:
+        out.fill_(float(memory[0]))
+
     launch = Tapes().record(work)
     memory += 1
     factor[0] = 100.0
     launch()
     assert out.tolist() == [8.0, 8.0, 8.0]
     with pytest.raises(AssertionError, match="asks the device for a value"):
-        Tapes().record(lambda: out.fill_(float(memory[0])))
+        Tapes().record(asking)
 
 
 @given(seed=st.integers(0, 2**32 - 1))
@@ -118,6 +126,72 @@ def test_what_warm_ups_leave_behind_is_cleared() -> None:
     assert np.array_equal(
         decode(runtime, runtime.empty, tokens)[0], decode(small_torch(), small_torch().empty, tokens)[0]
     )
+
+
+def test_a_capture_is_warmed_up_on_its_own_stream_and_shares_the_memory_of_those_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """CUDA is replaced by what writes down the calls, under the real signature of `torch.cuda.graph`: the order of
+    waiting, warming up and capturing is what can be checked of it without a GPU.
+    """
+    log = list[str]()
+    signature = inspect.signature(torch.cuda.graph)
+
+    class Stream:
+        def __init__(self, name: str = "side") -> None:
+            self.name = name
+
+        def wait_stream(self, other: Stream) -> None:
+            log.append(f"{self.name} waits for {other.name}")
+
+    class Graph:
+        def replay(self) -> None:
+            log.append("replay")
+
+        def pool(self) -> str:
+            return "the pool"
+
+    @contextmanager
+    def on(stream: Stream) -> Iterator[None]:
+        log.append(f"on {stream.name}")
+        yield
+        log.append("off")
+
+    @contextmanager
+    def capture(*args: Any, **kwargs: Any) -> Iterator[None]:
+        asked = signature.bind(*args, **kwargs).arguments
+        assert isinstance(asked["cuda_graph"], Graph)
+        log.append(f"capture on {asked['stream'].name} in {asked['pool']}, {asked['capture_error_mode']}")
+        yield
+        log.append("captured")
+
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "stream", on)
+    monkeypatch.setattr(torch.cuda, "graph", capture)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: Stream("here"))
+
+    def work() -> None:
+        assert torch.backends.cuda.matmul.fp32_precision == "ieee"
+        log.append("work")
+
+    recorder = CudaGraphs()
+    for pool in ("None", "the pool"):
+        log.clear()
+        launch = recorder.record(work)
+        assert log == [
+            "side waits for here",
+            "on side",
+            *["work"] * WARM_UPS,
+            "off",
+            "here waits for side",
+            f"capture on side in {pool}, thread_local",
+            "work",
+            "captured",
+        ]
+    log.clear()
+    launch()
+    assert log == ["replay"]
 
 
 def test_exact_products_are_put_back_to_what_they_were() -> None:

@@ -31,7 +31,7 @@ def on_device(logits_BV: np.ndarray) -> DeviceLogits:
 def draws(sampler: DeviceSampler, logits_BV: np.ndarray, position_B: np.ndarray) -> list[int]:
     chosen_B, usable_B = sampler.sample(on_device(logits_BV), position_B)
     assert usable_B.all()
-    return chosen_B.tolist()
+    return [int(token) for token in chosen_B]
 
 
 @given(st.lists(st.tuples(st.integers(0, 2**63 - 1), st.integers(0, 2**40)), min_size=1, max_size=30))
