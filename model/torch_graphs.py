@@ -1,7 +1,7 @@
 """Work that is recorded once and replayed: CUDA graphs where there is a GPU, a plain call elsewhere.
 
-A decode step of this network is some two hundred kernels of a few microseconds. Launched one by one from Python they
-take several times what the GPU needs for them; a CUDA graph launches them as one. A graph knows addresses and nothing
+A decode step of the shipped network is 243 small operations, and choosing tokens 69 more. Launched one by one from
+Python they keep a GPU waiting; a CUDA graph launches them as one. A graph knows addresses and nothing
 else, so all it reads and writes must stay where it is, and its shapes are fixed: there is one for each number of rows
 out of a few (`bucket_sizes`), and a batch is padded to the next.
 

@@ -5,8 +5,8 @@ code runs on the CPU, where nothing is captured: slower than the embedded runtim
 `DeviceRuntime` also chooses the tokens on the device, so that a step brings a few numbers over the bus, not the
 logits of all streams.
 
-In fp32 only. A network of five million parameters keeps a GPU waiting for launches, not for numbers: half precision
-would move logits and gain nothing.
+In fp32 only: half precision moves logits, and what a GPU waits for with a network of five million parameters should be
+launches, not numbers.
 
 Shapes: B streams in the batch, T tokens, V vocabulary.
 """
@@ -71,6 +71,7 @@ class TorchRuntime:
         """Rows are computed in one of these numbers, with rows that nobody reads where streams are too few."""
         self._record(first)
         self._idle = [first]
+        self.prefill([END_ID, 1])  # the first story must not wait for what libraries load on first use
 
     def _record(self, arena: Arena) -> None:
         """Record every launch that a batch can ask for: nothing is captured while stories are written."""
