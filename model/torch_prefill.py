@@ -1,8 +1,8 @@
 """A run of tokens of one story at once in PyTorch: from a state to the next, and the last token's logits.
 
-The step form would launch its 243 small operations for every token of a prompt; this form launches about as many for a
-whole piece. Inside the piece the recurrence is a masked matrix product (as in `StoryNetwork.forward`), what was before it
-comes in by the state. States are values here: nothing that is handed in is changed.
+The step form would launch its 243 small operations for every token of a prompt; this form launches about as many for
+a whole piece. Inside the piece the recurrence is a masked matrix product (as in `StoryNetwork.forward`), what was
+before it comes in by the state. States are values here: nothing that is handed in is changed.
 
 Shapes: T tokens; the others as in `model.torch_step`.
 """

@@ -1,7 +1,8 @@
 """`SamplingRows` on the device: the same settings, filters and random numbers, as one fixed piece of work.
 
 Made to be captured: shapes do not depend on what the logits hold, and the host is asked for nothing. So every row is
-sorted whole: work for a GPU, and on one core 6 to 19 times that of `SamplingRows` (1 and 64 rows of 4,096). What crosses the bus is three whole numbers a row there and two back, and settings when a row joins or leaves.
+sorted whole: work for a GPU, and on one core 6 to 19 times that of `SamplingRows` (1 and 64 rows of 4,096). What
+crosses the bus is three whole numbers a row there and two back, and settings when a row joins or leaves.
 
 Given the same logits, a row gets the token that `SamplingRows` gives it, but for the last bit of two float
 operations: the exponential, which each library rounds in its own way, and the mass of a row without min-p and top-k,
