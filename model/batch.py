@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from model.generation import FinishReason
 from model.job import Job
-from model.runtime import Batch, Runtime
+from model.runtime import Batch, RowLogits, Runtime, Sampler, SamplingRuntime, Tokens
 from model.sampling import SamplingRows
 from model.tokenizer import END_ID
 
@@ -47,7 +48,12 @@ class DecodeBatch:
         self._states: Batch | None = None
         self._next_B = np.zeros(slots, dtype=np.int64)  # the token that each row takes in next
         self._position_B = np.zeros(slots, dtype=np.int64)  # how many each row has taken in
-        self._rows = SamplingRows(slots, runtime.vocab_size)
+        self._rows: Sampler
+        self._advance: Callable[[Tokens, Any], RowLogits]
+        if isinstance(runtime, SamplingRuntime):
+            self._advance, self._rows = runtime.step_in_place, runtime.new_sampler(slots)
+        else:
+            self._advance, self._rows = runtime.step, SamplingRows(slots, runtime.vocab_size)
         self._single = SamplingRows(1, runtime.vocab_size)
 
     def join(self, job: Job) -> Ending | None:
@@ -90,7 +96,7 @@ class DecodeBatch:
         Raises whatever the runtime raises: the batch's states are lost then.
         """
         rows = len(self.jobs)
-        logits_BV = self._runtime.step(self._next_B[:rows], self._states)
+        logits_BV = self._advance(self._next_B[:rows], self._states)
         position_B = self._position_B[:rows]
         position_B += 1
         chosen_B, usable_B = self._rows.sample(logits_BV, position_B)

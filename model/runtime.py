@@ -8,14 +8,17 @@ Shapes: B streams in the batch, T tokens, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
+from model.generation import Sampling
+
 Logits = npt.NDArray[np.float32]
 Tokens = npt.NDArray[np.int64]
+Flags = npt.NDArray[np.bool_]
 
 
 class StreamState(Protocol):
@@ -76,4 +79,47 @@ class Runtime(Protocol):
         A row's logits do not depend, to the last bit, on which other rows share the batch: the engine's
         promise that a seed gives one story rests on it. The array may be reused by the next call.
         """
+        ...
+
+
+class Sampler(Protocol):
+    """Chooses the next tokens of the streams in a batch, one row each; `model.sampling.SamplingRows` is one."""
+
+    def set(self, row: int, sampling: Sampling, seen: Iterable[int] = ()) -> None:
+        """Give `row` to a stream. `seen` are the story's tokens so far, for the repetition penalty."""
+        ...
+
+    def move(self, source: int, target: int) -> None:
+        """Copy the row `source` over the row `target`; `source` is free afterwards."""
+        ...
+
+    def note(self, row: int, token: int) -> None:
+        """Tell that `token` is now part of the row's story."""
+        ...
+
+    def sample(self, logits_BV: Any, position_B: npt.NDArray[np.int64]) -> tuple[Tokens, Flags]:
+        """Choose a token for each row of `logits_BV`, at its place in the story; and whether each was usable."""
+        ...
+
+
+class RowLogits(Protocol):
+    """The logits of one step, wherever they are; valid until the next."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, row: int) -> Logits:
+        """One row's logits (V,), brought to the host."""
+        ...
+
+
+@runtime_checkable
+class SamplingRuntime(Runtime, Protocol):
+    """A runtime that can choose tokens where it computes logits, so that logits stay there unless asked for."""
+
+    def step_in_place(self, tokens: Tokens, batch: Any) -> RowLogits:
+        """`step`, without bringing the logits to the host."""
+        ...
+
+    def new_sampler(self, slots: int) -> Sampler:
+        """A sampler for `slots` rows of what `step_in_place` returns."""
         ...

@@ -26,40 +26,38 @@ import numpy as np
 import numpy.typing as npt
 
 from model.generation import Sampling
-from model.runtime import Logits, Tokens
+from model.runtime import Flags, Logits, Tokens
 
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-_MIX_A = np.uint64(0xBF58476D1CE4E5B9)
-_MIX_B = np.uint64(0x94D049BB133111EB)
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+MIX_A = np.uint64(0xBF58476D1CE4E5B9)
+MIX_B = np.uint64(0x94D049BB133111EB)
 _MASK_64 = (1 << 64) - 1
 _TOKEN_BITS = 20
 _LEVEL_BITS = 31
 _ROW_SHIFT = _LEVEL_BITS + _TOKEN_BITS
 _TOKEN_MASK = np.int64((1 << _TOKEN_BITS) - 1)
-_WEIGHT_ONE = float(1 << 40)
+WEIGHT_ONE = float(1 << 40)
 _COLUMNS = 256
 _MIN_TEMPERATURE = 1e-5
 _BELOW_ONE = 1 - 2.0**-53
 _BOUND_SLACK = 0.9  # keeps the bound on candidates on the safe side of float32 rounding
 
-Flags = npt.NDArray[np.bool_]
-
 
 def _mix(z: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     """The output function of SplitMix64 (Steele, Lea, Flood 2014, figure 17)."""
-    z = (z ^ (z >> np.uint64(30))) * _MIX_A
-    z = (z ^ (z >> np.uint64(27))) * _MIX_B
+    z = (z ^ (z >> np.uint64(30))) * MIX_A
+    z = (z ^ (z >> np.uint64(27))) * MIX_B
     return z ^ (z >> np.uint64(31))
 
 
 def start_of(seed: int) -> np.uint64:
     """Where the counter of `seed` begins: mixed, so that neighbouring seeds have nothing in common."""
-    return np.uint64(_mix(np.array([seed & _MASK_64], dtype=np.uint64) + _GOLDEN)[0])
+    return np.uint64(_mix(np.array([seed & _MASK_64], dtype=np.uint64) + GOLDEN)[0])
 
 
 def uniform(start_B: npt.NDArray[np.uint64], position_B: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
     """The random number in [0, 1), of 53 bits, for each (start of a seed, position)."""
-    z = _mix(start_B + position_B.astype(np.uint64) * _GOLDEN)
+    z = _mix(start_B + position_B.astype(np.uint64) * GOLDEN)
     return (z >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
@@ -93,7 +91,7 @@ class _Plan:
     def __init__(self, settings: list[Sampling], seen: list[_Seen | None], vocab: int) -> None:
         self.rows = len(settings)
         self.start_B = np.array([start_of(each.seed) for each in settings], dtype=np.uint64)
-        self.scale_B1 = np.array([[_scale_of(each.temperature)] for each in settings], dtype=np.float32)
+        self.scale_B1 = np.array([[scale_of(each.temperature)] for each in settings], dtype=np.float32)
         self.top_k_B = np.array([min(each.top_k, vocab) or vocab for each in settings], dtype=np.int64)
         self.top_p_B = np.array([each.top_p for each in settings], dtype=np.float64)
         self.min_p_B = np.array([each.min_p for each in settings], dtype=np.float64)
@@ -119,9 +117,7 @@ class SamplingRows:
 
     def __init__(self, capacity: int, vocab_size: int) -> None:
         """Room for `capacity` rows. Raises `ValueError` beyond 4,096 rows or 2^20 tokens."""
-        if not 1 <= capacity <= 4096 or not 2 <= vocab_size <= 1 << _TOKEN_BITS:
-            message = f"got {capacity} rows of {vocab_size} tokens"
-            raise ValueError(f"sampling takes 1 to 4096 rows of 2 to 2^20 tokens, {message}")
+        check_sizes(capacity, vocab_size)
         self._vocab_size = vocab_size
         self._settings: list[Sampling | None] = [None] * capacity
         self._seen: list[_Seen | None] = [None] * capacity
@@ -185,8 +181,8 @@ class SamplingRows:
         weight_BV = np.exp(scaled_BV, out=self._weight[: plan.rows])
         mass_B = np.add.reduce(weight_BV, axis=1).astype(np.float64)
         if plan.narrowed:
-            # What the other filters leave weighs at least 1: the likeliest token is always kept.
-            bound_B = np.maximum(np.where(plan.narrowed_B, 1.0, mass_B) * plan.share_B, plan.min_p_B)
+            # Where top-p speaks of the mass that other filters leave, all that they leave must be counted.
+            bound_B = np.maximum(np.where(plan.narrowed_B, 0.0, mass_B * plan.share_B), plan.min_p_B)
             for row, bound in self._kth_bounds(plan, weight_BV):
                 bound_B[row] = max(bound_B[row], bound)
         else:
@@ -209,9 +205,9 @@ class SamplingRows:
         token_N = key_N & _TOKEN_MASK
         weight_N = weight_BV.reshape(-1)[row_N * vocab + token_N].astype(np.float64)
         mass_N = np.zeros(len(key_N) + 1, dtype=np.int64)  # of the tokens before each, all rows in one line
-        np.cumsum((weight_N * _WEIGHT_ONE).astype(np.int64), out=mass_N[1:])
+        np.cumsum((weight_N * WEIGHT_ONE).astype(np.int64), out=mass_N[1:])
         base_B = mass_N[start_B]
-        mass_B *= _WEIGHT_ONE
+        mass_B *= WEIGHT_ONE
         if plan.narrowed:
             mass_B = np.where(plan.narrowed_B, mass_N[end_B] - base_B, mass_B)
         wanted_B = np.maximum((plan.top_p_B * mass_B).astype(np.int64), 1)
@@ -237,7 +233,15 @@ class SamplingRows:
             yield row, _BOUND_SLACK * float(np.partition(weight_V, place)[place])
 
 
-def _scale_of(temperature: float) -> float:
+def check_sizes(capacity: int, vocab_size: int) -> None:
+    """Raise `ValueError` beyond 4,096 rows or 2^20 tokens."""
+    if not 1 <= capacity <= 4096 or not 2 <= vocab_size <= 1 << _TOKEN_BITS:
+        message = f"got {capacity} rows of {vocab_size} tokens"
+        raise ValueError(f"sampling takes 1 to 4096 rows of 2 to 2^20 tokens, {message}")
+
+
+def scale_of(temperature: float) -> float:
+    """What logits are multiplied with at a temperature; 1 for greedy choices, which no scale changes."""
     return 1.0 / max(temperature, _MIN_TEMPERATURE) if temperature else 1.0
 
 

@@ -20,8 +20,17 @@ from packaging.utils import canonicalize_name
 ROOMS = ("model", "training", "experiments", "demo")
 """In the order of the arrows: a room may import those before it."""
 
-NEEDS_TORCH = {"model.network", "model.checkpoint"}
-"""The modules of `model` and `demo` that hold the network as PyTorch knows it; serving uses neither."""
+NEEDS_TORCH = {
+    "model.network",
+    "model.checkpoint",
+    "model.torch_batch",
+    "model.torch_graphs",
+    "model.torch_prefill",
+    "model.torch_runtime",
+    "model.torch_sampling",
+    "model.torch_step",
+}
+"""The modules of `model` and `demo` that hold the network as PyTorch knows it; serving on a CPU uses none."""
 
 LONGEST_FILE = 400
 

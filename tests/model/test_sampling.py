@@ -146,6 +146,17 @@ def test_draws_follow_the_filtered_distribution() -> None:
     assert ((count[:4] - expected) ** 2 / expected).sum() < 21.1
 
 
+def test_top_p_counts_all_that_top_k_leaves_however_unlikely() -> None:
+    """Of the weights 1, 0.25 and 48 times 0.0017, 79 % are more than 1: the second token is in the nucleus."""
+    weights = np.array([1.0, 0.25, *[0.0017] * 48, *[0.0] * 50])
+    with np.errstate(divide="ignore"):
+        logits = np.log(weights).astype(np.float32)[None]
+    rows = SamplingRows(1, 100)
+    rows.set(0, Sampling(temperature=1, top_k=50, top_p=0.79))
+    drawn = {int(rows.sample(logits, np.array([position]))[0][0]) for position in range(100)}
+    assert drawn == {0, 1}
+
+
 def test_random_numbers_are_those_of_splitmix_and_look_uniform() -> None:
     seeds = [0, 1, 2**63 - 1]
     numbers_B = uniform(np.array([start_of(seed) for seed in seeds]), np.array([12_345] * 3))
