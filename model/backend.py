@@ -108,7 +108,7 @@ class LocalBackend:
     @classmethod
     def load(cls, settings: Settings) -> LocalBackend:
         """Load the model folder that the settings name. Raises `ModelError` when it is missing or damaged."""
-        from model.load import load_engine  # ONNX Runtime takes a second to import
+        from model.load import load_engine  # a runtime is loaded only where one writes
 
         folder = Path(settings.story_model) if settings.story_model else PRETRAINED
         version = ModelFolder.open(folder).digest
@@ -117,6 +117,7 @@ class LocalBackend:
             slots=settings.story_slots,
             threads=settings.story_threads,
             precision=settings.story_precision,
+            runtime=settings.story_runtime,
             queue_limit=settings.story_queue,
         )
         name = "the model that ships with this repository" if folder == PRETRAINED else folder.name

@@ -86,11 +86,15 @@ class Settings(BaseSettings):
         default="int8",
         description="Which of the model's decode graphs is used",
     )
+    story_runtime: Literal["auto", "native", "onnx"] = Field(
+        default="auto",
+        description="What computes: the compiled decoder, ONNX Runtime, or the first that can; int8 only for `native`",
+    )
     story_threads: int = Field(
         default=1,
         ge=1,
         le=64,
-        description="Threads of the decode graph; more than one slows down on busy cores",
+        description="Threads of ONNX Runtime; more than one slows down on busy cores",
     )
     story_slots: int = Field(
         default=16,
