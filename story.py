@@ -224,8 +224,8 @@ def evaluate(
     ],
     model: ModelFolder = None,
     runtime: Annotated[
-        Literal["all", "int8", "fp32", "torch"],
-        typer.Option(help="What computes: an exported graph, or PyTorch in fp32."),
+        Literal["all", "native", "int8", "fp32", "torch"],
+        typer.Option(help="What computes: the decoder in C, an exported graph, or PyTorch in fp32."),
     ] = "all",
     limit: Annotated[int | None, typer.Option(help="Only the first N stories.")] = None,
     write: Annotated[bool, typer.Option(help="Also write 64 stories and measure those.")] = True,

@@ -1,8 +1,8 @@
 """`story evaluate`: how well a model predicts stories it has not seen, by each runtime it can be served with.
 
 Bits per byte is the one loss that compares models of different vocabularies: all nats of a story (its end
-included) over ln 2 and over the UTF-8 bytes of its text. The same stories go through fp32 PyTorch and both exported
-graphs, so that a runtime that is not the network shows here too.
+included) over ln 2 and over the UTF-8 bytes of its text. The same stories go through the native decoder, both exported
+graphs and fp32 PyTorch, so that a runtime that is not the network shows here too.
 """
 
 from __future__ import annotations
@@ -22,14 +22,13 @@ import numpy as np
 from experiments.written import WrittenFigures, figures, write_stories
 from model.errors import DataError, InputError, MissingExtraError
 from model.folder import PRETRAINED, ModelFolder
-from model.load import load_engine, load_runtime
-from model.onnx_runtime import OnnxRuntime
+from model.load import load_engine, load_runtime, why_not_native
 from model.runtime import Logits
 from model.tokenizer import StoryTokenizer
 from training.corpus import read_stories
 
-RuntimeName = Literal["int8", "fp32", "torch"]
-RUNTIMES: tuple[RuntimeName, ...] = ("int8", "fp32", "torch")
+RuntimeName = Literal["native", "int8", "fp32", "torch"]
+RUNTIMES: tuple[RuntimeName, ...] = ("native", "int8", "fp32", "torch")
 BATCH_TOKENS = 4096
 Progress = Callable[[str, int], None]
 """Called with a runtime's name and the stories just scored."""
@@ -65,7 +64,7 @@ class QualityReport:
 
     @property
     def served(self) -> Figures:
-        """Figures of the first runtime measured: int8, which is what readers get, unless it was left out."""
+        """Figures of the first runtime measured: what readers get, unless it was left out."""
         return next(iter(self.runtimes.values()))
 
     def as_dict(self) -> dict[str, Any]:
@@ -104,6 +103,7 @@ def evaluate(
     Raises:
         InputError: no runtime, an unknown one, or a bad limit.
         MissingExtraError: only `torch` was asked for, and it is not installed.
+        ModelError: only `native` was asked for, and it cannot be used.
         DataError: a file is unusable, or there is no story.
     """
     if not runtimes or set(runtimes) - set(RUNTIMES):
@@ -129,10 +129,12 @@ def evaluate(
         if set(runtimes) == {"torch"}:
             raise missing
         skipped["torch"] = str(missing)
+    if len(runtimes) > 1 and "native" in runtimes and (reason := why_not_native(folder.config, "int8")):
+        skipped["native"] = f"the native runtime cannot be used: {reason}"
     measured: dict[RuntimeName, Figures] = {}
     for name in runtimes:
         if name not in skipped:
-            score = _torch_scorer(folder) if name == "torch" else _onnx_scorer(folder, name, threads)
+            score = _torch_scorer(folder) if name == "torch" else _embedded_scorer(folder, name, threads)
             measured[name] = _measure(score, stories, sizes, tokenizer.end_id, partial(progress, name))
     written = None
     if write:
@@ -148,9 +150,10 @@ Scorer = Callable[[list[list[int]]], Iterator[tuple[int, Logits]]]
 """Stories to (first place, logits (B, T, V)) pieces that cover the longest of them."""
 
 
-def _onnx_scorer(folder: ModelFolder, precision: str, threads: int) -> Scorer:
-    runtime: OnnxRuntime = load_runtime(folder, slots=1, threads=threads, precision=precision)
-    return runtime.score
+def _embedded_scorer(folder: ModelFolder, name: str, threads: int) -> Scorer:
+    if name == "native":
+        return load_runtime(folder, slots=1, runtime="native").score
+    return load_runtime(folder, slots=1, threads=threads, precision=name, runtime="onnx").score
 
 
 def _torch_scorer(folder: ModelFolder) -> Scorer:
