@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from demo.doctor import Finding, examine, stories_can_be_written
+from model.errors import ModelError
 from model.folder import PRETRAINED
 
 
@@ -59,7 +60,27 @@ def test_the_shipped_model_writes() -> None:
     finding = _named("model")
     assert finding.state == "ok", finding.detail
     digest = (PRETRAINED / "digest").read_text("ascii").strip()
-    assert finding.detail.startswith(f"model/pretrained (digest {digest[:12]}), int8: wrote 16 tokens at ")
+    assert finding.detail.startswith(f"model/pretrained (digest {digest[:12]}), ")
+    assert " int8" in finding.detail
+    assert ": wrote 16 tokens at " in finding.detail
+
+
+def test_the_runtime_that_writes_is_the_one_that_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STORY_RUNTIME", "onnx")
+    assert "onnx int8: wrote 16 tokens" in _named("model").detail
+
+
+def test_a_native_runtime_that_was_not_built_is_told_with_what_it_would_give(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def unbuilt() -> dict[str, int]:
+        raise ModelError("the native runtime is not built: install the project again where a C compiler is")
+
+    monkeypatch.setattr("model.native_library.paths", unbuilt)
+    finding = _named("native")
+    assert finding.state == "missing"
+    assert "is not built" in finding.detail
+    assert "speed" in finding.gives
 
 
 def test_a_taken_port_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -98,4 +98,5 @@ class Reference:
         gain = self.weights[f"blocks.{layer}.mixer.gain"].astype(np.float64)
         score = (turned[:heads] * gain) @ seen_keys.T * size**-0.5
         weight = np.exp(score - score.max(1, keepdims=True))
-        return ((weight / weight.sum(1, keepdims=True)) @ seen_values).reshape(-1)
+        mean: Array = (weight / weight.sum(1, keepdims=True)) @ seen_values
+        return mean.reshape(-1)

@@ -101,7 +101,7 @@ def test_weights_that_do_not_fit_are_named(change: dict[str, Any], message: str)
         ({"window": 10}, "window must be a multiple of 8, got 10"),
     ],
 )
-def test_sizes_that_the_decoder_cannot_run_are_refused(sizes: dict[str, int], reason: str | None) -> None:
+def test_sizes_that_the_decoder_cannot_run_are_refused(sizes: dict[str, Any], reason: str | None) -> None:
     config = dataclasses.replace(SMALL, **sizes)
     assert unsuitable(config) == reason
     if reason is not None:

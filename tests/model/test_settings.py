@@ -69,6 +69,7 @@ def test_an_empty_value_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> None
         ("USE_MODAL", "maybe", "USE_MODAL must be true or false, got 'maybe'"),
         ("MODAL_ENDPOINT_URL", "stories.example", "must be an http(s) address, got 'stories.example'"),
         ("STORY_PRECISION", "int4", "STORY_PRECISION must be one of int8, fp32, got 'int4'"),
+        ("STORY_RUNTIME", "c", "STORY_RUNTIME must be one of auto, native, onnx, got 'c'"),
         ("STORY_THREADS", "0", "STORY_THREADS must be a whole number between 1 and 64, got '0'"),
         ("STORY_SLOTS", "1.5", "STORY_SLOTS must be a whole number between 1 and 256, got '1.5'"),
     ],
