@@ -1,4 +1,4 @@
-"""The embedded runtime in C: int8 on one core, without PyTorch or ONNX Runtime; three times as fast as the latter.
+"""The embedded runtime in C: int8 on one core, 2.5 to 4 times as fast as ONNX Runtime (experiments/LOG.md).
 
 One call a step, for all streams. Each stream's memory is one row of one array, changed in place; to read, save or
 fork a stream is to copy a row. Prefill, step and scoring are the same C function over other rows, and what a row
