@@ -1,0 +1,28 @@
+"""What an operator chooses for one copy of the service."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from model.settings import Settings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceOptions:
+    """See the fields; the defaults suit a copy on this machine."""
+
+    name: str = ""
+    """Which copy this is (`blue`), told in `x-story-backend` and by the health route; empty: who writes is told."""
+    max_body: int = 65_536
+    """Bytes of a request's body; a longer one is refused with 413."""
+    drain: float = 30.0
+    """Seconds that running stories get when the service is told to end."""
+    keep_alive: float = 5.0
+    """Seconds of silence after which an event stream carries a comment, so that no proxy takes it for dead."""
+
+    @classmethod
+    def of(cls, settings: Settings, *, name: str = "") -> ServiceOptions:
+        """The options that the environment's settings say."""
+        return cls(name=name, max_body=settings.story_max_body, drain=settings.story_drain)

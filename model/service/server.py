@@ -1,0 +1,83 @@
+"""A server that ends without breaking stories off.
+
+On SIGTERM or SIGINT it goes on listening: new stories are refused and the health route says `draining`, while
+those at hand are told to their end, for a bounded time. A second signal ends them at once. Then it closes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from types import FrameType
+
+import uvicorn
+
+from model.errors import InputError
+from model.service.app import Service
+
+GRACE = 3
+"""Seconds that open connections get to take in their last bytes when all stories have ended."""
+
+
+class DrainingServer(uvicorn.Server):
+    """Serves `service`; `drain` in seconds."""
+
+    def __init__(self, service: Service, *, drain: float) -> None:
+        config = uvicorn.Config(
+            service, log_level="warning", access_log=False, timeout_graceful_shutdown=GRACE
+        )
+        super().__init__(config)
+        self._service = service
+        self._drain = drain
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._draining: asyncio.Task[None] | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, and remember the loop that a signal has to reach."""
+        self._loop = asyncio.get_running_loop()
+        await super().startup(sockets)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin to drain, or on a second signal, or while still starting, end at once.
+
+        uvicorn would note the signal and raise it again at the end; a drained service ends with exit code 0.
+        """
+        if self._loop is None:
+            self.should_exit = True
+        else:
+            self._loop.call_soon_threadsafe(self._end)
+
+    def _end(self) -> None:
+        if self._draining is None:
+            self._draining = asyncio.create_task(self._finish())
+        else:
+            self._service.teller.cut()
+
+    async def _finish(self) -> None:
+        await self._service.teller.drain(self._drain)
+        self.should_exit = True
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens on `host`; port 0 takes any free one. Raises `InputError` when it cannot."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host.strip("[]"), port))
+        listener.listen(2048)
+    except socket.gaierror:
+        listener.close()
+        raise InputError("host", f"must be an address of this machine, got {host!r}") from None
+    except (OSError, OverflowError) as error:
+        listener.close()
+        reason = getattr(error, "strerror", None) or error
+        raise InputError("port", f"{port} on {host} cannot be used: {reason}") from None
+    listener.setblocking(False)
+    return listener
+
+
+def address(listener: socket.socket, host: str) -> str:
+    """The URL under which `listener` is reached."""
+    shown = f"[{host.strip('[]')}]" if ":" in host else host
+    return f"http://{shown}:{listener.getsockname()[1]}"
