@@ -122,8 +122,7 @@ class StoryResponse(Response):
         await send({"type": "http.response.start", "status": 200, "headers": [*STREAM_HEADERS, writer]})
         completions: dict[int, Completion] = {}
         try:
-            if opening := self._answer.opening():
-                await _send(send, opening)
+            await _send(send, self._answer.opening())
             async for what in telling.events(self._keep_alive):
                 await _send(send, self._event(what, completions))
             ordered = [completions[index] for index in range(len(self._requests))]
@@ -151,6 +150,8 @@ class _ClientGoneError(Exception):
 
 
 async def _send(send: Send, body: bytes) -> None:
+    if not body:
+        return
     try:
         await send({"type": "http.response.body", "body": body, "more_body": True})
     except OSError:

@@ -10,10 +10,11 @@ from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from model.backend import Backend
-from model.service import completions, errors, state
+from model.service import completions, errors, simple, state
 from model.service.edge import Edge
 from model.service.metrics import Meter
 from model.service.options import ServiceOptions
+from model.service.sockets import Sockets
 from model.service.telling import Teller
 
 PREFIXES = ("/v1/", "/api/generate", "/api/health", "/metrics", "/socket.io")
@@ -21,24 +22,34 @@ PREFIXES = ("/v1/", "/api/generate", "/api/health", "/metrics", "/socket.io")
 
 
 class Service(FastAPI):
-    """The application, with the teller behind it, through which whoever serves it lets stories end."""
+    """The application, with what whoever serves it needs to start it and to let it end."""
 
     teller: Teller
-    meter: Meter
+    """Through which stories are let end."""
+    sockets: Sockets
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Run the backend, and close what clients hold open at the end."""
+        async with self.teller.backend.running():
+            try:
+                yield
+            finally:
+                await self.sockets.close()
 
 
 def create_service(backend: Backend, options: ServiceOptions | None = None) -> Service:
     """The service over `backend`, which it starts and stops with itself.
 
-    Carried inside another application (`ServiceRoute`), it leaves starting the backend to that one.
+    Carried inside another application (`ServiceRoute`), it is that one's part to enter `Service.running`.
     """
     options = options or ServiceOptions()
     meter = Meter(backend)
     teller = Teller(backend, meter)
 
     @contextlib.asynccontextmanager
-    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        async with backend.running():
+    async def lifespan(app: Service) -> AsyncIterator[None]:
+        async with app.running():
             yield
 
     service = Service(
@@ -49,11 +60,14 @@ def create_service(backend: Backend, options: ServiceOptions | None = None) -> S
         redoc_url=None,
         redirect_slashes=False,
     )
-    service.teller, service.meter = teller, meter
+    service.teller = teller
+    service.sockets = Sockets(teller, options)
     errors.install(service)
     service.add_middleware(Edge, backend=backend, meter=meter, name=options.name, max_body=options.max_body)
     service.include_router(completions.router(teller, options))
+    service.include_router(simple.router(teller, options))
     service.include_router(state.router(teller, meter, options))
+    service.mount("/socket.io", service.sockets.app)
     return service
 
 

@@ -52,8 +52,9 @@ class _Body(BaseModel):
         """The checked body. Raises `ServiceError` (422) for the first field that is wrong."""
         given = {name: value for name, value in values.items() if value is not None}
         for name in given.keys() - cls.model_fields.keys():
+            name = name[:LONGEST_SHOWN]
             near = difflib.get_close_matches(name, cls.model_fields, n=1, cutoff=0.0)[0]
-            raise bad_value(name[:LONGEST_SHOWN], f"is not known; the nearest is {near}")
+            raise bad_value(name, f"is not known; the nearest is {near}")
         try:
             return cls.model_validate(given)
         except ValidationError as error:
@@ -185,5 +186,8 @@ def choice_seed(seed: int, index: int) -> int:
 
 def _shown(value: object) -> str:
     """A wrong value as its message repeats it."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except RecursionError:  # nested just deep enough to be parsed
+        text = type(value).__name__
     return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}…"

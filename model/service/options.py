@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from model.errors import InputError
 
 if TYPE_CHECKING:
     from model.settings import Settings
@@ -21,6 +24,11 @@ class ServiceOptions:
     """Seconds that running stories get when the service is told to end."""
     keep_alive: float = 5.0
     """Seconds of silence after which an event stream carries a comment, so that no proxy takes it for dead."""
+
+    def __post_init__(self) -> None:
+        # It goes into a header.
+        if not re.fullmatch(r"[A-Za-z0-9._-]{0,40}", self.name):
+            raise InputError("name", f"must be at most 40 letters, digits, dots, - and _, got {self.name!r}")
 
     @classmethod
     def of(cls, settings: Settings, *, name: str = "") -> ServiceOptions:

@@ -55,6 +55,7 @@ class DrainingServer(uvicorn.Server):
 
     async def _finish(self) -> None:
         await self._service.teller.drain(self._drain)
+        await self._service.sockets.close()  # a client that polls would hold its connection for 25 s
         self.should_exit = True
 
 
