@@ -7,7 +7,6 @@ import subprocess
 import time
 from typing import Any
 
-import httpx
 import pytest
 
 from tests.model.service.serving import Running, paced, serving, streaming
@@ -140,7 +139,7 @@ def test_without_alternatives_each_tokens_own_log_probability_comes(shipped: Run
 
 def test_an_event_stream_says_that_nobody_may_gather_it(shipped: Running) -> None:
     body = {"prompt": "x", "max_tokens": 2, "stream": True}
-    with httpx.stream("POST", f"{shipped.url}/v1/completions", json=body) as response:
+    with shipped.client.stream("POST", "/v1/completions", json=body) as response:
         response.read()
         assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
         assert response.headers["cache-control"] == "no-cache"
@@ -169,14 +168,14 @@ def test_a_token_leaves_when_it_is_made_not_when_the_next_one_is() -> None:
 
 
 def test_the_models_are_listed_and_found_by_name(shipped: Running) -> None:
-    listed = httpx.get(f"{shipped.url}/v1/models").json()
+    listed = shipped.client.get("/v1/models").json()
     assert listed["object"] == "list"
     (model,) = listed["data"]
     assert (model["id"], model["object"]) == ("story-writer", "model")
     assert re.fullmatch(r"[0-9a-f]{64}", model["version"])
-    assert httpx.get(f"{shipped.url}/v1/models/story-writer").json() == model
+    assert shipped.client.get("/v1/models/story-writer").json() == model
     for name in ("gpt-4", "a/b", "%20"):
-        response = httpx.get(f"{shipped.url}/v1/models/{name}")
+        response = shipped.client.get(f"/v1/models/{name}")
         assert (response.status_code, response.json()["error"]["code"]) == (404, "model_not_found")
 
 
