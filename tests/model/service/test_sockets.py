@@ -1,13 +1,13 @@
-"""Socket.IO as the earlier system's clients speak it, with the real client over both transports."""
+"""Socket.IO as the earlier system's clients speak it: the real client over a socket, and by hand over polling."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 from collections.abc import AsyncIterator
 from typing import Any
 
-import pytest
 import socketio
 
 from model.backend import LocalBackend
@@ -17,11 +17,10 @@ from tests.model.service.serving import Running, paced, serving
 class Listener:
     """A connected client and all that it was told."""
 
-    def __init__(self, transports: list[str]) -> None:
+    def __init__(self) -> None:
         self.client = socketio.AsyncClient(reconnection=False)
         self.told: list[tuple[str, Any]] = []
         self.news = asyncio.Event()
-        self.transports = transports
         for name in ("story_token", "story_complete", "story_error"):
             self.client.on(name, self._hears(name))
 
@@ -44,18 +43,13 @@ class Listener:
 
 
 @contextlib.asynccontextmanager
-async def listening(running: Running, transport: str = "websocket") -> AsyncIterator[Listener]:
-    listener = Listener([transport])
-    await listener.client.connect(running.url, transports=listener.transports)
+async def listening(running: Running) -> AsyncIterator[Listener]:
+    listener = Listener()
+    await listener.client.connect(running.url, transports=["websocket"])
     try:
         yield listener
     finally:
-        if transport == "polling":
-            # The client would wait for its last poll, which the library's server answers only after 25 s.
-            listener.client.eio.read_loop_task.cancel()
-            await listener.client.eio.disconnect(abort=True)
-        else:
-            await listener.client.disconnect()
+        await listener.client.disconnect()
 
 
 async def free(backend: LocalBackend) -> None:
@@ -64,18 +58,42 @@ async def free(backend: LocalBackend) -> None:
             await asyncio.sleep(0.005)
 
 
-@pytest.mark.parametrize("transport", ["websocket", "polling"])
-async def test_a_story_is_told_token_by_token_and_then_whole(transport: str, shipped: Running) -> None:
-    asked = {"prompt": "Once upon a time", "max_tokens": 20, "temperature": 0.5, "seed": 4}
-    async with listening(shipped, transport) as listener:
-        await listener.client.emit("generate_story", asked)
+ASKED = {"prompt": "Once upon a time", "max_tokens": 20, "temperature": 0.5, "seed": 4}
+
+
+async def test_a_story_is_told_token_by_token_and_then_whole(shipped: Running) -> None:
+    async with listening(shipped) as listener:
+        await listener.client.emit("generate_story", ASKED)
         complete = await listener.until("story_complete", "story_error")
     tokens = [data for name, data in listener.told if name == "story_token"]
     assert "".join(token["text"] for token in tokens) == complete["text"]
     assert {token["id"] for token in tokens} == {complete["id"]}
-    whole = shipped.post("/api/generate", **asked).json()
+    whole = shipped.post("/api/generate", **ASKED).json()
     assert complete["story"] == whole["story"]
     assert complete["usage"] == whole["usage"]
+
+
+def test_a_client_that_only_polls_is_told_the_same(shipped: Running) -> None:
+    """By hand, for the library's own polling client takes 30 s to leave any server."""
+
+    def poll(send: str = "") -> list[str]:
+        if send:
+            assert shipped.client.post(address, content=send).text == "OK"
+            return []
+        return shipped.client.get(address).text.split("\x1e")
+
+    address = "/socket.io/?EIO=4&transport=polling"
+    (opening,) = poll()
+    address += f"&sid={json.loads(opening[1:])['sid']}"
+    poll("40")
+    assert poll()[0].startswith("40")
+    poll("42" + json.dumps(["generate_story", ASKED]))
+    told: list[Any] = []
+    while not told or told[-1][0] == "story_token":
+        told += [json.loads(packet[2:]) for packet in poll() if packet.startswith("42")]
+    poll("1")
+    assert told[-1][0] == "story_complete"
+    assert "".join(data["text"] for _, data in told[:-1]) == told[-1][1]["text"]
 
 
 async def test_what_is_wrong_is_a_story_error_and_the_next_story_goes_on(shipped: Running) -> None:
@@ -130,7 +148,7 @@ async def test_when_the_service_ends_the_story_that_runs_is_told_first() -> None
 async def test_a_full_line_is_a_story_error() -> None:
     backend, _ = paced(slots=1, queue=0, step_seconds=0.01)
     with serving(backend) as running:
-        async with listening(running) as first, listening(running, "polling") as second:
+        async with listening(running) as first, listening(running) as second:
             await first.client.emit("generate_story", {"prompt": "Once", "max_tokens": 4000})
             await first.until("story_token")
             await second.client.emit("generate_story", {"prompt": "Two"})
