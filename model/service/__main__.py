@@ -47,10 +47,8 @@ def serve(
     """Serve stories over HTTP until SIGTERM or SIGINT; exit code 0 when all running stories were told."""
     # ONNX Runtime reports usage to its maker unless it is told not to before it is imported.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-    from model.backend import LocalBackend
-    from model.service.app import create_service
+    from model.service.address import bound, url_of
     from model.service.options import ServiceOptions
-    from model.service.server import DrainingServer, address, listen
     from model.settings import load_settings
 
     settings = load_settings(
@@ -63,14 +61,21 @@ def serve(
         story_queue=queue,
         story_drain=drain,
     )
-    backend = LocalBackend.load(settings)
-    service = create_service(backend, ServiceOptions.of(settings, name=name))
-    listener = listen(settings.host, settings.port)
-    server = DrainingServer(service, drain=settings.story_drain)
-    label = f"Story service {name}".rstrip()
-    # The socket listens already: a request that comes before the loop runs waits in line.
-    print(f"{label}: {address(listener, settings.host)}", flush=True)
-    server.run(sockets=[listener])
+    options = ServiceOptions.of(settings, name=name)
+    with bound(settings.host, settings.port) as listener:
+        # What can be wrong with the options has been told by now; what follows takes seconds to load.
+        from model.backend import LocalBackend
+        from model.service.app import create_service
+        from model.service.server import DrainingServer
+
+        label = f"Story service {name}".rstrip()
+        url = url_of(listener, settings.host)
+        server = DrainingServer(
+            create_service(LocalBackend.load(settings), options),
+            drain=settings.story_drain,
+            ready=lambda: print(f"{label}: {url}", flush=True),
+        )
+        server.run(sockets=[listener])
 
 
 def main() -> None:

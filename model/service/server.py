@@ -8,27 +8,30 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Callable
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import uvicorn
 
-from model.errors import InputError
-from model.service.app import Service
+if TYPE_CHECKING:
+    from model.service.app import Service
 
 GRACE = 3
 """Seconds that open connections get to take in their last bytes when all stories have ended."""
 
 
 class DrainingServer(uvicorn.Server):
-    """Serves `service`; `drain` in seconds."""
+    """Serves `service`; `drain` in seconds. `ready` is called once it can be reached."""
 
-    def __init__(self, service: Service, *, drain: float) -> None:
+    def __init__(self, service: Service, *, drain: float, ready: Callable[[], None] = lambda: None) -> None:
         config = uvicorn.Config(
             service, log_level="warning", access_log=False, timeout_graceful_shutdown=GRACE
         )
         super().__init__(config)
         self._service = service
         self._drain = drain
+        self._ready = ready
         self._loop: asyncio.AbstractEventLoop | None = None
         self._draining: asyncio.Task[None] | None = None
 
@@ -36,6 +39,7 @@ class DrainingServer(uvicorn.Server):
         """Listen, and remember the loop that a signal has to reach."""
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
+        self._ready()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin to drain, or on a second signal, or while still starting, end at once.
@@ -57,28 +61,3 @@ class DrainingServer(uvicorn.Server):
         await self._service.teller.drain(self._drain)
         await self._service.sockets.close()  # a client that polls would hold its connection for 25 s
         self.should_exit = True
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens on `host`; port 0 takes any free one. Raises `InputError` when it cannot."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host.strip("[]"), port))
-        listener.listen(2048)
-    except socket.gaierror:
-        listener.close()
-        raise InputError("host", f"must be an address of this machine, got {host!r}") from None
-    except (OSError, OverflowError) as error:
-        listener.close()
-        reason = getattr(error, "strerror", None) or error
-        raise InputError("port", f"{port} on {host} cannot be used: {reason}") from None
-    listener.setblocking(False)
-    return listener
-
-
-def address(listener: socket.socket, host: str) -> str:
-    """The URL under which `listener` is reached."""
-    shown = f"[{host.strip('[]')}]" if ":" in host else host
-    return f"http://{shown}:{listener.getsockname()[1]}"

@@ -17,9 +17,10 @@ from typing import Any
 import httpx
 
 from model.backend import Backend, LocalBackend, ModelInfo
+from model.service.address import bound, url_of
 from model.service.app import Service, create_service
 from model.service.options import ServiceOptions
-from model.service.server import DrainingServer, address, listen
+from model.service.server import DrainingServer
 from tests.model.engines import engine, runtime
 from tests.model.fake_runtime import FakeRuntime
 
@@ -51,13 +52,13 @@ class Running:
 def serving(backend: Backend, *, drain: float = 5.0, **options: Any) -> Iterator[Running]:
     """Serve `backend` while this context is open."""
     service = create_service(backend, ServiceOptions(**options))
-    listener = listen("127.0.0.1", 0)
+    listener = bound("127.0.0.1", 0)
     server = DrainingServer(service, drain=drain)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:
         until(lambda: server.started)
-        url = address(listener, "127.0.0.1")
+        url = url_of(listener, "127.0.0.1")
         with httpx.Client(base_url=url, timeout=30) as client:
             yield Running(url, service, server, client)
     finally:

@@ -37,7 +37,12 @@ def test_a_whole_completion_has_every_field_of_the_contract(shipped: Running) ->
 
 
 def test_the_chunks_of_a_stream_make_up_the_whole(shipped: Running) -> None:
-    asked = {"prompt": "The old boat had a secret.", "max_tokens": 60, "seed": 8, "return_token_ids": True}
+    asked: dict[str, Any] = {
+        "prompt": "The old boat had a secret.",
+        "max_tokens": 60,
+        "seed": 8,
+        "return_token_ids": True,
+    }
     with streaming(shipped, **asked, stream_options={"include_usage": True}) as flow:
         chunks = [data for _, data in flow]
     answer = whole(shipped, **asked)
@@ -98,7 +103,7 @@ def test_a_stop_string_ends_the_story_and_is_no_part_of_it(shipped: Running) -> 
 
 
 def test_echo_brings_the_prompt_back_whole_and_streamed(shipped: Running) -> None:
-    asked = {"prompt": "Tom had a kite.", "max_tokens": 5, "seed": 2, "n": 2}
+    asked: dict[str, Any] = {"prompt": "Tom had a kite.", "max_tokens": 5, "seed": 2, "n": 2}
     plain = whole(shipped, **asked)
     echoed = whole(shipped, **asked, echo=True)
     for one, other in zip(plain["choices"], echoed["choices"], strict=True):
@@ -113,7 +118,7 @@ def test_echo_brings_the_prompt_back_whole_and_streamed(shipped: Running) -> Non
 def test_log_probabilities_are_the_same_whole_and_streamed_and_offsets_point_at_their_tokens(
     shipped: Running,
 ) -> None:
-    asked = {"prompt": "Lily had a", "max_tokens": 15, "seed": 6, "logprobs": 2}
+    asked: dict[str, Any] = {"prompt": "Lily had a", "max_tokens": 15, "seed": 6, "logprobs": 2}
     (choice,) = whole(shipped, **asked)["choices"]
     table = choice["logprobs"]
     assert "".join(table["tokens"]) == choice["text"]
