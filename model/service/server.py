@@ -26,7 +26,11 @@ class DrainingServer(uvicorn.Server):
 
     def __init__(self, service: Service, *, drain: float, ready: Callable[[], None] = lambda: None) -> None:
         config = uvicorn.Config(
-            service, log_level="warning", access_log=False, timeout_graceful_shutdown=GRACE
+            service,
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=GRACE,
         )
         super().__init__(config)
         self._service = service

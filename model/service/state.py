@@ -49,6 +49,7 @@ def router(teller: Teller, meter: Meter, options: ServiceOptions) -> APIRouter:
     """The two routes."""
     routes = APIRouter()
 
+    @routes.head("/api/health", include_in_schema=False)
     @routes.get("/api/health")
     async def health() -> Response:
         """200 if a story could be written now, else 503 with the same body."""

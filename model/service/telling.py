@@ -53,6 +53,12 @@ class Telling:
         """Who writes at this moment."""
         return self.streams[0].writer
 
+    def add(self, stream: Stream) -> None:
+        """Tell `stream` too; it ends at once where the telling was ended while it was being opened."""
+        self.streams.append(stream)
+        if self.stopped or self._cut:
+            stream.cancel()
+
     def stop(self) -> None:
         """End the streams because the client says so; each then completes as `cancelled`."""
         self.stopped = True
@@ -156,7 +162,7 @@ class Teller:
         try:
             for request in requests:
                 try:
-                    telling.streams.append(await self.backend.submit(request))
+                    telling.add(await self.backend.submit(request))
                 except BusyError:
                     self._meter.refused("refused", 1)
                     raise

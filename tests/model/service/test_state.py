@@ -20,6 +20,7 @@ def test_a_service_that_can_write_says_so_and_who_it_is(shipped: Running) -> Non
     response = shipped.get("/api/health")
     assert response.status_code == 200
     assert response.headers["cache-control"] == "no-store"
+    assert shipped.client.head("/api/health").status_code == 200, "some balancers ask so"
     body = response.json()
     assert body["status"] == "ok"
     age = datetime.now(UTC) - datetime.fromisoformat(body["timestamp"])
