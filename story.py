@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from demo.terminal import Verbs, model_folder, print_json, print_rows, write_story
+from model.deploy.cli import app as deploy_verbs
 from model.generation import Request, Sampling
 
 if TYPE_CHECKING:
@@ -31,6 +32,12 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Write, train and judge small stories with a small language model of our own.",
     epilog="Exit codes: 0 fine, 1 the check failed, 2 bad use or bad input, 3 undecided, 130 interrupted.",
+)
+
+app.add_typer(
+    deploy_verbs,
+    name="deploy",
+    help="Two colours of the story service: upload, deploy, check, switch and roll back.",
 )
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for a machine instead of text.")]

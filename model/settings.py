@@ -72,7 +72,7 @@ class Settings(BaseSettings):
     )
     redis_url: SecretStr | None = Field(
         default=None,
-        description="Redis that replicas of the app share; checked, not used yet",
+        description="Redis where all replicas of the app see which of blue and green is active",
     )
     database_url: SecretStr | None = Field(
         default=None,
@@ -119,6 +119,25 @@ class Settings(BaseSettings):
         ge=1_024,
         le=16_777_216,
         description="Bytes of a request's body; a longer one is refused",
+    )
+    story_colours: str | None = Field(
+        default=None,
+        description="File that says which of blue and green is active, where there is no `REDIS_URL`; "
+        "unset: `write-me-a-story/colours.json` in the user's state folder",
+    )
+    story_colour: Literal["blue", "green"] = Field(
+        default="blue",
+        description="Which of the two deployments `modal deploy -m model.modal_app` makes; "
+        "`story deploy` sets it",
+    )
+    story_revision: str | None = Field(
+        default=None,
+        description="Digest of the uploaded model folder that it serves; `story deploy` sets it; "
+        "unset: the model that ships with the project",
+    )
+    story_gpu: str = Field(
+        default="L4",
+        description="GPU that Modal gives to writing and to training",
     )
 
     @field_validator("modal_endpoint_url")
