@@ -23,6 +23,7 @@ from typing import Any
 import modal
 
 from model.deploy.container import Container
+from model.deploy.on_modal import MODELS, SERVER, app_name
 from model.folder import PRETRAINED
 from model.settings import load_settings
 
@@ -40,7 +41,7 @@ settings = load_settings()
 COLOUR = settings.story_colour
 REVISION = settings.story_revision or (PRETRAINED / "digest").read_text("ascii").strip()
 
-app = modal.App(f"write-me-a-story-{COLOUR}")
+app = modal.App(app_name(COLOUR))
 
 # Training and the page belong to no colour. They have an App of their own, which a switch never restarts.
 
@@ -106,7 +107,6 @@ training_image = image_with(*needs("train")).add_local_python_source(
 # A model folder is uploaded once, under its digest, and never changed (`story deploy upload`). A container mounts
 # that one folder, read-only: it cannot see another version, nor harm this one, and two colours share one Volume.
 
-MODELS = "write-me-a-story-models"
 WEIGHTS = "/weights"
 
 models = modal.Volume.from_name(MODELS, create_if_missing=True)
@@ -156,6 +156,7 @@ MOST = 4  # containers of one colour; a bound on what a busy day can cost
     scaledown_window=IDLE,
     startup_timeout=5 * MINUTES,  # the first start of a version makes the snapshot, which takes longer
     exit_grace_period=GRACE,
+    name=SERVER,
     unauthenticated=False,  # the default, said aloud: a request needs Modal-Key and Modal-Secret
     enable_memory_snapshot=True,
 )
@@ -196,7 +197,7 @@ def smoke(prompt: str = "Once upon a time, a robot found a seed.") -> None:
     """Write one story on the deployed endpoint and print it."""
     from model.deploy.smoke import write_one
 
-    url = modal.Server.from_name(app.name or "", Story.__name__).get_url()
+    url = modal.Server.from_name(app_name(COLOUR), SERVER).get_url()
     for piece in write_one(str(url), prompt, settings):
         print(piece, end="", flush=True)
     print()

@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[2]
 DEFINITIONS = "model.modal_app"
 MODELS = "write-me-a-story-models"
 SERVER = "Story"
-"""Names in `model.modal_app`, which cannot be asked: importing it decides which colour it defines."""
+"""Names that `model.modal_app` takes from here: importing that file decides which colour it defines."""
 NO_ACCOUNT = (
     "Modal does not know you: run `modal token new`, or set MODAL_TOKEN_ID and MODAL_TOKEN_SECRET "
     "(--platform loopback needs no account)"

@@ -18,7 +18,6 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from model import modal_app
-from model.deploy import on_modal
 from model.folder import PRETRAINED
 from tests.model.deploy.conftest import Run
 from tests.model.deploy.modal_server import ControlPlane, control_plane, environment
@@ -43,6 +42,15 @@ def given(plane: ControlPlane) -> dict[str, str]:
     """All environment that the containers would get."""
     return {
         name: value for secret in plane.asked["SecretGetOrCreate"] for name, value in secret.env_dict.items()
+    }
+
+
+def sources(plane: ControlPlane) -> set[str]:
+    """The files that the containers would get, those of our source below the folder where it lies there."""
+    return {
+        file.filename.removeprefix(f"{modal_app.SOURCE_AT}/")
+        for request in plane.asked["MountGetOrCreate"]
+        for file in request.files
     }
 
 
@@ -82,9 +90,9 @@ def test_the_service_is_asked_for_as_it_was_meant(service: tuple[ControlPlane, d
     assert mount.read_only
     assert mount.sub_path == f"/{REVISION}"
     assert given(plane) == {"STAGE": "PROD", **GREEN}
-    sent = {file.filename for request in plane.asked["MountGetOrCreate"] for file in request.files}
-    assert {"/root/model/modal_app.py", "/root/model/deploy/container.py", "/constraints.txt"} <= sent
-    assert not any(name.startswith(("/root/demo", "/root/training", "/root/tests")) for name in sent)
+    sent = sources(plane)
+    assert {"model/modal_app.py", "model/deploy/container.py", "/constraints.txt"} <= sent
+    assert not any(name.startswith(("demo/", "training/", "tests/")) for name in sent)
 
 
 def test_the_image_is_pinned_and_holds_nothing_that_serving_does_not_need(
@@ -147,9 +155,9 @@ def test_training_and_page_are_asked_for_as_they_were_meant(
     assert page.autoscaler_settings.max_containers == 1, "a reader's session lives in one process"
     quiet = {"MLFLOW_DISABLE_TELEMETRY": "true"}  # of the tests' own environment
     assert given(plane) == {"STAGE": "PROD", **told, **quiet}
-    sent = {file.filename for request in plane.asked["MountGetOrCreate"] for file in request.files}
-    assert {"/root/story.py", "/root/demo/assets/page.css", "/root/training/recipes/small.toml"} <= sent
-    assert {"/root/model/pretrained/model.safetensors", "/root/demo/asgi.py"} <= sent
+    sent = sources(plane)
+    assert {"story.py", "demo/assets/page.css", "training/recipes/small.toml"} <= sent
+    assert {"model/pretrained/model.safetensors", "demo/asgi.py"} <= sent
 
 
 def test_a_tracking_store_that_is_a_file_here_becomes_one_on_the_volume(
@@ -158,8 +166,8 @@ def test_a_tracking_store_that_is_a_file_here_becomes_one_on_the_volume(
     """Also: the file itself can be named instead of its module, as `modal run` users like to."""
     deploy(run, plane, tmp_path, "model/modal_app.py::workshop")
     assert given(plane)["MLFLOW_TRACKING_URI"] == "sqlite:////runs/mlflow.db"
-    sent = {file.filename for request in plane.asked["MountGetOrCreate"] for file in request.files}
-    assert {"/root/modal_app.py", "/root/model/settings.py"} <= sent
+    sent = sources(plane)
+    assert {"modal_app.py", "model/settings.py"} <= sent
 
 
 def test_entry_points_can_be_run_by_name(run: Run, tmp_path: Path) -> None:
@@ -183,12 +191,6 @@ def test_public_objects_say_the_same() -> None:
     assert (training.gpus, training.max_retries, training.timeout) == ([("L4", 1)], 10, 24 * 60 * 60)
     assert training.volumes["/runs"].name == modal_app.RUNS
     assert modal_app.page.info().gpus == []
-
-
-def test_who_deploys_and_what_is_deployed_use_the_same_names() -> None:
-    assert on_modal.app_name("blue") == modal_app.app.name
-    assert (on_modal.MODELS, on_modal.SERVER) == (modal_app.MODELS, "Story")
-    assert hasattr(modal_app, on_modal.SERVER)
 
 
 class Committed:
