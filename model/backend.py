@@ -62,6 +62,8 @@ class Health:
     """One line for an operator; nothing private."""
     engine: EngineStats | None
     """The embedded engine's figures, where there is one."""
+    breaker: str | None = None
+    """Where stories may be written elsewhere: `closed` (they are), `open` or `half-open` (it is being tried)."""
 
 
 class Backend(Protocol):
@@ -69,7 +71,7 @@ class Backend(Protocol):
 
     @property
     def name(self) -> str:
-        """`local`, or where else the stories are written."""
+        """`local`, `modal`, or `auto` for the one of them that can."""
         ...
 
     @property

@@ -52,19 +52,55 @@ class Settings(BaseSettings):
     )
     use_modal: bool = Field(
         default=False,
-        description="Whether to write on Modal; checked, but this version writes locally only",
+        description="Whether `--backend auto` writes on Modal while that answers; off: always here",
     )
     modal_endpoint_url: str | None = Field(
         default=None,
-        description="Address of the story service on Modal; checked, not used yet",
+        description="Address of the story service on Modal, without a path",
     )
     modal_key: str | None = Field(
         default=None,
-        description="Proxy-auth token's id for that address, with `MODAL_SECRET`; checked, not used yet",
+        description="Proxy-auth token's id for that address, with `MODAL_SECRET`",
     )
     modal_secret: SecretStr | None = Field(
         default=None,
-        description="Proxy-auth token's secret, with `MODAL_KEY`; checked, not used yet",
+        description="Proxy-auth token's secret, with `MODAL_KEY`",
+    )
+    story_connect_timeout: float = Field(
+        default=3.0,
+        ge=0.01,
+        le=600,
+        description="Seconds for one connection to Modal to be made",
+    )
+    story_patience: float = Field(
+        default=10.0,
+        ge=0.01,
+        le=600,
+        description="Seconds for Modal to answer at all, tries again and a cold start included",
+    )
+    story_first_token_timeout: float = Field(
+        default=10.0,
+        ge=0.01,
+        le=600,
+        description="Seconds from that answer to the first token",
+    )
+    story_token_timeout: float = Field(
+        default=5.0,
+        ge=0.01,
+        le=600,
+        description="Seconds from one token to the next before Modal counts as lost",
+    )
+    story_breaker_failures: int = Field(
+        default=3,
+        ge=1,
+        le=1_000,
+        description="Failures in a row after which stories no longer try Modal; one that took a time-out is enough",
+    )
+    story_breaker_pause: float = Field(
+        default=10.0,
+        ge=0.01,
+        le=3_600,
+        description="Seconds between such a failure and the probe that may bring Modal back",
     )
     mlflow_tracking_uri: str = Field(
         default="sqlite:///mlflow.db",
@@ -217,10 +253,10 @@ def allowed_values(name: str) -> str:
         return "one of " + ", ".join(get_args(field.annotation))
     if field.annotation is bool:
         return "true or false"
-    if field.annotation is int:
+    if field.annotation in (int, float):
         low = next(mark.ge for mark in field.metadata if isinstance(mark, Ge))
         high = next(mark.le for mark in field.metadata if isinstance(mark, Le))
-        return f"a whole number between {low} and {high}"
+        return f"a {'whole ' * (field.annotation is int)}number between {low} and {high}"
     return "an http(s) address" if name.endswith("_ENDPOINT_URL") else "text"
 
 
