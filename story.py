@@ -78,7 +78,10 @@ def demo(
         int | None, typer.Option(help="Port to listen on, 0 for any free one. Default: PORT, else 7860.")
     ] = None,
     share: Annotated[bool, typer.Option("--share", help="Also make a public Gradio link.")] = False,
-    backend: Annotated[Literal["auto", "local"], typer.Option(help="Where stories are written.")] = "auto",
+    backend: Annotated[
+        Literal["auto", "local", "modal"],
+        typer.Option(help="Where stories are written; auto: on Modal if USE_MODAL, locally when that fails."),
+    ] = "auto",
 ) -> None:
     """Start the app: a page on which a reader writes stories."""
     settings = _settings()

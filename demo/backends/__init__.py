@@ -6,9 +6,8 @@ Modal first where `USE_MODAL` is on, and the engine here whenever Modal does not
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
-from demo.backends.names import BackendName
 from model.backend import Backend, LocalBackend, ModelInfo
 from model.errors import InputError
 
@@ -16,11 +15,13 @@ if TYPE_CHECKING:
     from demo.backends.remote import ModalBackend
     from model.settings import Settings
 
+BACKENDS = ("auto", "local", "modal")
+
 
 def open_backend(kind: str, settings: Settings) -> Backend:
     """The backend called `kind`. Raises `InputError` for another name, and where Modal's address is missing."""
-    if kind not in get_args(BackendName):
-        raise InputError("backend", f"must be one of {', '.join(get_args(BackendName))}, got {kind!r}")
+    if kind not in BACKENDS:
+        raise InputError("backend", f"must be one of {', '.join(BACKENDS)}, got {kind!r}")
     if kind == "modal":
         return _modal(settings)
     local = LocalBackend.load(settings)
