@@ -2,7 +2,8 @@
 
 Beyond the contract, an answer carries what costs nothing and helps: `seed` with each story's end (asked for
 again, it writes that story again), `times` and `writer` with the usage, and with `return_token_ids` each
-choice's `token_ids` and each chunk's `created_at`, the second (with its fraction) in which its tokens came.
+choice's `token_ids`, the `alternatives` of each token among its log-probabilities as (id, text, log-probability),
+and each chunk's `created_at`, the second (with its fraction) in which its tokens came.
 """
 
 from __future__ import annotations
@@ -106,12 +107,16 @@ class CompletionAnswer:
         for entry in entries:
             offsets.append(self._offsets[index])
             self._offsets[index] += len(entry.text)
-        return {
+        lists: dict[str, list[Any]] = {
             "tokens": [entry.text for entry in entries],
             "token_logprobs": [entry.logprob for entry in entries],
             "top_logprobs": [_best(entry) for entry in entries],
             "text_offset": offsets,
         }
+        if self._body.return_token_ids:
+            # Two tokens can share a text (half characters do), so with ids nothing is folded together.
+            lists["alternatives"] = [list(entry.alternatives) for entry in entries]
+        return lists
 
 
 def _best(entry: TokenLogprob) -> dict[str, float]:

@@ -32,6 +32,8 @@ def health_of(teller: Teller, options: ServiceOptions) -> tuple[bool, dict[str, 
         "open": teller.open,
         "capacity": teller.backend.capacity,
     }
+    if health.breaker is not None:
+        body["breaker"] = health.breaker
     if (engine := health.engine) is not None:
         body["engine"] = {"slots": engine.slots, "active": engine.active, "waiting": engine.waiting}
     return ready, body
