@@ -13,11 +13,11 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import replace
 
+from demo.backends.continued_stop import ContinuedStop
 from demo.backends.remote import ModalBackend, ModalStream
 from model.backend import Health, LocalBackend, ModelInfo, Stream
 from model.errors import StoryError
 from model.generation import MAX_PROMPT_CHARS, Completion, FinishReason, Piece, Request, TokenLogprob, Usage
-from model.stop import StopMatcher
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ class AutoStream:
         self._current: Stream = remote
         self._cancelled = False
         self._completion: Completion | None = None
-        self._stops: _Stops | None = None
+        self._stops: ContinuedStop | None = None
         self._began = began
         self._taken_at = 0.0
         self._first_at = self._last_at = 0.0
@@ -73,7 +73,7 @@ class AutoStream:
             return
         request = self._request
         if self._text:
-            self._stops = _Stops(request.stop, self._text)
+            self._stops = ContinuedStop(request.stop, self._text)
             # The end of a long story is what it goes on from; the model's memory reaches no further back.
             prompt = (request.prompt + self._text)[-MAX_PROMPT_CHARS:]
             request = replace(request, prompt=prompt, max_tokens=left, stop=())
@@ -150,37 +150,6 @@ class AutoStream:
             duration=ended,
         )
         self._completion = Completion(self._text, finish, usage, tuple(self._logprobs), error)
-
-
-class _Stops:
-    """Stop strings over a story whose beginning, `shown`, the reader has already.
-
-    A stop string may begin in what was shown: text that was let through because it belonged to none can still
-    be the start of one. Such a story ends there, and shows no more of it.
-    """
-
-    def __init__(self, stop: tuple[str, ...], shown: str) -> None:
-        self._matcher = StopMatcher(stop)
-        self._matcher.push(shown)
-        self._ahead = len(self._matcher.held)  # characters that the reader has, and the matcher still holds
-
-    @property
-    def met(self) -> bool:
-        """Whether a stop string is complete."""
-        return self._matcher.stopped
-
-    def push(self, text: str) -> str:
-        """What of `text`, and of what was held back, may be shown now."""
-        return self._new(self._matcher.push(text))
-
-    def flush(self) -> str:
-        """What was held back, at the end of the story."""
-        return self._new(self._matcher.flush())
-
-    def _new(self, free: str) -> str:
-        known = min(self._ahead, len(free))
-        self._ahead -= known
-        return free[known:]
 
 
 class AutoBackend:

@@ -69,6 +69,7 @@ def body(request: Request) -> dict[str, Any]:
 
 async def read_chunks(response: httpx.Response) -> AsyncGenerator[Chunk, None]:
     """The events of an answer, as they come; ends when the connection's data ends. Raises `RemoteError`."""
+    response.encoding = "utf-8"  # events are nothing else, whatever the head says (WHATWG HTML, 9.2.5)
     try:
         async with aclosing(EventSource(response).aiter_sse()) as events:
             async for event in events:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-WORDS = " saw a frog by the old pond and the frog said hello to the little fox who sat there alone".split(
-    " "
-)[1:]
+WORDS = re.findall(
+    r"\w+", "saw a frog by the old pond and the frog said hello to the little fox who sat there alone"
+)
 """What the scripts tell, one word a token: twenty of them."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import socket
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
@@ -211,7 +212,7 @@ async def test_the_page_tells_the_whole_story_and_who_wrote_it(failing: tuple[st
     assert last.phase == "open", last.status  # it met its length
     assert last.told == expected(words)
     assert f"· {LENGTH} tokens ·" in last.status
-    assert all(later.told.startswith(sooner.told) for sooner, later in zip(views, views[1:], strict=False))
+    assert all(later.told.startswith(sooner.told) for sooner, later in itertools.pairwise(views))
     who = "written on Modal, then locally" if words else "written locally"
     assert f"· {who} ·" in last.status
     spoken = list(dict.fromkeys(view.spoken for view in views))
