@@ -180,8 +180,8 @@ class Settings(BaseSettings):
     @classmethod
     def _is_a_web_address(cls, value: str | None) -> str | None:
         if value is not None:
-            parts = urlsplit(value)
-            if parts.scheme not in ("http", "https") or not parts.hostname:
+            parts = urlsplit(value)  # `port` raises `ValueError` for one that cannot be
+            if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
                 raise ValueError("not an http(s) address")
         return value
 

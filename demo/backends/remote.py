@@ -260,9 +260,11 @@ class ModalBackend:
         except RemoteError as failure:
             self._failed(failure)
             story.end("error", failure)
-        except Exception as error:  # a fault of ours must end the story all the same
-            log.exception("a story from Modal failed")
-            story.end("error", RemoteError(type(error).__name__))
+        except Exception as error:  # an address that no socket takes, a fault of ours: the story must end
+            log.exception("a story on Modal failed in a way that nobody foresaw")
+            failure = RemoteError(type(error).__name__)
+            self._failed(failure)
+            story.end("error", failure)
 
     def _failed(self, failure: RemoteError) -> None:
         log.warning("a story on Modal failed: %s", failure.reason)
