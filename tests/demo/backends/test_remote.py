@@ -16,7 +16,7 @@ from model.errors import BusyError, InputError, StoryError
 from model.generation import Completion, Piece, Request, Sampling
 from model.settings import Settings
 from tests.demo.backends.broken import Line, broken, text_of
-from tests.demo.backends.houses import QUICK, alone, modal
+from tests.demo.backends.houses import CALM, QUICK, alone, modal
 from tests.model.service.serving import Running, paced, serving
 
 REQUESTS = {
@@ -50,7 +50,7 @@ async def begin(backend: ModalBackend, request: Request) -> ModalStream:
 async def test_a_story_over_the_wire_is_the_one_that_the_engine_writes(request_: Request) -> None:
     expected = alone(request_)
     with serving(paced()[0]) as running:
-        backend = modal(running.url)
+        backend = modal(running.url, times=CALM)
         async with backend.running():
             pieces, completion = await read(await backend.submit(request_))
     assert completion.text == "".join(piece.text for piece in pieces) == expected.text
@@ -67,7 +67,7 @@ async def test_a_story_over_the_wire_is_the_one_that_the_engine_writes(request_:
 
 async def test_the_next_story_goes_over_the_same_connection() -> None:
     with serving(paced()[0]) as running:
-        backend = modal(running.url)
+        backend = modal(running.url, times=CALM)
         async with backend.running():
             for _ in range(3):
                 await read(await backend.submit(Request(prompt="Once", max_tokens=5)))
@@ -84,7 +84,7 @@ async def slot_free(running: Running, seconds: float) -> None:
 
 async def test_a_cancel_ends_the_story_at_once_and_frees_the_slot_at_the_other_end() -> None:
     with serving(paced(step_seconds=0.01)[0]) as running:
-        backend = modal(running.url)
+        backend = modal(running.url, times=CALM)
         async with backend.running():
             stream = await begin(backend, Request(prompt="Once", max_tokens=2000))
             pieces = []
@@ -103,7 +103,7 @@ async def test_a_cancel_ends_the_story_at_once_and_frees_the_slot_at_the_other_e
 
 async def test_a_stream_that_is_let_go_of_frees_its_slot() -> None:
     with serving(paced(step_seconds=0.01)[0]) as running:
-        backend = modal(running.url)
+        backend = modal(running.url, times=CALM)
         async with backend.running():
             stream = await begin(backend, Request(prompt="Once", max_tokens=2000))
             await anext(stream)
@@ -114,7 +114,7 @@ async def test_a_stream_that_is_let_go_of_frees_its_slot() -> None:
 
 async def test_leaving_the_backend_ends_what_is_being_told() -> None:
     with serving(paced(step_seconds=0.01)[0]) as running:
-        backend = modal(running.url)
+        backend = modal(running.url, times=CALM)
         async with backend.running():
             stream = await begin(backend, Request(prompt="Once", max_tokens=2000))
             with pytest.raises(StoryError, match="still being written"):
@@ -128,7 +128,7 @@ async def test_leaving_the_backend_ends_what_is_being_told() -> None:
 
 async def test_a_full_line_there_is_a_busy_error_that_says_when_to_come_back() -> None:
     with serving(paced(slots=1, queue=0, step_seconds=0.01)[0]) as running:
-        backend = modal(running.url)
+        backend = modal(running.url, times=CALM)
         async with backend.running():
             first = await begin(backend, Request(prompt="Once", max_tokens=2000))
             await anext(first)
