@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import re
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import AsyncGenerator, Iterator
 from dataclasses import replace
@@ -24,6 +20,7 @@ from demo.handlers import Desk, View
 from model.backend import Backend, LocalBackend, ModelInfo
 from model.colour_stores import FileColours
 from model.tokenizer import StreamDecoder
+from tests.demo.backends.copies import Copies
 from tests.demo.backends.houses import CALM, alone, auto
 from tests.demo.backends.stamps import Stamped
 from tests.model.engines import engine
@@ -31,59 +28,10 @@ from tests.model.service.serving import paced, serving
 
 PROMPT = "Once upon a time a fox"
 
-COPY = """
-import sys
-from model.service.app import create_service
-from model.service.server import DrainingServer, listen
-from tests.model.service.serving import paced
-
-server = DrainingServer(create_service(paced(step_seconds=0.02)[0]), drain=1)
-listener = listen("127.0.0.1", int(sys.stdin.readline()))
-print(listener.getsockname()[1], flush=True)
-server.run(sockets=[listener])
-"""
-
-
-class Copies:
-    """Two processes of the service, one after the other on one port."""
-
-    def __init__(self, repository: Path) -> None:
-        environment = {**os.environ, "PYTHONPATH": str(repository)}
-        command = [sys.executable, "-c", COPY]
-        self.port = 0
-        self.waiting = [
-            subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-            )
-            for _ in range(2)
-        ]
-        self.running: list[subprocess.Popen[str]] = []
-
-    def start(self) -> str:
-        """Let the next one listen; it does when this returns."""
-        process = self.waiting.pop()
-        self.running.append(process)
-        assert process.stdin is not None
-        assert process.stdout is not None
-        process.stdin.write(f"{self.port}\n")
-        process.stdin.flush()
-        self.port = int(process.stdout.readline())
-        return f"http://127.0.0.1:{self.port}"
-
-    def kill(self) -> None:
-        """End the last one as a power cut would."""
-        self.running[-1].send_signal(signal.SIGKILL)
-        self.running[-1].wait()
-
-    def close(self) -> None:
-        for process in [*self.waiting, *self.running]:
-            process.kill()
-            process.communicate()
-
 
 @pytest.fixture
 def copies(repository: Path) -> Iterator[Copies]:
-    made = Copies(repository)
+    made = Copies(repository, 2)
     yield made
     made.close()
 
