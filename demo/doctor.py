@@ -31,6 +31,9 @@ SETS = {
 }
 """The sets of packages that pyproject.toml names, and what each one is for."""
 
+MODAL_PATIENCE = 3.0
+"""Seconds for the service on Modal to answer: one that is up does in one, one that starts takes longer."""
+
 State = Literal["ok", "missing", "off", "wrong"]
 
 
@@ -165,9 +168,24 @@ def _mlflow(settings: Settings) -> Finding:
 def _modal(settings: Settings) -> Finding:
     if settings.modal_endpoint_url is None:
         return Finding("endpoint", "off", "MODAL_ENDPOINT_URL is not set", "writing on a GPU at Modal")
-    token = "with a proxy token" if settings.modal_secret else "without a proxy token"
-    state = "used by `--backend auto`" if settings.use_modal else "not used: USE_MODAL is off"
-    return Finding("endpoint", "ok", f"{settings.modal_endpoint_url}, {token}, {state}")
+    from demo.backends.exchange import introduce, proxy_auth
+    from model.colours import open_colours
+
+    try:
+        headers = proxy_auth(settings)
+        url = open_colours(settings).endpoint(settings.modal_endpoint_url) or settings.modal_endpoint_url
+    except StoryError as error:
+        return Finding("endpoint", "wrong", str(error), "writing on a GPU at Modal, once that is put right")
+    token = "with a proxy token" if headers else "without a proxy token"
+    used = "used by `--backend auto`" if settings.use_modal else "not used: USE_MODAL is off"
+    shown = f"{without_password(url)}, {token}, {used}"
+    answer = introduce(url, headers, MODAL_PATIENCE)
+    if isinstance(answer, str):
+        gives = (
+            "writing on a GPU at Modal; it may be starting (ask again), or not be deployed, or want a token"
+        )
+        return Finding("endpoint", "off", f"{shown}: {answer}", gives)
+    return Finding("endpoint", "ok", f"{shown}: answers, with {answer.name} (version {answer.version[:12]})")
 
 
 def _browser() -> Finding:

@@ -48,10 +48,9 @@ def _modal(settings: Settings, *, beside: LocalBackend | None = None) -> ModalBa
         return colours.endpoint(default) or default
 
     headers = proxy_auth(settings)
-    if beside is None:
-        model = introduce(endpoint(), headers) or ModelInfo("the model on Modal", "unknown")
-    else:
-        model = beside.model
+    model = introduce(endpoint(), headers) if beside is None else beside.model
+    if isinstance(model, str):  # it does not answer yet, which is no reason not to open
+        model = ModelInfo("the model on Modal", "unknown")
     return ModalBackend(
         endpoint,
         model=model,

@@ -18,7 +18,7 @@ from tenacity import AsyncRetrying, RetryCallState
 from tenacity.stop import stop_after_attempt, stop_never
 from tenacity.wait import wait_random_exponential
 
-from demo.backends.failures import BROKE_OFF, RemoteError, from_exception, from_status
+from demo.backends.failures import BROKE_OFF, RemoteError, from_exception, from_status, one_line
 from demo.backends.wire import PATH, Chunk, body, read_chunks
 from model.backend import ModelInfo
 from model.errors import InputError
@@ -206,11 +206,17 @@ def proxy_auth(settings: Settings) -> dict[str, str]:
     return {"Modal-Key": pair["MODAL_KEY"], "Modal-Secret": pair["MODAL_SECRET"]}
 
 
-def introduce(url: str, headers: dict[str, str], seconds: float = 2.0) -> ModelInfo | None:
-    """Which model writes at `url`; None when the service does not say so within about `seconds`."""
+def introduce(url: str, headers: dict[str, str], seconds: float = 2.0) -> ModelInfo | str:
+    """Which model writes at `url`, or in one line why that is not known after about `seconds`."""
     try:
         answer = httpx.get(f"{url.rstrip('/')}/v1/models", headers=headers, timeout=seconds)
-        first = answer.raise_for_status().json()["data"][0]
-        return ModelInfo(name=str(first["name"]), version=str(first["version"]))
-    except Exception:  # whatever the reason is, the model is not known
-        return None
+        if answer.status_code != 200:
+            return from_status(answer.status_code, answer.headers, answer.content).reason
+        first = answer.json()["data"][0]
+        return ModelInfo(name=one_line(str(first["name"])), version=one_line(str(first["version"])))
+    except httpx.HTTPError as error:
+        return from_exception(error).reason
+    except (ValueError, LookupError, TypeError):
+        return "what answers there is no story service"
+    except Exception as error:  # an address that no socket takes
+        return type(error).__name__

@@ -262,9 +262,9 @@ class ModalBackend:
             story.end("error", failure)
         except Exception as error:  # an address that no socket takes, a fault of ours: the story must end
             log.exception("a story on Modal failed in a way that nobody foresaw")
-            failure = RemoteError(type(error).__name__)
-            self._failed(failure)
-            story.end("error", failure)
+            fault = RemoteError(type(error).__name__)
+            self._failed(fault)
+            story.end("error", fault)
 
     def _failed(self, failure: RemoteError) -> None:
         log.warning("a story on Modal failed: %s", failure.reason)

@@ -11,6 +11,7 @@ import pytest
 from demo.doctor import Finding, examine, stories_can_be_written
 from model.errors import ModelError
 from model.folder import PRETRAINED
+from tests.model.service.serving import paced, serving
 
 
 def _named(name: str) -> Finding:
@@ -100,9 +101,33 @@ def test_the_store_of_runs_is_off_until_it_exists(tmp_path: Path) -> None:
     assert _named("mlflow").state == "ok"
 
 
+def test_a_service_that_answers_is_told_with_its_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(paced()[0]) as running:
+        monkeypatch.setenv("MODAL_ENDPOINT_URL", running.url)
+        monkeypatch.setenv("USE_MODAL", "true")
+        finding = _named("endpoint")
+    assert finding.state == "ok"
+    assert finding.detail == (
+        f"{running.url}, without a proxy token, used by `--backend auto`: answers, with a network without training "
+        "(version 0123456789ab)"
+    )
+
+
+def test_a_service_that_does_not_answer_is_told_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        monkeypatch.setenv("MODAL_ENDPOINT_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        monkeypatch.setattr("demo.doctor.MODAL_PATIENCE", 0.2)
+        finding = _named("endpoint")
+    assert finding.state == "off"
+    assert finding.detail.endswith("ReadTimeout: timed out")
+    assert "it may be starting" in finding.gives
+
+
 def test_no_secret_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {
-        "MODAL_ENDPOINT_URL": "https://stories.example",
+        "MODAL_ENDPOINT_URL": "http://lily:hunter2@127.0.0.1:1",
         "MODAL_KEY": "wk-1",
         "MODAL_SECRET": "hunter2",
         "MLFLOW_TRACKING_URI": "postgresql://lily:hunter2@db.example/runs",
@@ -110,7 +135,7 @@ def test_no_secret_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     }.items():
         monkeypatch.setenv(name, value)
     told = str([finding.as_dict() for finding in examine()])
-    assert "with a proxy token" in told
+    assert "http://…@127.0.0.1:1, with a proxy token, not used: USE_MODAL is off: ConnectError" in told
     assert "postgresql://…@db.example/runs" in told
     assert "hunter2" not in told
 
