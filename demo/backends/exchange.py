@@ -74,7 +74,9 @@ class Exchange:
             headers=headers,
             # What is not a connection being made is timed by stage, in `talk`.
             timeout=httpx.Timeout(None, connect=times.connect, pool=times.connect),
-            limits=httpx.Limits(max_connections=connections, max_keepalive_connections=32, keepalive_expiry=30),
+            limits=httpx.Limits(
+                max_connections=connections, max_keepalive_connections=32, keepalive_expiry=30
+            ),
         )
 
     async def aclose(self) -> None:
@@ -164,7 +166,10 @@ class Exchange:
     async def _ask(self, address: str, asked: dict[str, Any]) -> httpx.Response:
         try:
             request = self._client.build_request(
-                "POST", address, json=asked, headers={"Accept": "text/event-stream", "Cache-Control": "no-store"}
+                "POST",
+                address,
+                json=asked,
+                headers={"Accept": "text/event-stream", "Cache-Control": "no-store"},
             )
             response = await self._client.send(request, stream=True)
         except httpx.TimeoutException as error:

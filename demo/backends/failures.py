@@ -70,8 +70,12 @@ def from_status(status: int, headers: Mapping[str, str], body: bytes) -> RemoteE
     reason = f"HTTP {status}" + (f": {message}" if message else "")
     if status in (400, 413, 422):
         told = InputError(param, one_line(message.removeprefix(f"{param} "))) if param else None
-        return RemoteError(reason, f"the story service on Modal did not take this: {one_line(message)}".rstrip(": "),
-                           counts=False, told=told)
+        return RemoteError(
+            reason,
+            f"the story service on Modal did not take this: {one_line(message)}".rstrip(": "),
+            counts=False,
+            told=told,
+        )
     if status in (401, 403):
         return RemoteError(f"{reason} (check MODAL_KEY and MODAL_SECRET)", UNWELCOME)
     if status == 429:
