@@ -73,13 +73,13 @@ class Settings(BaseSettings):
         description="Seconds for one connection to Modal to be made",
     )
     story_patience: float = Field(
-        default=10.0,
+        default=8.0,
         ge=0.01,
         le=600,
         description="Seconds for Modal to answer at all, tries again and a cold start included",
     )
     story_first_token_timeout: float = Field(
-        default=10.0,
+        default=5.0,
         ge=0.01,
         le=600,
         description="Seconds from that answer to the first token",

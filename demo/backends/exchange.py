@@ -38,11 +38,11 @@ LINGER = 1.0
 class TimeOuts:
     """How long each stage may take, in seconds."""
 
-    connect: float = 3.0
-    first_token: float = 10.0
+    connect: float
+    first_token: float
     """From the service's answer to the first token: the wait in its line, and the reading of the prompt."""
-    between_tokens: float = 5.0
-    start: float = 10.0
+    between_tokens: float
+    start: float
     """From the request to the service's answer, all tries and a cold start together."""
 
     @classmethod

@@ -12,6 +12,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Self
 
 from demo.backends.breaker import Breaker
@@ -286,7 +287,7 @@ class ModalBackend:
     async def _probe(self) -> None:
         """Have one token written, with all the time that a cold start takes."""
         assert self._exchange is not None, "probes are made while running"
-        times = TimeOuts(connect=self._times.connect, first_token=WAKING, start=WAKING)
+        times = replace(self._times, first_token=WAKING, start=WAKING)
         try:
             url = await asyncio.to_thread(self._endpoint)
             await self._exchange.talk(url, PROBE, accepted=_ignore, take=_ignore, times=times)

@@ -13,7 +13,7 @@ from model.generation import Completion, Request
 from tests.model.service.serving import paced
 
 QUICK = TimeOuts(connect=1.0, start=0.5, first_token=0.5, between_tokens=0.5)
-CALM = TimeOuts()
+CALM = TimeOuts(connect=10.0, start=10.0, first_token=10.0, between_tokens=10.0)
 """For a service that does its part on a machine that may be busy."""
 REMOTE = ModelInfo(name="a model elsewhere", version="fedcba9876543210" * 4)
 

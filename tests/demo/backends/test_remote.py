@@ -8,7 +8,7 @@ import logging
 
 import pytest
 
-from demo.backends.exchange import TimeOuts, introduce, proxy_auth
+from demo.backends.exchange import introduce, proxy_auth
 from demo.backends.failures import UNREACHABLE, UNWELCOME, RemoteError
 from demo.backends.remote import ModalBackend, ModalStream
 from model.backend import Stream
@@ -208,7 +208,7 @@ async def test_only_what_may_pass_is_tried_again_and_only_before_the_first_token
         await line.end()
 
     async with broken(script) as service:
-        backend = modal(service.url, hurry=hurry, times=TimeOuts(start=5.0))
+        backend = modal(service.url, hurry=hurry, times=CALM)
         async with backend.running():
             if written:
                 assert (await read(await backend.submit(Request(prompt="Once"))))[1].text == text_of(3)
@@ -256,7 +256,7 @@ async def test_while_a_service_starts_the_stream_is_there_already_and_can_be_sto
         await line.closed()
 
     async with broken(script) as service:
-        backend = modal(service.url, times=TimeOuts(start=30.0))
+        backend = modal(service.url, times=CALM)
         async with backend.running():
             async with asyncio.timeout(2):
                 stream = await begin(backend, Request(prompt="Once"))
