@@ -10,14 +10,15 @@ from pathlib import Path
 
 COPY = """
 import sys
+from model.service.address import bound
 from model.service.app import create_service
-from model.service.server import DrainingServer, listen
+from model.service.server import DrainingServer
 from tests.model.service.serving import paced
 
-server = DrainingServer(create_service(paced(step_seconds=0.02)[0]), drain=1)
-listener = listen("127.0.0.1", int(sys.stdin.readline()))
-print(listener.getsockname()[1], flush=True)
-server.run(sockets=[listener])
+service = create_service(paced(step_seconds=0.02)[0])
+listener = bound("127.0.0.1", int(sys.stdin.readline()))
+tell = lambda: print(listener.getsockname()[1], flush=True)
+DrainingServer(service, drain=1, ready=tell).run(sockets=[listener])
 """
 
 
