@@ -26,13 +26,13 @@ pytestmark = IN_A_BROWSER
 
 NOTE_FIRST_WORD = """() => {
     const book = document.querySelector('#book');
-    const look = () => {
-        const told = [...book.querySelectorAll('.told')].map(node => node.textContent).join('');
-        if (told && !window.firstWord) window.firstWord = Date.now() / 1000;
-    };
-    new MutationObserver(look).observe(book, {childList: true, subtree: true, characterData: true});
+    const told = () => [...book.querySelectorAll('.told')].map(node => node.textContent).join('');
+    const before = told();
+    new MutationObserver(() => {
+        const now = told();
+        if (now && now !== before && !window.firstWord) window.firstWord = Date.now() / 1000;
+    }).observe(book, {childList: true, subtree: true, characterData: true});
 }"""
-
 
 NOTE_STOP = """() => document.querySelector('#stop').addEventListener(
     'click', () => { window.stopped = Date.now() / 1000 }, true)"""
@@ -55,8 +55,8 @@ def opened(browser: Browser, backend: Backend) -> Iterator[Tab]:
         assert tab.errors == []
 
 
-def write(tab: Tab, tokens: int) -> None:
-    tab.page.fill("#prompt textarea", "Once upon a time a fox")
+def write(tab: Tab, tokens: int, prompt: str = "Once upon a time a fox") -> None:
+    tab.page.fill("#prompt textarea", prompt)
     tab.length(tokens)
     tab.page.click("#write")
 
@@ -77,8 +77,9 @@ def test_the_first_word_is_in_the_browser_before_the_tenth_token_is_made(
         if where == "modal":
             backend = auto(stack.enter_context(serving(writer)).url, times=CALM)
         tab = stack.enter_context(opened(browser, backend))
-        write(tab, 1)  # the first story of a page also loads what the page has not needed before
-        status(tab, "length you set · 1 token")
+        # The first story of a page also loads what the page has not needed before.
+        write(tab, 3, "another story")
+        status(tab, "length you set · 3 tokens")
         tab.page.evaluate(NOTE_FIRST_WORD)
         write(tab, 25)
         status(tab, "length you set · 25 tokens")
