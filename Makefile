@@ -37,14 +37,17 @@ $(VENV)/.made:
 	echo "None was found on the PATH; name one: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; \
 	exit 1
 
-# A stamp is newer than the files that say what to install, or the set is installed again.
-$(VENV)/.serving: $(VENV)/.made pyproject.toml constraints.txt
+# The decoder in C, which an installation builds where there is a compiler.
+NATIVE := $(wildcard model/native/*.[ch])
+
+# A stamp is newer than the files that say what to install or hold what is built, or the set is installed again.
+$(VENV)/.serving: $(VENV)/.made pyproject.toml setup.py constraints.txt $(NATIVE)
 	@echo "installing what serving needs"
 	@$(PIP) -e . -c constraints.txt
 	@touch $@
 
 # The larger set holds the smaller one, so that `make demo` after `make test` installs nothing.
-$(VENV)/.dev: $(VENV)/.made pyproject.toml constraints.txt
+$(VENV)/.dev: $(VENV)/.made pyproject.toml setup.py constraints.txt $(NATIVE)
 	@echo "installing what tests and training need"
 	@$(PIP) -e '.[dev]' -c constraints.txt
 	@touch $(VENV)/.serving $@

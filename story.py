@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from demo.terminal import Verbs, model_folder, print_json, print_rows, write_story
+from model.deploy.cli import app as deploy_verbs
 from model.generation import Request, Sampling
 
 if TYPE_CHECKING:
@@ -32,6 +33,12 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Write, train and judge small stories with a small language model of our own.",
     epilog="Exit codes: 0 fine, 1 the check failed, 2 bad use or bad input, 3 undecided, 130 interrupted.",
+)
+
+app.add_typer(
+    deploy_verbs,
+    name="deploy",
+    help="Two colours of the story service: upload, deploy, check, switch and roll back.",
 )
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for a machine instead of text.")]
@@ -72,7 +79,10 @@ def demo(
         int | None, typer.Option(help="Port to listen on, 0 for any free one. Default: PORT, else 7860.")
     ] = None,
     share: Annotated[bool, typer.Option("--share", help="Also make a public Gradio link.")] = False,
-    backend: Annotated[Literal["auto", "local"], typer.Option(help="Where stories are written.")] = "auto",
+    backend: Annotated[
+        Literal["auto", "local", "modal"],
+        typer.Option(help="Where stories are written; auto: on Modal if USE_MODAL, locally when that fails."),
+    ] = "auto",
 ) -> None:
     """Start the app: a page on which a reader writes stories."""
     settings = _settings()
@@ -225,8 +235,8 @@ def evaluate(
     ],
     model: ModelFolder = None,
     runtime: Annotated[
-        Literal["all", "int8", "fp32", "torch"],
-        typer.Option(help="What computes: an exported graph, or PyTorch in fp32."),
+        Literal["all", "native", "int8", "fp32", "torch"],
+        typer.Option(help="What computes: the decoder in C, an exported graph, or PyTorch in fp32."),
     ] = "all",
     limit: Annotated[int | None, typer.Option(help="Only the first N stories.")] = None,
     write: Annotated[

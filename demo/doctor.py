@@ -31,6 +31,9 @@ SETS = {
 }
 """The sets of packages that pyproject.toml names, and what each one is for."""
 
+MODAL_PATIENCE = 3.0
+"""Seconds for the service on Modal to answer: one that is up does in one, one that starts takes longer."""
+
 State = Literal["ok", "missing", "off", "wrong"]
 
 
@@ -58,7 +61,15 @@ def examine() -> list[Finding]:
         return [*findings, wrong]
     named = [name.upper() for name in Settings.model_fields if os.environ.get(name.upper())]
     findings.append(Finding("settings", "ok", ", ".join(named) or "all at their defaults"))
-    return [*findings, _model(settings), _port(settings), _mlflow(settings), _modal(settings), _browser()]
+    return [
+        *findings,
+        _model(settings),
+        _native(),
+        _port(settings),
+        _mlflow(settings),
+        _modal(settings),
+        _browser(),
+    ]
 
 
 def stories_can_be_written(findings: list[Finding]) -> bool:
@@ -101,8 +112,13 @@ def _model(settings: Settings) -> Finding:
 
         digest = ModelFolder.open(folder or PRETRAINED).digest
         with load_engine(
-            folder, slots=1, threads=settings.story_threads, precision=settings.story_precision
+            folder,
+            slots=1,
+            threads=settings.story_threads,
+            precision=settings.story_precision,
+            runtime=settings.story_runtime,
         ) as engine:
+            name = engine.runtime_name
             stream = engine.write(
                 Request(prompt="Once upon a time", max_tokens=16, sampling=Sampling(temperature=0))
             )
@@ -118,8 +134,19 @@ def _model(settings: Settings) -> Finding:
         )
     usage = completion.usage
     wrote = f"wrote {usage.completion_tokens} tokens at {usage.tokens_per_second:,.0f} a second"
-    shown = f"{folder or 'model/pretrained'} (digest {digest[:12]}), {settings.story_precision}"
+    shown = f"{folder or 'model/pretrained'} (digest {digest[:12]}), {name}"
     return Finding("model", "ok", f"{shown}: {wrote}")
+
+
+def _native() -> Finding:
+    """The compiled decoder: there or not, and what it computes with on this machine."""
+    try:
+        from model.native_library import paths
+
+        return Finding("native", "ok", f"built; this processor runs {', '.join(paths())}")
+    except StoryError as error:
+        gives = "stories at several times the speed of ONNX Runtime, which writes until then"
+        return Finding("native", "missing", str(error), gives)
 
 
 def _port(settings: Settings) -> Finding:
@@ -141,9 +168,24 @@ def _mlflow(settings: Settings) -> Finding:
 def _modal(settings: Settings) -> Finding:
     if settings.modal_endpoint_url is None:
         return Finding("endpoint", "off", "MODAL_ENDPOINT_URL is not set", "writing on a GPU at Modal")
-    token = "with a proxy token" if settings.modal_secret else "without a proxy token"
-    state = "used by `--backend auto`" if settings.use_modal else "not used: USE_MODAL is off"
-    return Finding("endpoint", "ok", f"{settings.modal_endpoint_url}, {token}, {state}")
+    from demo.backends.exchange import introduce, proxy_auth
+    from model.colours import open_colours
+
+    try:
+        headers = proxy_auth(settings)
+        url = open_colours(settings).endpoint(settings.modal_endpoint_url) or settings.modal_endpoint_url
+    except StoryError as error:
+        return Finding("endpoint", "wrong", str(error), "writing on a GPU at Modal, once that is put right")
+    token = "with a proxy token" if headers else "without a proxy token"
+    used = "used by `--backend auto`" if settings.use_modal else "not used: USE_MODAL is off"
+    shown = f"{without_password(url)}, {token}, {used}"
+    answer = introduce(url, headers, MODAL_PATIENCE)
+    if isinstance(answer, str):
+        gives = (
+            "writing on a GPU at Modal; it may be starting (ask again), or not be deployed, or want a token"
+        )
+        return Finding("endpoint", "off", f"{shown}: {answer}", gives)
+    return Finding("endpoint", "ok", f"{shown}: answers, with {answer.name} (version {answer.version[:12]})")
 
 
 def _browser() -> Finding:

@@ -26,6 +26,9 @@ log = logging.getLogger(__name__)
 Phase = Literal["empty", "waiting", "writing", "ended", "open", "failed"]
 """`ended`: the story told itself to its end. `open`: it stopped before that and can be continued."""
 
+WRITERS = {"local": "locally", "modal": "on Modal"}
+"""What a reader is told of a stream's `writer`."""
+
 
 @dataclass(frozen=True, slots=True)
 class View:
@@ -150,18 +153,23 @@ async def _tell(desk: Desk, session: str, form: Form, view: View) -> AsyncGenera
         desk.streams[session] = stream
         yield view
         tokens, first = 0, 0.0
+        writers: list[str] = []  # one after the other, as they wrote
         async with contextlib.aclosing(coalesce(aiter(stream))) as pieces:
             async for piece in pieces:
                 now = time.perf_counter()
                 if piece.tokens or piece.text:  # the last text may come after the last token, alone
                     first = first if tokens else now
                     tokens += len(piece.tokens)
-                    line = _line(tokens, _rate(tokens, now - first), first - began, form.seed)
+                    if stream.writer not in writers[-1:]:
+                        writers.append(stream.writer)
+                        if writers[1:]:
+                            view = replace(view, spoken=f"The story goes on {_where(writers[-1:])}.")
+                    line = _line(tokens, _rate(tokens, now - first), first - began, writers, form.seed)
                     view = replace(view, phase="writing", told=view.told + piece.text, status=line)
                 elif not tokens:
                     view = replace(view, status="Waiting for the first word…")
                 yield view
-        yield _ended(view, stream.completion, form.seed)
+        yield _ended(view, stream.completion, writers, form.seed)
     except BusyError as error:
         wait = max(1, round(error.retry_after))
         yield _failed(
@@ -185,7 +193,7 @@ def _failed(view: View, message: str) -> View:
     return replace(view, phase="failed", status=message, spoken=message)
 
 
-def _ended(view: View, completion: Completion, seed: int) -> View:
+def _ended(view: View, completion: Completion, writers: list[str], seed: int) -> View:
     """The last view of a stream: exact figures, and how it ended in words."""
     if completion.finish_reason == "error":
         reason = completion.error or "the model could not go on"
@@ -196,8 +204,8 @@ def _ended(view: View, completion: Completion, seed: int) -> View:
         "cancelled": "Stopped",
     }[completion.finish_reason]
     usage = completion.usage
-    line = _line(usage.completion_tokens, usage.tokens_per_second, usage.ttft, seed) if _told(usage) else ""
-    status = f"{ending} · {line}" if line else ending
+    line = _line(usage.completion_tokens, usage.tokens_per_second, usage.ttft, writers, seed)
+    status = f"{ending} · {line}" if _told(usage) else ending
     phase: Phase = "ended" if completion.finish_reason == "stop" else "open"
     return replace(view, phase=phase, status=status, spoken=status.replace(" · ", ", ") + ".")
 
@@ -211,13 +219,18 @@ def _rate(tokens: int, seconds: float) -> float:
     return (tokens - 1) / seconds if tokens > 1 and seconds > 0 else 0.0
 
 
-def _line(tokens: int, rate: float, ttft: float, seed: int) -> str:
-    """`212 tokens · 1,840 tokens/s · first after 9 ms · seed 7`. Times in seconds."""
+def _where(writers: list[str]) -> str:
+    """Who wrote, in words: `on Modal, then locally`."""
+    return ", then ".join(WRITERS.get(writer, f"by {writer}") for writer in writers)
+
+
+def _line(tokens: int, rate: float, ttft: float, writers: list[str], seed: int) -> str:
+    """`212 tokens · 1,840 tokens/s · first after 9 ms · written locally · seed 7`. Times in seconds."""
     first = f"{ttft * 1000:.0f} ms" if ttft < 1 else f"{ttft:.1f} s"
     parts = [f"{tokens:,} token{'s' * (tokens != 1)}"]
     if rate > 0:
         parts.append(f"{rate:,.0f} tokens/s")
-    return " · ".join([*parts, f"first after {first}", f"seed {seed}"])
+    return " · ".join([*parts, f"first after {first}", f"written {_where(writers)}", f"seed {seed}"])
 
 
 def filename(prompt: str) -> str:

@@ -86,7 +86,11 @@ def write_story(request: Request, folder: Path | None, settings: Settings, *, as
     from model.load import load_engine
 
     with load_engine(
-        folder, slots=1, threads=settings.story_threads, precision=settings.story_precision
+        folder,
+        slots=1,
+        threads=settings.story_threads,
+        precision=settings.story_precision,
+        runtime=settings.story_runtime,
     ) as engine:
         stream = engine.write(request)
         if as_json:

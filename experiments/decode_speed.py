@@ -1,12 +1,16 @@
-"""How fast does it write? One stream, many streams, and PyTorch beside them, in one run on one thread.
+"""How fast does it write? One stream, many streams, and two yardsticks beside them, in one run on one thread.
 
     python -m experiments.decode_speed
     python -m experiments.decode_speed --streams 1 16 64 --seconds 10 --rounds 3 --json
 
 Each target is a closed loop: as many readers as streams, each asking for the next story when one ends, so a slot
 is never idle. Targets take turns, round by round, so that a machine whose speed drifts slows them all; the ratio to
-the first is taken round by round. Tokens are counted by the tokenizer. PyTorch's row is the same network's own step
-in eager fp32 with the cheapest choice of token (greedy), which flatters it.
+the first is taken round by round. Tokens are counted by the tokenizer.
+
+The first yardstick is `plain_decoder.c`, a transformer of our size in the plainest C and fp32, compiled on the spot for
+this very machine; without a compiler it is left out, and the ratio is to the next target. The other is the same
+network's own step in eager PyTorch. Both choose the likeliest token, which is the cheapest choice and flatters them;
+the plain decoder tells only its mean time a token, which stands in all its columns.
 """
 
 from __future__ import annotations
@@ -14,7 +18,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import shutil
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -26,9 +34,10 @@ import numpy as np
 from model.engine import Engine
 from model.folder import PRECISIONS, PRETRAINED, ModelFolder
 from model.generation import Request, Sampling
-from model.load import load_engine
+from model.load import RuntimeChoice, load_engine, why_not_native
 from model.tokenizer import StoryTokenizer
 
+PLAIN_DECODER = Path(__file__).with_name("plain_decoder.c")
 PROMPTS = ("Once upon a time", "Lily had a red kite.", "The old dog sat by the door", "One rainy day, Sam")
 
 
@@ -94,6 +103,28 @@ def _engine_target(engine: Engine, streams: int) -> Callable[[float, int], Sampl
     return lambda seconds, seed: asyncio.run(_read_stories(engine, streams, seconds, seed))
 
 
+def _plain_target(workplace: Path) -> Callable[[float, int], Sample] | None:
+    """The plain decoder, compiled into `workplace`; None, and a word on stderr, where that cannot be done."""
+    program = workplace / "plain_decoder"
+    options = ["-O3", "-march=native", "-ffast-math", "-o", str(program), str(PLAIN_DECODER), "-lm"]
+    compiler = shutil.which("cc")
+    if compiler is None:
+        print("without the plain C decoder: there is no C compiler (cc)", file=sys.stderr)
+        return None
+    done = subprocess.run([compiler, *options], capture_output=True, text=True, check=False)
+    if done.returncode:
+        print(f"without the plain C decoder: {(done.stderr or 'cc failed').splitlines()[0]}", file=sys.stderr)
+        return None
+
+    def run(seconds: float, seed: int) -> Sample:
+        told = subprocess.run([str(program), str(seconds)], capture_output=True, text=True, check=True)
+        tokens, taken = told.stdout.split()
+        mean = float(taken) / int(tokens)
+        return Sample(int(tokens), float(taken), [mean], [mean])
+
+    return run
+
+
 def _torch_target(folder: ModelFolder) -> Callable[[float, int], Sample]:
     import torch
 
@@ -129,10 +160,19 @@ def measure(model: Path, streams: list[int], seconds: float, rounds: int) -> lis
     folder = ModelFolder.open(model)
     targets: list[tuple[str, int, Callable[[float, int], Sample]]] = []
     engines = []
-    for precision in PRECISIONS:
-        engine = load_engine(model, slots=max(streams), precision=precision)
+    workplace = tempfile.TemporaryDirectory(prefix="decode-speed-")
+    if (plain := _plain_target(Path(workplace.name))) is not None:
+        targets.append(("plain C fp32 decoder", 1, plain))
+    kinds: list[tuple[str, RuntimeChoice]] = [(precision, "onnx") for precision in PRECISIONS]
+    if (reason := why_not_native(folder.config, "int8")) is None:
+        kinds.insert(0, ("int8", "native"))
+    else:
+        print(f"without the native runtime: {reason}", file=sys.stderr)
+    for precision, runtime in kinds:
+        engine = load_engine(model, slots=max(streams), precision=precision, runtime=runtime)
         engines.append(engine)
-        targets += [(f"engine {precision}", count, _engine_target(engine, count)) for count in streams]
+        name = f"engine {engine.runtime_name}"
+        targets += [(name, count, _engine_target(engine, count)) for count in streams]
     if find_spec("torch") is not None:
         targets.append(("PyTorch eager fp32 step", 1, _torch_target(folder)))
     samples: list[list[Sample]] = [[] for _ in targets]
@@ -143,6 +183,7 @@ def measure(model: Path, streams: list[int], seconds: float, rounds: int) -> lis
                 samples[index].append(sample)
     for engine in engines:
         engine.close()
+    workplace.cleanup()
     rows = []
     for (name, count, _), taken in zip(targets, samples, strict=True):
         total = statistics.median(sample.rate for sample in taken)
@@ -173,12 +214,12 @@ def main() -> None:
     if chosen.json:
         print(json.dumps([asdict(row) for row in rows], indent=2))
         return
-    print(f"{'target':26} {'streams':>7} {'tok/s each':>11} {'tok/s total':>12} {'ratio':>7} "
+    print(f"{'target':28} {'streams':>7} {'tok/s each':>11} {'tok/s total':>12} {'ratio':>7} "
           f"{'TTFT p50/p95 ms':>17} {'ITL p50/p99 ms':>16}")  # fmt: skip
     for row in rows:
         ttft = f"{row.ttft_p50 * 1e3:.1f}/{row.ttft_p95 * 1e3:.1f}"
         itl = f"{row.itl_p50 * 1e3:.2f}/{row.itl_p99 * 1e3:.2f}"
-        print(f"{row.target:26} {row.streams:7d} {row.tokens_per_second:11,.0f} {row.total_tokens_per_second:12,.0f} "
+        print(f"{row.target:28} {row.streams:7d} {row.tokens_per_second:11,.0f} {row.total_tokens_per_second:12,.0f} "
               f"{row.ratio:7.2f} {ttft:>17} {itl:>16}")  # fmt: skip
 
 

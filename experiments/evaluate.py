@@ -1,8 +1,9 @@
 """`story evaluate`: how well a model predicts stories it has not seen, and what it writes.
 
 Bits per byte is the one loss that compares models of different vocabularies: all nats of a story (its end
-included) over ln 2 and over the UTF-8 bytes of its text. The same stories go through fp32 PyTorch and both exported
-graphs, so that a runtime that is not the network shows here too. Beside each figure stands that of an n-gram table.
+included) over ln 2 and over the UTF-8 bytes of its text. The same stories go through the native decoder, both exported
+graphs and fp32 PyTorch, so that a runtime that is not the network shows here too. Beside each figure stands that of an
+n-gram table.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from experiments.quality.written import Written
 from model.engine import Engine
 from model.errors import InputError, MissingExtraError
 from model.folder import PRETRAINED, ModelFolder
-from model.load import load_engine
+from model.load import load_engine, why_not_native
 from model.tokenizer import StoryTokenizer
 
 __all__ = ["RUNTIMES", "QualityReport", "RuntimeName", "evaluate", "evaluate_and_log"]
@@ -90,6 +91,7 @@ def evaluate(
     Raises:
         InputError: no runtime, an unknown one, a bad limit or number of seeds, or an unusable judge.
         MissingExtraError: only `torch` was asked for, and it is not installed.
+        ModelError: only `native` was asked for, and it cannot be used.
         DataError: a file is unusable, or there is no story.
     """
     _check(runtimes, limit, seeds)
@@ -194,6 +196,8 @@ def _score_all(
         if set(runtimes) == {"torch"}:
             raise missing
         skipped["torch"] = str(missing)
+    if len(runtimes) > 1 and "native" in runtimes and (reason := why_not_native(folder.config, "int8")):
+        skipped["native"] = f"the native runtime cannot be used: {reason}"
     measured = {
         name: figures_of(score(scorer(folder, name, threads), held_out, partial(progress, name)), held_out)
         for name in runtimes
@@ -207,8 +211,13 @@ def _write(
 ) -> list[WrittenStory]:
     """By the engine; where PyTorch alone was scored, with the fp32 graph, which is the same network."""
     prompts = load_prompts()
-    precision = "fp32" if runtime == "torch" else runtime
-    with load_engine(folder.path, threads=threads, precision=precision, queue_limit=len(prompts)) as engine:
+    with load_engine(
+        folder.path,
+        threads=threads,
+        precision="fp32" if runtime in ("fp32", "torch") else "int8",
+        runtime="native" if runtime == "native" else "onnx",
+        queue_limit=len(prompts),
+    ) as engine:
         return write_stories(engine, prompts, range(seeds), done)
 
 

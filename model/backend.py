@@ -62,6 +62,8 @@ class Health:
     """One line for an operator; nothing private."""
     engine: EngineStats | None
     """The embedded engine's figures, where there is one."""
+    breaker: str | None = None
+    """Where stories may be written elsewhere: `closed` (they are), `open` or `half-open` (it is being tried)."""
 
 
 class Backend(Protocol):
@@ -69,7 +71,7 @@ class Backend(Protocol):
 
     @property
     def name(self) -> str:
-        """`local`, or where else the stories are written."""
+        """`local`, `modal`, or `auto` for the one of them that can."""
         ...
 
     @property
@@ -108,7 +110,7 @@ class LocalBackend:
     @classmethod
     def load(cls, settings: Settings) -> LocalBackend:
         """Load the model folder that the settings name. Raises `ModelError` when it is missing or damaged."""
-        from model.load import load_engine  # ONNX Runtime takes a second to import
+        from model.load import load_engine  # a runtime is loaded only where one writes
 
         folder = Path(settings.story_model) if settings.story_model else PRETRAINED
         version = ModelFolder.open(folder).digest
@@ -117,6 +119,7 @@ class LocalBackend:
             slots=settings.story_slots,
             threads=settings.story_threads,
             precision=settings.story_precision,
+            runtime=settings.story_runtime,
             queue_limit=settings.story_queue,
         )
         name = "the model that ships with this repository" if folder == PRETRAINED else folder.name

@@ -97,6 +97,8 @@ class Engine:
             raise StoryError(f"slots must be between 1 and the runtime's {runtime.max_batch}, got {slots}")
         if queue_limit < 0 or prefill_chunk < 1 or keep_limit < 1:
             raise StoryError("queue_limit must be 0 or more, prefill_chunk and keep_limit 1 or more")
+        self.runtime_name = str(getattr(runtime, "name", type(runtime).__name__))
+        """Which runtime writes. The same seed may tell another story with another one."""
         self._tokenizer = tokenizer
         self._keep_limit = keep_limit
         self._scheduler = Scheduler(

@@ -102,6 +102,10 @@ class ModelFolder:
     def tokenizer(self) -> Path:
         return self.path / "tokenizer.json"
 
+    @property
+    def weights(self) -> Path:
+        return self.path / "model.safetensors"
+
     def graph(self, precision: str) -> Path:
         """The decode graph of `precision`. Raises `ModelError` for an unknown one."""
         if precision not in PRECISIONS:

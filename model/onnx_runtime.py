@@ -25,15 +25,13 @@ import numpy.typing as npt
 
 from model.config import ModelConfig
 from model.errors import ModelError
-from model.runtime import Logits, Tokens
+from model.runtime import PREFILL_CHUNK, Logits, Tokens
 from model.tokenizer import END_ID
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import onnxruntime as ort  # reads the variable above when it is loaded
 
-PREFILL_CHUNK = 64
-"""Longest run of tokens in one call; longer prompts are taken in pieces of this size."""
 PROBES = (1, 2, 3, 4, 6, 8)
 """Numbers of rows that are compared, when a graph is loaded, to see whether company changes a row's bits."""
 HIDDEN = np.float32(-1e9)
@@ -146,6 +144,7 @@ class OnnxRuntime:
             self.session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime raises many types of its own
             raise ModelError(f"{path} cannot be loaded: {str(error).splitlines()[0]}") from None
+        self.name = "onnx " + path.name.removeprefix("decode.").removesuffix(".onnx")
         self.config, self.vocab_size, self.max_batch = config, config.vocab_size, max_batch
         self.recurrent = [layer for layer, kind in enumerate(config.pattern) if kind == "R"]
         self.attentive = [layer for layer, kind in enumerate(config.pattern) if kind == "A"]

@@ -8,7 +8,7 @@ Shapes: B streams in the batch, T tokens, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -19,6 +19,9 @@ from model.generation import Sampling
 Logits = npt.NDArray[np.float32]
 Tokens = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
+
+PREFILL_CHUNK = 64
+"""Prompt tokens that a runtime takes in one call; longer prompts come in pieces of this size."""
 
 
 class StreamState(Protocol):
@@ -122,4 +125,20 @@ class SamplingRuntime(Runtime, Protocol):
 
     def new_sampler(self, slots: int) -> Sampler:
         """A sampler for `slots` rows of what `step_in_place` returns."""
+        ...
+
+
+class EmbeddedRuntime(Runtime, Protocol):
+    """A runtime of this process, which also scores whole stories, as an evaluation asks it to."""
+
+    @property
+    def name(self) -> str:
+        """Which implementation this is, and in what precision: `onnx int8`. Other names may mean other bits."""
+        ...
+
+    def score(self, stories: Sequence[Sequence[int]]) -> Iterator[tuple[int, Logits]]:
+        """Logits at every place, story beside story: yields (first place, (B, T, V)) piece by piece.
+
+        What stands behind a story's end is meaningless.
+        """
         ...

@@ -11,7 +11,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from typing import Literal, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 from urllib.parse import urlsplit
 
 from annotated_types import Ge, Le
@@ -52,19 +52,55 @@ class Settings(BaseSettings):
     )
     use_modal: bool = Field(
         default=False,
-        description="Whether to write on Modal; checked, but this version writes locally only",
+        description="Whether `--backend auto` writes on Modal while that answers; off: always here",
     )
     modal_endpoint_url: str | None = Field(
         default=None,
-        description="Address of the story service on Modal; checked, not used yet",
+        description="Address of the story service on Modal, without a path",
     )
     modal_key: str | None = Field(
         default=None,
-        description="Proxy-auth token's id for that address, with `MODAL_SECRET`; checked, not used yet",
+        description="Proxy-auth token's id for that address, with `MODAL_SECRET`",
     )
     modal_secret: SecretStr | None = Field(
         default=None,
-        description="Proxy-auth token's secret, with `MODAL_KEY`; checked, not used yet",
+        description="Proxy-auth token's secret, with `MODAL_KEY`",
+    )
+    story_connect_timeout: float = Field(
+        default=3.0,
+        ge=0.01,
+        le=600,
+        description="Seconds for one connection to Modal to be made",
+    )
+    story_patience: float = Field(
+        default=8.0,
+        ge=0.01,
+        le=600,
+        description="Seconds for Modal to answer at all, tries again and a cold start included",
+    )
+    story_first_token_timeout: float = Field(
+        default=5.0,
+        ge=0.01,
+        le=600,
+        description="Seconds from that answer to the first token",
+    )
+    story_token_timeout: float = Field(
+        default=5.0,
+        ge=0.01,
+        le=600,
+        description="Seconds from one token to the next before Modal counts as lost",
+    )
+    story_breaker_failures: int = Field(
+        default=3,
+        ge=1,
+        le=1_000,
+        description="Failures in a row after which stories no longer try Modal; one that took a time-out is enough",
+    )
+    story_breaker_pause: float = Field(
+        default=10.0,
+        ge=0.01,
+        le=3_600,
+        description="Seconds between such a failure and the probe that may bring Modal back",
     )
     mlflow_tracking_uri: str = Field(
         default="sqlite:///mlflow.db",
@@ -72,7 +108,7 @@ class Settings(BaseSettings):
     )
     redis_url: SecretStr | None = Field(
         default=None,
-        description="Redis that replicas of the app share; checked, not used yet",
+        description="Redis where all replicas of the app see which of blue and green is active",
     )
     database_url: SecretStr | None = Field(
         default=None,
@@ -86,11 +122,15 @@ class Settings(BaseSettings):
         default="int8",
         description="Which of the model's decode graphs is used",
     )
+    story_runtime: Literal["auto", "native", "onnx"] = Field(
+        default="auto",
+        description="What computes: the compiled decoder, ONNX Runtime, or the first that can; int8 only for `native`",
+    )
     story_threads: int = Field(
         default=1,
         ge=1,
         le=64,
-        description="Threads of the decode graph; more than one slows down on busy cores",
+        description="Threads of ONNX Runtime; more than one slows down on busy cores",
     )
     story_slots: int = Field(
         default=16,
@@ -104,13 +144,44 @@ class Settings(BaseSettings):
         le=10_000,
         description="Stories that may wait for a slot before others are turned away",
     )
+    story_drain: int = Field(
+        default=30,
+        ge=0,
+        le=3600,
+        description="Seconds that running stories get to end when the service is told to stop",
+    )
+    story_max_body: int = Field(
+        default=65_536,
+        ge=1_024,
+        le=16_777_216,
+        description="Bytes of a request's body; a longer one is refused",
+    )
+    story_colours: str | None = Field(
+        default=None,
+        description="File that says which of blue and green is active, where there is no `REDIS_URL`; "
+        "unset: `write-me-a-story/colours.json` in the user's state folder",
+    )
+    story_colour: Literal["blue", "green"] = Field(
+        default="blue",
+        description="Which of the two deployments `modal deploy -m model.modal_app` makes; "
+        "`story deploy` sets it",
+    )
+    story_revision: str | None = Field(
+        default=None,
+        description="Digest of the uploaded model folder that it serves; `story deploy` sets it; "
+        "unset: the model that ships with the project",
+    )
+    story_gpu: str = Field(
+        default="L4",
+        description="GPU that Modal gives to writing and to training",
+    )
 
     @field_validator("modal_endpoint_url")
     @classmethod
     def _is_a_web_address(cls, value: str | None) -> str | None:
         if value is not None:
-            parts = urlsplit(value)
-            if parts.scheme not in ("http", "https") or not parts.hostname:
+            parts = urlsplit(value)  # `port` raises `ValueError` for one that cannot be
+            if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
                 raise ValueError("not an http(s) address")
         return value
 
@@ -148,10 +219,11 @@ def environment_names() -> tuple[str, ...]:
     return tuple(name.upper() for name in Settings.model_fields)
 
 
-def load_settings() -> Settings:
+def load_settings(**given: object) -> Settings:
     """Read the settings from the process's environment; an empty value counts as unset.
 
-    Raises `InputError` whose `param` is the variable's name: for a value that is not allowed, and for a name
+    `given` values, by the fields' names, stand in for the environment's, None for none: they are a command's
+    options. Raises `InputError` whose `param` is the variable's name: for a value that is not allowed, and for a name
     that starts with `STORY_` and means nothing.
     """
     known = environment_names()
@@ -159,12 +231,14 @@ def load_settings() -> Settings:
         if name.startswith(PREFIX) and name not in known:
             near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
             raise InputError(name, f"is not a setting; the nearest is {near}")
+    chosen: dict[str, Any] = {name.upper(): value for name, value in given.items() if value is not None}
     try:
-        return Settings()
+        return Settings(**chosen)
     except ValidationError as error:
         first = error.errors()[0]
         name = str(first["loc"][0])
-        raise InputError(name, f"must be {allowed_values(name)}, got {os.environ[name]!r}") from None
+        wrong = chosen.get(name, os.environ.get(name))
+        raise InputError(name, f"must be {allowed_values(name)}, got {wrong!r}") from None
 
 
 def without_password(address: str) -> str:
@@ -179,10 +253,10 @@ def allowed_values(name: str) -> str:
         return "one of " + ", ".join(get_args(field.annotation))
     if field.annotation is bool:
         return "true or false"
-    if field.annotation is int:
+    if field.annotation in (int, float):
         low = next(mark.ge for mark in field.metadata if isinstance(mark, Ge))
         high = next(mark.le for mark in field.metadata if isinstance(mark, Le))
-        return f"a whole number between {low} and {high}"
+        return f"a {'whole ' * (field.annotation is int)}number between {low} and {high}"
     return "an http(s) address" if name.endswith("_ENDPOINT_URL") else "text"
 
 

@@ -30,6 +30,7 @@ FOREIGN_NAMES = (
     "REDIS_URL",
     "DATABASE_URL",
     "XDG_CACHE_HOME",
+    "XDG_STATE_HOME",
     "COLUMNS",
 )
 QUIET = {

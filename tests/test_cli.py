@@ -59,10 +59,13 @@ def test_every_option_has_help() -> None:
         "models",
         "ui",
         "doctor",
+        "deploy",
     ]
+    below = commands["deploy"].commands
+    assert list(below) == ["upload", "deploy", "url", "status", "switch", "rollback", "smoke", "stop"]
     silent = [
         f"{name} {parameter.name}"
-        for name, command in commands.items()
+        for name, command in (*commands.items(), *below.items())
         for parameter in command.params
         if not getattr(parameter, "help", "")
     ]

@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.main import get_command
@@ -32,9 +33,12 @@ def test_the_two_commands_come_first() -> None:
 
 @pytest.mark.parametrize("line", STORY_LINES)
 def test_a_documented_command_is_understood(line: str) -> None:
-    group = get_command(story.app)
+    command: Any = get_command(story.app)
     _, verb, *arguments = shlex.split(line)
-    command = group.commands[verb]  # type: ignore[attr-defined]
+    command = command.commands[verb]
+    if hasattr(command, "commands"):
+        verb, *arguments = arguments
+        command = command.commands[verb]
     context = command.make_context(
         verb, arguments
     )  # parses and converts, runs nothing; a usage error is raised
@@ -48,10 +52,12 @@ def test_every_verb_is_documented() -> None:
 
 
 def test_options_named_in_the_text_exist() -> None:
-    group = get_command(story.app)
+    group: Any = get_command(story.app)
+    verbs = [group, *group.commands.values()]
+    verbs += [below for verb in verbs[1:] for below in getattr(verb, "commands", {}).values()]
     options = {
         option
-        for command in (group, *group.commands.values())  # type: ignore[attr-defined]
+        for command in verbs
         for parameter in command.params
         for option in (*parameter.opts, *parameter.secondary_opts)
     }

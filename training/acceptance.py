@@ -1,4 +1,4 @@
-"""Is the exported graph the network? Held logit by logit against PyTorch, on the trained weights.
+"""Is what was exported the network? Held logit by logit against PyTorch, on the trained weights.
 
 Random weights prove little: an overflow that only trained gates reach has passed such a test before. So an export
 is accepted only if, on real stories, every logit of every precision at every batch size is finite and within its
@@ -15,8 +15,7 @@ import torch
 
 from model.errors import ModelError
 from model.network import END_OF_STORY_ID, StoryNetwork
-from model.onnx_runtime import OnnxRuntime
-from model.runtime import Logits
+from model.runtime import Logits, Runtime
 
 BATCHES = (1, 2, 3, 8, 16, 32, 64)
 LIMITS = {"fp32": 1e-3, "int8": 1.0}
@@ -42,7 +41,7 @@ def reference_logits(network: StoryNetwork, stories: Sequence[Sequence[int]]) ->
 
 
 def accept(
-    network: StoryNetwork, runtime: OnnxRuntime, precision: str, stories: Sequence[Sequence[int]]
+    network: StoryNetwork, runtime: Runtime, precision: str, stories: Sequence[Sequence[int]]
 ) -> Acceptance:
     """Compare `runtime` with `network` at each batch size up to its `max_batch`.
 
@@ -67,13 +66,13 @@ def accept(
         if not largest[size] <= LIMITS[precision]:
             off = f"off by {largest[size]:.3g}" if np.isfinite(largest[size]) else "not finite"
             raise ModelError(
-                f"the {precision} graph is not the network: at batch {size} a logit is {off}, "
+                f"the {precision} runtime is not the network: at batch {size} a logit is {off}, "
                 f"allowed is a difference of {LIMITS[precision]:g}"
             )
     return Acceptance(precision, largest, float(np.std(np.concatenate(expected))))
 
 
-def _largest(runtime: OnnxRuntime, stories: list[list[int]], expected: list[Logits]) -> float:
+def _largest(runtime: Runtime, stories: list[list[int]], expected: list[Logits]) -> float:
     batch = runtime.new_batch()
     worst = 0.0
     for row, story in enumerate(stories):

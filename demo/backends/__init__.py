@@ -1,18 +1,61 @@
-"""The backends that the page can write with, by name."""
+"""The backends that the page can write with, by name.
+
+`local` is the engine in this process, `modal` the service at `MODAL_ENDPOINT_URL`, and `auto` the two together:
+Modal first where `USE_MODAL` is on, and the engine here whenever Modal does not do its part.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from model.backend import Backend, LocalBackend
+from model.backend import Backend, LocalBackend, ModelInfo
 from model.errors import InputError
 
 if TYPE_CHECKING:
+    from demo.backends.remote import ModalBackend
     from model.settings import Settings
+
+BACKENDS = ("auto", "local", "modal")
 
 
 def open_backend(kind: str, settings: Settings) -> Backend:
-    """The backend called `kind`: `local`, or `auto` for the best there is. Raises `InputError` on others."""
-    if kind not in ("auto", "local"):
-        raise InputError("backend", f"must be auto or local, got {kind!r}")
-    return LocalBackend.load(settings)
+    """The backend called `kind`. Raises `InputError` for another name, and where Modal's address is missing."""
+    if kind not in BACKENDS:
+        raise InputError("backend", f"must be one of {', '.join(BACKENDS)}, got {kind!r}")
+    if kind == "modal":
+        return _modal(settings)
+    local = LocalBackend.load(settings)
+    if kind == "local" or not settings.use_modal:
+        return local
+    from demo.backends.auto import AutoBackend  # as below
+
+    return AutoBackend(_modal(settings, beside=local), local)
+
+
+def _modal(settings: Settings, *, beside: LocalBackend | None = None) -> ModalBackend:
+    """The service on Modal; `beside` is the writer that steps in for it, if there is one."""
+    from demo.backends.breaker import Breaker
+    from demo.backends.exchange import TimeOuts, introduce, proxy_auth
+    from demo.backends.remote import ModalBackend  # what only talks to Modal is loaded where it is used
+    from model.colours import open_colours
+
+    default = settings.modal_endpoint_url
+    if default is None:
+        raise InputError("MODAL_ENDPOINT_URL", "must be set to write with Modal")
+    colours = open_colours(settings)
+
+    def endpoint() -> str:
+        return colours.endpoint(default) or default
+
+    headers = proxy_auth(settings)
+    model = introduce(endpoint(), headers) if beside is None else beside.model
+    if isinstance(model, str):  # it does not answer yet, which is no reason not to open
+        model = ModelInfo("the model on Modal", "unknown")
+    return ModalBackend(
+        endpoint,
+        model=model,
+        times=TimeOuts.of(settings),
+        breaker=Breaker(settings.story_breaker_failures, settings.story_breaker_pause),
+        headers=headers,
+        hurry=beside is not None,
+    )

@@ -26,8 +26,8 @@ from model.runtime import Logits
 from model.tokenizer import StoryTokenizer
 from training.corpus import read_stories, story_id
 
-RuntimeName = Literal["int8", "fp32", "torch"]
-RUNTIMES: tuple[RuntimeName, ...] = ("int8", "fp32", "torch")
+RuntimeName = Literal["native", "int8", "fp32", "torch"]
+RUNTIMES: tuple[RuntimeName, ...] = ("native", "int8", "fp32", "torch")
 BATCH_TOKENS = 4096
 
 Nats = npt.NDArray[np.float64]
@@ -116,10 +116,12 @@ def figures_of(nats: Sequence[Nats], held_out: HeldOut) -> Figures:
 
 
 def scorer(folder: ModelFolder, name: RuntimeName, threads: int) -> Scorer:
-    """What computes the logits: an exported graph, or the network in fp32 PyTorch."""
+    """What computes the logits: the decoder in C, an exported graph, or the network in fp32 PyTorch."""
     if name == "torch":
         return _torch_scorer(folder)
-    return load_runtime(folder, slots=1, threads=threads, precision=name).score
+    if name == "native":
+        return load_runtime(folder, slots=1, runtime="native").score
+    return load_runtime(folder, slots=1, threads=threads, precision=name, runtime="onnx").score
 
 
 def score(score: Scorer, held_out: HeldOut, done: Callable[[int], None] = lambda stories: None) -> list[Nats]:

@@ -43,7 +43,7 @@ class QualityReport:
 
     @property
     def runtime(self) -> RuntimeName:
-        """The first runtime measured: int8, which is what readers get, unless it was left out."""
+        """The first runtime measured: what readers get, unless it was left out."""
         return next(iter(self.runtimes))
 
     @property

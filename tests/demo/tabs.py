@@ -2,10 +2,45 @@
 
 from __future__ import annotations
 
-from playwright.sync_api import ConsoleMessage, Page, Request
+import contextlib
+import shutil
+from collections.abc import Iterator
+
+import pytest
+from playwright.sync_api import Browser, ConsoleMessage, Page, Request, sync_playwright
 
 PATIENCE = 20_000
 """Milliseconds that the browser may take for anything: the machine may be busy."""
+
+IN_A_BROWSER = [
+    pytest.mark.browser,
+    # Gradio 6.31 on pandas 3, at the end of each event: as errors they would break the server's queue.
+    pytest.mark.filterwarnings("ignore:'future.no_silent_downcasting' is deprecated"),
+    pytest.mark.filterwarnings("ignore:The copy keyword is deprecated"),
+]
+"""Marks of every test file that drives a page."""
+
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+@contextlib.contextmanager
+def chromium() -> Iterator[Browser]:
+    """Headless Chromium; skips the test where it is not installed."""
+    path = shutil.which("chromium")
+    if path is None:
+        pytest.skip("Chromium is not installed on this machine (Debian package: chromium)")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
+        yield browser
+        browser.close()
 
 
 class Tab:

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
-from playwright.sync_api import Browser, expect, sync_playwright
+from playwright.sync_api import Browser, expect
 
 from demo.app import Served, serve
 from demo.form import Form
@@ -26,23 +25,9 @@ from model import generation
 from model.backend import LocalBackend
 from model.settings import Settings
 from tests.demo.engines import local_backend
-from tests.demo.tabs import PATIENCE, Tab
+from tests.demo.tabs import IN_A_BROWSER, PATIENCE, Tab, chromium
 
-pytestmark = [
-    pytest.mark.browser,
-    # Gradio 6.31 on pandas 3, at the end of each event: as an error it would break the server's queue.
-    pytest.mark.filterwarnings("ignore:'future.no_silent_downcasting' is deprecated"),
-]
-
-FLAGS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
+pytestmark = IN_A_BROWSER
 
 
 @pytest.fixture(scope="module")
@@ -53,13 +38,8 @@ def served() -> Iterator[Served]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    path = shutil.which("chromium")
-    if path is None:
-        pytest.skip("Chromium is not installed on this machine (Debian package: chromium)")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
+    with chromium() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture
@@ -196,7 +176,7 @@ def test_nothing_sticks_out_and_the_actions_stay_in_reach(
     tab.more()
     assert tab.overflow() <= 0
     tab.page.fill("#prompt textarea", "A" * 300 + " very long word")
-    tab.length(60)
+    tab.length(200)  # 4 s of writing: on a busy machine a shorter story is over before it is looked at
     tab.page.click("#write")
     tab.reaches("writing")
     expect(tab.page.locator("#stop")).to_be_in_viewport(timeout=PATIENCE)

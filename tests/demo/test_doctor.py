@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from demo.doctor import Finding, examine, stories_can_be_written
+from model.errors import ModelError
 from model.folder import PRETRAINED
+from tests.model.service.serving import paced, serving
 
 
 def _named(name: str) -> Finding:
@@ -59,7 +61,27 @@ def test_the_shipped_model_writes() -> None:
     finding = _named("model")
     assert finding.state == "ok", finding.detail
     digest = (PRETRAINED / "digest").read_text("ascii").strip()
-    assert finding.detail.startswith(f"model/pretrained (digest {digest[:12]}), int8: wrote 16 tokens at ")
+    assert finding.detail.startswith(f"model/pretrained (digest {digest[:12]}), ")
+    assert " int8" in finding.detail
+    assert ": wrote 16 tokens at " in finding.detail
+
+
+def test_the_runtime_that_writes_is_the_one_that_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STORY_RUNTIME", "onnx")
+    assert "onnx int8: wrote 16 tokens" in _named("model").detail
+
+
+def test_a_native_runtime_that_was_not_built_is_told_with_what_it_would_give(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def unbuilt() -> dict[str, int]:
+        raise ModelError("the native runtime is not built: install the project again where a C compiler is")
+
+    monkeypatch.setattr("model.native_library.paths", unbuilt)
+    finding = _named("native")
+    assert finding.state == "missing"
+    assert "is not built" in finding.detail
+    assert "speed" in finding.gives
 
 
 def test_a_taken_port_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,9 +101,33 @@ def test_the_store_of_runs_is_off_until_it_exists(tmp_path: Path) -> None:
     assert _named("mlflow").state == "ok"
 
 
+def test_a_service_that_answers_is_told_with_its_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(paced()[0]) as running:
+        monkeypatch.setenv("MODAL_ENDPOINT_URL", running.url)
+        monkeypatch.setenv("USE_MODAL", "true")
+        finding = _named("endpoint")
+    assert finding.state == "ok"
+    assert finding.detail == (
+        f"{running.url}, without a proxy token, used by `--backend auto`: answers, with a network without training "
+        "(version 0123456789ab)"
+    )
+
+
+def test_a_service_that_does_not_answer_is_told_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        monkeypatch.setenv("MODAL_ENDPOINT_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        monkeypatch.setattr("demo.doctor.MODAL_PATIENCE", 0.2)
+        finding = _named("endpoint")
+    assert finding.state == "off"
+    assert finding.detail.endswith("ReadTimeout: timed out")
+    assert "it may be starting" in finding.gives
+
+
 def test_no_secret_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {
-        "MODAL_ENDPOINT_URL": "https://stories.example",
+        "MODAL_ENDPOINT_URL": "http://lily:hunter2@127.0.0.1:1",
         "MODAL_KEY": "wk-1",
         "MODAL_SECRET": "hunter2",
         "MLFLOW_TRACKING_URI": "postgresql://lily:hunter2@db.example/runs",
@@ -89,7 +135,7 @@ def test_no_secret_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     }.items():
         monkeypatch.setenv(name, value)
     told = str([finding.as_dict() for finding in examine()])
-    assert "with a proxy token" in told
+    assert "http://…@127.0.0.1:1, with a proxy token, not used: USE_MODAL is off: ConnectError" in told
     assert "postgresql://…@db.example/runs" in told
     assert "hunter2" not in told
 

@@ -39,7 +39,10 @@ async def test_a_story_grows_from_its_prompt_and_ends_with_exact_figures() -> No
     last = views[-1]
     assert (last.phase, last.text) == ("ended", "One day" + STORY)
     # Nine words: eight steps of 1 ms after the first token.
-    assert last.status == "The end · 9 tokens · 1,000 tokens/s · first after 12 ms · seed 7"
+    assert (
+        last.status
+        == "The end · 9 tokens · 1,000 tokens/s · first after 12 ms · written by scripted · seed 7"
+    )
 
 
 async def test_a_screen_reader_hears_the_beginning_and_the_end_and_nothing_between() -> None:
@@ -47,7 +50,10 @@ async def test_a_screen_reader_hears_the_beginning_and_the_end_and_nothing_betwe
         handlers.write(Desk.of(ScriptedBackend(STORY, pace=0.02)), "me", Form(prompt="One day"))
     )
     said = list(dict.fromkeys(view.spoken for view in views))
-    assert said == ["Writing.", "The end, 9 tokens, 1,000 tokens/s, first after 12 ms, seed 0."]
+    assert said == [
+        "Writing.",
+        "The end, 9 tokens, 1,000 tokens/s, first after 12 ms, written by scripted, seed 0.",
+    ]
     assert len({view.status for view in views}) > 3
 
 

@@ -69,7 +69,7 @@ async def test_leaving_it_ends_what_is_still_being_written() -> None:
 
 
 def test_an_unknown_backend_is_an_error_that_names_what_there_is() -> None:
-    with pytest.raises(InputError, match=r"backend must be auto or local, got 'cloud'"):
+    with pytest.raises(InputError, match=r"backend must be one of auto, local, modal, got 'cloud'"):
         open_backend("cloud", Settings())
 
 

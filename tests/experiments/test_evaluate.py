@@ -27,6 +27,7 @@ from model.errors import DataError, InputError, ModelError
 from model.folder import PRETRAINED, ModelFolder
 from model.load import load_engine
 from model.tokenizer import StoryTokenizer
+from tests.model.runtimes import NOT_NATIVE, needs_native
 from tests.model.small_model import copy_of, small_folder
 from training.own_corpus import load_own_stories
 
@@ -62,7 +63,15 @@ def nats_by_steps(folder: Path, text: str) -> tuple[float, int]:
     return nats, len(tokens)
 
 
-@pytest.mark.parametrize(("name", "tolerance"), [("torch", 1e-5), ("fp32", 1e-5), ("int8", 1e-2)])
+@pytest.mark.parametrize(
+    ("name", "tolerance"),
+    [
+        ("torch", 1e-5),
+        ("fp32", 1e-5),
+        ("int8", 1e-2),
+        pytest.param("native", 1e-2, marks=needs_native),
+    ],
+)
 def test_bits_per_byte_are_those_of_each_story_fed_token_by_token(
     name: RuntimeName, tolerance: float, data: Path
 ) -> None:
@@ -86,9 +95,9 @@ def test_how_stories_are_batched_changes_nothing(
     usual = evaluate(small_folder(), [data])
     monkeypatch.setattr(held_out, "BATCH_TOKENS", budget)
     other = evaluate(small_folder(), [data])
-    for name in RUNTIMES:
+    for name in usual.runtimes:
         # int8 rounds each row by itself; what differs is the order of sums, which may tip such a rounding.
-        rel = 1e-3 if name == "int8" else 1e-5
+        rel = 1e-3 if name in ("int8", "native") else 1e-5
         assert other.runtimes[name].story_bits == pytest.approx(usual.runtimes[name].story_bits, rel=rel)
 
 
@@ -120,12 +129,13 @@ def test_all_runtimes_agree_on_the_shipped_model_over_our_held_out_stories(
     assert report.model == str(PRETRAINED)
     assert report.digest == ModelFolder.open(PRETRAINED).digest
     assert report.stories == len(texts) >= 100 // every
-    assert report.skipped == {}
+    assert set(report.skipped) == ({"native"} if NOT_NATIVE else set())
     bits = {name: figures.bits_per_byte for name, figures in report.runtimes.items()}
     assert bits["fp32"] == pytest.approx(bits["torch"], rel=1e-5)
     assert bits["int8"] == pytest.approx(bits["torch"], rel=3e-3)
     assert bits["int8"] != bits["fp32"]
-    for name in ("fp32", "int8"):
+    assert NOT_NATIVE or bits["native"] == pytest.approx(bits["torch"], rel=3e-3)
+    for name in set(bits) - {"torch"}:
         rel = 1e-4 if name == "fp32" else 2e-2
         assert report.runtimes[name].story_bits == pytest.approx(report.runtimes["torch"].story_bits, rel=rel)
 
@@ -137,10 +147,13 @@ def test_the_json_has_the_served_runtime_at_the_top(data: Path) -> None:
         "model", "digest", "data", "bits_per_byte", "loss", "tokens", "bytes", "stories", "runtimes", "skipped",
         "written", "data_digest", "intervals", "places", "floor", "memorisation", "judge", "not_measured",
     ]  # fmt: skip
-    assert list(told["runtimes"]) == list(RUNTIMES) == ["int8", "fp32", "torch"]
+    served, expected = ("int8", RUNTIMES[1:]) if NOT_NATIVE else ("native", RUNTIMES)
+    assert RUNTIMES == ("native", "int8", "fp32", "torch")
+    assert list(told["runtimes"]) == list(expected)
     assert all(set(figures) == {"bits_per_byte", "loss"} for figures in told["runtimes"].values())
-    assert {name: told[name] for name in ("bits_per_byte", "loss")} == told["runtimes"]["int8"]
-    assert (told["model"], told["data"], told["skipped"]) == (str(small_folder()), [str(data)], {})
+    assert {name: told[name] for name in ("bits_per_byte", "loss")} == told["runtimes"][served]
+    assert (told["model"], told["data"]) == (str(small_folder()), [str(data)])
+    assert set(told["skipped"]) == set(RUNTIMES) - set(expected)
     assert told["written"] is None
     only = evaluate(small_folder(), [data], runtimes=["torch", "fp32"])
     assert only.as_dict()["bits_per_byte"] == only.runtimes["torch"].bits_per_byte
@@ -148,9 +161,10 @@ def test_the_json_has_the_served_runtime_at_the_top(data: Path) -> None:
 
 def test_progress_counts_every_story_once_for_each_runtime(data: Path) -> None:
     told: list[tuple[str, int]] = []
-    evaluate(small_folder(), [data], progress=lambda name, stories: told.append((name, stories)))
-    assert {name: sum(count for who, count in told if who == name) for name in RUNTIMES} == dict.fromkeys(
-        RUNTIMES, 5
+    evaluate(small_folder(), [data], floor=False, progress=lambda name, stories: told.append((name, stories)))
+    asked = RUNTIMES[1:] if NOT_NATIVE else RUNTIMES
+    assert {name: sum(count for who, count in told if who == name) for name, _ in told} == dict.fromkeys(
+        asked, 5
     )
 
 
@@ -315,16 +329,16 @@ def test_without_torch_it_is_skipped_with_the_reason_and_the_rest_is_measured(
     told = json.loads(run.stdout)
     reason = "scoring with PyTorch needs the 'train' packages: pip install -e '.[train]' -c constraints.txt"
     assert told["error"] == reason
-    assert told["report"]["skipped"] == {"torch": reason}
-    here = evaluate(small_folder(), [data], runtimes=["int8", "fp32"]).as_dict()
-    assert told["report"] == {**here, "skipped": {"torch": reason}}
+    assert told["report"]["skipped"]["torch"] == reason
+    here = evaluate(small_folder(), [data], runtimes=["native", "int8", "fp32"]).as_dict()
+    assert told["report"] == {**here, "skipped": {"torch": reason, **here["skipped"]}}
 
 
 @pytest.mark.parametrize(
     ("ask", "message"),
     [
-        ({"runtimes": []}, "runtime must be among int8, fp32, torch, got none"),
-        ({"runtimes": ["fp32", "int4"]}, "runtime must be among int8, fp32, torch, got fp32, int4"),
+        ({"runtimes": []}, "runtime must be among native, int8, fp32, torch, got none"),
+        ({"runtimes": ["fp32", "int4"]}, "runtime must be among native, int8, fp32, torch, got fp32, int4"),
         ({"limit": 0}, "limit must be at least 1, got 0"),
         ({"seeds": 0}, "seeds must be between 1 and 100, got 0"),
         ({"seeds": 101}, "seeds must be between 1 and 100, got 101"),

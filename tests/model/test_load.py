@@ -13,14 +13,18 @@ import pytest
 from model.errors import ModelError
 from model.folder import ModelFolder
 from model.generation import Completion, Request, Sampling
-from model.load import load_engine, load_runtime
+from model.load import RuntimeChoice, load_engine, load_runtime
+from model.native_library import library
+from tests.model.runtimes import NOT_NATIVE, needs_native
 from tests.model.small_model import copy_of, small_folder
 
 REQUEST = Request(prompt="Once upon a time", max_tokens=40, sampling=Sampling(seed=3))
 
 
-def write(folder: Path | None, *, precision: str = "int8", others: int = 0) -> Completion:
-    with load_engine(folder, slots=8, precision=precision) as engine:
+def write(
+    folder: Path | None, *, precision: str = "int8", runtime: RuntimeChoice = "auto", others: int = 0
+) -> Completion:
+    with load_engine(folder, slots=8, precision=precision, runtime=runtime) as engine:
         stream = engine.submit(REQUEST)
         company = [
             engine.submit(Request(prompt=f"The dog {n}", max_tokens=20 + n, sampling=Sampling(seed=n)))
@@ -53,7 +57,7 @@ def test_the_shipped_model_writes_without_anything_of_training_being_imported(re
     told = json.loads(run.stdout)
     assert told["text"].strip()
     assert 0 < told["tokens"] <= 20
-    assert "onnxruntime" in told["loaded"]
+    assert ("onnxruntime" in told["loaded"]) == (NOT_NATIVE is not None)  # only one of them is loaded
     training = {
         "torch",
         "onnx",
@@ -76,10 +80,10 @@ def test_a_folder_works_wherever_it_is_copied_to(tmp_path: Path) -> None:
     assert not any(str(small_folder()).encode() in path.read_bytes() for path in moved.iterdir())
 
 
-@pytest.mark.parametrize("precision", ["int8", "fp32"])
-def test_a_seed_tells_the_same_story_alone_and_among_others(precision: str) -> None:
-    alone = write(small_folder(), precision=precision)
-    among = write(small_folder(), precision=precision, others=7)
+@pytest.mark.parametrize(("precision", "runtime"), [("int8", "auto"), ("int8", "onnx"), ("fp32", "onnx")])
+def test_a_seed_tells_the_same_story_alone_and_among_others(precision: str, runtime: RuntimeChoice) -> None:
+    alone = write(small_folder(), precision=precision, runtime=runtime)
+    among = write(small_folder(), precision=precision, runtime=runtime, others=7)
     assert alone.text
     assert (among.text, among.finish_reason) == (alone.text, alone.finish_reason)
 
@@ -110,3 +114,44 @@ def test_slots_and_precision_reach_the_runtime() -> None:
         assert (stats.slots, stats.queue_limit) == (3, 5)
     with pytest.raises(ModelError, match="precision must be one of int8, fp32, got 'int4'"):
         load_engine(small_folder(), precision="int4")
+
+
+def runtime_name(precision: str = "int8", runtime: RuntimeChoice = "auto") -> str:
+    with load_engine(small_folder(), slots=1, precision=precision, runtime=runtime) as engine:
+        return engine.runtime_name
+
+
+@needs_native
+def test_the_native_runtime_writes_where_it_can_and_onnx_runtime_where_it_is_asked_to() -> None:
+    assert runtime_name().startswith("native int8 ")
+    assert runtime_name(runtime="native") == runtime_name()
+    assert runtime_name(runtime="onnx") == "onnx int8"
+    assert runtime_name("fp32") == "onnx fp32"
+
+
+def test_without_the_library_onnx_runtime_writes_and_native_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("model.load.library_file", lambda: None)
+    assert runtime_name() == "onnx int8"
+    with pytest.raises(ModelError, match="the native runtime cannot be used: it is not built: install the"):
+        load_engine(small_folder(), runtime="native")
+
+
+def test_the_native_runtime_in_fp32_is_refused() -> None:
+    with pytest.raises(ModelError, match="cannot be used: it computes in int8, and the precision is fp32"):
+        load_engine(small_folder(), precision="fp32", runtime="native")
+
+
+@needs_native
+def test_without_a_library_that_loads_its_error_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = tmp_path / "_native.so"
+    broken.write_bytes(b"not a library")
+    monkeypatch.setattr("model.native_library.library_file", lambda: broken)
+    with pytest.raises(ModelError, match=r"the native runtime in _native\.so cannot be loaded: "):
+        library.__wrapped__()
+    monkeypatch.setattr("model.native_library.library_file", lambda: None)
+    with pytest.raises(ModelError, match="the native runtime is not built"):
+        library.__wrapped__()

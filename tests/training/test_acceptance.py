@@ -89,7 +89,7 @@ def test_a_graph_with_a_single_other_weight_is_refused(
 ) -> None:
     runtime = runtime_with(changes, "fp32", tmp_path / "model")
     with pytest.raises(
-        ModelError, match=r"fp32 graph is not the network: at batch 1 a logit is off by \d.*0\.001"
+        ModelError, match=r"fp32 runtime is not the network: at batch 1 a logit is off by \d.*0\.001"
     ):
         accept(network(), runtime, "fp32", stories())
 
@@ -97,13 +97,13 @@ def test_a_graph_with_a_single_other_weight_is_refused(
 def test_an_int8_graph_of_another_network_is_refused(tmp_path: Path) -> None:
     changes = {"blocks.3.down.weight": ((slice(0, 64), slice(0, 64)), 0.5)}
     runtime = runtime_with(changes, "int8", tmp_path / "model")  # type: ignore[arg-type]
-    with pytest.raises(ModelError, match="int8 graph is not the network: at batch 1 a logit is off by"):
+    with pytest.raises(ModelError, match="int8 runtime is not the network: at batch 1 a logit is off by"):
         accept(network(), runtime, "int8", stories())
 
 
 def test_a_graph_with_one_nan_is_refused_and_told_as_such(tmp_path: Path) -> None:
     runtime = runtime_with({"blocks.1.mixer.output.weight": ((5, 6), np.nan)}, "fp32", tmp_path / "model")
-    with pytest.raises(ModelError, match="fp32 graph is not the network: at batch 1 a logit is not finite"):
+    with pytest.raises(ModelError, match="fp32 runtime is not the network: at batch 1 a logit is not finite"):
         accept(network(), runtime, "fp32", stories())
 
 

@@ -145,7 +145,7 @@ def test_a_graph_that_is_not_the_network_is_never_exported(
         return loaded
 
     monkeypatch.setattr(training.export, "load_network", other_network)
-    with pytest.raises(ModelError, match="graph is not the network"):
+    with pytest.raises(ModelError, match="runtime is not the network"):
         export_checkpoint(small_checkpoint(), tmp_path / "model")
     assert list(tmp_path.iterdir()) == []
 

@@ -1,4 +1,4 @@
-"""A batch of streams under ONNX Runtime against its rows alone, to the last bit.
+"""A batch of streams in each embedded runtime against its rows alone, to the last bit.
 
 The engine's promise that a seed gives one story, alone or among others, rests on this.
 """
@@ -6,25 +6,29 @@ The engine's promise that a seed gives one story, alone or among others, rests o
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import training.graph
-from model.folder import PRETRAINED, ModelFolder
-from model.load import load_runtime
-from model.onnx_runtime import OnnxBatch, OnnxRuntime, OnnxState, same_state
-from tests.model.runtimes import both_precisions, decode, random_tokens, shipped, small
-from tests.model.small_model import SMALL, copy_of, small_folder
-from training.graph import WeightFile, build_graph
+from tests.model.runtimes import (
+    EmbeddedState,
+    bits,
+    decode,
+    every_runtime,
+    parts_of,
+    random_tokens,
+    shipped,
+    small,
+)
+from tests.model.small_model import SMALL
 
 # Nobody's bits depend on company
 
 
-def check_company(runtime: OnnxRuntime, streams: int, steps: int, seed: int) -> set[int]:
+def check_company(runtime: Any, streams: int, steps: int, seed: int) -> set[int]:
     """Streams join and leave at random; each row's logits must be the bits that the stream gets alone.
 
     A stream that leaves before its end is read, waits, and comes back later. Returns the batch sizes met.
@@ -53,7 +57,7 @@ def check_company(runtime: OnnxRuntime, streams: int, steps: int, seed: int) -> 
                 state = batch.read(row)
                 batch.remove(row)
                 if finished:
-                    assert same_state(state, alone[rows[row]][1])
+                    assert bits(state) == bits(alone[rows[row]][1])
                 else:
                     waiting[rows[row]] = state
                 rows[row] = rows[-1]
@@ -62,71 +66,29 @@ def check_company(runtime: OnnxRuntime, streams: int, steps: int, seed: int) -> 
     return sizes
 
 
-@both_precisions
+@every_runtime
 @pytest.mark.parametrize("seed", [0, 1])
-def test_a_row_has_the_same_bits_alone_and_in_any_company_on_shipped_weights(
-    precision: str, seed: int
-) -> None:
-    sizes = check_company(shipped(precision), streams=64 if seed else 19, steps=4, seed=seed)
+def test_a_row_has_the_same_bits_alone_and_in_any_company_on_shipped_weights(kind: str, seed: int) -> None:
+    sizes = check_company(shipped(kind), streams=64 if seed else 19, steps=4, seed=seed)
     assert len(sizes) >= 4
     assert max(sizes) == (64 if seed else 19)
 
 
-@both_precisions
+@every_runtime
 @given(streams=st.integers(1, 8), steps=st.integers(1, 40), seed=st.integers(0, 2**32 - 1))
 @settings(max_examples=10)
 def test_a_row_has_the_same_bits_alone_and_in_any_company(
-    precision: str, streams: int, steps: int, seed: int
+    kind: str, streams: int, steps: int, seed: int
 ) -> None:
-    check_company(small(precision), streams, steps, seed)
+    check_company(small(kind), streams, steps, seed)
 
 
-@pytest.mark.parametrize("block", [16, 32, 128])
-def test_company_does_not_show_where_kernels_sum_one_row_otherwise(
-    block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With int8 blocks of 128 it did, on a processor with AVX-512: rows are then computed in pairs."""
-    monkeypatch.setattr(training.graph, "BITS_BLOCK", block)
-    folder = copy_of(PRETRAINED, tmp_path / "model")
-    config = ModelFolder.open(folder).config
-    path = folder / "other.onnx"
-    path.write_bytes(
-        build_graph(config, WeightFile.read(folder / "model.safetensors"), "int8").SerializeToString()
-    )
-    check_company(OnnxRuntime(path, config, max_batch=5), streams=5, steps=3, seed=0)
-
-
-@both_precisions
-def test_rows_that_nobody_reads_change_no_bit(precision: str) -> None:
-    plain = small(precision)
-    padded = load_runtime(ModelFolder.open(small_folder()), slots=5, precision=precision)
-    padded.tile = 4 * plain.tile
-    padded._make_room(-(-padded.max_batch // padded.tile) * padded.tile)
-    states = [plain.prefill(random_tokens(30 + stream, stream))[1] for stream in range(5)]
-    batches = plain.new_batch(), padded.new_batch()
-    for step in range(20):
-        for batch in batches:
-            if step % 4 == 0:
-                batch.append(states[step // 4])
-            if step == 9:
-                batch.remove(0)
-        fed = np.arange(1, len(batches[0]) + 1) * 7
-        assert np.array_equal(plain.step(fed, batches[0]), padded.step(fed, batches[1]))
-    batches[1].append(states[0])
-    with pytest.raises(IndexError, match="at most 5"):
-        batches[1].append(states[0])
-
-
-@both_precisions
-def test_a_stream_that_turned_into_nan_touches_no_other(precision: str) -> None:
-    runtime = small(precision)
+@every_runtime
+def test_a_stream_that_turned_into_nan_touches_no_other(kind: str) -> None:
+    runtime = small(kind)
     states = [runtime.prefill(random_tokens(30, stream))[1] for stream in range(4)]
-    sick = dataclasses.replace(
-        states[1],
-        conv=np.full_like(states[1].conv, np.nan),
-        memory=np.full_like(states[1].memory, np.nan),
-        ring=np.full_like(states[1].ring, np.nan),
-    )
+    nothing = {name: np.full_like(part, np.nan) for name, part in parts_of(states[1]).items()}
+    sick = dataclasses.replace(states[1], **nothing)
     alone = [decode(runtime, state, range(1, 6))[0] for state in states]
     batch = runtime.new_batch()
     for state in (states[0], sick, *states[2:]):
@@ -154,14 +116,14 @@ OPERATION = st.one_of(
 )
 
 
-@both_precisions
+@every_runtime
 @given(operations=st.lists(OPERATION, max_size=25))
 @settings(max_examples=25)
-def test_a_batch_behaves_as_a_list_of_streams(precision: str, operations: list[tuple[str, int]]) -> None:
+def test_a_batch_behaves_as_a_list_of_streams(kind: str, operations: list[tuple[str, int]]) -> None:
     """Against a list of states that are stepped one by one, to the last bit."""
-    runtime = small(precision)
+    runtime = small(kind)
     prepared = [runtime.prefill(random_tokens(4 + 9 * n, n))[1] for n in range(6)]
-    batch, model = runtime.new_batch(), list[OnnxState]()
+    batch, model = runtime.new_batch(), list[EmbeddedState]()
     for kind, value in operations:
         if kind == "append" and len(model) < runtime.max_batch:
             assert batch.append(prepared[value]) == len(model)
@@ -180,16 +142,12 @@ def test_a_batch_behaves_as_a_list_of_streams(precision: str, operations: list[t
                 expected, model[row] = decode(runtime, state, [fed[row]])
                 assert np.array_equal(logits[row], expected[0])
         assert len(batch) == len(model)
-        assert all(same_state(batch.read(row), state) for row, state in enumerate(model))
+        assert all(bits(batch.read(row)) == bits(state) for row, state in enumerate(model))
 
 
-def bits(state: OnnxState) -> tuple[int, bytes, bytes, bytes]:
-    return state.position, state.conv.tobytes(), state.memory.tobytes(), state.ring.tobytes()
-
-
-@both_precisions
-def test_a_state_once_handed_out_never_changes(precision: str) -> None:
-    runtime = small(precision)
+@every_runtime
+def test_a_state_once_handed_out_never_changes(kind: str) -> None:
+    runtime = small(kind)
     _, state = runtime.prefill(random_tokens(40, 0))
     before = bits(state)
     batch = runtime.new_batch()
@@ -207,9 +165,9 @@ def test_a_state_once_handed_out_never_changes(precision: str) -> None:
     assert bits(later) == bits(decode(runtime, state, (5, 6, 7))[1])
 
 
-@both_precisions
-def test_a_forked_story_goes_on_as_the_one_it_was_forked_from(precision: str) -> None:
-    runtime = small(precision)
+@every_runtime
+def test_a_forked_story_goes_on_as_the_one_it_was_forked_from(kind: str) -> None:
+    runtime = small(kind)
     tokens = random_tokens(60, 6)
     whole, _ = decode(runtime, runtime.empty, tokens)
     _, middle = decode(runtime, runtime.empty, tokens[:33])
@@ -217,14 +175,16 @@ def test_a_forked_story_goes_on_as_the_one_it_was_forked_from(precision: str) ->
     assert np.array_equal(rest, whole[33:])
 
 
-def test_a_state_has_the_same_size_however_long_the_story() -> None:
-    runtime = small("fp32")
+@every_runtime
+def test_a_state_has_the_same_size_however_long_the_story(kind: str) -> None:
+    runtime = small(kind)
     sizes = {runtime.prefill(random_tokens(length, 0))[1].nbytes for length in (1, 2, 25, 200)}
     assert sizes == {runtime.empty.nbytes}
 
 
-def test_a_batch_has_the_room_that_was_asked_for_and_no_more() -> None:
-    runtime = small("fp32")
+@every_runtime
+def test_a_batch_has_the_room_that_was_asked_for_and_no_more(kind: str) -> None:
+    runtime = small(kind)
     batch = runtime.new_batch()
     for _ in range(runtime.max_batch):
         batch.append(runtime.empty)
@@ -237,9 +197,10 @@ def test_a_batch_has_the_room_that_was_asked_for_and_no_more() -> None:
             batch.read(row)
 
 
-def test_tokens_must_be_as_many_as_streams() -> None:
-    runtime = small("fp32")
-    batch: OnnxBatch = runtime.new_batch()
+@every_runtime
+def test_tokens_must_be_as_many_as_streams(kind: str) -> None:
+    runtime = small(kind)
+    batch = runtime.new_batch()
     assert runtime.step(np.zeros(0, np.int64), batch).shape == (0, SMALL.vocab_size)
     batch.append(runtime.empty)
     batch.append(runtime.empty)

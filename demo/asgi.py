@@ -1,0 +1,73 @@
+"""The page and the service as one ASGI application, for hosts that bring a server of their own.
+
+    uvicorn --factory demo.asgi:create_app
+
+What is served is what `demo.app` serves: the same page, look and routes over the same backend. Only who listens,
+and on what, is the host's affair here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING
+
+import gradio as gr
+from fastapi import FastAPI
+
+from demo import theme
+from demo.backends import open_backend
+from demo.page import build, in_a_loop
+from model.service.app import ServiceRoute, create_service
+from model.service.options import ServiceOptions
+from model.settings import load_settings
+
+if TYPE_CHECKING:
+    from model.backend import Backend
+
+
+def create_app(backend: Backend | None = None, options: ServiceOptions | None = None) -> FastAPI:
+    """The application over `backend`, which runs while the application does.
+
+    Without a backend the environment's settings choose one, as `story demo` does. Raises `InputError` and
+    `ModelError`.
+    """
+    if backend is None:
+        settings = load_settings()
+        backend = open_backend("auto", settings)
+        options = options or ServiceOptions.of(settings)
+    service = create_service(backend, options)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        async with service.running():
+            yield
+
+    app = FastAPI(
+        lifespan=lifespan,
+        routes=[ServiceRoute(service)],  # before the page, which answers for every other address
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+    )
+    page = build(backend)
+
+    def mount() -> None:
+        gr.mount_gradio_app(
+            app,
+            page,
+            path="/",
+            show_error=False,
+            footer_links=[],
+            run_history=False,
+            enable_monitoring=False,
+            ssr_mode=False,
+            pwa=False,
+            mcp_server=False,
+            favicon_path=str(theme.ASSETS / "favicon.svg"),
+            theme=theme.theme(),
+            head=theme.head(),
+        )
+
+    in_a_loop(mount)
+    return app

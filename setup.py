@@ -1,0 +1,36 @@
+"""Builds the decoder in C (`model/native/`) as an installation goes along; all else is in pyproject.toml.
+
+The extension is optional: without a compiler the project installs all the same, and ONNX Runtime writes the stories. It
+holds no Python at all and is loaded by ctypes, so Python's own headers are not needed. Neither -march=native, since it
+chooses its instructions when it runs, nor -ffast-math, since its sums have the same bits on every processor
+(`model/native/lanes.h`).
+"""
+
+from __future__ import annotations
+
+from glob import glob
+
+from setuptools import Extension, setup
+
+FLAGS = [
+    "-std=gnu11",
+    "-O3",
+    "-g0",
+    "-ffp-contract=off",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-fvisibility=hidden",
+    "-Wno-psabi",
+]
+
+setup(
+    ext_modules=[
+        Extension(
+            "model._native",
+            sorted(glob("model/native/*.c")),
+            depends=sorted(glob("model/native/*.h")),
+            extra_compile_args=FLAGS,
+            optional=True,
+        )
+    ]
+)
