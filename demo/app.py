@@ -1,18 +1,20 @@
 """Start the page and stop it cleanly.
 
 The model is loaded first, then the server starts in a thread of its own and runs the backend inside its event
-loop, so that streams and page share one loop. `serve` is that as a context, for tests and for programs that
-have their own main loop; `launch` adds waiting for a signal, for the command line.
+loop, so that streams and page share one loop. Beside the page lie the routes of the service (`model.service`), over the
+same backend. `serve` is all that as a context, for tests and for programs that have their own main loop;
+`launch` adds waiting for a signal, for the command line.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import signal
 import socket
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -22,6 +24,8 @@ from demo.backends import open_backend
 from demo.page import build, in_a_loop
 from model.backend import Backend
 from model.errors import InputError
+from model.service.app import ServiceRoute, create_service
+from model.service.options import ServiceOptions
 
 if TYPE_CHECKING:
     from model.settings import Settings
@@ -39,23 +43,42 @@ class Served:
     url: str
     share_url: str | None
     backend: Backend
+    drain: Callable[[float], None]
+    """Refuse new stories of programs and wait, so many seconds at most, for those at hand; readers go on."""
+    hurry: Callable[[], None]
+    """End those stories now, in the middle of a `drain` too."""
 
 
 @contextlib.contextmanager
 def serve(
-    backend: Backend, *, host: str = "127.0.0.1", port: int = 0, share: bool = False
+    backend: Backend,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    share: bool = False,
+    options: ServiceOptions | None = None,
 ) -> Iterator[Served]:
-    """Serve the page while this context is open; port 0 takes any free one.
+    """Serve page and service while this context is open; port 0 takes any free one.
 
     Raises `InputError` when the address cannot be listened on.
     """
     port = port or _free_port(host)
     _check_address(host, port)
 
+    service = create_service(backend, options)
+    loops: list[asyncio.AbstractEventLoop] = []
+
     @contextlib.asynccontextmanager
     async def lifespan(_app: Any) -> AsyncIterator[None]:
-        async with backend.running():
+        loops.append(asyncio.get_running_loop())
+        async with service.running():
             yield
+
+    def drain(seconds: float) -> None:
+        asyncio.run_coroutine_threadsafe(service.teller.drain(seconds), loops[0]).result()
+
+    def hurry() -> None:
+        loops[0].call_soon_threadsafe(service.teller.cut)
 
     page = build(backend)
 
@@ -78,13 +101,13 @@ def serve(
             favicon_path=str(theme.ASSETS / "favicon.svg"),
             theme=theme.theme(),
             head=theme.head(),
-            app_kwargs={"lifespan": lifespan},
+            app_kwargs={"lifespan": lifespan, "routes": [ServiceRoute(service)]},
         )
 
     try:
         _app, url, share_url = in_a_loop(start)
         page.server.config.timeout_graceful_shutdown = GRACE
-        yield Served(url=url, share_url=share_url or None, backend=backend)
+        yield Served(url, share_url or None, backend, drain, hurry)
     finally:
         page.close(verbose=False)
 
@@ -92,16 +115,27 @@ def serve(
 def launch(settings: Settings, *, host: str, port: int, share: bool = False, backend: str = "auto") -> None:
     """Load the model, serve the page, and return after SIGINT or SIGTERM when everything has stopped.
 
+    Stories that programs are being told end first, within the settings' `STORY_DRAIN`; a second signal ends
+    them at once.
+
     Raises `ModelError` when there is no usable model, `InputError` for an unknown backend or a taken port.
     """
     stop = threading.Event()
+    drained = threading.Event()
+    hurry: list[Callable[[], None]] = []
 
     def on_signal(_number: int, _frame: FrameType | None) -> None:
+        if stop.is_set() and not drained.is_set():
+            for end in hurry:
+                end()
         stop.set()
 
     before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        with serve(open_backend(backend, settings), host=host, port=port, share=share) as served:
+        options = ServiceOptions.of(settings)
+        opened = open_backend(backend, settings)
+        with serve(opened, host=host, port=port, share=share, options=options) as served:
+            hurry.append(served.hurry)
             print(f"Write me a story: {served.url}", flush=True)
             if served.share_url:
                 print(f"For everyone, while this runs: {served.share_url}", flush=True)
@@ -109,6 +143,8 @@ def launch(settings: Settings, *, host: str, port: int, share: bool = False, bac
                 print("No share link could be made; the page is here only.", flush=True)
             stop.wait()
             print("Closing.", flush=True)
+            served.drain(settings.story_drain)
+            drained.set()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

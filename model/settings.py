@@ -11,7 +11,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from typing import Literal, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 from urllib.parse import urlsplit
 
 from annotated_types import Ge, Le
@@ -108,6 +108,18 @@ class Settings(BaseSettings):
         le=10_000,
         description="Stories that may wait for a slot before others are turned away",
     )
+    story_drain: int = Field(
+        default=30,
+        ge=0,
+        le=3600,
+        description="Seconds that running stories get to end when the service is told to stop",
+    )
+    story_max_body: int = Field(
+        default=65_536,
+        ge=1_024,
+        le=16_777_216,
+        description="Bytes of a request's body; a longer one is refused",
+    )
 
     @field_validator("modal_endpoint_url")
     @classmethod
@@ -152,10 +164,11 @@ def environment_names() -> tuple[str, ...]:
     return tuple(name.upper() for name in Settings.model_fields)
 
 
-def load_settings() -> Settings:
+def load_settings(**given: object) -> Settings:
     """Read the settings from the process's environment; an empty value counts as unset.
 
-    Raises `InputError` whose `param` is the variable's name: for a value that is not allowed, and for a name
+    `given` values, by the fields' names, stand in for the environment's, None for none: they are a command's
+    options. Raises `InputError` whose `param` is the variable's name: for a value that is not allowed, and for a name
     that starts with `STORY_` and means nothing.
     """
     known = environment_names()
@@ -163,12 +176,14 @@ def load_settings() -> Settings:
         if name.startswith(PREFIX) and name not in known:
             near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
             raise InputError(name, f"is not a setting; the nearest is {near}")
+    chosen: dict[str, Any] = {name.upper(): value for name, value in given.items() if value is not None}
     try:
-        return Settings()
+        return Settings(**chosen)
     except ValidationError as error:
         first = error.errors()[0]
         name = str(first["loc"][0])
-        raise InputError(name, f"must be {allowed_values(name)}, got {os.environ[name]!r}") from None
+        wrong = chosen.get(name, os.environ.get(name))
+        raise InputError(name, f"must be {allowed_values(name)}, got {wrong!r}") from None
 
 
 def without_password(address: str) -> str:

@@ -1,0 +1,34 @@
+"""Where a server listens, settled before anything slow is loaded behind it."""
+
+from __future__ import annotations
+
+import socket
+
+from model.errors import InputError
+
+
+def bound(host: str, port: int) -> socket.socket:
+    """A socket bound to `host` and `port`, 0 for any free one; it refuses connections until it is served.
+
+    Raises `InputError` when the address cannot be had.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    made = socket.socket(family)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        made.bind((host.strip("[]"), port))
+    except socket.gaierror:
+        made.close()
+        raise InputError("host", f"must be an address of this machine, got {host!r}") from None
+    except (OSError, OverflowError) as error:
+        made.close()
+        reason = getattr(error, "strerror", None) or error
+        raise InputError("port", f"{port} on {host} cannot be used: {reason}") from None
+    made.setblocking(False)
+    return made
+
+
+def url_of(listener: socket.socket, host: str) -> str:
+    """The URL under which `listener` is reached."""
+    shown = f"[{host.strip('[]')}]" if ":" in host else host
+    return f"http://{shown}:{listener.getsockname()[1]}"

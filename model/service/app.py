@@ -1,0 +1,92 @@
+"""The parts put together: one application, to be served alone or as a route of another."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+
+from fastapi import FastAPI
+from starlette.routing import BaseRoute, Match
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from model.backend import Backend
+from model.service import completions, errors, simple, state
+from model.service.edge import Edge
+from model.service.metrics import Meter
+from model.service.options import ServiceOptions
+from model.service.sockets import Sockets
+from model.service.telling import Teller
+
+PREFIXES = ("/v1/", "/api/generate", "/api/health", "/metrics", "/socket.io")
+"""Where the service's addresses begin, for an application that has others beside them."""
+
+
+class Service(FastAPI):
+    """The application, with what whoever serves it needs to start it and to let it end."""
+
+    teller: Teller
+    """Through which stories are let end."""
+    sockets: Sockets
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Run the backend, and close what clients hold open at the end."""
+        async with self.teller.backend.running():
+            try:
+                yield
+            finally:
+                await self.sockets.close()
+
+
+def create_service(backend: Backend, options: ServiceOptions | None = None) -> Service:
+    """The service over `backend`, which it starts and stops with itself.
+
+    Carried inside another application (`ServiceRoute`), it is that one's part to enter `Service.running`.
+    """
+    options = options or ServiceOptions()
+    meter = Meter(backend)
+    teller = Teller(backend, meter)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: Service) -> AsyncIterator[None]:
+        async with app.running():
+            yield
+
+    service = Service(
+        title="write-me-a-story",
+        version=state.version(),
+        lifespan=lifespan,
+        docs_url=None,  # both pages would load scripts from a foreign host
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    service.teller = teller
+    service.sockets = Sockets(teller, options)
+    errors.install(service)
+    service.add_middleware(Edge, backend=backend, meter=meter, name=options.name, max_body=options.max_body)
+    service.include_router(completions.router(teller, options))
+    service.include_router(simple.router(teller, options))
+    service.include_router(state.router(teller, meter, options))
+    service.mount("/socket.io", service.sockets.app)
+    return service
+
+
+class ServiceRoute(BaseRoute):
+    """The whole service as one route of another application, at the addresses it has alone.
+
+    A mount would cut its prefix off the path, and there are several; and the other application's handlers
+    would answer the service's errors in their own form.
+    """
+
+    def __init__(self, service: ASGIApp) -> None:
+        self._service = service
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        """Whether the address is one of the service's."""
+        path = scope.get("path", "")
+        ours = any(path == prefix.rstrip("/") or path.startswith(prefix) for prefix in PREFIXES)
+        return (Match.FULL if ours and scope["type"] in ("http", "websocket") else Match.NONE), {}
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on as it came."""
+        await self._service(scope, receive, send)

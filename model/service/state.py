@@ -1,0 +1,65 @@
+"""`GET /api/health` and `GET /metrics`: what a balancer and an operator ask."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from datetime import UTC, datetime
+from typing import Any
+
+from fastapi import APIRouter
+from starlette.responses import Response
+
+from model.service.completions import MODEL_ID
+from model.service.metrics import CONTENT_TYPE, Meter
+from model.service.options import ServiceOptions
+from model.service.telling import Teller
+from model.service.wire import json_bytes
+
+
+def health_of(teller: Teller, options: ServiceOptions) -> tuple[bool, dict[str, Any]]:
+    """Whether a story could be written now, and all there is to say of it."""
+    health = teller.backend.health()
+    ready = health.ready and not teller.draining
+    info = teller.backend.model
+    body: dict[str, Any] = {
+        "status": "ok" if ready else "draining" if teller.draining else "unavailable",
+        "timestamp": datetime.now(UTC).isoformat(),
+        "version": version(),
+        "model": {"id": MODEL_ID, "name": info.name, "version": info.version},
+        "backend": options.name or health.writer,
+        "writer": health.writer,
+        "detail": "ends its running stories and takes no new ones" if teller.draining else health.detail,
+        "open": teller.open,
+        "capacity": teller.backend.capacity,
+    }
+    if (engine := health.engine) is not None:
+        body["engine"] = {"slots": engine.slots, "active": engine.active, "waiting": engine.waiting}
+    return ready, body
+
+
+def version() -> str:
+    """The project's version; `source` where only its files are there, as in a container."""
+    try:
+        return importlib.metadata.version("write-me-a-story")
+    except importlib.metadata.PackageNotFoundError:
+        return "source"
+
+
+def router(teller: Teller, meter: Meter, options: ServiceOptions) -> APIRouter:
+    """The two routes."""
+    routes = APIRouter()
+
+    @routes.head("/api/health", include_in_schema=False)
+    @routes.get("/api/health")
+    async def health() -> Response:
+        """200 if a story could be written now, else 503 with the same body."""
+        ready, body = health_of(teller, options)
+        headers = {"cache-control": "no-store"} | ({} if ready else {"Retry-After": "1"})
+        return Response(json_bytes(body), 200 if ready else 503, headers, "application/json")
+
+    @routes.get("/metrics")
+    async def metrics() -> Response:
+        """All figures, as Prometheus reads them."""
+        return Response(meter.text(), media_type=CONTENT_TYPE)
+
+    return routes
