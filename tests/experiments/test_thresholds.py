@@ -93,7 +93,7 @@ def test_a_file_is_read_in_its_order(tmp_path: Path) -> None:
         ("min_n: 30", "min_n: 0", 13, "min_n input should be greater than or equal to 1"),
         ("min_n: 30", "min_m: 30", 13, "min_m is not known here"),
         ("unit: s\n", "unit: s\n    unit: s\n", 5, "unit is said twice"),
-        ("success_rate", "avg_generation_time", 8, "is measured in s, got 'share'"),
+        ("success_rate", "avg_generation_time", 9, "is measured in s, got 'share'"),
         ("unit: s\n", "unit: [s\n", 5, "not valid YAML"),
         ("thresholds:", "limits:", 2, "must be one list called 'thresholds'"),
     ],
@@ -136,13 +136,11 @@ def test_a_missing_or_undecodable_file_is_named(tmp_path: Path) -> None:
 
 
 @given(st.text(alphabet="thresold: -\n&*[]{}!'\"#|>?,0.1a\t", max_size=80))
-def test_whatever_a_file_says_it_is_read_or_refused_by_name(text: str) -> None:
+def test_whatever_a_file_says_it_is_refused_by_name(text: str) -> None:
     path = Path("any.yaml")
     path.write_text(text, encoding="utf-8")
-    try:
+    with pytest.raises(ThresholdsError, match=r"^any\.yaml"):  # none of these letters make a whole entry
         load_thresholds(path)
-    except ThresholdsError as error:
-        assert str(error).startswith("any.yaml")
 
 
 @pytest.mark.parametrize(
