@@ -44,21 +44,31 @@ async def ask(
         started=started,
     )
 
-    def arrived(tokens: int) -> None:
-        sample.arrivals.append(clock.now())
-        sample.counts.append(tokens)
-
     write = target.write_cold if phase == "cold" else target.write
     try:
         async with asyncio.timeout(timeout):
-            ending = await write(request, arrived)
+            ending = await write(request, _Listener(sample, clock))
     except TimeoutError:
         sample.error, sample.message = "timeout", f"not done within {timeout:g} s"
     except Failed as failure:
         sample.error, sample.message = failure.kind, str(failure)
     else:
         sample.finish, sample.tokens = ending.finish, ending.tokens
-    sample.ended = clock.now()
     if sample.error is not None:
-        sample.tokens = sum(sample.counts)
+        sample.ended, sample.tokens = clock.now(), sum(sample.counts)
     return sample
+
+
+@dataclass(frozen=True, slots=True)
+class _Listener:
+    """Writes the times into a row."""
+
+    sample: Sample
+    clock: Clock
+
+    def arrived(self, tokens: int) -> None:
+        self.sample.arrivals.append(self.clock.now())
+        self.sample.counts.append(tokens)
+
+    def whole(self) -> None:
+        self.sample.ended = self.clock.now()

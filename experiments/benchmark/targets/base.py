@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -10,8 +9,17 @@ from typing import Protocol
 from experiments.benchmark.sample import FailureKind
 from model.generation import Request
 
-Arrived = Callable[[int], None]
-"""Called at once for each message that brings tokens, with how many; 0: the target does not say."""
+
+class Listener(Protocol):
+    """Notes the time of what happens to one story. Each method is to be called at once."""
+
+    def arrived(self, tokens: int) -> None:
+        """A message brought so many tokens; 0: the target does not say how many."""
+        ...
+
+    def whole(self) -> None:
+        """The target said that the story has ended; what is still to be tidied up takes none of its time."""
+        ...
 
 
 class Failed(Exception):
@@ -59,11 +67,11 @@ class Target(Protocol):
         """Start on entry, let go on exit. Raises `StoryError` if the target cannot be used at all."""
         ...
 
-    async def write(self, request: Request, arrived: Arrived) -> Ending:
+    async def write(self, request: Request, listener: Listener) -> Ending:
         """Write one story. Raises `Failed`."""
         ...
 
-    async def write_cold(self, request: Request, arrived: Arrived) -> Ending:
+    async def write_cold(self, request: Request, listener: Listener) -> Ending:
         """Write one story from as cold as this target can be made. Raises `Failed`."""
         ...
 

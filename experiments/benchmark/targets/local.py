@@ -9,7 +9,7 @@ import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from experiments.benchmark.targets.base import Arrived, Ending, Failed
+from experiments.benchmark.targets.base import Ending, Failed, Listener
 from model.backend import LocalBackend
 from model.errors import BusyError, StoryError
 from model.generation import Request
@@ -47,7 +47,7 @@ class LocalTarget:
         async with self._backend.running():
             yield
 
-    async def write(self, request: Request, arrived: Arrived) -> Ending:
+    async def write(self, request: Request, listener: Listener) -> Ending:
         """Write one story in this process."""
         try:
             stream = await self._backend.submit(request)
@@ -58,7 +58,8 @@ class LocalTarget:
         try:
             async for piece in stream:
                 if piece.tokens:
-                    arrived(len(piece.tokens))
+                    listener.arrived(len(piece.tokens))
+            listener.whole()
         finally:
             stream.cancel()  # frees the slot when this request's time is up; harmless when it has ended
         done = stream.completion
@@ -66,7 +67,7 @@ class LocalTarget:
             raise Failed("error", done.error or f"the story ended as {done.finish_reason}")
         return Ending(done.finish_reason, done.usage.completion_tokens)
 
-    async def write_cold(self, request: Request, arrived: Arrived) -> Ending:
+    async def write_cold(self, request: Request, listener: Listener) -> Ending:
         """Start a process that loads the model and writes the first token."""
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)])}
         if self._folder is not None:
@@ -80,7 +81,8 @@ class LocalTarget:
         try:
             assert child.stdout is not None
             if await child.stdout.readline() == b"first\n":
-                arrived(1)
+                listener.arrived(1)
+                listener.whole()
             _, told = await child.communicate()
         finally:
             if child.returncode is None:

@@ -17,7 +17,7 @@ from httpx_sse import SSEError, aconnect_sse
 
 from experiments.benchmark.memory import listening_processes
 from experiments.benchmark.sample import FailureKind
-from experiments.benchmark.targets.base import Arrived, Ending, Failed
+from experiments.benchmark.targets.base import Ending, Failed, Listener
 from model.errors import InputError, StoryError
 from model.generation import Request
 
@@ -82,14 +82,14 @@ class WebTarget:
         if isinstance(version, str) and len(version) == 64:
             self.digest = version
 
-    async def write(self, request: Request, arrived: Arrived) -> Ending:
+    async def write(self, request: Request, listener: Listener) -> Ending:
         """Write one story over a connection that is kept for the next."""
-        return await self._write(self._client, request, arrived)
+        return await self._write(self._client, request, listener)
 
-    async def write_cold(self, request: Request, arrived: Arrived) -> Ending:
+    async def write_cold(self, request: Request, listener: Listener) -> Ending:
         """Write one story over a connection of its own."""
         async with self._new_client() as client:
-            return await self._write(client, request, arrived)
+            return await self._write(client, request, listener)
 
     def processes(self) -> list[int]:
         """Whoever listens at this port of this machine."""
@@ -104,37 +104,39 @@ class WebTarget:
         }  # fmt: skip
         return body if self._model is None else {"model": self._model, **body}
 
-    async def _write(self, client: httpx.AsyncClient, request: Request, arrived: Arrived) -> Ending:
-        reading = _Reading(arrived)
+    async def _write(self, client: httpx.AsyncClient, request: Request, listener: Listener) -> Ending:
+        reading = _Reading(listener)
         try:
             url = f"{self._root}/v1/completions"
             async with aconnect_sse(client, "POST", url, json=self._body(request)) as source:
                 if source.response.status_code != 200:
                     raise await _refusal(source.response)
+                # Read on after [DONE]: a connection whose answer was not read to its end is not used again.
                 async for event in source.aiter_sse():
-                    if reading.take(event.data):
-                        return reading.ending()
+                    reading.take(event.data)
         except httpx.TransportError as error:
             raise Failed(_kind_of(error), _said(error)) from None
         except (SSEError, httpx.DecodingError) as error:
             raise Failed("malformed", _said(error)) from None
-        raise Failed("cut", f"the stream ended before [DONE], after {reading.messages} messages")
+        return reading.ending()
 
 
 class _Reading:
     """What has come of one story so far."""
 
-    def __init__(self, arrived: Arrived) -> None:
+    def __init__(self, listener: Listener) -> None:
         self.messages = 0
-        self._arrived = arrived
+        self._done = False
+        self._listener = listener
         self._ids = 0
         self._finish: str | None = None
         self._usage: int | None = None
 
-    def take(self, data: str) -> bool:
-        """Read one event; returns whether it is the last. Raises `Failed`."""
-        if data == "[DONE]":
-            return True
+    def take(self, data: str) -> None:
+        """Read one event. Raises `Failed`."""
+        if self._done or data == "[DONE]":
+            self._done = True
+            return
         try:
             chunk = json.loads(data)
         except (ValueError, RecursionError):
@@ -150,17 +152,20 @@ class _Reading:
             ids, text = choice.get("token_ids"), choice.get("text")
             count = len(ids) if isinstance(ids, list) else 0
             if count or (text and not isinstance(ids, list)):
-                self._arrived(count)
+                self._listener.arrived(count)
                 self.messages += 1
                 self._ids += count
-            self._finish = choice.get("finish_reason") or self._finish
+            if choice.get("finish_reason"):
+                self._finish = choice["finish_reason"]
+                self._listener.whole()
         if isinstance(usage, dict):
             told = usage.get("completion_tokens")
             self._usage = told if isinstance(told, int) else self._usage
-        return False
 
     def ending(self) -> Ending:
         """How the story ended. Raises `Failed` when that was not said."""
+        if not self._done:
+            raise Failed("cut", f"the stream ended before [DONE], after {self.messages} messages")
         if self._finish not in ("stop", "length"):
             raise Failed("error" if self._finish else "malformed", f"the finish reason is {self._finish}")
         if self._usage is None and self.messages and not self._ids:
