@@ -28,8 +28,9 @@ from tests.model.engines import engine, runtime
 from tests.model.fake_runtime import FakeBatch, FakeRuntime
 from tests.model.service.serving import paced, serving
 
-STEP = 0.025
+STEP = 0.04
 WITHIN = 0.05
+TRIES = 4
 
 
 def run_loop(url: str, plan: Plan, readers: int, start: Callable[[], None] = lambda: None) -> list[Sample]:
@@ -47,26 +48,38 @@ def run_loop(url: str, plan: Plan, readers: int, start: Callable[[], None] = lam
 
 
 def test_it_agrees_with_an_independent_client_on_the_same_run_within_5_percent() -> None:
-    """Both ask the same server at the same time, so that both see the same steps."""
+    """Both ask the same server at the same time, so that both see the same steps.
+
+    A machine that has other things to do may hold up one of the two and not the other, which tells nothing about
+    either; a fault of one is there each time. So one of a few runs has to agree in every figure.
+    """
     backend, _ = paced(slots=4, queue=8, step_seconds=STEP)
-    others: dict[str, float] = {}
+    apart: list[dict[str, float]] = []
     with serving(backend) as running:
         independent.load(running.url, requests=2, readers=2, max_tokens=5)  # its code made warm too
+        while len(apart) < TRIES and not (apart and max(apart[-1].values()) <= WITHIN):
+            apart.append(one_run(running.url))
+    assert max(apart[-1].values()) <= WITHIN, apart
 
-        def other() -> None:
-            others.update(independent.load(running.url, requests=6, readers=2, max_tokens=50))
 
-        thread = threading.Thread(target=other)
-        samples = run_loop(running.url, Plan(requests=6, max_tokens=50), readers=2, start=thread.start)
-        thread.join()
+def one_run(url: str) -> dict[str, float]:
+    """How far apart both clients' figures are, as shares; the first token's in stories."""
+    others: dict[str, float] = {}
+
+    def other() -> None:
+        others.update(independent.load(url, requests=4, readers=2, max_tokens=40))
+
+    thread = threading.Thread(target=other)
+    samples = run_loop(url, Plan(requests=4, max_tokens=40), readers=2, start=thread.start)
+    thread.join()
     ours = {name: fig.value for name, fig in phase_figures(samples, ttft_limit=9, itl_limit=9).items()}
     assert all(sample.ok for sample in samples)
-    assert sum(sample.tokens for sample in samples) == others.pop("tokens") == 6 * 50
-    for name in ("avg_generation_time", "itl_p50", "tokens_per_second", "total_tokens_per_second"):
-        assert ours[name] == pytest.approx(others[name], rel=WITHIN), name
-    # The first token is less than one step away; when in a step a request comes is another moment for each.
-    assert ours["ttft_p50"] == pytest.approx(others["ttft_p50"], abs=STEP)
-    assert ours["itl_p50"] == pytest.approx(STEP, rel=0.2)
+    assert sum(sample.tokens for sample in samples) == others["tokens"] == 4 * 40
+    assert ours["itl_p50"] >= STEP * 0.9
+    names = ("avg_generation_time", "itl_p50", "tokens_per_second", "total_tokens_per_second")
+    apart = {name: abs(ours[name] / others[name] - 1) for name in names}
+    apart["ttft_p50"] = abs(ours["ttft_p50"] - others["ttft_p50"]) / others["avg_generation_time"]
+    return apart
 
 
 class Noted(FakeRuntime):
@@ -93,6 +106,6 @@ def test_it_agrees_with_the_times_at_which_the_server_made_its_tokens() -> None:
     for sample, steps in zip(samples, made, strict=True):
         assert (sample.tokens, sample.finish, len(steps)) == (30, "length", 29)
         theirs = [after - before for before, after in pairwise(steps)]
-        # Messages that met on their way have no gap between them; the sum has to be right in any case.
+        # Each token's way to us takes as long as the next one's, but for what else the machine does.
         assert sum(sample.gaps[1:]) == pytest.approx(sum(theirs), rel=WITHIN)
         assert independent.middle(sample.gaps) == pytest.approx(independent.middle(theirs), rel=WITHIN)
