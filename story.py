@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from demo.terminal import Verbs, model_folder, print_json, print_rows, write_story
+from experiments.benchmark.command import benchmark
 from model.generation import Request, Sampling
 
 if TYPE_CHECKING:
@@ -254,69 +255,7 @@ def evaluate(
         print_rows(report)
 
 
-@app.command()
-def benchmark(
-    target: Annotated[
-        str, typer.Option(help="local, an http(s) address, models:/NAME/VERSION or a model folder.")
-    ] = "local",
-    model: ModelFolder = None,
-    against: Annotated[
-        str | None, typer.Option(help="Another target to compare with, asked in turn in the same run.")
-    ] = None,
-    requests: Annotated[
-        int | None, typer.Option(help="Requests of each phase. Default: 30, or as many as --duration takes.")
-    ] = None,
-    concurrency: Annotated[
-        int, typer.Option(help="Requests open at once; the stress phase goes to four times that.")
-    ] = 8,
-    rate: Annotated[float, typer.Option(help="Requests a second in the open loop, at random times.")] = 2.0,
-    duration: Annotated[
-        float | None, typer.Option(help="Seconds after which a phase starts no more requests.")
-    ] = None,
-    max_tokens: Annotated[int, typer.Option(help="Longest story, in tokens.")] = 200,
-    seed: Annotated[int, typer.Option(help="The same seed asks the same at the same times.")] = 0,
-    phases: Annotated[
-        str | None,
-        typer.Option(help="Of cold,single,concurrent,stress,open,compare. Default: all that apply."),
-    ] = None,
-    timeout: Annotated[float, typer.Option(help="Seconds that one request may take.")] = 60.0,
-    ttft_limit: Annotated[
-        float, typer.Option(help="Goodput: seconds within which the first token must come.")
-    ] = 1.0,
-    itl_limit: Annotated[
-        float, typer.Option(help="Goodput: seconds that a token may take on average after that.")
-    ] = 0.1,
-    thresholds: Annotated[
-        Path | None, typer.Option(help="File of thresholds. Default: experiments/thresholds.yaml.")
-    ] = None,
-    markdown: Annotated[Path | None, typer.Option(help="Also write the report as Markdown here.")] = None,
-    track: Annotated[bool, typer.Option(help="Log the run to MLflow.")] = True,
-    as_json: Json = False,
-) -> None:
-    """Measure latency and load, alone and among many; exit code 1 if a threshold fails."""
-    settings = _settings()
-    from experiments.benchmark.plan import Plan
-    from experiments.benchmark.run import benchmark as measure
-    from experiments.benchmark.run import phases_of, tell
-
-    plan = Plan(
-        requests=requests,
-        concurrency=concurrency,
-        rate=rate,
-        duration=duration,
-        max_tokens=max_tokens,
-        seed=seed,
-        phases=phases_of(phases, against=against is not None),
-        timeout=timeout,
-        ttft_limit=ttft_limit,
-        itl_limit=itl_limit,
-    )
-    if model is not None:
-        settings = settings.model_copy(update={"story_model": str(model)})
-    report, samples = measure(target, plan, settings, against=against, thresholds=thresholds)
-    tell(report, samples, markdown=markdown, track=settings.mlflow_tracking_uri if track else None,
-         as_json=as_json)  # fmt: skip
-    raise typer.Exit(0 if report.passed else 1)
+app.command()(benchmark)
 
 
 @app.command()

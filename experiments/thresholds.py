@@ -60,8 +60,17 @@ METRICS: dict[str, Metric] = {
     **_metrics("benchmark", "requests", "higher", "requests"),
     **_metrics("quality", "bits/byte", "lower", "bits_per_byte"),
     **_metrics("quality", "nats/token", "lower", "loss"),
-    **_metrics("quality", "share", "higher", "ended names_kept names_straight distinct_2", high=1.0),
-    **_metrics("quality", "share", "lower", "repeated_4 looping names_confused", high=1.0),
+    **_metrics(
+        "quality", "share", "higher", "written/ended written/names_kept written/names_straight", high=1.0
+    ),
+    **_metrics(
+        "quality", "share", "higher", "written/distinct_1 written/distinct_2 written/distinct_3", high=1.0
+    ),
+    **_metrics(
+        "quality", "share", "lower", "written/repeated_4 written/looping written/names_confused", high=1.0
+    ),
+    **_metrics("quality", "share", "lower", "written/copied_share", high=1.0),
+    **_metrics("quality", "words", "lower", "written/copied_words_max"),
     **_metrics("compare", "bits/byte", "lower", "bits_per_byte_difference"),
     **_metrics("compare", "ratio", "lower", "generation_time_ratio ttft_ratio itl_ratio"),
     **_metrics("compare", "ratio", "higher", "tokens_per_second_ratio total_tokens_per_second_ratio"),

@@ -12,6 +12,7 @@ import math
 import re
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -24,7 +25,9 @@ from experiments.benchmark.report import Report
 from experiments.benchmark.sample import Sample
 from experiments.benchmark.shown import markdown
 from model.errors import InputError, StoryError
-from training.mlflow_store import default_tracking_uri, open_experiment, open_store, unusable
+from training.mlflow_store import LAST_SEEN, OWNER, bury_dead_runs, open_experiment, open_store, unusable
+from training.owner import owner_of
+from training.tracked_run import now
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -82,21 +85,23 @@ def from_frame(frame: DataFrame) -> list[Sample]:
     return samples
 
 
-def log_benchmark(report: Report, samples: Sequence[Sample], uri: str | None = None) -> str:
+def log_benchmark(report: Report, samples: Sequence[Sample], uri: str) -> str:
     """Log a run with all its artifacts to the store at `uri`; returns the run's id.
 
     Raises:
         InputError: the store cannot be used. `MissingExtraError`: MLflow is not installed.
     """
-    uri = uri or default_tracking_uri()
     client = open_store(uri)
     from mlflow.entities import Metric, Param
 
     experiment = open_experiment(client, uri, EXPERIMENT)
+    run_id = None
     try:
+        bury_dead_runs(client, experiment)
         name = f"{report.target} {report.digest[:8]}" if report.digest else report.target
-        run_id = str(client.create_run(experiment, run_name=name, tags=_tags(report)).info.run_id)
         time = int(datetime.fromisoformat(report.began).timestamp() * 1000)
+        tags = _tags(report) | {OWNER: owner_of().to_text(), LAST_SEEN: str(now())}
+        run_id = str(client.create_run(experiment, time, tags, name).info.run_id)
         points = [(key, value, 0) for key, value in _headline(report).items()]
         points += [
             (f"{part.phase}/{key}", figure.value, part.level)
@@ -120,16 +125,15 @@ def log_benchmark(report: Report, samples: Sequence[Sample], uri: str | None = N
             client.log_artifacts(run_id, str(folder))
         # Only a finished run is evidence: one that broke off in between is never found.
         client.set_terminated(run_id, "FINISHED")
-    except StoryError:
-        raise
     except Exception as error:  # SQLAlchemy's, MLflow's, the driver's or the network's
+        with suppress(Exception):
+            if run_id is not None:
+                client.set_terminated(run_id, "FAILED")
         raise unusable(uri, error) from error
     return run_id
 
 
-def load_benchmark_evidence(
-    digest: str, uri: str | None = None, *, against: str | None = None
-) -> BenchmarkEvidence | None:
+def load_benchmark_evidence(uri: str, digest: str, *, against: str | None = None) -> BenchmarkEvidence | None:
     """The newest finished benchmark of the model with this digest; None when there is none.
 
     With `against`, the newest that compared it with the model of that digest.
@@ -141,7 +145,6 @@ def load_benchmark_evidence(
     for given in (digest, against or digest):
         if not re.fullmatch(r"[0-9a-f]{64}", given):
             raise InputError("digest", f"must be 64 hexadecimal digits, got {given!r}")
-    uri = uri or default_tracking_uri()
     client = open_store(uri)
     wanted = f"tags.{EVIDENCE} = 'benchmark'" if against is None else f"tags.`{AGAINST}` = '{against}'"
     query = f"tags.`{DIGEST}` = '{digest}' and {wanted} and attributes.status = 'FINISHED'"

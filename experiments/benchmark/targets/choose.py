@@ -14,8 +14,6 @@ from model.errors import InputError
 from model.settings import Settings
 
 REGISTERED = "models:/"
-PLACES = (".", "model", "artifacts/model")
-"""Where a version's files may hold the model folder."""
 
 
 @contextlib.contextmanager
@@ -51,30 +49,16 @@ def open_target(text: str, settings: Settings, *, option: str = "target") -> Ite
 
 
 def registered_folder(version: str, tracking_uri: str, place: Path) -> Path:
-    """Download a registered version (`models:/NAME/3`, `models:/NAME@champion`) into `place`: its model folder.
+    """Fetch a registered version (`models:/story-writer/3`, `models:/story-writer@champion`) into `place`.
 
-    Raises:
-        InputError: there is no such version, or it holds no model folder.
+    Returns its model folder. Raises `InputError` when there is no such version, or the store cannot be used.
     """
-    from training.mlflow_store import open_store, unusable
+    from experiments.registry.versions import NAME, download, find
 
-    open_store(tracking_uri)  # loads MLflow, quietly; raises where nothing answers
-    from mlflow.artifacts import download_artifacts
-    from mlflow.exceptions import MlflowException
-
-    try:
-        downloaded = download_artifacts(
-            artifact_uri=version, dst_path=str(place), tracking_uri=tracking_uri, registry_uri=tracking_uri
-        )
-    except MlflowException as error:
-        raise InputError("target", f"{version} is not a registered version ({error.message})") from None
-    except OSError as error:
-        raise unusable(tracking_uri, error) from error
-    for inner in PLACES:
-        folder = Path(downloaded) / inner
-        if (folder / "digest").is_file() and (folder / "config.json").is_file():
-            return folder.resolve()
-    raise InputError("target", f"{version} holds no model folder")
+    name, _, wanted = version.removeprefix(REGISTERED).replace("@", "/").partition("/")
+    if name != NAME:
+        raise InputError("target", f"must name a version of {NAME}, got {version!r}")
+    return download(tracking_uri, find(tracking_uri, wanted), place).path
 
 
 def _headers(address: str, settings: Settings) -> dict[str, str]:

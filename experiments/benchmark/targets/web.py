@@ -114,10 +114,10 @@ class WebTarget:
                 # Read on after [DONE]: a connection whose answer was not read to its end is not used again.
                 async for event in source.aiter_sse():
                     reading.take(event.data)
+        except (SSEError, httpx.DecodingError) as error:  # before the next: the first of them is one of those
+            raise Failed("malformed", _said(error)) from None
         except httpx.TransportError as error:
             raise Failed(_kind_of(error), _said(error)) from None
-        except (SSEError, httpx.DecodingError) as error:
-            raise Failed("malformed", _said(error)) from None
         return reading.ending()
 
 

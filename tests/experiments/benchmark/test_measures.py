@@ -69,7 +69,7 @@ def test_tokens_are_counted_by_usage_and_gaps_by_message() -> None:
     told = values_of([packed])
     assert told["tokens_per_second"] == pytest.approx(9 / 2)
     assert told["tpot_p50"] == pytest.approx(2 / 9)
-    assert (told["itl_p50"], told["total_tokens_per_second"]) == (1.0, pytest.approx(10 / 3))
+    assert (told["itl_p50"], told["total_tokens_per_second"]) == pytest.approx((1.0, 10 / 3))
     assert phase_figures([packed], **LIMITS)["itl_p50"].n == 2
 
 
