@@ -24,6 +24,8 @@ from experiments.benchmark.sample import Sample
 from experiments.benchmark.targets.base import Target
 
 RESAMPLES = 10_000
+AT_ONCE = 500_000
+"""Values drawn at a time: all of a long run's at once would be gigabytes."""
 CONFIDENCE = 0.95
 TOGETHER = "total_tokens_per_second"
 
@@ -77,13 +79,19 @@ def bootstrap_ratio(
     pairs = np.array([ours, theirs], dtype=np.float64)
     count = pairs.shape[1]
     rng = np.random.default_rng([seed, 0xB007])
-    ratios = np.empty(resamples)
-    for index in range(resamples):  # one at a time: all at once would be gigabytes for a long run
-        means = pairs[:, rng.integers(0, count, count)].mean(axis=1)
-        ratios[index] = means[0] / means[1]
+    parts = []
+    for size in _sizes(resamples, max(1, AT_ONCE // count)):
+        means = pairs[:, rng.integers(0, count, (size, count))].mean(axis=2)
+        parts.append(means[0] / means[1])
+    ratios = np.concatenate(parts)
     tail = 50 * (1 - CONFIDENCE)
     low, high = np.percentile(ratios, [tail, 100 - tail])
     return Ratio(float(pairs[0].mean() / pairs[1].mean()), float(low), float(high), count)
+
+
+def _sizes(total: int, most: int) -> list[int]:
+    """`total` as parts of at most `most`."""
+    return [min(most, total - start) for start in range(0, total, most)]
 
 
 async def compare(

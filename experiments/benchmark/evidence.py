@@ -142,7 +142,7 @@ def load_benchmark_evidence(uri: str, digest: str, *, against: str | None = None
         EvidenceError: the newest one's rows or report are missing or damaged, or do not belong together.
         InputError: a digest is not one, or the store cannot be used.
     """
-    for given in (digest, against or digest):
+    for given in (digest, digest if against is None else against):
         if not re.fullmatch(r"[0-9a-f]{64}", given):
             raise InputError("digest", f"must be 64 hexadecimal digits, got {given!r}")
     client = open_store(uri)
