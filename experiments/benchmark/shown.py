@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 Row = tuple[str, ...]
 ABSENT = "-"
+LONGEST_FIGURE = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +74,8 @@ def show(report: Report, console: Console) -> None:
     for section in sections(report):
         table = Table(title=section.title, title_justify="left", title_style="bold", box=None, pad_edge=False)
         for number, column in enumerate(section.columns):
-            table.add_column(column, justify="right" if number else "left", overflow="fold", min_width=6)
+            width = max(_narrowest(cell) for cell in (column, *(row[number] for row in section.rows)))
+            table.add_column(column, justify="right" if number else "left", min_width=width)
         for row in section.rows:
             table.add_row(*(Text(cell, style=colors.get(cell, "")) for cell in row))
         console.print()
@@ -169,7 +171,7 @@ def _loads(report: Report) -> Section:
             _number(figures["total_tokens_per_second"].value) if "total_tokens_per_second" in figures else ABSENT,
             str(round(figures["streams_at_once"].value)),
         ))  # fmt: skip
-    columns = ("phase", "load", "requests", "success", "average", "TTFT p95", "ITL p95", "tokens/s",
+    columns = ("phase", "load", "n", "success", "average", "TTFT p95", "ITL p95", "tokens/s",
                "at once")  # fmt: skip
     return Section("Stress test results", columns, tuple(rows))
 
@@ -217,6 +219,11 @@ def _all_failures(report: Report) -> dict[str, int]:
 
 def _table_row(cells: Row | list[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _narrowest(cell: str) -> int:
+    """Characters that a cell must have in a narrow terminal: a figure stays in one line, a sentence may be broken."""
+    return len(cell) if len(cell) <= LONGEST_FIGURE else max(map(len, cell.split()))
 
 
 def _percent(share: float) -> str:
