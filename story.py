@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from demo.terminal import Verbs, model_folder, print_json, print_rows, write_story
+from experiments.benchmark.command import benchmark
 from model.deploy.cli import app as deploy_verbs
 from model.generation import Request, Sampling
 
@@ -292,6 +293,9 @@ def evaluate(
         print_report(report, evidence, Console())
     if "failed" in evidence:
         raise typer.Exit(1)
+
+
+app.command()(benchmark)
 
 
 @app.command()

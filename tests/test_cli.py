@@ -54,6 +54,7 @@ def test_every_option_has_help() -> None:
         "data",
         "train",
         "evaluate",
+        "benchmark",
         "export",
         "register",
         "models",

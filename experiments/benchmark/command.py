@@ -1,0 +1,87 @@
+"""The verb `story benchmark`: its options, and nothing else that takes time to load.
+
+`story.py` imports this for every verb, so that `story --help` can list it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def benchmark(
+    target: Annotated[
+        str, typer.Option(help="local, an http(s) address, models:/NAME/VERSION or a model folder.")
+    ] = "local",
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            "--model",
+            help="Model folder to measure in this process. Default: STORY_MODEL, else the shipped one.",
+        ),
+    ] = None,
+    against: Annotated[
+        str | None, typer.Option(help="Another target to compare with, asked in turn in the same run.")
+    ] = None,
+    requests: Annotated[
+        int | None, typer.Option(help="Requests of each phase. Default: 30, or as many as --duration takes.")
+    ] = None,
+    concurrency: Annotated[
+        int, typer.Option(help="Requests open at once; the stress phase goes to four times that.")
+    ] = 8,
+    rate: Annotated[float, typer.Option(help="Requests a second in the open loop, at random times.")] = 2.0,
+    duration: Annotated[
+        float | None, typer.Option(help="Seconds after which a phase starts no more requests.")
+    ] = None,
+    max_tokens: Annotated[int, typer.Option(help="Longest story, in tokens.")] = 200,
+    seed: Annotated[int, typer.Option(help="The same seed asks the same at the same times.")] = 0,
+    phases: Annotated[
+        str | None,
+        typer.Option(help="Of cold,single,concurrent,stress,open,compare. Default: all that apply."),
+    ] = None,
+    timeout: Annotated[float, typer.Option(help="Seconds that one request may take.")] = 60.0,
+    ttft_limit: Annotated[
+        float, typer.Option(help="Goodput: seconds within which the first token must come.")
+    ] = 1.0,
+    itl_limit: Annotated[
+        float, typer.Option(help="Goodput: seconds that a token may take on average after that.")
+    ] = 0.1,
+    thresholds: Annotated[
+        Path | None, typer.Option(help="File of thresholds. Default: experiments/thresholds.yaml.")
+    ] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Also write the report as Markdown here.")] = None,
+    track: Annotated[bool, typer.Option(help="Log the run to MLflow.")] = True,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON for a machine instead of text.")
+    ] = False,
+) -> None:
+    """Measure latency and load, alone and among many; exit code 1 if a threshold fails."""
+    from experiments.benchmark.plan import Plan
+    from experiments.benchmark.run import benchmark as measure
+    from experiments.benchmark.run import phases_of, tell
+    from model.errors import InputError
+    from model.settings import load_settings
+
+    settings = load_settings()
+    plan = Plan(
+        requests=requests,
+        concurrency=concurrency,
+        rate=rate,
+        duration=duration,
+        max_tokens=max_tokens,
+        seed=seed,
+        phases=phases_of(phases, against=against is not None),
+        timeout=timeout,
+        ttft_limit=ttft_limit,
+        itl_limit=itl_limit,
+    )
+    if model is not None:
+        if target != "local":
+            raise InputError("model", f"goes with --target local only, got --target {target}")
+        target = str(model)
+    report, samples = measure(target, plan, settings, against=against, thresholds=thresholds)
+    tell(report, samples, markdown=markdown, track=settings.mlflow_tracking_uri if track else None,
+         as_json=as_json)  # fmt: skip
+    raise typer.Exit(0 if report.passed else 1)

@@ -1,0 +1,200 @@
+"""What a run found, as one record: figures, phases, failures, thresholds. Every output is made from it.
+
+As JSON its headline figures stand at the top, under the names that MLflow and thresholds use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from experiments.benchmark.compare import Comparison
+from experiments.benchmark.measures import (
+    Figures,
+    failures,
+    groups,
+    headline,
+    latency_phase,
+    phase_figures,
+)
+from experiments.benchmark.memory import MemoryUse
+from experiments.benchmark.plan import Plan
+from experiments.benchmark.sample import Phase, Sample
+from experiments.thresholds import Threshold, Thresholds
+from training.provenance import Provenance
+
+SHOWN: tuple[Phase, ...] = ("single", "concurrent", "stress", "open")
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One threshold held against its figure."""
+
+    threshold: Threshold
+    value: float | None
+    """None: the phase that measures it was not run, or nothing of it succeeded."""
+    n: int
+
+    @property
+    def passed(self) -> bool | None:
+        """None when it was not measured."""
+        return None if self.value is None else self.threshold.holds(self.value)
+
+    @property
+    def verdict(self) -> str:
+        """`PASS`, `FAIL` or `NOT MEASURED`."""
+        return {True: "PASS", False: "FAIL", None: "NOT MEASURED"}[self.passed]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "metric": self.threshold.metric,
+            "value": self.value,
+            "unit": self.threshold.unit,
+            "bound": self.threshold.bound,
+            "threshold": self.threshold.limit,
+            "n": self.n,
+            "passed": self.passed,
+            "reason": self.threshold.reason,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """One phase, or one level of the stress phase."""
+
+    phase: Phase
+    level: int
+    figures: Figures
+    failures: dict[str, int]
+
+    @property
+    def name(self) -> str:
+        """`single`, `stress at 16`."""
+        return f"{self.phase} at {self.level}" if self.phase == "stress" else self.phase
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """One run."""
+
+    target: str
+    digest: str | None
+    began: str
+    """UTC, ISO 8601."""
+    seconds: float
+    plan: Plan
+    figures: Figures
+    latency_phase: Phase | None
+    """Where TTFT, ITL, TPOT and goodput come from."""
+    cold_start_means: str
+    phases: tuple[Loaded, ...]
+    checks: tuple[Check, ...]
+    thresholds_digest: str
+    comparison: Comparison | None
+    origin: Provenance
+    load: tuple[float, float]
+    """The machine's one-minute load average before and after; NaN where there is none."""
+    run_id: str | None = None
+    """MLflow's, once it is logged."""
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def passed(self) -> bool:
+        """Whether no threshold failed."""
+        return not any(check.passed is False for check in self.checks)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values; the headline figures at the top."""
+        return {
+            "target": self.target,
+            "digest": self.digest,
+            "passed": self.passed,
+            **_values(self.figures),
+            "n": {name: figure.n for name, figure in self.figures.items()},
+            "latency_phase": self.latency_phase,
+            "cold_start_means": self.cold_start_means,
+            "phases": [
+                {"phase": part.phase, "level": part.level, **_values(part.figures), "failures": part.failures}
+                for part in self.phases
+            ],
+            "validation": [check.as_dict() for check in self.checks],
+            "thresholds_digest": self.thresholds_digest,
+            "comparison": self.comparison.as_dict() if self.comparison else None,
+            "plan": self.plan.as_dict(),
+            "began": self.began,
+            "seconds": self.seconds,
+            "provenance": self.origin.as_dict(),
+            "load_average": list(self.load),
+            "notes": list(self.notes),
+            "run_id": self.run_id,
+        }
+
+
+def make_report(
+    samples: Sequence[Sample],
+    *,
+    target: str,
+    digest: str | None,
+    began: str,
+    seconds: float,
+    plan: Plan,
+    cold_start_means: str,
+    memory: MemoryUse | None,
+    comparison: Comparison | None,
+    thresholds: Thresholds,
+    origin: Provenance,
+    load: tuple[float, float],
+) -> Report:
+    """Compute all figures of a run's rows and hold the thresholds against them."""
+    limits = {"ttft_limit": plan.ttft_limit, "itl_limit": plan.itl_limit}
+    own = [sample for sample in samples if sample.target == "target"]
+    figures = headline(own, **limits, memory=memory)
+    if comparison is not None:
+        figures |= comparison.figures()
+    parts = tuple(
+        Loaded(phase, level, phase_figures(rows, **limits), {str(k): n for k, n in failures(rows).items()})
+        for (phase, level), rows in groups(own, *SHOWN).items()
+    )
+    notes = []
+    if digest is None:
+        notes.append(
+            "the target does not tell its model's digest, so these figures are evidence for no version"
+        )
+    if memory is None:
+        notes.append(
+            "the serving process is not on this machine or not visible, so its memory was not measured"
+        )
+    return Report(
+        target=target,
+        digest=digest,
+        began=began,
+        seconds=seconds,
+        plan=plan,
+        figures=figures,
+        latency_phase=latency_phase(own),
+        cold_start_means=cold_start_means,
+        phases=parts,
+        checks=tuple(checks(figures, thresholds, compared=comparison is not None)),
+        thresholds_digest=thresholds.digest,
+        comparison=comparison,
+        origin=origin,
+        load=load,
+        notes=tuple(notes),
+    )
+
+
+def checks(figures: Figures, thresholds: Thresholds, *, compared: bool) -> Iterable[Check]:
+    """The benchmark's thresholds, and of a comparison those on its ratios."""
+    for threshold in thresholds:
+        mine = threshold.scope == "benchmark" or (
+            compared and threshold.scope == "compare" and threshold.unit == "ratio"
+        )
+        if mine:
+            figure = figures.get(threshold.metric)
+            yield Check(threshold, figure.value if figure else None, figure.n if figure else 0)
+
+
+def _values(figures: Figures) -> dict[str, float]:
+    return {name: figure.value for name, figure in figures.items()}

@@ -1,0 +1,151 @@
+"""Closed and open loops against targets whose behaviour is known to the millisecond.
+
+The targets are scripted: what is tested is when requests are sent and what their rows say, not a model.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from itertools import islice, pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from experiments.benchmark.load.closed_loop import closed_loop
+from experiments.benchmark.load.one import Clock, ask
+from experiments.benchmark.load.open_loop import arrival_times, open_loop
+from experiments.benchmark.measures import phase_figures
+from experiments.benchmark.plan import Plan
+from experiments.benchmark.sample import Sample
+from experiments.benchmark.targets.base import Ending, Failed, Listener
+from model.generation import Request
+
+
+@dataclass
+class Scripted:
+    """Serves one story at a time, each in `service` seconds; stalls once, for `stall` seconds from `stalls_at`."""
+
+    service: float = 0.01
+    stalls_at: float | None = None
+    stall: float = 0.0
+    fail: Exception | None = None
+    seen: list[int] = field(default_factory=list)
+    open: int = 0
+    most: int = 0
+    _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _clock: Clock | None = None
+
+    async def write(self, request: Request, listener: Listener) -> Ending:
+        self._clock = self._clock or Clock()
+        self.seen.append(request.sampling.seed)
+        self.open += 1
+        self.most = max(self.most, self.open)
+        try:
+            if self.fail is not None:
+                raise self.fail
+            async with self._turn:
+                now = self._clock.now()
+                if self.stalls_at is not None and now >= self.stalls_at:
+                    self.stalls_at = None
+                    await asyncio.sleep(self.stall)
+                await asyncio.sleep(self.service)
+                listener.arrived(1)
+                listener.whole()
+                return Ending("stop", 1)
+        finally:
+            self.open -= 1
+
+    write_cold = write
+
+
+def p95(samples: list[Sample]) -> float:
+    return phase_figures(samples, ttft_limit=1, itl_limit=1)["p95_generation_time"].value
+
+
+def closed(target: Scripted, plan: Plan, readers: int) -> list[Sample]:
+    return asyncio.run(closed_loop(target, plan, Clock(), phase="concurrent", readers=readers))  # type: ignore[arg-type]
+
+
+def opened(target: Scripted, plan: Plan) -> list[Sample]:
+    return asyncio.run(open_loop(target, plan, Clock()))  # type: ignore[arg-type]
+
+
+def test_an_open_loop_shows_a_stall_that_a_closed_loop_hides() -> None:
+    """Coordinated omission: in a second without an answer one reader asks once, the readers of the world do not.
+
+    Sixty stories of 10 ms with one stall of 0.8 s. In the closed loop one request in sixty meets it; at 40
+    requests a second half of them come while it lasts or while the line behind it is served.
+    """
+    stall = 0.8
+    hidden = closed(Scripted(stalls_at=0.1, stall=stall), Plan(requests=60), readers=1)
+    shown = opened(Scripted(stalls_at=0.1, stall=stall), Plan(requests=60, rate=40.0))
+    assert max(sample.generation_time for sample in hidden) > stall  # it is there, once
+    assert p95(hidden) < stall / 4
+    assert p95(shown) > stall / 2
+    late = [sample for sample in shown if sample.generation_time > stall / 4]
+    assert len(late) > 10
+
+
+def test_a_closed_loop_keeps_exactly_its_readers_busy() -> None:
+    target = Scripted(service=0.002)
+    samples = closed(target, Plan(requests=12), readers=3)
+    assert target.most == 3
+    assert [sample.number for sample in samples] == list(range(12))
+    assert [sample.level for sample in samples] == [3] * 12
+    assert all(sample.scheduled == sample.started for sample in samples)
+    plan = Plan()
+    assert sorted(target.seen) == sorted(plan.request("concurrent", n, 3).sampling.seed for n in range(12))
+
+
+def test_a_duration_ends_a_phase_and_requests_end_it_sooner() -> None:
+    samples = closed(Scripted(service=0.02), Plan(duration=0.3), readers=2)
+    assert 2 <= len(samples) <= 40
+    # What is sent last is sent before the time is up, whatever a busy machine adds to "now".
+    assert sorted(sample.started for sample in samples)[-2] < 0.3
+    assert len(closed(Scripted(service=0.02), Plan(requests=4, duration=5.0), readers=2)) == 4
+    assert len(opened(Scripted(), Plan(requests=3, duration=5.0, rate=200.0))) == 3
+    few = opened(Scripted(), Plan(duration=0.2, rate=50.0))
+    assert max(sample.scheduled for sample in few) < 0.25
+
+
+def test_the_open_loop_sends_at_its_times_whether_or_not_it_is_answered() -> None:
+    plan = Plan(requests=20, rate=200.0, seed=4)
+    target = Scripted(service=0.05)  # a fifth of what would be needed to keep up
+    samples = opened(target, plan)
+    due = [sample.scheduled - samples[0].scheduled for sample in samples]
+    times = list(islice(arrival_times(200.0, 4), 20))
+    assert due == pytest.approx([time - times[0] for time in times])
+    assert target.most > 10
+    assert all(sample.started >= sample.scheduled for sample in samples)
+    assert samples[-1].generation_time > 10 * 0.05
+
+
+@given(st.integers(0, 2**31 - 1), st.floats(0.1, 500))
+def test_arrivals_are_a_poisson_process_of_their_seed(seed: int, rate: float) -> None:
+    times = list(islice(arrival_times(rate, seed), 400))
+    assert times == list(islice(arrival_times(rate, seed), 400))
+    gaps = [after - before for before, after in pairwise([0.0, *times])]
+    assert min(gaps) >= 0
+    # Exponential: mean and deviation are both 1/rate; 400 draws have them within 25 % and 40 %.
+    assert np.mean(gaps) * rate == pytest.approx(1, rel=0.25)
+    assert np.std(gaps) * rate == pytest.approx(1, rel=0.4)
+
+
+def test_a_failure_is_a_row_and_a_timeout_too() -> None:
+    plan = Plan(requests=1)
+
+    async def one(target: Scripted, timeout: float) -> Sample:
+        return await ask(
+            target, plan.request("single", 0), Clock(), phase="single", level=1, number=0, timeout=timeout  # type: ignore[arg-type]
+        )  # fmt: skip
+
+    busy = asyncio.run(one(Scripted(fail=Failed("busy", "the line\nis full")), 5.0))
+    assert (busy.error, busy.message, busy.ok, busy.finish) == ("busy", "the line is full", False, "")
+    slow_target = Scripted(service=30.0)
+    slow = asyncio.run(one(slow_target, 0.05))
+    assert (slow.error, slow.message, slow.tokens) == ("timeout", "not done within 0.05 s", 0)
+    assert slow.ended - slow.started == pytest.approx(0.05, abs=0.2)
+    assert slow_target.open == 0, "the request was given up, not left behind"

@@ -1,0 +1,98 @@
+"""Memory of real processes: the peak is seen, children count, and a container's limit is respected."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from experiments.benchmark.memory import MemoryWatch, listening_processes, usable_memory
+
+PEAK = """
+import sys, time
+print("up", flush=True)
+sys.stdin.readline()
+block = b"x" * 80_000_000
+print("full", flush=True)
+sys.stdin.readline()
+del block
+print("empty", flush=True)
+sys.stdin.readline()
+"""
+CHILD = "import subprocess, sys\nsubprocess.run([sys.executable, '-c', sys.argv[1]])"
+
+
+def said(process: subprocess.Popen[str], word: str) -> None:
+    assert process.stdout is not None
+    assert process.stdout.readline().strip() == word
+
+
+def next_part(process: subprocess.Popen[str]) -> None:
+    assert process.stdin is not None
+    process.stdin.write("\n")
+    process.stdin.flush()
+
+
+@pytest.mark.parametrize("command", [["-c", PEAK], ["-c", CHILD, PEAK]], ids=["itself", "its child"])
+def test_the_peak_is_kept_when_the_memory_is_given_back(command: list[str]) -> None:
+    with subprocess.Popen(
+        [sys.executable, *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        said(process, "up")
+        with MemoryWatch([process.pid], every=0.01) as watch:
+            before = watch.peak
+            next_part(process)
+            said(process, "full")
+            time.sleep(0.2)
+            next_part(process)
+            said(process, "empty")
+        next_part(process)
+    assert before is not None
+    assert watch.peak is not None
+    assert watch.peak.peak_rss_mb - before.peak_rss_mb == pytest.approx(80, abs=8)
+    assert watch.peak.memory_percent == pytest.approx(100 * watch.peak.peak_rss_mb * 1e6 / usable_memory())
+    assert watch.peak.samples > 1
+
+
+def test_this_process_is_measured_as_psutil_does() -> None:
+    with MemoryWatch([os.getpid()]) as watch:
+        pass
+    assert watch.peak is not None
+    now = psutil.Process().memory_info().rss / 1e6
+    assert watch.peak.peak_rss_mb == pytest.approx(now, rel=0.2)
+
+
+def test_a_process_that_is_gone_or_unknown_leaves_no_figure() -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    for processes in ([], [ended.pid]):
+        with MemoryWatch(processes) as watch:
+            pass
+        assert watch.peak is None
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("1000000000\n", 1_000_000_000), ("max\n", None), ("9" * 18, None), (None, None)]
+)
+def test_a_containers_limit_counts_where_it_is_smaller(
+    text: str | None, expected: int | None, tmp_path: Path
+) -> None:
+    limit = tmp_path / "memory.max"
+    if text is not None:
+        limit.write_text(text)
+    assert usable_memory(limit) == (expected or psutil.virtual_memory().total)
+
+
+def test_whoever_listens_at_a_port_is_found() -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+        assert listening_processes(port) == []
+        listener.listen()
+        assert listening_processes(port) == [os.getpid()]

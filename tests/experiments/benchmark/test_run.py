@@ -1,0 +1,203 @@
+"""The whole way: from the command line over a real target to the report, the store and the exit code."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+import story
+from experiments.benchmark.evidence import load_benchmark_evidence
+from experiments.benchmark.plan import Plan
+from experiments.benchmark.run import expected_requests, measure, phases_of
+from experiments.benchmark.sample import Sample
+from experiments.benchmark.targets.choose import open_target
+from experiments.benchmark.targets.local import LocalTarget
+from experiments.benchmark.targets.web import WebTarget
+from model.backend import LocalBackend
+from model.errors import InputError
+from model.folder import PRETRAINED, ModelFolder
+from model.settings import Settings
+from tests.model.service.serving import paced, serving
+from tests.model.small_model import small_folder
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(story.app, ["benchmark", *arguments])
+
+
+QUICK = ("--requests", "3", "--concurrency", "2", "--max-tokens", "8", "--rate", "20")
+
+
+def test_a_run_is_measured_judged_logged_and_read_back(
+    tracking_uri: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking_uri)
+    page = tmp_path / "report.md"
+    result = run("--model", str(small_folder()), "--phases", "single,concurrent,stress,open", *QUICK,
+                 "--json", "--markdown", str(page))  # fmt: skip
+    told = json.loads(result.stdout)
+    assert result.exit_code == 0, result.stderr
+    assert told["target"] == "local (model)"
+    assert told["digest"] == ModelFolder.open(small_folder()).digest
+    assert (told["requests"], told["success_rate"]) == (9, 1.0)
+    assert 1 <= told["concurrent_handling"] <= 8
+    assert told["memory_percent"] > 0
+    assert "MLflow run: " + told["run_id"] in page.read_text("utf-8")
+    evidence = load_benchmark_evidence(tracking_uri, told["digest"])
+    assert evidence is not None
+    assert evidence.run_id == told["run_id"]
+    assert {name: figure.value for name, figure in evidence.figures.items()} == {
+        name: told[name] for name in told["n"]
+    }
+    phases = [sample.phase for sample in evidence.samples]
+    assert {phase: phases.count(phase) for phase in dict.fromkeys(phases)} == {
+        "warmup": 6, "single": 3, "concurrent": 3, "stress": 3 + 4 + 8 + 16, "open": 3,
+    }  # fmt: skip
+    assert evidence.report["plan"]["max_tokens"] == 8
+
+
+def test_a_failed_threshold_is_exit_code_1_and_named(tmp_path: Path) -> None:
+    strict = tmp_path / "strict.yaml"
+    strict.write_text(
+        "thresholds:\n- {metric: ttft_p50, unit: s, below: 0.000001, scope: benchmark, reason: never}\n"
+    )
+    result = run("--model", str(small_folder()), "--phases", "single", *QUICK, "--no-track", "--thresholds",
+                 str(strict))  # fmt: skip
+    assert result.exit_code == 1
+    assert "Overall validation: FAILED (ttft_p50)" in result.stdout
+    assert not (tmp_path / "mlflow.db").exists()
+
+
+def test_two_models_are_compared_over_two_kinds_of_target() -> None:
+    backend = LocalBackend.load(Settings(story_model=str(small_folder())))
+    with serving(backend) as running:
+        result = run("--target", running.url, "--against", str(small_folder()), "--phases", "compare", *QUICK,
+                     "--no-track", "--json")  # fmt: skip
+    told = json.loads(result.stdout)
+    comparison = told["comparison"]
+    assert comparison["against_digest"] == told["digest"] == ModelFolder.open(small_folder()).digest
+    assert (comparison["pairs"], comparison["success_rate"]) == (3 + 2, 1.0)
+    # The same model with HTTP between: its first token cannot come sooner.
+    assert comparison["ratios"]["ttft_ratio"]["value"] > 1
+    assert told["phases"] == []
+
+
+def test_a_delay_in_decoding_is_seen_against_the_same_model_without_it() -> None:
+    slow, _ = paced(slots=4, queue=8, step_seconds=0.02)
+    quick, _ = paced(slots=4, queue=8, step_seconds=0.01)
+
+    async def go() -> list[Sample]:
+        target, against = LocalTarget(slow, None), LocalTarget(quick, None)
+        async with target.running(), against.running():
+            plan = Plan(requests=5, concurrency=2, max_tokens=10, phases=("compare",))
+            return (await measure(target, plan, against=against)).samples
+
+    samples = [sample for sample in asyncio.run(go()) if sample.phase == "compare"]
+    gaps = {
+        side: sum(sum(row.gaps) for row in samples if row.target == side) for side in ("target", "against")
+    }
+    assert gaps["target"] / gaps["against"] == pytest.approx(2, rel=0.3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--target", "nowhere"), "target must be local, an http(s) address, models:/NAME/VERSION, "),
+        (
+            ("--target", "models:/other/1"),
+            "target must name a version of story-writer, got 'models:/other/1'",
+        ),
+        (("--phases", "single,warm"), "phases must be among cold, single, "),
+        (("--phases", "compare"), "phases compare and --against belong together: add --against TARGET"),
+        (
+            ("--phases", "single", "--against", "local"),
+            "phases compare and --against belong together: add compare among --phases",
+        ),
+        (("--model", "a", "--target", "http://127.0.0.1"), "model goes with --target local only"),
+        (("--concurrency", "0"), "concurrency must be between 1 and 512, got 0"),
+        (("--thresholds", "none.yaml"), "none.yaml: no such file or directory"),
+    ],
+)
+def test_bad_use_is_one_line_and_exit_code_2(arguments: tuple[str, ...], message: str) -> None:
+    result = run(*arguments, "--no-track")
+    assert result.exit_code == 2
+    assert result.stderr.startswith(f"story: {message}"), result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_what_was_measured_is_told_even_if_it_cannot_be_logged(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "tale:/runs")
+    result = run("--model", str(small_folder()), "--phases", "single", *QUICK, "--json")
+    assert result.exit_code == 2
+    assert json.loads(result.stdout)["success_rate"] == 1.0
+    assert result.stderr.startswith("story: MLFLOW_TRACKING_URI tale:/runs cannot be used")
+
+
+def test_a_registered_version_is_measured_as_the_folder_it_was_made_of(tmp_path: Path) -> None:
+    from experiments.registry.versions import register
+
+    uri = f"sqlite:///{tmp_path}/registry.db"
+    digest = register(ModelFolder.open(small_folder()), uri).digest
+    for name in ("models:/story-writer/1", "models:/story-writer@challenger"):
+        with open_target(name, Settings(mlflow_tracking_uri=uri)) as target:
+            assert (target.name, target.digest) == (name, digest)
+    with (
+        pytest.raises(InputError, match="version must be a number, an alias or a digest"),
+        open_target("models:/story-writer/7", Settings(mlflow_tracking_uri=uri)),
+    ):
+        raise AssertionError("there is no version 7")
+
+
+def test_only_its_own_endpoint_is_sent_the_proxy_token() -> None:
+    settings = Settings(
+        modal_endpoint_url="https://stories.example/app", modal_key="wk-1", modal_secret="ws-2"
+    )  # type: ignore[arg-type]
+    own = ("https://stories.example/app", "https://stories.example/app/", "https://stories.example/app/v1")
+    for address in own:
+        with open_target(address, settings) as target:
+            assert isinstance(target, WebTarget)
+            assert target._headers == {"Modal-Key": "wk-1", "Modal-Secret": "ws-2"}
+            assert "ws-2" not in target.name
+    for address in (
+        "https://stories.example/apple",
+        "https://other.example/app",
+        "http://stories.example/app",
+    ):
+        with open_target(address, settings) as target:
+            assert isinstance(target, WebTarget)
+            assert target._headers == {}
+
+
+def test_the_settings_choose_the_local_model() -> None:
+    with open_target("local", Settings()) as target:
+        assert (target.name, target.digest) == ("local", ModelFolder.open(PRETRAINED).digest)
+    with open_target("local", Settings(story_model=str(small_folder()))) as target:
+        assert target.name == "local (model)"
+        assert target.digest == ModelFolder.open(small_folder()).digest
+
+
+def test_the_phases_are_run_in_their_order_and_compared_where_there_is_a_second_side() -> None:
+    assert phases_of(None, against=False) == ("cold", "single", "concurrent", "stress", "open")
+    assert phases_of(None, against=True)[-1] == "compare"
+    assert phases_of("open, single,,open", against=False) == ("single", "open")
+
+
+def test_the_bar_knows_how_many_requests_there_will_be() -> None:
+    backend, _ = paced(slots=4, queue=60)
+    target = LocalTarget(backend, None)
+    plan = Plan(
+        requests=6, concurrency=2, max_tokens=2, rate=500.0, phases=("single", "concurrent", "stress", "open")
+    )
+    seen: list[Sample] = []
+
+    async def go() -> None:
+        async with target.running():
+            await measure(target, plan, done=seen.append)
+
+    asyncio.run(go())
+    assert expected_requests(plan, target) == len(seen) == 6 + 6 + (6 + 6 + 8 + 16) + 6
+    assert expected_requests(Plan(duration=1.0), target) is None

@@ -1,0 +1,211 @@
+"""A service at an address: our own one for real, and a server that is broken on purpose for each kind of failure."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import socket
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from experiments.benchmark.load.one import Clock, ask
+from experiments.benchmark.plan import Plan
+from experiments.benchmark.sample import Sample
+from experiments.benchmark.targets.base import Ending, Failed
+from experiments.benchmark.targets.web import UnreachableError, WebTarget, _Reading
+from model.errors import InputError
+from tests.experiments.benchmark.broken_server import DONE, END, USAGE, Answer, answering, chunk
+from tests.model.service.serving import paced, serving
+
+PLAN = Plan(max_tokens=12)
+
+
+def rows(target: WebTarget, count: int = 1, timeout: float = 5.0, plan: Plan = PLAN) -> list[Sample]:
+    """`count` requests at once."""
+
+    async def go() -> list[Sample]:
+        async with target.running():
+            clock = Clock()
+            asked = (
+                ask(
+                    target,
+                    plan.request("single", n),
+                    clock,
+                    phase="single",
+                    level=1,
+                    number=n,
+                    timeout=timeout,
+                )
+                for n in range(count)
+            )
+            return list(await asyncio.gather(*asked))
+
+    return asyncio.run(go())
+
+
+@pytest.mark.parametrize("path", ["", "/", "/v1", "/v1/", "/v1/completions"])
+def test_our_service_is_asked_counted_and_known_by_its_digest(path: str) -> None:
+    backend, network = paced(slots=2)
+    with serving(backend) as running:
+        target = WebTarget(running.url + path)
+        (row,) = rows(target)
+        steps = sum(1 for kind, _ in network.calls if kind == "step")
+    assert (row.error, row.finish, row.tokens) == (None, "length", 12)
+    assert sum(row.counts) == 12 == steps + 1  # the first token comes of the prompt
+    assert row.started <= row.arrivals[0] <= row.arrivals[-1] <= row.ended
+    assert target.name == running.url
+    assert target.digest == "0123456789abcdef" * 4
+
+
+def test_the_serving_process_of_this_machine_is_found_by_its_port() -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+        assert WebTarget(f"http://localhost:{port}").processes() == [os.getpid()]
+        assert WebTarget(f"http://stories.example:{port}").processes() == []
+
+
+def test_a_full_line_is_busy_and_the_others_are_written() -> None:
+    backend, _ = paced(slots=1, queue=1, step_seconds=0.01)
+    with serving(backend) as running:
+        told = rows(WebTarget(running.url), count=5)
+    assert [row.error for row in told].count("busy") == 3
+    assert all(row.message.startswith("429: ") for row in told if row.error)
+    assert sum(row.ok for row in told) == 2
+
+
+def test_a_request_that_takes_too_long_is_given_up_and_frees_its_slot() -> None:
+    backend, _ = paced(slots=1, step_seconds=0.05)
+    with serving(backend) as running:
+        (row,) = rows(WebTarget(running.url), timeout=0.3, plan=Plan(max_tokens=400))
+        assert (row.error, row.finish) == ("timeout", "")
+        assert 0 < row.tokens < 20
+        (after,) = rows(WebTarget(running.url), plan=Plan(max_tokens=2))
+    assert after.ok, "the slot was not freed"
+
+
+HTML = {"Content-Type": "text/html"}
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind", "message"),
+    [
+        (Answer(b'{"error":{"message":"later"}}', 429), "busy", "429: later"),
+        (Answer(b'{"error":{"message":"full"}}', 503, {"Retry-After": "3"}), "busy", "503: full"),
+        (Answer(b"gone wrong", 503, HTML), "http_5xx", "503: gone wrong"),
+        (Answer(b'{"error":null}', 500), "http_5xx", '500: {"error":null}'),
+        (Answer(b'{"error":{"message":"who are you"}}', 401), "rejected", "401: who are you"),
+        (Answer(chunk("a", token_ids=[1])), "cut", "the stream ended before [DONE], after 1 messages"),
+        (Answer(chunk("a", token_ids=[1]) + b"data: {", reset=True), "cut", ""),
+        (Answer(b""), "cut", "the stream ended before [DONE], after 0 messages"),
+        (Answer(b"<p>hello</p>", 200, HTML), "malformed", "Expected response header Content-Type"),
+        (Answer(b"data: {oops\n\n"), "malformed", "an event is not JSON: '{oops'"),
+        (Answer(b"data: 7\n\n"), "malformed", "an event is not an object: '7'"),
+        (Answer(b'data: {"text": "a"}\n\n'), "malformed", "an event has no choices"),
+        (Answer(chunk("a") + END + DONE), "malformed", "neither usage nor token ids"),
+        (Answer(chunk("a", token_ids=[1]) + DONE), "malformed", "the finish reason is None"),
+        (Answer(chunk(finish_reason="content_filter") + DONE), "error", "the finish reason is content_filter"),
+        (Answer(chunk("a") + b'data: {"error":{"message":"the model failed"}}\n\n'), "error", "the model failed"),
+        (Answer(b'event: error\ndata: {"error":"broke off"}\n\n' + DONE), "error", "broke off"),
+    ],
+)  # fmt: skip
+def test_each_way_to_fail_has_its_kind(answer: Answer, kind: str, message: str) -> None:
+    with answering(answer) as (address, _):
+        (row,) = rows(WebTarget(address))
+    assert (row.error, row.finish) == (kind, "")
+    assert message in row.message
+
+
+def test_a_server_that_is_gone_refuses() -> None:
+    async def go() -> Sample:
+        with answering(Answer(b""), models={"data": []}) as (address, _):
+            target = WebTarget(address)
+            running = target.running()
+            await running.__aenter__()
+        row = await ask(
+            target, PLAN.request("single", 0), Clock(), phase="single", level=1, number=0, timeout=5
+        )
+        await running.__aexit__(None, None, None)
+        return row
+
+    assert asyncio.run(go()).error == "refused"
+
+
+def test_where_nobody_answers_there_is_nothing_to_measure() -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        target = WebTarget(f"http://lily:hunter2@127.0.0.1:{unused.getsockname()[1]}")
+        with pytest.raises(UnreachableError, match=r"^http://127\.0\.0\.1:\d+ does not answer: ") as caught:
+            rows(target)
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize("address", ["ftp://a.example", "http://", "https:///v1", "local"])
+def test_an_address_is_checked(address: str) -> None:
+    with pytest.raises(InputError, match=r"^target must be an http\(s\) address, got "):
+        WebTarget(address)
+
+
+def test_a_plain_server_of_the_contract_is_counted_by_its_usage() -> None:
+    """No token ids, several tokens a message: messages tell the times, usage tells the tokens."""
+    body = chunk("Once upon") + chunk("") + chunk(" a time") + END + USAGE + DONE
+    models = {"data": [{"id": "some-model", "version": "v1"}]}
+    with answering(Answer(body), models=models) as (address, seen):
+        target = WebTarget(address, headers={"Modal-Key": "k"})
+        (row,) = rows(target)
+    assert (row.ok, row.tokens, row.counts) == (True, 5, [0, 0])
+    assert target.digest is None
+    (asked,) = seen
+    request = PLAN.request("single", 0)
+    assert asked["path"] == "/v1/completions"
+    assert (asked["model"], asked["prompt"], asked["max_tokens"]) == ("some-model", request.prompt, 12)
+    assert (asked["seed"], asked["temperature"]) == (request.sampling.seed, request.sampling.temperature)
+    assert asked["stream"] is True
+    assert asked["headers"]["Modal-Key"] == "k"
+
+
+def test_usage_stands_above_token_ids() -> None:
+    with answering(Answer(chunk("a", token_ids=[1, 2]) + END + USAGE + DONE)) as (address, _):
+        (row,) = rows(WebTarget(address))
+    assert (row.tokens, row.counts) == (5, [2])
+
+
+@dataclass
+class Heard:
+    counts: list[int] = field(default_factory=list)
+
+    def arrived(self, tokens: int) -> None:
+        self.counts.append(tokens)
+
+    def whole(self) -> None:
+        pass
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3)
+    | st.dictionaries(
+        st.sampled_from(["choices", "usage", "error", "token_ids", "text", "finish_reason", "completion_tokens"]),
+        inner,
+        max_size=4,
+    ),
+    max_leaves=6,
+)  # fmt: skip
+
+
+@given(st.lists(JSON.map(json.dumps) | st.text(max_size=8), max_size=3))
+def test_whatever_a_server_sends_is_an_ending_or_a_failure(events: list[str]) -> None:
+    reading = _Reading(Heard())
+    with contextlib.suppress(Failed):  # what else is raised fails this test
+        for event in [*events, "[DONE]"]:
+            reading.take(event)
+        ending = reading.ending()
+        assert isinstance(ending, Ending)
+        assert ending.finish in ("stop", "length")
+        assert ending.tokens >= 0
