@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import secrets
 import sys
-from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -265,15 +264,10 @@ def evaluate(
     from rich.console import Console
 
     from experiments.evaluate import RUNTIMES, evaluate_and_log
+    from experiments.quality.status import working
     from experiments.quality.tables import print_report
 
-    with Console(stderr=True).status("reading") as status:
-        done: Counter[str] = Counter()
-
-        def tell(name: str, stories: int) -> None:
-            done[name] += stories
-            status.update(f"{name}: {done[name]:,} stories")
-
+    with working(Console(stderr=True)) as tell:
         report, evidence = evaluate_and_log(
             model_folder(model, settings),
             data,
