@@ -311,10 +311,7 @@ def export(
     from training.export import export_checkpoint
 
     report = export_checkpoint(checkpoint, out).as_dict()
-    if as_json:
-        print_json(report)
-    else:
-        print_rows(report)
+    (print_json if as_json else print_rows)(report)
 
 
 app.command()(register)
