@@ -18,6 +18,8 @@ import typer
 
 from demo.terminal import Verbs, model_folder, print_json, print_rows, write_story
 from experiments.benchmark.command import benchmark
+from experiments.gate.command import gate, promote, rollback
+from experiments.registry.command import models, register
 from model.deploy.cli import app as deploy_verbs
 from model.generation import Request, Sampling
 
@@ -303,51 +305,14 @@ def export(
     from training.export import export_checkpoint
 
     report = export_checkpoint(checkpoint, out).as_dict()
-    if as_json:
-        print_json(report)
-    else:
-        print_rows(report)
+    (print_json if as_json else print_rows)(report)
 
 
-@app.command()
-def register(
-    source: Annotated[
-        Path | None,
-        typer.Argument(
-            help="Model folder or checkpoint. Default: runs/story/best, else the model that ships with the project."
-        ),
-    ] = None,
-    alias: Annotated[
-        Literal["challenger", "none"], typer.Option(help="Alias that the version gets.")
-    ] = "challenger",
-    as_json: Json = False,
-) -> None:
-    """Make a registered version of a model in MLflow; the same artifact is never registered twice."""
-    settings = _settings()
-    from experiments.registry.source import opened
-    from experiments.registry.versions import register as make_version
-
-    folder, run_folder = opened(source)
-    chosen = None if alias == "none" else alias
-    version = make_version(folder, settings.mlflow_tracking_uri, alias=chosen, run_folder=run_folder)
-    if as_json:
-        print_json(version.as_dict())
-    else:
-        print_rows(version.as_dict())
-
-
-@app.command()
-def models(as_json: Json = False) -> None:
-    """List the registered versions, newest first, with their aliases and verdicts."""
-    settings = _settings()
-    from experiments.registry.shown import print_versions
-    from experiments.registry.versions import versions
-
-    found = versions(settings.mlflow_tracking_uri)
-    if as_json:
-        print_json({"versions": [version.as_dict() for version in found]})
-    else:
-        print_versions(found)
+app.command()(register)
+app.command()(models)
+app.command()(gate)
+app.command()(promote)
+app.command()(rollback)
 
 
 @app.command()

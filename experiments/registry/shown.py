@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
@@ -31,3 +32,13 @@ def print_versions(versions: Sequence[Version], console: Console | None = None) 
             f"{datetime.fromtimestamp(version.created / 1000, UTC):%Y-%m-%d %H:%M}",
         )
     console.print(table)
+
+
+def print_version(version: Version, *, as_json: bool = False) -> None:
+    """One version: as JSON, or in one sentence."""
+    if as_json:
+        print(json.dumps(version.as_dict(), indent=2))
+        return
+    made = "registered" if version.new else "was registered before"
+    known = f", known as {', '.join(version.aliases)}" if version.aliases else ""
+    print(f"version {version.number} ({version.digest[:12]}) {made}{known}")

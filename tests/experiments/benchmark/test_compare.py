@@ -88,7 +88,7 @@ def test_a_round_in_which_one_side_failed_counts_in_the_success_rate_only() -> N
         Paced(0.001, log, "ours", every=3), Paced(0.001, log, "theirs"), Plan(requests=9, concurrency=2)
     )
     # 9 alone and 3 rounds of two: of 15 requests each third failed.
-    assert (found.success_rate, found.against_success_rate) == (pytest.approx(10 / 15), 1.0)
+    assert (found.success_rate, found.against_success_rate) == pytest.approx((10 / 15, 1.0))
     assert found.ratios["ttft"].n < 9
 
 

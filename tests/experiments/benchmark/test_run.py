@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 from typer.testing import CliRunner, Result
 
 import story
@@ -154,8 +155,8 @@ def test_a_registered_version_is_measured_as_the_folder_it_was_made_of(tmp_path:
 
 def test_only_its_own_endpoint_is_sent_the_proxy_token() -> None:
     settings = Settings(
-        modal_endpoint_url="https://stories.example/app", modal_key="wk-1", modal_secret="ws-2"
-    )  # type: ignore[arg-type]
+        modal_endpoint_url="https://stories.example/app", modal_key="wk-1", modal_secret=SecretStr("ws-2")
+    )
     own = ("https://stories.example/app", "https://stories.example/app/", "https://stories.example/app/v1")
     for address in own:
         with open_target(address, settings) as target:

@@ -1,0 +1,102 @@
+"""The verbs `story gate`, `story promote` and `story rollback`: their options, and nothing that takes time to load.
+
+`story.py` imports this for every verb, so that `story --help` can list them.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for a machine instead of text.")]
+Version = Annotated[str, typer.Option(help="Number, alias or digest of a registered version.")]
+Thresholds = Annotated[
+    Path | None, typer.Option(help="File of thresholds. Default: experiments/thresholds.yaml.")
+]
+Apply = Annotated[bool, typer.Option("--yes", help="Move the alias; without it, only tell what would move.")]
+
+
+def gate(
+    version: Version = "challenger",
+    model: Annotated[
+        Path | None, typer.Option(help="Judge this model folder, registered or not, instead of a version.")
+    ] = None,
+    against_file: Annotated[
+        Path | None, typer.Option(help="Compare with a champion's losses in a file (--save-champion).")
+    ] = None,
+    save_champion: Annotated[
+        Path | None, typer.Option(help="Judge nothing: write the artifact's losses to this file.")
+    ] = None,
+    thresholds: Thresholds = None,
+    markdown: Annotated[Path | None, typer.Option(help="Also write the decision as Markdown here.")] = None,
+    junit: Annotated[Path | None, typer.Option(help="Also write it as JUnit XML here.")] = None,
+    track: Annotated[bool, typer.Option(help="Log the decision to MLflow; promotion needs it there.")] = True,
+    as_json: Json = False,
+) -> None:
+    """Judge a version by its evidence: exit code 0 for pass, 1 for fail, 3 for undecided."""
+    from rich.console import Console
+
+    from experiments.gate.run import run_gate, save_losses
+    from experiments.gate.shown import junit as as_junit
+    from experiments.gate.shown import markdown as as_markdown
+    from experiments.gate.shown import print_decision
+    from experiments.thresholds import THRESHOLDS, load_thresholds
+    from model.folder import ModelFolder
+    from model.settings import load_settings
+
+    uri = load_settings().mlflow_tracking_uri
+    digest = ModelFolder.open(model).digest if model is not None else None
+    if save_champion is not None:
+        save_losses(uri, save_champion, version=version, digest=digest)
+        return
+    bounds = load_thresholds(thresholds or THRESHOLDS)
+    decision = run_gate(uri, bounds, version=version, digest=digest, against_file=against_file, track=track)
+    if markdown is not None:
+        markdown.write_text(as_markdown(decision), encoding="utf-8")
+    if junit is not None:
+        junit.write_text(as_junit(decision), encoding="utf-8")
+    if as_json:
+        typer.echo(json.dumps(decision.as_dict(), ensure_ascii=False, indent=2))
+    else:
+        print_decision(decision, Console())
+    raise typer.Exit(decision.exit_code)
+
+
+def promote(
+    version: Version = "challenger",
+    thresholds: Thresholds = None,
+    apply: Apply = False,
+    as_json: Json = False,
+) -> None:
+    """Make a version the champion if the gate let it pass; tells what it would do until --yes is given."""
+    from experiments.gate.promotion import promote as move_up
+    from experiments.thresholds import THRESHOLDS, load_thresholds
+    from model.settings import load_settings
+
+    bounds = load_thresholds(thresholds or THRESHOLDS)
+    move = move_up(load_settings().mlflow_tracking_uri, bounds, version=version, apply=apply)
+    _tell(move.as_dict(), "promoted" if apply else "would be promoted (--yes does it)", as_json=as_json)
+
+
+def rollback(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what would move.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Give the alias champion back to the version that had it before."""
+    from experiments.gate.promotion import rollback as move_back
+    from model.settings import load_settings
+
+    move = move_back(load_settings().mlflow_tracking_uri, apply=not dry_run)
+    _tell(move.as_dict(), "would be champion again" if dry_run else "is champion again", as_json=as_json)
+
+
+def _tell(move: dict[str, object], what: str, *, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(move, indent=2))
+        return
+    before = move["champion_before"]
+    known = f"; champion so far: version {before}" if before is not None else ""
+    typer.echo(f"version {move['version']} ({str(move['digest'])[:12]}) {what}{known}")

@@ -1,0 +1,161 @@
+"""From evidence to a decision: every threshold of the file is judged, by the numbers of the raw rows.
+
+A figure that a run merely states is not used where its rows are there: bits per byte come from each story's nats,
+latencies and shares from each request.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+from experiments.benchmark.evidence import BenchmarkEvidence
+from experiments.benchmark.measures import headline
+from experiments.benchmark.sample import Sample
+from experiments.gate.bounds import (
+    Bounds,
+    exactly,
+    paired_difference,
+    ratio_of_sums,
+    resampled_figures,
+    share,
+)
+from experiments.gate.evidence import Baseline, Evidence
+from experiments.gate.verdict import Check, Decision, judge, without
+from experiments.quality.evidence import QualityEvidence
+from experiments.thresholds import Threshold, Thresholds
+
+SHARES = ("success_rate", "error_rate", "goodput_share")
+"""Counted out of n requests: Wilson's bounds."""
+COUNTED = (
+    "concurrent_handling",
+    "max_generation_time",
+    "min_generation_time",
+    "memory_percent",
+    "peak_rss_mb",
+)
+"""Read off the run as it was: an extreme or a count is no estimate of a mean."""
+
+
+def decide(evidence: Evidence, thresholds: Thresholds, *, version: int | None = None) -> Decision:
+    """Judge every threshold. Nothing is skipped in silence: what does not apply is told in the notes."""
+    checks: list[Check] = []
+    notes: list[str] = []
+    bounds = _benchmark_bounds(evidence.benchmark.benchmark)
+    for threshold in thresholds:
+        if threshold.scope == "benchmark":
+            checks.append(_benchmark_check(threshold, evidence, bounds))
+        elif threshold.scope == "quality":
+            checks.append(_quality_check(threshold, evidence))
+        elif evidence.champion is None:
+            notes.append(f"{threshold.metric}: there is no other champion to compare with")
+        elif threshold.unit == "ratio" and not evidence.speed_compared:
+            notes.append(
+                f"{threshold.metric}: the champion is a file, and a speed of another machine is no yardstick"
+            )
+        else:
+            checks.append(_compare_check(threshold, evidence))
+    return Decision(
+        digest=evidence.digest, version=version, champion=evidence.champion, checks=tuple(checks),
+        thresholds_digest=thresholds.digest, evidence=evidence.sources(), notes=tuple(notes),
+        decided=datetime.now(UTC).isoformat(timespec="seconds"),
+    )  # fmt: skip
+
+
+def _benchmark_check(threshold: Threshold, evidence: Evidence, bounds: dict[str, Bounds]) -> Check:
+    if evidence.benchmark.benchmark is None:
+        return without(threshold, evidence.benchmark.missing)
+    found = bounds.get(threshold.metric)
+    if found is None:
+        return without(
+            threshold, "the benchmark did not measure it: its phase was left out, or nothing of it came"
+        )
+    return judge(threshold, found)
+
+
+def _benchmark_bounds(evidence: BenchmarkEvidence | None) -> dict[str, Bounds]:
+    """Every figure of a benchmark with its bounds."""
+    if evidence is None:
+        return {}
+    plan = evidence.report["plan"]
+    own = [row for row in evidence.samples if row.target == "target"]
+
+    def figures(rows: list[Sample]) -> dict[str, float]:
+        every = headline(rows, ttft_limit=plan["ttft_limit"], itl_limit=plan["itl_limit"], memory=None)
+        return {name: figure.value for name, figure in every.items()}
+
+    groups: dict[tuple[str, int], list[Sample]] = {}
+    for row in own:
+        groups.setdefault((row.phase, row.level), []).append(row)
+    spread = resampled_figures(groups, figures)
+    bounds = {}
+    for name, figure in evidence.figures.items():
+        if name in SHARES:
+            bounds[name] = share(round(figure.value * figure.n), figure.n)
+        elif name in COUNTED or name not in spread:
+            bounds[name] = exactly(figure.value, figure.n)
+        else:
+            low, high = spread[name]
+            bounds[name] = Bounds(figure.value, min(low, figure.value), max(high, figure.value), figure.n)
+    return bounds
+
+
+def _quality_check(threshold: Threshold, evidence: Evidence) -> Check:
+    quality = evidence.quality.quality
+    if quality is None:
+        return without(threshold, evidence.quality.missing)
+    if threshold.metric in ("bits_per_byte", "loss"):
+        return judge(threshold, _loss_bounds(quality, threshold.metric))
+    name = f"written/{threshold.metric}"
+    if name not in quality.metrics or f"{name}_low" not in quality.metrics:
+        return without(threshold, "the evaluation wrote no stories, so it was not measured")
+    defined = sum(row.get(threshold.metric) is not None for row in quality.stories)
+    metrics = quality.metrics
+    return judge(threshold, Bounds(metrics[name], metrics[f"{name}_low"], metrics[f"{name}_high"], defined))
+
+
+def _loss_bounds(quality: QualityEvidence, metric: str) -> Bounds:
+    nats = [loss.nats for loss in quality.losses]
+    if metric == "loss":
+        return ratio_of_sums(nats, [loss.tokens for loss in quality.losses])
+    bits = [value / math.log(2) for value in nats]
+    return ratio_of_sums(bits, [loss.bytes for loss in quality.losses])
+
+
+def _compare_check(threshold: Threshold, evidence: Evidence) -> Check:
+    if threshold.metric == "bits_per_byte_difference":
+        return _difference_check(threshold, evidence)
+    benchmark = evidence.comparison.benchmark
+    if benchmark is None:
+        return without(threshold, evidence.comparison.missing)
+    ratio = ((benchmark.report.get("comparison") or {}).get("ratios") or {}).get(threshold.metric)
+    if ratio is None:
+        return without(threshold, "the comparison did not measure it")
+    return judge(threshold, Bounds(ratio["value"], ratio["low"], ratio["high"], ratio["n"]))
+
+
+def _difference_check(threshold: Threshold, evidence: Evidence) -> Check:
+    if evidence.quality.quality is None:
+        return without(threshold, evidence.quality.missing)
+    if evidence.baseline is None:
+        return without(threshold, evidence.no_baseline)
+    pairs = _pairs(evidence.quality.quality, evidence.baseline)
+    if isinstance(pairs, str):
+        return without(threshold, pairs)
+    ours, theirs, sizes = pairs
+    return judge(threshold, paired_difference(ours, theirs, sizes))
+
+
+def _pairs(
+    quality: QualityEvidence, baseline: Baseline
+) -> tuple[Sequence[float], Sequence[float], Sequence[float]] | str:
+    """Bits of the same stories under both models, and their bytes; or why they cannot be paired."""
+    theirs = {loss.id: loss for loss in baseline.losses}
+    ours = {loss.id: loss for loss in quality.losses}
+    if theirs.keys() != ours.keys():
+        common = len(theirs.keys() & ours.keys())
+        return f"champion and challenger were measured on different stories; {common} are common to both"
+    bits = [ours[name].nats / math.log(2) for name in ours]
+    champion_bits = [theirs[name].nats / math.log(2) for name in ours]
+    return bits, champion_bits, [float(ours[name].bytes) for name in ours]

@@ -1,0 +1,221 @@
+"""The gate against a real store: a challenger that is worse is refused, and for the right reason."""
+
+from __future__ import annotations
+
+import io
+import json
+import threading
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+from rich.console import Console
+
+from experiments.gate.evidence import save_baseline
+from experiments.gate.promotion import Move, PromotionError, promote, rollback
+from experiments.gate.run import run_gate
+from experiments.gate.shown import MARK, junit, markdown, print_decision
+from experiments.gate.verdict import Decision, Verdict
+from experiments.quality.evidence import load_quality_evidence
+from experiments.registry.versions import register, versions
+from model.errors import InputError
+from model.folder import ModelFolder
+from tests.experiments.gate.conftest import Place
+from tests.experiments.gate.worse import log_quality, log_speed, noised
+from training.mlflow_store import open_store
+
+
+def verdicts(decision: Decision) -> dict[str, Verdict]:
+    return {check.threshold.metric: check.verdict for check in decision.checks}
+
+
+def why(decision: Decision, metric: str) -> str:
+    return next(check.why for check in decision.checks if check.threshold.metric == metric)
+
+
+def measured(place: Place, folder: ModelFolder, *, delay: float = 0.0, failing: bool = False) -> Decision:
+    log_quality(place.uri, folder, place.stories)
+    log_speed(place.uri, folder, place.bounds, against=place.champion, delay=delay, failing=failing)
+    return run_gate(place.uri, place.bounds)
+
+
+def aliases(uri: str) -> dict[str, int]:
+    return {alias: each.number for each in versions(uri) for alias in each.aliases}
+
+
+def test_a_challenger_as_good_as_the_champion_passes_and_takes_its_place_and_gives_it_back(
+    place: Place,
+) -> None:
+    decision = measured(place, place.challenger)
+    assert decision.verdict == "pass", decision.as_dict()
+    assert (decision.version, decision.champion) == (2, place.champion.digest)
+    dry = promote(place.uri, place.bounds)
+    assert (dry.applied, aliases(place.uri)) == (False, {"champion": 1, "challenger": 2})
+    assert promote(place.uri, place.bounds, apply=True).champion_before == 1
+    assert aliases(place.uri) == {"champion": 2, "previous": 1}
+    tags = open_store(place.uri).get_model_version("story-writer", "2").tags
+    assert (tags["gate"], tags["gate.run_id"]) == ("pass", decision.run_id)
+    assert tags["thresholds.digest"] == place.bounds.digest
+    assert rollback(place.uri).version == 1
+    assert aliases(place.uri) == {"champion": 1, "previous": 2}
+    moves = [run.data.tags["action"] for run in _moves(place.uri)]
+    assert moves == ["rollback", "promote", "promote"], "each move is logged"
+
+
+def _moves(uri: str) -> list[Any]:
+    client = open_store(uri)
+    experiment = client.get_experiment_by_name("story-gate")
+    assert experiment is not None
+    return list(
+        client.search_runs([experiment.experiment_id], "tags.action != ''", order_by=["start_time DESC"])
+    )
+
+
+def test_noised_weights_are_refused_for_their_bits_per_byte(place: Place, tmp_path: Path) -> None:
+    worse = noised(tmp_path, strength=0.3)
+    register(worse, place.uri)
+    decision = measured(place, worse)
+    assert (decision.verdict, decision.exit_code) == ("fail", 1)
+    failed = {name for name, verdict in verdicts(decision).items() if verdict == "fail"}
+    assert failed == {"bits_per_byte_difference"}
+    with pytest.raises(PromotionError, match="verdict on version 3 is fail") as refused:
+        promote(place.uri, place.bounds, apply=True)
+    assert refused.value.exit_code == 1
+    assert aliases(place.uri)["champion"] == 1
+
+
+def test_a_delay_in_decoding_is_refused_for_its_times(place: Place) -> None:
+    found = verdicts(measured(place, place.challenger, delay=0.06))
+    assert {name for name, verdict in found.items() if verdict == "fail"} == {
+        "avg_generation_time",
+        "generation_time_ratio",
+    }
+    assert found["bits_per_byte_difference"] == "pass"
+
+
+def test_one_failing_request_in_three_is_refused_for_the_share_that_came_whole(place: Place) -> None:
+    decision = measured(place, place.challenger, failing=True)
+    assert verdicts(decision)["success_rate"] == "fail"
+    assert verdicts(decision)["bits_per_byte"] == "pass"
+    assert decision.verdict == "fail"
+
+
+def test_with_half_the_evidence_deleted_nothing_is_decided(place: Place) -> None:
+    log_quality(place.uri, place.challenger, place.stories)
+    run = log_speed(place.uri, place.challenger, place.bounds, against=place.champion)
+    client = open_store(place.uri)
+    client.delete_run(run)
+    decision = run_gate(place.uri, place.bounds)
+    assert (decision.verdict, decision.exit_code) == ("undecided", 3)
+    assert "no such benchmark of this artifact" in why(decision, "success_rate")
+    assert verdicts(decision)["bits_per_byte_difference"] == "pass", "what is there still counts"
+    with pytest.raises(PromotionError, match="undecided, not pass") as refused:
+        promote(place.uri, place.bounds, apply=True)
+    assert refused.value.exit_code == 3
+
+
+def test_rows_that_were_cut_out_of_the_evidence_are_noticed(place: Place) -> None:
+    import pandas
+
+    log_quality(place.uri, place.challenger, place.stories)
+    run = log_speed(place.uri, place.challenger, place.bounds, against=place.champion)
+    client = open_store(place.uri)
+    kept = Path(client.get_run(run).info.artifact_uri) / "samples.parquet"
+    rows = pandas.read_parquet(kept)
+    rows.iloc[: len(rows) // 2].to_parquet(kept, index=False)
+    decision = run_gate(place.uri, place.bounds)
+    assert decision.verdict == "undecided"
+    assert "do not follow from its rows" in why(decision, "success_rate")
+
+
+def test_evidence_of_another_digest_counts_for_nothing(place: Place, tmp_path: Path) -> None:
+    measured(place, place.challenger)
+    other = noised(tmp_path, strength=2e-4)
+    register(other, place.uri)
+    decision = run_gate(place.uri, place.bounds)
+    assert decision.version == 3
+    assert set(verdicts(decision).values()) == {"undecided"}
+    assert f"no evaluation of {other.digest[:12]}" in why(decision, "bits_per_byte")
+
+
+def test_evidence_tagged_for_a_digest_that_it_was_not_measured_on_is_noticed(
+    place: Place, tmp_path: Path
+) -> None:
+    other = noised(tmp_path, strength=2e-4)
+    register(other, place.uri)
+    run = log_speed(place.uri, place.challenger, place.bounds)
+    open_store(place.uri).set_tag(run, "artifact.digest", other.digest)
+    assert "is tagged for" in why(run_gate(place.uri, place.bounds), "success_rate")
+
+
+def test_evidence_from_too_long_ago_decides_nothing(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    from datetime import timedelta
+
+    log_quality(place.uri, place.challenger, place.stories)
+    monkeypatch.setattr("experiments.gate.evidence.MAX_AGE", timedelta(0))
+    assert "is 0 days old" in why(run_gate(place.uri, place.bounds), "bits_per_byte")
+
+
+def test_a_verdict_by_other_thresholds_promotes_nothing(place: Place, tmp_path: Path) -> None:
+    import dataclasses
+
+    measured(place, place.challenger)
+    with pytest.raises(PromotionError, match="judged by other thresholds"):
+        promote(place.uri, dataclasses.replace(place.bounds, digest="0" * 64), apply=True)
+
+
+def test_of_two_promotions_at_once_one_moves_the_alias(place: Place) -> None:
+    assert measured(place, place.challenger).verdict == "pass"
+    ends: list[Move | PromotionError] = []
+
+    def go() -> None:
+        try:
+            ends.append(promote(place.uri, place.bounds, apply=True))
+        except PromotionError as error:
+            ends.append(error)
+
+    threads = [threading.Thread(target=go) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert sorted(isinstance(end, Move) for end in ends) == [False, True], ends
+    assert aliases(place.uri) == {"champion": 2, "previous": 1}
+
+
+def test_a_ci_job_gates_against_a_file_without_a_champion_in_the_store(place: Place, tmp_path: Path) -> None:
+    evidence = load_quality_evidence(place.uri, place.champion.digest)
+    assert evidence is not None
+    save_baseline(evidence, tmp_path / "champion.json")
+    empty = f"sqlite:///{tmp_path}/other.db"
+    log_quality(empty, place.challenger, place.stories)
+    log_speed(empty, place.challenger, place.bounds)
+    decision = run_gate(
+        empty, place.bounds, digest=place.challenger.digest, against_file=tmp_path / "champion.json"
+    )
+    assert verdicts(decision)["bits_per_byte_difference"] == "pass"
+    assert decision.verdict == "pass"
+    assert "generation_time_ratio: the champion is a file" in decision.notes[0]
+    (tmp_path / "bad.json").write_text("{}")
+    with pytest.raises(InputError, match="against-file"):
+        run_gate(empty, place.bounds, digest="0" * 64, against_file=tmp_path / "bad.json")
+
+
+def test_a_decision_reads_well_everywhere(place: Place) -> None:
+    log_quality(place.uri, place.challenger, place.stories)
+    decision = run_gate(place.uri, place.bounds)
+    page = markdown(decision)
+    assert page.startswith(MARK), "the comment that is replaced is found by its first line"
+    assert "Model gate: UNDECIDED" in page
+    assert page.count("\n| ") == 2 + len(decision.checks) - 1 + 1
+    shown = io.StringIO()
+    print_decision(decision, Console(file=shown, width=200))
+    assert "UNDECIDED: version 2" in shown.getvalue()
+    suite = ElementTree.fromstring(junit(decision)).find("testsuite")
+    assert suite is not None
+    counted = [check.verdict for check in decision.checks]
+    assert int(suite.get("errors", "")) == counted.count("undecided") == len(suite.findall("*/error"))
+    kept = Path(open_store(place.uri).get_run(str(decision.run_id)).info.artifact_uri)
+    assert json.loads((kept / "decision.json").read_text())["verdict"] == "undecided"
+    assert (kept / "decision.md").read_text() == page

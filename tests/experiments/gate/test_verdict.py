@@ -1,0 +1,96 @@
+"""Three values, never two: what holds at the pessimistic bound, what fails at the optimistic one, and the rest."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from experiments.gate.bounds import Bounds, share
+from experiments.gate.verdict import Check, Decision, Verdict, judge, overall, without
+from experiments.thresholds import Threshold
+
+
+def threshold(**changes: Any) -> Threshold:
+    values: dict[str, Any] = {
+        "metric": "success_rate",
+        "unit": "share",
+        "scope": "benchmark",
+        "reason": "a reason",
+        "at_least": 0.8,
+    }
+    return Threshold(**(values | changes))
+
+
+SLOW: dict[str, Any] = {"metric": "avg_generation_time", "unit": "s", "at_least": None, "at_most": 10.0}
+
+
+@pytest.mark.parametrize(
+    ("bounds", "verdict"),
+    [
+        (Bounds(0.95, 0.85, 0.99, 40), "pass"),
+        (Bounds(0.85, 0.80, 0.90, 40), "pass"),
+        (Bounds(0.85, 0.79, 0.90, 40), "undecided"),
+        (Bounds(0.75, 0.60, 0.85, 40), "undecided"),
+        (Bounds(0.60, 0.50, 0.79, 40), "fail"),
+    ],
+)
+def test_a_lower_bound_is_decided_by_its_pessimistic_side(bounds: Bounds, verdict: Verdict) -> None:
+    assert judge(threshold(), bounds).verdict == verdict
+
+
+def test_an_upper_bound_is_decided_the_other_way_round() -> None:
+    assert judge(threshold(**SLOW), Bounds(8, 7, 9, 30)).verdict == "pass"
+    assert judge(threshold(**SLOW), Bounds(8, 7, 11, 30)).verdict == "undecided"
+    assert judge(threshold(**SLOW), Bounds(12, 11, 13, 30)).verdict == "fail"
+
+
+def test_too_few_observations_decide_nothing_however_good_they_are() -> None:
+    check = judge(threshold(min_n=30), share(29, 29))
+    assert check.verdict == "undecided"
+    assert check.margin == pytest.approx(0.2)
+    assert "29 observations are too few" in check.why
+
+
+def test_ten_of_ten_is_not_enough_to_claim_four_in_five() -> None:
+    assert judge(threshold(), share(10, 10)).verdict == "undecided"
+    assert judge(threshold(), share(19, 20)).verdict == "pass"
+    assert judge(threshold(), share(10, 20)).verdict == "fail"
+
+
+def test_missing_evidence_is_undecided_and_says_why() -> None:
+    check = without(threshold(), "it was never measured")
+    assert (check.verdict, check.bounds, check.margin) == ("undecided", None, None)
+    assert check.as_dict()["why"] == "it was never measured"
+
+
+@pytest.mark.parametrize("verdicts", list(itertools.product(("pass", "fail", "undecided"), repeat=3)))
+def test_a_version_passes_only_if_every_check_does(verdicts: tuple[Verdict, ...]) -> None:
+    together = overall(verdicts)
+    assert (together == "pass") == all(each == "pass" for each in verdicts)
+    assert (together == "fail") == ("fail" in verdicts)
+
+
+def test_of_no_check_nothing_can_be_said() -> None:
+    assert overall([]) == "undecided"
+
+
+@given(st.floats(0, 1), st.floats(0, 1), st.floats(0, 1), st.integers(1, 1000))
+def test_nan_and_disorder_never_pass(low: float, value: float, high: float, n: int) -> None:
+    low, value, high = sorted((low, value, high))
+    verdict = judge(threshold(), Bounds(value, low, high, n)).verdict
+    assert (verdict == "pass") == (low >= 0.8)
+    assert judge(threshold(), Bounds(float("nan"), float("nan"), float("nan"), n)).verdict != "pass"
+
+
+def test_the_exit_code_tells_the_verdict() -> None:
+    def decision(*checks: Check) -> Decision:
+        return Decision(digest="d" * 64, version=1, champion=None, checks=checks, thresholds_digest="t")
+
+    good, bad = judge(threshold(), share(50, 50)), judge(threshold(), share(5, 50))
+    assert decision(good).exit_code == 0
+    assert decision(good, bad).exit_code == 1
+    assert decision(good, without(threshold(), "gone")).exit_code == 3
