@@ -27,6 +27,7 @@ from model.network import StoryNetwork
 from training.checkpoint import BEST, LAST, find_checkpoint, read_checkpoint, write_checkpoint
 from training.optim import Optimizers, rate_share
 from training.parallel import Group
+from training.precision import has_bf16
 from training.recipe import Recipe
 from training.report import EvaluationReport, Observer, Outcome, RunEnd, RunStart, StepReport
 from training.rows import IGNORED, RowStream
@@ -88,7 +89,7 @@ class Trainer:
                 "out", f"already holds a run ({out}); --resume continues it, another --out starts anew"
             )
         self.resumed_from = self.step
-        self.bf16 = recipe.precision == "bf16" or (recipe.precision == "auto" and _has_bf16(self.device))
+        self.bf16 = recipe.precision == "bf16" or (recipe.precision == "auto" and has_bf16(self.device))
         self.loss_sum = torch.compile(self.network.loss_sum) if recipe.compile else self.network.loss_sum
         self._stop = threading.Event()
         self.group.meet()  # before anyone writes to `out`: the others have to find it as it was
@@ -288,13 +289,6 @@ def _fixed(recipe: dict[str, Any], data: object) -> dict[str, object]:
     chosen = {"data": data, "optimizer.name": recipe.get("optimizer", {}).get("name")}
     chosen |= {name: recipe.get(name) for name in ("seed", "row_tokens")}
     return chosen | {f"model.{name}": value for name, value in recipe.get("model", {}).items()}
-
-
-def _has_bf16(device: torch.device) -> bool:
-    """True where bf16 matrix products are faster than fp32 (3x on AVX-512 BF16), not merely emulated."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return bool(torch.cpu.get_capabilities().get("avx512_bf16", False))
 
 
 class _Interrupts:
