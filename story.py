@@ -202,6 +202,10 @@ def train(
         bool,
         typer.Option("--resume", help="Go on exactly where the run in --out stopped, with its own recipe."),
     ] = False,
+    init: Annotated[
+        Path | None,
+        typer.Option(help="Start a new run from the weights in this model folder or checkpoint."),
+    ] = None,
     minutes: Annotated[
         float | None,
         typer.Option(help="Minutes of the whole run, earlier parts of a resumed one included; it ends then."),
@@ -225,7 +229,7 @@ def train(
         recipe = resumed_recipe(out, overrides or [])
     else:
         recipe = load_recipe(preset, config, overrides or [])
-    result = run_training(recipe, data=data, out=out, resume=resume, minutes=minutes, track=track)
+    result = run_training(recipe, data=data, out=out, resume=resume, init=init, minutes=minutes, track=track)
     if as_json and os.environ.get("RANK", "0") == "0":
         print_json(result.as_dict())
 

@@ -4,16 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from model.folder import read_config
 from model.network import StoryNetwork
 from training.acceptance import Acceptance
 
 
+def history(notes: dict[str, Any]) -> list[dict[str, Any]]:
+    """The notes of each training run that made these weights, the first one first."""
+    earlier = notes.get("init")
+    return [*(history(earlier) if earlier else []), notes]
+
+
+def _told(notes: dict[str, Any]) -> str:
+    """One training run in one line."""
+    recipe, earlier = notes.get("recipe", {}), notes.get("init")
+    optimizer = recipe.get("optimizer", {})
+    chosen = {
+        "peak rate": optimizer.get("matrix_lr"),
+        "dropout": recipe.get("dropout"),
+        "average of the weights": recipe.get("average"),
+    }
+    return (
+        (f"- from the weights of `{earlier['digest'][:12]}`: " if earlier else "- ")
+        + f"recipe `{recipe.get('name', 'unknown')}`, seed {recipe.get('seed', 'unknown')}, "
+        + "".join(f"{name} {value:g}, " for name, value in chosen.items() if value)
+        + f"{notes.get('step', 0):,} steps, {notes.get('tokens', 0):,} tokens, "
+        + f"{notes.get('elapsed', 0) / 60:.0f} minutes; data digest `{notes.get('data', 'unknown')}`"
+    )
+
+
 def write_card(folder: Path, network: StoryNetwork, accepted: Sequence[Acceptance]) -> None:
     """Write `card.md` into a model folder, from its config.json and the figures of its acceptance."""
     notes, config = read_config(folder), network.config
-    recipe = notes.get("recipe", {})
     best = notes.get("best_bits_per_byte")
     lines = [
         "# A small story model",
@@ -24,10 +48,8 @@ def write_card(folder: Path, network: StoryNetwork, accepted: Sequence[Acceptanc
         "",
         "## How it was made",
         "",
-        f"- recipe `{recipe.get('name', 'unknown')}`, seed {recipe.get('seed', 'unknown')}, "
-        f"{notes.get('step', 0):,} steps, {notes.get('tokens', 0):,} tokens, "
-        f"{notes.get('elapsed', 0) / 60:.0f} minutes; the whole recipe stands in `config.json`",
-        f"- data digest `{notes.get('data', 'unknown')}`",
+        *(_told(part) for part in history(notes)),
+        "- the whole recipe stands in `config.json`",
         "",
         "## Figures",
         "",

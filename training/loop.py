@@ -25,6 +25,7 @@ from torch import Tensor
 from model.errors import InputError, ModelError, TrainingError
 from model.network import StoryNetwork
 from training.checkpoint import BEST, LAST, find_checkpoint, read_checkpoint, write_checkpoint
+from training.initial import read_initial
 from training.optim import Optimizers, rate_share
 from training.parallel import Group
 from training.precision import has_bf16
@@ -41,11 +42,13 @@ EVALUATED_PARTS = 8
 class Trainer:
     """One run over the shards in `data`, with its checkpoints in `out`.
 
+    It starts from random weights, or from those in `init`, a model folder or a checkpoint.
+
     Raises:
-        InputError: recipe and data do not fit together; `out` holds a run and `resume` is not set, or is set and
-            would change what the run is made of.
+        InputError: recipe, data and `init` do not fit together; `out` holds a run and `resume` is not set, or is
+            set and would change what the run is made of.
         DataError: the shards are missing or damaged.
-        ModelError: there is no run to resume, or its checkpoint is damaged.
+        ModelError: there is no run to resume, or its checkpoint is damaged, or `init` is.
     """
 
     def __init__(
@@ -57,6 +60,7 @@ class Trainer:
         observers: Sequence[Observer] = (),
         group: Group | None = None,
         resume: bool = False,
+        init: Path | None = None,
     ) -> None:
         self.recipe, self.data, self.out = recipe, data, out
         self.group = group or Group()
@@ -81,6 +85,12 @@ class Trainer:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         torch.manual_seed(recipe.seed)
         self.network = StoryNetwork(recipe.model).to(self.device)
+        self.origin: dict[str, Any] | None = None
+        if resume and init:
+            raise InputError("init", f"cannot be given with resume: the run in {out} has weights already")
+        if init:
+            network, self.origin = read_initial(init, recipe.model, data / "tokenizer.json")
+            self.network.load_state_dict(network.state_dict())
         self.optimizers = Optimizers(self.network, recipe.optimizer)
         if resume:
             self._resume()
@@ -103,6 +113,7 @@ class Trainer:
         start = RunStart(
             recipe=self.recipe.as_dict(), parameters=self.network.parameter_count(), data=self.meta,
             data_folder=self.data, out=self.out, world_size=self.group.size, resumed_from=self.resumed_from,
+            init=self.origin["digest"] if self.origin else None,
         )  # fmt: skip
         outcome: Outcome = "failed"
         reason = "an unexpected error"
@@ -239,6 +250,8 @@ class Trainer:
             "recipe": self.recipe.as_dict(), "data": self.meta.get("digest"), "step": self.step,
             "tokens": self.tokens, "elapsed": round(self.elapsed, 1), "best_bits_per_byte": self.best,
         }  # fmt: skip
+        if self.origin:
+            notes["init"] = self.origin
         tokenizer = self.data / "tokenizer.json"
         write_checkpoint(self.out / name, self.network, tokenizer=tokenizer, notes=notes, trainer=trainer)
 
@@ -257,6 +270,7 @@ class Trainer:
                 )  # fmt: skip
         self.network.load_state_dict(network.state_dict())
         self.optimizers.load_state_dict(state["optimizers"])
+        self.origin = notes.get("init")
         self.rows.seek(state["rows"])
         self.step, self.tokens, self.worse = state["step"], state["tokens"], state["worse"]
         self.elapsed, self.best, self.saved = state["elapsed"], state["best"], self.step
