@@ -24,6 +24,7 @@ from torch import Tensor
 
 from model.errors import InputError, ModelError, TrainingError
 from model.network import StoryNetwork
+from training.averaging import Average
 from training.checkpoint import BEST, LAST, find_checkpoint, read_checkpoint, write_checkpoint
 from training.initial import read_initial
 from training.optim import Optimizers, rate_share
@@ -84,13 +85,14 @@ class Trainer:
         self.best: float | None = None
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         torch.manual_seed(recipe.seed)
-        self.network = StoryNetwork(recipe.model).to(self.device)
+        self.network = StoryNetwork(recipe.model, dropout=recipe.dropout).to(self.device)
         self.origin: dict[str, Any] | None = None
         if resume and init:
             raise InputError("init", f"cannot be given with resume: the run in {out} has weights already")
         if init:
             network, self.origin = read_initial(init, recipe.model, data / "tokenizer.json")
             self.network.load_state_dict(network.state_dict())
+        self.average = Average(self.network, recipe.average) if recipe.average else None
         self.optimizers = Optimizers(self.network, recipe.optimizer)
         if resume:
             self._resume()
@@ -176,10 +178,13 @@ class Trainer:
         began = time.monotonic()
         rows = [next(self.rows) for _ in range(recipe.rows)]
         count = sum(int((targets != IGNORED).sum()) for _, targets in rows)
-        mine = rows[self.group.rank :: self.group.size]
         nats = torch.zeros(1, dtype=torch.float64)
-        for first in range(0, len(mine), recipe.micro_rows):
-            inputs_BT, targets_BT = self._stack(mine[first : first + recipe.micro_rows])
+        # Whole passes are shared out, so that each drops the same values whoever computes it.
+        for index in range(self.group.rank, recipe.rows // recipe.micro_rows, self.group.size):
+            first = index * recipe.micro_rows
+            inputs_BT, targets_BT = self._stack(rows[first : first + recipe.micro_rows])
+            if recipe.dropout:
+                self._throw(index)
             with self._autocast():
                 loss = self.loss_sum(inputs_BT, targets_BT) / count
             loss.backward()
@@ -197,6 +202,8 @@ class Trainer:
         self.optimizers.set_rate(share)
         self.optimizers.step()
         self.optimizers.zero_grad()
+        if self.average:
+            self.average.update()
         self.step += 1
         self.tokens += count
         seconds = time.monotonic() - began
@@ -208,8 +215,19 @@ class Trainer:
         for observer in self.observers:
             observer.stepped(report)
 
+    def _throw(self, index: int) -> None:
+        """The dice of pass `index` of this step: they follow from seed and step, so a resume throws the same."""
+        dice = np.random.SeedSequence([self.recipe.seed, self.step, index])
+        torch.manual_seed(int(dice.generate_state(1, np.uint64)[0]))
+
     def _evaluate(self) -> None:
         self.network.eval()
+        with self.average.applied() if self.average else nullcontext():
+            self._judge()
+        self.network.train()
+
+    def _judge(self) -> None:
+        """Validate the network as it is now, and keep it if it is the best."""
         loss, bits = self.validation.measure(self.network)
         if not math.isfinite(bits):
             raise TrainingError(
@@ -232,7 +250,6 @@ class Trainer:
             )  # fmt: skip
             for observer in self.observers:
                 observer.evaluated(report)
-        self.network.train()
 
     def _save(self) -> None:
         if self.group.first:
@@ -240,6 +257,7 @@ class Trainer:
                 "step": self.step, "tokens": self.tokens, "elapsed": self.elapsed, "best": self.best,
                 "worse": self.worse, "evaluated": self.evaluated, "part": self.part, "rows": self.rows.state(),
                 "optimizers": self.optimizers.state_dict(),
+                "average": self.average.state_dict() if self.average else None,
             }  # fmt: skip
             self._write(LAST, state)
         self.group.meet()  # so that nobody resumes from an earlier one
@@ -271,6 +289,10 @@ class Trainer:
         self.network.load_state_dict(network.state_dict())
         self.optimizers.load_state_dict(state["optimizers"])
         self.origin = notes.get("init")
+        if self.recipe.average:
+            self.average = Average(self.network, self.recipe.average)  # from here on, where there was none
+            if state.get("average"):
+                self.average.load_state_dict(state["average"])
         self.rows.seek(state["rows"])
         self.step, self.tokens, self.worse = state["step"], state["tokens"], state["worse"]
         self.elapsed, self.best, self.saved = state["elapsed"], state["best"], self.step
