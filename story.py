@@ -191,7 +191,8 @@ def train(
         list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Fields of the recipe to change.")
     ] = None,
     preset: Annotated[
-        str | None, typer.Option(help="Recipe by name: small (the default), tiny, recurrent, transformer.")
+        str | None,
+        typer.Option(help="Recipe by name: small (the default), continued, tiny, recurrent, transformer."),
     ] = None,
     config: Annotated[Path | None, typer.Option(help="Recipe as a TOML file, instead of --preset.")] = None,
     data: Annotated[Path, typer.Option(help="Token shards, as `story data` makes them.")] = Path(
@@ -308,13 +309,17 @@ app.command()(benchmark)
 def export(
     checkpoint: Annotated[Path, typer.Argument(help="Checkpoint of a training run.")],
     out: Annotated[Path, typer.Option(help="Model folder to make.")] = Path("runs/model"),
+    calibrate: Annotated[
+        Path | None,
+        typer.Option(help="Token shards; make the model as sure as it is right on their validation stories."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Make a self-contained model folder for serving out of a checkpoint."""
     _settings()
     from training.export import export_checkpoint
 
-    report = export_checkpoint(checkpoint, out).as_dict()
+    report = export_checkpoint(checkpoint, out, calibrate_on=calibrate).as_dict()
     (print_json if as_json else print_rows)(report)
 
 

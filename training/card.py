@@ -35,6 +35,16 @@ def _told(notes: dict[str, Any]) -> str:
     )
 
 
+def _calibrated(notes: dict[str, Any]) -> list[str]:
+    """What calibration did, if there was one."""
+    if not (told := notes.get("calibration")):
+        return []
+    return [
+        f"- logits scaled by {told['scale']:.3f}, chosen on the first {told['stories']:,} validation stories: "
+        f"{told['bits_per_byte_before']:.4f} bits per byte there without it, {told['bits_per_byte']:.4f} with it"
+    ]
+
+
 def write_card(folder: Path, network: StoryNetwork, accepted: Sequence[Acceptance]) -> None:
     """Write `card.md` into a model folder, from its config.json and the figures of its acceptance."""
     notes, config = read_config(folder), network.config
@@ -54,6 +64,7 @@ def write_card(folder: Path, network: StoryNetwork, accepted: Sequence[Acceptanc
         "## Figures",
         "",
         f"- {best:.4f} bits per byte on the training run's validation stories" if best else "- not validated",
+        *_calibrated(notes),
         "",
         "Largest difference of any logit from fp32 PyTorch, on trained weights and real stories, by batch size "
         f"(the logits' standard deviation is {accepted[0].spread:.2f}):",

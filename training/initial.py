@@ -7,15 +7,15 @@ into its notes, so that no checkpoint and no model card hides where its weights 
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
 from model.checkpoint import load_network
 from model.config import ModelConfig
-from model.errors import InputError, ModelError
+from model.errors import InputError
 from model.folder import ModelFolder, read_config
 from model.network import StoryNetwork
+from training.bpe import same_tokenizer
 
 
 def read_initial(folder: Path, sizes: ModelConfig, tokenizer: Path) -> tuple[StoryNetwork, dict[str, Any]]:
@@ -26,7 +26,7 @@ def read_initial(folder: Path, sizes: ModelConfig, tokenizer: Path) -> tuple[Sto
 
     Raises:
         InputError: its sizes are not `sizes`, or its tokenizer is not `tokenizer`.
-        ModelError: the folder is missing or damaged.
+        ModelError, DataError: the folder is missing or damaged.
     """
     network, notes = load_network(folder), read_config(folder)
     if (folder / "digest").is_file():
@@ -39,17 +39,10 @@ def read_initial(folder: Path, sizes: ModelConfig, tokenizer: Path) -> tuple[Sto
             raise InputError(
                 "init", f"has model.{name} = {theirs[name]!r} ({folder}), and this run {value!r}"
             )
-    if _read_tokenizer(folder / "tokenizer.json") != _read_tokenizer(tokenizer):
+    if not same_tokenizer(folder / "tokenizer.json", tokenizer):
         raise InputError(
             "init", f"has another tokenizer than the data ({folder}); "
             f"`story data --tokenizer {folder / 'tokenizer.json'}` makes data for it",
         )  # fmt: skip
     del notes["format"], notes["model"]
     return network, {"digest": digest, **notes}
-
-
-def _read_tokenizer(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path} cannot be read: {error}") from None

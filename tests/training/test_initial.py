@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from model.errors import InputError, ModelError
+from model.errors import InputError, ModelError, StoryError
 from model.folder import ModelFolder, read_config
 from tests.model.small_model import SMALL, copy_of, small_folder
 from tests.training.runs import Recorder, same_weights, smallest, train, weights
@@ -167,6 +167,6 @@ def test_a_folder_that_lacks_a_file_is_refused_by_name(
     init = tmp_path / "init"
     shutil.copytree(whole[1] / "best", init)
     (init / missing).unlink()
-    with pytest.raises(ModelError, match=rf"{missing} cannot be read"):
+    with pytest.raises(StoryError, match=rf"{missing}:? cannot be read"):
         start(shards, tmp_path / "run", init)
     assert not (tmp_path / "run").exists()
