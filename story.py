@@ -309,6 +309,10 @@ app.command()(benchmark)
 def export(
     checkpoint: Annotated[Path, typer.Argument(help="Checkpoint of a training run.")],
     out: Annotated[Path, typer.Option(help="Model folder to make.")] = Path("runs/model"),
+    blend: Annotated[
+        Path | None,
+        typer.Option(help="Model folder or checkpoint; take the mean of its weights and the checkpoint's."),
+    ] = None,
     calibrate: Annotated[
         Path | None,
         typer.Option(help="Token shards; make the model as sure as it is right on their validation stories."),
@@ -319,7 +323,7 @@ def export(
     _settings()
     from training.export import export_checkpoint
 
-    report = export_checkpoint(checkpoint, out, calibrate_on=calibrate).as_dict()
+    report = export_checkpoint(checkpoint, out, blend_with=blend, calibrate_on=calibrate).as_dict()
     (print_json if as_json else print_rows)(report)
 
 

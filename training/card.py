@@ -35,6 +35,13 @@ def _told(notes: dict[str, Any]) -> str:
     )
 
 
+def _blended(notes: dict[str, Any]) -> list[str]:
+    """Whose weights were mixed in, if any were."""
+    if not (told := notes.get("blend")):
+        return []
+    return [f"- then the mean of these weights and, to {told['share']:.0%}, those of `{told['digest'][:12]}`"]
+
+
 def _calibrated(notes: dict[str, Any]) -> list[str]:
     """What calibration did, if there was one."""
     if not (told := notes.get("calibration")):
@@ -59,6 +66,7 @@ def write_card(folder: Path, network: StoryNetwork, accepted: Sequence[Acceptanc
         "## How it was made",
         "",
         *(_told(part) for part in history(notes)),
+        *_blended(notes),
         "- the whole recipe stands in `config.json`",
         "",
         "## Figures",

@@ -18,11 +18,14 @@ from model.network import StoryNetwork
 from training.bpe import same_tokenizer
 
 
-def read_initial(folder: Path, sizes: ModelConfig, tokenizer: Path) -> tuple[StoryNetwork, dict[str, Any]]:
+def read_initial(
+    folder: Path, sizes: ModelConfig, tokenizer: Path, *, name: str = "init"
+) -> tuple[StoryNetwork, dict[str, Any]]:
     """The network in `folder` (a model folder or a checkpoint), and what a run's notes should tell of it.
 
     The notes are those of the folder (its recipe, data, steps …; `init` again, if it was a continuation
-    itself) and its `digest`: a model folder's own, or SHA-256 of a checkpoint's weights.
+    itself) and its `digest`: a model folder's own, or SHA-256 of a checkpoint's weights. `name` is the option that
+    an error speaks of.
 
     Raises:
         InputError: its sizes are not `sizes`, or its tokenizer is not `tokenizer`.
@@ -34,14 +37,12 @@ def read_initial(folder: Path, sizes: ModelConfig, tokenizer: Path) -> tuple[Sto
     else:
         digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
     theirs, ours = network.config.as_dict(), sizes.as_dict()
-    for name, value in ours.items():
-        if theirs[name] != value:
-            raise InputError(
-                "init", f"has model.{name} = {theirs[name]!r} ({folder}), and this run {value!r}"
-            )
+    for key, value in ours.items():
+        if theirs[key] != value:
+            raise InputError(name, f"has model.{key} = {theirs[key]!r} ({folder}), and not {value!r}")
     if not same_tokenizer(folder / "tokenizer.json", tokenizer):
         raise InputError(
-            "init", f"has another tokenizer than the data ({folder}); "
+            name, f"has another tokenizer ({folder}) than {tokenizer.parent}; "
             f"`story data --tokenizer {folder / 'tokenizer.json'}` makes data for it",
         )  # fmt: skip
     del notes["format"], notes["model"]

@@ -130,9 +130,7 @@ def test_other_sizes_are_refused_by_name(
     values = smallest().as_dict()
     ours = values["model"][name]
     recipe = Recipe.from_dict(values | {"model": values["model"] | {name: value}})
-    with pytest.raises(
-        InputError, match=rf"^init has model\.{name} = {ours!r} \(.*\), and this run {value!r}$"
-    ):
+    with pytest.raises(InputError, match=rf"^init has model\.{name} = {ours!r} \(.*\), and not {value!r}$"):
         start(shards, tmp_path / "run", whole[1] / "best", recipe)
 
 
@@ -145,7 +143,7 @@ def test_another_tokenizer_of_the_same_size_is_refused(
     merges = pieces["model"]["merges"]
     merges[-1], merges[-2] = merges[-2], merges[-1]
     (init / "tokenizer.json").write_text(json.dumps(pieces), "utf-8")
-    with pytest.raises(InputError, match=r"^init has another tokenizer than the data") as caught:
+    with pytest.raises(InputError, match=r"^init has another tokenizer \(.*\) than ") as caught:
         start(shards, tmp_path / "run", init)
     assert f"story data --tokenizer {init / 'tokenizer.json'}" in str(caught.value)
 
