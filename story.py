@@ -204,8 +204,7 @@ def train(
         typer.Option("--resume", help="Go on exactly where the run in --out stopped, with its own recipe."),
     ] = False,
     init: Annotated[
-        Path | None,
-        typer.Option(help="Start a new run from the weights in this model folder or checkpoint."),
+        Path | None, typer.Option(help="Model or checkpoint whose weights to start from.")
     ] = None,
     minutes: Annotated[
         float | None,
@@ -259,10 +258,7 @@ def evaluate(
         ),
     ] = None,
     judge: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder of a larger model in Hugging Face's form, which reads the written stories."
-        ),
+        Path | None, typer.Option(help="Folder of a larger Hugging Face model, which reads the stories.")
     ] = None,
     track: Annotated[bool, typer.Option(help="Log the figures as evidence to MLflow.")] = True,
     as_json: Json = False,
@@ -309,14 +305,8 @@ app.command()(benchmark)
 def export(
     checkpoint: Annotated[Path, typer.Argument(help="Checkpoint of a training run.")],
     out: Annotated[Path, typer.Option(help="Model folder to make.")] = Path("runs/model"),
-    blend: Annotated[
-        Path | None,
-        typer.Option(help="Model folder or checkpoint; take the mean of its weights and the checkpoint's."),
-    ] = None,
-    calibrate: Annotated[
-        Path | None,
-        typer.Option(help="Token shards; make the model as sure as it is right on their validation stories."),
-    ] = None,
+    blend: Annotated[Path | None, typer.Option(help="Model to take the mean of the weights with.")] = None,
+    calibrate: Annotated[Path | None, typer.Option(help="Token shards to calibrate its sureness on.")] = None,
     as_json: Json = False,
 ) -> None:
     """Make a self-contained model folder for serving out of a checkpoint."""
