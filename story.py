@@ -203,9 +203,7 @@ def train(
         bool,
         typer.Option("--resume", help="Go on exactly where the run in --out stopped, with its own recipe."),
     ] = False,
-    init: Annotated[
-        Path | None, typer.Option(help="Model or checkpoint whose weights to start from.")
-    ] = None,
+    init: Annotated[Path | None, typer.Option(help="Model or checkpoint to start from.")] = None,
     minutes: Annotated[
         float | None,
         typer.Option(help="Minutes of the whole run, earlier parts of a resumed one included; it ends then."),
