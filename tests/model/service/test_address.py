@@ -32,7 +32,7 @@ async def test_a_connection_sends_small_messages_at_once() -> None:
 def test_a_port_that_is_taken_and_an_address_elsewhere_are_told_in_one_line() -> None:
     with bound("127.0.0.1", 0) as taken:
         taken.listen()
-        with pytest.raises(InputError, match="port .* cannot be used"):
+        with pytest.raises(InputError, match=r"port .* cannot be used"):
             bound("127.0.0.1", taken.getsockname()[1])
     with pytest.raises(InputError, match="host must be an address of this machine"):
         bound("no-such-host.invalid", 0)
