@@ -190,7 +190,8 @@ def train(
         list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Fields of the recipe to change.")
     ] = None,
     preset: Annotated[
-        str | None, typer.Option(help="Recipe by name: small (the default), tiny, recurrent, transformer.")
+        str | None,
+        typer.Option(help="Recipe by name: small (the default), continued, tiny, recurrent, transformer."),
     ] = None,
     config: Annotated[Path | None, typer.Option(help="Recipe as a TOML file, instead of --preset.")] = None,
     data: Annotated[Path, typer.Option(help="Token shards, as `story data` makes them.")] = Path(
@@ -201,6 +202,7 @@ def train(
         bool,
         typer.Option("--resume", help="Go on exactly where the run in --out stopped, with its own recipe."),
     ] = False,
+    init: Annotated[Path | None, typer.Option(help="Model or checkpoint to start from.")] = None,
     minutes: Annotated[
         float | None,
         typer.Option(help="Minutes of the whole run, earlier parts of a resumed one included; it ends then."),
@@ -224,7 +226,7 @@ def train(
         recipe = resumed_recipe(out, overrides or [])
     else:
         recipe = load_recipe(preset, config, overrides or [])
-    result = run_training(recipe, data=data, out=out, resume=resume, minutes=minutes, track=track)
+    result = run_training(recipe, data=data, out=out, resume=resume, init=init, minutes=minutes, track=track)
     if as_json and os.environ.get("RANK", "0") == "0":
         print_json(result.as_dict())
 
@@ -253,10 +255,7 @@ def evaluate(
         ),
     ] = None,
     judge: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder of a larger model in Hugging Face's form, which reads the written stories."
-        ),
+        Path | None, typer.Option(help="Folder of a larger Hugging Face model, which reads the stories.")
     ] = None,
     track: Annotated[bool, typer.Option(help="Log the figures as evidence to MLflow.")] = True,
     as_json: Json = False,
@@ -298,13 +297,15 @@ app.command()(benchmark)
 def export(
     checkpoint: Annotated[Path, typer.Argument(help="Checkpoint of a training run.")],
     out: Annotated[Path, typer.Option(help="Model folder to make.")] = Path("runs/model"),
+    blend: Annotated[Path | None, typer.Option(help="Model to take the mean of the weights with.")] = None,
+    calibrate: Annotated[Path | None, typer.Option(help="Token shards to calibrate its sureness on.")] = None,
     as_json: Json = False,
 ) -> None:
     """Make a self-contained model folder for serving out of a checkpoint."""
     _settings()
     from training.export import export_checkpoint
 
-    report = export_checkpoint(checkpoint, out).as_dict()
+    report = export_checkpoint(checkpoint, out, blend_with=blend, calibrate_on=calibrate).as_dict()
     (print_json if as_json else print_rows)(report)
 
 

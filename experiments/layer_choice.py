@@ -25,6 +25,7 @@ from experiments.rglru import Rglru
 from model.network import Recurrence, StoryNetwork
 from training.optim import Optimizers, rate_share
 from training.parallel import Group
+from training.precision import has_bf16
 from training.recipe import OptimizerRecipe, load_recipe
 from training.rows import IGNORED, RowStream
 from training.shards import TokenShard
@@ -82,7 +83,7 @@ def train(candidate: str, data: Path, seconds: float, stories: int, *, compiled:
         batch = [next(rows) for _ in range(ROWS)]
         inputs, targets = (torch.from_numpy(np.stack(part)) for part in zip(*batch, strict=True))
         count = int((targets != IGNORED).sum())
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=has_bf16(torch.device("cpu"))):
             loss = loss_sum(inputs, targets) / count
         loss.backward()
         nn.utils.clip_grad_norm_(network.parameters(), recipe.clip)

@@ -258,8 +258,9 @@ class Attention(nn.Module):
 class Block(nn.Module):
     """A mixer over time, then a ReLU² MLP (So et al. 2021), each on a normed copy of the residual stream."""
 
-    def __init__(self, kind: str, config: ModelConfig) -> None:
+    def __init__(self, kind: str, config: ModelConfig, dropout: float = 0.0) -> None:
         super().__init__()
+        self.dropout = nn.Dropout(dropout)
         self.mixer = Recurrence(config) if kind == "R" else Attention(config)
         self.up = nn.Linear(config.width, config.mlp_width, bias=False)
         self.down = nn.Linear(config.mlp_width, config.width, bias=False)
@@ -270,8 +271,8 @@ class Block(nn.Module):
         return cast(Tensor, self.down(F.relu(self.up(rms_norm(x))).square()))
 
     def forward(self, x_BTD: Tensor, story_BT: Tensor) -> Tensor:
-        x_BTD = x_BTD + self.mixer(rms_norm(x_BTD), story_BT)
-        return x_BTD + self.mlp(x_BTD)
+        x_BTD = x_BTD + cast(Tensor, self.dropout(self.mixer(rms_norm(x_BTD), story_BT)))
+        return x_BTD + cast(Tensor, self.dropout(self.mlp(x_BTD)))
 
     def step(
         self, x_BD: Tensor, state: LayerState, fresh_B: Tensor, position_B: Tensor
@@ -286,19 +287,24 @@ class Block(nn.Module):
 
 
 class StoryNetwork(nn.Module):
-    """Embedding, blocks, and the same embedding as the output matrix (Press & Wolf 2017)."""
+    """Embedding, blocks, and the same embedding as the output matrix (Press & Wolf 2017).
 
-    def __init__(self, config: ModelConfig) -> None:
+    `dropout` (Srivastava et al. 2014) is the share of the embedded tokens' and of each branch's values that
+    training drops; `eval()` and the step form drop none.
+    """
+
+    def __init__(self, config: ModelConfig, *, dropout: float = 0.0) -> None:
         super().__init__()
         self.config = config
+        self.dropout = nn.Dropout(dropout)
         self.embedding = nn.Embedding(config.vocab_size, config.width)
-        self.blocks = nn.ModuleList(Block(kind, config) for kind in config.pattern)
+        self.blocks = nn.ModuleList(Block(kind, config, dropout) for kind in config.pattern)
         nn.init.normal_(self.embedding.weight, std=0.02)
 
     def hidden(self, tokens_BT: Tensor) -> Tensor:
         """Tokens to the last normed hidden state (B, T, D)."""
         story_BT = (tokens_BT == END_OF_STORY_ID).cumsum(1)
-        x_BTD = rms_norm(self.embedding(tokens_BT))
+        x_BTD = self.dropout(rms_norm(self.embedding(tokens_BT)))
         for block in self.blocks:
             x_BTD = block(x_BTD, story_BT)
         return rms_norm(x_BTD)

@@ -116,7 +116,8 @@ def test_training_with_several_processes_starts_this_command_in_each(monkeypatch
 
     monkeypatch.setattr("training.run.relaunch", relaunch)
     monkeypatch.setattr("training.run.train", train)
-    arguments = ["train", "--processes", "2", "steps=3", "--minutes", "2", "--no-track", "--json"]
+    arguments = ["train", "--processes", "2", "steps=3", "--minutes", "2", "--init", "some/model"]
+    arguments += ["--no-track", "--json"]
     monkeypatch.setattr(sys, "argv", ["story", *arguments])
     assert run(*arguments).exit_code == 7, "the launcher's exit code is ours"
     assert (started, trained) == ([(2, arguments)], [])
@@ -127,7 +128,7 @@ def test_training_with_several_processes_starts_this_command_in_each(monkeypatch
     second = run(*arguments)
     assert len(started) == 1, "a started process trains itself"
     options = {"data": Path("data/tinystories"), "out": Path("runs/story"), "resume": False, "track": False}
-    assert trained == [{"steps": 3, "minutes": 2.0, **options}] * 2
+    assert trained == [{"steps": 3, "minutes": 2.0, "init": Path("some/model"), **options}] * 2
     assert json.loads(first.stdout)["best_bits_per_byte"] == 1.5
     assert second.stdout == "", "one process speaks for all"
 

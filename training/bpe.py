@@ -7,6 +7,7 @@ bytes.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -69,3 +70,20 @@ def load_tokenizer(path: Path) -> Tokenizer:
     if tokenizer.decode(tokenizer.encode(_PROBE, add_special_tokens=False).ids) != _PROBE:
         raise DataError(f"{path}: does not give every text back; it must be a byte-level tokenizer")
     return tokenizer
+
+
+def same_tokenizer(one: Path, other: Path) -> bool:
+    """Whether two `tokenizer.json` say the same, however they are laid out.
+
+    Raises:
+        DataError: one of them cannot be read.
+    """
+    said = []
+    for path in (one, other):
+        try:
+            said.append(json.loads(path.read_text("utf-8")))
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
+        except ValueError as error:
+            raise DataError(f"{path}: is not a tokenizer.json: {error}") from None
+    return bool(said[0] == said[1])

@@ -4,16 +4,57 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from model.folder import read_config
 from model.network import StoryNetwork
 from training.acceptance import Acceptance
 
 
+def history(notes: dict[str, Any]) -> list[dict[str, Any]]:
+    """The notes of each training run that made these weights, the first one first."""
+    earlier = notes.get("init")
+    return [*(history(earlier) if earlier else []), notes]
+
+
+def _told(notes: dict[str, Any]) -> str:
+    """One training run in one line."""
+    recipe, earlier = notes.get("recipe", {}), notes.get("init")
+    optimizer = recipe.get("optimizer", {})
+    chosen = {
+        "peak rate": optimizer.get("matrix_lr"),
+        "dropout": recipe.get("dropout"),
+        "average of the weights": recipe.get("average"),
+    }
+    return (
+        (f"- from the weights of `{earlier['digest'][:12]}`: " if earlier else "- ")
+        + f"recipe `{recipe.get('name', 'unknown')}`, seed {recipe.get('seed', 'unknown')}, "
+        + "".join(f"{name} {value:g}, " for name, value in chosen.items() if value)
+        + f"{notes.get('step', 0):,} steps, {notes.get('tokens', 0):,} tokens, "
+        + f"{notes.get('elapsed', 0) / 60:.0f} minutes; data digest `{notes.get('data', 'unknown')}`"
+    )
+
+
+def _blended(notes: dict[str, Any]) -> list[str]:
+    """Whose weights were mixed in, if any were."""
+    if not (told := notes.get("blend")):
+        return []
+    return [f"- then the mean of these weights and, to {told['share']:.0%}, those of `{told['digest'][:12]}`"]
+
+
+def _calibrated(notes: dict[str, Any]) -> list[str]:
+    """What calibration did, if there was one."""
+    if not (told := notes.get("calibration")):
+        return []
+    return [
+        f"- logits scaled by {told['scale']:.3f}, chosen on the first {told['stories']:,} validation stories: "
+        f"{told['bits_per_byte_before']:.4f} bits per byte there without it, {told['bits_per_byte']:.4f} with it"
+    ]
+
+
 def write_card(folder: Path, network: StoryNetwork, accepted: Sequence[Acceptance]) -> None:
     """Write `card.md` into a model folder, from its config.json and the figures of its acceptance."""
     notes, config = read_config(folder), network.config
-    recipe = notes.get("recipe", {})
     best = notes.get("best_bits_per_byte")
     lines = [
         "# A small story model",
@@ -24,14 +65,14 @@ def write_card(folder: Path, network: StoryNetwork, accepted: Sequence[Acceptanc
         "",
         "## How it was made",
         "",
-        f"- recipe `{recipe.get('name', 'unknown')}`, seed {recipe.get('seed', 'unknown')}, "
-        f"{notes.get('step', 0):,} steps, {notes.get('tokens', 0):,} tokens, "
-        f"{notes.get('elapsed', 0) / 60:.0f} minutes; the whole recipe stands in `config.json`",
-        f"- data digest `{notes.get('data', 'unknown')}`",
+        *(_told(part) for part in history(notes)),
+        *_blended(notes),
+        "- the whole recipe stands in `config.json`",
         "",
         "## Figures",
         "",
         f"- {best:.4f} bits per byte on the training run's validation stories" if best else "- not validated",
+        *_calibrated(notes),
         "",
         "Largest difference of any logit from fp32 PyTorch, on trained weights and real stories, by batch size "
         f"(the logits' standard deviation is {accepted[0].spread:.2f}):",

@@ -18,6 +18,8 @@ from model.network import END_OF_STORY_ID
 from model.onnx_runtime import OnnxRuntime
 from model.tokenizer import StoryTokenizer
 from training.acceptance import BATCHES, Acceptance, accept
+from training.blending import blend
+from training.calibration import calibrate
 from training.card import write_card
 from training.graph import WeightFile, build_graph
 from training.own_corpus import load_own_stories
@@ -42,8 +44,13 @@ class ExportReport:
         return dataclasses.asdict(self)
 
 
-def export_checkpoint(checkpoint: Path, out: Path) -> ExportReport:
+def export_checkpoint(
+    checkpoint: Path, out: Path, *, blend_with: Path | None = None, calibrate_on: Path | None = None
+) -> ExportReport:
     """Write the model folder `out` from a checkpoint (a run's `best` or `last` folder).
+
+    With `blend_with`, a model folder or checkpoint, the weights are first averaged with those. With `calibrate_on`, a
+    folder of token shards, the logits are then scaled to be as sure as they are right on its validation stories.
 
     Weights are stored as fp16 and both graphs are built from what was stored, so that every runtime computes the
     same network. The folder appears whole, in one rename, after its graphs have been accepted; until then a model
@@ -51,7 +58,9 @@ def export_checkpoint(checkpoint: Path, out: Path) -> ExportReport:
 
     Raises:
         ModelError: the checkpoint is unusable, or a graph differs from the network.
-        InputError: `out` exists and is not a model folder and nothing else, or it cannot be written.
+        InputError: `out` exists and is not a model folder and nothing else, or it cannot be written;
+            `blend_with` has other sizes; it or `calibrate_on` was made with another tokenizer.
+        DataError: the shards in `calibrate_on` are missing or damaged.
     """
     _check_target(out)
     notes = read_config(checkpoint)
@@ -63,6 +72,10 @@ def export_checkpoint(checkpoint: Path, out: Path) -> ExportReport:
         raise ModelError(
             f"{checkpoint}: tokenizer.json has {tokenizer.vocab_size} pieces, the network {network.config.vocab_size}"
         )
+    if blend_with is not None:
+        notes["blend"] = blend(network, blend_with, checkpoint / "tokenizer.json")
+    if calibrate_on is not None:
+        notes["calibration"] = calibrate(network, calibrate_on, checkpoint / "tokenizer.json").as_dict()
     fresh = _make_beside(out)
     try:
         save_network(

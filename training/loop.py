@@ -24,9 +24,12 @@ from torch import Tensor
 
 from model.errors import InputError, ModelError, TrainingError
 from model.network import StoryNetwork
+from training.averaging import Average
 from training.checkpoint import BEST, LAST, find_checkpoint, read_checkpoint, write_checkpoint
+from training.initial import read_initial
 from training.optim import Optimizers, rate_share
 from training.parallel import Group
+from training.precision import has_bf16
 from training.recipe import Recipe
 from training.report import EvaluationReport, Observer, Outcome, RunEnd, RunStart, StepReport
 from training.rows import IGNORED, RowStream
@@ -40,11 +43,13 @@ EVALUATED_PARTS = 8
 class Trainer:
     """One run over the shards in `data`, with its checkpoints in `out`.
 
+    It starts from random weights, or from those in `init`, a model folder or a checkpoint.
+
     Raises:
-        InputError: recipe and data do not fit together; `out` holds a run and `resume` is not set, or is set and
-            would change what the run is made of.
+        InputError: recipe, data and `init` do not fit together; `out` holds a run and `resume` is not set, or is
+            set and would change what the run is made of.
         DataError: the shards are missing or damaged.
-        ModelError: there is no run to resume, or its checkpoint is damaged.
+        ModelError: there is no run to resume, or its checkpoint is damaged, or `init` is.
     """
 
     def __init__(
@@ -56,6 +61,7 @@ class Trainer:
         observers: Sequence[Observer] = (),
         group: Group | None = None,
         resume: bool = False,
+        init: Path | None = None,
     ) -> None:
         self.recipe, self.data, self.out = recipe, data, out
         self.group = group or Group()
@@ -79,7 +85,14 @@ class Trainer:
         self.best: float | None = None
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         torch.manual_seed(recipe.seed)
-        self.network = StoryNetwork(recipe.model).to(self.device)
+        self.network = StoryNetwork(recipe.model, dropout=recipe.dropout).to(self.device)
+        self.origin: dict[str, Any] | None = None
+        if resume and init:
+            raise InputError("init", f"cannot be given with resume: the run in {out} has weights already")
+        if init:
+            network, self.origin = read_initial(init, recipe.model, data / "tokenizer.json")
+            self.network.load_state_dict(network.state_dict())
+        self.average = Average(self.network, recipe.average) if recipe.average else None
         self.optimizers = Optimizers(self.network, recipe.optimizer)
         if resume:
             self._resume()
@@ -88,7 +101,7 @@ class Trainer:
                 "out", f"already holds a run ({out}); --resume continues it, another --out starts anew"
             )
         self.resumed_from = self.step
-        self.bf16 = recipe.precision == "bf16" or (recipe.precision == "auto" and _has_bf16(self.device))
+        self.bf16 = recipe.precision == "bf16" or (recipe.precision == "auto" and has_bf16(self.device))
         self.loss_sum = torch.compile(self.network.loss_sum) if recipe.compile else self.network.loss_sum
         self._stop = threading.Event()
         self.group.meet()  # before anyone writes to `out`: the others have to find it as it was
@@ -102,6 +115,7 @@ class Trainer:
         start = RunStart(
             recipe=self.recipe.as_dict(), parameters=self.network.parameter_count(), data=self.meta,
             data_folder=self.data, out=self.out, world_size=self.group.size, resumed_from=self.resumed_from,
+            init=self.origin["digest"] if self.origin else None,
         )  # fmt: skip
         outcome: Outcome = "failed"
         reason = "an unexpected error"
@@ -164,10 +178,13 @@ class Trainer:
         began = time.monotonic()
         rows = [next(self.rows) for _ in range(recipe.rows)]
         count = sum(int((targets != IGNORED).sum()) for _, targets in rows)
-        mine = rows[self.group.rank :: self.group.size]
         nats = torch.zeros(1, dtype=torch.float64)
-        for first in range(0, len(mine), recipe.micro_rows):
-            inputs_BT, targets_BT = self._stack(mine[first : first + recipe.micro_rows])
+        # Whole passes are shared out, so that each drops the same values whoever computes it.
+        for index in range(self.group.rank, recipe.rows // recipe.micro_rows, self.group.size):
+            first = index * recipe.micro_rows
+            inputs_BT, targets_BT = self._stack(rows[first : first + recipe.micro_rows])
+            if recipe.dropout:
+                self._throw(index)
             with self._autocast():
                 loss = self.loss_sum(inputs_BT, targets_BT) / count
             loss.backward()
@@ -185,6 +202,8 @@ class Trainer:
         self.optimizers.set_rate(share)
         self.optimizers.step()
         self.optimizers.zero_grad()
+        if self.average:
+            self.average.update()
         self.step += 1
         self.tokens += count
         seconds = time.monotonic() - began
@@ -196,8 +215,19 @@ class Trainer:
         for observer in self.observers:
             observer.stepped(report)
 
+    def _throw(self, index: int) -> None:
+        """The dice of pass `index` of this step: they follow from seed and step, so a resume throws the same."""
+        dice = np.random.SeedSequence([self.recipe.seed, self.step, index])
+        torch.manual_seed(int(dice.generate_state(1, np.uint64)[0]))
+
     def _evaluate(self) -> None:
         self.network.eval()
+        with self.average.applied() if self.average else nullcontext():
+            self._judge()
+        self.network.train()
+
+    def _judge(self) -> None:
+        """Validate the network as it is now, and keep it if it is the best."""
         loss, bits = self.validation.measure(self.network)
         if not math.isfinite(bits):
             raise TrainingError(
@@ -220,7 +250,6 @@ class Trainer:
             )  # fmt: skip
             for observer in self.observers:
                 observer.evaluated(report)
-        self.network.train()
 
     def _save(self) -> None:
         if self.group.first:
@@ -228,6 +257,7 @@ class Trainer:
                 "step": self.step, "tokens": self.tokens, "elapsed": self.elapsed, "best": self.best,
                 "worse": self.worse, "evaluated": self.evaluated, "part": self.part, "rows": self.rows.state(),
                 "optimizers": self.optimizers.state_dict(),
+                "average": self.average.state_dict() if self.average else None,
             }  # fmt: skip
             self._write(LAST, state)
         self.group.meet()  # so that nobody resumes from an earlier one
@@ -238,6 +268,8 @@ class Trainer:
             "recipe": self.recipe.as_dict(), "data": self.meta.get("digest"), "step": self.step,
             "tokens": self.tokens, "elapsed": round(self.elapsed, 1), "best_bits_per_byte": self.best,
         }  # fmt: skip
+        if self.origin:
+            notes["init"] = self.origin
         tokenizer = self.data / "tokenizer.json"
         write_checkpoint(self.out / name, self.network, tokenizer=tokenizer, notes=notes, trainer=trainer)
 
@@ -256,6 +288,11 @@ class Trainer:
                 )  # fmt: skip
         self.network.load_state_dict(network.state_dict())
         self.optimizers.load_state_dict(state["optimizers"])
+        self.origin = notes.get("init")
+        if self.recipe.average:
+            self.average = Average(self.network, self.recipe.average)  # from here on, where there was none
+            if state.get("average"):
+                self.average.load_state_dict(state["average"])
         self.rows.seek(state["rows"])
         self.step, self.tokens, self.worse = state["step"], state["tokens"], state["worse"]
         self.elapsed, self.best, self.saved = state["elapsed"], state["best"], self.step
@@ -288,13 +325,6 @@ def _fixed(recipe: dict[str, Any], data: object) -> dict[str, object]:
     chosen = {"data": data, "optimizer.name": recipe.get("optimizer", {}).get("name")}
     chosen |= {name: recipe.get(name) for name in ("seed", "row_tokens")}
     return chosen | {f"model.{name}": value for name, value in recipe.get("model", {}).items()}
-
-
-def _has_bf16(device: torch.device) -> bool:
-    """True where bf16 matrix products are faster than fp32 (3x on AVX-512 BF16), not merely emulated."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return bool(torch.cpu.get_capabilities().get("avx512_bf16", False))
 
 
 class _Interrupts:

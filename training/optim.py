@@ -11,6 +11,8 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
+from training.muon import PreciseMuon
+from training.precision import has_bf16
 from training.recipe import OptimizerRecipe
 
 
@@ -43,7 +45,8 @@ class Optimizers:
         matrices = {"params": groups["matrix"], "lr": recipe.matrix_lr, "weight_decay": recipe.weight_decay}
         self.parts: list[torch.optim.Optimizer]
         if recipe.name == "muon":
-            muon = torch.optim.Muon([matrices], momentum=recipe.momentum)
+            kind = torch.optim.Muon if has_bf16(groups["table"][0].device) else PreciseMuon
+            muon = kind([matrices], momentum=recipe.momentum)
             self.parts = [muon, torch.optim.AdamW(gentle, betas=betas, fused=True)]
         else:
             self.parts = [torch.optim.AdamW([*gentle, matrices], betas=betas, fused=True)]

@@ -94,6 +94,11 @@ class Recipe:
     """Stop after this many evaluations without a better one; 0 never stops early."""
     save_every: int = 100
     """Steps between resumable checkpoints; there is also one after each evaluation and at the end."""
+    dropout: float = 0.0
+    """Share of the embedded tokens' and of each branch's values that is dropped in training; 0 drops none."""
+    average: float = 0.0
+    """Of an average of the weights over steps: the share of itself that it keeps at a step. The average is what
+    is validated and kept as the best. 0 keeps none: the weights themselves are."""
     precision: Precision = "auto"
     """Of the matrix products in training; `auto` is bf16 where the processor has instructions for it."""
     compile: bool = True
@@ -106,6 +111,10 @@ class Recipe:
             _check_whole(name, getattr(self, name), 8 if name == "row_tokens" else 1)
         for name in ("eval_stories", "patience", "seed"):
             _check_whole(name, getattr(self, name), 0)
+        for name in ("dropout", "average"):
+            value = getattr(self, name)
+            if not _is_number(value) or not 0 <= value < 1:
+                raise InputError(name, f"must be at least 0 and below 1, got {value!r}")
         if self.rows % self.micro_rows:
             raise InputError("micro_rows", f"must divide rows={self.rows}, got {self.micro_rows}")
         _check_choice("precision", self.precision, get_args(Precision))

@@ -29,6 +29,8 @@ class RunStart:
     world_size: int
     resumed_from: int
     """Step at which the run goes on; 0 for a new one."""
+    init: str | None = None
+    """Digest of the model whose weights it started from; None: random ones."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -63,10 +63,13 @@ def train(
     data: Path,
     out: Path,
     resume: bool = False,
+    init: Path | None = None,
     minutes: float | None = None,
     track: bool = True,
 ) -> TrainResult:
     """Train (or resume) in this process; under `torchrun`, as one process of the group.
+
+    `init` is a model folder or checkpoint whose weights a new run starts from.
 
     Raises:
         StoryError: the recipe, the data or a checkpoint is not usable, or the loss stopped being finite.
@@ -88,7 +91,9 @@ def train(
     if track and group.first:
         observers.append(MlflowObserver())
     try:
-        end = Trainer(recipe, data=data, out=out, observers=observers, group=group, resume=resume).run()
+        end = Trainer(
+            recipe, data=data, out=out, observers=observers, group=group, resume=resume, init=init
+        ).run()
     finally:
         group.close()
     return TrainResult(

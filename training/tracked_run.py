@@ -68,6 +68,7 @@ def describe_run(client: MlflowClient, run: Run, start: RunStart) -> None:
         "parameters": str(start.parameters),
         "world_size": str(start.world_size),
         "data": start.data_folder.resolve().name,
+        "init": start.init or "random weights",
     }
     changes = {
         f"resumed.{key}": value for key, value in params.items() if run.data.params.get(key, value) != value

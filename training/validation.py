@@ -7,11 +7,13 @@ story included, in fp32; no padding counts.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
+from torch import Tensor
 
 from model.errors import DataError
 from model.network import END_OF_STORY_ID, StoryNetwork
@@ -37,24 +39,28 @@ class Validation:
         self.bytes = sum(len(text.encode()) for text in texts)
         self.tokens = int(shard.starts[count])
         self.shard, self.group = shard, group
-        self.batches: list[list[int]] = []
+        self._batches: list[list[int]] = []
         lengths = np.diff(shard.starts[: count + 1])
         for story in np.argsort(lengths, kind="stable"):
             widest = int(lengths[story])
-            if self.batches and (len(self.batches[-1]) + 1) * widest <= BATCH_TOKENS:
-                self.batches[-1].append(int(story))
+            if self._batches and (len(self._batches[-1]) + 1) * widest <= BATCH_TOKENS:
+                self._batches[-1].append(int(story))
             else:
-                self.batches.append([int(story)])
+                self._batches.append([int(story)])
+
+    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """This process's share of the stories: (inputs, targets), both (B, T), padded by what does not count."""
+        for batch in self._batches[self.group.rank :: self.group.size]:
+            inputs, targets = self._padded(batch)
+            yield torch.from_numpy(inputs), torch.from_numpy(targets)
 
     @torch.no_grad()
     def measure(self, network: StoryNetwork) -> tuple[float, float]:
         """(mean nats a token, bits per byte); each process takes its share of the batches."""
         device = network.embedding.weight.device
         nats = torch.zeros(1, dtype=torch.float64)
-        for batch in self.batches[self.group.rank :: self.group.size]:
-            inputs, targets = self._padded(batch)
-            loss = network.loss_sum(torch.from_numpy(inputs).to(device), torch.from_numpy(targets).to(device))
-            nats += float(loss)
+        for inputs_BT, targets_BT in self.batches():
+            nats += float(network.loss_sum(inputs_BT.to(device), targets_BT.to(device)))
         total = float(self.group.sum(nats))
         return total / self.tokens, total / math.log(2) / self.bytes
 

@@ -131,11 +131,9 @@ async def compare(
     return samples
 
 
-def summarise(samples: Sequence[Sample], against: Target, *, seed: int) -> Comparison:
-    """The ratios of a comparison's rows. A round in which either side failed counts in the success rates only."""
+def ratios_of(samples: Sequence[Sample], *, seed: int) -> dict[str, Ratio]:
+    """The ratios of a comparison's rows, by figure. A round in which either side failed counts in none."""
     rows = [sample for sample in samples if sample.phase == "compare"]
-    ours = [row for row in rows if row.target == "target"]
-    theirs = [row for row in rows if row.target == "against"]
     ratios = {}
     for name, measure in _ALONE.items():
         values = _paired([row for row in rows if row.level == 1], partial(_of_one, measure))
@@ -144,10 +142,18 @@ def summarise(samples: Sequence[Sample], against: Target, *, seed: int) -> Compa
     values = _paired([row for row in rows if row.level > 1], _total_rate)
     if values:
         ratios[TOGETHER] = bootstrap_ratio(*zip(*values, strict=True), seed=seed)
+    return ratios
+
+
+def summarise(samples: Sequence[Sample], against: Target, *, seed: int) -> Comparison:
+    """A comparison's ratios and, failed rounds included, its success rates."""
+    rows = [sample for sample in samples if sample.phase == "compare"]
+    ours = [row for row in rows if row.target == "target"]
+    theirs = [row for row in rows if row.target == "against"]
     return Comparison(
         against=against.name,
         against_digest=against.digest,
-        ratios=ratios,
+        ratios=ratios_of(samples, seed=seed),
         success_rate=_success(ours),
         against_success_rate=_success(theirs),
         pairs=min(len(ours), len(theirs)),

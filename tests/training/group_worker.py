@@ -1,5 +1,6 @@
-"""One process of a group, as `torchrun` starts it for test_parallel: a whole run, then one interrupted and
-resumed. The first process writes what it saw to `result.json`, and each one what its weights are.
+"""One process of a group, as `torchrun` starts it for test_parallel: a whole run, one interrupted and resumed,
+and one with dropout and averaged weights. The first process writes what it saw to `result.json`, and each one
+what its weights are.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from tests.training.runs import Recorder, smallest
+from tests.training.runs import REGULARISED, Recorder, smallest
 from training.loop import Trainer
 from training.parallel import Group
 
@@ -24,11 +25,12 @@ INTERRUPTED_AT = 5
 def main(data: Path, folder: Path) -> None:
     torch.set_num_threads(1)
     group = Group()
-    recorders = {"whole": Recorder(), "interrupted": Recorder()}
+    recorders = {"whole": Recorder(), "interrupted": Recorder(), "regularised": Recorder()}
 
     def trainer(name: str, *, resume: bool = False) -> Trainer:
+        recipe = smallest(**REGULARISED) if name == "regularised" else smallest()
         return Trainer(
-            smallest(), data=data, out=folder / name, observers=[recorders[name]], group=group, resume=resume
+            recipe, data=data, out=folder / name, observers=[recorders[name]], group=group, resume=resume
         )
 
     whole = trainer("whole")
@@ -45,6 +47,7 @@ def main(data: Path, folder: Path) -> None:
         interrupted.optimizers.step = step_and_signal  # type: ignore[method-assign]
     stopped = interrupted.run()
     end = trainer("interrupted", resume=True).run()
+    trainer("regularised").run()
     digest = hashlib.sha256()
     for parameter in whole.network.parameters():
         digest.update(parameter.detach().numpy().tobytes())

@@ -30,6 +30,9 @@ RECIPE = Recipe(
     samples=(),
 )  # fmt: skip
 
+REGULARISED = {"dropout": 0.2, "average": 0.8}
+"""What keeps a run from learning its corpus by heart, as changes to the smallest one."""
+
 
 def smallest(**changes: Any) -> Recipe:
     """`RECIPE` with fields changed; those of the optimiser by `optimizer={…}`."""

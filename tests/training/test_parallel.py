@@ -16,7 +16,7 @@ import torch
 
 from model.errors import InputError
 from tests.training.group_worker import INTERRUPTED_AT
-from tests.training.runs import same_weights, smallest, train
+from tests.training.runs import REGULARISED, same_weights, smallest, train
 from training.parallel import Group
 from training.run import relaunch
 
@@ -37,11 +37,12 @@ def result(folder: Path) -> dict[str, Any]:
     return dict(json.loads((folder / "result.json").read_text()))
 
 
+@pytest.mark.parametrize(("run", "changes"), [("whole", {}), ("regularised", REGULARISED)])
 def test_two_processes_give_the_losses_of_one(
-    result: dict[str, Any], folder: Path, shards: Path, tmp_path: Path
+    result: dict[str, Any], shards: Path, tmp_path: Path, run: str, changes: dict[str, Any]
 ) -> None:
-    alone = train(smallest(), shards, tmp_path / "run")
-    together = result["whole"]
+    alone = train(smallest(**changes), shards, tmp_path / "run")
+    together = result[run]
     assert together["world_size"] == 2
     assert together["tokens"] == alone.ends[0].tokens
     one, two = list(alone.losses.values()), list(together["losses"].values())

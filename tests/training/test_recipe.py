@@ -20,7 +20,7 @@ def parameters(preset: str) -> int:
 
 
 def test_every_preset_loads_under_its_own_name() -> None:
-    assert {"small", "tiny", "recurrent", "transformer"} <= set(preset_names())
+    assert {"small", "continued", "tiny", "recurrent", "transformer"} <= set(preset_names())
     for name in preset_names():
         assert load_recipe(name).name == name
 
@@ -39,6 +39,10 @@ def test_a_control_differs_from_small_in_its_pattern_and_keeps_size_and_budget(
     assert parameters(control) == pytest.approx(parameters("small"), rel=0.02)
     model = dataclasses.replace(other.model, pattern=small.model.pattern, mlp_width=small.model.mlp_width)
     assert dataclasses.replace(other, model=model, name="small") == small
+
+
+def test_the_second_part_of_the_shipped_model_has_its_sizes() -> None:
+    assert load_recipe("continued").model == load_recipe("small").model
 
 
 def test_the_tiny_preset_is_tiny() -> None:
@@ -223,7 +227,7 @@ def test_a_bad_override_is_named(overrides: list[str], message: str) -> None:
 
 def test_an_unknown_preset_says_which_there_are() -> None:
     with pytest.raises(
-        InputError, match="preset must be one of recurrent, small, tiny, transformer, got 'big'"
+        InputError, match="preset must be one of continued, recurrent, small, tiny, transformer, got 'big'"
     ):
         load_recipe("big")
 

@@ -52,6 +52,7 @@ def test_a_whole_run_can_be_read_back_from_the_store(
         "parameters": "5200000",
         "world_size": "2",
         "data": "tinystories",
+        "init": "random weights",
     }
     assert run.data.tags["data.digest"] == DIGEST
     assert run.data.tags["outcome"] == "finished"

@@ -92,12 +92,12 @@ def test_batches_hold_each_story_once_little_padding_and_no_more_than_their_boun
 ) -> None:
     shard = TokenShard(shards, "val")
     validation = Validation(shard, tokenizer, 0, Group())
-    assert sorted(story for batch in validation.batches for story in batch) == list(range(len(shard)))
+    assert sorted(story for batch in validation._batches for story in batch) == list(range(len(shard)))
     lengths = np.diff(shard.starts)
-    places = [len(batch) * int(lengths[batch].max()) for batch in validation.batches]
+    places = [len(batch) * int(lengths[batch].max()) for batch in validation._batches]
     assert all(
         size <= BATCH_TOKENS or len(batch) == 1
-        for size, batch in zip(places, validation.batches, strict=True)
+        for size, batch in zip(places, validation._batches, strict=True)
     )
     assert sum(places) < 1.25 * int(lengths.sum())
 
