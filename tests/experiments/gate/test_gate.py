@@ -125,11 +125,11 @@ def test_rows_that_were_cut_out_of_the_evidence_are_noticed(place: Place) -> Non
     client = open_store(place.uri)
     kept = Path(client.get_run(run).info.artifact_uri) / "samples.parquet"
     rows = pandas.read_parquet(kept)
-    for lost in (rows[rows.phase != "compare"], rows[rows.phase != "open"]):
-        lost.to_parquet(kept, index=False)
+    for lost, metric in (("compare", "generation_time_ratio"), ("open", "success_rate")):
+        rows[rows.phase != lost].to_parquet(kept, index=False)
         decision = run_gate(place.uri, place.bounds)
         assert decision.verdict == "undecided"
-        assert "do not follow from its rows" in why(decision, "success_rate")
+        assert "follow from its rows" in why(decision, metric)
 
 
 def test_evidence_of_another_digest_counts_for_nothing(place: Place, tmp_path: Path) -> None:
