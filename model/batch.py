@@ -49,12 +49,14 @@ class DecodeBatch:
         self._next_B = np.zeros(slots, dtype=np.int64)  # the token that each row takes in next
         self._position_B = np.zeros(slots, dtype=np.int64)  # how many each row has taken in
         self._rows: Sampler
+        self._single: Sampler
         self._advance: Callable[[Tokens, Any], RowLogits]
         if isinstance(runtime, SamplingRuntime):
             self._advance, self._rows = runtime.step_in_place, runtime.new_sampler(slots)
+            self._single = runtime.new_host_sampler(1)
         else:
             self._advance, self._rows = runtime.step, SamplingRows(slots, runtime.vocab_size)
-        self._single = SamplingRows(1, runtime.vocab_size)
+            self._single = SamplingRows(1, runtime.vocab_size)
 
     def join(self, job: Job) -> Ending | None:
         """Add a job whose prompt has been read; how it ends, if its very first token ends it.

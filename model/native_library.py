@@ -63,6 +63,17 @@ class Work(Structure):
     )
 
 
+class Draw(Structure):
+    """Tokens to choose, one a row, and by which rules."""
+
+    _fields_ = (
+        *((name, c_int64) for name in ("rows", "vocab")),
+        *((name, c_void_p) for name in ("logits", "position", "scale", "penalty", "min_p", "top_p", "top_k")),
+        *((name, c_void_p) for name in ("start", "greedy", "seen", "token")),
+        *((name, c_void_p) for name in ("levels", "weights", "keys", "ends", "blocks")),
+    )
+
+
 def library_file() -> Path | None:
     """Where the library is, or None if it was not built."""
     places = (Path(__file__).with_name("_native" + suffix) for suffix in EXTENSION_SUFFIXES)
@@ -84,6 +95,8 @@ def library() -> Any:
         loaded.story_forward.argtypes = [c_int64, c_void_p, c_void_p]
         loaded.story_product.restype = None
         loaded.story_product.argtypes = [c_int64, c_void_p, c_void_p, c_void_p, c_int64, c_void_p, c_void_p]
+        loaded.story_sample.restype = None
+        loaded.story_sample.argtypes = [c_int64, c_void_p]
     except (OSError, AttributeError) as error:
         raise ModelError(f"the native runtime in {path.name} cannot be loaded: {error}") from None
     return loaded

@@ -23,6 +23,7 @@ import numpy.typing as npt
 from model.config import ModelConfig
 from model.errors import ModelError
 from model.native_library import Matrix, Work, library, paths
+from model.native_sampling import NativeSampler
 from model.native_weights import Floats, PackedNetwork
 from model.runtime import PREFILL_CHUNK, Logits, Tokens
 from model.tokenizer import END_ID
@@ -82,7 +83,7 @@ class NativeBatch:
 
 
 class NativeRuntime:
-    """Implements `model.runtime.Runtime` over the weights of a model folder.
+    """Implements `model.runtime.SamplingRuntime` over the weights of a model folder.
 
     Args:
         path: the folder's `model.safetensors`.
@@ -214,6 +215,14 @@ class NativeRuntime:
         batch.work.rows = count
         self._run(batch.work)
         return self._logits[:count]
+
+    step_in_place = step  # where the logits are, the sampler reads them
+
+    def new_sampler(self, slots: int) -> NativeSampler:
+        """See `SamplingRuntime.new_sampler`."""
+        return NativeSampler(slots, self.vocab_size, self._number)
+
+    new_host_sampler = new_sampler
 
 
 def _aligned(size: int) -> npt.NDArray[Any]:

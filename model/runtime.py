@@ -127,6 +127,10 @@ class SamplingRuntime(Runtime, Protocol):
         """A sampler for `slots` rows of what `step_in_place` returns."""
         ...
 
+    def new_host_sampler(self, slots: int) -> Sampler:
+        """A sampler for `slots` rows of logits on the host, as `prefill` returns them."""
+        ...
+
 
 class EmbeddedRuntime(Runtime, Protocol):
     """A runtime of this process, which also scores whole stories, as an evaluation asks it to."""

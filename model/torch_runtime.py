@@ -25,6 +25,7 @@ from model.checkpoint import load_network
 from model.errors import ModelError
 from model.network import StoryNetwork
 from model.runtime import Logits, Tokens
+from model.sampling import SamplingRows
 from model.tokenizer import END_ID
 from model.torch_batch import Arena, TorchBatch, choose_sizes
 from model.torch_graphs import CudaGraphs, Eager, Recorder, bucket_sizes, cover, exact_products
@@ -125,6 +126,10 @@ class DeviceRuntime(TorchRuntime):
     def new_sampler(self, slots: int) -> DeviceSampler:
         """See `SamplingRuntime.new_sampler`."""
         return DeviceSampler(slots, self.vocab_size, self.device, self.recorder)
+
+    def new_host_sampler(self, slots: int) -> SamplingRows:
+        """See `SamplingRuntime.new_host_sampler`."""
+        return SamplingRows(slots, self.vocab_size)
 
 
 def find_device(name: str) -> torch.device:

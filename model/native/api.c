@@ -56,3 +56,7 @@ EXPORT void story_product(int64_t number, const Network *net, const Matrix *matr
                           float *scratch, float *out) {
     WITHOUT_DENORMALS(path_of(number)->product(net, matrix, x, rows, scratch, out));
 }
+
+EXPORT void story_sample(int64_t number, const Draw *draw) {
+    WITHOUT_DENORMALS(path_of(number)->sample(draw));
+}

@@ -8,6 +8,7 @@
 
 #include "layers.h"
 #include "quantize.h"
+#include "sample.h"
 
 /* Where the parts of `Work.scratch` lie. */
 typedef struct {
@@ -153,6 +154,6 @@ static int64_t scratch_bytes(const Network *net) {
 }
 
 /* What a path offers; `paths.h` lists them. */
-#define OFFER(path) const Path path = {#path, scratch_bytes, forward, product}
+#define OFFER(path) const Path path = {#path, scratch_bytes, forward, product, sample}
 
 #endif

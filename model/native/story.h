@@ -61,4 +61,23 @@ typedef struct {
     float *scratch;            /* story_scratch() bytes, 64-byte aligned */
 } Work;
 
+/* Tokens to choose, one a row, and by which rules (`model/sampling.py`). C blocks of 256 tokens. */
+typedef struct {
+    int64_t rows, vocab;
+    const float *logits;       /* (rows, V) */
+    const int64_t *position;   /* (rows): the place in the story of the token to be chosen */
+    const float *scale;        /* (rows): one over the temperature */
+    const float *penalty;      /* (rows) */
+    const double *min_p, *top_p; /* (rows) */
+    const int64_t *top_k;      /* (rows): V where all are kept */
+    const uint64_t *start;     /* (rows): where the seed's counter begins */
+    const uint8_t *greedy;     /* (rows) */
+    const uint8_t *seen;       /* (rows, V): 1 for tokens of the story so far, where there is a penalty */
+    int64_t *token;            /* (rows): chosen, or -1 where the logits are not numbers */
+    float *levels, *weights;   /* scratch: (C, 256) each */
+    uint64_t *keys;            /* scratch: (V + 8) */
+    int64_t *ends;             /* scratch: (V + 8) */
+    double *blocks;            /* scratch: (C) */
+} Draw;
+
 #endif
