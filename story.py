@@ -19,6 +19,7 @@ import typer
 from demo.terminal import Verbs, model_folder, print_json, print_rows, write_story
 from experiments.benchmark.command import benchmark
 from experiments.gate.command import gate, promote, rollback
+from experiments.quality.command import evaluate
 from experiments.registry.command import models, register
 from model.deploy.cli import app as deploy_verbs
 from model.generation import Request, Sampling
@@ -191,12 +192,18 @@ def train(
     ] = None,
     preset: Annotated[
         str | None,
-        typer.Option(help="Recipe by name: small (the default), continued, tiny, recurrent, transformer."),
+        typer.Option(
+            help="Recipe by name: small (the default), continued, own, tiny, recurrent, transformer."
+        ),
     ] = None,
     config: Annotated[Path | None, typer.Option(help="Recipe as a TOML file, instead of --preset.")] = None,
-    data: Annotated[Path, typer.Option(help="Token shards, as `story data` makes them.")] = Path(
-        "data/tinystories"
-    ),
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="Token shards, as `story data` makes them. Default: data/tinystories; where that is not, the shipped "
+            "model goes on with our own few stories."
+        ),
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder for checkpoints and state.")] = Path("runs/story"),
     resume: Annotated[
         bool,
@@ -215,81 +222,36 @@ def train(
 ) -> None:
     """Train a model; runs go to MLflow (`story ui` shows them), Ctrl-C stops safely, --resume goes on."""
     _settings()
+    from rich.console import Console
+
+    from training.quick_start import find_start
     from training.recipe import load_recipe
     from training.run import relaunch, resumed_recipe
     from training.run import train as run_training
 
+    given = resume or config is not None
+    start = find_start(
+        data,
+        preset=preset,
+        init=init,
+        recipe_given=given,
+        say=Console(stderr=True, quiet="RANK" in os.environ),
+    )
     # torchrun starts this same command once for each process, and tells each one its rank.
     if processes != 1 and "RANK" not in os.environ:
         raise typer.Exit(relaunch(processes, sys.argv[1:]))
     if resume and preset is None and config is None:
         recipe = resumed_recipe(out, overrides or [])
     else:
-        recipe = load_recipe(preset, config, overrides or [])
-    result = run_training(recipe, data=data, out=out, resume=resume, init=init, minutes=minutes, track=track)
+        recipe = load_recipe(start.preset, config, overrides or [])
+    result = run_training(
+        recipe, data=start.data, out=out, resume=resume, init=start.init, minutes=minutes, track=track
+    )
     if as_json and os.environ.get("RANK", "0") == "0":
         print_json(result.as_dict())
 
 
-@app.command()
-def evaluate(
-    data: Annotated[
-        list[Path],
-        typer.Option(help="File of stories to judge by: JSON Lines or text, also .gz. Repeatable."),
-    ],
-    model: ModelFolder = None,
-    runtime: Annotated[
-        Literal["all", "native", "int8", "fp32", "torch"],
-        typer.Option(help="What computes: the decoder in C, an exported graph, or PyTorch in fp32."),
-    ] = "all",
-    limit: Annotated[int | None, typer.Option(help="Only the first N stories.")] = None,
-    write: Annotated[
-        bool, typer.Option(help="Also write from 64 fixed prompts and measure those stories.")
-    ] = True,
-    seeds: Annotated[int, typer.Option(help="Stories written from each prompt, at most 100.")] = 3,
-    train_data: Annotated[
-        list[Path] | None,
-        typer.Option(
-            help="What the model was trained on, a file of stories or a folder of shards: written stories are "
-            "searched for copies of it, and the floor is counted on it. Repeatable."
-        ),
-    ] = None,
-    judge: Annotated[
-        Path | None, typer.Option(help="Folder of a larger Hugging Face model, which reads the stories.")
-    ] = None,
-    track: Annotated[bool, typer.Option(help="Log the figures as evidence to MLflow.")] = True,
-    as_json: Json = False,
-) -> None:
-    """Judge a model on held-out stories and by what it writes, beside an n-gram table; log it as evidence."""
-    settings = _settings()
-    from rich.console import Console
-
-    from experiments.evaluate import RUNTIMES, evaluate_and_log
-    from experiments.quality.status import working
-    from experiments.quality.tables import print_report
-
-    with working(Console(stderr=True)) as tell:
-        report, evidence = evaluate_and_log(
-            model_folder(model, settings),
-            data,
-            tracking_uri=settings.mlflow_tracking_uri if track else None,
-            runtimes=RUNTIMES if runtime == "all" else (runtime,),
-            limit=limit,
-            threads=settings.story_threads,
-            write=write,
-            seeds=seeds,
-            train_data=train_data or (),
-            judge=judge,
-            progress=tell,
-        )
-    if as_json:
-        print_json({**report.as_dict(), "evidence": evidence})
-    else:
-        print_report(report, evidence, Console())
-    if "failed" in evidence:
-        raise typer.Exit(1)
-
-
+app.command()(evaluate)
 app.command()(benchmark)
 
 

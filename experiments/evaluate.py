@@ -17,6 +17,7 @@ from typing import TypedDict, Unpack
 from experiments.quality.floor import Floor
 from experiments.quality.generated import WrittenStory, load_prompts, write_stories
 from experiments.quality.held_out import (
+    OWN_STORIES,
     RUNTIMES,
     Figures,
     HeldOut,
@@ -63,7 +64,7 @@ class Options(TypedDict, total=False):
 
 def evaluate(
     model: Path | None,
-    data: Sequence[Path],
+    data: Sequence[Path] | None,
     *,
     runtimes: Sequence[RuntimeName] = RUNTIMES,
     limit: int | None = None,
@@ -78,6 +79,7 @@ def evaluate(
     """Judge a model on the stories in `data` (JSON Lines or text, also .gz), with each of `runtimes`.
 
     Args:
+        data: files of stories that the model has not seen; None takes the held-out ones of our own corpus.
         model: a model folder; None is the shipped one.
         limit: score the first so many stories only.
         write: also have the model write from the fixed prompts, and measure those stories.
@@ -129,7 +131,7 @@ def evaluate(
     return QualityReport(
         model=str(folder.path),
         digest=folder.digest,
-        data=tuple(map(str, data)),
+        data=(OWN_STORIES,) if data is None else tuple(map(str, data)),
         held_out=held_out,
         runtimes=measured,
         skipped=skipped,
@@ -145,7 +147,7 @@ def evaluate(
 
 
 def evaluate_and_log(
-    model: Path | None, data: Sequence[Path], *, tracking_uri: str | None, **options: Unpack[Options]
+    model: Path | None, data: Sequence[Path] | None, *, tracking_uri: str | None, **options: Unpack[Options]
 ) -> tuple[QualityReport, dict[str, str]]:
     """`evaluate`, logged as an evidence run to the MLflow store at `tracking_uri`; None: not logged.
 

@@ -105,7 +105,7 @@ def test_training_with_several_processes_starts_this_command_in_each(monkeypatch
     monkeypatch.setattr("training.run.relaunch", relaunch)
     monkeypatch.setattr("training.run.train", train)
     arguments = ["train", "--processes", "2", "steps=3", "--minutes", "2", "--init", "some/model"]
-    arguments += ["--no-track", "--json"]
+    arguments += ["--no-track", "--json", "--data", "data/tinystories"]
     monkeypatch.setattr(sys, "argv", ["story", *arguments])
     assert run(*arguments).exit_code == 7, "the launcher's exit code is ours"
     assert (started, trained) == ([(2, arguments)], [])

@@ -13,13 +13,17 @@ import typer
 
 def benchmark(
     target: Annotated[
-        str, typer.Option(help="local, an http(s) address, models:/NAME/VERSION or a model folder.")
-    ] = "local",
+        str | None,
+        typer.Option(
+            help="local, an http(s) address, models:/NAME/VERSION or a model folder. Default: the challenger of the "
+            "store, else local."
+        ),
+    ] = None,
     model: Annotated[
         Path | None,
         typer.Option(
             "--model",
-            help="Model folder to measure in this process. Default: STORY_MODEL, else the shipped one.",
+            help="Model folder that `local` is. Default: STORY_MODEL, else the shipped one.",
         ),
     ] = None,
     against: Annotated[
@@ -61,6 +65,7 @@ def benchmark(
     from experiments.benchmark.plan import Plan
     from experiments.benchmark.run import benchmark as measure
     from experiments.benchmark.run import phases_of, tell
+    from experiments.registry.trial import challenger_name
     from model.errors import InputError
     from model.settings import load_settings
 
@@ -78,9 +83,10 @@ def benchmark(
         itl_limit=itl_limit,
     )
     if model is not None:
-        if target != "local":
+        if target not in (None, "local"):
             raise InputError("model", f"goes with --target local only, got --target {target}")
         target = str(model)
+    target = target or challenger_name(settings) or "local"
     report, samples = measure(target, plan, settings, against=against, thresholds=thresholds)
     tell(report, samples, markdown=markdown, track=settings.mlflow_tracking_uri if track else None,
          as_json=as_json)  # fmt: skip

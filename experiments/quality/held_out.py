@@ -25,10 +25,13 @@ from model.load import load_runtime
 from model.runtime import Logits
 from model.tokenizer import StoryTokenizer
 from training.corpus import read_stories, story_id
+from training.own_corpus import load_own_stories
 
 RuntimeName = Literal["native", "int8", "fp32", "torch"]
 RUNTIMES: tuple[RuntimeName, ...] = ("native", "int8", "fp32", "torch")
 BATCH_TOKENS = 4096
+OWN_STORIES = "our own held-out stories"
+"""What is said of them where a file would be named."""
 
 Nats = npt.NDArray[np.float64]
 """Negative natural-log likelihoods of a story's targets, (T,): its tokens, and last its end."""
@@ -86,14 +89,17 @@ class Figures:
         return np.array([float(story.sum()) for story in self.nats])
 
 
-def read_held_out(data: Sequence[Path], tokenizer: StoryTokenizer, limit: int | None = None) -> HeldOut:
-    """The first `limit` stories of the files (JSON Lines or text, also .gz), in their order.
+def read_held_out(
+    data: Sequence[Path] | None, tokenizer: StoryTokenizer, limit: int | None = None
+) -> HeldOut:
+    """The first `limit` stories of the files (JSON Lines or text, also .gz), in their order; None: of our own corpus.
 
     Raises:
         DataError: a file is unusable, a story is empty, or there is none.
     """
     texts = []
-    for story in islice(chain.from_iterable(map(read_stories, data)), limit):
+    stories = load_own_stories("heldout") if data is None else chain.from_iterable(map(read_stories, data))
+    for story in islice(stories, limit):
         if not story.text:
             raise DataError(f"{story.path}, line {story.line}: the story is empty, and has no bits per byte")
         texts.append(story.text)
