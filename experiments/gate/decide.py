@@ -11,11 +11,14 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 
+import numpy as np
+
 from experiments.benchmark.compare import ratios_of
 from experiments.benchmark.evidence import BenchmarkEvidence
 from experiments.benchmark.measures import headline
 from experiments.benchmark.sample import Sample
 from experiments.gate.bounds import (
+    CONFIDENCE,
     Bounds,
     exactly,
     paired_difference,
@@ -26,6 +29,8 @@ from experiments.gate.bounds import (
 from experiments.gate.evidence import Baseline, Evidence
 from experiments.gate.verdict import Check, Decision, judge, without
 from experiments.quality.evidence import QualityEvidence
+from experiments.quality.intervals import mean_over_prompts
+from experiments.quality.written import YES_OR_NO
 from experiments.thresholds import Threshold, Thresholds
 
 SHARES = ("success_rate", "error_rate", "goodput_share")
@@ -54,7 +59,7 @@ def decide(evidence: Evidence, thresholds: Thresholds, *, version: int | None = 
             notes.append(f"{threshold.metric}: there is no other champion to compare with")
         elif threshold.unit == "ratio" and not evidence.speed_compared:
             notes.append(
-                f"{threshold.metric}: the champion is a file, and a speed of another machine is no yardstick"
+                f"{threshold.metric}: the champion is a file, and its model was not asked in turn with this one"
             )
         else:
             checks.append(_compare_check(threshold, evidence))
@@ -109,12 +114,30 @@ def _quality_check(threshold: Threshold, evidence: Evidence) -> Check:
         return without(threshold, evidence.quality.missing)
     if threshold.metric in ("bits_per_byte", "loss"):
         return judge(threshold, _loss_bounds(quality, threshold.metric))
-    name = f"written/{threshold.metric}"
-    if name not in quality.metrics or f"{name}_low" not in quality.metrics:
-        return without(threshold, "the evaluation wrote no stories, so it was not measured")
-    defined = sum(row.get(threshold.metric) is not None for row in quality.stories)
-    metrics = quality.metrics
-    return judge(threshold, Bounds(metrics[name], metrics[f"{name}_low"], metrics[f"{name}_high"], defined))
+    found = _written_bounds(quality, threshold.metric.removeprefix("written/"))
+    if found is None:
+        return without(threshold, "the evaluation wrote no stories, or none that it is defined for")
+    return judge(threshold, found)
+
+
+def _written_bounds(quality: QualityEvidence, figure: str) -> Bounds | None:
+    """A figure of the written stories, out of their rows; None: no row has it."""
+    if figure == "copied_words_max":
+        lengths = [
+            float(row["copied_words"]) for row in quality.stories if row.get("copied_words") is not None
+        ]
+        return exactly(max(lengths), len(lengths)) if lengths else None
+    seeds = {seed: column for column, seed in enumerate(sorted({row["seed"] for row in quality.stories}))}
+    numbers = {
+        number: place for place, number in enumerate(sorted({row["number"] for row in quality.stories}))
+    }
+    values_PS = np.full((len(numbers), len(seeds)), np.nan)
+    for row in quality.stories:
+        if row.get(figure) is not None:
+            values_PS[numbers[row["number"]], seeds[row["seed"]]] = row[figure]
+    # The middle 90 %: each of its ends is a one-sided bound of 95 %, as every bound of the gate.
+    found = mean_over_prompts(values_PS, yes_or_no=figure in YES_OR_NO, level=2 * CONFIDENCE - 1)
+    return None if found is None else Bounds(found.mean, found.low, found.high, found.n)
 
 
 def _loss_bounds(quality: QualityEvidence, metric: str) -> Bounds:

@@ -58,7 +58,8 @@ class Evidence:
     comparison: Found = field(default_factory=Found)
     """The benchmark of this version that compared it with the champion."""
     speed_compared: bool = True
-    """False where the champion is a file: its speed was measured on another machine, and is no yardstick."""
+    """False where the champion is a file and no benchmark asked its model in turn with this one: a speed that was
+    measured on another machine is no yardstick."""
 
     def sources(self) -> dict[str, str]:
         """What the checks stand on, by what it is."""
@@ -81,7 +82,8 @@ def gather(
 
     Args:
         champion: the champion's digest, if there is one.
-        against_file: a champion's losses as `save_baseline` wrote them, instead of a champion in the store.
+        against_file: a champion's losses as `save_baseline` wrote them, instead of a champion in the store. Its speed
+            counts where a benchmark of this store asked its model folder in turn with this one.
 
     Raises:
         InputError: the store or the file cannot be used.
@@ -90,10 +92,15 @@ def gather(
     benchmark = _benchmark(lambda: load_benchmark_evidence(uri, digest), "`story benchmark`")
     if against_file is not None:
         baseline = load_baseline(against_file)
-        same = baseline.digest == digest
+        if baseline.digest == digest:
+            return Evidence(digest=digest, quality=quality, benchmark=benchmark)
+        beside = _benchmark(
+            lambda: load_benchmark_evidence(uri, digest, against=baseline.digest),
+            "`story benchmark --against FOLDER`",
+        )
         return Evidence(
-            digest=digest, quality=quality, benchmark=benchmark, baseline=None if same else baseline,
-            champion=None if same else baseline.digest, speed_compared=False,
+            digest=digest, quality=quality, benchmark=benchmark, champion=baseline.digest, baseline=baseline,
+            comparison=beside, speed_compared=beside.benchmark is not None,
         )  # fmt: skip
     if champion is None or champion == digest:
         return Evidence(digest=digest, quality=quality, benchmark=benchmark)

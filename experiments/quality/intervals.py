@@ -8,6 +8,7 @@ drawing stories singly would make the interval too narrow.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,6 @@ import numpy.typing as npt
 
 RESAMPLES = 2000
 LEVEL = 0.95
-Z = 1.959964
-"""Standard deviations that hold `LEVEL` of a normal distribution."""
 Floats = npt.NDArray[np.float64]
 
 
@@ -46,11 +45,14 @@ def ratio_of_sums(above: npt.ArrayLike, below: npt.ArrayLike, *, seed: int = 0) 
     return Estimate(float(top.sum() / bottom.sum()), *_middle(means), len(top))
 
 
-def mean_over_prompts(values_PS: npt.ArrayLike, *, yes_or_no: bool = False, seed: int = 0) -> Estimate | None:
+def mean_over_prompts(
+    values_PS: npt.ArrayLike, *, yes_or_no: bool = False, seed: int = 0, level: float = LEVEL
+) -> Estimate | None:
     """Mean of a figure of written stories, (prompts, seeds); NaN where the figure is not defined.
 
     Where all stories gave the same answer to a `yes_or_no` (0 or 1), resampling finds no doubt at all; the interval is
-    then Wilson's (1927), with each prompt counted once.
+    then Wilson's (1927), with each prompt counted once. `level` is what the interval holds; of 0.90 each end is a
+    one-sided bound of 95 %.
 
     None if the figure is defined nowhere.
     """
@@ -62,7 +64,8 @@ def mean_over_prompts(values_PS: npt.ArrayLike, *, yes_or_no: bool = False, seed
     mean, n = float(values[defined].mean()), int(defined.sum())
     if yes_or_no and mean in (0.0, 1.0):
         asked = int(defined.any(axis=1).sum())
-        doubt = Z * Z / (asked + Z * Z)
+        z = NormalDist().inv_cdf((1 + level) / 2)
+        doubt = z * z / (asked + z * z)
         return Estimate(mean, max(0.0, mean - doubt), min(1.0, mean + doubt), n)
     dice = np.random.default_rng(seed)
     rows = dice.integers(0, prompts, (RESAMPLES, prompts, 1))
@@ -71,11 +74,11 @@ def mean_over_prompts(values_PS: npt.ArrayLike, *, yes_or_no: bool = False, seed
     counts = defined[rows, columns].sum(axis=(1, 2))
     # A resample may hold no story that the figure is defined for; it then says nothing about the mean.
     means = sums[counts > 0] / counts[counts > 0]
-    return Estimate(mean, *_middle(means), n)
+    return Estimate(mean, *_middle(means, level), n)
 
 
-def _middle(means: Floats) -> tuple[float, float]:
-    """The bounds of the middle `LEVEL` of the resampled means."""
-    rest = (1 - LEVEL) / 2
+def _middle(means: Floats, level: float = LEVEL) -> tuple[float, float]:
+    """The bounds of the middle `level` of the resampled means."""
+    rest = (1 - level) / 2
     low, high = np.quantile(means, [rest, 1 - rest])
     return float(low), float(high)

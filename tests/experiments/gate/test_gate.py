@@ -12,13 +12,16 @@ from xml.etree import ElementTree
 import pytest
 from rich.console import Console
 
-from experiments.gate.evidence import save_baseline
+from experiments.gate.bounds import share
+from experiments.gate.decide import decide
+from experiments.gate.evidence import Evidence, Found, save_baseline
 from experiments.gate.promotion import Move, PromotionError, promote, rollback
 from experiments.gate.run import run_gate
 from experiments.gate.shown import MARK, junit, markdown, print_decision
 from experiments.gate.verdict import Decision, Verdict
-from experiments.quality.evidence import load_quality_evidence
+from experiments.quality.evidence import QualityEvidence, load_quality_evidence
 from experiments.registry.versions import register, versions
+from experiments.thresholds import load_thresholds
 from model.errors import InputError
 from model.folder import ModelFolder
 from tests.experiments.gate.conftest import Place
@@ -200,9 +203,68 @@ def test_a_ci_job_gates_against_a_file_without_a_champion_in_the_store(place: Pl
     assert verdicts(decision)["bits_per_byte_difference"] == "pass"
     assert decision.verdict == "pass"
     assert "generation_time_ratio: the champion is a file" in decision.notes[0]
+    log_speed(empty, place.challenger, place.bounds, against=place.champion)
+    beside = run_gate(
+        empty, place.bounds, digest=place.challenger.digest, against_file=tmp_path / "champion.json"
+    )
+    assert verdicts(beside)["generation_time_ratio"] == "pass", (
+        "asked in turn in this very store, speed counts"
+    )
+    assert (beside.verdict, beside.notes) == ("pass", ())
     (tmp_path / "bad.json").write_text("{}")
     with pytest.raises(InputError, match="against-file"):
         run_gate(empty, place.bounds, digest="0" * 64, against_file=tmp_path / "bad.json")
+
+
+WRITTEN = """
+thresholds:
+  - {metric: written/ended, unit: share, at_least: 0.70, scope: quality, reason: a story ends, min_n: 50}
+  - {metric: written/looping, unit: share, at_most: 0.05, scope: quality, reason: no circles, min_n: 50}
+  - {metric: written/repeated_4, unit: share, at_most: 0.5, scope: quality, reason: few repeats}
+  - {metric: written/copied_words_max, unit: words, at_most: 5, scope: quality, reason: nothing by heart}
+  - {metric: written/names_kept, unit: share, at_least: 0.5, scope: quality, reason: names come again}
+"""
+
+
+def test_written_stories_are_judged_by_their_rows_a_prompt_counting_once(tmp_path: Path) -> None:
+    (tmp_path / "written.yaml").write_text(WRITTEN)
+    bounds = load_thresholds(tmp_path / "written.yaml")
+    rows = tuple(
+        {
+            "number": number, "seed": seed, "ended": float(number % 16 > 0), "looping": 0.0,
+            "repeated_4": 0.01 * (number % 7), "copied_words": 3 + (number == 5 and seed == 1), "names_kept": None,
+        }
+        for number in range(64) for seed in range(3)
+    )  # fmt: skip
+    quality = QualityEvidence("run", "0" * 64, 0, {}, {}, {}, (), rows)
+    evidence = Evidence(digest="0" * 64, quality=Found(quality=quality), benchmark=Found(missing="none"))
+    decision = decide(evidence, bounds)
+    found = {check.threshold.metric: check for check in decision.checks}
+    assert {name: check.verdict for name, check in found.items()} == {
+        "written/ended": "pass", "written/looping": "pass", "written/repeated_4": "pass",
+        "written/copied_words_max": "pass", "written/names_kept": "undecided",
+    }  # fmt: skip
+    looping, ended, copied = (
+        found[f"written/{name}"].bounds for name in ("looping", "ended", "copied_words_max")
+    )
+    assert looping is not None
+    assert ended is not None
+    assert copied is not None
+    assert looping.high == pytest.approx(share(0, 64).high), (
+        "three stories of a prompt that agree are one answer"
+    )
+    assert ended.value == pytest.approx(60 / 64)
+    assert ended.n == 192
+    assert ended.low == pytest.approx(share(60, 64).low, abs=0.03), "a bootstrap against the score test"
+    assert copied.value == 4
+    without = decide(
+        Evidence(
+            digest="0" * 64, benchmark=Found(missing="none"),
+            quality=Found(quality=QualityEvidence("run", "0" * 64, 0, {}, {}, {}, (), ())),
+        ),
+        bounds,
+    )  # fmt: skip
+    assert {check.verdict for check in without.checks} == {"undecided"}
 
 
 def test_a_decision_reads_well_everywhere(place: Place) -> None:

@@ -1,0 +1,46 @@
+"""CI's thresholds are the project's, but for the one that depends on which stories a model is judged on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from experiments.gate.evidence import load_baseline
+from experiments.thresholds import THRESHOLDS, load_thresholds
+from model.folder import PRETRAINED, ModelFolder
+from training.corpus import story_id
+from training.own_corpus import load_own_stories
+
+CI = THRESHOLDS.with_name("thresholds-ci.yaml")
+CHAMPION = THRESHOLDS.with_name("champion.json")
+
+
+def test_only_the_bound_on_bits_per_byte_is_another() -> None:
+    project, ci = load_thresholds(), load_thresholds(CI)
+    assert [entry.metric for entry in ci] == [entry.metric for entry in project]
+    others = [(mine, theirs) for mine, theirs in zip(ci, project, strict=True) if mine != theirs]
+    assert [mine.metric for mine, _ in others] == ["bits_per_byte"]
+    assert others[0][0].min_n == others[0][1].min_n
+
+
+def test_the_champion_in_the_repository_is_the_model_that_ships() -> None:
+    champion = load_baseline(CHAMPION)
+    assert champion.digest == ModelFolder.open(PRETRAINED).digest, (
+        "model/pretrained has changed: make experiments/champion.json again (README, The model gate in CI)"
+    )
+    assert [loss.id for loss in champion.losses] == [
+        story_id(story.text) for story in load_own_stories("heldout")
+    ]
+    bits = (
+        sum(loss.nats for loss in champion.losses)
+        / sum(loss.bytes for loss in champion.losses)
+        / 0.6931471805599453
+    )
+    bound = next(entry for entry in load_thresholds(CI) if entry.metric == "bits_per_byte")
+    assert bound.holds(bits)
+    assert f"{bits:.3f}" in bound.reason, "the reason tells what was measured"
+
+
+def test_the_champion_names_no_machine(repository: Path) -> None:
+    assert set(json.loads(CHAMPION.read_text())) == {"format", "digest", "data_digest", "losses"}
+    assert str(repository) not in CHAMPION.read_text()
