@@ -11,7 +11,7 @@ import pytest
 from deploy.render import DIGEST, Pace, main
 from tests.workflows.json_server import Asked, json_server
 
-PACE = Pace(live=0.5, healthy=0.5, pause=0.01)
+PACE = Pace(live=0.2, healthy=0.2, pause=0.01)
 WANTED = DIGEST.read_text().strip()
 
 

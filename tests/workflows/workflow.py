@@ -91,6 +91,10 @@ class Runner:
         self._git("add", "--all")
         self._git("-c", "user.name=test", "-c", "user.email=test@localhost", "commit", "-q", "-m", message)
 
+    def head(self) -> str:
+        """The commit that is checked out."""
+        return self._git("rev-parse", "HEAD").strip()
+
     def run(self, step: Mapping[str, Any], **environment: str) -> subprocess.CompletedProcess[str]:
         """Run a step as a runner does: `bash --noprofile --norc -eo pipefail` on its text."""
         script = self.place / "step.sh"
