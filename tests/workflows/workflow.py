@@ -18,7 +18,7 @@ WORKFLOWS = REPOSITORY / ".github" / "workflows"
 EXPRESSION = re.compile(r"\$\{\{.*?\}\}", re.DOTALL)
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML ships no types
     """YAML 1.2's booleans: `on` is a word."""
 
 
