@@ -39,6 +39,10 @@ thresholds:
 """
 
 
+BRIEF = "--requests 12 --concurrency 4 --max-tokens 40 --phases single,concurrent"
+"""Of a benchmark: enough for a verdict on quality to stand beside it."""
+
+
 def _runner(place: Path) -> tuple[Runner, dict[str, str]]:
     """A checkout to run in, and the job's variables as they stand in the file."""
     if library_file() is None:
@@ -113,12 +117,14 @@ def test_noised_weights_in_a_pull_request_fail_the_job_for_their_bits_per_byte(t
     champion["digest"] = ModelFolder.open(runner.checkout / "model" / "pretrained").digest
     (runner.checkout / "experiments" / "champion.json").write_text(json.dumps(champion))
     runner.commit("a model that is worse")
-    codes = _whole(runner, given | {"BASE": base})
+    given |= {"BASE": base, "EVALUATE": "--runtime native --no-write", "BENCHMARK": f"{BRIEF},compare"}
+    codes = _whole(runner, given)
     assert codes[GATE["name"]] == 1, codes
     found = _junit(runner)
-    assert {name for name, verdict in found.items() if verdict == "failure"} == {"bits_per_byte_difference"}
-    assert found["ttft_ratio"] == "pass", "the same network is as fast as the champion, asked in turn"
-    assert found["total_tokens_per_second_ratio"] == "pass"
+    assert found["bits_per_byte_difference"] == "failure"
+    assert found["bits_per_byte"] == "pass", "a bound of its own would not have seen it"
+    # The same network, asked in turn with the champion: no slower, however busy this machine is.
+    assert "failure" not in (found["ttft_ratio"], found["total_tokens_per_second_ratio"])
     assert "Model gate: FAIL" in runner.summary.read_text()
 
 
