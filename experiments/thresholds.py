@@ -95,6 +95,9 @@ class Threshold(BaseModel):
     above: float | None = Field(default=None, allow_inf_nan=False)
     at_most: float | None = Field(default=None, allow_inf_nan=False)
     below: float | None = Field(default=None, allow_inf_nan=False)
+    stories: Literal["own", "other"] | None = None
+    """Of quality: where the bound depends on what is read, whether it is for our own held-out stories or for all
+    others; None: for any."""
     min_n: int | None = Field(default=None, ge=1)
     """Fewer observations than this are not enough to decide by; None: one figure is enough."""
 
@@ -107,6 +110,8 @@ class Threshold(BaseModel):
             raise ValueError(f"unit: {self.metric} is measured in {metric.unit}, got {self.unit!r}")
         if self.scope != metric.scope:
             raise ValueError(f"scope: {self.metric} belongs to {metric.scope}, got {self.scope}")
+        if self.stories is not None and self.scope != "quality":
+            raise ValueError(f"stories: belongs to quality, and {self.metric} to {self.scope}")
         given = [name for name in BOUNDS if getattr(self, name) is not None]
         if not given:
             raise ValueError(f"metric: {self.metric} needs a bound: one of {', '.join(BOUNDS)}")
@@ -225,7 +230,7 @@ def load_thresholds(path: Path = THRESHOLDS) -> Thresholds:
         line = lines.get((), 1)
         raise ThresholdsError(f"{path}, line {line}: must be one list called 'thresholds'")
     entries: list[Threshold] = []
-    first: dict[str, int] = {}
+    first: dict[tuple[str, str], int] = {}
     for number, entry in enumerate(value["thresholds"]):
         place: Place = ("thresholds", number)
         try:
@@ -234,11 +239,12 @@ def load_thresholds(path: Path = THRESHOLDS) -> Thresholds:
             line, message = _blame(error, place, lines)
             raise ThresholdsError(f"{path}, line {line}: {message}") from None
         line = lines[place]
-        if threshold.metric in first:
-            raise ThresholdsError(
-                f"{path}, line {line}: {threshold.metric} already has a bound in line {first[threshold.metric]}"
-            )
-        first[threshold.metric] = line
+        for stories in ("own", "other") if threshold.stories is None else (threshold.stories,):
+            place_of_first = first.setdefault((threshold.metric, stories), line)
+            if place_of_first != line:
+                raise ThresholdsError(
+                    f"{path}, line {line}: {threshold.metric} already has a bound in line {place_of_first}"
+                )
         entries.append(threshold)
     if not entries:
         raise ThresholdsError(

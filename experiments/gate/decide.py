@@ -29,9 +29,11 @@ from experiments.gate.bounds import (
 from experiments.gate.evidence import Baseline, Evidence
 from experiments.gate.verdict import Check, Decision, judge, without
 from experiments.quality.evidence import QualityEvidence
+from experiments.quality.held_out import digest_of
 from experiments.quality.intervals import mean_over_prompts
 from experiments.quality.written import YES_OR_NO
 from experiments.thresholds import Threshold, Thresholds
+from training.own_corpus import load_own_stories
 
 SHARES = ("success_rate", "error_rate", "goodput_share")
 """Counted out of n requests: Wilson's bounds."""
@@ -51,6 +53,8 @@ def decide(evidence: Evidence, thresholds: Thresholds, *, version: int | None = 
     notes: list[str] = []
     bounds = _benchmark_bounds(evidence.benchmark.benchmark)
     for threshold in thresholds:
+        if not _applies(threshold, evidence):
+            continue
         if threshold.scope == "benchmark":
             checks.append(_benchmark_check(threshold, evidence, bounds))
         elif threshold.scope == "quality":
@@ -68,6 +72,15 @@ def decide(evidence: Evidence, thresholds: Thresholds, *, version: int | None = 
         thresholds_digest=thresholds.digest, evidence=evidence.sources(), notes=tuple(notes),
         decided=datetime.now(UTC).isoformat(timespec="seconds"),
     )  # fmt: skip
+
+
+def _applies(threshold: Threshold, evidence: Evidence) -> bool:
+    """Whether the bound is one for the stories that the version was judged on."""
+    if threshold.stories is None:
+        return True
+    quality = evidence.quality.quality
+    own = digest_of(story.text for story in load_own_stories("heldout"))
+    return (threshold.stories == "own") == (quality is not None and quality.tags.get("data.digest") == own)
 
 
 def _benchmark_check(threshold: Threshold, evidence: Evidence, bounds: dict[str, Bounds]) -> Check:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
@@ -61,10 +61,7 @@ class HeldOut:
     @property
     def digest(self) -> str:
         """SHA-256 over the texts in their order, however they were packed into files."""
-        total = hashlib.sha256()
-        for text in self.texts:
-            total.update(hashlib.sha256(text.encode()).digest())
-        return total.hexdigest()
+        return digest_of(self.texts)
 
     def targets(self, index: int) -> list[int]:
         """What is to be predicted of one story: its tokens and its end."""
@@ -87,6 +84,14 @@ class Figures:
     def story_nats(self) -> Nats:
         """Nats of each story, its end included."""
         return np.array([float(story.sum()) for story in self.nats])
+
+
+def digest_of(texts: Iterable[str]) -> str:
+    """What tells one set of stories from another: SHA-256 over those of the texts, in their order."""
+    total = hashlib.sha256()
+    for text in texts:
+        total.update(hashlib.sha256(text.encode()).digest())
+    return total.hexdigest()
 
 
 def read_held_out(

@@ -168,3 +168,19 @@ def test_what_is_no_number_never_holds() -> None:
         limit = threshold(metric, known.unit, known.scope, **{bound: 1})
         assert not limit.holds(math.nan)
         assert limit.holds(1.0)
+
+
+def test_a_metric_may_have_one_bound_for_each_kind_of_stories(tmp_path: Path) -> None:
+    entry = "  - {metric: loss, unit: nats/token, at_most: %s, scope: quality, reason: r%s}\n"
+    path = tmp_path / "thresholds.yaml"
+    path.write_text("thresholds:\n" + entry % (2, ", stories: own") + entry % (1, ", stories: other"))
+    assert [(each.stories, each.limit) for each in load_thresholds(path)] == [("own", 2), ("other", 1)]
+    for again in (", stories: own", ""):
+        path.write_text("thresholds:\n" + entry % (2, ", stories: own") + entry % (1, again))
+        with pytest.raises(ThresholdsError, match="line 3: loss already has a bound in line 2"):
+            load_thresholds(path)
+    path.write_text(
+        "thresholds:\n  - {metric: ttft_p95, unit: s, at_most: 1, scope: benchmark, stories: own, reason: r}\n"
+    )
+    with pytest.raises(ThresholdsError, match="line 2: belongs to quality, and ttft_p95 to benchmark"):
+        load_thresholds(path)
