@@ -11,18 +11,17 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from model.errors import MissingExtraError, StoryError
+from experiments.yaml_file import Place, read_yaml
+from model.errors import StoryError
 
 THRESHOLDS = Path(__file__).with_name("thresholds.yaml")
 """The project's own."""
 
 Scope = Literal["benchmark", "quality", "compare"]
-Place = tuple[str | int, ...]
-"""Keys and indexes that lead to a part of the file."""
 BOUNDS = ("at_least", "above", "at_most", "below")
 
 
@@ -202,33 +201,14 @@ def load_thresholds(path: Path = THRESHOLDS) -> Thresholds:
             names file and line.
         MissingExtraError: PyYAML is not installed.
     """
-    try:
-        import yaml
-    except ModuleNotFoundError as error:
-        raise MissingExtraError("reading thresholds", "train") from error
-    try:
-        content = path.read_bytes()
-        root = yaml.compose(content.decode(), Loader=yaml.SafeLoader)
-        value, lines = _plain(root, path)
-    except OSError as error:
-        raise ThresholdsError(f"{path}: {(error.strerror or 'cannot be read').lower()}") from None
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise ThresholdsError(f"{path}, line {line}: not UTF-8 text") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        problem = getattr(error, "problem", None) or str(error)
-        at = f", line {mark.line + 1}" if mark is not None else ""
-        raise ThresholdsError(f"{path}{at}: not valid YAML: {problem}") from None
-    except (ValueError, RecursionError) as error:  # a date that is none, an alias that holds itself
-        raise ThresholdsError(f"{path}: not usable YAML: {error}") from None
+    file = read_yaml(path, ThresholdsError, "thresholds")
+    value = file.value
     if (
         not isinstance(value, dict)
         or set(value) != {"thresholds"}
         or not isinstance(value["thresholds"], list)
     ):
-        line = lines.get((), 1)
-        raise ThresholdsError(f"{path}, line {line}: must be one list called 'thresholds'")
+        raise ThresholdsError(f"{file.at(())}: must be one list called 'thresholds'")
     entries: list[Threshold] = []
     first: dict[tuple[str, str], int] = {}
     for number, entry in enumerate(value["thresholds"]):
@@ -236,9 +216,8 @@ def load_thresholds(path: Path = THRESHOLDS) -> Thresholds:
         try:
             threshold = Threshold.model_validate(entry)
         except ValidationError as error:
-            line, message = _blame(error, place, lines)
-            raise ThresholdsError(f"{path}, line {line}: {message}") from None
-        line = lines[place]
+            raise ThresholdsError(file.blame(error, place)) from None
+        line = file.line(place)
         for stories in ("own", "other") if threshold.stories is None else (threshold.stories,):
             place_of_first = first.setdefault((threshold.metric, stories), line)
             if place_of_first != line:
@@ -247,46 +226,5 @@ def load_thresholds(path: Path = THRESHOLDS) -> Thresholds:
                 )
         entries.append(threshold)
     if not entries:
-        raise ThresholdsError(
-            f"{path}, line {lines[('thresholds',)]}: holds no threshold, so everything would pass"
-        )
-    return Thresholds(tuple(entries), hashlib.sha256(content).hexdigest())
-
-
-def _plain(root: Any, path: Path) -> tuple[Any, dict[Place, int]]:
-    """The document as plain values, and the line of each of its parts (from 1), by their place in it."""
-    import yaml
-
-    lines: dict[Place, int] = {}
-    loader = yaml.SafeLoader("")
-
-    def walk(node: Any, place: Place) -> Any:
-        lines.setdefault(place, node.start_mark.line + 1)
-        if isinstance(node, yaml.SequenceNode):
-            return [walk(inner, (*place, number)) for number, inner in enumerate(node.value)]
-        if not isinstance(node, yaml.MappingNode):
-            return loader.construct_object(node)
-        values: dict[str, Any] = {}
-        for key, inner in node.value:
-            name = str(key.value)
-            if name in values:
-                raise ThresholdsError(f"{path}, line {key.start_mark.line + 1}: {name} is said twice")
-            lines[(*place, name)] = key.start_mark.line + 1
-            values[name] = walk(inner, (*place, name))
-        return values
-
-    return (None if root is None else walk(root, ())), lines
-
-
-def _blame(error: ValidationError, place: Place, lines: dict[Place, int]) -> tuple[int, str]:
-    """The line of the first fault of an entry, and what is wrong, in words."""
-    fault = error.errors()[0]
-    if fault["type"] == "value_error":
-        name, _, message = str(fault["ctx"]["error"]).partition(": ")
-    else:
-        name = str(fault["loc"][0]) if fault["loc"] else ""
-        message = {"missing": "is missing", "extra_forbidden": "is not known here"}.get(
-            fault["type"], fault["msg"][:1].lower() + fault["msg"][1:]
-        )
-        message = f"{name} {message}".strip()
-    return lines.get((*place, name), lines[place]), message
+        raise ThresholdsError(f"{file.at(('thresholds',))}: holds no threshold, so everything would pass")
+    return Thresholds(tuple(entries), hashlib.sha256(file.content).hexdigest())

@@ -11,7 +11,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import FrameType
@@ -31,7 +31,7 @@ from training.optim import Optimizers, rate_share
 from training.parallel import Group
 from training.precision import has_bf16
 from training.recipe import Recipe
-from training.report import EvaluationReport, Observer, Outcome, RunEnd, RunStart, StepReport
+from training.report import EndRun, EvaluationReport, Observer, Outcome, RunEnd, RunStart, StepReport
 from training.rows import IGNORED, RowStream
 from training.shards import TokenShard, read_meta
 from training.validation import Validation, write_samples
@@ -103,7 +103,7 @@ class Trainer:
         self.resumed_from = self.step
         self.bf16 = recipe.precision == "bf16" or (recipe.precision == "auto" and has_bf16(self.device))
         self.loss_sum = torch.compile(self.network.loss_sum) if recipe.compile else self.network.loss_sum
-        self._stop = threading.Event()
+        self._stop, self._reason = threading.Event(), "interrupted by hand"
         self.group.meet()  # before anyone writes to `out`: the others have to find it as it was
 
     def run(self) -> RunEnd:
@@ -148,7 +148,7 @@ class Trainer:
             if stopped:
                 # An evaluation that is due now is left to the resume, which finds that it was not made.
                 self._save()
-                return "stopped", "interrupted by hand"
+                return "stopped", self._reason
             # Asked first, so that a step at which two reasons meet is not followed by another evaluation.
             due = self._reached_a_part(progress) or progress >= 1 or self.step % self.recipe.eval_every == 0
             if due and self.step != self.evaluated:
@@ -212,8 +212,7 @@ class Trainer:
             elapsed=self.elapsed + seconds, learning_rate=share * recipe.optimizer.matrix_lr,
             tokens_per_second=count / max(seconds, 1e-9), progress=progress,
         )  # fmt: skip
-        for observer in self.observers:
-            observer.stepped(report)
+        self._tell(lambda observer: observer.stepped(report))
 
     def _throw(self, index: int) -> None:
         """The dice of pass `index` of this step: they follow from seed and step, so a resume throws the same."""
@@ -248,8 +247,16 @@ class Trainer:
                 step=self.step, tokens=self.tokens, loss=loss, bits_per_byte=bits, best=better,
                 samples=samples, elapsed=self.elapsed,
             )  # fmt: skip
-            for observer in self.observers:
-                observer.evaluated(report)
+            self._tell(lambda observer: observer.evaluated(report))
+
+    def _tell(self, report: Callable[[Observer], None]) -> None:
+        """Tell all observers, and stop before the next step if one of them wants the run to end."""
+        for observer in self.observers:
+            try:
+                report(observer)
+            except EndRun as wish:
+                self._reason = str(wish)
+                self._stop.set()
 
     def _save(self) -> None:
         if self.group.first:

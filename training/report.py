@@ -78,6 +78,13 @@ class RunEnd:
     """The best checkpoint kept."""
 
 
+class EndRun(Exception):
+    """What an observer raises from `stepped` or `evaluated` to end a run: it is saved, and `stopped` for this reason.
+
+    At an evaluation that uses up the budget it comes too late, and the run is `finished`.
+    """
+
+
 class Observer(Protocol):
     """Listens to a run; called by the first process only, in order, from one thread."""
 

@@ -10,14 +10,18 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from model.errors import InputError, ModelError
 from model.folder import read_config
 from training.recipe import Recipe, overridden
+
+if TYPE_CHECKING:
+    from training.report import Observer
 
 GRACE_SECONDS = 10.0
 """How long the other processes of a group may go on when one has failed."""
@@ -66,10 +70,12 @@ def train(
     init: Path | None = None,
     minutes: float | None = None,
     track: bool = True,
+    observers: Sequence[Observer] | None = None,
 ) -> TrainResult:
     """Train (or resume) in this process; under `torchrun`, as one process of the group.
 
-    `init` is a model folder or checkpoint whose weights a new run starts from.
+    `init` is a model folder or checkpoint whose weights a new run starts from. `observers` watch the run instead of
+    the terminal's progress and MLflow.
 
     Raises:
         StoryError: the recipe, the data or a checkpoint is not usable, or the loss stopped being finite.
@@ -79,7 +85,6 @@ def train(
     from training.loop import Trainer
     from training.parallel import Group
     from training.progress import ProgressObserver
-    from training.report import Observer
     from training.tracking import MlflowObserver
 
     if minutes is not None:
@@ -87,9 +92,8 @@ def train(
     group = Group()
     if group.size > 1:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // group.size))
-    observers: list[Observer] = [ProgressObserver()] if group.first else []
-    if track and group.first:
-        observers.append(MlflowObserver())
+    if observers is None:
+        observers = [ProgressObserver(), *([MlflowObserver()] if track else [])] if group.first else []
     try:
         end = Trainer(
             recipe, data=data, out=out, observers=observers, group=group, resume=resume, init=init

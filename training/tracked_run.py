@@ -57,12 +57,13 @@ def begin_run(client: MlflowClient, experiment_id: str, start: RunStart) -> Run:
     return run
 
 
-def describe_run(client: MlflowClient, run: Run, start: RunStart) -> None:
+def describe_run(client: MlflowClient, run: Run, start: RunStart, origin: Provenance | None = None) -> None:
     """Parameters, tags and the data set as an input; recipe, data and environment whole as artifacts.
 
-    MLflow's parameters cannot change. What a resume brings new is a tag `resumed.…` beside the old value.
+    MLflow's parameters cannot change. What a resume brings new is a tag `resumed.…` beside the old value. `origin` is
+    where the run computes, by default here.
     """
-    origin = provenance()
+    origin = origin or provenance()
     run_id = run.info.run_id
     params = flat(start.recipe) | {
         "parameters": str(start.parameters),

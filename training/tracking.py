@@ -30,6 +30,7 @@ from training.mlflow_store import (
     without_password,
 )
 from training.outbox import Leftover, Outbox, Point, one_line, read_leftover, write_leftover
+from training.provenance import Provenance
 from training.report import EvaluationReport, Outcome, RunEnd, RunStart, StepReport
 from training.shown import COLUMNS, samples_page, samples_rows
 from training.tracked_run import begin_run, describe_run, now, set_tags
@@ -48,7 +49,8 @@ class MlflowObserver:
     """Logs a run to the MLflow store at `tracking_uri` (default: `default_tracking_uri()`).
 
     `system_seconds` lie between two looks at the machine (CPU, memory, disk, network, GPU); `None`: none.
-    `outbox` holds options of `Outbox`.
+    `outbox` holds options of `Outbox`. `tags` are set at the start; `keep_model`: the best checkpoint goes to the store
+    as well. `origin`: the code and machine that train, where they are not this process's.
     """
 
     def __init__(
@@ -58,8 +60,12 @@ class MlflowObserver:
         experiment: str = EXPERIMENT,
         system_seconds: float | None = 10.0,
         outbox: dict[str, Any] | None = None,
+        tags: dict[str, str] | None = None,
+        keep_model: bool = True,
+        origin: Provenance | None = None,
     ) -> None:
         self._uri = tracking_uri
+        self._tags, self._keep_model, self._origin = tags or {}, keep_model, origin
         self._experiment = experiment
         self._system_seconds = system_seconds
         self._options = outbox or {}
@@ -83,7 +89,9 @@ class MlflowObserver:
                 log.warning("MLflow run %s had been killed and is marked so now", run_id)
             run = begin_run(self._client, experiment_id, start)
             self.run_id = run.info.run_id
-            describe_run(self._client, run, start)
+            describe_run(self._client, run, start, self._origin)
+            if self._tags:
+                set_tags(self._client, self.run_id, self._tags)
         except StoryError:
             raise
         except Exception as error:  # SQLAlchemy's, MLflow's, the driver's or the network's
@@ -139,7 +147,7 @@ class MlflowObserver:
             try:
                 if self._monitor is not None:
                     self._monitor.finish()
-                if end.checkpoint is not None:
+                if self._keep_model and end.checkpoint is not None:
                     log_checkpoint(self._client, self.run_id, end.checkpoint)
                 set_tags(self._client, self.run_id, {"outcome": end.outcome, "outcome.reason": end.reason})
                 self._client.set_terminated(self.run_id, STATUS[end.outcome])
