@@ -21,6 +21,7 @@ from experiments.benchmark.command import benchmark
 from experiments.gate.command import gate, promote, rollback
 from experiments.quality.command import evaluate
 from experiments.registry.command import models, register
+from experiments.sweep.command import sweep
 from model.deploy.cli import app as deploy_verbs
 from model.generation import Request, Sampling
 
@@ -253,6 +254,7 @@ def train(
 
 app.command()(evaluate)
 app.command()(benchmark)
+app.command()(sweep)
 
 
 @app.command()

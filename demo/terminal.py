@@ -24,6 +24,7 @@ EXTRA_OF = {
     "huggingface_hub": "train",
     "mlflow": "train",
     "onnx": "train",
+    "optuna": "train",
     "psutil": "train",
     "safetensors": "train",
     "torch": "train",

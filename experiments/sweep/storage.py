@@ -1,0 +1,91 @@
+"""Where studies are kept: SQLite beside the MLflow store, or PostgreSQL, where many machines can share one.
+
+In PostgreSQL they get a schema of their own, because Optuna's tables have names that others use too
+(`alembic_version`).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from model.errors import InputError, MissingExtraError
+from model.settings import Settings, without_password
+from training.mlflow_store import database_file
+from training.outbox import one_line
+
+if TYPE_CHECKING:
+    import optuna
+
+SCHEMA = "story_sweep"
+HEARTBEAT, GRACE = 10, 120
+"""Seconds between two signs of life of a trial, and after the last of them until it is given up."""
+PATIENCE = 60
+"""Seconds to wait for another worker's lock on the SQLite file."""
+
+
+def storage_url(given: str | None, settings: Settings) -> str:
+    """`given`, else a PostgreSQL `DATABASE_URL`, else `sweeps.db` beside the MLflow database."""
+    if given:
+        return given
+    if settings.database_url is not None:
+        url = settings.database_url.get_secret_value()
+        if url.startswith("postgres"):
+            return url
+    store = database_file(settings.mlflow_tracking_uri)
+    folder = Path() if store is None else Path(os.path.relpath(store.parent))
+    return f"sqlite:///{folder / 'sweeps.db'}"
+
+
+def open_storage(
+    url: str, on_stale: Callable[[optuna.Study, optuna.trial.FrozenTrial], None] | None = None
+) -> optuna.storages.RDBStorage:
+    """Connect, and make the tables where there are none. `on_stale` is told trials that were given up.
+
+    Raises:
+        InputError: no usable database answers there. MissingExtraError: Optuna is not installed.
+    """
+    try:
+        import optuna
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("story sweep", "train") from error
+    optuna.logging.set_verbosity(optuna.logging.CRITICAL)  # what happens to a trial is told by us
+    wanted = re.sub(r"^postgres(ql)?://", "postgresql+psycopg://", url)
+    options: dict[str, Any] = {}
+    try:
+        if wanted.startswith("sqlite:///"):
+            Path(wanted.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+            options = {"connect_args": {"timeout": PATIENCE}}
+        elif wanted.startswith("postgresql+psycopg://"):
+            _make_schema(wanted)
+            # A connection may be lost while a trial trains for hours: it is tried before it is used.
+            options = {"pool_pre_ping": True, "connect_args": {"options": f"-csearch_path={SCHEMA}"}}
+        else:
+            raise InputError("storage", "must begin with sqlite:/// or postgresql://")
+        with warnings.catch_warnings():
+            # Heartbeats count as experimental in Optuna, since 2021.
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            return optuna.storages.RDBStorage(
+                wanted, options, heartbeat_interval=HEARTBEAT, grace_period=GRACE,
+                heartbeat_stale_trial_callback=on_stale,
+            )  # fmt: skip
+    except InputError:
+        raise
+    except Exception as error:  # SQLAlchemy's, Optuna's, the driver's or the network's
+        reason = one_line(error).replace(wanted, without_password(url))
+        raise InputError("storage", f"{without_password(url)} cannot be used ({reason})") from None
+
+
+def _make_schema(url: str) -> None:
+    import sqlalchemy
+
+    engine = sqlalchemy.create_engine(url)
+    try:
+        with engine.begin() as connection:
+            connection.execute(sqlalchemy.text(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}"))
+    finally:
+        engine.dispose()
