@@ -253,14 +253,49 @@ def train(
     `"steps=2000 rows=32"`.
     """
     out, shards = Path(RUNS_AT) / name, Path(RUNS_AT) / "data" / data
-    if not (shards / "train.bin").exists():
-        story("data", "--download", "--out", str(shards))
+    make_shards(shards)
     order = ["train", "--preset", preset, "--data", str(shards), "--out", str(out), *fields.split()]
     if minutes:
         order += ["--minutes", str(minutes)]
     if any((out / kept / "config.json").is_file() for kept in ("last", "last.old")):
         order.append("--resume")
     return story(*order)
+
+
+def make_shards(shards: Path) -> None:
+    """TinyStories as token shards, where there are none."""
+    if not (shards / "train.bin").exists():
+        story("data", "--download", "--out", str(shards))
+
+
+@workshop.function(image=training_image, cpu=4.0, memory=16_384, volumes={RUNS_AT: runs}, timeout=2 * HOURS)
+def prepare(data: str = "tinystories") -> None:
+    """Make the shards that `train` makes when they are missing; the trials of a sweep find them made."""
+    make_shards(Path(RUNS_AT) / "data" / data)
+
+
+# ## A sweep
+#
+# `story sweep NAME --on modal --workers 8` calls this Function once for each trial, eight at once. The study stays with
+# whoever called; the trial reports to it on a Queue and is told there whether to go on. A container that was taken
+# away is started again by Modal and goes on from the last checkpoint on the Volume.
+
+
+@workshop.function(
+    image=training_image,
+    gpu=settings.story_gpu,
+    cpu=2.0,
+    memory=8192,  # MiB; the corpus is prepared
+    volumes={RUNS_AT: runs},
+    timeout=6 * HOURS,
+    max_containers=32,  # a bound on what a mistyped number of workers can cost
+    scaledown_window=2 * MINUTES,  # the next trial finds it warm, with torch imported
+)
+def sweep_trial(job: dict[str, Any], wire: modal.Queue) -> None:
+    """Train one trial of a sweep; `experiments.sweep.on_modal` calls it."""
+    runs.reload()
+    # By name: `model` may not import `experiments`, which stands above it.
+    importlib.import_module("experiments.sweep.remote").train(job, wire, Path(RUNS_AT), runs.commit)
 
 
 def story(*arguments: str) -> int:

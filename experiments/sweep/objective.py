@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -56,6 +56,10 @@ class Job:
     judge: Judge
     begun: Callable[[RunStart], None]
     """Is told how the run starts, and refuses other data than the sweep's."""
+    note: Callable[[str, str], None]
+    """Writes a fact down with the trial, for a later try of it."""
+    noted: Mapping[str, str]
+    """What earlier tries wrote down."""
 
 
 class Runner(Protocol):
@@ -134,8 +138,11 @@ class Work:
                 trial.set_user_attr(REASON, f"no possible recipe: {error}")
                 raise optuna.TrialPruned from None
             trial.set_user_attr(RECIPE, recipe.as_dict())
+            noted = {name: fact for name, fact in trial.user_attrs.items() if isinstance(fact, str)}
             folder = self.plan.folder(self.out, first)
-            ended = self.runner(Job(number, recipe, folder, self._judge(trial), self._begun))
+            ended = self.runner(
+                Job(number, recipe, folder, self._judge(trial), self._begun, trial.set_user_attr, noted)
+            )
         except optuna.TrialPruned:
             self.tell(f"trial {number}: pruned, {trial.user_attrs[REASON]}")
             raise

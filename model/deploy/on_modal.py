@@ -56,7 +56,7 @@ class ModalPlatform:
             import modal
         except ModuleNotFoundError:
             raise MissingExtraError("story deploy --platform modal", "modal") from None
-        with _understood():
+        with understood():
             return cls(modal.Client.from_env(), settings)
 
     def upload(self, folder: ModelFolder) -> bool:
@@ -64,7 +64,7 @@ class ModalPlatform:
         import modal
 
         names = {path.name for path in folder.path.iterdir() if path.is_file()}
-        with _understood():
+        with understood():
             volume = modal.Volume.from_name(MODELS, create_if_missing=True, client=self._client)
             try:
                 there = {Path(entry.path).name for entry in volume.listdir(f"/{folder.digest}")}
@@ -87,7 +87,7 @@ class ModalPlatform:
             ["deploy", "-m", DEFINITIONS, "--tag", digest[:12]],
             {"STORY_COLOUR": colour, "STORY_REVISION": digest, "STORY_GPU": self._settings.story_gpu},
         )
-        with _understood():
+        with understood():
             url = modal.Server.from_name(app_name(colour), SERVER, client=self._client).get_url()
         if not url:
             raise DeployError(f"Modal tells no address for {app_name(colour)}")
@@ -97,7 +97,7 @@ class ModalPlatform:
         """`modal app stop`, after which nothing of the colour is left but its logs."""
         import modal
 
-        with _understood():
+        with understood():
             try:
                 modal.Server.from_name(app_name(colour), SERVER, client=self._client).hydrate()
             except modal.exception.NotFoundError:
@@ -117,7 +117,7 @@ class ModalPlatform:
 
 
 @contextlib.contextmanager
-def _understood() -> Iterator[None]:
+def understood() -> Iterator[None]:
     """Turn what Modal's client raises into one line of ours."""
     import modal
 
