@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +27,7 @@ HEARTBEAT, GRACE = 10, 120
 """Seconds between two signs of life of a trial, and after the last of them until it is given up."""
 PATIENCE = 60
 """Seconds to wait for another worker's lock on the SQLite file."""
+ATTEMPTS = 5
 
 
 def storage_url(given: str | None, settings: Settings) -> str:
@@ -55,29 +57,39 @@ def open_storage(
         raise MissingExtraError("story sweep", "train") from error
     optuna.logging.set_verbosity(optuna.logging.CRITICAL)  # what happens to a trial is told by us
     wanted = re.sub(r"^postgres(ql)?://", "postgresql+psycopg://", url)
-    options: dict[str, Any] = {}
-    try:
-        if wanted.startswith("sqlite:///"):
-            Path(wanted.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-            options = {"connect_args": {"timeout": PATIENCE}}
-        elif wanted.startswith("postgresql+psycopg://"):
-            _make_schema(wanted)
-            # A connection may be lost while a trial trains for hours: it is tried before it is used.
-            options = {"pool_pre_ping": True, "connect_args": {"options": f"-csearch_path={SCHEMA}"}}
-        else:
-            raise InputError("storage", "must begin with sqlite:/// or postgresql://")
-        with warnings.catch_warnings():
-            # Heartbeats count as experimental in Optuna, since 2021.
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            return optuna.storages.RDBStorage(
-                wanted, options, heartbeat_interval=HEARTBEAT, grace_period=GRACE,
-                heartbeat_stale_trial_callback=on_stale,
-            )  # fmt: skip
-    except InputError:
-        raise
-    except Exception as error:  # SQLAlchemy's, Optuna's, the driver's or the network's
-        reason = one_line(error).replace(wanted, without_password(url))
-        raise InputError("storage", f"{without_password(url)} cannot be used ({reason})") from None
+    if not wanted.startswith(("sqlite:///", "postgresql+psycopg://")):
+        raise InputError("storage", "must begin with sqlite:/// or postgresql://")
+    for left in reversed(range(ATTEMPTS)):
+        try:
+            return _connect(wanted, on_stale)
+        except Exception as error:  # SQLAlchemy's, Optuna's, the driver's or the network's
+            if left and "already exists" in str(error):
+                time.sleep(0.5)  # another process is making the tables at this very moment
+                continue
+            reason = one_line(error).replace(wanted, without_password(url))
+            raise InputError("storage", f"{without_password(url)} cannot be used ({reason})") from None
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _connect(
+    url: str, on_stale: Callable[[optuna.Study, optuna.trial.FrozenTrial], None] | None
+) -> optuna.storages.RDBStorage:
+    import optuna
+
+    if url.startswith("sqlite:///"):
+        Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+        options: dict[str, Any] = {"connect_args": {"timeout": PATIENCE}}
+    else:
+        _make_schema(url)
+        # A connection may be lost while a trial trains for hours: it is tried before it is used.
+        options = {"pool_pre_ping": True, "connect_args": {"options": f"-csearch_path={SCHEMA}"}}
+    with warnings.catch_warnings():
+        # Heartbeats count as experimental in Optuna, since 2021.
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return optuna.storages.RDBStorage(
+            url, options, heartbeat_interval=HEARTBEAT, grace_period=GRACE,
+            heartbeat_stale_trial_callback=on_stale,
+        )  # fmt: skip
 
 
 def _make_schema(url: str) -> None:

@@ -28,6 +28,7 @@ from training.loop import Trainer
 from training.optim import rate_share
 from training.parallel import Group
 from training.recipe import Recipe
+from training.report import EndRun, EvaluationReport
 from training.rows import IGNORED, RowStream
 from training.shards import TokenShard
 from training.validation import Validation
@@ -154,6 +155,22 @@ def test_the_best_checkpoint_is_the_one_with_the_lowest_bits_per_byte(shards: Pa
     assert kept is not None
     assert validation.measure(load_network(kept))[1] == bits[best]
     assert validation.measure(load_network(tmp_path / "run" / "last"))[1] == bits[10]
+
+
+def test_an_observer_can_end_a_run_which_is_saved_and_can_be_resumed(shards: Path, tmp_path: Path) -> None:
+    class Enough(Recorder):
+        def evaluated(self, report: EvaluationReport) -> None:
+            super().evaluated(report)
+            raise EndRun(f"enough at {report.step}")
+
+    recipe = smallest()
+    recorder = train(recipe, shards, tmp_path / "run", Enough())
+    (end,) = recorder.ends
+    assert (end.outcome, end.reason) == ("stopped", "enough at 4")
+    assert [report.step for report in recorder.evaluations] == [4]
+    rest = train(recipe, shards, tmp_path / "run", resume=True)
+    assert (rest.ends[0].outcome, rest.ends[0].step) == ("finished", recipe.steps)
+    assert (train(smallest(steps=4), shards, tmp_path / "short", Enough()).ends[0].outcome) == "finished"
 
 
 def test_a_run_that_gets_no_better_stops_early_and_stays_stopped(shards: Path, tmp_path: Path) -> None:

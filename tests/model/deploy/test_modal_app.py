@@ -136,13 +136,22 @@ def test_training_and_page_are_asked_for_as_they_were_meant(
     functions = deploy(
         run, plane, tmp_path, "-m", "model.modal_app::workshop", DATABASE_URL="unrelated", **told
     )
-    assert set(functions) == {"train", "page"}
+    assert set(functions) == {"train", "page", "prepare", "sweep_trial"}
     assert plane.deployed == {"write-me-a-story"}
     train, page = functions["train"], functions["page"]
     assert train.resources.gpu_config.gpu_type == "L4"
     assert train.retry_policy.retries == 10
     assert train.timeout_secs == 24 * 60 * 60
     assert train.single_use_containers
+    trial, prepare = functions["sweep_trial"], functions["prepare"]
+    assert trial.resources.gpu_config.gpu_type == "L4"
+    assert prepare.resources.gpu_config.count == 0
+    assert trial.autoscaler_settings.max_containers == 32
+    assert not trial.single_use_containers, "the next trial finds it warm"
+    assert [mount.mount_path for mount in (*trial.volume_mounts, *prepare.volume_mounts)] == [
+        "/runs",
+        "/runs",
+    ]
     (mount,) = train.volume_mounts
     assert (mount.volume_id, mount.mount_path, mount.read_only) == (
         "vo-write-me-a-story-runs",
@@ -159,6 +168,7 @@ def test_training_and_page_are_asked_for_as_they_were_meant(
     assert given(plane) == {"STAGE": "PROD", **told, **quiet}
     sent = sources(plane)
     assert {"story.py", "demo/assets/page.css", "training/recipes/small.toml"} <= sent
+    assert {"experiments/sweep/remote.py", "experiments/sweep/spaces/small.yaml"} <= sent
     assert {"model/pretrained/model.safetensors", "demo/asgi.py"} <= sent
 
 
@@ -196,10 +206,13 @@ def test_public_objects_say_the_same() -> None:
 
 
 class Committed:
-    """Stands for the Volume, which only exists on Modal; counts commits."""
+    """Stands for the Volume, which only exists on Modal; counts commits and reloads."""
 
     def __init__(self) -> None:
-        self.times = 0
+        self.times = self.reloads = 0
+
+    def reload(self) -> None:
+        self.reloads += 1
 
     def commit(self) -> None:
         self.times += 1
@@ -248,6 +261,31 @@ def test_training_prepares_missing_shards_and_resumes_a_run_that_is_there(
         assert _train(name=kept) == 0
         assert orders[-1][-1] == "--resume"
     assert len(orders) == 2, "the shards are made once"
+
+
+def test_a_trial_is_trained_by_the_sweep_s_own_code_on_what_the_volume_holds_now(
+    volume: Committed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`tests/experiments/sweep/test_on_modal.py` has that code itself."""
+    trained: list[tuple[Any, ...]] = []
+    module = types.ModuleType("experiments.sweep.remote")
+    monkeypatch.setattr(module, "train", lambda *given: trained.append(given), raising=False)
+    monkeypatch.setitem(sys.modules, "experiments.sweep.remote", module)
+    wire: Any = object()
+    with pytest.warns(UserWarning, match="executing locally"):
+        modal_app.sweep_trial.local({"key": "k"}, wire)
+    assert trained == [({"key": "k"}, wire, tmp_path / "runs", volume.commit)]
+    assert volume.reloads == 1
+
+
+def test_shards_are_made_once_for_all_trials(
+    volume: Committed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    orders = _note_orders(monkeypatch)
+    with pytest.warns(UserWarning, match="executing locally"):
+        modal_app.prepare.local()
+    shards = tmp_path / "runs" / "data" / "tinystories"
+    assert orders == [("data", "--download", "--out", str(shards))]
 
 
 def test_the_orders_are_ones_that_story_understands(
