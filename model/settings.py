@@ -112,7 +112,7 @@ class Settings(BaseSettings):
     )
     database_url: SecretStr | None = Field(
         default=None,
-        description="Database that replicas of the app share; checked, not used yet",
+        description="Database that replicas of the app share, and sweeps if it is PostgreSQL",
     )
     story_model: str | None = Field(
         default=None,

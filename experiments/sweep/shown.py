@@ -6,11 +6,12 @@ import shlex
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
 from experiments.sweep.plan import PARTS
-from experiments.sweep.space import as_overrides
+from experiments.sweep.space import FIXED, as_overrides
 from experiments.sweep.study import FIRST, REASON, RECIPE, STEP, TOKENS, plan_of
 
 if TYPE_CHECKING:
@@ -70,7 +71,8 @@ def best_of(study: optuna.Study) -> dict[str, Any] | None:
     searched = as_overrides(best["params"])
     budget = ("minutes", "steps", "eval_every", "patience")
     equal = as_overrides({name: recipe[name] for name in budget if recipe[name] is not None})
-    origin = plan.space.origin[:2]
+    # What is equal only to make trials short and alike is left out of a training that is meant.
+    origin = [word for word in plan.space.origin if word.partition("=")[0] not in FIXED]
     return {
         "number": best["number"],
         "value": best["value"],
@@ -119,23 +121,27 @@ def print_sweep(study: optuna.Study, console: Console) -> None:
     best = best_of(study)
     names = list(plan.space.dimensions)
     short = _short_names(names)
-    table = Table(
-        "trial", "state", "bits/byte", "pruned at", *short, title=f"{study.study_name}: {plan.budget} each"
-    )
+    table = Table(box=SIMPLE, title=f"{study.study_name}: {plan.budget} each", padding=(0, 1, 0, 0))
+    for column in ("", "trial", "state", "bits/byte", "pruned", *short):
+        table.add_column(column, no_wrap=column not in short, overflow="fold")
     for row in rows(study):
         color = COLORS.get(row["state"], "dim")
-        mark = " ★" if best and row["number"] == best["number"] else " = recipe" if row["base"] else ""
-        again = f" (again {row['again']})" if row["again"] is not None else ""
+        mark = "★" if best and row["number"] == best["number"] else "=" if row["base"] else ""
+        again = f" ↻{row['again']}" if row["again"] is not None else ""
         params = (_figure(row["params"].get(name)) for name in names)
         value = "" if row["value"] is None else f"{row['value']:.4f}"
         table.add_row(
-            f"{row['number']}{again}{mark}",
+            mark,
+            f"{row['number']}{again}",
             f"[{color}]{row['state']}[/]",
             value,
             row["pruned_at"] or "",
             *params,
         )
     console.print(table)
+    console.print(
+        "★ the best, = the recipe as it stands, ↻ the same again after a stop", style="dim", highlight=False
+    )
     for row in rows(study):
         if row["state"] == "failed":
             console.print(f"trial {row['number']} failed: {row['reason']}", markup=False, highlight=False)
@@ -164,4 +170,4 @@ def _short_names(names: list[str]) -> list[str]:
 
 
 def _figure(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)
+    return f"{value:.2g}" if isinstance(value, float) else "" if value is None else str(value)

@@ -169,7 +169,8 @@ def test_the_command_shows_a_sweep_as_a_table_and_as_json(swept: Swept) -> None:
     shown = run(swept, "first", "--show")
     assert shown.exit_code == 0, shown.stderr
     assert "best: trial 0" in shown.stdout
-    assert "story train --preset tiny optimizer.matrix_lr=0.02 optimizer.table_lr=0.008" in shown.stdout
+    assert "story train --preset tiny model.pattern=RA" in shown.stdout
+    assert "optimizer.matrix_lr=0.02 optimizer.table_lr=0.008\n" in shown.stdout
     told = json.loads(run(swept, "first", "--show", "--json").stdout)
     assert told == json.loads(json.dumps(summary(open_study(swept.storage, "first"))))
     assert told["best"]["value"] == told["rows"][told["best"]["number"]]["value"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shlex
 from pathlib import Path
 
@@ -29,7 +30,7 @@ def test_the_field_that_makes_the_difference_is_told_with_the_best_recipe(tmp_pa
     assert best["value"] == min(row["value"] for row in rows(study))
     command = shlex.split(best["command"])
     assert load_recipe("tiny", overrides=command[4:]).dropout == best["params"]["dropout"]
-    console = Console(width=120, record=True, file=(tmp_path / "out").open("w"))
+    console = Console(width=120, record=True, file=io.StringIO())
     print_sweep(study, console)
     told = console.export_text()
     change = best["value"] / 1.4 - 1
