@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from experiments.sweep.plan import PARTS, Plan
 from experiments.sweep.study import (
@@ -62,12 +62,8 @@ class Job:
     """What earlier tries wrote down."""
 
 
-class Runner(Protocol):
-    """Trains a job's recipe to its end, or until its judge or a stop ends it."""
-
-    def __call__(self, job: Job) -> Ended: ...
-
-
+Runner = Callable[[Job], Ended]
+"""Trains a job's recipe to its end, or until its judge or a stop ends it."""
 Tell = Callable[[str], None]
 """Says what happens to a trial, in a line."""
 
