@@ -28,6 +28,8 @@ HEARTBEAT, GRACE = 10, 120
 PATIENCE = 60
 """Seconds to wait for another worker's lock on the SQLite file."""
 ATTEMPTS = 5
+MADE_MEANWHILE = ("already exists", "UNIQUE constraint failed", "duplicate key")
+"""What a database says where another process makes the same tables at this very moment."""
 
 
 def storage_url(given: str | None, settings: Settings) -> str:
@@ -63,7 +65,7 @@ def open_storage(
         try:
             return _connect(wanted, on_stale)
         except Exception as error:  # SQLAlchemy's, Optuna's, the driver's or the network's
-            if left and "already exists" in str(error):
+            if left and any(words in str(error) for words in MADE_MEANWHILE):
                 time.sleep(0.5)  # another process is making the tables at this very moment
                 continue
             reason = one_line(error).replace(wanted, without_password(url))
