@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator
 
-from model.generation import Piece
+from model.generation import Piece, merge
 
 INTERVAL = 0.05
 """Seconds between two merged pieces: 20 redraws a second look like a steady flow."""
@@ -58,12 +58,3 @@ async def coalesce(
         reader.cancel()
         with contextlib.suppress(asyncio.CancelledError, Exception):
             await reader
-
-
-def merge(pieces: list[Piece]) -> Piece:
-    """One piece that holds everything of `pieces`, in order."""
-    return Piece(
-        text="".join(piece.text for piece in pieces),
-        tokens=tuple(token for piece in pieces for token in piece.tokens),
-        logprobs=tuple(entry for piece in pieces for entry in piece.logprobs),
-    )

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from model.folder import PRETRAINED, ModelFolder
 from model.generation import Completion, Piece, Request
@@ -97,6 +97,22 @@ class Backend(Protocol):
         ...
 
 
+@runtime_checkable
+class VersionedBackend(Backend, Protocol):
+    """A backend that can say which edition of a model writes, so that its stories can be told again."""
+
+    async def edition(self) -> str | None:
+        """What would write a story that begins now: the model's digest, and what computes it where that matters.
+
+        Two editions may tell different stories for the same request, one edition never does. None: not known.
+        """
+        ...
+
+    def edition_of(self, stream: Stream) -> str | None:
+        """What has written this stream of the backend's, which has ended; None: not known, or more than one."""
+        ...
+
+
 class LocalBackend:
     """The engine in this process: no network between the page and the model."""
 
@@ -143,3 +159,11 @@ class LocalBackend:
     async def submit(self, request: Request) -> Stream:
         """Hand the request to the engine; see `Backend.submit`."""
         return self.engine.submit(request)
+
+    async def edition(self) -> str:
+        """The model, and the runtime with its precision: each rounds in its own way."""
+        return f"{self.model.version} {self.engine.runtime_name}"
+
+    def edition_of(self, stream: Stream) -> str:
+        """Always the same."""
+        return f"{self.model.version} {self.engine.runtime_name}"

@@ -43,6 +43,14 @@ class BusyError(StoryError):
         self.retry_after = retry_after
 
 
+class LimitError(BusyError):
+    """One client, or all together, have had what they may have in a time; `scope` is `client` or `all`."""
+
+    def __init__(self, message: str, retry_after: float, scope: str) -> None:
+        super().__init__(message, retry_after)
+        self.scope = scope
+
+
 class TrainingError(StoryError):
     """Training had to stop (a loss that is not finite, say); the last good checkpoint is kept."""
 

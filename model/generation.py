@@ -5,6 +5,7 @@ All values are checked here, once, so that nothing behind this file has to doubt
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -69,6 +70,9 @@ class Request:
     """Text that ends the story; it is not part of what comes back."""
     logprobs: int | None = None
     """None: no log-probabilities. n ≥ 0: each token's own, and those of its n best alternatives."""
+    remembered: bool = True
+    """Whether the story may be told from memory and kept there. False where its seed was drawn by chance, so that
+    nobody will ask for it again, and where it has to be written anew, as in a measurement."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.prompt, str):
@@ -111,6 +115,15 @@ class Piece:
     tokens: tuple[int, ...]
     """The tokens decoded for this piece. A token may come before its text, when it holds half a character."""
     logprobs: tuple[TokenLogprob, ...] = ()
+
+
+def merge(pieces: Sequence[Piece]) -> Piece:
+    """One piece that holds everything of `pieces`, in order."""
+    return Piece(
+        text="".join(piece.text for piece in pieces),
+        tokens=tuple(token for piece in pieces for token in piece.tokens),
+        logprobs=tuple(entry for piece in pieces for entry in piece.logprobs),
+    )
 
 
 @dataclass(frozen=True, slots=True)

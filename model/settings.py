@@ -15,13 +15,21 @@ from typing import Any, Literal, get_args, get_origin
 from urllib.parse import urlsplit
 
 from annotated_types import Ge, Le
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from model.errors import InputError
 
 PREFIX = "STORY_"
 """Names that begin so belong to this project alone, which is why an unknown one is a mistake."""
+
+
+IN_WORDS = {
+    "MODAL_ENDPOINT_URL": "an http(s) address",
+    "STORY_LIMIT_": "like `30/minute` or `5/second; 2000/day`, or `off`",
+    "STORY_TRUSTED_PROXIES": "addresses and networks like `10.0.0.0/8`, or how many proxies",
+}
+"""What texts of a certain form may be, by how their names begin."""
 
 
 class Settings(BaseSettings):
@@ -108,7 +116,8 @@ class Settings(BaseSettings):
     )
     redis_url: SecretStr | None = Field(
         default=None,
-        description="Redis where all replicas of the app see which of blue and green is active",
+        description="Redis that all replicas of the app share: limits, remembered stories, and which of blue and "
+        "green is active",
     )
     database_url: SecretStr | None = Field(
         default=None,
@@ -156,6 +165,42 @@ class Settings(BaseSettings):
         le=16_777_216,
         description="Bytes of a request's body; a longer one is refused",
     )
+    story_limit_stories: str | None = Field(
+        default=None,
+        description="Stories that one client may ask for in a time; unset: `30/minute` in PROD, else no limit",
+    )
+    story_limit_tokens: str | None = Field(
+        default=None,
+        description="Tokens that may be written for one client; unset: `20000/minute` in PROD, else no limit",
+    )
+    story_limit_all_stories: str | None = Field(
+        default=None,
+        description="Stories that all clients together may ask for; unset: `600/minute` in PROD, else no limit",
+    )
+    story_limit_all_tokens: str | None = Field(
+        default=None,
+        description="Tokens that may be written for all together; unset: `200000/minute` in PROD, else no limit",
+    )
+    story_trusted_proxies: str | None = Field(
+        default=None,
+        description="Proxies whose `X-Forwarded-For` tells who asks; unset: none, who connects is the client",
+    )
+    story_cache: bool = Field(
+        default=True,
+        description="Whether a story that is asked for again with the same seed is told from memory",
+    )
+    story_cache_bytes: int = Field(
+        default=16_777_216,
+        ge=65_536,
+        le=17_179_869_184,
+        description="Memory for such stories; those not asked for longest go first",
+    )
+    story_cache_ttl: int = Field(
+        default=3_600,
+        ge=1,
+        le=2_592_000,
+        description="Seconds for which such a story is remembered",
+    )
     story_colours: str | None = Field(
         default=None,
         description="File that says which of blue and green is active, where there is no `REDIS_URL`; "
@@ -175,6 +220,27 @@ class Settings(BaseSettings):
         default="L4",
         description="GPU that Modal gives to writing and to training",
     )
+
+    @field_validator(
+        "story_limit_stories", "story_limit_tokens", "story_limit_all_stories", "story_limit_all_tokens"
+    )
+    @classmethod
+    def _is_a_limit(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None:
+            from model.limiting.quotas import read_quotas  # its library takes 0.2 s to load
+
+            assert info.field_name is not None
+            read_quotas(info.field_name.upper(), value, "client", "tokens")
+        return value
+
+    @field_validator("story_trusted_proxies")
+    @classmethod
+    def _are_proxies(cls, value: str | None) -> str | None:
+        if value is not None:
+            from model.limiting.clients import Clients
+
+            Clients.read(value)
+        return value
 
     @field_validator("modal_endpoint_url")
     @classmethod
@@ -257,7 +323,7 @@ def allowed_values(name: str) -> str:
         low = next(mark.ge for mark in field.metadata if isinstance(mark, Ge))
         high = next(mark.le for mark in field.metadata if isinstance(mark, Le))
         return f"a {'whole ' * (field.annotation is int)}number between {low} and {high}"
-    return "an http(s) address" if name.endswith("_ENDPOINT_URL") else "text"
+    return next((words for begin, words in IN_WORDS.items() if name.startswith(begin)), "text")
 
 
 def environment_table() -> str:

@@ -1,0 +1,126 @@
+"""One Redis for limits and cache, without which everything goes on.
+
+Whoever asks gets an answer within `PATIENCE` or `RedisGoneError`, and once Redis has failed, that error at once: no
+request waits for a Redis that is gone. A task of its own, for which nobody waits, asks it again after growing pauses
+until it answers. Loss and return are logged once each.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from model.errors import InputError, StoryError
+
+if TYPE_CHECKING:
+    import redis.asyncio
+
+PATIENCE = 0.25
+"""Seconds for one answer, a new connection included. One that is well does in a millisecond."""
+PAUSES = (0.25, 0.5, 1.0, 2.0, 5.0, 10.0)
+"""Seconds before each attempt to bring it back; the last one repeats."""
+CONNECTIONS = 256
+
+log = logging.getLogger(__name__)
+Answer = TypeVar("Answer")
+
+
+class RedisGoneError(StoryError):
+    """Redis does not answer; whoever asked does without."""
+
+
+class RedisLink:
+    """A Redis that may go away. Used from one event loop, beginning with the first question."""
+
+    def __init__(self, url: str) -> None:
+        """Connect at the first use. Raises `InputError` when `url` is not the address of a Redis."""
+        import redis.asyncio
+        from redis.asyncio.retry import Retry
+        from redis.backoff import NoBackoff
+
+        try:
+            pool = redis.asyncio.ConnectionPool.from_url(
+                url,
+                max_connections=CONNECTIONS,
+                socket_timeout=PATIENCE,
+                socket_connect_timeout=PATIENCE,
+                # One retry: a connection that lay idle may have been closed, and a new one costs little.
+                retry=Retry(NoBackoff(), 1),
+            )
+        except ValueError:
+            raise InputError("REDIS_URL", "must start with redis://, rediss:// or unix://") from None
+        self.pool = pool
+        self.client: redis.asyncio.Redis = redis.asyncio.Redis(connection_pool=pool)
+        self._errors = (redis.RedisError, OSError, TimeoutError)
+        self._up = True
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self.losses = 0
+        """How often it was lost."""
+
+    @property
+    def up(self) -> bool:
+        """Whether it answered when it was last asked; nobody has asked yet: True."""
+        return self._up
+
+    async def ask(self, how: Callable[[], Awaitable[Answer]]) -> Answer:
+        """What `how` gets from the client. Raises `RedisGoneError`: at once while Redis is known to be gone."""
+        if not self._up:
+            raise RedisGoneError("Redis is gone")
+        try:
+            async with asyncio.timeout(PATIENCE):
+                return await how()
+        except self._errors as error:
+            self._lost(error)
+            raise RedisGoneError("Redis is gone") from None
+
+    def later(self, how: Callable[[], Awaitable[object]]) -> None:
+        """Ask it something whose answer nobody waits for; while Redis is gone it is not asked."""
+
+        async def asking() -> None:
+            with contextlib.suppress(RedisGoneError):
+                await self.ask(how)
+
+        if self._up:
+            self._run(asking())
+
+    async def aclose(self) -> None:
+        """Say what is still to be said, and close the connections. The link can be used again afterwards."""
+        tasks = list(self._tasks)
+        if tasks:
+            await asyncio.wait(tasks, timeout=PATIENCE)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._up = True
+        with contextlib.suppress(*self._errors):
+            await self.client.aclose()
+            await self.pool.disconnect()
+
+    def _run(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _lost(self, error: BaseException) -> None:
+        if not self._up:
+            return
+        self._up = False
+        self.losses += 1
+        reason = str(error) or type(error).__name__
+        log.warning("Redis is gone (%s): limits and cache are this process's own until it is back", reason)
+        self._run(self._bring_back())
+
+    async def _bring_back(self) -> None:
+        attempt = 0
+        while True:
+            await asyncio.sleep(PAUSES[min(attempt, len(PAUSES) - 1)])
+            attempt += 1
+            with contextlib.suppress(*self._errors):
+                async with asyncio.timeout(PATIENCE):
+                    await self.client.execute_command("PING")
+                self._up = True
+                log.warning("Redis is back: limits and cache are shared again")
+                return
