@@ -24,6 +24,7 @@ from demo.backends import open_backend
 from demo.page import build, in_a_loop
 from model.backend import Backend
 from model.errors import InputError
+from model.guard import Guard
 from model.service.app import ServiceRoute, create_service
 from model.service.options import ServiceOptions
 
@@ -57,15 +58,18 @@ def serve(
     port: int = 0,
     share: bool = False,
     options: ServiceOptions | None = None,
+    guard: Guard | None = None,
 ) -> Iterator[Served]:
     """Serve page and service while this context is open; port 0 takes any free one.
+
+    `guard` keeps the limits of both; what it remembers stands before `backend` already.
 
     Raises `InputError` when the address cannot be listened on.
     """
     port = port or _free_port(host)
     _check_address(host, port)
 
-    service = create_service(backend, options)
+    service = create_service(backend, options, guard)
     loops: list[asyncio.AbstractEventLoop] = []
 
     @contextlib.asynccontextmanager
@@ -80,7 +84,7 @@ def serve(
     def hurry() -> None:
         loops[0].call_soon_threadsafe(service.teller.cut)
 
-    page = build(backend)
+    page = build(backend, service.guard.limiter)
 
     def start() -> tuple[Any, str, str]:
         return page.launch(
@@ -133,8 +137,9 @@ def launch(settings: Settings, *, host: str, port: int, share: bool = False, bac
     before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         options = ServiceOptions.of(settings)
-        opened = open_backend(backend, settings)
-        with serve(opened, host=host, port=port, share=share, options=options) as served:
+        guard = Guard.of(settings)
+        opened = guard.over(open_backend(backend, settings))
+        with serve(opened, host=host, port=port, share=share, options=options, guard=guard) as served:
             hurry.append(served.hurry)
             print(f"Write me a story: {served.url}", flush=True)
             if served.share_url:

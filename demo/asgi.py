@@ -18,6 +18,7 @@ from fastapi import FastAPI
 from demo import theme
 from demo.backends import open_backend
 from demo.page import build, in_a_loop
+from model.guard import Guard
 from model.service.app import ServiceRoute, create_service
 from model.service.options import ServiceOptions
 from model.settings import load_settings
@@ -26,7 +27,9 @@ if TYPE_CHECKING:
     from model.backend import Backend
 
 
-def create_app(backend: Backend | None = None, options: ServiceOptions | None = None) -> FastAPI:
+def create_app(
+    backend: Backend | None = None, options: ServiceOptions | None = None, guard: Guard | None = None
+) -> FastAPI:
     """The application over `backend`, which runs while the application does.
 
     Without a backend the environment's settings choose one, as `story demo` does. Raises `InputError` and
@@ -34,9 +37,10 @@ def create_app(backend: Backend | None = None, options: ServiceOptions | None = 
     """
     if backend is None:
         settings = load_settings()
-        backend = open_backend("auto", settings)
+        guard = guard or Guard.of(settings)
+        backend = guard.over(open_backend("auto", settings))
         options = options or ServiceOptions.of(settings)
-    service = create_service(backend, options)
+    service = create_service(backend, options, guard)
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -50,7 +54,7 @@ def create_app(backend: Backend | None = None, options: ServiceOptions | None = 
         redoc_url=None,
         openapi_url=None,
     )
-    page = build(backend)
+    page = build(backend, service.guard.limiter)
 
     def mount() -> None:
         gr.mount_gradio_app(

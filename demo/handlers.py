@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import re
 import time
 from collections.abc import AsyncGenerator, Mapping
@@ -18,8 +19,11 @@ from demo import links
 from demo.coalesce import coalesce
 from demo.form import FIELDS, Form, new_seed
 from model.backend import Backend, Stream
-from model.errors import BusyError, InputError, StoryError
+from model.cache.flight import MEMORY
+from model.errors import BusyError, InputError, LimitError, StoryError
 from model.generation import Completion, Usage
+from model.limiting.clients import UNKNOWN
+from model.limiting.limiter import Limiter, Ticket
 
 log = logging.getLogger(__name__)
 
@@ -93,11 +97,12 @@ class Desk:
 
     backend: Backend
     streams: dict[str, Stream]
+    limiter: Limiter
 
     @classmethod
-    def of(cls, backend: Backend) -> Desk:
+    def of(cls, backend: Backend, limiter: Limiter | None = None) -> Desk:
         """An empty desk in front of `backend`."""
-        return cls(backend=backend, streams={})
+        return cls(backend=backend, streams={}, limiter=limiter or Limiter())
 
 
 def problems(form: Form) -> list[str | None]:
@@ -115,8 +120,8 @@ def opened(query: Mapping[str, str], version: str) -> tuple[dict[str, Any], View
     return {"seed": new_seed(), **link.values}, View(status=note, spoken=note)
 
 
-async def write(desk: Desk, session: str, form: Form) -> AsyncGenerator[View, None]:
-    """Tell a new story from the form's prompt and settings.
+async def write(desk: Desk, session: str, form: Form, client: str = UNKNOWN) -> AsyncGenerator[View, None]:
+    """Tell a new story from the form's prompt and settings; `client` is who asks, as limits count it.
 
     Spaces at the prompt's end are dropped: in a byte-level vocabulary a word brings its own space along, so
     the model has hardly ever seen a space that stands alone before it has to choose a word.
@@ -125,14 +130,16 @@ async def write(desk: Desk, session: str, form: Form) -> AsyncGenerator[View, No
     view = View(given=form.prompt, filename=filename(form.prompt))
     with contextlib.suppress(InputError):  # only a prompt too long for an address: then there is no link
         view = replace(view, link=links.encode(form, desk.backend.model.version))
-    async with contextlib.aclosing(_tell(desk, session, form, view)) as views:
+    async with contextlib.aclosing(_tell(desk, session, form, view, client)) as views:
         async for shown in views:
             yield shown
 
 
-async def resume(desk: Desk, session: str, form: Form, view: View) -> AsyncGenerator[View, None]:
+async def resume(
+    desk: Desk, session: str, form: Form, view: View, client: str = UNKNOWN
+) -> AsyncGenerator[View, None]:
     """Go on with the story on the page, under the form's settings; its prompt field plays no part."""
-    async with contextlib.aclosing(_tell(desk, session, form, view)) as views:
+    async with contextlib.aclosing(_tell(desk, session, form, view, client)) as views:
         async for shown in views:
             yield shown
 
@@ -143,13 +150,17 @@ def stop(desk: Desk, session: str) -> None:
         stream.cancel()
 
 
-async def _tell(desk: Desk, session: str, form: Form, view: View) -> AsyncGenerator[View, None]:
+async def _tell(desk: Desk, session: str, form: Form, view: View, client: str) -> AsyncGenerator[View, None]:
     """Stream what follows `view.text`. However this generator ends, its stream is cancelled behind it."""
     began = time.perf_counter()
     view = replace(view, phase="waiting", status="Beginning…", spoken="Writing.")
     stream: Stream | None = None
+    ticket: Ticket | None = None
     try:
-        stream = await desk.backend.submit(form.request(view.text))
+        request = form.request(view.text)
+        ticket = await desk.limiter.admit(client, [request])
+        stream = await desk.backend.submit(request)
+        ticket.begun()
         desk.streams[session] = stream
         yield view
         tokens, first = 0, 0.0
@@ -157,6 +168,8 @@ async def _tell(desk: Desk, session: str, form: Form, view: View) -> AsyncGenera
         async with contextlib.aclosing(coalesce(aiter(stream))) as pieces:
             async for piece in pieces:
                 now = time.perf_counter()
+                if stream.writer != MEMORY:
+                    ticket.wrote(len(piece.tokens))
                 if piece.tokens or piece.text:  # the last text may come after the last token, alone
                     first = first if tokens else now
                     tokens += len(piece.tokens)
@@ -170,12 +183,15 @@ async def _tell(desk: Desk, session: str, form: Form, view: View) -> AsyncGenera
                     view = replace(view, status="Waiting for the first word…")
                 yield view
         yield _ended(view, stream.completion, writers, form.seed)
+    except LimitError as error:
+        who = "You have had" if error.scope == "client" else "Everyone together has had"
+        wait = spoken_wait(error.retry_after)
+        yield _failed(view, f"{who} as many stories as there may be for now. Please try again in {wait}.")
     except BusyError as error:
-        wait = max(1, round(error.retry_after))
+        wait = spoken_wait(error.retry_after)
         yield _failed(
             view,
-            "Every place at the desk is taken and the line is full. "
-            f"Please try again in about {wait} second{'s' * (wait != 1)}.",
+            f"Every place at the desk is taken and the line is full. Please try again in about {wait}.",
         )
     except StoryError as error:
         yield _failed(view, f"{str(error)[:1].upper()}{str(error)[1:]}.")
@@ -183,10 +199,21 @@ async def _tell(desk: Desk, session: str, form: Form, view: View) -> AsyncGenera
         log.exception("a story failed")
         yield _failed(view, "Something went wrong on this side. What is told so far is kept.")
     finally:
+        if ticket is not None:
+            ticket.close()
         if stream is not None:
             stream.cancel()
             if desk.streams.get(session) is stream:
                 del desk.streams[session]
+
+
+def spoken_wait(seconds: float) -> str:
+    """A time to wait, in words and never too short: `12 seconds`, `3 minutes`."""
+    size, name = next(
+        (size, name) for size, name in ((3_600, "hour"), (60, "minute"), (1, "second")) if seconds > size or size == 1
+    )
+    count = max(1, math.ceil(seconds / size))
+    return f"{count} {name}{'s' * (count != 1)}"
 
 
 def _failed(view: View, message: str) -> View:
@@ -228,6 +255,8 @@ def _line(tokens: int, rate: float, ttft: float, writers: list[str], seed: int) 
     """`212 tokens · 1,840 tokens/s · first after 9 ms · written locally · seed 7`. Times in seconds."""
     first = f"{ttft * 1000:.0f} ms" if ttft < 1 else f"{ttft:.1f} s"
     parts = [f"{tokens:,} token{'s' * (tokens != 1)}"]
+    if writers == [MEMORY]:  # no rate: nobody wrote at it
+        return " · ".join([*parts, "told from memory", f"seed {seed}"])
     if rate > 0:
         parts.append(f"{rate:,.0f} tokens/s")
     return " · ".join([*parts, f"first after {first}", f"written {_where(writers)}", f"seed {seed}"])

@@ -22,6 +22,7 @@ from demo.form import FIELDS, LONGEST, Form, new_seed
 from demo.handlers import Desk, View, buttons
 from demo.links import VERSION_CHARS
 from model.backend import Backend
+from model.limiting.limiter import Limiter
 
 EXAMPLES = {
     "A fox who could not sleep": "Once upon a time, there was a little fox who could not sleep. Every night,",
@@ -96,18 +97,19 @@ def in_a_loop(make: Callable[[], Made]) -> Made:
     return make()
 
 
-def build(backend: Backend) -> gr.Blocks:
+def build(backend: Backend, limiter: Limiter | None = None) -> gr.Blocks:
     """The page, wired to `backend`, which must be running before the first event arrives."""
-    return in_a_loop(lambda: _lay_out(backend))
+    return in_a_loop(lambda: _lay_out(Desk.of(backend, limiter)))
 
 
-def _lay_out(backend: Backend) -> gr.Blocks:
+def _lay_out(desk: Desk) -> gr.Blocks:
+    backend = desk.backend
     page = gr.Blocks(title="Write me a story", analytics_enabled=False, fill_width=True)
     with page:
         _plain(_HEADER, "masthead", "window.story.paper(element)")
         parts = _room()
         _plain(_colophon(backend), "colophon")
-        _wire(page, parts, Desk.of(backend))
+        _wire(page, parts, desk)
     page.queue(max_size=backend.capacity + QUEUE_MARGIN, default_concurrency_limit=backend.capacity)
     return page
 
@@ -219,7 +221,8 @@ def _wire(page: gr.Blocks, parts: Parts, desk: Desk) -> None:
         request: gr.Request,
     ) -> AsyncGenerator[list[Any], None]:
         form = _form(prompt, max_tokens, temperature, top_p, top_k, min_p, repetition_penalty, seed)
-        async with contextlib.aclosing(handlers.write(desk, _session(request), form)) as views:
+        client = _client(desk, request)
+        async with contextlib.aclosing(handlers.write(desk, _session(request), form, client)) as views:
             async for update in _updates(views):
                 yield update
 
@@ -235,7 +238,8 @@ def _wire(page: gr.Blocks, parts: Parts, desk: Desk) -> None:
         request: gr.Request,
     ) -> AsyncGenerator[list[Any], None]:
         form = _form("", max_tokens, temperature, top_p, top_k, min_p, repetition_penalty, seed)
-        async with contextlib.aclosing(handlers.resume(desk, _session(request), form, told)) as views:
+        client = _client(desk, request)
+        async with contextlib.aclosing(handlers.resume(desk, _session(request), form, told, client)) as views:
             async for update in _updates(views):
                 yield update
 
@@ -292,6 +296,11 @@ def _check_resume(_told: View, *numbers: Any) -> list[dict[str, Any]]:
 
 def _session(request: gr.Request) -> str:
     return request.session_hash or ""
+
+
+def _client(desk: Desk, request: gr.Request) -> str:
+    """Who asks, as the limits count it."""
+    return desk.limiter.clients.of({} if request.request is None else request.request.scope)
 
 
 async def _updates(views: AsyncGenerator[View, None]) -> AsyncGenerator[list[Any], None]:

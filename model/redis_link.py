@@ -120,7 +120,7 @@ class RedisLink:
             attempt += 1
             with contextlib.suppress(*self._errors):
                 async with asyncio.timeout(PATIENCE):
-                    await self.client.execute_command("PING")
+                    await self.client.ping()
                 self._up = True
                 log.warning("Redis is back: limits and cache are shared again")
                 return

@@ -53,6 +53,11 @@ class AutoStream:
             raise StoryError("the story is still being written: its completion comes with its end")
         return self._completion
 
+    @property
+    def whole(self) -> Stream | None:
+        """The one stream that all of the story came from; None where two writers share it."""
+        return self._current if self._stops is None else None
+
     def cancel(self) -> None:
         """End the story at once, whoever writes it."""
         self._cancelled = True
@@ -180,6 +185,17 @@ class AutoBackend:
             return Health(True, there.writer, "writes", here.engine, there.breaker)
         detail = f"{there.detail}; {'the embedded model writes' if here.ready else here.detail}"
         return Health(here.ready, here.writer, detail, here.engine, there.breaker)
+
+    async def edition(self) -> str | None:
+        """That of the one who would begin the story."""
+        return await (self.modal if await self.modal.usable() else self.local).edition()
+
+    def edition_of(self, stream: Stream) -> str | None:
+        """That of the one who wrote all of it."""
+        whole = stream.whole if isinstance(stream, AutoStream) else stream
+        if whole is None:
+            return None
+        return (self.modal if isinstance(whole, ModalStream) else self.local).edition_of(whole)
 
     async def submit(self, request: Request) -> Stream:
         """Begin a story; see `Backend.submit`. Only this process can be too busy for it."""

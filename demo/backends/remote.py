@@ -38,6 +38,9 @@ WAKING = 150.0
 PROBE = Request(prompt="Once", max_tokens=1)
 """The least that proves a service: that it lets us in, has a place, and writes."""
 
+NEWS = 30.0
+"""Seconds for which the version that wrote the last story is taken to be the one that writes the next."""
+
 CONNECTIONS = 256
 """Stories at once; how many are written at once is the service's affair."""
 
@@ -47,7 +50,9 @@ log = logging.getLogger(__name__)
 class _Story:
     """What the task that reads and the stream that is read share."""
 
-    def __init__(self) -> None:
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.version: str | None = None
         self.began = time.perf_counter()
         self.pending: deque[Piece] = deque()
         self.news = asyncio.Event()
@@ -75,9 +80,15 @@ class _Story:
             self.pending.append(piece)
         self.finish = chunk.finish or self.finish
         self.counts = chunk.counts or self.counts
+        self.version = chunk.version or self.version
         if chunk.done and self.finish is not None:
             self.end(self.finish)
         self.news.set()
+
+    @property
+    def edition(self) -> str | None:
+        """What writes it, once the service has said so."""
+        return None if self.version is None else f"{self.version} at {self.url}"
 
     def end(self, finish: FinishReason, failure: RemoteError | None = None) -> None:
         """The story is over; only the first call counts."""
@@ -116,6 +127,11 @@ class ModalStream:
     def failure(self) -> RemoteError | None:
         """Why the service could not tell the story to its end, where it could not."""
         return self._story.failure
+
+    @property
+    def edition(self) -> str | None:
+        """See `VersionedBackend.edition_of`."""
+        return self._story.edition
 
     @property
     def begun(self) -> bool:
@@ -188,6 +204,7 @@ class ModalBackend:
         self.breaker = breaker
         self._endpoint = endpoint
         self._url: str | None = None
+        self._edition: tuple[str, str | None, float] = ("", None, 0.0)  # where, what, and when it was seen
         self._times = times
         self._headers = headers or {}
         self._hurry = hurry
@@ -226,6 +243,16 @@ class ModalBackend:
             self._url = url
         return self.breaker.closed
 
+    async def edition(self) -> str | None:
+        """What wrote the last story there, while that is news: another version may be deployed at any time."""
+        await self.usable()
+        url, edition, seen = self._edition
+        return edition if url == self._url and time.monotonic() - seen < NEWS else None
+
+    def edition_of(self, stream: Stream) -> str | None:
+        """What wrote it, as the service told with the story."""
+        return stream.edition if isinstance(stream, ModalStream) else None
+
     async def submit(self, request: Request) -> Stream:
         """Begin a story; see `Backend.submit`."""
         stream = await self.begin(request)
@@ -239,7 +266,7 @@ class ModalBackend:
         url, exchange = self._url, self._exchange
         if url is None or exchange is None:
             raise StoryError("the backend is not running")
-        story = _Story()
+        story = _Story(url)
         task = asyncio.create_task(self._tell(exchange, url, request, story))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -255,6 +282,7 @@ class ModalBackend:
                 raise RemoteError("the service said that all is told, and not how it ended")
             story.end(story.finish)
             self.breaker.succeeded()
+            self._edition = (url, story.edition, time.monotonic())
         except asyncio.CancelledError:
             story.end("cancelled")
             raise

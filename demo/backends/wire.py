@@ -42,6 +42,8 @@ class Chunk:
     counts: Counts | None = None
     done: bool = False
     """The service has said all."""
+    version: str | None = None
+    """The beginning of the writing model's digest."""
 
 
 def body(request: Request) -> dict[str, Any]:
@@ -100,9 +102,10 @@ def parse(name: str, data: str) -> Chunk:
         counts = Counts(event.usage.prompt_tokens, event.usage.completion_tokens, queued)
     choice = event.choices[0] if event.choices else None
     if choice is None:
-        return Chunk(counts=counts)
+        return Chunk(counts=counts, version=event.system_fingerprint)
     piece = Piece(choice.text, choice.token_ids or (), _logprobs(choice))
-    return Chunk(piece if piece.text or piece.tokens else None, choice.finish_reason, counts)
+    told = piece if piece.text or piece.tokens else None
+    return Chunk(told, choice.finish_reason, counts, version=event.system_fingerprint)
 
 
 _Count = Annotated[int, Field(ge=0, le=2**31)]
@@ -139,6 +142,7 @@ class _Times(_Strict):
 
 class _Event(_Strict):
     choices: Annotated[tuple[_Choice, ...], Field(max_length=1)] = ()
+    system_fingerprint: Annotated[str, Field(max_length=64)] | None = None
     usage: _Usage | None = None
     times: _Times | None = None
     error: dict[str, Any] | None = None

@@ -180,7 +180,11 @@ class Reader:
     def _end(self, told: list[Piece]) -> Completion:
         whole = self._flight.completion
         if whole is not None and self._flight.over and not self._gone():
-            return whole if self._number == 0 else replace(whole, usage=self._usage(whole.usage.prompt_tokens, told))
+            return (
+                whole
+                if self._number == 0
+                else replace(whole, usage=self._usage(whole.usage.prompt_tokens, told))
+            )
         finish: FinishReason = "cancelled" if self._left else "error"
         piece = merge(told)
         return Completion(piece.text, finish, self._usage(0, told), piece.logprobs)
@@ -244,4 +248,3 @@ def usage_of(told: list[Piece], prompt_tokens: int, began: float, first: float, 
         ttft=first - began if first else ended,
         duration=ended,
     )
-

@@ -5,13 +5,15 @@ from __future__ import annotations
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, get_args
 
 from model.cache.story import Told
 from model.redis_link import RedisGoneError, RedisLink
 
 Asked = Literal["hit", "joined", "miss", "bypassed"]
 """Told from memory; followed while it was written for another; written; not to be told from memory at all."""
+
+ASKED: tuple[Asked, ...] = get_args(Asked)
 
 PREFIX = "story:told:"
 OVERHEAD = 300
@@ -83,12 +85,12 @@ class Stories:
         if (link := self._link) is None:
             return None
         try:
-            data = await link.ask(lambda: link.client.get(PREFIX + key))
+            found = await link.ask(lambda: link.client.get(PREFIX + key))
         except RedisGoneError:
             return None
-        told = None if data is None else Told.from_bytes(data)
-        if told is not None and data is not None:
-            self.memory.put(key, data)
+        if not isinstance(found, bytes) or (told := Told.from_bytes(found)) is None:
+            return None
+        self.memory.put(key, found)
         return told
 
     def put(self, key: str, told: Told) -> None:

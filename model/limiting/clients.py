@@ -40,7 +40,9 @@ class Clients:
         if text.strip().isascii() and text.strip().isdigit():
             count = int(text) if len(text.strip()) <= 3 else HOPS + 1
             if not 0 <= count <= HOPS:
-                raise InputError("STORY_TRUSTED_PROXIES", f"must be at most {HOPS} proxies, got {text.strip()}")
+                raise InputError(
+                    "STORY_TRUSTED_PROXIES", f"must be at most {HOPS} proxies, got {text.strip()}"
+                )
             return cls(count)
         networks: list[Network] = []
         for part in text.split(","):

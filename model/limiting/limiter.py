@@ -94,6 +94,11 @@ class Limiter:
             quotas += read_quotas(name, text, scope, resource)
         return cls(quotas, clients=Clients.read(settings.story_trusted_proxies), link=link)
 
+    @property
+    def windows(self) -> int:
+        """Windows that are counted here."""
+        return len(self._windows)
+
     async def admit(self, client: str, requests: Sequence[Request]) -> Ticket:
         """Reserve what these stories of one request may come to.
 

@@ -74,7 +74,9 @@ def read_quotas(name: str, text: str, scope: Scope, resource: Resource) -> list[
         items = []
     wrong = not items or any(item.amount < 1 or not 1 <= item.get_expiry() <= LONGEST for item in items)
     if wrong or any(item.amount > 10**9 for item in items):
-        raise InputError(name, f"must be like 30/minute or 5/second; 2000/day (a month at most), or off, got {text!r}")
+        raise InputError(
+            name, f"must be like 30/minute or 5/second; 2000/day (a month at most), or off, got {text!r}"
+        )
     return [_quota(item, scope, resource) for item in items]
 
 

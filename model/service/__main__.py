@@ -65,13 +65,15 @@ def serve(
     with bound(settings.host, settings.port) as listener:
         # What can be wrong with the options has been told by now; what follows takes seconds to load.
         from model.backend import LocalBackend
+        from model.guard import Guard
         from model.service.app import create_service
         from model.service.server import DrainingServer
 
         label = f"Story service {name}".rstrip()
         url = url_of(listener, settings.host)
+        guard = Guard.of(settings)
         server = DrainingServer(
-            create_service(LocalBackend.load(settings), options),
+            create_service(guard.over(LocalBackend.load(settings)), options, guard),
             drain=settings.story_drain,
             ready=lambda: print(f"{label}: {url}", flush=True),
         )

@@ -89,7 +89,7 @@ class StoryResponse(Response):
 
     async def _tell(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            async with self._teller.tell(self._requests) as telling:
+            async with self._teller.tell(self._requests, self._teller.limiter.clients.of(scope)) as telling:
                 if self._stream:
                     await self._tell_events(telling, send)
                     return

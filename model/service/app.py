@@ -10,8 +10,10 @@ from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from model.backend import Backend
+from model.guard import Guard
 from model.service import completions, errors, simple, state
 from model.service.edge import Edge
+from model.service.guard_figures import GuardFigures
 from model.service.metrics import Meter
 from model.service.options import ServiceOptions
 from model.service.sockets import Sockets
@@ -27,25 +29,30 @@ class Service(FastAPI):
     teller: Teller
     """Through which stories are let end."""
     sockets: Sockets
+    guard: Guard
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Run the backend, and close what clients hold open at the end."""
-        async with self.teller.backend.running():
+        async with self.guard.running(), self.teller.backend.running():
             try:
                 yield
             finally:
                 await self.sockets.close()
 
 
-def create_service(backend: Backend, options: ServiceOptions | None = None) -> Service:
-    """The service over `backend`, which it starts and stops with itself.
+def create_service(
+    backend: Backend, options: ServiceOptions | None = None, guard: Guard | None = None
+) -> Service:
+    """The service over `backend`, which it starts and stops with itself; without a guard, it knows no limits.
 
     Carried inside another application (`ServiceRoute`), it is that one's part to enter `Service.running`.
     """
     options = options or ServiceOptions()
+    guard = guard or Guard()
     meter = Meter(backend)
-    teller = Teller(backend, meter)
+    meter.registry.register(GuardFigures(guard))
+    teller = Teller(backend, meter, guard.limiter)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Service) -> AsyncIterator[None]:
@@ -61,6 +68,7 @@ def create_service(backend: Backend, options: ServiceOptions | None = None) -> S
         redirect_slashes=False,
     )
     service.teller = teller
+    service.guard = guard
     service.sockets = Sockets(teller, options)
     errors.install(service)
     service.add_middleware(Edge, backend=backend, meter=meter, name=options.name, max_body=options.max_body)

@@ -15,6 +15,8 @@ import difflib
 import hashlib
 import json
 import secrets
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -101,6 +103,7 @@ class _StoryBody(_Body):
                 ),
                 stop=stop,
                 logprobs=logprobs,
+                remembered=self.seed is not None or self.temperature == 0,
             )
             for index in range(count)
         ]
@@ -174,6 +177,14 @@ class CompletionBody(_StoryBody):
     def _wrong(self, name: str, got: str | None = None) -> Exception:
         allowed = type(self).model_fields[name].description
         return bad_value(name, f"must be {allowed}, got {got or _shown(getattr(self, name))}")
+
+
+def as_asked(requests: list[Request], headers: Mapping[str, str]) -> list[Request]:
+    """The requests, not to be told from memory where the client says `Cache-Control: no-cache` (RFC 9111, 5.2.1)."""
+    control = headers.get("cache-control", "").lower()
+    if not {"no-cache", "no-store"} & {word.strip() for word in control.split(",")}:
+        return requests
+    return [replace(request, remembered=False) for request in requests]
 
 
 def choice_seed(seed: int, index: int) -> int:

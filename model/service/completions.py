@@ -19,7 +19,7 @@ from starlette.responses import Response
 from model.backend import ModelInfo
 from model.generation import Completion, Piece, Request, TokenLogprob
 from model.service.answer import StoryResponse, times_of, usage_of
-from model.service.bodies import CompletionBody, parse_object
+from model.service.bodies import CompletionBody, as_asked, parse_object
 from model.service.errors import unknown_model
 from model.service.options import ServiceOptions
 from model.service.telling import Teller
@@ -162,7 +162,7 @@ def router(teller: Teller, options: ServiceOptions) -> APIRouter:
         body = CompletionBody.read(parse_object(await request.body()))
         if body.model is not None:
             check_name(body.model)
-        requests = body.requests()
+        requests = as_asked(body.requests(), request.headers)
         return StoryResponse(
             teller,
             requests,

@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from model.errors import BusyError, InputError, ModelError, StoryError
+from model.errors import BusyError, InputError, LimitError, ModelError, StoryError
 from model.service.wire import json_bytes
 
 log = logging.getLogger(__name__)
@@ -104,6 +104,9 @@ def as_service_error(error: Exception) -> ServiceError:
         return error
     if isinstance(error, InputError):
         return ServiceError(422, INVALID, "invalid_value", str(error), param=error.param)
+    if isinstance(error, LimitError):
+        message = f"{error}; try again in {max(1, math.ceil(error.retry_after))} s"
+        return ServiceError(429, "rate_limit_error", "rate_limited", message, retry_after=error.retry_after)
     if isinstance(error, BusyError):
         return ServiceError(429, "rate_limit_error", "queue_full", str(error), retry_after=error.retry_after)
     if isinstance(error, ModelError):

@@ -30,7 +30,7 @@ ROUTES = (
     "/metrics",
 )
 
-Refusal = Literal["refused", "draining"]
+Refusal = Literal["refused", "limited", "draining"]
 
 
 class _EngineGauges(Collector):
@@ -64,11 +64,11 @@ class Meter:
         self._streams = Counter(
             "story_streams",
             "Stories, by how they ended: stop, length, cancelled (by the reader or because one went away), "
-            "error, refused (the line was full), draining.",
+            "error, refused (the line was full), limited (a limit was reached), draining.",
             ["outcome"],
             registry=registry,
         )
-        for outcome in ("stop", "length", "cancelled", "error", "refused", "draining"):
+        for outcome in ("stop", "length", "cancelled", "error", "refused", "limited", "draining"):
             self._streams.labels(outcome)
         self._open = Gauge("story_streams_open", "Stories this service is telling.", registry=registry)
         tokens = Counter("story_tokens", "Tokens read and written.", ["kind"], registry=registry)

@@ -30,6 +30,7 @@ class DrainingServer(uvicorn.Server):
             log_level="warning",
             access_log=False,
             server_header=False,
+            proxy_headers=False,  # whose word counts for a client's address is `STORY_TRUSTED_PROXIES`' affair
             timeout_graceful_shutdown=GRACE,
         )
         super().__init__(config)

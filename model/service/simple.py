@@ -17,7 +17,7 @@ from starlette.responses import Response
 from model.backend import ModelInfo
 from model.generation import Completion, Piece, Request
 from model.service.answer import StoryResponse, times_of, usage_of
-from model.service.bodies import SimpleBody, parse_object
+from model.service.bodies import SimpleBody, as_asked, parse_object
 from model.service.completions import MODEL_ID
 from model.service.options import ServiceOptions
 from model.service.telling import Teller
@@ -75,7 +75,7 @@ def router(teller: Teller, options: ServiceOptions) -> APIRouter:
     async def generate(request: HttpRequest) -> Response:
         """Write one story, as events or whole."""
         body = SimpleBody.read(parse_object(await request.body()))
-        requests = body.requests()
+        requests = as_asked(body.requests(), request.headers)
         answer = SimpleAnswer(requests[0], teller.backend.model)
         return StoryResponse(
             teller,

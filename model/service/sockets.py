@@ -77,7 +77,8 @@ class Sockets:
             raise ServiceError(422, INVALID, "invalid_value", "generate_story needs an object with a prompt")
         request = SimpleBody.read(data).requests()[0]
         answer = SimpleAnswer(request, self._teller.backend.model)
-        async with self._teller.tell([request]) as telling:
+        client = self._teller.limiter.clients.of(self._server.get_environ(sid)["asgi.scope"])
+        async with self._teller.tell([request], client) as telling:
             story.telling = telling
             if story.stopped:
                 telling.stop()

@@ -14,8 +14,11 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
 from model.backend import Backend, Stream
-from model.errors import BusyError
+from model.cache.flight import MEMORY
+from model.errors import BusyError, LimitError
 from model.generation import Completion, Piece, Request
+from model.limiting.clients import UNKNOWN
+from model.limiting.limiter import Limiter, Ticket
 from model.service.errors import as_service_error, broke_off, draining
 from model.service.metrics import Meter
 
@@ -38,10 +41,11 @@ class Event:
 class Telling:
     """The streams of one request. Made by `Teller.tell`."""
 
-    def __init__(self, meter: Meter) -> None:
+    def __init__(self, meter: Meter, ticket: Ticket) -> None:
         self.streams: list[Stream] = []
         self.stopped = False
         self._meter = meter
+        self._ticket = ticket
         self._began = time.perf_counter()
         self._cut = False
         self._queue: asyncio.Queue[Event | None] = asyncio.Queue(AHEAD)
@@ -56,6 +60,7 @@ class Telling:
     def add(self, stream: Stream) -> None:
         """Tell `stream` too; it ends at once where the telling was ended while it was being opened."""
         self.streams.append(stream)
+        self._ticket.begun()
         if self.stopped or self._cut:
             stream.cancel()
 
@@ -94,6 +99,7 @@ class Telling:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._ticket.close()
 
     async def _beat(self, every: float) -> None:
         """Put None into the line after silence.
@@ -113,6 +119,8 @@ class Telling:
             try:
                 async for piece in stream:
                     timing.piece(len(piece.tokens))
+                    if stream.writer != MEMORY:
+                        self._ticket.wrote(len(piece.tokens))
                     await self._queue.put(Event(index, time.time(), piece=piece))
                 end = self._end(index, stream.completion)
             except Exception as error:
@@ -134,8 +142,9 @@ class Telling:
 class Teller:
     """Opens tellings on a backend for one service, and knows those that are open."""
 
-    def __init__(self, backend: Backend, meter: Meter) -> None:
+    def __init__(self, backend: Backend, meter: Meter, limiter: Limiter | None = None) -> None:
         self.backend = backend
+        self.limiter = limiter or Limiter()
         self.draining = False
         self._meter = meter
         self._open: set[Telling] = set()
@@ -148,15 +157,21 @@ class Teller:
         return len(self._open)
 
     @contextlib.asynccontextmanager
-    async def tell(self, requests: Sequence[Request]) -> AsyncIterator[Telling]:
-        """Begin one story for each request; leaving this ends those that have not ended.
+    async def tell(self, requests: Sequence[Request], client: str = UNKNOWN) -> AsyncIterator[Telling]:
+        """Begin one story for each request of `client`; leaving this ends those that have not ended.
 
-        Raises `ServiceError` while draining, and what the backend raises: `BusyError`, `ModelError`.
+        Raises `ServiceError` while draining, `LimitError` where the client has had too much, and what the backend
+        raises: `BusyError`, `ModelError`.
         """
         if self.draining:
             self._meter.refused("draining", len(requests))
             raise draining()
-        telling = Telling(self._meter)
+        try:
+            ticket = await self.limiter.admit(client, requests)
+        except LimitError:
+            self._meter.refused("limited", len(requests))
+            raise
+        telling = Telling(self._meter, ticket)
         self._open.add(telling)
         self._idle.clear()
         try:

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from demo.coalesce import coalesce, merge
-from model.generation import Piece, TokenLogprob
+from demo.coalesce import coalesce
+from model.generation import Piece, TokenLogprob, merge
 
 
 async def told(pieces: list[Piece], pace: float = 0.0) -> AsyncIterator[Piece]:

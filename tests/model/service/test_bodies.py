@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from model.errors import InputError
 from model.generation import Request, Sampling
-from model.service.bodies import MAX_CHOICES, CompletionBody, SimpleBody, choice_seed, parse_object
+from model.service.bodies import MAX_CHOICES, CompletionBody, SimpleBody, as_asked, choice_seed, parse_object
 from model.service.errors import ServiceError, as_service_error
 
 
@@ -22,7 +22,7 @@ def requests(**body: Any) -> list[Request]:
 def test_a_prompt_alone_asks_for_one_story_with_the_houses_defaults() -> None:
     (request,) = requests(prompt="Once")
     seed = request.sampling.seed
-    assert request == Request(prompt="Once", sampling=Sampling(seed=seed))
+    assert request == Request(prompt="Once", sampling=Sampling(seed=seed), remembered=False)
     assert requests(prompt="Once")[0].sampling.seed != seed, "a new seed for each request without one"
 
 
@@ -182,3 +182,21 @@ def test_any_body_is_either_stories_or_an_error_that_names_a_field(body: dict[st
         assert told.response().body
     else:
         assert 1 <= len(asked) <= MAX_CHOICES
+
+
+@pytest.mark.parametrize(
+    ("body", "remembered"),
+    [({}, False), ({"seed": 0}, True), ({"temperature": 0}, True), ({"temperature": 0.0, "seed": 3}, True)],
+)
+def test_only_a_story_that_comes_out_the_same_again_may_be_remembered(body: Any, remembered: bool) -> None:
+    (request,) = requests(prompt="Once", **body)
+    assert request.remembered is remembered
+
+
+@pytest.mark.parametrize(
+    ("header", "remembered"),
+    [("", True), ("max-age=5", True), ("no-cache", False), ("max-age=0, No-Store", False)],
+)
+def test_a_client_can_ask_for_a_story_that_is_written_anew(header: str, remembered: bool) -> None:
+    (request,) = as_asked(requests(prompt="Once", seed=1), {"cache-control": header})
+    assert request.remembered is remembered
