@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import replace
+from typing import Self
 
 from model.backend import Stream
 from model.errors import StoryError
@@ -112,6 +113,7 @@ class Reader:
         """Number 0 is the one who asked first."""
         self._flight = flight
         self._number = number
+        self._at = 0  # of the pieces, so many were taken
         self._began = time.perf_counter()
         self._first_at = self._last_at = 0.0
         self._left = False
@@ -148,27 +150,33 @@ class Reader:
             self.cancel()
             raise
 
-    async def __aiter__(self) -> AsyncGenerator[Piece, None]:
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Piece:
         flight = self._flight
-        told: list[Piece] = []
-        at = 0
-        while not self._gone():
-            if at < len(flight.pieces):
-                # More than one waits for a reader who is late, as the engine's own streams have it.
-                piece = flight.pieces[at] if at + 1 == len(flight.pieces) else merge(flight.pieces[at:])
-                at = len(flight.pieces)
-                told.append(piece)
-                if piece.tokens:
-                    self._last_at = time.perf_counter()
-                    self._first_at = self._first_at or self._last_at
-                yield piece
+        while self._completion is None:
+            if self._gone():
+                self._completion = self._end()
+            elif self._at < len(flight.pieces):
+                return self._take()
             elif flight.over:
-                break
+                self._completion = self._end()
+                if flight.failure is not None and not self._left:
+                    raise flight.failure
             else:
                 await flight.news()
-        self._completion = self._end(told)
-        if flight.failure is not None and not self._left:
-            raise flight.failure
+        raise StopAsyncIteration
+
+    def _take(self) -> Piece:
+        """All that has come, as one piece: more than one waits for a reader who is late."""
+        pieces = self._flight.pieces
+        piece = pieces[self._at] if self._at + 1 == len(pieces) else merge(pieces[self._at :])
+        self._at = len(pieces)
+        if piece.tokens:
+            self._last_at = time.perf_counter()
+            self._first_at = self._first_at or self._last_at
+        return piece
 
     def _gone(self) -> bool:
         """Whether this reader left while others listen. The last one sees how the story ends."""
@@ -177,8 +185,9 @@ class Reader:
         self._flight.leave(self._number)  # which the loop may not have come to yet
         return not self._flight.abandoned
 
-    def _end(self, told: list[Piece]) -> Completion:
+    def _end(self) -> Completion:
         whole = self._flight.completion
+        told = self._flight.pieces[: self._at]
         if whole is not None and self._flight.over and not self._gone():
             return (
                 whole

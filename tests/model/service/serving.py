@@ -17,6 +17,7 @@ from typing import Any
 import httpx
 
 from model.backend import Backend, LocalBackend, ModelInfo
+from model.guard import Guard
 from model.service.address import bound, url_of
 from model.service.app import Service, create_service
 from model.service.options import ServiceOptions
@@ -49,9 +50,11 @@ class Running:
 
 
 @contextlib.contextmanager
-def serving(backend: Backend, *, drain: float = 5.0, **options: Any) -> Iterator[Running]:
+def serving(
+    backend: Backend, *, drain: float = 5.0, guard: Guard | None = None, **options: Any
+) -> Iterator[Running]:
     """Serve `backend` while this context is open."""
-    service = create_service(backend, ServiceOptions(**options))
+    service = create_service(backend, ServiceOptions(**options), guard)
     listener = bound("127.0.0.1", 0)
     server = DrainingServer(service, drain=drain)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
