@@ -1,8 +1,8 @@
 """A backend that writes a story once and tells it as often as it is asked for.
 
 Only what comes out the same each time is told again: the same prompt and settings, the same seed (or no chance at
-all), by the same edition of the model. A backend that cannot say which edition writes (`VersionedBackend`) is asked
-each time. A story that failed or was stopped is not kept.
+all), by the same edition of the model. While a backend cannot say which edition would write (`VersionedBackend`), it is
+asked each time. A story that failed or was stopped is not kept.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class RememberingBackend:
         self.backend = backend
         self.stories = stories
         self._flights: dict[str, Flight] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._all: set[Flight] = set()  # those too that nobody can join
 
     @property
     def name(self) -> str:
@@ -49,9 +49,10 @@ class RememberingBackend:
             try:
                 yield
             finally:
-                for flight in self._flights.values():
+                tasks = [flight.task for flight in self._all]
+                for flight in list(self._all):
                     flight.cancel()
-                await asyncio.gather(*self._tasks, return_exceptions=True)
+                await asyncio.gather(*tasks, return_exceptions=True)
 
     def health(self) -> Health:
         """That of the backend."""
@@ -60,13 +61,13 @@ class RememberingBackend:
     async def submit(self, request: Request) -> Stream:
         """Tell the story from memory, follow it where it is being written just now, or have it written."""
         asked = self.stories.asked
-        edition = await self.backend.edition() if request.remembered else None
-        if edition is None:
+        if not request.remembered:
             asked["bypassed"] += 1
             return await self.backend.submit(request)
-        key = key_of(edition, request)
+        edition = await self.backend.edition()
+        key = None if edition is None else key_of(edition, request)
         flight = self._under_way(key)
-        if flight is None:
+        if flight is None and key is not None:
             told = await self.stories.get(key)
             if told is not None:
                 asked["hit"] += 1
@@ -77,19 +78,21 @@ class RememberingBackend:
         await reader.opened()
         return reader
 
-    def _under_way(self, key: str) -> Flight | None:
-        flight = self._flights.get(key)
+    def _under_way(self, key: str | None) -> Flight | None:
+        flight = None if key is None else self._flights.get(key)
         return None if flight is None or flight.abandoned else flight
 
-    def _begin(self, key: str, request: Request) -> Flight:
+    def _begin(self, key: str | None, request: Request) -> Flight:
         def ended(flight: Flight) -> None:
-            if self._flights.get(key) is flight:
+            if key is not None and self._flights.get(key) is flight:
                 del self._flights[key]
             self._keep(request, flight)
 
-        flight = self._flights[key] = Flight(lambda: self.backend.submit(request), ended)
-        self._tasks.add(flight.task)
-        flight.task.add_done_callback(self._tasks.discard)
+        flight = Flight(lambda: self.backend.submit(request), ended)
+        if key is not None:
+            self._flights[key] = flight
+        self._all.add(flight)
+        flight.task.add_done_callback(lambda _task: self._all.discard(flight))
         return flight
 
     def _keep(self, request: Request, flight: Flight) -> None:

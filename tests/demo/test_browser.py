@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
+import httpx
 import pytest
 from playwright.sync_api import Browser, expect
 
@@ -23,6 +24,10 @@ from demo.links import encode
 from demo.page import EXAMPLES
 from model import generation
 from model.backend import LocalBackend
+from model.cache.stores import Memory, Stories
+from model.guard import Guard
+from model.limiting.limiter import Limiter
+from model.limiting.quotas import read_quotas
 from model.settings import Settings
 from tests.demo.engines import local_backend
 from tests.demo.tabs import IN_A_BROWSER, PATIENCE, Tab, chromium
@@ -64,6 +69,26 @@ def wait_until(condition: Callable[[], bool], what: str, seconds: float = 20.0) 
     while not condition():
         assert time.monotonic() < end, f"waited {seconds} s in vain for {what}"
         time.sleep(0.02)
+
+
+def test_a_reader_at_the_limit_reads_when_there_is_more_and_a_story_opened_again_comes_from_memory(
+    opened: Callable[..., Tab],
+) -> None:
+    limiter = Limiter(read_quotas("STORY_LIMIT_STORIES", "2/minute", "client", "stories"))
+    guard = Guard(limiter, Stories(Memory(1_000_000, 60), 60))
+    with serve(guard.over(local_backend(slots=2, queue=2, end_bias=-50)), guard=guard) as served:
+        tab = opened(url=served.url, query=f"?{encode(Form(prompt='One day', max_tokens=20, seed=7), '')}")
+        expect(tab.page.locator("#prompt textarea")).to_have_value("One day")
+        status = tab.page.locator("#book .status")
+        for expected in ("written locally", "told from memory", "You have had as many stories"):
+            tab.page.click("#write")
+            expect(status).to_contain_text(expected)
+        assert "Please try again in" in (status.text_content() or "")
+        if picture := os.environ.get("LIMIT_SCREENSHOT"):
+            tab.page.screenshot(path=picture)
+        tab.page.goto("about:blank")
+        assert httpx.post(f"{served.url}api/generate", json={"prompt": "One day"}).status_code == 429
+        tab.page.context.close()
 
 
 def active(served: Served) -> int:

@@ -17,7 +17,12 @@ from demo import handlers, links
 from demo.coalesce import coalesce
 from demo.form import FIELDS, Form
 from demo.handlers import Desk, View, buttons
+from model.cache.backend import remembering
+from model.cache.stores import Memory, Stories
 from model.errors import ModelError, StoryError
+from model.limiting.limiter import Limiter
+from model.limiting.quotas import read_quotas
+from tests.demo.engines import local_backend
 from tests.demo.scripted import ScriptedBackend, busy
 
 STORY = " he saw a frog. The frog said hello."
@@ -236,3 +241,61 @@ async def test_closing_while_the_line_is_long_frees_the_place_in_it() -> None:
 def test_errors_have_one_base_so_that_every_one_of_them_is_shown() -> None:
     assert isinstance(busy(), StoryError)
     assert links.MAX_QUERY < 65_536
+
+
+async def test_a_client_at_its_limit_is_told_so_in_a_friendly_way_and_others_read_on() -> None:
+    limiter = Limiter(read_quotas("STORY_LIMIT_STORIES", "1/minute", "client", "stories"))
+    desk = Desk.of(ScriptedBackend(STORY), limiter)
+    form = Form(prompt="One day")
+    ended = [(await every(handlers.write(desk, "me", form, who)))[-1] for who in ("a", "a", "b")]
+    assert [view.phase for view in ended] == ["ended", "failed", "ended"]
+    assert re.fullmatch(
+        r"You have had as many stories as there may be for now\. Please try again in (60|59) seconds\.",
+        ended[1].status,
+    )
+    assert ended[1].text == "One day"
+
+
+async def test_a_limit_of_all_together_is_nobodys_fault() -> None:
+    limiter = Limiter(read_quotas("STORY_LIMIT_ALL_STORIES", "1/hour", "all", "stories"))
+    desk = Desk.of(ScriptedBackend(STORY), limiter)
+    await every(handlers.write(desk, "me", Form(prompt="One day"), "a"))
+    last = (await every(handlers.write(desk, "you", Form(prompt="One day"), "b")))[-1]
+    assert last.status.startswith("Everyone together has had as many stories as there may be for now.")
+    assert last.status.endswith("in 60 minutes.")
+
+
+async def test_a_reader_pays_for_the_tokens_that_were_written_however_the_story_ended() -> None:
+    limiter = Limiter(read_quotas("STORY_LIMIT_TOKENS", "100/minute", "client", "tokens"))
+    desk = Desk.of(ScriptedBackend(STORY), limiter)
+    for _ in range(10):  # nine tokens each, of a hundred that each might have had but for what was used before
+        last = (await every(handlers.write(desk, "me", Form(prompt="One day", max_tokens=10), "a")))[-1]
+        assert last.phase == "ended"
+    last = (await every(handlers.write(desk, "me", Form(prompt="One day", max_tokens=11), "a")))[-1]
+    assert last.phase == "failed"
+    desk.backend.fail = busy()  # type: ignore[attr-defined]
+    for _ in range(3):
+        last = (await every(handlers.write(desk, "me", Form(prompt="One day", max_tokens=10), "a")))[-1]
+        assert "the line is full" in last.status
+
+
+async def test_a_story_from_memory_says_so_and_boasts_of_no_speed() -> None:
+    local = local_backend()
+    desk = Desk.of(remembering(local, Stories(Memory(1_000_000, 60), 60)))
+    async with desk.backend.running():
+        form = Form(prompt="One day", max_tokens=30, seed=7)
+        first, again = [(await every(handlers.write(desk, "me", form)))[-1] for _ in range(2)]
+    assert "written locally" in first.status
+    assert re.fullmatch(r"[\w ]+ · \d+ tokens · told from memory · seed 7", again.status)
+    assert (again.text, again.phase) == (first.text, first.phase)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (0.0, "1 second"), (0.2, "1 second"), (1.0, "1 second"), (1.1, "2 seconds"), (60, "60 seconds"),
+        (61, "2 minutes"), (3_600, "60 minutes"), (3_601, "2 hours"),
+    ],
+)
+def test_a_time_to_wait_is_told_in_words_and_never_too_short(seconds: float, words: str) -> None:
+    assert handlers.spoken_wait(seconds) == words

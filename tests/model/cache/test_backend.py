@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
@@ -12,6 +13,7 @@ from model.cache.backend import RememberingBackend, remembering
 from model.cache.flight import Reader, Replay
 from model.cache.stores import Memory, Stories
 from model.generation import Completion, Piece, Request, Sampling, merge
+from tests.demo.scripted import ScriptedBackend
 from tests.model.cache.tapes import LENGTH, Tapes
 from tests.model.fake_runtime import FakeRuntime
 from tests.model.service.serving import paced
@@ -152,12 +154,26 @@ async def test_what_was_written_by_another_version_than_expected_is_kept_under_i
     assert isinstance(await backend.submit(asked), Replay)
 
 
-async def test_a_backend_that_does_not_know_who_writes_is_asked_each_time() -> None:
+async def test_while_a_backend_does_not_know_who_would_write_it_is_asked_each_time() -> None:
     tapes = Tapes()
     backend = RememberingBackend(tapes, stories())
+    asked = Request(prompt="Once")
     tapes.now = None  # type: ignore[assignment]
-    for _ in range(2):
-        assert await backend.submit(Request(prompt="Once")) is tapes.streams[-1]
+    told = [await backend.submit(asked) for _ in range(2)]
+    assert len(tapes.streams) == 2
+    for tape, name in zip(tapes.streams, ("blue", None), strict=True):
+        tape.edition = name  # type: ignore[assignment]  # what it turned out to be, if that is known
+        tape.play(LENGTH)
+    for stream in told:
+        await hear(stream)
+    tapes.now = "blue"
+    assert isinstance(await backend.submit(asked), Replay)
+    assert len(backend.stories.memory) == 1
+
+
+def test_a_backend_that_knows_nothing_of_editions_is_left_alone() -> None:
+    backend: Any = ScriptedBackend("a story")
+    assert remembering(backend, stories()) is backend
 
 
 async def test_the_memory_ends_with_its_backend_and_breaks_off_what_is_being_told() -> None:
