@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import socket
 import threading
@@ -66,6 +67,8 @@ def serve(
 
     Raises `InputError` when the address cannot be listened on.
     """
+    # Gradio's server would believe anyone on this machine, tunnels too; `STORY_TRUSTED_PROXIES` says who counts.
+    os.environ.setdefault("FORWARDED_ALLOW_IPS", "")
     port = port or _free_port(host)
     _check_address(host, port)
 

@@ -210,7 +210,9 @@ async def _tell(desk: Desk, session: str, form: Form, view: View, client: str) -
 def spoken_wait(seconds: float) -> str:
     """A time to wait, in words and never too short: `12 seconds`, `3 minutes`."""
     size, name = next(
-        (size, name) for size, name in ((3_600, "hour"), (60, "minute"), (1, "second")) if seconds > size or size == 1
+        (size, name)
+        for size, name in ((3_600, "hour"), (60, "minute"), (1, "second"))
+        if seconds > size or size == 1
     )
     count = max(1, math.ceil(seconds / size))
     return f"{count} {name}{'s' * (count != 1)}"

@@ -15,6 +15,9 @@ import socketio
 
 from demo.app import Served, serve
 from model.backend import LocalBackend
+from model.guard import Guard
+from model.limiting.limiter import Limiter
+from model.limiting.quotas import read_quotas
 from model.service.options import ServiceOptions
 from tests.demo.engines import local_backend
 
@@ -104,6 +107,20 @@ async def test_socket_io_answers_at_its_address(served: Served) -> None:
         assert (await asyncio.wait_for(complete, 10))["usage"]["completion_tokens"] == 5
     finally:
         await client.disconnect()
+
+
+def test_a_client_cannot_give_itself_another_address_and_each_story_counts_wherever_it_is_asked_for() -> None:
+    guard = Guard(Limiter(read_quotas("STORY_LIMIT_STORIES", "2/minute", "client", "stories")))
+    with serve(local_backend(), guard=guard) as served:
+        answers = [
+            httpx.post(
+                f"{served.url}{path}",
+                json={"prompt": "One day", "max_tokens": 2},
+                headers={"x-forwarded-for": f"192.0.2.{number}"},
+            ).status_code
+            for number, path in enumerate(("api/generate", "v1/completions", "api/generate"))
+        ]
+    assert answers == [200, 200, 429]
 
 
 def test_before_it_closes_it_refuses_the_new_and_tells_the_running_to_their_end() -> None:

@@ -268,7 +268,9 @@ async def test_a_limit_of_all_together_is_nobodys_fault() -> None:
 async def test_a_reader_pays_for_the_tokens_that_were_written_however_the_story_ended() -> None:
     limiter = Limiter(read_quotas("STORY_LIMIT_TOKENS", "100/minute", "client", "tokens"))
     desk = Desk.of(ScriptedBackend(STORY), limiter)
-    for _ in range(10):  # nine tokens each, of a hundred that each might have had but for what was used before
+    for _ in range(
+        10
+    ):  # nine tokens each, of a hundred that each might have had but for what was used before
         last = (await every(handlers.write(desk, "me", Form(prompt="One day", max_tokens=10), "a")))[-1]
         assert last.phase == "ended"
     last = (await every(handlers.write(desk, "me", Form(prompt="One day", max_tokens=11), "a")))[-1]
@@ -293,8 +295,14 @@ async def test_a_story_from_memory_says_so_and_boasts_of_no_speed() -> None:
 @pytest.mark.parametrize(
     ("seconds", "words"),
     [
-        (0.0, "1 second"), (0.2, "1 second"), (1.0, "1 second"), (1.1, "2 seconds"), (60, "60 seconds"),
-        (61, "2 minutes"), (3_600, "60 minutes"), (3_601, "2 hours"),
+        (0.0, "1 second"),
+        (0.2, "1 second"),
+        (1.0, "1 second"),
+        (1.1, "2 seconds"),
+        (60, "60 seconds"),
+        (61, "2 minutes"),
+        (3_600, "60 minutes"),
+        (3_601, "2 hours"),
     ],
 )
 def test_a_time_to_wait_is_told_in_words_and_never_too_short(seconds: float, words: str) -> None:

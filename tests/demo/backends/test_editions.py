@@ -73,7 +73,9 @@ async def test_a_story_that_two_writers_share_is_not_kept() -> None:
         async with memory.running():
             await tell(memory)
             assert len(memory.stories.memory) == 0
-            assert await memory.backend.edition() is None, "Modal would begin the next, and has not said who it is"
+            assert await memory.backend.edition() is None, (
+                "Modal would begin the next, and has not said who it is"
+            )
 
 
 async def test_while_modal_is_gone_stories_are_remembered_as_those_of_the_model_here() -> None:

@@ -58,7 +58,9 @@ async def test_a_story_told_again_is_the_story_that_was_written(
     assert len(replayed) > 20, "piece by piece, not in one"
     for completion in (one, two):
         assert (completion.text, completion.finish_reason, completion.logprobs) == (
-            plain.text, plain.finish_reason, plain.logprobs
+            plain.text,
+            plain.finish_reason,
+            plain.logprobs,
         )
         assert completion.usage.prompt_tokens == plain.usage.prompt_tokens
         assert completion.usage.completion_tokens == plain.usage.completion_tokens

@@ -124,7 +124,9 @@ class Readers(RuleBasedStateMachine):
             gc.collect()
             self.settle()
             assert source is not None
-            assert source.cancelled == (not any(each.source is source and not each.left for each in self.listeners))
+            assert source.cancelled == (
+                not any(each.source is source and not each.left for each in self.listeners)
+            )
         self.settle()
 
     @precondition(lambda self: any(not tape.over for tape in self.tapes.streams))
@@ -228,7 +230,9 @@ async def test_a_full_line_is_told_to_all_who_wait_for_the_same_story() -> None:
     tapes = Tapes()
     backend = RememberingBackend(tapes, Stories(Memory(1_000_000, 1000), 1000))
     tapes.refuse = StoryError("the line is full")
-    answers = await asyncio.gather(*(backend.submit(Request(prompt="Once")) for _ in range(2)), return_exceptions=True)
+    answers = await asyncio.gather(
+        *(backend.submit(Request(prompt="Once")) for _ in range(2)), return_exceptions=True
+    )
     assert answers == [tapes.refuse] * 2
     tapes.refuse = None
     assert isinstance((await backend.submit(Request(prompt="Once"))).writer, str)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+from dataclasses import fields, replace
 
 import pytest
 from hypothesis import given
@@ -32,7 +32,9 @@ def test_a_story_comes_back_to_the_last_bit(told: Told) -> None:
     assert Told.from_bytes(told.as_bytes()) == told
 
 
-@given(st.binary(max_size=60) | st.builds(lambda told, cut: told.as_bytes()[:cut], STORIES, st.integers(0, 40)))
+@given(
+    st.binary(max_size=60) | st.builds(lambda told, cut: told.as_bytes()[:cut], STORIES, st.integers(0, 40))
+)
 def test_what_is_no_story_is_none(data: bytes) -> None:
     told = Told.from_bytes(data)
     assert told is None or told.as_bytes()
@@ -46,25 +48,28 @@ def test_what_another_hand_has_put_there_is_none(data: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "change",
+    "other",
     [
-        {"prompt": "Once "},
-        {"max_tokens": 51},
-        {"stop": ()},
-        {"logprobs": 0},
-        *({"sampling": dataclasses.replace(REQUEST.sampling, **{name: value})} for name, value in (
-            ("temperature", 0.7), ("seed", 4), ("top_k", 5), ("top_p", 0.9), ("min_p", 0.1), ("repetition_penalty", 1.1)
-        )),
+        replace(REQUEST, prompt="Once "),
+        replace(REQUEST, max_tokens=51),
+        replace(REQUEST, stop=()),
+        replace(REQUEST, logprobs=0),
+        replace(REQUEST, sampling=replace(REQUEST.sampling, temperature=0.7)),
+        replace(REQUEST, sampling=replace(REQUEST.sampling, seed=4)),
+        replace(REQUEST, sampling=replace(REQUEST.sampling, top_k=5)),
+        replace(REQUEST, sampling=replace(REQUEST.sampling, top_p=0.9)),
+        replace(REQUEST, sampling=replace(REQUEST.sampling, min_p=0.1)),
+        replace(REQUEST, sampling=replace(REQUEST.sampling, repetition_penalty=1.1)),
     ],
 )
-def test_every_field_that_changes_a_story_changes_its_key(change: dict[str, object]) -> None:
-    assert key_of("blue", dataclasses.replace(REQUEST, **change)) != key_of("blue", REQUEST)  # type: ignore[arg-type]
+def test_every_field_that_changes_a_story_changes_its_key(other: Request) -> None:
+    assert key_of("blue", other) != key_of("blue", REQUEST)
 
 
 def test_every_field_of_a_request_is_in_the_key_or_is_known_not_to_matter() -> None:
-    fields = {field.name for field in (*dataclasses.fields(Request), *dataclasses.fields(Sampling))}
+    known = {field.name for field in (*fields(Request), *fields(Sampling))}
     tested = {"prompt", "max_tokens", "stop", "logprobs", "sampling", "temperature", "seed", "top_k", "top_p"}
-    assert fields == tested | {"min_p", "repetition_penalty"} | {"remembered"}
+    assert known == tested | {"min_p", "repetition_penalty"} | {"remembered"}
 
 
 def test_each_edition_has_keys_of_its_own() -> None:

@@ -85,7 +85,9 @@ async def test_a_refusal_takes_nothing_from_the_limits_that_had_room() -> None:
 
 async def test_what_can_never_be_allowed_is_a_wrong_request_and_no_matter_of_waiting() -> None:
     limiter = Limiter(quotas(client_stories="2/minute", client_tokens="100/minute"))
-    with pytest.raises(InputError, match="max_tokens asks for more than the limit here allows at all: 100 tokens"):
+    with pytest.raises(
+        InputError, match="max_tokens asks for more than the limit here allows at all: 100 tokens"
+    ):
         await limiter.admit("a", stories(max_tokens=101))
     with pytest.raises(InputError, match="n asks for more than the limit here allows at all: 2 stories"):
         await limiter.admit("a", stories(3, max_tokens=1))

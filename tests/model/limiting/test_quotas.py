@@ -52,7 +52,9 @@ def test_off_is_no_limit() -> None:
     assert read_quotas("STORY_LIMIT_STORIES", " Off ", "client", "stories") == []
 
 
-@pytest.mark.parametrize("text", ["30", "0/minute", "minute", "30/fortnight", "-1/minute", "5/second,", "2/2year"])
+@pytest.mark.parametrize(
+    "text", ["30", "0/minute", "minute", "30/fortnight", "-1/minute", "5/second,", "2/2year"]
+)
 def test_anything_else_is_refused_in_one_line_that_names_the_setting(text: str) -> None:
     with pytest.raises(InputError, match="must be like 30/minute") as raised:
         read_quotas("STORY_LIMIT_TOKENS", text, "client", "tokens")

@@ -33,7 +33,9 @@ def ask(running: Running, client: str, path: str = "/api/generate", **body: Any)
     return running.client.post(path, json=body, headers={"x-forwarded-for": client})
 
 
-def test_a_client_that_asks_too_much_gets_429_with_the_time_to_wait_and_others_go_on(guarded: Running) -> None:
+def test_a_client_that_asks_too_much_gets_429_with_the_time_to_wait_and_others_go_on(
+    guarded: Running,
+) -> None:
     for path in ("/api/generate", "/v1/completions") * 2:
         assert ask(guarded, "192.0.2.1", path).status_code == 200
     for path in ("/api/generate", "/v1/completions"):
@@ -43,7 +45,9 @@ def test_a_client_that_asks_too_much_gets_429_with_the_time_to_wait_and_others_g
             assert 55 <= int(refused.headers["retry-after"]) <= 60
             error = refused.json()["error"]
             assert (error["type"], error["code"]) == ("rate_limit_error", "rate_limited")
-            assert error["message"].startswith("the limit of one client is reached: 4 stories per minute; try again")
+            assert error["message"].startswith(
+                "the limit of one client is reached: 4 stories per minute; try again"
+            )
     assert ask(guarded, "192.0.2.2").status_code == 200
     figures = guarded.figures()
     assert figures['story_limit_refusals_total{resource="stories",scope="client"}'] == 4
@@ -108,7 +112,9 @@ def test_a_story_asked_again_is_told_from_memory_in_the_same_events(guarded: Run
     assert (first, second) == ("local", "memory")
 
     def texts(which: list[tuple[str, Any]]) -> str:
-        return "".join(data["choices"][0]["text"] for _, data in which if data != "[DONE]" and data["choices"])
+        return "".join(
+            data["choices"][0]["text"] for _, data in which if data != "[DONE]" and data["choices"]
+        )
 
     assert texts(written) == texts(replayed)
     assert len(replayed) > 5, "piece by piece"
@@ -133,8 +139,10 @@ def test_without_a_seed_and_with_no_cache_a_story_is_written_anew(guarded: Runni
     for headers, body in (({}, {}), ({"cache-control": "no-cache"}, {"seed": 7}), ({}, {"seed": 7})):
         asked = {"prompt": "Once", "max_tokens": 5, **body}
         assert guarded.client.post("/api/generate", json=asked, headers=headers).json()["writer"] == "local"
-    outcomes = {name: guarded.figures()[f'story_cache_requests_total{{outcome="{name}"}}'] for name in
-                ("hit", "miss", "joined", "bypassed")}
+    outcomes = {
+        name: guarded.figures()[f'story_cache_requests_total{{outcome="{name}"}}']
+        for name in ("hit", "miss", "joined", "bypassed")
+    }
     assert outcomes == {"hit": 0, "miss": 1, "joined": 0, "bypassed": 2}
 
 
@@ -142,7 +150,7 @@ def test_a_client_that_follows_another_hears_the_story_while_it_is_written() -> 
     guard = Guard.of(load_settings())
     local, _ = paced(slots=1, queue=0, step_seconds=0.005)
     with serving(guard.over(local), guard=guard) as running:
-        asked = {"prompt": "Once", "max_tokens": 100, "seed": 7}
+        asked: dict[str, Any] = {"prompt": "Once", "max_tokens": 100, "seed": 7}
         with streaming(running, **asked) as first:
             next(first)
             with streaming(running, **asked) as second:
@@ -155,4 +163,6 @@ def test_a_client_that_follows_another_hears_the_story_while_it_is_written() -> 
 
 def test_an_unlimited_service_says_nothing_of_limits(shipped: Running) -> None:
     figures = shipped.figures()
-    assert not [name for name in figures if name.startswith(("story_limit_refusals", "story_cache", "story_redis"))]
+    assert not [
+        name for name in figures if name.startswith(("story_limit_refusals", "story_cache", "story_redis"))
+    ]
