@@ -4,10 +4,11 @@
     python -m experiments.guard_cost --readers 1 16 --stories 64 --rounds 5 --json
 
 Three copies of the service (`python -m model.service`), alike but for their settings: `plain` without limits or
-memory, `guarded` with four limits and the memory in the process, and `guarded, redis` with both in a Redis too, left out
-where there is no `redis-server`. They take turns, round by round, at the same stories, each of which is new to them; the
-ratio to `plain` is taken round by round, and its median counts. `told again` asks the guarded copy for stories that it
-knows. Processor time is that of the service alone, so work beside it matters less there than by the clock.
+memory, `guarded` with four limits and the memory in the process, and `guarded, redis` with both in a Redis too, left
+out where there is no `redis-server`. They take turns, round by round, at the same stories, each of which is new to
+them; the ratio to `plain` is taken round by round, and its median counts. `told again` asks the guarded copy for
+stories that it knows. Processor time is that of the service alone, so work beside it matters less there than by the
+clock.
 """
 
 from __future__ import annotations
