@@ -7,6 +7,7 @@ anyone listens, and is cancelled as the last one leaves. Each reader is given it
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import replace
@@ -139,7 +140,7 @@ class Reader:
         if self._left or flight.over:
             return
         self._left = True
-        if not flight.loop.is_closed():
+        with contextlib.suppress(RuntimeError):  # a loop that is closed has nothing left to stop
             flight.loop.call_soon_threadsafe(flight.leave, self._number)
 
     async def opened(self) -> None:

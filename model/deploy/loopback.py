@@ -21,6 +21,7 @@ from model.colours import Colour
 from model.deploy.platform import DeployError
 from model.errors import ModelError
 from model.folder import ModelFolder
+from model.settings import environment_names
 
 START_WITHIN = 60.0
 """Seconds in which a process has to listen; loading takes one or two on a machine with nothing else to do."""
@@ -63,10 +64,12 @@ class LoopbackPlatform:
         order = [sys.executable, "-m", "model.service", "--host", "127.0.0.1", "--port", "0"]
         # Not by `subprocess`, whose objects want to be waited for: this process outlives the command on purpose.
         # A session of its own, because Ctrl-C in this terminal is not meant for it.
+        # Limits hold where readers come in: here, the demo before this copy would be the one client.
+        unlimited = {name: "off" for name in environment_names() if name.startswith("STORY_LIMIT_")}
         pid = os.posix_spawn(
             sys.executable,
             [*order, "--model", str(model), "--name", colour],
-            os.environ,
+            {**os.environ, **unlimited},
             file_actions=[
                 (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
                 (os.POSIX_SPAWN_OPEN, 1, str(log), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644),
