@@ -14,8 +14,11 @@ Scope = Literal["client", "all"]
 Resource = Literal["stories", "tokens"]
 
 OFF = "off"
-MAX_UNITS = 1_000
-"""A window counts its tokens in at most so many units: one entry in Redis each, however large the amount is."""
+MAX_UNITS = 20_000
+"""A window counts its tokens in at most so many units: one entry of 20 bytes in Redis each, however large the amount.
+
+Each story is rounded up, so with few units many short stories would be charged far too much: with a thousand, no more
+than a thousand stories would fit into any window."""
 LONGEST = 86_400 * 31
 """Seconds of the longest time: what is counted is remembered for so long."""
 
@@ -29,7 +32,7 @@ class Quota:
     item: RateLimitItem
     """Amount (in units) and time, as the `limits` library knows them."""
     unit: int
-    """Stories or tokens that count as one. Above 1 only for tokens: they are rounded up to thousandths."""
+    """Stories or tokens that count as one. Above 1 only where more than `MAX_UNITS` tokens are allowed."""
 
     @property
     def amount(self) -> int:

@@ -27,7 +27,7 @@ def test_a_limit_says_an_amount_and_a_time(amount: int, many: int, time: str, sp
 
 
 @given(amount=st.integers(1, 10**9), tokens=st.integers(1, 10**6))
-def test_tokens_are_counted_in_thousandths_at_most_and_never_too_low(amount: int, tokens: int) -> None:
+def test_very_many_tokens_are_counted_in_larger_units_and_never_too_low(amount: int, tokens: int) -> None:
     (quota,) = read_quotas("STORY_LIMIT_TOKENS", f"{amount}/minute", "all", "tokens")
     assert quota.amount <= MAX_UNITS
     assert amount * (1 - 2 / MAX_UNITS) <= quota.allowed <= amount
