@@ -16,7 +16,7 @@ import signal
 import socket
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ from model.backend import Backend
 from model.errors import InputError
 from model.guard import Guard
 from model.service.app import ServiceRoute, create_service
+from model.service.logs import configure_logs
 from model.service.options import ServiceOptions
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ def serve(
     port = port or _free_port(host)
     _check_address(host, port)
 
+    options = replace(options or ServiceOptions(), public=share)
     service = create_service(backend, options, guard)
     loops: list[asyncio.AbstractEventLoop] = []
 
@@ -87,7 +89,7 @@ def serve(
     def hurry() -> None:
         loops[0].call_soon_threadsafe(service.teller.cut)
 
-    page = build(backend, service.guard.limiter)
+    page = build(service.teller.backend, service.guard.limiter)
 
     def start() -> tuple[Any, str, str]:
         return page.launch(
@@ -139,6 +141,7 @@ def launch(settings: Settings, *, host: str, port: int, share: bool = False, bac
 
     before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
+        configure_logs(settings.story_log)
         options = ServiceOptions.of(settings)
         guard = Guard.of(settings)
         opened = guard.over(open_backend(backend, settings))

@@ -54,7 +54,7 @@ def create_app(
         redoc_url=None,
         openapi_url=None,
     )
-    page = build(backend, service.guard.limiter)
+    page = build(service.teller.backend, service.guard.limiter)
 
     def mount() -> None:
         gr.mount_gradio_app(

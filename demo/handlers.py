@@ -24,6 +24,7 @@ from model.errors import BusyError, InputError, LimitError, StoryError
 from model.generation import Completion, Usage
 from model.limiting.clients import UNKNOWN
 from model.limiting.limiter import Limiter, Ticket
+from model.service.logs import new_request_id, request_id
 
 log = logging.getLogger(__name__)
 
@@ -153,6 +154,7 @@ def stop(desk: Desk, session: str) -> None:
 async def _tell(desk: Desk, session: str, form: Form, view: View, client: str) -> AsyncGenerator[View, None]:
     """Stream what follows `view.text`. However this generator ends, its stream is cancelled behind it."""
     began = time.perf_counter()
+    request_id.set(reference := new_request_id())
     view = replace(view, phase="waiting", status="Beginning…", spoken="Writing.")
     stream: Stream | None = None
     ticket: Ticket | None = None
@@ -196,8 +198,9 @@ async def _tell(desk: Desk, session: str, form: Form, view: View, client: str) -
     except StoryError as error:
         yield _failed(view, f"{str(error)[:1].upper()}{str(error)[1:]}.")
     except Exception:  # the edge of the program: the reader keeps the page, the log gets the reason
-        log.exception("a story failed")
-        yield _failed(view, "Something went wrong on this side. What is told so far is kept.")
+        log.exception("a story failed", extra={"request_id": reference})
+        told = f"What is told so far is kept. (Reference {reference[:8]})"
+        yield _failed(view, f"Something went wrong on this side. {told}")
     finally:
         if ticket is not None:
             ticket.close()

@@ -153,6 +153,15 @@ class Settings(BaseSettings):
         le=10_000,
         description="Stories that may wait for a slot before others are turned away",
     )
+    story_metrics_token: SecretStr | None = Field(
+        default=None,
+        description="What `/metrics` asks for as `Authorization: Bearer …`; unset: it answers this machine only, "
+        "and no one through a proxy or a share link",
+    )
+    story_log: Literal["text", "json"] = Field(
+        default="text",
+        description="How lines of the log are written; a story's line holds figures, never its text or prompt",
+    )
     story_drain: int = Field(
         default=30,
         ge=0,

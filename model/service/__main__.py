@@ -67,8 +67,10 @@ def serve(
         from model.backend import LocalBackend
         from model.guard import Guard
         from model.service.app import create_service
+        from model.service.logs import configure_logs
         from model.service.server import DrainingServer
 
+        configure_logs(settings.story_log)
         label = f"Story service {name}".rstrip()
         url = url_of(listener, settings.host)
         guard = Guard.of(settings)

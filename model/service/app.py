@@ -14,6 +14,7 @@ from model.guard import Guard
 from model.service import completions, errors, simple, state
 from model.service.edge import Edge
 from model.service.guard_figures import GuardFigures
+from model.service.metered import MeteredBackend
 from model.service.metrics import Meter
 from model.service.options import ServiceOptions
 from model.service.sockets import Sockets
@@ -50,7 +51,8 @@ def create_service(
     """
     options = options or ServiceOptions()
     guard = guard or Guard()
-    meter = Meter(backend)
+    meter = Meter(backend, options.name)
+    backend = MeteredBackend(backend, meter)
     meter.registry.register(GuardFigures(guard))
     teller = Teller(backend, meter, guard.limiter)
 

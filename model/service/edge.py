@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import re
-import uuid
+import time
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
@@ -15,10 +15,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from model.backend import Backend
 from model.service.errors import as_service_error, too_large
+from model.service.logs import new_request_id, request_id
 from model.service.metrics import Meter
 
 log = logging.getLogger(__name__)
 
+told = logging.getLogger("story.answered")
+
+WATCHING = ("/api/health", "/metrics")
+"""Asked so often that good answers would drown the rest of the log."""
 SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 """What a client may call its request; anything else is replaced, for it ends up in logs and headers."""
 
@@ -41,7 +46,9 @@ class Edge:
             return
         headers = Headers(scope=scope)
         given = headers.get("x-request-id", "")
-        request_id = given if SANE_ID.fullmatch(given) else uuid.uuid4().hex
+        name = given if SANE_ID.fullmatch(given) else new_request_id()
+        token = request_id.set(name)
+        began = time.perf_counter()
         status = 0
 
         async def send_named(message: Message) -> None:
@@ -49,7 +56,7 @@ class Edge:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 named = MutableHeaders(scope=message)
-                named["x-request-id"] = request_id
+                named["x-request-id"] = name
                 if "x-story-backend" not in named:
                     named["x-story-backend"] = self._name or self._backend.health().writer
             await send(message)
@@ -59,14 +66,18 @@ class Edge:
                 raise too_large(self._max_body)
             await self._app(scope, _bounded(receive, self._max_body), send_named)
         except ClientDisconnect:
-            log.debug("request %s: the client left before its body had come", request_id)
+            log.debug("request %s: the client left before its body had come", name)
         except Exception as error:
             failure = as_service_error(error)
             if not status:
                 await failure.response()(scope, receive, send_named)
         finally:
             if status:
-                self._meter.answered(scope["path"], status)
+                route = self._meter.answered(scope["path"], status)
+                if route not in WATCHING or status >= 400:
+                    took = round(time.perf_counter() - began, 4)
+                    told.info("answered", extra={"route": route, "status": status, "seconds": took})
+            request_id.reset(token)
 
 
 def _bounded(receive: Receive, limit: int) -> Receive:

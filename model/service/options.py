@@ -25,6 +25,11 @@ class ServiceOptions:
     keep_alive: float = 5.0
     """Seconds of silence after which an event stream carries a comment, so that no proxy takes it for dead."""
 
+    metrics_token: str | None = None
+    """What `/metrics` asks for; None: it answers requests of this machine only."""
+    public: bool = False
+    """Everyone can reach every route (a share link): `/metrics` is there for holders of the token only."""
+
     def __post_init__(self) -> None:
         # It goes into a header.
         if not re.fullmatch(r"[A-Za-z0-9._-]{0,40}", self.name):
@@ -33,4 +38,10 @@ class ServiceOptions:
     @classmethod
     def of(cls, settings: Settings, *, name: str = "") -> ServiceOptions:
         """The options that the environment's settings say."""
-        return cls(name=name, max_body=settings.story_max_body, drain=settings.story_drain)
+        token = settings.story_metrics_token
+        return cls(
+            name=name,
+            max_body=settings.story_max_body,
+            drain=settings.story_drain,
+            metrics_token=None if token is None else token.get_secret_value(),
+        )

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import hmac
 import importlib.metadata
+import ipaddress
 from datetime import UTC, datetime
 from typing import Any
 
 from fastapi import APIRouter
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
 from starlette.responses import Response
 
 from model.service.completions import MODEL_ID
@@ -14,6 +18,9 @@ from model.service.metrics import CONTENT_TYPE, Meter
 from model.service.options import ServiceOptions
 from model.service.telling import Teller
 from model.service.wire import json_bytes
+
+FORWARDED = ("forwarded", "x-forwarded-for", "x-forwarded-host")
+"""Headers by which a proxy says that it asks for somebody else."""
 
 
 def health_of(teller: Teller, options: ServiceOptions) -> tuple[bool, dict[str, Any]]:
@@ -47,6 +54,26 @@ def version() -> str:
         return "source"
 
 
+def may_watch(request: Request, options: ServiceOptions) -> bool:
+    """Whether `/metrics` answers this request: by its token, or by its coming from this machine itself."""
+    if options.metrics_token is not None:
+        given = request.headers.get("authorization", "")
+        return hmac.compare_digest(given.encode(), f"Bearer {options.metrics_token}".encode())
+    if options.public or any(name in request.headers for name in FORWARDED):
+        return False
+    return is_loopback(request.client.host if request.client else "") and is_loopback(
+        request.url.hostname or ""
+    )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host's name or address is this machine's own."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 def router(teller: Teller, meter: Meter, options: ServiceOptions) -> APIRouter:
     """The two routes."""
     routes = APIRouter()
@@ -60,8 +87,10 @@ def router(teller: Teller, meter: Meter, options: ServiceOptions) -> APIRouter:
         return Response(json_bytes(body), 200 if ready else 503, headers, "application/json")
 
     @routes.get("/metrics")
-    async def metrics() -> Response:
-        """All figures, as Prometheus reads them."""
+    async def metrics(request: Request) -> Response:
+        """All figures, as Prometheus reads them, for those whom they concern."""
+        if not may_watch(request, options):
+            raise HTTPException(404)  # as if there were none
         return Response(meter.text(), media_type=CONTENT_TYPE)
 
     return routes

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from model.backend import Backend, Stream
 from model.cache.flight import MEMORY
-from model.errors import BusyError, LimitError
+from model.errors import LimitError
 from model.generation import Completion, Piece, Request
 from model.limiting.clients import UNKNOWN
 from model.limiting.limiter import Limiter, Ticket
@@ -41,12 +41,10 @@ class Event:
 class Telling:
     """The streams of one request. Made by `Teller.tell`."""
 
-    def __init__(self, meter: Meter, ticket: Ticket) -> None:
+    def __init__(self, ticket: Ticket) -> None:
         self.streams: list[Stream] = []
         self.stopped = False
-        self._meter = meter
         self._ticket = ticket
-        self._began = time.perf_counter()
         self._cut = False
         self._queue: asyncio.Queue[Event | None] = asyncio.Queue(AHEAD)
         self._tasks: list[asyncio.Task[None]] = []
@@ -114,21 +112,15 @@ class Telling:
                 self._queue.put_nowait(None)
 
     async def _pump(self, index: int, stream: Stream) -> None:
-        timing = self._meter.begin(self._began)
         try:
-            try:
-                async for piece in stream:
-                    timing.piece(len(piece.tokens))
-                    if stream.writer != MEMORY:
-                        self._ticket.wrote(len(piece.tokens))
-                    await self._queue.put(Event(index, time.time(), piece=piece))
-                end = self._end(index, stream.completion)
-            except Exception as error:
-                end = Event(index, time.time(), error=as_service_error(error))
-            timing.end(end.completion)
-            await self._queue.put(end)
-        finally:
-            timing.abandoned()
+            async for piece in stream:
+                if stream.writer != MEMORY:
+                    self._ticket.wrote(len(piece.tokens))
+                await self._queue.put(Event(index, time.time(), piece=piece))
+            end = self._end(index, stream.completion)
+        except Exception as error:
+            end = Event(index, time.time(), error=as_service_error(error))
+        await self._queue.put(end)
 
     def _end(self, index: int, completion: Completion) -> Event:
         if completion.finish_reason == "error":
@@ -171,16 +163,12 @@ class Teller:
         except LimitError:
             self._meter.refused("limited", len(requests))
             raise
-        telling = Telling(self._meter, ticket)
+        telling = Telling(ticket)
         self._open.add(telling)
         self._idle.clear()
         try:
             for request in requests:
-                try:
-                    telling.add(await self.backend.submit(request))
-                except BusyError:
-                    self._meter.refused("refused", 1)
-                    raise
+                telling.add(await self.backend.submit(request))
             yield telling
         finally:
             await asyncio.shield(self._close(telling))

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -43,10 +45,14 @@ class Running:
         return self.client.get(path)
 
     def figures(self) -> dict[str, float]:
-        """The metrics as they read now: name with labels → value."""
-        lines = self.get("/metrics").text.splitlines()
-        pairs = [line.rpartition(" ") for line in lines if line and not line.startswith("#")]
-        return {name: float(value) for name, _, value in pairs}
+        """The metrics as they read now: name with labels → value; who told a story is summed up."""
+        found: defaultdict[str, float] = defaultdict(float)
+        for line in self.get("/metrics").text.splitlines():
+            if line and not line.startswith("#"):
+                name, _, value = line.rpartition(" ")
+                name = re.sub(r'(writer|version|colour)="[^"]*",?', "", name).replace(",}", "}")
+                found[name] += float(value)
+        return found
 
 
 @contextlib.contextmanager

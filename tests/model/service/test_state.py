@@ -110,7 +110,10 @@ def test_the_figures_are_prometheus_and_count_what_happened() -> None:
         for family in families.values()
         for sample in family.samples
     }
-    assert value["story_streams_total", "length"] == 3
+    assert value["story_streams_total", "", "length", "0123456789ab", "local"] == 3
+    assert value["story_info", "", "0123456789ab", "local"] == 1
+    assert value["story_queue_wait_seconds_count",] == 3
+    assert 0 < value["story_memory_bytes",] < value["story_memory_limit_bytes",]
     assert value["story_tokens_total", "completion"] == 7 + 7 + 5
     assert value["story_tokens_total", "prompt"] == 3 * answer["usage"]["prompt_tokens"]
     assert value["story_ttft_seconds_count",] == 3

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from model.backend import LocalBackend
 from model.generation import Request, Sampling
+from model.service.metered import MeteredBackend
 from tests.model.service.serving import Running, paced, serving, streaming, until
 
 
@@ -99,7 +100,8 @@ def test_32_stories_at_once_are_the_stories_that_each_is_alone(shipped: Running)
         together = list(pool.map(tell, range(32)))
     figures = shipped.figures()
     assert figures['story_streams_total{outcome="error"}'] == 0
-    backend = shipped.service.teller.backend
+    assert isinstance(shipped.service.teller.backend, MeteredBackend)
+    backend = shipped.service.teller.backend.backend
     assert isinstance(backend, LocalBackend)
     for seed, told in enumerate(together):
         asked = Request(prompt="One day", max_tokens=40, sampling=Sampling(seed=seed))
