@@ -1,0 +1,171 @@
+"""Removes from an installation what serving never reads, and tells what each removal saved.
+
+A plain installation of the app takes about 345 MB, and a third of it is never opened: Gradio's server-side renderer
+and sample media, a second copy of ONNX Runtime for programs in C, test suites, headers, debug symbols. `RULES` says
+what goes and why. A rule that finds nothing ends the run, for then a package has changed and the rule guards nothing
+any more. `deploy/warm.py` tries what is left by writing a story with it.
+
+    python deploy/slim.py /opt/story/venv/lib/python3.12/site-packages
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import struct
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+MB = 1e6
+ELF_64 = b"\x7fELF\x02\x01"
+"""How a library for a 64-bit little-endian machine begins."""
+LOAD, PAGE = 1, 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What to remove."""
+
+    globs: tuple[str, ...]
+    """Below site-packages; a folder goes with all that it holds."""
+    reason: str
+    """Why serving does without it."""
+
+
+RULES = (
+    Rule(("hf_xet", "hf_xet-*.dist-info"), "uploads to and fast downloads from the Hugging Face hub"),
+    Rule(("onnxruntime/capi/libonnxruntime.so*",), "for programs in C; Python's module holds its own copy"),
+    Rule(
+        ("onnxruntime/transformers", "onnxruntime/quantization", "onnxruntime/tools", "onnxruntime/datasets"),
+        "makes and converts graphs; ours are made",
+    ),
+    Rule(("gradio/templates/node",), "renders pages in Node.js, which is off and not installed"),
+    Rule(("gradio/templates/frontend/static/ffmpeg",), "cuts videos in the browser; the page shows none"),
+    Rule(("gradio/templates/frontend/static/bokeh",), "draws Bokeh's plots, which need Bokeh installed"),
+    Rule(("gradio/media_assets",), "sample pictures, sounds and films for Gradio's own demos"),
+    Rule(("pandas/tests", "numpy/**/tests"), "test suites"),
+    Rule(("numpy/f2py", "numpy/_core/_simd.*.so"), "wraps Fortran, and tests of numpy's vector code"),
+    Rule(("PIL/_avif.*.so", "pillow.libs/libavif-*"), "pictures in AVIF; the page takes no pictures"),
+    Rule(("PIL/_imagingtk.*.so", "PIL/_tkinter_finder.py"), "pictures in Tk's windows"),
+    Rule(("**/*.pyi", "**/*.pxd", "**/*.pyx"), "types for editors and Cython"),
+    Rule(("**/*.h", "**/*.a"), "what compilers read"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """What one step freed, in bytes."""
+
+    what: str
+    bytes: int
+
+
+class SlimError(Exception):
+    """In one line: what does not fit."""
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file, or of all files below a folder; links count nothing."""
+    if path.is_symlink():
+        return 0
+    if path.is_file():
+        return path.stat().st_size
+    return sum(size_of(below) for below in path.iterdir())
+
+
+def apply(rules: tuple[Rule, ...], site: Path) -> Iterator[Saved]:
+    """Remove what `rules` name below `site`.
+
+    Raises:
+        SlimError: a rule's pattern matches nothing.
+    """
+    for rule in rules:
+        freed = 0
+        for glob in rule.globs:
+            found = sorted(site.glob(glob))
+            if not found:
+                raise SlimError(f"{glob} matches nothing in {site}: drop it from RULES or correct it")
+            for path in found:
+                if not path.exists() and not path.is_symlink():
+                    continue  # it lay in a folder that another match took along
+                freed += size_of(path)
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
+        yield Saved(f"{', '.join(rule.globs)}: {rule.reason}", freed)
+
+
+def can_be_loaded(library: Path) -> bool:
+    """Whether all segments of a library lie on page borders.
+
+    `strip` moves segments of a library that patchelf has changed, as those in `numpy.libs`, to where the loader
+    refuses them.
+    """
+    content = library.read_bytes()
+    if not content.startswith(ELF_64):
+        return False
+    (table,) = struct.unpack_from("<Q", content, 32)
+    size, count = struct.unpack_from("<HH", content, 54)
+    for at in range(table, table + size * count, size):
+        kind, _flags, offset, address = struct.unpack_from("<IIQQ", content, at)
+        if kind == LOAD and (offset - address) % PAGE:
+            return False
+    return True
+
+
+def strip(site: Path, tool: str = "strip") -> Saved:
+    """Take symbols that only a debugger reads out of each library.
+
+    A library is written anew beside the old one and takes its place, so hard links elsewhere keep theirs. One that
+    the tool cannot take apart, or not put together again, stays as it is.
+    """
+    freed = 0
+    for path in sorted(site.rglob("*.so*")):
+        if path.is_symlink() or not path.is_file():
+            continue
+        smaller = path.with_name(path.name + ".stripped")
+        done = subprocess.run(
+            [tool, "--strip-unneeded", "-o", smaller, path], check=False, capture_output=True
+        )
+        gain = size_of(path) - size_of(smaller) if done.returncode == 0 else 0
+        if gain > 0 and can_be_loaded(smaller):
+            shutil.copymode(path, smaller)
+            smaller.replace(path)
+            freed += gain
+        else:
+            smaller.unlink(missing_ok=True)
+    return Saved("symbols of libraries: only a debugger reads them", freed)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Slim one site-packages folder and print what that saved. Exit code 2: it does not fit the rules."""
+    parser = argparse.ArgumentParser(description="Remove what serving never reads.")
+    parser.add_argument("site", type=Path, help="the site-packages folder")
+    parser.add_argument("--no-strip", action="store_true", help="keep the libraries' symbols")
+    chosen = parser.parse_args(arguments)
+    if not (chosen.site / "gradio").is_dir():
+        print(f"{chosen.site} is not a site-packages folder with the app's packages", file=sys.stderr)
+        return 2
+    if not chosen.no_strip and shutil.which("strip") is None:
+        print("strip is not on the PATH (Debian: binutils); --no-strip does without", file=sys.stderr)
+        return 2
+    before = size_of(chosen.site)
+    try:
+        for saved in apply(RULES, chosen.site):
+            print(f"{saved.bytes / MB:7.1f} MB  {saved.what}")
+    except SlimError as error:
+        print(error, file=sys.stderr)
+        return 2
+    if not chosen.no_strip:
+        saved = strip(chosen.site)
+        print(f"{saved.bytes / MB:7.1f} MB  {saved.what}")
+    print(f"{before / MB:7.1f} MB before, {size_of(chosen.site) / MB:.1f} MB after")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
