@@ -1,10 +1,10 @@
 # The app in a container: page, HTTP service, decoder in C and the model itself; no torch, no MLflow, no compiler.
 #
 #     docker build -t write-me-a-story .
-#     docker run --rm --init -p 7860:7860 --read-only --tmpfs /tmp write-me-a-story
+#     docker run --rm --init -p 7860:7860 --read-only --tmpfs /tmp -v stories:/var/lib/write-me-a-story write-me-a-story
 #
 # The first stage builds and slims, the second one copies four folders out of it, the seldom changed ones first: of a
-# release of ours, a machine that has the one before fetches only the last two layers, some 40 MB. deploy/image_size.py
+# release of ours, a machine that has the one before fetches only the last two layers, some 32 MB packed. deploy/image_size.py
 # says what is in it.
 
 FROM python:3.12-slim AS build

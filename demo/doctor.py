@@ -6,7 +6,6 @@ written is tried for real, by writing the start of one, because every cheaper an
 
 from __future__ import annotations
 
-import os
 import platform
 import re
 import shutil
@@ -59,7 +58,7 @@ def examine() -> list[Finding]:
     except StoryError as error:
         wrong = Finding("settings", "wrong", str(error), "the story command, once the variable is put right")
         return [*findings, wrong]
-    named = [name.upper() for name in Settings.model_fields if os.environ.get(name.upper())]
+    named = [name.upper() for name in Settings.model_fields if name in settings.model_fields_set]
     findings.append(Finding("settings", "ok", ", ".join(named) or "all at their defaults"))
     return [
         *findings,

@@ -3,8 +3,9 @@
 An image without bytecode compiles every module at each start, which costs several seconds; bytecode of everything
 costs some 40 MB, most of it for modules that serving never imports. So the app is run once while the image is built,
 and Python writes the bytecode of what it imports, its own library included, below PYTHONPYCACHEPREFIX. Then all of it
-is marked as valid without a look at the source, whose time stamps a registry may change. The run is also a test: an
-image whose app cannot show the page, tell a story and stop cleanly is not built.
+is marked as valid without a look at the source, whose time stamps a registry may change. A
+second run uses it. Both are also a test: an image whose app cannot show the page, tell a story and stop cleanly is not
+built.
 
     PYTHONPYCACHEPREFIX=/opt/story/bytecode python deploy/warm.py story demo --host 127.0.0.1
 """
@@ -67,7 +68,7 @@ def free_port() -> int:
         return port
 
 
-def try_out(command: list[str]) -> dict[str, float]:
+def try_out(command: list[str], *, write_bytecode: bool) -> dict[str, float]:
     """Run the app by `command`, use all of it once, stop it; how long each part took, in seconds.
 
     Raises:
@@ -75,8 +76,8 @@ def try_out(command: list[str]) -> dict[str, float]:
     """
     port = free_port()
     url = f"http://127.0.0.1:{port}"
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-    process = subprocess.Popen(command, env={**environment, "PORT": str(port)})
+    own = {"PORT": str(port), "PYTHONDONTWRITEBYTECODE": "" if write_bytecode else "1"}  # empty counts as unset
+    process = subprocess.Popen(command, env={**os.environ, **own})
     try:
         took = {"healthy after": wait_until_healthy(url, process)}
         if "gradio" not in ask(f"{url}/").lower():
@@ -126,12 +127,13 @@ def main(command: list[str]) -> int:
         print("usage: PYTHONPYCACHEPREFIX=DIR python deploy/warm.py COMMAND…", file=sys.stderr)
         return 2
     try:
-        for what, seconds in try_out(command).items():
+        try_out(command, write_bytecode=True)
+        print(f"bytecode of {keep(Path(prefix))} modules in {prefix}; with it:")
+        for what, seconds in try_out(command, write_bytecode=False).items():
             print(f"{what} {seconds:.2f} s")
     except ColdError as error:
         print(error, file=sys.stderr)
         return 1
-    print(f"bytecode of {keep(Path(prefix))} modules in {prefix}")
     return 0
 
 

@@ -3,7 +3,8 @@
 Every name that the project listens to is a field of `Settings`; nothing else reads the environment for a
 setting. The table in the README is `environment_table()`, and a test holds the two together. A name that
 starts with `STORY_` and is not in the table is an error, because a mistyped setting that is silently ignored
-looks exactly like one that works.
+looks exactly like one that works. A secret may also lie in a file, as orchestrators mount them: for `REDIS_URL` the
+file is named by `REDIS_URL_FILE`.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 from urllib.parse import urlsplit
 
@@ -294,6 +296,34 @@ def environment_names() -> tuple[str, ...]:
     return tuple(name.upper() for name in Settings.model_fields)
 
 
+def secret_names() -> tuple[str, ...]:
+    """The names whose values are never shown, and may lie in a file."""
+    return tuple(
+        name.upper()
+        for name, field in Settings.model_fields.items()
+        if SecretStr in (field.annotation, *get_args(field.annotation))
+    )
+
+
+def _secrets_from_files() -> dict[str, str]:
+    """The secrets that a variable `…_FILE` names a file for, each without the line's end. Raises `InputError`."""
+    found = {}
+    for name in secret_names():
+        variable = f"{name}_FILE"
+        if not (place := os.environ.get(variable)):
+            continue
+        if os.environ.get(name):
+            raise InputError(variable, f"and {name} cannot both be set")
+        try:
+            secret = Path(place).read_text("utf-8").rstrip("\r\n")
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+            raise InputError(variable, f"names {place!r}, which cannot be read: {reason}") from None
+        if secret:  # an empty file counts as unset, like an empty value
+            found[name] = secret
+    return found
+
+
 def load_settings(**given: object) -> Settings:
     """Read the settings from the process's environment; an empty value counts as unset.
 
@@ -303,17 +333,19 @@ def load_settings(**given: object) -> Settings:
     """
     known = environment_names()
     for name in sorted(os.environ):
-        if name.startswith(PREFIX) and name not in known:
+        if name.startswith(PREFIX) and name not in known and name.removesuffix("_FILE") not in secret_names():
             near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
             raise InputError(name, f"is not a setting; the nearest is {near}")
-    chosen: dict[str, Any] = {name.upper(): value for name, value in given.items() if value is not None}
+    chosen: dict[str, Any] = _secrets_from_files()
+    chosen |= {name.upper(): value for name, value in given.items() if value is not None}
     try:
         return Settings(**chosen)
     except ValidationError as error:
         first = error.errors()[0]
         name = str(first["loc"][0])
-        wrong = chosen.get(name, os.environ.get(name))
-        raise InputError(name, f"must be {allowed_values(name)}, got {wrong!r}") from None
+        wrong = repr(chosen.get(name, os.environ.get(name)))
+        shown = "something else" if name in secret_names() else wrong
+        raise InputError(name, f"must be {allowed_values(name)}, got {shown}") from None
 
 
 def without_password(address: str) -> str:
