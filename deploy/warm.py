@@ -24,8 +24,8 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-PATIENCE = 120
-"""Seconds for a start without bytecode on a slow builder, and for a stop."""
+PATIENCE = 300
+"""Seconds for a start without bytecode on a slow and busy builder, and for a stop."""
 STORY = {"prompt": "Once upon a time", "max_tokens": 40, "seed": 1, "stream": True}
 
 
