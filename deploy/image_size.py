@@ -108,12 +108,17 @@ def show(parts: list[Part], most_rows: int) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Weigh one folder. Exit code 1: it is over a budget; 2: there is no such folder."""
-    parser = argparse.ArgumentParser(description="What an installation or an image weighs, package by package.")
+    parser = argparse.ArgumentParser(
+        description="What an installation or an image weighs, package by package."
+    )
     parser.add_argument("root", type=Path, help="a virtual environment, an unpacked image, or / inside one")
     parser.add_argument("--most", type=float, metavar="MB", help=f"budget; the image's is {BUDGET_MB}")
     parser.add_argument("--compressed", action="store_true", help="also pack each part with gzip")
     parser.add_argument(
-        "--most-compressed", type=float, metavar="MB", help=f"as --most; the image's is {COMPRESSED_BUDGET_MB}"
+        "--most-compressed",
+        type=float,
+        metavar="MB",
+        help=f"as --most; the image's is {COMPRESSED_BUDGET_MB}",
     )
     parser.add_argument("--rows", type=int, default=25, help="parts shown by name (25)")
     parser.add_argument("--json", action="store_true", help="print JSON for a machine instead of a table")

@@ -1,9 +1,10 @@
 """Removes from an installation what serving never reads, and tells what each removal saved.
 
-A plain installation of the app takes about 345 MB, and a third of it is never opened: Gradio's server-side renderer
+A plain installation of the app takes about 337 MB, and nearly half of it is never opened: Gradio's server-side renderer
 and sample media, a second copy of ONNX Runtime for programs in C, test suites, headers, debug symbols. `RULES` says
 what goes and why. A rule that finds nothing ends the run, for then a package has changed and the rule guards nothing
-any more. `EDITS` takes out one piece of work that Gradio does at each start. `deploy/warm.py` tries what is left by writing a story with it.
+any more. `EDITS` takes out one piece of work that Gradio does at each start. `deploy/warm.py` tries what is left by
+writing a story with it.
 
     python deploy/slim.py /opt/story/venv/lib/python3.12/site-packages
 """
@@ -80,7 +81,8 @@ EDITS = (
         "gradio/component_meta.py",
         "        create_or_modify_pyi(component_class, name, events)\n",
         "        pass\n",
-        "parses each component's source at each start, to write types for editors: a third of the 3.4 CPU seconds that its import takes",
+        "parses each component's source at each start, to write types for editors: a third of the 3.4 CPU seconds "
+        "that its import takes",
     ),
 )
 
@@ -139,7 +141,9 @@ def edit(edits: tuple[Edit, ...], site: Path) -> None:
         path = site / change.file
         source = path.read_text("utf-8") if path.is_file() else ""
         if (count := source.count(change.before)) != 1:
-            raise SlimError(f"{change.file} holds {change.before.strip()!r} {count} times, not once: correct EDITS")
+            raise SlimError(
+                f"{change.file} holds {change.before.strip()!r} {count} times, not once: correct EDITS"
+            )
         path.unlink()
         path.write_text(source.replace(change.before, change.after), "utf-8")
 

@@ -20,8 +20,8 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
+import warnings
 from pathlib import Path
 
 PATIENCE = 300
@@ -76,7 +76,10 @@ def try_out(command: list[str], *, write_bytecode: bool) -> dict[str, float]:
     """
     port = free_port()
     url = f"http://127.0.0.1:{port}"
-    own = {"PORT": str(port), "PYTHONDONTWRITEBYTECODE": "" if write_bytecode else "1"}  # empty counts as unset
+    own = {
+        "PORT": str(port),
+        "PYTHONDONTWRITEBYTECODE": "" if write_bytecode else "1",
+    }  # empty counts as unset
     process = subprocess.Popen(command, env={**os.environ, **own})
     try:
         took = {"healthy after": wait_until_healthy(url, process)}
@@ -113,7 +116,8 @@ def keep(bytecode: Path) -> int:
         source = Path("/", *compiled.parent.relative_to(bytecode).parts, module)
         if source.is_file():
             mode = py_compile.PycInvalidationMode.UNCHECKED_HASH
-            py_compile.compile(str(source), str(compiled), doraise=True, invalidation_mode=mode)
+            with warnings.catch_warnings(action="ignore"):  # of packages' own old-fashioned strings
+                py_compile.compile(str(source), str(compiled), doraise=True, invalidation_mode=mode)
             count += 1
         else:
             compiled.unlink()  # of a file that only the build had

@@ -75,7 +75,9 @@ def test_the_app_may_use_one_gigabyte(compose: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("name", SERVICES - {"app"})
 def test_only_the_app_can_be_reached_from_other_machines(name: str, compose: dict[str, Any]) -> None:
-    assert [port for port in compose["services"][name].get("ports", []) if not port.startswith("127.0.0.1:")] == []
+    assert [
+        port for port in compose["services"][name].get("ports", []) if not port.startswith("127.0.0.1:")
+    ] == []
 
 
 def test_the_apps_address_is_this_machine_until_a_variable_says_otherwise(compose: dict[str, Any]) -> None:
@@ -96,7 +98,9 @@ def test_the_app_cannot_reach_mlflow_and_mlflow_cannot_reach_the_app(compose: di
 def test_images_of_others_are_pinned_by_version(compose: dict[str, Any]) -> None:
     foreign = {name: part["image"] for name, part in compose["services"].items() if "build" not in part}
     assert set(foreign) == SERVICES - {"app", "mlflow"}
-    assert {name: tag for name, tag in foreign.items() if not re.search(r":v?\d+\.\d+(\.\d+)?(-\w+)?$", tag)} == {}
+    assert {
+        name: tag for name, tag in foreign.items() if not re.search(r":v?\d+\.\d+(\.\d+)?(-\w+)?$", tag)
+    } == {}
 
 
 def test_mlflows_version_is_the_one_that_is_tested(compose: dict[str, Any], repository: Path) -> None:
@@ -172,4 +176,6 @@ def test_prometheus_scrapes_the_app_and_grafana_reads_prometheus(
     assert source["url"] == "http://prometheus:9090"
     home = compose["services"]["grafana"]["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]
     board = json.loads((repository / "deploy/grafana/dashboards" / Path(home).name).read_text("utf-8"))
-    assert {panel["datasource"]["uid"] for panel in board["panels"] if "datasource" in panel} == {source["uid"]}
+    assert {panel["datasource"]["uid"] for panel in board["panels"] if "datasource" in panel} == {
+        source["uid"]
+    }

@@ -14,7 +14,7 @@ from docker.utils.build import exclude_paths
 from tests.deploy.dockerfiles import instructions, stages
 
 DOCKERFILES = ("Dockerfile", "deploy/mlflow/Dockerfile")
-KNOWN = set("FROM RUN ENV COPY WORKDIR LABEL USER EXPOSE HEALTHCHECK CMD".split())
+KNOWN = {"FROM", "RUN", "ENV", "COPY", "WORKDIR", "LABEL", "USER", "EXPOSE", "HEALTHCHECK", "CMD"}
 """What every builder understands."""
 
 
@@ -90,7 +90,11 @@ def test_the_decoder_in_c_is_built_for_any_processor(repository: Path) -> None:
 def test_what_is_written_has_a_place_outside_the_root(repository: Path) -> None:
     (environment,) = (text for name, text in stages(repository / "Dockerfile")[-1] if name == "ENV")
     given = dict(pair.split("=", 1) for pair in environment.split())
-    assert (given["HOME"], given["GRADIO_TEMP_DIR"], given["XDG_STATE_HOME"]) == ("/tmp", "/tmp/gradio", "/var/lib")
+    assert (given["HOME"], given["GRADIO_TEMP_DIR"], given["XDG_STATE_HOME"]) == (
+        "/tmp",
+        "/tmp/gradio",
+        "/var/lib",
+    )
     assert given["PYTHONDONTWRITEBYTECODE"] == "1"
     assert given["STAGE"] == "PROD"
 
@@ -109,7 +113,14 @@ def test_the_build_gets_just_what_the_dockerfiles_copy(repository: Path) -> None
 
 @pytest.mark.parametrize(
     "name",
-    [".env", "model/.env", "deploy/secrets/redis_url", "mlflow.db", "demo/stories.db", "model/_native.cpython-312.so"],
+    [
+        ".env",
+        "model/.env",
+        "deploy/secrets/redis_url",
+        "mlflow.db",
+        "demo/stories.db",
+        "model/_native.cpython-312.so",
+    ],
 )
 def test_what_a_machine_made_for_itself_is_not_sent(name: str, repository: Path, tmp_path: Path) -> None:
     patterns = (repository / ".dockerignore").read_text("utf-8").splitlines()
@@ -117,4 +128,6 @@ def test_what_a_machine_made_for_itself_is_not_sent(name: str, repository: Path,
     (tmp_path / name).touch()
     (tmp_path / "story.py").touch()
     assert name not in exclude_paths(str(tmp_path), [line for line in patterns if line[:1] not in ("", "#")])
-    assert "story.py" in exclude_paths(str(tmp_path), [line for line in patterns if line[:1] not in ("", "#")])
+    assert "story.py" in exclude_paths(
+        str(tmp_path), [line for line in patterns if line[:1] not in ("", "#")]
+    )

@@ -72,7 +72,11 @@ def test_the_packed_size_is_what_gzip_makes_of_it(image: Path) -> None:
         (["--most", "1"], 0, ""),
         (["--most", "0.05"], 1, "0.0 MB over the budget of 0.05 MB\n"),
         (["--most-compressed", "1"], 0, ""),
-        (["--most", "0.01", "--most-compressed", "0.01"], 1, "0.0 MB over the budget of 0.01 MB\n0.0 MB packed over the"),
+        (
+            ["--most", "0.01", "--most-compressed", "0.01"],
+            1,
+            "0.0 MB over the budget of 0.01 MB\n0.0 MB packed over the",
+        ),
     ],
 )
 def test_a_budget_is_held(
@@ -104,6 +108,9 @@ def test_no_such_folder_is_bad_use(tmp_path: Path, capsys: pytest.CaptureFixture
 def test_it_can_be_sent_into_an_image_that_does_not_hold_it(image: Path, repository: Path) -> None:
     with (repository / "deploy/image_size.py").open("rb") as script:
         told = subprocess.run(
-            [sys.executable, "-I", "-S", "-", str(image), "--json"], stdin=script, capture_output=True, check=True
+            [sys.executable, "-I", "-S", "-", str(image), "--json"],
+            stdin=script,
+            capture_output=True,
+            check=True,
         )
     assert json.loads(told.stdout)["parts"][0]["part"] == "heavy 1.2"

@@ -52,7 +52,9 @@ def test_a_link_is_removed_and_what_it_leads_to_is_not(tmp_path: Path) -> None:
 
 
 def test_a_rule_that_finds_nothing_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(slim.SlimError, match=r"hf_xet matches nothing in .*: drop it from RULES or correct it"):
+    with pytest.raises(
+        slim.SlimError, match=r"hf_xet matches nothing in .*: drop it from RULES or correct it"
+    ):
         list(slim.apply((slim.Rule(("hf_xet",), "uploads"),), tmp_path))
 
 
@@ -63,7 +65,7 @@ def test_an_edit_must_fit_exactly_once_and_leaves_other_links_alone(tmp_path: Pa
     slim.edit((slim.Edit("copy.py", "before\n", "pass\n", "time"),), tmp_path)
     assert (tmp_path / "copy.py").read_text("utf-8") == "pass\nafter\n"
     assert original.read_text("utf-8") == "before\nafter\n"
-    with pytest.raises(slim.SlimError, match="copy.py holds 'before' 0 times, not once: correct EDITS"):
+    with pytest.raises(slim.SlimError, match=r"copy\.py holds 'before' 0 times, not once: correct EDITS"):
         slim.edit((slim.Edit("copy.py", "before\n", "pass\n", "time"),), tmp_path)
 
 
@@ -73,13 +75,17 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if shutil.which("gcc") is None or shutil.which("strip") is None:
         pytest.skip("gcc and strip are not on the PATH (Debian: gcc, binutils)")
     folder = tmp_path_factory.mktemp("library")
-    (folder / "a.c").write_text("static int hidden(int x){return x+1;} int shown(int x){return hidden(x);}", "utf-8")
+    (folder / "a.c").write_text(
+        "static int hidden(int x){return x+1;} int shown(int x){return hidden(x);}", "utf-8"
+    )
     made = folder / "a.so"
     subprocess.run(["gcc", "-g", "-O0", "-shared", "-fPIC", "-o", made, folder / "a.c"], check=True)
     return made
 
 
-def test_stripping_makes_libraries_smaller_and_they_can_still_be_loaded(library: Path, tmp_path: Path) -> None:
+def test_stripping_makes_libraries_smaller_and_they_can_still_be_loaded(
+    library: Path, tmp_path: Path
+) -> None:
     os.link(library, tmp_path / "a.so")
     before = library.read_bytes()
     saved = slim.strip(tmp_path)
@@ -151,7 +157,9 @@ def test_the_app_shows_its_page_and_tells_stories_with_what_is_left(
     site, bytecode = tmp_path / "site-packages", tmp_path / "bytecode"
     link_installed(serving_distributions(), site)
     before = slim.size_of(site)
-    assert slim.main([str(site), *([] if shutil.which("strip") else ["--no-strip"])]) == 0, capsys.readouterr().err
+    assert slim.main([str(site), *([] if shutil.which("strip") else ["--no-strip"])]) == 0, (
+        capsys.readouterr().err
+    )
     assert slim.size_of(site) < 0.65 * before
 
     # Nothing but the slimmed packages and this checkout: -S leaves the environment's own out.

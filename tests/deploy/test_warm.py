@@ -43,7 +43,9 @@ sys.exit(CODE)
 def app(folder: Path, **values: int) -> list[str]:
     """The command of an app that answers as told."""
     (folder / "kept_module.py").write_text("ANSWER = 42\n", "utf-8")
-    lines = [f"{name} = {value}" for name, value in {"EVENTS": 20, "STATUS": 200, "CODE": 0, **values}.items()]
+    lines = [
+        f"{name} = {value}" for name, value in {"EVENTS": 20, "STATUS": 200, "CODE": 0, **values}.items()
+    ]
     (folder / "app.py").write_text("\n".join(lines) + APP, "utf-8")
     return [sys.executable, str(folder / "app.py")]
 
@@ -54,7 +56,9 @@ def test_an_app_that_does_all_it_should_is_kept_with_its_bytecode(
     monkeypatch.setenv("PYTHONPYCACHEPREFIX", str(tmp_path / "bytecode"))
     assert warm.main(app(tmp_path)) == 0
     assert "healthy after" in capsys.readouterr().out
-    kept = tmp_path / "bytecode" / tmp_path.relative_to("/") / f"kept_module.{sys.implementation.cache_tag}.pyc"
+    kept = (
+        tmp_path / "bytecode" / tmp_path.relative_to("/") / f"kept_module.{sys.implementation.cache_tag}.pyc"
+    )
     flags = int.from_bytes(kept.read_bytes()[4:8], "little")
     assert flags == 0b01  # by hash, which nobody checks
 
@@ -62,7 +66,9 @@ def test_an_app_that_does_all_it_should_is_kept_with_its_bytecode(
     (tmp_path / "kept_module.py").write_text("ANSWER = 43\n", "utf-8")
     os.utime(tmp_path / "kept_module.py", (1, 1))
     program = "import kept_module; print(kept_module.ANSWER)"
-    told = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)
+    told = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
     assert told.stdout == "42\n"
 
 

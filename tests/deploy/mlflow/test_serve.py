@@ -37,7 +37,9 @@ def test_a_password_of_any_characters_arrives_as_it_is(password: str) -> None:
     assert unquote(whole.password) == password
 
 
-@pytest.mark.parametrize("address", ["postgresql://postgres/mlflow", "postgresql://mlflow:open@postgres/mlflow"])
+@pytest.mark.parametrize(
+    "address", ["postgresql://postgres/mlflow", "postgresql://mlflow:open@postgres/mlflow"]
+)
 def test_an_address_without_a_user_or_with_a_password_is_refused(address: str) -> None:
     with pytest.raises(SystemExit, match="DATABASE must name a user and no password") as refused:
         with_password(address, "hunter2")
@@ -63,7 +65,9 @@ def started(repository: Path, **environment: str) -> subprocess.CompletedProcess
     )
 
 
-def test_the_password_goes_into_the_environment_and_into_no_argument(repository: Path, tmp_path: Path) -> None:
+def test_the_password_goes_into_the_environment_and_into_no_argument(
+    repository: Path, tmp_path: Path
+) -> None:
     (tmp_path / "password").write_text("hunter2\n", "utf-8")
     done = started(repository, **SETTINGS, PASSWORD_FILE=str(tmp_path / "password"))
     arguments, _, address = done.stdout.strip().rpartition(" ")
