@@ -42,6 +42,7 @@ def make_all(folder: Path) -> None:
 
     read_or_make(folder, "mlflow_db_password", password())
     read_or_make(folder, "grafana_password", password())
+    read_or_make(folder, "metrics_token", password())
     stories = read_or_make(folder, "stories_db_password", password())
     read_or_make(folder, "database_url", f"postgresql://stories:{stories}@postgres:5432/stories")
     redis = read_or_make(folder, "redis_auth", f"requirepass {password()}").removeprefix("requirepass ")

@@ -59,9 +59,7 @@ def test_every_rule_is_in_the_test_of_rules() -> None:
 
 
 def test_every_documented_threshold_is_a_gate_check_and_an_alert_with_the_same_bound() -> None:
-    gate = {
-        each.metric: each for each in load_thresholds() if each.reason.startswith("Documented")
-    }
+    gate = {each.metric: each for each in load_thresholds() if each.reason.startswith("Documented")}
     assert set(gate) == set(DOCUMENTED)
     alerts = {rule["labels"]["threshold"]: rule for rule in rules() if "threshold" in rule["labels"]}
     for metric, shown in DOCUMENTED.items():
