@@ -116,6 +116,11 @@ class Settings(BaseSettings):
         default="sqlite:///mlflow.db",
         description="MLflow store that runs are written to: a database or a server",
     )
+    story_experiments: Literal["auto", "true", "false"] = Field(
+        default="auto",
+        description="Whether the app has the page Experiments, which shows that store to all its visitors; "
+        "`auto`: unless `STAGE` is PROD",
+    )
     redis_url: SecretStr | None = Field(
         default=None,
         description="Redis that all replicas of the app share: limits, remembered stories, and which of blue and "

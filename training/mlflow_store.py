@@ -10,7 +10,7 @@ import logging
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from model.errors import InputError, MissingExtraError
 from model.settings import load_settings
@@ -59,8 +59,10 @@ def without_password(uri: str) -> str:
     return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
-def open_store(uri: str) -> MlflowClient:
+def open_store(uri: str, *, read_only: bool = False) -> MlflowClient:
     """Connect to the store at `uri`; a SQLite database is made where there is none.
+
+    `read_only`: SQLite itself lets nobody write through this client, and no database is made.
 
     Raises:
         InputError: nothing usable answers there. `MissingExtraError`: MLflow is not installed.
@@ -74,10 +76,13 @@ def open_store(uri: str) -> MlflowClient:
     for logger, level in TALKATIVE.items():
         logging.getLogger(logger).setLevel(level)
     try:
-        if database := database_file(uri):
+        address = uri
+        if (database := database_file(uri)) and read_only:
+            address = f"{SQLITE}file:{quote(str(database))}?mode=ro&uri=true"
+        elif database:
             database.parent.mkdir(parents=True, exist_ok=True)
         # The registry is told as well: where it is not, models are looked for in MLflow's global store.
-        client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+        client = MlflowClient(tracking_uri=address, registry_uri=address)
         client.search_experiments(max_results=1)
     except Exception as error:  # SQLAlchemy's, MLflow's, the driver's or the network's
         raise unusable(uri, error) from error

@@ -80,7 +80,11 @@ def register(
 
 def versions(uri: str) -> list[Version]:
     """All versions, newest first."""
-    client = open_store(uri)
+    return versions_in(open_store(uri))
+
+
+def versions_in(client: MlflowClient) -> list[Version]:
+    """All versions of an opened store, newest first."""
     found = client.search_model_versions(f"name = '{NAME}'")
     # A search leaves the aliases out; each version is asked for by itself.
     whole = [client.get_model_version(NAME, each.version) for each in found]

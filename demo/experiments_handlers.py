@@ -1,0 +1,333 @@
+"""What the Experiments page shows, without the page: plain functions from what a store holds to what is drawn.
+
+Nothing here changes anything, and nothing makes HTML: texts go on as texts, tables and plots as plain values in the
+form that Gradio's components take from a program (so that no data frame is built in the process that writes).
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+from experiments.overview.records import BenchmarkRow, Curve, DecisionRow, Moment, Overview, RunRow, VersionRow
+from model.errors import StoryError
+
+SHORT = 8
+"""Characters of an id or a digest that are shown."""
+MOST_CHOSEN = 6
+"""Runs in one picture: more colours cannot be told apart."""
+FIRST_CHOSEN = 4
+MEASURES = {
+    "held-out": "Bits per byte on stories that it has not seen",
+    "training": "Loss in training, nats a token",
+}
+COLOURS = ("#b4532f", "#3f7f93", "#8a6fb0", "#7d8a2e", "#c08a1e", "#6b7280")
+"""Of the chosen runs, in their order; each has enough contrast on both papers."""
+WORDS = {"pass": "passed", "fail": "failed", "undecided": "undecided"}
+
+NOTHING = "There is no experiment yet: this page shows what MLflow keeps, and `story train` fills it."
+RUN_COLUMNS = ("run", "status", "preset", "bits per byte", "tokens", "minutes", "parameters", "data", "began (UTC)", "id")
+BENCHMARK_COLUMNS = (
+    ("tokens_per_second", "tokens/s, one", 0, 1.0),
+    ("total_tokens_per_second", "tokens/s, all", 0, 1.0),
+    ("ttft_p50", "first token p50, ms", 1, 1e3),
+    ("ttft_p95", "p95, ms", 1, 1e3),
+    ("itl_p50", "token to token p50, ms", 2, 1e3),
+    ("itl_p99", "p99, ms", 2, 1e3),
+    ("success_rate", "succeeded, %", 0, 100.0),
+    ("concurrent_handling", "at once", 0, 1.0),
+    ("cold_start_s", "cold start, s", 1, 1.0),
+    ("peak_rss_mb", "memory, MB", 0, 1.0),
+)
+"""(figure, heading, digits, factor)."""
+
+
+class Reader(Protocol):
+    """Who knows what the store holds: `experiments.overview.reader.StoreReader`."""
+
+    async def overview(self) -> Overview:
+        """Runs, benchmarks, versions."""
+
+    async def curves(self, runs: Sequence[str], measure: str) -> list[Curve]:
+        """A curve for each run."""
+
+    async def moments(self, run: str) -> list[Moment]:
+        """What a run wrote, by step."""
+
+
+Table = dict[str, Any]
+"""Headings, rows, and how each cell is written, as `gr.Dataframe` takes them; rows are sorted by their numbers."""
+Plot = dict[str, Any]
+"""Points as `gr.LinePlot` sends them to the browser."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drawn:
+    """The curves of the chosen runs."""
+
+    chosen: tuple[str, ...] = ()
+    """Short ids, in the order of their colours."""
+    measure: str = "held-out"
+    by_tokens: Plot | None = None
+    by_minutes: Plot | None = None
+    colours: dict[str, str] | None = None
+    """By the run's name in the picture."""
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Page:
+    """All that the page shows when it is opened."""
+
+    note: str
+    filled: bool = False
+    """False: there is nothing below the note."""
+    runs: Table | None = None
+    choices: tuple[tuple[str, str], ...] = ()
+    """(label, short id) of every run that has a curve."""
+    drawn: Drawn = Drawn()
+    writers: tuple[tuple[str, str], ...] = ()
+    """The same, of every run that kept sample stories."""
+    told: dict[str, Any] | None = None
+    benchmarks: Table | None = None
+    versions: dict[str, Any] | None = None
+
+
+async def opened(reader: Reader, query: Mapping[str, str]) -> Page:
+    """The page as an address asks for it; what the address names and the store does not hold is left alone."""
+    try:
+        seen = await reader.overview()
+        if not (seen.runs or seen.benchmarks or seen.versions):
+            return Page(note=NOTHING)
+        writers = tuple((_label(run), run.id[:SHORT]) for run in seen.runs if run.stories)
+        asked = [run for run in _split(query.get("runs", "")) if _find(seen, run) is not None]
+        measure = query.get("measure", "")
+        measure = measure if measure in MEASURES else "held-out"
+        usual = [run.id[:SHORT] for run in seen.runs if run.tokens][:FIRST_CHOSEN]
+        known = {value for _, value in writers}
+        writer = query.get("story", "") if query.get("story", "") in known else next(iter(w for _, w in writers), "")
+        return Page(
+            note=_summary(seen),
+            filled=True,
+            runs=runs_table(seen.runs),
+            choices=tuple((_label(run), run.id[:SHORT]) for run in seen.runs),
+            drawn=await draw(reader, asked or usual, measure),
+            writers=writers,
+            told=await told(reader, writer, at=query.get("step", "")),
+            benchmarks=benchmarks_table(seen) if seen.benchmarks else None,
+            versions=versions_shown(seen),
+        )
+    except StoryError as error:
+        return Page(note=str(error))
+
+
+async def draw(reader: Reader, chosen: Sequence[str], measure: str) -> Drawn:
+    """The curves of the chosen runs (short ids), over tokens and over minutes."""
+    try:
+        seen = await reader.overview()
+        found = {run: row for run in chosen[:MOST_CHOSEN] if (row := _find(seen, run)) is not None}
+        if measure not in MEASURES:
+            measure = "held-out"
+        curves = await reader.curves([row.id for row in found.values()], measure)
+    except StoryError as error:
+        return Drawn(chosen=tuple(chosen), measure=measure, note=str(error))
+    names = names_in_the_picture(list(found.values()))
+    by_tokens: list[list[Any]] = []
+    by_minutes: list[list[Any]] = []
+    for curve in curves:
+        for tokens, minutes, value in curve.points:
+            by_tokens.append([tokens, round(value, 5), names[curve.run]])
+            by_minutes.append([round(minutes, 3), round(value, 5), names[curve.run]])
+    note = "" if found else "Choose a run above to see how it learned."
+    if found and not by_tokens:
+        note = "The chosen runs have not logged this yet."
+    return Drawn(
+        chosen=tuple(found),
+        measure=measure,
+        by_tokens=plot("tokens", by_tokens),
+        by_minutes=plot("minutes", by_minutes),
+        colours=dict(zip(names.values(), COLOURS, strict=False)),
+        note=note,
+    )
+
+
+async def pick(reader: Reader, chosen: Sequence[str], row: Sequence[Any], measure: str) -> Drawn:
+    """The curves after a row of the table of runs was pressed: its run joins the chosen ones, or leaves them."""
+    run = str(row[-1]) if row else ""
+    kept = [each for each in chosen if each != run]
+    if len(kept) == len(chosen) and run:
+        kept = [*kept[-MOST_CHOSEN + 1 :], run]
+    return await draw(reader, kept, measure)
+
+
+async def told(reader: Reader, run: str, *, at: str = "") -> dict[str, Any]:
+    """What a run (a short id) wrote while it learned, for `assets/learn.js`; `at` is the step to begin with."""
+    try:
+        seen = await reader.overview()
+        row = _find(seen, run)
+        moments = [] if row is None else await reader.moments(row.id)
+    except StoryError as error:
+        return {"run": "", "name": "", "moments": [], "at": None, "note": str(error)}
+    note = "" if moments else "No run has kept sample stories yet; `story train` writes some at each evaluation."
+    return {
+        "run": run if moments else "",
+        "name": row.name if row else "",
+        "moments": [asdict(moment) for moment in moments],
+        "at": int(at) if re.fullmatch(r"[0-9]{1,9}", at) else None,
+        "note": note,
+    }
+
+
+def runs_table(runs: Sequence[RunRow]) -> Table:
+    """A row for each run. A figure that is missing is an empty cell."""
+    rows = [
+        [
+            run.name, run.status, run.preset, run.bits_per_byte, run.tokens, run.minutes, run.parameters,
+            run.data, _moment(run.started), run.id[:SHORT],
+        ]
+        for run in runs
+    ]  # fmt: skip
+    written = [
+        [
+            name, status, preset, _number(bits, 4), _number(tokens), _number(minutes, 1), _number(parameters),
+            data, began, run,
+        ]
+        for name, status, preset, bits, tokens, minutes, parameters, data, began, run in rows
+    ]  # fmt: skip
+    return _table(RUN_COLUMNS, rows, written)
+
+
+def benchmarks_table(seen: Overview) -> Table:
+    """A row for each benchmark, with the version that was measured, where it is one of the registered ones."""
+    numbers = {version.digest: version.number for version in seen.versions}
+    rows, written = [], []
+    for row in seen.benchmarks:
+        values = [
+            None if (value := row.figures.get(name)) is None else value * factor
+            for name, _, _, factor in BENCHMARK_COLUMNS
+        ]
+        ends = [row.target, _measured(row, numbers)]
+        held = {True: "✓ held", False: "✗ missed", None: ""}[row.passed]
+        rows.append([*ends, *values, held, _moment(row.started)])
+        texts = [
+            _number(value, digits) for value, (_, _, digits, _) in zip(values, BENCHMARK_COLUMNS, strict=True)
+        ]
+        written.append([*ends, *texts, held, _moment(row.started)])
+    headings = ("target", "model", *(heading for _, heading, _, _ in BENCHMARK_COLUMNS), "thresholds", "began (UTC)")
+    return _table(headings, rows, written)
+
+
+def versions_shown(seen: Overview) -> dict[str, Any]:
+    """Each version with its verdict and checks, every figure already in words, for `assets/versions.js`."""
+    numbers = {version.digest: version.number for version in seen.versions}
+    note = "" if seen.versions else "No version is registered yet; `story register` makes one."
+    return {"note": note, "versions": [_version(version, numbers) for version in seen.versions]}
+
+
+def names_in_the_picture(runs: Sequence[RunRow]) -> dict[str, str]:
+    """A name for each run by its id: its own, with a part of the id where two share one."""
+    count = Counter(run.name for run in runs)
+    return {
+        run.id: run.name if run.name and count[run.name] == 1 else f"{run.name} {run.id[:SHORT]}".strip()
+        for run in runs
+    }
+
+
+def plot(over: str, rows: list[list[Any]]) -> Plot:
+    """Points as `gr.LinePlot` would make them of a data frame."""
+    kinds = {over: "quantitative", "value": "quantitative", "run": "nominal"}
+    return {"columns": list(kinds), "data": rows, "datatypes": kinds, "mark": "line"}
+
+
+def _table(headings: Sequence[str], rows: list[list[Any]], written: list[list[str]]) -> Table:
+    return {"headers": list(headings), "data": rows, "metadata": {"display_value": written}}
+
+
+def _version(version: VersionRow, numbers: dict[str, int]) -> dict[str, Any]:
+    tags, decision = version.tags, version.decision
+    bits, step, tokens = (tags.get(f"model.{name}", "") for name in ("best_bits_per_byte", "step", "tokens"))
+    facts = [
+        f"recipe {tags['model.recipe']}" if tags.get("model.recipe") else "",
+        f"{float(bits):.4f} bits per byte in training" if _is_number(bits) else "",
+        f"step {int(step):,}" if step.isdecimal() else "",
+        f"{int(tokens):,} tokens" if tokens.isdecimal() else "",
+        f"registered {_moment(version.created)} UTC",
+        f"promoted {tags['promoted'][:10]}" if tags.get("promoted") else "",
+        f"rolled back {tags['rolled_back'][:10]}" if tags.get("rolled_back") else "",
+    ]
+    return {
+        "number": version.number,
+        "digest": version.digest[:12],
+        "aliases": list(version.aliases),
+        "facts": [fact for fact in facts if fact],
+        "verdict": "" if decision is None else decision.verdict,
+        "headline": _headline(decision, numbers),
+        "checks": [] if decision is None else [_check(check) for check in decision.checks],
+        "notes": [] if decision is None else list(decision.notes),
+    }
+
+
+def _headline(decision: DecisionRow | None, numbers: dict[str, int]) -> str:
+    if decision is None:
+        return "Not judged yet; `story gate` does it."
+    counts = Counter(check.verdict for check in decision.checks)
+    parts = [f"{counts[verdict]} {word}" for verdict, word in WORDS.items() if counts[verdict]]
+    champion = numbers.get(decision.champion)
+    against = f" against version {champion}" if champion is not None else ""
+    return f"{', '.join(parts) or 'no checks'}{against}, judged {_moment(decision.decided)} UTC"
+
+
+def _check(check: Any) -> dict[str, Any]:
+    sign = {"at_least": "≥", "above": ">", "at_most": "≤", "below": "<"}.get(check.bound, check.bound)
+    has_bounds = check.low is not None and check.high is not None and check.low != check.high
+    return {
+        "verdict": check.verdict,
+        "metric": check.metric,
+        "value": "" if check.value is None else f"{check.value:.4g}",
+        "threshold": f"{sign} {check.threshold:g} {check.unit}",
+        "margin": "" if check.margin is None else f"{check.margin:+.3g}",
+        "bounds": f"{check.low:.4g} … {check.high:.4g}" if has_bounds else "",
+        "n": f"{check.n:,}",
+        "why": "" if check.verdict == "pass" else check.why,
+    }
+
+
+def _measured(row: BenchmarkRow, numbers: dict[str, int]) -> str:
+    if row.digest in numbers:
+        return f"version {numbers[row.digest]}"
+    return row.digest[:SHORT]
+
+
+def _summary(seen: Overview) -> str:
+    """`3 training runs, 2 versions, 4 benchmarks.`"""
+    counts = [(len(seen.runs), "training run"), (len(seen.versions), "version"), (len(seen.benchmarks), "benchmark")]
+    told = ", ".join(f"{count:,} {word}{'s' * (count != 1)}" for count, word in counts)
+    return f"{told}.{' Older runs are left out.' * seen.more}"
+
+
+def _find(seen: Overview, short: str) -> RunRow | None:
+    return next((run for run in seen.runs if short and run.id[:SHORT] == short), None)
+
+
+def _label(run: RunRow) -> str:
+    return f"{run.name or 'a run'} · {run.id[:SHORT]}"
+
+
+def _split(text: str) -> list[str]:
+    return list(dict.fromkeys(part for part in text.split(",") if part))[:MOST_CHOSEN]
+
+
+def _moment(milliseconds: int) -> str:
+    return f"{datetime.fromtimestamp(milliseconds / 1000, UTC):%Y-%m-%d %H:%M}"
+
+
+def _number(value: Any, digits: int = 0) -> str:
+    return "" if value is None else f"{value:,.{digits}f}"
+
+
+def _is_number(text: str) -> bool:
+    return re.fullmatch(r"[0-9]+(\.[0-9]+)?", text) is not None
