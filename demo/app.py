@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from demo import theme
 from demo.backends import open_backend
+from demo.experiments_page import open_reader
 from demo.page import build, in_a_loop
 from model.backend import Backend
 from model.errors import InputError
@@ -31,6 +32,7 @@ from model.service.logs import configure_logs
 from model.service.options import ServiceOptions
 
 if TYPE_CHECKING:
+    from experiments.overview.reader import StoreReader
     from model.settings import Settings
 
 GRACE = 3
@@ -61,10 +63,12 @@ def serve(
     share: bool = False,
     options: ServiceOptions | None = None,
     guard: Guard | None = None,
+    experiments: StoreReader | None = None,
 ) -> Iterator[Served]:
     """Serve page and service while this context is open; port 0 takes any free one.
 
-    `guard` keeps the limits of both; what it remembers stands before `backend` already.
+    `guard` keeps the limits of both; what it remembers stands before `backend` already. With `experiments`, the page
+    Experiments is served as well.
 
     Raises `InputError` when the address cannot be listened on.
     """
@@ -80,7 +84,7 @@ def serve(
     @contextlib.asynccontextmanager
     async def lifespan(_app: Any) -> AsyncIterator[None]:
         loops.append(asyncio.get_running_loop())
-        async with service.running():
+        async with service.running(), experiments.running() if experiments else contextlib.nullcontext():
             yield
 
     def drain(seconds: float) -> None:
@@ -89,7 +93,7 @@ def serve(
     def hurry() -> None:
         loops[0].call_soon_threadsafe(service.teller.cut)
 
-    page = build(service.teller.backend, service.guard.limiter)
+    page = build(service.teller.backend, service.guard.limiter, experiments)
 
     def start() -> tuple[Any, str, str]:
         return page.launch(
@@ -145,7 +149,10 @@ def launch(settings: Settings, *, host: str, port: int, share: bool = False, bac
         options = ServiceOptions.of(settings)
         guard = Guard.of(settings)
         opened = guard.over(open_backend(backend, settings))
-        with serve(opened, host=host, port=port, share=share, options=options, guard=guard) as served:
+        reader = open_reader(settings)
+        with serve(
+            opened, host=host, port=port, share=share, options=options, guard=guard, experiments=reader
+        ) as served:
             hurry.append(served.hurry)
             print(f"Write me a story: {served.url}", flush=True)
             if served.share_url:

@@ -17,6 +17,7 @@ from fastapi import FastAPI
 
 from demo import theme
 from demo.backends import open_backend
+from demo.experiments_page import open_reader
 from demo.page import build, in_a_loop
 from model.guard import Guard
 from model.service.app import ServiceRoute, create_service
@@ -24,11 +25,15 @@ from model.service.options import ServiceOptions
 from model.settings import load_settings
 
 if TYPE_CHECKING:
+    from experiments.overview.reader import StoreReader
     from model.backend import Backend
 
 
 def create_app(
-    backend: Backend | None = None, options: ServiceOptions | None = None, guard: Guard | None = None
+    backend: Backend | None = None,
+    options: ServiceOptions | None = None,
+    guard: Guard | None = None,
+    experiments: StoreReader | None = None,
 ) -> FastAPI:
     """The application over `backend`, which runs while the application does.
 
@@ -40,11 +45,12 @@ def create_app(
         guard = guard or Guard.of(settings)
         backend = guard.over(open_backend("auto", settings))
         options = options or ServiceOptions.of(settings)
+        experiments = experiments or open_reader(settings)
     service = create_service(backend, options, guard)
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        async with service.running():
+        async with service.running(), experiments.running() if experiments else contextlib.nullcontext():
             yield
 
     app = FastAPI(
@@ -54,7 +60,7 @@ def create_app(
         redoc_url=None,
         openapi_url=None,
     )
-    page = build(service.teller.backend, service.guard.limiter)
+    page = build(service.teller.backend, service.guard.limiter, experiments)
 
     def mount() -> None:
         gr.mount_gradio_app(

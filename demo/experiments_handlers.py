@@ -108,8 +108,7 @@ async def opened(reader: Reader, query: Mapping[str, str]) -> Page:
         measure = query.get("measure", "")
         measure = measure if measure in MEASURES else "held-out"
         usual = [run.id[:SHORT] for run in seen.runs if run.tokens][:FIRST_CHOSEN]
-        known = {value for _, value in writers}
-        writer = query.get("story", "") if query.get("story", "") in known else next(iter(w for _, w in writers), "")
+        writer = _writer(seen, query.get("story", ""))
         return Page(
             note=_summary(seen),
             filled=True,
@@ -311,6 +310,15 @@ def _summary(seen: Overview) -> str:
 
 def _find(seen: Overview, short: str) -> RunRow | None:
     return next((run for run in seen.runs if short and run.id[:SHORT] == short), None)
+
+
+def _writer(seen: Overview, asked: str) -> str:
+    """The run whose stories are shown: the one that is asked for, else the best, for it has come farthest."""
+    writers = [run for run in seen.runs if run.stories]
+    if any(run.id[:SHORT] == asked for run in writers):
+        return asked
+    best = min(writers, key=lambda run: float("inf") if run.bits_per_byte is None else run.bits_per_byte, default=None)
+    return "" if best is None else best.id[:SHORT]
 
 
 def _label(run: RunRow) -> str:

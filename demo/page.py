@@ -18,6 +18,8 @@ from typing import Any, TypeVar
 import gradio as gr
 
 from demo import handlers, theme
+from demo.experiments_handlers import Reader
+from demo.experiments_page import PATH, add_experiments
 from demo.form import FIELDS, LONGEST, Form, new_seed
 from demo.handlers import Desk, View, buttons
 from demo.links import VERSION_CHARS
@@ -97,19 +99,26 @@ def in_a_loop(make: Callable[[], Made]) -> Made:
     return make()
 
 
-def build(backend: Backend, limiter: Limiter | None = None) -> gr.Blocks:
-    """The page, wired to `backend`, which must be running before the first event arrives."""
-    return in_a_loop(lambda: _lay_out(Desk.of(backend, limiter)))
+def build(
+    backend: Backend, limiter: Limiter | None = None, experiments: Reader | None = None
+) -> gr.Blocks:
+    """The page, wired to `backend`, which must be running before the first event arrives.
+
+    With `experiments`, there is a second page beside it, and a link to that.
+    """
+    return in_a_loop(lambda: _lay_out(Desk.of(backend, limiter), experiments))
 
 
-def _lay_out(desk: Desk) -> gr.Blocks:
+def _lay_out(desk: Desk, experiments: Reader | None) -> gr.Blocks:
     backend = desk.backend
     page = gr.Blocks(title="Write me a story", analytics_enabled=False, fill_width=True)
     with page:
         _plain(_HEADER, "masthead", "window.story.paper(element)")
         parts = _room()
-        _plain(_colophon(backend), "colophon")
+        _plain(_colophon(backend, linked=experiments is not None), "colophon")
         _wire(page, parts, desk)
+    if experiments is not None:
+        add_experiments(page, experiments)
     page.queue(max_size=backend.capacity + QUEUE_MARGIN, default_concurrency_limit=backend.capacity)
     return page
 
@@ -346,7 +355,8 @@ def _plain(html: str, elem_id: str, script: str | None = None) -> None:
     gr.HTML(html, elem_id=elem_id, apply_default_css=False, js_on_load=script)
 
 
-def _colophon(backend: Backend) -> str:
+def _colophon(backend: Backend, *, linked: bool = False) -> str:
     """Who wrote it. A model's name can be a folder's, so it is escaped."""
     name, version = escape(backend.model.name), escape(backend.model.version[:VERSION_CHARS])
-    return f"<p>Written by {name}, version <code>{version}</code>. Stories are invented and may be odd.</p>"
+    link = f' <a href="./{PATH}">How it was made</a>' if linked else ""
+    return f"<p>Written by {name}, version <code>{version}</code>. Stories are invented and may be odd.{link}</p>"

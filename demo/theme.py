@@ -133,8 +133,8 @@ def theme() -> gr.themes.Base:
 
 def head() -> str:
     """What stands in the page's `<head>`: its style, and the script for keys, theme, saving and linking."""
-    style = (ASSETS / "page.css").read_text(encoding="utf-8")
-    script = (ASSETS / "page.js").read_text(encoding="utf-8")
+    style = asset("page.css") + asset("experiments.css")
+    script = asset("page.js") + asset("experiments.js")
     described = "Type a beginning; a small language model goes on with it while you watch."
     return (
         f'<meta name="description" content="{described}">\n'
@@ -145,4 +145,9 @@ def head() -> str:
 
 def book_script() -> str:
     """The script that draws the story, run once when its component has loaded."""
-    return (ASSETS / "book.js").read_text(encoding="utf-8")
+    return asset("book.js")
+
+
+def asset(name: str) -> str:
+    """A file of `assets/`, as text."""
+    return (ASSETS / name).read_text(encoding="utf-8")

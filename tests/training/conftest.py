@@ -32,14 +32,11 @@ def tracking_uri(_migrated_store: Path, tmp_path: Path) -> str:
 
 
 @pytest.fixture(scope="session")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shards() -> Path:
     """Our own stories as `story data` makes them, with a tokenizer of 512 pieces; to be read only."""
-    from training.own_corpus import own_stories_folder
-    from training.prepare import PrepareOptions, prepare
+    from tests.training.own_shards import own_shards
 
-    folder = tmp_path_factory.mktemp("shards") / "own"
-    prepare(PrepareOptions(sources=(own_stories_folder(),), out=folder, vocab_size=512))
-    return folder
+    return own_shards()
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from experiments.registry.versions import register, versions
 from experiments.thresholds import load_thresholds
 from model.errors import InputError
 from model.folder import ModelFolder
-from tests.experiments.gate.conftest import Place
+from tests.experiments.gate.promoted import Place
 from tests.experiments.gate.worse import SHORT, log_quality, log_speed, noised
 from training.mlflow_store import open_store
 

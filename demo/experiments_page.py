@@ -1,0 +1,260 @@
+"""The layout of the page Experiments, which shows what MLflow holds and changes nothing.
+
+Its events do not go through the queue: a crowd of visitors here must not fill the line in which stories wait. What
+bounds them instead is the reader, which asks one question at a time and answers the rest from memory. Stories and
+verdicts are drawn by scripts from plain values, under a constant template, as the story is (see `demo.page`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+
+from demo import experiments_handlers as handlers
+from demo import theme
+from demo.experiments_handlers import Drawn, Page, Reader
+from experiments.overview.reader import StoreReader
+
+if TYPE_CHECKING:
+    from model.settings import Settings
+
+PATH = "experiments"
+
+_HEADER = """
+<header class="masthead">
+  <p class="back"><a href="./">← Write me a story</a></p>
+  <h1>Experiments</h1>
+  <p>How the model that writes here was made, measured and judged.</p>
+  <button type="button" id="paper" aria-label="Dark paper" title="Light or dark paper"></button>
+</header>
+"""
+_NOTE = """<p class="note" role="status" aria-live="polite"></p>"""
+_LEARN = """
+<div class="learn">
+  <p class="none"></p>
+  <div class="controls">
+    <button type="button" class="play" aria-label="Play"></button>
+    <input type="range" min="0" max="0" step="1" value="0" aria-label="How far the training had come">
+    <p class="moment" aria-live="polite"></p>
+  </div>
+  <article></article>
+</div>
+"""
+_VERSIONS = """<div class="versions"></div>"""
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What events come from or change."""
+
+    note: gr.HTML
+    body: gr.Column
+    runs: gr.Dataframe
+    chosen: gr.Dropdown
+    measure: gr.Radio
+    drawn_note: gr.HTML
+    by_tokens: gr.LinePlot
+    by_minutes: gr.LinePlot
+    writer: gr.Dropdown
+    learn: gr.HTML
+    benchmarks: gr.Dataframe
+    no_benchmarks: gr.HTML
+    versions: gr.HTML
+
+    @property
+    def curves(self) -> list[Any]:
+        """What `_drawn` fills."""
+        return [self.chosen, self.measure, self.drawn_note, self.by_tokens, self.by_minutes]
+
+    @property
+    def all(self) -> list[Any]:
+        """What `_opened` fills."""
+        return [
+            *(self.note, self.body, self.runs, *self.curves, self.writer, self.learn),
+            *(self.benchmarks, self.no_benchmarks, self.versions),
+        ]
+
+
+def open_reader(settings: Settings) -> StoreReader | None:
+    """Who reads for the page, if the settings want it."""
+    wanted = settings.story_experiments
+    if wanted == "false" or (wanted == "auto" and settings.stage == "PROD"):
+        return None
+    return StoreReader(settings.mlflow_tracking_uri)
+
+
+def add_experiments(page: gr.Blocks, reader: Reader) -> None:
+    """Add the page to `page`, at `/experiments`."""
+    with page.route("Experiments", f"/{PATH}", show_in_navbar=False):
+        _plain(_HEADER, "experiments", "window.story.paper(element); document.title = 'Experiments · Write me a story'")
+        parts = _lay_out()
+        _wire(page, parts, reader)
+
+
+def _lay_out() -> Parts:
+    note = _drawn_by("note", _NOTE, "Reading the store …")
+    with gr.Column(visible=False, elem_id="findings") as body:
+        _heading("Runs", "Press a row to see its curve below, a heading to sort by it.", "runs-head")
+        runs = gr.Dataframe(
+            headers=list(handlers.RUN_COLUMNS),
+            datatype=["str", "str", "str", "number", "number", "number", "number", "str", "str", "str"],
+            interactive=False,
+            show_search="filter",
+            show_label=False,
+            label="Training runs",
+            max_height=420,
+            buttons=[],
+            elem_id="runs",
+        )
+        _heading("How they learned", "Runs laid over each other: by what they read, and by the clock.", "curves-head")
+        with gr.Row(elem_id="choice"):
+            chosen = gr.Dropdown(
+                [],
+                multiselect=True,
+                max_choices=handlers.MOST_CHOSEN,
+                label="Runs in the picture",
+                elem_id="chosen",
+            )
+            measure = gr.Radio(
+                [(label, name) for name, label in handlers.MEASURES.items()],
+                value="held-out",
+                label="Measure",
+                elem_id="measure",
+            )
+        drawn_note = _drawn_by("drawn-note", _NOTE, "")
+        with gr.Row(elem_id="plots"):
+            by_tokens = _line("tokens", "Tokens read", "by-tokens")
+            by_minutes = _line("minutes", "Minutes of training", "by-minutes")
+        _heading("Watch it learn to write", "The same beginnings and the same dice, at each look.", "learn-head")
+        writer = gr.Dropdown([], label="Run", elem_id="writer")
+        empty: dict[str, Any] = {"run": "", "name": "", "moments": [], "at": None, "note": ""}
+        learn = _drawn_by("learn", _LEARN, empty, theme.asset("learn.js"))
+        _heading("How fast", "Benchmarks of models and servers, newest first.", "fast-head")
+        benchmarks = gr.Dataframe(
+            interactive=False,
+            show_search="search",
+            show_label=False,
+            label="Benchmarks",
+            max_height=420,
+            buttons=[],
+            elem_id="benchmarks",
+        )
+        no_benchmarks = _drawn_by(
+            "no-benchmarks", _NOTE, "No benchmark has been logged yet; `story benchmark` makes one."
+        )
+        _heading("Versions and verdicts", "What the gate said of each, check by check.", "versions-head")
+        versions = _drawn_by(
+            "versions", _VERSIONS, {"note": "", "versions": []}, theme.asset("versions.js")
+        )
+    return Parts(
+        note=note,
+        body=body,
+        runs=runs,
+        chosen=chosen,
+        measure=measure,
+        drawn_note=drawn_note,
+        by_tokens=by_tokens,
+        by_minutes=by_minutes,
+        writer=writer,
+        learn=learn,
+        benchmarks=benchmarks,
+        no_benchmarks=no_benchmarks,
+        versions=versions,
+    )
+
+
+def _wire(page: gr.Blocks, parts: Parts, reader: Reader) -> None:
+    """Connect events to handlers. Each function here only hands over what Gradio gives it."""
+
+    async def on_open(request: gr.Request) -> list[Any]:
+        return _opened(await handlers.opened(reader, dict(request.query_params)))
+
+    async def on_choice(chosen: list[str] | None, measure: str) -> list[Any]:
+        return _drawn(await handlers.draw(reader, chosen or [], measure))
+
+    async def on_row(chosen: list[str] | None, measure: str, event: gr.SelectData) -> list[Any]:
+        return _drawn(await handlers.pick(reader, chosen or [], event.row_value or [], measure))
+
+    async def on_writer(run: str | None) -> dict[str, Any]:
+        return await handlers.told(reader, run or "")
+
+    quick: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+    note_choice = "(runs, measure) => { window.experiments.address({ runs: runs.join(','), measure }); }"
+    picture = [parts.chosen, parts.measure]
+    page.load(on_open, None, parts.all, **quick)
+    for field in picture:
+        field.input(on_choice, picture, parts.curves, **quick).then(None, picture, None, js=note_choice)
+    parts.runs.select(on_row, picture, parts.curves, **quick).then(None, picture, None, js=note_choice)
+    parts.writer.input(on_writer, parts.writer, parts.learn, **quick)
+
+
+def _opened(page: Page) -> list[Any]:
+    """A page as values for `Parts.all`."""
+    if not page.filled:
+        return [page.note, gr.update(visible=False), *[gr.skip()] * (len(_CURVES) + 6)]
+    return [
+        page.note,
+        gr.update(visible=True),
+        page.runs,
+        gr.update(choices=list(page.choices), value=list(page.drawn.chosen)),
+        *_drawn(page.drawn)[1:],
+        gr.update(choices=list(page.writers), value=page.told and page.told["run"], visible=bool(page.writers)),
+        page.told,
+        gr.update(value=page.benchmarks, visible=page.benchmarks is not None),
+        gr.update(visible=page.benchmarks is None),
+        page.versions,
+    ]
+
+
+_CURVES = ("chosen", "measure", "note", "by_tokens", "by_minutes")
+
+
+def _drawn(drawn: Drawn) -> list[Any]:
+    """Curves as values for `Parts.curves`."""
+    title = handlers.MEASURES[drawn.measure]
+    looks = {"color_map": drawn.colours, "y_title": title, "visible": bool(drawn.chosen) and not drawn.note}
+    return [
+        list(drawn.chosen),
+        drawn.measure,
+        drawn.note,
+        gr.update(value=drawn.by_tokens, **looks),
+        gr.update(value=drawn.by_minutes, **looks),
+    ]
+
+
+def _line(x: str, title: str, elem_id: str) -> gr.LinePlot:
+    return gr.LinePlot(
+        x=x,
+        y="value",
+        color="run",
+        x_title=title,
+        color_title=" ",
+        height=320,
+        tooltip="all",
+        label=title,
+        show_label=False,
+        elem_id=elem_id,
+    )
+
+
+def _heading(title: str, line: str, elem_id: str) -> None:
+    """A section's heading: fixed words of our own."""
+    _plain(f'<h2>{title}</h2><p>{line}</p>', elem_id, classes="section")
+
+
+def _drawn_by(elem_id: str, template: str, value: Any, script: str | None = None) -> gr.HTML:
+    """Constant markup that a script fills; without one, the value is put as text into the paragraph."""
+    say = "const tell = () => window.experiments.say(element.querySelector('p'), props.value);"
+    return gr.HTML(
+        value,
+        html_template=template,
+        js_on_load=script or f"{say} tell(); watch('value', tell);",
+        apply_default_css=False,
+        elem_id=elem_id,
+    )
+
+
+def _plain(html: str, elem_id: str, script: str | None = None, classes: str | None = None) -> None:
+    gr.HTML(html, elem_id=elem_id, elem_classes=classes, apply_default_css=False, js_on_load=script)

@@ -1,0 +1,54 @@
+"""A store whose champion went the whole way once, made once a test session and copied for each test."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+
+from experiments.gate.promotion import promote
+from experiments.gate.run import run_gate
+from experiments.registry.versions import register
+from experiments.thresholds import Thresholds
+from model.folder import ModelFolder
+from tests.experiments.gate.worse import held_out_file, log_quality, log_speed, noised, thresholds
+from tests.model.small_model import small_folder, workplace
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A store, and what its evidence was measured on."""
+
+    uri: str
+    stories: Path
+    bounds: Thresholds
+    champion: ModelFolder
+    challenger: ModelFolder
+    """As good as the champion: the same network with a whisper of noise."""
+
+
+@cache
+def promoted() -> Place:
+    """The store as it stood after the promotion; to be read only."""
+    folder = Path(tempfile.mkdtemp(prefix="gate-", dir=workplace()))
+    place = Place(
+        uri=f"sqlite:///{folder}/mlflow.db", stories=held_out_file(folder), bounds=thresholds(folder),
+        champion=ModelFolder.open(small_folder()), challenger=noised(folder, strength=1e-4),
+    )  # fmt: skip
+    register(place.champion, place.uri)
+    log_quality(place.uri, place.champion, place.stories)
+    log_speed(place.uri, place.champion, place.bounds)
+    assert run_gate(place.uri, place.bounds).verdict == "pass"
+    promote(place.uri, place.bounds, apply=True)
+    register(place.challenger, place.uri)
+    return place
+
+
+def copied(folder: Path) -> Place:
+    """That store, to be written to, in `folder`; files already kept are shared."""
+    place = promoted()
+    database = folder / "mlflow.db"
+    shutil.copy(place.uri.removeprefix("sqlite:///"), database)
+    return replace(place, uri=f"sqlite:///{database}")
