@@ -63,7 +63,8 @@ const fill = () => {
   const line = part("p", "none");
   window.experiments.say(line, note);
   root.replaceChildren(...(note ? [line] : []), ...nodes);
-  const wanted = nodes.find((node) => `#${node.id}` === location.hash) ?? nodes[0];
+  const judged = nodes[versions.findIndex((version) => version.checks.length > 0)];
+  const wanted = nodes.find((node) => `#${node.id}` === location.hash) ?? judged ?? nodes[0];
   if (wanted) wanted.open = true;
   if (wanted && location.hash === `#${wanted.id}`) wanted.scrollIntoView();
   setTimeout(() => nodes.forEach((node) => { node.dataset.drawn = "yes"; }), 0);

@@ -140,7 +140,7 @@ class StoreReader:
                 await self._dismiss()  # a late answer would be taken for the next question's
                 if not isinstance(error, TimeoutError | OSError | ValueError):
                     raise
-                log.warning("the experiments cannot be read: %s", error or "no answer in time")
+                log.warning("the experiments cannot be read: %s", str(error) or "no answer in time")
                 raise UnreadableError(
                     "The store of the experiments does not answer; please try again in a moment."
                 ) from None

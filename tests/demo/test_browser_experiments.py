@@ -1,0 +1,177 @@
+"""The Experiments page in a real browser, over a real store that a real process of its own reads.
+
+`EXPERIMENTS_STORE=sqlite:///PATH EXPERIMENTS_SCREENSHOT=docs/experiments.png` makes the README's picture of a store.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from demo.app import Served, serve
+from demo.experiments_page import PATH
+from experiments.overview.reader import StoreReader
+from tests.demo.scripted import ScriptedBackend
+from tests.demo.tabs import IN_A_BROWSER, PATIENCE, Tab, chromium
+from tests.experiments.overview.made import made
+
+pytestmark = IN_A_BROWSER
+FIRST_PATIENCE = 120_000
+"""Milliseconds in which MLflow may be loaded, on a machine that does other things as well."""
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[Served]:
+    store = os.environ.get("EXPERIMENTS_STORE") or made().uri
+    reader = StoreReader(store, first_patience=FIRST_PATIENCE / 1000, patience=60)
+    with serve(ScriptedBackend("A story."), experiments=reader) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as browser:
+        yield browser
+
+
+@pytest.fixture
+def opened(served: Served, browser: Browser) -> Iterator[Callable[..., Page]]:
+    """Opens the page in a context of its own, and holds it to silence and privacy."""
+    tabs: list[Tab] = []
+
+    def make(*, query: str = "", url: str = served.url, **options: object) -> Page:
+        tab = Tab(browser.new_context(**options).new_page(), url)  # type: ignore[arg-type]
+        tabs.append(tab)
+        tab.page.goto(f"{url}{PATH}{query}")
+        expect(tab.page.locator("#note .note")).not_to_contain_text("Reading", timeout=FIRST_PATIENCE)
+        return tab.page
+
+    yield make
+    for tab in tabs:
+        tab.page.context.close()
+    assert [tab.foreign for tab in tabs if tab.foreign] == []
+    assert [tab.errors for tab in tabs if tab.errors] == []
+
+
+def column(page: Page, number: int) -> list[str]:
+    """The cells of a column of the table of runs, as they stand on the page."""
+    rows = page.locator("#runs .virtual-row")
+    return [rows.nth(at).locator("[role=gridcell]").nth(number).inner_text().strip() for at in range(rows.count())]
+
+
+def points(page: Page) -> set[str]:
+    """The runs that the picture's legend names."""
+    return set(page.locator("#by-tokens svg .role-legend-label text").all_text_contents())
+
+
+def test_runs_are_sorted_filtered_and_pressed_into_the_picture(opened: Callable[..., Page]) -> None:
+    page = opened(viewport={"width": 1280, "height": 900})
+    expect(page.locator("#runs .virtual-row")).to_have_count(2, timeout=PATIENCE)
+    expect(page.locator("#by-tokens svg .role-legend-label text")).to_have_count(2, timeout=PATIENCE)
+    assert points(page) == {"stopped", "learned"}
+    before = column(page, 4)
+    page.click("#runs [data-testid=header-4] .header-content")
+    numbers = [int(text.replace(",", "")) for text in column(page, 4)]
+    assert numbers == sorted(numbers), "as numbers, however they are written"
+    page.click("#runs [data-testid=header-4] .header-content")
+    assert [int(text.replace(",", "")) for text in column(page, 4)] == numbers[::-1]
+    assert sorted(before) == sorted(column(page, 4))
+
+    page.fill("#runs input[type=text], #runs input.search-input", "learned")
+    expect(page.locator("#runs .virtual-row")).to_have_count(1, timeout=PATIENCE)
+    page.locator("#runs .virtual-row [role=gridcell]").nth(1).click()
+    expect(page.locator("#by-tokens svg .role-legend-label text")).to_have_count(1, timeout=PATIENCE)
+    assert points(page) == {"stopped"}, "the pressed run has left the picture"
+    page.wait_for_function("location.search.includes('runs=')")
+
+    page.get_by_label("Loss in training, nats a token").check()
+    expect(page.locator("#by-minutes svg .role-axis-title text").last).to_contain_text("nats", timeout=PATIENCE)
+    chosen = parse_qs(urlsplit(page.url).query)
+    assert chosen["measure"] == ["training"]
+    again = opened(query="?" + urlsplit(page.url).query)
+    expect(again.locator("#by-tokens svg .role-legend-label text")).to_have_text(["stopped"], timeout=PATIENCE)
+    expect(again.get_by_label("Loss in training, nats a token")).to_be_checked(timeout=PATIENCE)
+
+
+def test_the_slider_shows_how_it_learned_to_write(opened: Callable[..., Page]) -> None:
+    page = opened()
+    looks = made().trained.evaluations
+    page.click("#writer input")
+    page.get_by_role("option").filter(has_text="learned").click()
+    last = f"step {looks[-1].step} · {looks[-1].tokens:,} tokens read"
+    expect(page.locator("#learn .moment")).to_contain_text(last, timeout=PATIENCE)
+    slider = page.locator("#learn input[type=range]")
+    assert slider.get_attribute("max") == str(len(looks) - 1)
+    slider.focus()
+    page.keyboard.press("Home")
+    for number, look in enumerate(looks):
+        expect(page.locator("#learn .moment")).to_contain_text(f"step {look.step} · ", timeout=PATIENCE)
+        shown = [text.removesuffix(" … and not a word more.") for text in page.locator("#learn .story").all_text_contents()]
+        assert shown == [prompt + told for prompt, told in look.samples]
+        assert f"step={look.step}" in page.url or number == 0
+        page.keyboard.press("ArrowRight")
+    page.keyboard.press("Home")
+    page.click("#learn .play")
+    expect(page.locator("#learn .moment")).to_contain_text(last, timeout=PATIENCE)
+    expect(page.locator("#learn .play")).to_have_attribute("aria-label", "Play", timeout=PATIENCE)
+
+
+def test_verdicts_are_told_apart_without_colours_and_each_has_an_address(opened: Callable[..., Page]) -> None:
+    page = opened(query="#version-1", viewport={"width": 390, "height": 800}, color_scheme="dark")
+    card = page.locator("#version-1")
+    expect(card).to_have_attribute("open", "", timeout=PATIENCE)
+    badges = [" ".join(text.split()) for text in card.locator("td .verdict").all_inner_texts()]
+    assert sorted(badges) == ["? Undecided", "✓ Pass", "✗ Fail"]
+    styles = card.locator("td .verdict").evaluate_all("all => all.map(one => getComputedStyle(one).borderStyle)")
+    assert sorted(styles) == ["dashed", "solid", "solid"]
+    assert card.locator(".alias").all_inner_texts() == ["champion"]
+    page.locator("#version-2 summary").click()
+    page.wait_for_function("location.hash === '#version-2'")
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(360, "light"), (820, "dark")])
+def test_nothing_sticks_out(opened: Callable[..., Page], width: int, scheme: str) -> None:
+    page = opened(viewport={"width": width, "height": 800}, color_scheme=scheme)
+    expect(page.locator("#by-minutes svg").first).to_be_visible(timeout=PATIENCE)
+    widest = "Math.max(...[...document.querySelectorAll('main > *, #findings > *')].map(e => e.getBoundingClientRect().right))"
+    assert page.evaluate(widest) <= width
+    assert page.evaluate("document.body.classList.contains('dark')") == (scheme == "dark")
+
+
+def test_a_reader_goes_there_and_back(served: Served, browser: Browser) -> None:
+    with browser.new_context() as context:
+        page = context.new_page()
+        page.goto(served.url)
+        page.get_by_role("link", name="How it was made").click()
+        expect(page.get_by_role("heading", name="Experiments")).to_be_visible(timeout=PATIENCE)
+        assert page.title() == "Experiments · Write me a story"
+        page.get_by_role("link", name="← Write me a story").click()
+        expect(page.locator("#prompt textarea")).to_be_visible(timeout=PATIENCE)
+        assert page.title() == "Write me a story"
+
+
+def test_without_a_store_the_page_is_one_line(browser: Browser, tmp_path: Path) -> None:
+    with (
+        serve(ScriptedBackend("A story."), experiments=StoreReader(f"sqlite:///{tmp_path}/mlflow.db")) as served,
+        browser.new_context() as context,
+    ):
+        page = context.new_page()
+        page.goto(f"{served.url}{PATH}")
+        line = page.locator("#note .note")
+        expect(line).to_contain_text("There is no experiment yet", timeout=PATIENCE)
+        assert line.locator("code").all_inner_texts() == ["story train"]
+        assert page.locator("#findings").count() == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif("EXPERIMENTS_SCREENSHOT" not in os.environ, reason="makes the README's picture when it is named")
+def test_the_picture_of_the_readme(opened: Callable[..., Page], repository: Path) -> None:
+    page = opened(viewport={"width": 1280, "height": 900}, color_scheme="light")
+    expect(page.locator("#by-minutes svg").first).to_be_visible(timeout=PATIENCE)
+    page.wait_for_timeout(1500)
+    page.screenshot(path=repository / os.environ["EXPERIMENTS_SCREENSHOT"], full_page=True)

@@ -1,0 +1,231 @@
+"""What the Experiments page shows of a real store, of an empty one and of none: plain functions, without the page."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from demo import experiments_handlers as handlers
+from demo.experiments_handlers import COLOURS, MOST_CHOSEN, NOTHING
+from experiments.overview.records import Curve, Moment, Overview, RunRow
+from experiments.overview.runs import run_rows
+from tests.experiments.overview.direct import DirectReader
+from tests.experiments.overview.made import Made, made
+from training.mlflow_store import open_store
+
+
+@pytest.fixture(scope="module")
+def store() -> Made:
+    return made()
+
+
+@pytest.fixture(scope="module")
+def reader(store: Made) -> DirectReader:
+    return DirectReader(store.uri)
+
+
+def short(store: Made, name: str) -> str:
+    rows, _ = run_rows(open_store(store.uri, read_only=True))
+    return next(row.id[:8] for row in rows if row.name == name)
+
+
+def row(**changes: Any) -> RunRow:
+    usual = RunRow(
+        id="0" * 32, name="a", status="finished", preset="small", started=0, minutes=1.0, tokens=5,
+        bits_per_byte=1.0, parameters=1, data="d", stories=False,
+    )  # fmt: skip
+    return dataclasses.replace(usual, **changes)
+
+
+class Runs:
+    """A store of made-up runs, for names and numbers that the real one does not have."""
+
+    def __init__(self, *rows: RunRow) -> None:
+        self.rows = rows
+
+    async def overview(self) -> Overview:
+        return Overview(runs=self.rows)
+
+    async def curves(self, runs: Any, measure: str) -> list[Curve]:
+        return [Curve(run=run, points=((1, 0.5, 2.0),)) for run in runs]
+
+    async def moments(self, run: str) -> list[Moment]:
+        return [Moment(step=1, tokens=2, bits_per_byte=None, stories=(("A", "b"),))]
+
+
+def test_a_filled_store_fills_the_page(store: Made, reader: DirectReader) -> None:
+    page = asyncio.run(handlers.opened(reader, {}))
+    assert page.filled
+    assert page.note == "2 training runs, 2 versions, 1 benchmark."
+    assert page.runs is not None
+    table = [dict(zip(page.runs["headers"], cells, strict=True)) for cells in page.runs["data"]]
+    written = page.runs["metadata"]["display_value"]
+    assert [cells["run"] for cells in table] == ["stopped", "learned"]
+    assert table[1]["tokens"] == store.trained.steps[-1].tokens
+    assert written[0][4:6] == ["10,240", "0.2"], "numbers are sorted as numbers and written for a reader"
+    assert [value for _, value in page.choices] == [short(store, "stopped"), short(store, "learned")]
+    assert page.drawn.chosen == tuple(value for _, value in page.choices)
+
+
+def test_the_picture_holds_each_point_of_the_curves_over_tokens_and_over_minutes(
+    store: Made, reader: DirectReader
+) -> None:
+    run = short(store, "learned")
+    drawn = asyncio.run(handlers.draw(reader, [run], "held-out"))
+    looks = store.trained.evaluations
+    assert drawn.by_tokens is not None and drawn.by_minutes is not None
+    assert drawn.by_tokens["data"] == [
+        [look.tokens, pytest.approx(look.bits_per_byte, abs=1e-5), "learned"] for look in looks
+    ]
+    assert drawn.by_minutes["data"] == [
+        [pytest.approx(look.elapsed / 60, abs=1e-3), pytest.approx(look.bits_per_byte, abs=1e-5), "learned"]
+        for look in looks
+    ]
+    assert drawn.colours == {"learned": COLOURS[0]}
+    losses = asyncio.run(handlers.draw(reader, [run], "training"))
+    assert losses.by_tokens is not None
+    assert len(losses.by_tokens["data"]) == len(store.trained.steps)
+
+
+def test_a_plot_is_what_gradio_would_make_of_a_data_frame() -> None:
+    import gradio as gr
+    import pandas
+
+    plain = handlers.plot("tokens", [[1, 2.5, "a"], [2, 1.5, "b"]])
+    frame = pandas.DataFrame({"tokens": [1, 2], "value": [2.5, 1.5], "run": ["a", "b"]})
+    made_by_gradio = gr.LinePlot(x="tokens", y="value", color="run").postprocess(frame)
+    assert made_by_gradio is not None
+    assert plain == made_by_gradio.model_dump()
+
+
+def test_pressing_a_row_takes_its_run_in_and_pressing_it_again_takes_it_out(
+    store: Made, reader: DirectReader
+) -> None:
+    learned, stopped = short(store, "learned"), short(store, "stopped")
+    both = asyncio.run(handlers.pick(reader, [stopped], ["learned", "…", learned], "held-out"))
+    assert both.chosen == (stopped, learned)
+    one = asyncio.run(handlers.pick(reader, both.chosen, ["stopped", "…", stopped], "held-out"))
+    assert one.chosen == (learned,)
+    none = asyncio.run(handlers.pick(reader, one.chosen, ["learned", "…", learned], "held-out"))
+    assert (none.chosen, none.note) == ((), "Choose a run above to see how it learned.")
+
+
+def test_no_more_runs_are_drawn_than_have_colours() -> None:
+    rows = [row(id=f"{number:08x}" + "0" * 24, name=f"r{number}") for number in range(9)]
+    chosen = [each.id[:8] for each in rows]
+    drawn = asyncio.run(handlers.draw(Runs(*rows), chosen, "held-out"))
+    assert drawn.chosen == tuple(chosen[:MOST_CHOSEN])
+    assert len(set((drawn.colours or {}).values())) == MOST_CHOSEN
+    picked = asyncio.run(handlers.pick(Runs(*rows), chosen[:6], ["r8", chosen[8]], "held-out"))
+    assert picked.chosen == (*chosen[1:6], chosen[8]), "the oldest choice makes room"
+
+
+def test_runs_of_one_name_are_told_apart() -> None:
+    rows = [row(id="a" * 32), row(id="b" * 32), row(id="c" * 32, name="other")]
+    assert list(handlers.names_in_the_picture(rows).values()) == ["a aaaaaaaa", "a bbbbbbbb", "other"]
+
+
+def test_an_address_chooses_runs_measure_story_and_step(store: Made, reader: DirectReader) -> None:
+    learned = short(store, "learned")
+    query = {"runs": learned, "measure": "training", "story": learned, "step": "8"}
+    page = asyncio.run(handlers.opened(reader, query))
+    assert (page.drawn.chosen, page.drawn.measure) == ((learned,), "training")
+    assert page.told is not None
+    assert (page.told["name"], page.told["at"]) == ("learned", 8)
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        {"runs": "nobody,<script>,", "measure": "x'", "story": "../..", "step": "1e9"},
+        {"runs": "," * 50_000, "story": "", "step": "-1"},
+    ],
+)
+def test_an_address_that_makes_no_sense_opens_the_page_as_usual(
+    store: Made, reader: DirectReader, query: dict[str, str]
+) -> None:
+    usual, page = (asyncio.run(handlers.opened(reader, each)) for each in ({}, query))
+    assert dataclasses.replace(page) == dataclasses.replace(usual)
+
+
+def test_the_stories_shown_first_are_those_of_the_best_run() -> None:
+    rows = [
+        row(id="a" * 32, stories=True, bits_per_byte=None),
+        row(id="b" * 32, stories=True, bits_per_byte=0.9, name="best"),
+        row(id="c" * 32, bits_per_byte=0.1),
+    ]
+    page = asyncio.run(handlers.opened(Runs(*rows), {}))
+    assert page.told is not None
+    assert page.told["name"] == "best"
+    assert [value for _, value in page.writers] == ["aaaaaaaa", "bbbbbbbb"]
+
+
+def test_stories_are_those_that_the_run_wrote(store: Made, reader: DirectReader) -> None:
+    told = asyncio.run(handlers.told(reader, short(store, "learned")))
+    looks = store.trained.evaluations
+    assert [(each["step"], tuple(each["stories"])) for each in told["moments"]] == [
+        (look.step, look.samples) for look in looks
+    ]
+
+
+def test_each_check_of_a_verdict_is_told_in_words(store: Made, reader: DirectReader) -> None:
+    page = asyncio.run(handlers.opened(reader, {}))
+    assert page.versions is not None
+    challenger, champion = page.versions["versions"]
+    assert (challenger["aliases"], challenger["verdict"]) == (["challenger"], "")
+    assert challenger["headline"] == "Not judged yet; `story gate` does it."
+    assert (champion["aliases"], champion["verdict"]) == (["champion"], "fail")
+    assert champion["headline"].startswith("1 passed, 1 failed, 1 undecided, judged 20")
+    by_metric = {check["metric"]: check for check in champion["checks"]}
+    decided = {check.threshold.metric: check for check in store.decision.checks}
+    assert by_metric.keys() == decided.keys()
+    bits, decided_bits = by_metric["bits_per_byte"], decided["bits_per_byte"]
+    assert decided_bits.bounds is not None
+    assert (bits["verdict"], bits["threshold"]) == ("fail", "≤ 0.01 bits/byte")
+    assert float(bits["value"]) == pytest.approx(decided_bits.bounds.value, rel=1e-3)
+    assert bits["why"] == decided_bits.why
+    assert by_metric["error_rate"]["verdict"] == "undecided"
+    assert by_metric["success_rate"]["why"] == "", "a check that passed needs no reason"
+
+
+def test_a_benchmark_names_the_version_that_was_measured(reader: DirectReader) -> None:
+    page = asyncio.run(handlers.opened(reader, {}))
+    assert page.benchmarks is not None
+    (cells,) = page.benchmarks["data"]
+    (texts,) = page.benchmarks["metadata"]["display_value"]
+    told = dict(zip(page.benchmarks["headers"], texts, strict=True))
+    assert (told["target"], told["model"], told["succeeded, %"]) == ("local", "version 1", "100")
+    assert len(cells) == len(texts) == len(page.benchmarks["headers"])
+
+
+def test_a_store_without_runs_says_so_and_how_to_fill_it(store: Made, tmp_path: Path) -> None:
+    database = tmp_path / "mlflow.db"
+    shutil.copy(store.uri.removeprefix("sqlite:///"), database)
+    client = open_store(f"sqlite:///{database}")
+    for experiment in client.search_experiments():
+        client.delete_experiment(experiment.experiment_id)
+    client.delete_registered_model("story-writer")
+    page = asyncio.run(handlers.opened(DirectReader(f"sqlite:///{database}"), {}))
+    assert (page.filled, page.note) == (False, NOTHING)
+    assert "\n" not in NOTHING and "`story train`" in NOTHING
+
+
+def test_a_store_that_is_not_there_says_so_and_is_not_made(tmp_path: Path) -> None:
+    reader = DirectReader(f"sqlite:///{tmp_path}/mlflow.db")
+    page = asyncio.run(handlers.opened(reader, {}))
+    assert not page.filled
+    assert page.note.endswith("`story train` fills it.")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_store_that_fails_while_the_page_is_open_costs_a_line_each(tmp_path: Path) -> None:
+    reader = DirectReader(f"sqlite:///{tmp_path}/mlflow.db")
+    drawn = asyncio.run(handlers.draw(reader, ["a"], "held-out"))
+    assert drawn.chosen == ("a",), "the choice stays, for another try"
+    assert "`story train`" in drawn.note
+    assert "`story train`" in asyncio.run(handlers.told(reader, "a"))["note"]

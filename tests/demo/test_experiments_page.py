@@ -1,0 +1,82 @@
+"""The layout of the Experiments page as Gradio will serve it: private, unqueued, read only, and absent when it is off."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import gradio as gr
+import httpx
+import pytest
+
+from demo import page, theme
+from demo.app import serve
+from demo.experiments_page import PATH, open_reader
+from experiments.overview.reader import StoreReader
+from model.settings import load_settings
+from tests.demo.scripted import ScriptedBackend
+
+
+@pytest.fixture
+def reader(tmp_path: Path) -> StoreReader:
+    return StoreReader(f"sqlite:///{tmp_path}/mlflow.db")
+
+
+def test_nothing_of_the_page_waits_in_the_line_of_stories_or_is_a_public_api(reader: StoreReader) -> None:
+    blocks = page.build(ScriptedBackend("A story."), reader)
+    ours = [fn for fn in blocks.fns.values() if fn.page == PATH and fn.fn is not None]
+    assert {fn.name for fn in ours} == {"on_open", "on_choice", "on_row", "on_writer"}
+    assert not any(fn.queue for fn in ours)
+    assert {fn.api_visibility for fn in ours} == {"private"}
+    written = [fn for fn in blocks.fns.values() if fn.page == "" and fn.fn is not None]
+    assert {fn.name for fn in written} >= {"on_write", "on_resume", "on_load"}, "they stay on their own page"
+
+
+def test_no_template_is_ever_filled_with_text(reader: StoreReader) -> None:
+    # Gradio runs a filled template as JavaScript: see `demo.page`.
+    blocks = page.build(ScriptedBackend("A story."), reader)
+    filled = {"note", "drawn-note", "learn", "no-benchmarks", "versions"}
+    parts = [block for block in blocks.blocks.values() if getattr(block, "elem_id", None) in filled]
+    assert len(parts) == len(filled)
+    for part in parts:
+        assert isinstance(part, gr.HTML)
+        assert "{" not in (part.html_template or "{")
+        assert "innerHTML" not in (part.js_on_load or "innerHTML")
+    for name in ("learn.js", "versions.js", "experiments.js"):
+        assert "innerHTML" not in theme.asset(name)
+
+
+@pytest.mark.parametrize(
+    ("setting", "stage", "shown"),
+    [
+        ("", "DEV", True),
+        ("", "TEST", True),
+        ("", "PROD", False),
+        ("auto", "PROD", False),
+        ("true", "PROD", True),
+        ("false", "DEV", False),
+    ],
+)
+def test_settings_decide_whether_there_is_such_a_page(
+    setting: str, stage: str, shown: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STORY_EXPERIMENTS", setting)
+    monkeypatch.setenv("STAGE", stage)
+    assert (open_reader(load_settings()) is not None) == shown
+
+
+def test_the_page_lies_beside_the_one_that_writes_and_each_links_to_the_other(
+    reader: StoreReader, tmp_path: Path
+) -> None:
+    with serve(ScriptedBackend("A story."), experiments=reader) as served:
+        assert httpx.get(f"{served.url}{PATH}").status_code == 200
+        home, other = (httpx.get(served.url + place).text for place in ("", PATH))
+    assert f'href=\\"./{PATH}\\"' in home
+    assert 'href=\\"./\\"' in other
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_it_there_is_neither_page_nor_link() -> None:
+    with serve(ScriptedBackend("A story.")) as served:
+        assert httpx.get(f"{served.url}{PATH}").status_code == 404
+        assert re.search(rf"\./{PATH}", httpx.get(served.url).text) is None
