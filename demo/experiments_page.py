@@ -96,7 +96,7 @@ def add_experiments(page: gr.Blocks, reader: Reader) -> None:
 def _lay_out() -> Parts:
     note = _drawn_by("note", _NOTE, "Reading the store …")
     with gr.Column(visible=False, elem_id="findings") as body:
-        _heading("Runs", "Press a row to see its curve below, a heading to sort by it.", "runs-head")
+        _heading("Runs", "Press a row to see its curve below, and ⋮ beside a heading to sort or filter by it.", "runs-head")
         runs = gr.Dataframe(
             headers=list(handlers.RUN_COLUMNS),
             datatype=["str", "str", "str", "number", "number", "number", "number", "str", "str", "str"],

@@ -74,15 +74,15 @@ def test_runs_are_sorted_filtered_and_pressed_into_the_picture(opened: Callable[
     expect(page.locator("#runs .virtual-row")).to_have_count(2, timeout=PATIENCE)
     expect(page.locator("#by-tokens svg .role-legend-label text")).to_have_count(2, timeout=PATIENCE)
     assert points(page) == {"stopped", "learned"}
-    before = column(page, 4)
-    page.click("#runs [data-testid=header-4] .header-content")
-    numbers = [int(text.replace(",", "")) for text in column(page, 4)]
-    assert numbers == sorted(numbers), "as numbers, however they are written"
-    page.click("#runs [data-testid=header-4] .header-content")
-    assert [int(text.replace(",", "")) for text in column(page, 4)] == numbers[::-1]
-    assert sorted(before) == sorted(column(page, 4))
+    assert column(page, 0) == ["stopped", "learned"], "the newest first"
+    for order, runs in (("ascending", ["learned", "stopped"]), ("descending", ["stopped", "learned"])):
+        page.click("#runs [data-testid=header-4] .cell-menu-button")
+        page.get_by_role("menuitem", name=f"Sort {order}").click()
+        expect(page.locator("#runs .virtual-row [data-col='0']")).to_have_text(runs, timeout=PATIENCE)
+        numbers = [int(text.replace(",", "")) for text in column(page, 4)]
+        assert numbers == sorted(numbers, reverse=order == "descending"), "as numbers, however they are written"
 
-    page.fill("#runs input[type=text], #runs input.search-input", "learned")
+    page.fill("#runs .search-input", "learned")
     expect(page.locator("#runs .virtual-row")).to_have_count(1, timeout=PATIENCE)
     page.locator("#runs .virtual-row [role=gridcell]").nth(1).click()
     expect(page.locator("#by-tokens svg .role-legend-label text")).to_have_count(1, timeout=PATIENCE)
