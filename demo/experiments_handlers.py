@@ -49,8 +49,8 @@ BENCHMARK_COLUMNS = (
 class Reader(Protocol):
     """Who knows what the store holds: `experiments.overview.reader.StoreReader`."""
 
-    async def overview(self) -> Overview:
-        """Runs, benchmarks, versions."""
+    async def overview(self, *, known: bool = False) -> Overview:
+        """Runs, benchmarks, versions; `known`: an older answer will do."""
 
     async def curves(self, runs: Sequence[str], measure: str) -> list[Curve]:
         """A curve for each run."""
@@ -127,7 +127,7 @@ async def opened(reader: Reader, query: Mapping[str, str]) -> Page:
 async def draw(reader: Reader, chosen: Sequence[str], measure: str) -> Drawn:
     """The curves of the chosen runs (short ids), over tokens and over minutes."""
     try:
-        seen = await reader.overview()
+        seen = await reader.overview(known=True)
         found = {run: row for run in chosen[:MOST_CHOSEN] if (row := _find(seen, run)) is not None}
         if measure not in MEASURES:
             measure = "held-out"
@@ -166,7 +166,7 @@ async def pick(reader: Reader, chosen: Sequence[str], row: Sequence[Any], measur
 async def told(reader: Reader, run: str, *, at: str = "") -> dict[str, Any]:
     """What a run (a short id) wrote while it learned, for `assets/learn.js`; `at` is the step to begin with."""
     try:
-        seen = await reader.overview()
+        seen = await reader.overview(known=True)
         row = _find(seen, run)
         moments = [] if row is None else await reader.moments(row.id)
     except StoryError as error:

@@ -28,7 +28,7 @@ FIRST_PATIENCE = 120_000
 @pytest.fixture(scope="module")
 def served() -> Iterator[Served]:
     store = os.environ.get("EXPERIMENTS_STORE") or made().uri
-    reader = StoreReader(store, first_patience=FIRST_PATIENCE / 1000, patience=60)
+    reader = StoreReader(store, fresh=600, first_patience=FIRST_PATIENCE / 1000, patience=60)
     with serve(ScriptedBackend("A story."), experiments=reader) as running:
         yield running
 

@@ -48,7 +48,7 @@ class Runs:
     def __init__(self, *rows: RunRow) -> None:
         self.rows = rows
 
-    async def overview(self) -> Overview:
+    async def overview(self, *, known: bool = False) -> Overview:
         return Overview(runs=self.rows)
 
     async def curves(self, runs: Any, measure: str) -> list[Curve]:

@@ -19,7 +19,7 @@ class DirectReader:
         self._uri = uri
         self._reading = Reading(uri)
 
-    async def overview(self) -> Overview:
+    async def overview(self, *, known: bool = False) -> Overview:
         return Overview.of(self._answer({"ask": "overview"}))
 
     async def curves(self, runs: Sequence[str], measure: str) -> list[Curve]:
