@@ -13,7 +13,15 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
-from experiments.overview.records import BenchmarkRow, Curve, DecisionRow, Moment, Overview, RunRow, VersionRow
+from experiments.overview.records import (
+    BenchmarkRow,
+    Curve,
+    DecisionRow,
+    Moment,
+    Overview,
+    RunRow,
+    VersionRow,
+)
 from model.errors import StoryError
 
 SHORT = 8
@@ -30,7 +38,18 @@ COLOURS = ("#b4532f", "#3f7f93", "#8a6fb0", "#7d8a2e", "#c08a1e", "#6b7280")
 WORDS = {"pass": "passed", "fail": "failed", "undecided": "undecided"}
 
 NOTHING = "There is no experiment yet: this page shows what MLflow keeps, and `story train` fills it."
-RUN_COLUMNS = ("run", "status", "preset", "bits per byte", "tokens", "minutes", "parameters", "data", "began (UTC)", "id")
+RUN_COLUMNS = (
+    "run",
+    "status",
+    "preset",
+    "bits per byte",
+    "tokens",
+    "minutes",
+    "parameters",
+    "data",
+    "began (UTC)",
+    "id",
+)
 BENCHMARK_COLUMNS = (
     ("tokens_per_second", "tokens/s, one", 0, 1.0),
     ("total_tokens_per_second", "tokens/s, all", 0, 1.0),
@@ -171,7 +190,9 @@ async def told(reader: Reader, run: str, *, at: str = "") -> dict[str, Any]:
         moments = [] if row is None else await reader.moments(row.id)
     except StoryError as error:
         return {"run": "", "name": "", "moments": [], "at": None, "note": str(error)}
-    note = "" if moments else "No run has kept sample stories yet; `story train` writes some at each evaluation."
+    note = (
+        "" if moments else "No run has kept sample stories yet; `story train` writes some at each evaluation."
+    )
     return {
         "run": run if moments else "",
         "name": row.name if row else "",
@@ -216,7 +237,13 @@ def benchmarks_table(seen: Overview) -> Table:
             _number(value, digits) for value, (_, _, digits, _) in zip(values, BENCHMARK_COLUMNS, strict=True)
         ]
         written.append([*ends, *texts, held, _moment(row.started)])
-    headings = ("target", "model", *(heading for _, heading, _, _ in BENCHMARK_COLUMNS), "thresholds", "began (UTC)")
+    headings = (
+        "target",
+        "model",
+        *(heading for _, heading, _, _ in BENCHMARK_COLUMNS),
+        "thresholds",
+        "began (UTC)",
+    )
     return _table(headings, rows, written)
 
 
@@ -303,7 +330,11 @@ def _measured(row: BenchmarkRow, numbers: dict[str, int]) -> str:
 
 def _summary(seen: Overview) -> str:
     """`3 training runs, 2 versions, 4 benchmarks.`"""
-    counts = [(len(seen.runs), "training run"), (len(seen.versions), "version"), (len(seen.benchmarks), "benchmark")]
+    counts = [
+        (len(seen.runs), "training run"),
+        (len(seen.versions), "version"),
+        (len(seen.benchmarks), "benchmark"),
+    ]
     told = ", ".join(f"{count:,} {word}{'s' * (count != 1)}" for count, word in counts)
     return f"{told}.{' Older runs are left out.' * seen.more}"
 
@@ -317,7 +348,11 @@ def _writer(seen: Overview, asked: str) -> str:
     writers = [run for run in seen.runs if run.stories]
     if any(run.id[:SHORT] == asked for run in writers):
         return asked
-    best = min(writers, key=lambda run: float("inf") if run.bits_per_byte is None else run.bits_per_byte, default=None)
+    best = min(
+        writers,
+        key=lambda run: float("inf") if run.bits_per_byte is None else run.bits_per_byte,
+        default=None,
+    )
     return "" if best is None else best.id[:SHORT]
 
 

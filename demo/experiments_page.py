@@ -88,7 +88,11 @@ def open_reader(settings: Settings) -> StoreReader | None:
 def add_experiments(page: gr.Blocks, reader: Reader) -> None:
     """Add the page to `page`, at `/experiments`."""
     with page.route("Experiments", f"/{PATH}", show_in_navbar=False):
-        _plain(_HEADER, "experiments", "window.story.paper(element); document.title = 'Experiments · Write me a story'")
+        _plain(
+            _HEADER,
+            "experiments",
+            "window.story.paper(element); document.title = 'Experiments · Write me a story'",
+        )
         parts = _lay_out()
         _wire(page, parts, reader)
 
@@ -96,7 +100,11 @@ def add_experiments(page: gr.Blocks, reader: Reader) -> None:
 def _lay_out() -> Parts:
     note = _drawn_by("note", _NOTE, "Reading the store …")
     with gr.Column(visible=False, elem_id="findings") as body:
-        _heading("Runs", "Press a row to see its curve below, and ⋮ beside a heading to sort or filter by it.", "runs-head")
+        _heading(
+            "Runs",
+            "Press a row to see its curve below, and ⋮ beside a heading to sort or filter by it.",
+            "runs-head",
+        )
         runs = gr.Dataframe(
             headers=list(handlers.RUN_COLUMNS),
             datatype=["str", "str", "str", "number", "number", "number", "number", "str", "str", "str"],
@@ -108,7 +116,11 @@ def _lay_out() -> Parts:
             buttons=[],
             elem_id="runs",
         )
-        _heading("How they learned", "Runs laid over each other: by what they read, and by the clock.", "curves-head")
+        _heading(
+            "How they learned",
+            "Runs laid over each other: by what they read, and by the clock.",
+            "curves-head",
+        )
         with gr.Row(elem_id="choice"):
             chosen = gr.Dropdown(
                 [],
@@ -127,7 +139,9 @@ def _lay_out() -> Parts:
         with gr.Row(elem_id="plots"):
             by_tokens = _line("tokens", "Tokens read", "by-tokens")
             by_minutes = _line("minutes", "Minutes of training", "by-minutes")
-        _heading("Watch it learn to write", "The same beginnings and the same dice, at each look.", "learn-head")
+        _heading(
+            "Watch it learn to write", "The same beginnings and the same dice, at each look.", "learn-head"
+        )
         writer = gr.Dropdown([], label="Run", elem_id="writer")
         empty: dict[str, Any] = {"run": "", "name": "", "moments": [], "at": None, "note": ""}
         learn = _drawn_by("learn", _LEARN, empty, theme.asset("learn.js"))
@@ -145,9 +159,7 @@ def _lay_out() -> Parts:
             "no-benchmarks", _NOTE, "No benchmark has been logged yet; `story benchmark` makes one."
         )
         _heading("Versions and verdicts", "What the gate said of each, check by check.", "versions-head")
-        versions = _drawn_by(
-            "versions", _VERSIONS, {"note": "", "versions": []}, theme.asset("versions.js")
-        )
+        versions = _drawn_by("versions", _VERSIONS, {"note": "", "versions": []}, theme.asset("versions.js"))
     return Parts(
         note=note,
         body=body,
@@ -200,7 +212,9 @@ def _opened(page: Page) -> list[Any]:
         page.runs,
         gr.update(choices=list(page.choices), value=list(page.drawn.chosen)),
         *_drawn(page.drawn)[1:],
-        gr.update(choices=list(page.writers), value=page.told and page.told["run"], visible=bool(page.writers)),
+        gr.update(
+            choices=list(page.writers), value=page.told and page.told["run"], visible=bool(page.writers)
+        ),
         page.told,
         gr.update(value=page.benchmarks, visible=page.benchmarks is not None),
         gr.update(visible=page.benchmarks is None),
@@ -241,7 +255,7 @@ def _line(x: str, title: str, elem_id: str) -> gr.LinePlot:
 
 def _heading(title: str, line: str, elem_id: str) -> None:
     """A section's heading: fixed words of our own."""
-    _plain(f'<h2>{title}</h2><p>{line}</p>', elem_id, classes="section")
+    _plain(f"<h2>{title}</h2><p>{line}</p>", elem_id, classes="section")
 
 
 def _drawn_by(elem_id: str, template: str, value: Any, script: str | None = None) -> gr.HTML:

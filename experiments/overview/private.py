@@ -1,4 +1,4 @@
-"""Texts that a store holds, as anyone may read them: without addresses and folders, which can name machines and people."""
+"""Texts of a store as anyone may read them: without addresses and folders, which name machines and people."""
 
 from __future__ import annotations
 

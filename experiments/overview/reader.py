@@ -159,7 +159,8 @@ class StoreReader:
         process = self._process
         if process is None or process.returncode is not None:
             process = self._process = await self._start()
-        assert process.stdin is not None and process.stdout is not None
+        assert process.stdin is not None
+        assert process.stdout is not None
         process.stdin.write(line.encode() + b"\n")
         await process.stdin.drain()
         reply = json.loads(await process.stdout.readline() or "null")

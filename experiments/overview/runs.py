@@ -58,9 +58,7 @@ def curves(client: MlflowClient, runs: Sequence[str], measure: Measure) -> list[
     return made
 
 
-def thinned(
-    points: Sequence[tuple[int, float, float]], most: int
-) -> list[tuple[int, float, float]]:
+def thinned(points: Sequence[tuple[int, float, float]], most: int) -> list[tuple[int, float, float]]:
     """At most `most` points: the means of neighbours, so that noise is smoothed and nothing is left out."""
     if len(points) <= most:
         return list(points)
@@ -80,7 +78,9 @@ def moments(client: MlflowClient, run: str) -> list[Moment]:
             table = json.loads(path.read_text("utf-8"))
             rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
             return _moments(rows)
-        except Exception:  # gone, damaged, or of another program: whatever keeps the files tells it in its own way
+        except (
+            Exception
+        ):  # gone, damaged, or of another program: whatever keeps the files tells it in its own way
             return []
 
 
@@ -148,5 +148,3 @@ def _by_step(history: Iterable[Metric]) -> dict[int, float]:
         if math.isfinite(metric.value):
             found[int(metric.step)] = float(metric.value)
     return found
-
-

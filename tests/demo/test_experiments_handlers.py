@@ -78,7 +78,8 @@ def test_the_picture_holds_each_point_of_the_curves_over_tokens_and_over_minutes
     run = short(store, "learned")
     drawn = asyncio.run(handlers.draw(reader, [run], "held-out"))
     looks = store.trained.evaluations
-    assert drawn.by_tokens is not None and drawn.by_minutes is not None
+    assert drawn.by_tokens is not None
+    assert drawn.by_minutes is not None
     assert drawn.by_tokens["data"] == [
         [look.tokens, pytest.approx(look.bits_per_byte, abs=1e-5), "learned"] for look in looks
     ]
@@ -212,7 +213,8 @@ def test_a_store_without_runs_says_so_and_how_to_fill_it(store: Made, tmp_path: 
     client.delete_registered_model("story-writer")
     page = asyncio.run(handlers.opened(DirectReader(f"sqlite:///{database}"), {}))
     assert (page.filled, page.note) == (False, NOTHING)
-    assert "\n" not in NOTHING and "`story train`" in NOTHING
+    assert "\n" not in NOTHING
+    assert "`story train`" in NOTHING
 
 
 def test_a_store_that_is_not_there_says_so_and_is_not_made(tmp_path: Path) -> None:

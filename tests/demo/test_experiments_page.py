@@ -1,4 +1,4 @@
-"""The layout of the Experiments page as Gradio will serve it: private, unqueued, read only, and absent when it is off."""
+"""The Experiments page as Gradio will serve it: private, unqueued, read only, and absent when it is off."""
 
 from __future__ import annotations
 

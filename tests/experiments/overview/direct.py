@@ -1,4 +1,4 @@
-"""Answers as the process that reads would give them, in this process; what crosses the pipe goes through JSON here too."""
+"""Answers as the process that reads would give them, in this process; they go through JSON here too."""
 
 from __future__ import annotations
 

@@ -17,7 +17,9 @@ from training.mlflow_store import open_store
 
 
 def test_no_question_changes_the_store_and_its_client_could_not(tmp_path: Path) -> None:
-    database = Path(shutil.copy(made().uri.removeprefix("sqlite:///"), tmp_path / "it's 100% mine?.db".replace("?", "")))
+    database = Path(
+        shutil.copy(made().uri.removeprefix("sqlite:///"), tmp_path / "it's 100% mine?.db".replace("?", ""))
+    )
     before = hashlib.sha256(database.read_bytes()).hexdigest()
     uri = f"sqlite:///{database}"
     reading = Reading(uri)
@@ -39,7 +41,17 @@ def test_a_database_that_is_not_there_is_not_made_for_a_reader(tmp_path: Path) -
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("line", ["", "{", "[]", '{"ask": "delete"}', '{"ask": "moments"}', '{"ask": "curves", "runs": ["x"], "measure": "m"}'])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "",
+        "{",
+        "[]",
+        '{"ask": "delete"}',
+        '{"ask": "moments"}',
+        '{"ask": "curves", "runs": ["x"], "measure": "m"}',
+    ],
+)
 def test_what_is_no_question_is_answered_with_an_error_in_one_line(line: str) -> None:
     answer = reply(Reading(made().uri), line)
     assert "\n" not in answer

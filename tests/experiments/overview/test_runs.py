@@ -32,7 +32,9 @@ def row_of(uri: str, name: str) -> RunRow:
 
 def test_each_training_run_has_a_row_and_nothing_else_has(store: Made) -> None:
     rows, more = run_rows(open_store(store.uri, read_only=True))
-    assert {row.name for row in rows} == {"learned", "stopped"}, "no evaluation, benchmark or verdict is among them"
+    assert {row.name for row in rows} == {"learned", "stopped"}, (
+        "no evaluation, benchmark or verdict is among them"
+    )
     assert [row.started for row in rows] == sorted((row.started for row in rows), reverse=True)
     assert not more
 
@@ -50,9 +52,7 @@ def test_a_run_that_was_stopped_by_hand_is_not_called_killed(store: Made) -> Non
     assert row_of(store.uri, "stopped").status == "stopped"
 
 
-def test_a_run_whose_process_died_is_shown_as_killed_and_left_as_it_is(
-    store: Made, tmp_path: Path
-) -> None:
+def test_a_run_whose_process_died_is_shown_as_killed_and_left_as_it_is(store: Made, tmp_path: Path) -> None:
     shutil.copy(store.uri.removeprefix("sqlite:///"), tmp_path / "mlflow.db")
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     observer = observer_on(uri)
@@ -97,7 +97,9 @@ def test_stories_come_by_step_as_they_were_written(store: Made) -> None:
     assert len(found[0].stories) == 2
 
 
-def test_a_run_with_more_looks_than_are_shown_keeps_its_first_and_its_last(store: Made, tmp_path: Path) -> None:
+def test_a_run_with_more_looks_than_are_shown_keeps_its_first_and_its_last(
+    store: Made, tmp_path: Path
+) -> None:
     shutil.copy(store.uri.removeprefix("sqlite:///"), tmp_path / "mlflow.db")
     client = open_store(f"sqlite:///{tmp_path}/mlflow.db")
     run = client.create_run("0").info.run_id
@@ -140,6 +142,8 @@ def test_thinning_keeps_order_mean_and_bound(points: list[tuple[int, float, floa
         assert means[0] == pytest.approx(means[1], abs=1e-6)
 
 
-@pytest.mark.parametrize(("value", "told"), [(1, 1.0), (0.5, 0.5), (float("nan"), None), (float("inf"), None)])
+@pytest.mark.parametrize(
+    ("value", "told"), [(1, 1.0), (0.5, 0.5), (float("nan"), None), (float("inf"), None)]
+)
 def test_a_figure_that_is_no_number_is_none(value: float, told: float | None) -> None:
     assert finite(value) == told
