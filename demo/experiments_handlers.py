@@ -204,7 +204,7 @@ async def told(reader: Reader, run: str, *, at: str = "") -> dict[str, Any]:
 
 def runs_table(runs: Sequence[RunRow]) -> Table:
     """A row for each run. A figure that is missing is an empty cell."""
-    rows = [
+    rows: list[list[Any]] = [
         [
             run.name, run.status, run.preset, run.bits_per_byte, run.tokens, run.minutes, run.parameters,
             run.data, _moment(run.started), run.id[:SHORT],

@@ -194,7 +194,7 @@ def _wire(page: gr.Blocks, parts: Parts, reader: Reader) -> None:
 
     quick: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
     note_choice = "(runs, measure) => { window.experiments.address({ runs: runs.join(','), measure }); }"
-    picture = [parts.chosen, parts.measure]
+    picture: list[Any] = [parts.chosen, parts.measure]
     page.load(on_open, None, parts.all, **quick)
     for field in picture:
         field.input(on_choice, picture, parts.curves, **quick).then(None, picture, None, js=note_choice)
@@ -228,7 +228,11 @@ _CURVES = ("chosen", "measure", "note", "by_tokens", "by_minutes")
 def _drawn(drawn: Drawn) -> list[Any]:
     """Curves as values for `Parts.curves`."""
     title = handlers.MEASURES[drawn.measure]
-    looks = {"color_map": drawn.colours, "y_title": title, "visible": bool(drawn.chosen) and not drawn.note}
+    looks: dict[str, Any] = {
+        "color_map": drawn.colours,
+        "y_title": title,
+        "visible": bool(drawn.chosen) and not drawn.note,
+    }
     return [
         list(drawn.chosen),
         drawn.measure,

@@ -54,8 +54,10 @@ def test_a_decision_is_read_once_and_one_whose_file_is_gone_keeps_its_verdict(
     assert version_rows(client, known)[1].decision is before[1].decision  # type: ignore[arg-type]
     shutil.copy(store.uri.removeprefix("sqlite:///"), tmp_path / "mlflow.db")
     writing = open_store(f"sqlite:///{tmp_path}/mlflow.db")
+    gate = writing.get_experiment_by_name("story-gate")
+    assert gate is not None
     run = writing.create_run(
-        writing.get_experiment_by_name("story-gate").experiment_id,
+        gate.experiment_id,
         tags={"artifact.digest": before[1].digest, "gate": "undecided", "champion.digest": ""},
     )
     writing.set_terminated(run.info.run_id)
