@@ -99,9 +99,7 @@ def in_a_loop(make: Callable[[], Made]) -> Made:
     return make()
 
 
-def build(
-    backend: Backend, limiter: Limiter | None = None, experiments: Reader | None = None
-) -> gr.Blocks:
+def build(backend: Backend, limiter: Limiter | None = None, experiments: Reader | None = None) -> gr.Blocks:
     """The page, wired to `backend`, which must be running before the first event arrives.
 
     With `experiments`, there is a second page beside it, and a link to that.
