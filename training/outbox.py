@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 BATCH = 900
 """Points sent at once; MLflow takes at most 1,000 things a request."""
@@ -32,11 +32,15 @@ class Point(NamedTuple):
     step: int
 
 
+Item = TypeVar("Item")
+"""What an outbox carries: a training run's points, or what readers did."""
+
+
 @dataclass(frozen=True, slots=True)
-class Leftover:
+class Leftover(Generic[Item]):
     """What could not be sent."""
 
-    points: tuple[Point, ...]
+    points: tuple[Item, ...]
     files: dict[str, str]
     """Path in the run's artifacts → text."""
     dropped: int
@@ -45,7 +49,7 @@ class Leftover:
     """The last failure, where there was one after the last success."""
 
 
-def write_leftover(path: Path, leftover: Leftover) -> None:
+def write_leftover(path: Path, leftover: Leftover[Point]) -> None:
     """Keep what was not sent, a point or a file a line; the file is there whole or not at all."""
     lines = [json.dumps({"point": point}) for point in leftover.points]
     lines += [json.dumps({"path": name, "text": text}) for name, text in leftover.files.items()]
@@ -66,7 +70,7 @@ def one_line(error: BaseException) -> str:
     return textwrap.shorten(str(error), 300, placeholder=" …") or type(error).__name__
 
 
-class Outbox:
+class Outbox(Generic[Item]):
     """Sends points and small text files in order from one thread; `send_*` are called from that thread only.
 
     Whatever they raise counts as a failure to send. `period`: seconds between sendings when all is well.
@@ -77,7 +81,7 @@ class Outbox:
 
     def __init__(
         self,
-        send_points: Callable[[list[Point]], None],
+        send_points: Callable[[list[Item]], None],
         send_file: Callable[[str, str], None],
         *,
         period: float = 5.0,
@@ -91,8 +95,8 @@ class Outbox:
         self._period, self._limit = period, limit
         self._first_pause, self._longest_pause = first_pause, longest_pause
         self._on_failure, self._on_recovery = on_failure, on_recovery
-        self._points: deque[Point] = deque()
-        self._sending: list[Point] = []
+        self._points: deque[Item] = deque()
+        self._sending: list[Item] = []
         self._files: dict[str, str] = {}
         self._dropped = 0
         self._error: str | None = None
@@ -101,7 +105,7 @@ class Outbox:
         self._thread = threading.Thread(target=self._run, name="tracking outbox", daemon=True)
         self._thread.start()
 
-    def add(self, points: Iterable[Point]) -> None:
+    def add(self, points: Iterable[Item]) -> None:
         """Put points down; returns at once."""
         with self._changed:
             self._points.extend(points)
@@ -110,6 +114,11 @@ class Outbox:
                 self._dropped += 1
             if len(self._points) >= BATCH:
                 self._ask()
+
+    def state(self) -> tuple[int, int]:
+        """Points that are still to be sent, and points that were lost."""
+        with self._changed:
+            return len(self._sending) + len(self._points), self._dropped
 
     def add_file(self, path: str, text: str) -> None:
         """Put a file down; a newer text for the same path replaces one that was not sent yet."""
@@ -121,7 +130,7 @@ class Outbox:
         with self._changed:
             self._ask()
 
-    def close(self, timeout: float = 60.0) -> Leftover:
+    def close(self, timeout: float = 60.0) -> Leftover[Item]:
         """Try once more to send everything, wait at most `timeout` seconds for it, and tell what is left."""
         with self._changed:
             self._closing = True

@@ -70,7 +70,7 @@ class MlflowObserver:
         self._system_seconds = system_seconds
         self._options = outbox or {}
         self._rows: list[list[Any]] = []
-        self._outbox: Outbox | None = None
+        self._outbox: Outbox[Point] | None = None
         self._monitor: Any = None
         self.run_id = ""
         """The MLflow run's id; empty before the start."""
@@ -237,7 +237,7 @@ class MlflowObserver:
         for path, text in files.items():
             self._outbox.add_file(path, text)
 
-    def _keep_unsent(self, leftover: Leftover) -> None:
+    def _keep_unsent(self, leftover: Leftover[Point]) -> None:
         if leftover.dropped:
             message = "MLflow run %s lacks %d points: its store was gone for too long"
             log.warning(message, self.run_id, leftover.dropped)

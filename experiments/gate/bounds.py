@@ -37,16 +37,16 @@ def exactly(value: float, n: int) -> Bounds:
     return Bounds(value, value, value, n)
 
 
-def share(successes: int, n: int) -> Bounds:
-    """Wilson's score bounds (1927) of a share of `n` independent trials.
+def share(successes: int, n: int, *, z: float = Z) -> Bounds:
+    """Wilson's score bounds (1927) of a share of `n` independent trials, `z` standard deviations wide.
 
     At 95 % on one side, at least 80 % success needs 11 of 11, 19 of 20 or 28 of 30; 10 of 10 is not enough.
     """
     if not 0 <= successes <= n or n < 1:
         raise ValueError(f"successes must be between 0 and n, and n at least 1; got {successes} of {n}")
     found = successes / n
-    middle = (found + Z * Z / (2 * n)) / (1 + Z * Z / n)
-    half = Z / (1 + Z * Z / n) * math.sqrt(found * (1 - found) / n + Z * Z / (4 * n * n))
+    middle = (found + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(found * (1 - found) / n + z * z / (4 * n * n))
     # Rounding may put a bound a hair on the wrong side of the share itself.
     return Bounds(found, max(0.0, min(found, middle - half)), min(1.0, max(found, middle + half)), n)
 

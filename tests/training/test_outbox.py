@@ -46,7 +46,7 @@ def outbox(
     limit: int = 100_000,
     on_failure: Callable[[str], None] = lambda error: None,
     on_recovery: Callable[[], None] = lambda: None,
-) -> Outbox:
+) -> Outbox[Point]:
     return Outbox(
         store.take_points,
         store.take_file,
