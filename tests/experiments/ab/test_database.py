@@ -1,0 +1,170 @@
+"""The store on real SQLite: made, brought further, written to by several processes, and read meanwhile."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+
+from experiments.ab.database import MIGRATIONS, connect, migrate, revision, store
+from experiments.ab.events import Event, Rating, hashed
+from experiments.ab.tables import HEAD, VERSION_TABLE, exposures, metadata, ratings
+from model.errors import InputError, MissingExtraError
+from tests.experiments.ab.events import ending, exposure, readers
+
+ADDRESS = "sqlite:///there/stories.db"
+
+WRITER = """
+import sys
+from experiments.ab.database import connect, migrate, store
+from tests.experiments.ab.events import readers
+
+engine = connect(sys.argv[1], writes=True)
+print("ready", flush=True)
+sys.stdin.readline()
+migrate(engine)
+events = list(readers(200, {"champion": 0.5, "challenger": 0.5}, seed=int(sys.argv[2])))
+for start in range(0, len(events), 6):
+    store(engine, events[start : start + 6])
+"""
+
+
+@pytest.fixture
+def engine() -> sa.Engine:
+    engine = connect(ADDRESS, writes=True)
+    migrate(engine)
+    return engine
+
+
+def count(engine: sa.Engine, table: sa.Table) -> int:
+    with engine.connect() as connection:
+        return int(connection.execute(sa.select(sa.func.count()).select_from(table)).scalar_one())
+
+
+def test_an_empty_database_becomes_what_the_program_knows(engine: sa.Engine) -> None:
+    assert revision(engine) == HEAD
+    with engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
+        assert compare_metadata(context, metadata) == []
+        assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
+
+
+def test_the_newest_revision_is_the_one_the_program_names() -> None:
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    assert ScriptDirectory.from_config(config).get_heads() == [HEAD]
+
+
+def test_a_database_of_the_first_revision_keeps_its_stories_and_takes_new_ones() -> None:
+    engine = connect(ADDRESS, writes=True)
+    migrate(engine, "0001")
+    assert revision(engine) == "0001"
+    old = {name: value for name, value in _row("old").items() if name != "prompt"}
+    with engine.begin() as connection:
+        names, marks = ", ".join(f'"{name}"' for name in old), ", ".join(f":{name}" for name in old)
+        connection.execute(sa.text(f"INSERT INTO story_exposures ({names}) VALUES ({marks})"), old)
+    migrate(engine)
+    store(engine, [exposure("new")])
+    with engine.connect() as connection:
+        found = connection.execute(sa.select(exposures.c.story, exposures.c.prompt)).all()
+    assert [tuple(row) for row in found] == [("old", None), ("new", None)]
+
+
+def test_migrating_again_changes_nothing_and_loads_no_alembic(engine: sa.Engine, repository: Path) -> None:
+    program = (
+        "import sys\nfrom experiments.ab.database import connect, migrate\n"
+        f"migrate(connect({ADDRESS.replace('there', str(Path('there').resolve()))!r}, writes=True))\n"
+        "assert 'alembic' not in sys.modules"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", program], cwd=repository, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    assert revision(engine) == HEAD
+
+
+def test_a_database_of_a_newer_program_is_told_in_one_line(engine: sa.Engine) -> None:
+    with engine.begin() as connection:
+        connection.execute(sa.text(f"UPDATE {VERSION_TABLE} SET version_num = '9999'"))
+    with pytest.raises(InputError, match=r"DATABASE_URL names a database of a newer version .*9999"):
+        migrate(engine)
+
+
+def test_the_same_events_sent_twice_are_there_once(engine: sa.Engine) -> None:
+    events: list[Event] = [exposure("a"), ending("a"), Rating(story="a", rating=1)]
+    store(engine, events)
+    store(engine, events[::-1])
+    assert {count(engine, table) for table in metadata.sorted_tables} == {1}
+
+
+def test_two_processes_that_start_and_write_together_lose_nothing(
+    engine: sa.Engine, repository: Path
+) -> None:
+    address = f"sqlite:///{Path('both.db').resolve()}"
+    writers = [
+        subprocess.Popen(
+            [sys.executable, "-c", WRITER, address, str(seed)],
+            cwd=repository, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for seed in (1, 2)
+    ]  # fmt: skip
+    for writer in writers:
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == "ready\n"
+    for writer in writers:  # both find an empty database and want to make the tables
+        assert writer.stdin is not None
+        writer.stdin.write("go\n")
+        writer.stdin.flush()
+    for writer in writers:
+        _, errors = writer.communicate(timeout=60)
+        assert (writer.returncode, errors) == (0, "")
+    both = connect(address, writes=False)
+    assert [count(both, table) for table in metadata.sorted_tables] == [400, 400, 400]
+
+
+def test_a_report_is_read_while_a_writer_is_in_the_middle(engine: sa.Engine) -> None:
+    store(engine, list(readers(5, {"champion": 1, "challenger": 1})))
+    with engine.begin() as writing:
+        writing.execute(ratings.insert().values(key="k", story="s", at=1.0, rating=1))
+        assert count(connect(ADDRESS, writes=False), ratings) == 5
+    assert count(engine, ratings) == 6
+
+
+def test_a_zero_byte_in_a_prompt_is_no_reason_to_lose_the_story(engine: sa.Engine) -> None:
+    store(engine, [dataclasses.replace(exposure("a"), prompt="A fox\0 came")])
+    with engine.connect() as connection:
+        assert connection.execute(sa.select(exposures.c.prompt)).scalar_one() == "A fox\ufffd came"
+
+
+@pytest.mark.parametrize(
+    "address", ["stories.db", "mysql://lily:hunter2@db/x", "sqlite:///", "postgresql://"]
+)
+def test_an_address_of_no_known_kind_is_told_without_its_password(address: str) -> None:
+    with pytest.raises(InputError, match=r"DATABASE_URL must be sqlite:///FILE or postgresql://") as caught:
+        connect(address, writes=False)
+    assert "hunter2" not in str(caught.value)
+
+
+def test_a_missing_driver_is_told_with_what_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The driver is installed where the tests run; only its absence can be made up.
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match=r"PostgreSQL .* needs the 'postgres' packages"):
+        connect("postgresql://lily:hunter2@db/x", writes=True)
+
+
+def test_a_visitors_hash_needs_the_salt_and_gives_nothing_away() -> None:
+    assert hashed("lily", "salt") == hashed("lily", "salt") != hashed("lily", "pepper")
+    assert hashed("lily", "") != hashed("rose", "")
+    assert len(hashed("lily", "")) == 32
+
+
+def _row(story: str) -> dict[str, object]:
+    return dataclasses.asdict(exposure(story))
