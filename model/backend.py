@@ -113,6 +113,20 @@ class VersionedBackend(Backend, Protocol):
         ...
 
 
+@runtime_checkable
+class Divided(Protocol):
+    """A backend that does not write for everyone with the same model."""
+
+    def model_for(self, visitor: str) -> ModelInfo:
+        """Which model writes for this visitor (`Request.visitor`)."""
+        ...
+
+
+def model_for(backend: Backend, visitor: str) -> ModelInfo:
+    """Which model of `backend` writes for this visitor."""
+    return backend.model_for(visitor) if isinstance(backend, Divided) else backend.model
+
+
 class LocalBackend:
     """The engine in this process: no network between the page and the model."""
 

@@ -13,6 +13,7 @@ from model.errors import InputError
 
 MAX_PROMPT_CHARS = 20_000
 MAX_TOKENS = 4_096
+MAX_ID_CHARS = 200
 MAX_LOGPROBS = 20
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
@@ -73,6 +74,10 @@ class Request:
     remembered: bool = True
     """Whether the story may be told from memory and kept there. False where its seed was drawn by chance, so that
     nobody will ask for it again, and where it has to be written anew, as in a measurement."""
+    visitor: str = field(default="", compare=False)
+    """Who asks: plays no part in what is written, but in which version writes where readers are split between two."""
+    story: str = field(default="", compare=False)
+    """Id under which the reader knows this story; one that goes on with another has that one's. Empty: none yet."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.prompt, str):
@@ -94,6 +99,8 @@ class Request:
             raise InputError("stop", "must be at most 8 texts of 1 to 200 characters each")
         if self.logprobs is not None:
             _check_int("logprobs", self.logprobs, 0, MAX_LOGPROBS)
+        if len(self.visitor) > MAX_ID_CHARS:
+            raise InputError("user", f"must have at most {MAX_ID_CHARS} characters, got {len(self.visitor)}")
 
 
 @dataclass(frozen=True, slots=True)

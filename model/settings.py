@@ -128,7 +128,29 @@ class Settings(BaseSettings):
     )
     database_url: SecretStr | None = Field(
         default=None,
-        description="Database that replicas of the app share, and sweeps if it is PostgreSQL",
+        description="Database of told stories and readers' verdicts, without texts: `sqlite:///FILE`, or "
+        "`postgresql://…` for several replicas; unset: `sqlite:///stories.db`; sweeps lie there too if it is PostgreSQL",
+    )
+    story_feedback: bool = Field(
+        default=True,
+        description="Whether the page asks readers what they think, and stores that and how stories end there",
+    )
+    story_keep_prompts: bool = Field(
+        default=False,
+        description="Whether prompts are stored there too",
+    )
+    story_salt: SecretStr | None = Field(
+        default=None,
+        description="Secret that visitors' ids are hashed with there; the same on all replicas",
+    )
+    story_split: str | None = Field(
+        default=None,
+        description="Versions that readers are split between, and their shares: `champion:90,challenger:10`; "
+        "also model folders, and `default` for the usual model; unset: no test",
+    )
+    story_split_name: str = Field(
+        default="stories",
+        description="Name of that test; another name deals all readers anew",
     )
     story_model: str | None = Field(
         default=None,

@@ -31,6 +31,8 @@ class Service(FastAPI):
     """Through which stories are let end."""
     sockets: Sockets
     guard: Guard
+    meter: Meter
+    """Whose registry also takes figures of whoever carries the service."""
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -71,6 +73,7 @@ def create_service(
     )
     service.teller = teller
     service.guard = guard
+    service.meter = meter
     service.sockets = Sockets(teller, options)
     errors.install(service)
     service.add_middleware(Edge, backend=backend, meter=meter, name=options.name, max_body=options.max_body)

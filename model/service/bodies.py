@@ -21,7 +21,7 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from model.generation import MAX_LOGPROBS, MAX_TOKENS, Request, Sampling
+from model.generation import MAX_ID_CHARS, MAX_LOGPROBS, MAX_TOKENS, Request, Sampling
 from model.service.errors import bad_body, bad_value
 
 MAX_CHOICES = 8
@@ -85,9 +85,14 @@ class _StoryBody(_Body):
     seed: int | None = Field(None, description=f"a whole number between 0 and {2**63 - 1}")
     stop: str | list[str] = Field([], description="a text or a list of at most 8 texts")
     stream: bool = Field(False, description="true or false")
+    user: str = Field(
+        "",
+        description=f"text of at most {MAX_ID_CHARS} characters: the same one always meets the same version",
+    )
 
     def _requests(self, prompt: str, count: int = 1, logprobs: int | None = None) -> list[Request]:
         seed = secrets.randbelow(2**32) if self.seed is None else self.seed
+        visitor = self.user or secrets.token_hex(16)  # nobody known: somebody new each time
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
         return [
             Request(
@@ -104,6 +109,7 @@ class _StoryBody(_Body):
                 stop=stop,
                 logprobs=logprobs,
                 remembered=self.seed is not None or self.temperature == 0,
+                visitor=visitor,
             )
             for index in range(count)
         ]
@@ -140,7 +146,6 @@ class CompletionBody(_StoryBody):
     )
     logprobs: int | None = Field(None, description=f"a whole number between 0 and {MAX_LOGPROBS}")
     echo: bool = Field(False, description="true or false, whether the prompt comes back too")
-    user: str = Field("", description="text")
     presence_penalty: float = Field(0.0, description="0: repetition_penalty is what this model takes")
     frequency_penalty: float = Field(0.0, description="0: repetition_penalty is what this model takes")
     best_of: int | None = Field(None, description="the same as n: all stories come back, none is chosen")

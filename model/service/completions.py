@@ -16,7 +16,7 @@ from fastapi import APIRouter
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
-from model.backend import ModelInfo
+from model.backend import ModelInfo, model_for
 from model.generation import Completion, Piece, Request, TokenLogprob
 from model.service.answer import StoryResponse, times_of, usage_of
 from model.service.bodies import CompletionBody, as_asked, parse_object
@@ -166,7 +166,7 @@ def router(teller: Teller, options: ServiceOptions) -> APIRouter:
         return StoryResponse(
             teller,
             requests,
-            CompletionAnswer(body, requests, teller.backend.model),
+            CompletionAnswer(body, requests, model_for(teller.backend, requests[0].visitor)),
             stream=body.stream,
             name=options.name,
             keep_alive=options.keep_alive,

@@ -14,7 +14,7 @@ from fastapi import APIRouter
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
-from model.backend import ModelInfo
+from model.backend import ModelInfo, model_for
 from model.generation import Completion, Piece, Request
 from model.service.answer import StoryResponse, times_of, usage_of
 from model.service.bodies import SimpleBody, as_asked, parse_object
@@ -76,7 +76,7 @@ def router(teller: Teller, options: ServiceOptions) -> APIRouter:
         """Write one story, as events or whole."""
         body = SimpleBody.read(parse_object(await request.body()))
         requests = as_asked(body.requests(), request.headers)
-        answer = SimpleAnswer(requests[0], teller.backend.model)
+        answer = SimpleAnswer(requests[0], model_for(teller.backend, requests[0].visitor))
         return StoryResponse(
             teller,
             requests,

@@ -15,6 +15,7 @@ from typing import Any
 
 import socketio
 
+from model.backend import model_for
 from model.service.bodies import SimpleBody
 from model.service.errors import INVALID, ServiceError, as_service_error
 from model.service.options import ServiceOptions
@@ -76,7 +77,7 @@ class Sockets:
         if not isinstance(data, dict):
             raise ServiceError(422, INVALID, "invalid_value", "generate_story needs an object with a prompt")
         request = SimpleBody.read(data).requests()[0]
-        answer = SimpleAnswer(request, self._teller.backend.model)
+        answer = SimpleAnswer(request, model_for(self._teller.backend, request.visitor))
         client = self._teller.limiter.clients.of(self._server.get_environ(sid)["asgi.scope"])
         async with self._teller.tell([request], client) as telling:
             story.telling = telling

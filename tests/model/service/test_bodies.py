@@ -23,6 +23,8 @@ def test_a_prompt_alone_asks_for_one_story_with_the_houses_defaults() -> None:
     (request,) = requests(prompt="Once")
     seed = request.sampling.seed
     assert request == Request(prompt="Once", sampling=Sampling(seed=seed), remembered=False)
+    assert requests(prompt="Once")[0].visitor != request.visitor, "nobody known is somebody new each time"
+    assert requests(prompt="Once", user="lily")[0].visitor == "lily"
     assert requests(prompt="Once")[0].sampling.seed != seed, "a new seed for each request without one"
 
 
