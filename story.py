@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from demo.terminal import Verbs, model_folder, print_json, print_rows, write_story
+from experiments.ab.command import ab
 from experiments.benchmark.command import benchmark
 from experiments.gate.command import gate, promote, rollback
 from experiments.quality.command import evaluate
@@ -278,6 +279,7 @@ app.command()(models)
 app.command()(gate)
 app.command()(promote)
 app.command()(rollback)
+app.command()(ab)
 
 
 @app.command()

@@ -20,8 +20,9 @@ from dataclasses import dataclass, replace
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from demo import theme
+from demo import noted, theme
 from demo.backends import open_backend
+from demo.backends.arms import divided
 from demo.experiments_page import open_reader
 from demo.page import build, in_a_loop
 from model.backend import Backend
@@ -79,6 +80,7 @@ def serve(
 
     options = replace(options or ServiceOptions(), public=share)
     service = create_service(backend, options, guard)
+    noted.add_figures(service, backend)
     loops: list[asyncio.AbstractEventLoop] = []
 
     @contextlib.asynccontextmanager
@@ -114,7 +116,11 @@ def serve(
             favicon_path=str(theme.ASSETS / "favicon.svg"),
             theme=theme.theme(),
             head=theme.head(),
-            app_kwargs={"lifespan": lifespan, "routes": [ServiceRoute(service)]},
+            app_kwargs={
+                "lifespan": lifespan,
+                "routes": [ServiceRoute(service)],
+                "middleware": noted.middleware(backend),
+            },
         )
 
     try:
@@ -148,7 +154,7 @@ def launch(settings: Settings, *, host: str, port: int, share: bool = False, bac
         configure_logs(settings.story_log)
         options = ServiceOptions.of(settings)
         guard = Guard.of(settings)
-        opened = guard.over(open_backend(backend, settings))
+        opened = divided(lambda: open_backend(backend, settings), settings, over=guard.over)
         reader = open_reader(settings)
         with serve(
             opened, host=host, port=port, share=share, options=options, guard=guard, experiments=reader

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 import gradio as gr
 from fastapi import FastAPI
 
-from demo import theme
+from demo import noted, theme
 from demo.backends import open_backend
+from demo.backends.arms import divided
 from demo.experiments_page import open_reader
 from demo.page import build, in_a_loop
 from model.guard import Guard
@@ -43,10 +44,11 @@ def create_app(
     if backend is None:
         settings = load_settings()
         guard = guard or Guard.of(settings)
-        backend = guard.over(open_backend("auto", settings))
+        backend = divided(lambda: open_backend("auto", settings), settings, over=guard.over)
         options = options or ServiceOptions.of(settings)
         experiments = experiments or open_reader(settings)
     service = create_service(backend, options, guard)
+    noted.add_figures(service, backend)
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -59,6 +61,7 @@ def create_app(
         docs_url=None,
         redoc_url=None,
         openapi_url=None,
+        middleware=noted.middleware(backend),
     )
     page = build(service.teller.backend, service.guard.limiter, experiments)
 

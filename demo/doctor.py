@@ -26,6 +26,7 @@ SETS = {
     "serving": "writing stories and the page",
     "train": "`story data`, `train`, `evaluate`, `export` and `ui`",
     "modal": "writing and training on Modal's machines",
+    "postgres": "keeping what readers think in PostgreSQL",
     "dev": "`make test`",
 }
 """The sets of packages that pyproject.toml names, and what each one is for."""

@@ -16,9 +16,11 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from demo import links
+from demo.backends.split import SplitBackend
 from demo.coalesce import coalesce
 from demo.form import FIELDS, Form, new_seed
-from model.backend import Backend, Stream
+from experiments.ab.events import new_id
+from model.backend import Backend, Stream, model_for
 from model.cache.flight import MEMORY
 from model.errors import BusyError, InputError, LimitError, StoryError
 from model.generation import Completion, Usage
@@ -33,6 +35,10 @@ Phase = Literal["empty", "waiting", "writing", "ended", "open", "failed"]
 
 WRITERS = {"local": "locally", "modal": "on Modal"}
 """What a reader is told of a stream's `writer`."""
+
+
+THANKS = {1: "Noted: you like it.", -1: "Noted: not for you.", 0: "Taken back."}
+"""What a screen reader says of a verdict."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +58,10 @@ class View:
     """Query string that reopens this prompt and these settings; empty when none can."""
     filename: str = ""
     """Name under which the story is saved."""
+    story: str = ""
+    """Id under which the story is noted, where stories are."""
+    rating: int = 0
+    """What the reader thinks of it: 1 likes it, -1 does not, 0 has not said."""
 
     def as_dict(self) -> dict[str, Any]:
         """The fields, as the browser takes them."""
@@ -78,6 +88,8 @@ class Buttons:
     again: bool
     save: bool
     link: bool
+    rate: bool
+    """Both thumbs."""
 
 
 def buttons(view: View) -> Buttons:
@@ -89,6 +101,7 @@ def buttons(view: View) -> Buttons:
         again=not view.busy and view.phase != "empty",
         save=bool(view.text),
         link=bool(view.link) and view.phase != "empty",
+        rate=view.phase in ("ended", "open") and bool(view.told) and bool(view.story),
     )
 
 
@@ -104,6 +117,11 @@ class Desk:
     def of(cls, backend: Backend, limiter: Limiter | None = None) -> Desk:
         """An empty desk in front of `backend`."""
         return cls(backend=backend, streams={}, limiter=limiter or Limiter())
+
+    @property
+    def notes(self) -> bool:
+        """Whether stories are noted, and readers asked what they think."""
+        return isinstance(self.backend, SplitBackend)
 
 
 def problems(form: Form) -> list[str | None]:
@@ -121,26 +139,28 @@ def opened(query: Mapping[str, str], version: str) -> tuple[dict[str, Any], View
     return {"seed": new_seed(), **link.values}, View(status=note, spoken=note)
 
 
-async def write(desk: Desk, session: str, form: Form, client: str = UNKNOWN) -> AsyncGenerator[View, None]:
-    """Tell a new story from the form's prompt and settings; `client` is who asks, as limits count it.
+async def write(
+    desk: Desk, session: str, form: Form, client: str = UNKNOWN, visitor: str = ""
+) -> AsyncGenerator[View, None]:
+    """Tell `visitor` a new story from the form's prompt and settings; `client` is who asks, as limits count it.
 
     Spaces at the prompt's end are dropped: in a byte-level vocabulary a word brings its own space along, so
     the model has hardly ever seen a space that stands alone before it has to choose a word.
     """
     form = replace(form, prompt=form.prompt.rstrip(" \t"))
-    view = View(given=form.prompt, filename=filename(form.prompt))
+    view = View(given=form.prompt, filename=filename(form.prompt), story=new_id() if desk.notes else "")
     with contextlib.suppress(InputError):  # only a prompt too long for an address: then there is no link
-        view = replace(view, link=links.encode(form, desk.backend.model.version))
-    async with contextlib.aclosing(_tell(desk, session, form, view, client)) as views:
+        view = replace(view, link=links.encode(form, model_for(desk.backend, visitor).version))
+    async with contextlib.aclosing(_tell(desk, session, form, view, client, visitor)) as views:
         async for shown in views:
             yield shown
 
 
 async def resume(
-    desk: Desk, session: str, form: Form, view: View, client: str = UNKNOWN
+    desk: Desk, session: str, form: Form, view: View, client: str = UNKNOWN, visitor: str = ""
 ) -> AsyncGenerator[View, None]:
     """Go on with the story on the page, under the form's settings; its prompt field plays no part."""
-    async with contextlib.aclosing(_tell(desk, session, form, view, client)) as views:
+    async with contextlib.aclosing(_tell(desk, session, form, view, client, visitor)) as views:
         async for shown in views:
             yield shown
 
@@ -151,7 +171,18 @@ def stop(desk: Desk, session: str) -> None:
         stream.cancel()
 
 
-async def _tell(desk: Desk, session: str, form: Form, view: View, client: str) -> AsyncGenerator[View, None]:
+def rate(desk: Desk, view: View, rating: int) -> View:
+    """Note what the reader thinks of the story on the page; the same thumb pressed again takes it back."""
+    if not isinstance(desk.backend, SplitBackend) or not buttons(view).rate:
+        return view
+    rating = 0 if rating == view.rating else rating
+    desk.backend.rate(view.story, rating)
+    return replace(view, rating=rating, spoken=THANKS[rating])
+
+
+async def _tell(
+    desk: Desk, session: str, form: Form, view: View, client: str, visitor: str
+) -> AsyncGenerator[View, None]:
     """Stream what follows `view.text`. However this generator ends, its stream is cancelled behind it."""
     began = time.perf_counter()
     request_id.set(reference := new_request_id())
@@ -159,7 +190,7 @@ async def _tell(desk: Desk, session: str, form: Form, view: View, client: str) -
     stream: Stream | None = None
     ticket: Ticket | None = None
     try:
-        request = form.request(view.text)
+        request = replace(form.request(view.text), visitor=visitor, story=view.story)
         ticket = await desk.limiter.admit(client, [request])
         stream = await desk.backend.submit(request)
         ticket.begun()

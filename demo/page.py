@@ -18,12 +18,14 @@ from typing import Any, TypeVar
 import gradio as gr
 
 from demo import handlers, theme
+from demo.backends.split import SplitBackend
 from demo.experiments_handlers import Reader
 from demo.experiments_page import PATH, add_experiments
 from demo.form import FIELDS, LONGEST, Form, new_seed
 from demo.handlers import Desk, View, buttons
 from demo.links import VERSION_CHARS
-from model.backend import Backend
+from demo.visitor import visitor_of
+from model.backend import Backend, model_for
 from model.limiting.limiter import Limiter
 
 EXAMPLES = {
@@ -77,6 +79,8 @@ class Parts:
     again: gr.Button
     save: gr.Button
     link: gr.Button
+    like: gr.Button
+    dislike: gr.Button
     book: gr.HTML
     told: gr.State
     """The `View` on the page, kept on the server for Continue."""
@@ -112,7 +116,7 @@ def _lay_out(desk: Desk, experiments: Reader | None) -> gr.Blocks:
     page = gr.Blocks(title="Write me a story", analytics_enabled=False, fill_width=True)
     with page:
         _plain(_HEADER, "masthead", "window.story.paper(element)")
-        parts = _room()
+        parts = _room(asks=isinstance(backend, SplitBackend))
         _plain(_colophon(backend, linked=experiments is not None), "colophon")
         _wire(page, parts, desk)
     if experiments is not None:
@@ -121,8 +125,8 @@ def _lay_out(desk: Desk, experiments: Reader | None) -> gr.Blocks:
     return page
 
 
-def _room() -> Parts:
-    """The desk, where a story is begun, and the shelf with the book."""
+def _room(*, asks: bool) -> Parts:
+    """The desk, where a story is begun, and the shelf with the book; `asks`: what readers think of it."""
     usual = Form()
     with gr.Row(elem_id="room"):
         with gr.Column(elem_id="desk"):
@@ -195,6 +199,9 @@ def _room() -> Parts:
                 apply_default_css=False,
                 elem_id="book",
             )
+            with gr.Row(elem_id="verdict", visible=asks):
+                like = _small("👍 I like it", "like", interactive=False)
+                dislike = _small("👎 Not for me", "dislike", interactive=False)
             with gr.Row(elem_id="keep"):
                 save = _small("Save as .txt", "save", interactive=False)
                 link = _small("Copy link", "link", interactive=False)
@@ -208,6 +215,8 @@ def _room() -> Parts:
         again=again,
         save=save,
         link=link,
+        like=like,
+        dislike=dislike,
         book=book,
         told=gr.State(View()),
     )
@@ -228,8 +237,8 @@ def _wire(page: gr.Blocks, parts: Parts, desk: Desk) -> None:
         request: gr.Request,
     ) -> AsyncGenerator[list[Any], None]:
         form = _form(prompt, max_tokens, temperature, top_p, top_k, min_p, repetition_penalty, seed)
-        client = _client(desk, request)
-        async with contextlib.aclosing(handlers.write(desk, _session(request), form, client)) as views:
+        who = (_client(desk, request), visitor_of(request))
+        async with contextlib.aclosing(handlers.write(desk, _session(request), form, *who)) as views:
             async for update in _updates(views):
                 yield update
 
@@ -245,16 +254,25 @@ def _wire(page: gr.Blocks, parts: Parts, desk: Desk) -> None:
         request: gr.Request,
     ) -> AsyncGenerator[list[Any], None]:
         form = _form("", max_tokens, temperature, top_p, top_k, min_p, repetition_penalty, seed)
-        client = _client(desk, request)
-        async with contextlib.aclosing(handlers.resume(desk, _session(request), form, told, client)) as views:
+        who = (_client(desk, request), visitor_of(request))
+        async with contextlib.aclosing(handlers.resume(desk, _session(request), form, told, *who)) as views:
             async for update in _updates(views):
                 yield update
 
     def on_stop(request: gr.Request) -> None:
         handlers.stop(desk, _session(request))
 
+    def on_like(told: View) -> list[Any]:
+        view = handlers.rate(desk, told, 1)
+        return [view.as_dict(), view]
+
+    def on_dislike(told: View) -> list[Any]:
+        view = handlers.rate(desk, told, -1)
+        return [view.as_dict(), view]
+
     def on_load(request: gr.Request) -> list[Any]:
-        values, view = handlers.opened(dict(request.query_params), desk.backend.model.version)
+        version = model_for(desk.backend, visitor_of(request)).version
+        values, view = handlers.opened(dict(request.query_params), version)
         # What no link names stays as it is: the reader may have begun to type before this answer arrives.
         fields = [values[name] if name in values else gr.skip() for name in FIELDS]
         return [*fields, view.as_dict() if view.status else gr.skip()]
@@ -266,6 +284,7 @@ def _wire(page: gr.Blocks, parts: Parts, desk: Desk) -> None:
         "outputs": [
             *(parts.book, parts.told),
             *(parts.write, parts.stop, parts.resume, parts.again, parts.save, parts.link),
+            *(parts.like, parts.dislike),
         ],
         "concurrency_limit": desk.backend.capacity,
         "concurrency_id": "stories",
@@ -277,6 +296,9 @@ def _wire(page: gr.Blocks, parts: Parts, desk: Desk) -> None:
     parts.again.click(new_seed, None, seed, **quick).then(on_write, parts.fields, validator=_check, **story)
     parts.stop.click(on_stop, None, None, **quick)
     parts.die.click(new_seed, None, seed, **quick)
+    if desk.notes:
+        parts.like.click(on_like, parts.told, [parts.book, parts.told], **quick)
+        parts.dislike.click(on_dislike, parts.told, [parts.book, parts.told], **quick)
     for chip, beginning in parts.examples:
         chip.click(None, None, parts.fields[0], js=f"() => window.story.begin({json.dumps(beginning)})")
     parts.save.click(None, parts.book, None, js="(view) => window.story.save(view)")
@@ -316,9 +338,9 @@ async def _updates(views: AsyncGenerator[View, None]) -> AsyncGenerator[list[Any
     async for view in views:
         now = buttons(view)
         if now == before:
-            presses: list[Any] = [gr.skip()] * 6
+            presses: list[Any] = [gr.skip()] * 8
         else:
-            allowed = (now.write, now.stop, now.resume, now.again, now.save, now.link)
+            allowed = (now.write, now.stop, now.resume, now.again, now.save, now.link, now.rate, now.rate)
             presses = [gr.update(interactive=value) for value in allowed]
         before = now
         yield [view.as_dict(), view, *presses]
@@ -354,7 +376,12 @@ def _plain(html: str, elem_id: str, script: str | None = None) -> None:
 
 
 def _colophon(backend: Backend, *, linked: bool = False) -> str:
-    """Who wrote it. A model's name can be a folder's, so it is escaped."""
-    name, version = escape(backend.model.name), escape(backend.model.version[:VERSION_CHARS])
+    """Who wrote it. A model's name can be a folder's, so it is escaped.
+
+    While versions are compared no reader is told which one writes: it would colour the verdict.
+    """
     link = f' <a href="./{PATH}">How it was made</a>' if linked else ""
+    if isinstance(backend, SplitBackend) and backend.compares:
+        return f"<p>Written by {escape(backend.model.name)}. Stories are invented and may be odd.{link}</p>"
+    name, version = escape(backend.model.name), escape(backend.model.version[:VERSION_CHARS])
     return f"<p>Written by {name}, version <code>{version}</code>. Stories are invented and may be odd.{link}</p>"

@@ -55,6 +55,9 @@ watch("value", () => {
   draw(view.given, view.told);
   put(status, view.status);
   put(spoken, view.spoken);
+  for (const [id, value] of [["like", 1], ["dislike", -1]]) {
+    document.getElementById(id)?.setAttribute("aria-pressed", String(view.rating === value));
+  }
   book.dataset.phase = view.phase;
   book.setAttribute("aria-busy", String(busy));
   if (busy && !wasBusy) {

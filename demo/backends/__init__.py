@@ -32,8 +32,26 @@ def open_backend(kind: str, settings: Settings) -> Backend:
     return AutoBackend(_modal(settings, beside=local), local)
 
 
-def _modal(settings: Settings, *, beside: LocalBackend | None = None) -> ModalBackend:
-    """The service on Modal; `beside` is the writer that steps in for it, if there is one."""
+def open_colour(colour: str, settings: Settings) -> ModalBackend:
+    """One deployment on Modal, whichever is active. Raises `InputError` when nothing proven runs there."""
+    from model.colours import colour_named, open_colours
+
+    named = colour_named(colour)
+    record = open_colours(settings).read()
+    url = None if record is None else record.urls[named]
+    if record is None or url is None:
+        raise InputError("STORY_SPLIT", f"names the arm {colour!r}, and nothing proven runs there")
+    model = ModelInfo(f"the model on {colour}", record.versions[named] or "unknown")
+    return _modal(settings, only=(url, model))
+
+
+def _modal(
+    settings: Settings, *, beside: LocalBackend | None = None, only: tuple[str, ModelInfo] | None = None
+) -> ModalBackend:
+    """The service on Modal; `beside` is the writer that steps in for it, if there is one.
+
+    `only`: one deployment's address and model, instead of the active one's.
+    """
     from demo.backends.breaker import Breaker
     from demo.backends.exchange import TimeOuts, introduce, proxy_auth
     from demo.backends.remote import ModalBackend  # what only talks to Modal is loaded where it is used
@@ -45,10 +63,11 @@ def _modal(settings: Settings, *, beside: LocalBackend | None = None) -> ModalBa
     colours = open_colours(settings)
 
     def endpoint() -> str:
-        return colours.endpoint(default) or default
+        return (colours.endpoint(default) or default) if only is None else only[0]
 
     headers = proxy_auth(settings)
-    model = introduce(endpoint(), headers) if beside is None else beside.model
+    known = only[1] if only is not None else beside.model if beside is not None else None
+    model = introduce(endpoint(), headers) if known is None else known
     if isinstance(model, str):  # it does not answer yet, which is no reason not to open
         model = ModelInfo("the model on Modal", "unknown")
     return ModalBackend(

@@ -211,11 +211,15 @@ def test_problems_stand_in_the_order_of_the_fields() -> None:
         (View(phase="open", given="a", told="b", link="q"), "write resume again save link"),
         (View(phase="failed", given="a", told="b"), "write resume again save"),
         (View(phase="open"), "write again"),
+        (View(phase="writing", given="a", told="b", story="i"), "stop save"),
+        (View(phase="ended", told="b", story="i"), "write again save rate"),
+        (View(phase="open", told="b", story="i"), "write resume again save rate"),
+        (View(phase="failed", told="b", story="i"), "write resume again save"),
     ],
 )
 def test_only_the_buttons_that_make_sense_can_be_pressed(view: View, enabled: str) -> None:
     now = buttons(view)
-    names = ("write", "stop", "resume", "again", "save", "link")
+    names = ("write", "stop", "resume", "again", "save", "link", "rate")
     assert [name for name in names if getattr(now, name)] == enabled.split()
 
 

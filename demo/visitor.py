@@ -1,0 +1,65 @@
+"""Who reads: an id that a browser keeps from one visit to the next, so that it meets the same version again.
+
+It is a first-party cookie, set by this server with the page. Gradio's own session lasts for one tab and one visit, and
+an address is shared by a household; what a script keeps (a script's cookie, local storage) some browsers throw away
+after seven days, and a cookie that the server sets they keep. The id is 128 random bits and stands for nothing; scripts
+cannot read it, other sites do not get it, and what is stored of it is a hash. A browser that takes no cookies is a new
+visitor in each tab.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from http.cookies import CookieError, SimpleCookie
+from typing import TYPE_CHECKING
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+if TYPE_CHECKING:
+    import gradio as gr
+
+COOKIE = "story-visitor"
+KEPT = 400 * 24 * 3600
+"""Seconds: as long as browsers keep any cookie."""
+_ID = re.compile(r"[0-9a-f]{32}")
+
+
+def visitor_of(request: gr.Request) -> str:
+    """The id of whoever sent an event: from the cookie, else of the tab."""
+    found = request.cookies.get(COOKIE, "")
+    return found if _ID.fullmatch(found) else request.session_hash or ""
+
+
+class VisitorCookie:
+    """ASGI middleware that gives the page's new readers an id."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on; the page itself gets the cookie where its reader has none."""
+        if scope["type"] != "http" or scope["path"] != "/" or _ID.fullmatch(_cookie(scope)):
+            await self._app(scope, receive, send)
+            return
+
+        async def send_with_cookie(message: Message) -> None:
+            if message["type"] == "http.response.start" and message["status"] == 200:
+                secure = "; Secure" if scope.get("scheme") == "https" else ""
+                value = f"{COOKIE}={secrets.token_hex(16)}; Max-Age={KEPT}; Path=/; HttpOnly; SameSite=Lax{secure}"
+                message["headers"] = [*message.get("headers", []), (b"set-cookie", value.encode("ascii"))]
+            await send(message)
+
+        await self._app(scope, receive, send_with_cookie)
+
+
+def _cookie(scope: Scope) -> str:
+    for name, value in scope["headers"]:
+        if name == b"cookie":
+            try:
+                found = SimpleCookie(value.decode("latin-1")).get(COOKIE)
+            except CookieError:
+                continue
+            if found is not None:
+                return str(found.value)
+    return ""

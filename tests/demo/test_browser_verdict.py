@@ -1,0 +1,73 @@
+"""A reader's thumb, from the button in a real browser to the row in the database; and the same reader's next visit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import sqlalchemy as sa
+from playwright.sync_api import Browser, expect
+
+from demo.app import serve
+from demo.backends.split import Arm, SplitBackend
+from experiments.ab.database import connect
+from experiments.ab.recorder import Recorder
+from experiments.ab.split import parse_split
+from experiments.ab.tables import endings, exposures, ratings
+from tests.demo.engines import local_backend
+from tests.demo.tabs import IN_A_BROWSER, PATIENCE, Tab, chromium
+
+pytestmark = IN_A_BROWSER
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as browser:
+        yield browser
+
+
+def write(tab: Tab) -> None:
+    tab.page.fill("#prompt textarea", "One sunny day")
+    tab.length(8)
+    tab.page.click("#write")
+    tab.page.wait_for_selector("#like:enabled")
+
+
+def test_a_thumb_becomes_a_row_and_the_reader_is_known_again(browser: Browser) -> None:
+    arms = [Arm(name, local_backend(end_bias=-50)) for name in ("a", "b")]
+    recorder = Recorder("sqlite:///stories.db", period=0.02)
+    backend = SplitBackend(parse_split("a:1,b:1", "t"), arms, recorder)
+    context = browser.new_context(viewport={"width": 360, "height": 740})
+    with serve(backend) as served:
+        tab = Tab(context.new_page(), served.url).open()
+        expect(tab.page.locator("#verdict")).to_be_hidden(timeout=PATIENCE)
+        write(tab)
+        expect(tab.page.get_by_role("button", name="I like it")).to_be_visible(timeout=PATIENCE)
+        assert tab.overflow() <= 0
+        tab.page.click("#like")
+        tab.page.wait_for_selector('#like[aria-pressed="true"]')
+        assert tab.page.inner_text("#book .spoken") == "Noted: you like it."
+        tab.page.focus("#dislike")
+        tab.page.keyboard.press("Enter")
+        tab.page.wait_for_selector('#dislike[aria-pressed="true"]')
+        assert tab.page.get_attribute("#like", "aria-pressed") == "false"
+        shown = tab.page.inner_text("body")
+        assert "one of 2 versions that are being compared" in shown
+        tab.page.close()
+        later = Tab(context.new_page(), served.url).open()  # the same browser, another visit
+        write(later)
+        assert later.page.get_attribute("#like", "aria-pressed") == "false"
+        other = browser.new_context()
+        write(Tab(other.new_page(), served.url).open())
+        other.close()
+        assert (tab.errors, tab.foreign, later.errors) == ([], [], [])
+    context.close()
+    with connect("sqlite:///stories.db", writes=False).connect() as connection:
+        stories = connection.execute(sa.select(exposures).order_by(exposures.c.id)).all()
+        verdicts = connection.execute(sa.select(ratings).order_by(ratings.c.id)).all()
+        ended = connection.execute(sa.select(endings).order_by(endings.c.id)).all()
+    assert [(row.story, row.rating) for row in verdicts] == [(stories[0].story, 1), (stories[0].story, -1)]
+    assert [row.outcome for row in ended] == ["length"] * 3
+    visitors = [row.visitor for row in stories]
+    assert visitors[0] == visitors[1] != visitors[2]
+    assert stories[0].arm == stories[1].arm

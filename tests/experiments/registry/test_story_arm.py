@@ -1,0 +1,36 @@
+"""Arms that are registered versions, looked up in a real MLflow store when the demo starts."""
+
+from __future__ import annotations
+
+import pytest
+
+from demo.backends.arms import divided
+from demo.backends.split import SplitBackend
+from experiments.registry.versions import Version
+from model.backend import LocalBackend
+from model.errors import InputError
+from model.generation import Request
+from model.settings import Settings
+from tests.demo.scripted import ScriptedBackend
+
+
+async def test_an_alias_becomes_an_engine_over_the_version_it_names(registered: tuple[str, Version]) -> None:
+    tracking_uri, version = registered
+    settings = Settings(mlflow_tracking_uri=tracking_uri, story_split="default:1,challenger:3", story_slots=1)
+    backend = divided(lambda: ScriptedBackend("A story."), settings)
+    assert isinstance(backend, SplitBackend)
+    arm = backend.arms["challenger"]
+    assert isinstance(arm.backend, LocalBackend)
+    assert (arm.version, arm.backend.model.version) == (str(version.number), version.digest)
+    assert arm.backend.model.name == f"story-writer {version.number}"
+    visitor = next(f"v{n}" for n in range(100) if backend.split.arm_of(f"v{n}") == "challenger")
+    async with backend.running():  # the files it was loaded from are gone by now
+        stream = await backend.submit(Request(prompt="Once", max_tokens=5, visitor=visitor))
+        assert sum([len(piece.tokens) async for piece in stream]) > 0
+    with pytest.raises(
+        InputError, match=r"STORY_SPLIT names the arm 'champion', and the version must be a number"
+    ):
+        divided(
+            lambda: ScriptedBackend(""),
+            Settings(mlflow_tracking_uri=tracking_uri, story_split="champion:1"),
+        )
