@@ -17,9 +17,11 @@ from experiments.ab.read import HIGHER_IS_BETTER, METRICS, Arm, Evidence, Metric
 from experiments.ab.sequential import Comparison, block_sizes, compare
 from experiments.ab.split import parse_split
 from experiments.gate.bounds import Bounds, share
-from experiments.quality.intervals import Z
+from experiments.quality.intervals import LEVEL
 
 Verdict = Literal["better", "worse", "undecided"]
+Z = statistics.NormalDist().inv_cdf((1 + LEVEL) / 2)
+"""Standard deviations that hold `LEVEL` of a normal distribution, both sides together."""
 EXIT_CODES: dict[Verdict, int] = {"better": 0, "worse": 1, "undecided": 3}
 
 
