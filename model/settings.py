@@ -129,7 +129,7 @@ class Settings(BaseSettings):
     database_url: SecretStr | None = Field(
         default=None,
         description="Database of told stories and readers' verdicts, without texts: `sqlite:///FILE`, or "
-        "`postgresql://…` for several replicas; unset: `sqlite:///stories.db`; sweeps lie there too if it is PostgreSQL",
+        "`postgresql://…` for several replicas; unset: `sqlite:///stories.db`; sweeps too if PostgreSQL",
     )
     story_feedback: bool = Field(
         default=True,
