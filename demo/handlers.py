@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from demo import links
-from demo.backends.split import SplitBackend
+from demo.backends.split import noting
 from demo.coalesce import coalesce
 from demo.form import FIELDS, Form, new_seed
 from experiments.ab.events import new_id
@@ -121,7 +121,7 @@ class Desk:
     @property
     def notes(self) -> bool:
         """Whether stories are noted, and readers asked what they think."""
-        return isinstance(self.backend, SplitBackend)
+        return noting(self.backend) is not None
 
 
 def problems(form: Form) -> list[str | None]:
@@ -173,10 +173,11 @@ def stop(desk: Desk, session: str) -> None:
 
 def rate(desk: Desk, view: View, rating: int) -> View:
     """Note what the reader thinks of the story on the page; the same thumb pressed again takes it back."""
-    if not isinstance(desk.backend, SplitBackend) or not buttons(view).rate:
+    notes = noting(desk.backend)
+    if notes is None or not buttons(view).rate:
         return view
     rating = 0 if rating == view.rating else rating
-    desk.backend.rate(view.story, rating)
+    notes.rate(view.story, rating)
     return replace(view, rating=rating, spoken=THANKS[rating])
 
 

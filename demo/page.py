@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import gradio as gr
 
 from demo import handlers, theme
-from demo.backends.split import SplitBackend
+from demo.backends.split import noting
 from demo.experiments_handlers import Reader
 from demo.experiments_page import PATH, add_experiments
 from demo.form import FIELDS, LONGEST, Form, new_seed
@@ -116,7 +116,7 @@ def _lay_out(desk: Desk, experiments: Reader | None) -> gr.Blocks:
     page = gr.Blocks(title="Write me a story", analytics_enabled=False, fill_width=True)
     with page:
         _plain(_HEADER, "masthead", "window.story.paper(element)")
-        parts = _room(asks=isinstance(backend, SplitBackend))
+        parts = _room(asks=desk.notes)
         _plain(_colophon(backend, linked=experiments is not None), "colophon")
         _wire(page, parts, desk)
     if experiments is not None:
@@ -381,7 +381,7 @@ def _colophon(backend: Backend, *, linked: bool = False) -> str:
     While versions are compared no reader is told which one writes: it would colour the verdict.
     """
     link = f' <a href="./{PATH}">How it was made</a>' if linked else ""
-    if isinstance(backend, SplitBackend) and backend.compares:
+    if (notes := noting(backend)) is not None and notes.compares:
         return f"<p>Written by {escape(backend.model.name)}. Stories are invented and may be odd.{link}</p>"
     name, version = escape(backend.model.name), escape(backend.model.version[:VERSION_CHARS])
     return f"<p>Written by {name}, version <code>{version}</code>. Stories are invented and may be odd.{link}</p>"

@@ -20,6 +20,7 @@ from experiments.ab.split import Split
 from model.backend import Backend, Health, ModelInfo, Stream
 from model.errors import BusyError
 from model.generation import Completion, FinishReason, Piece, Request, Usage
+from model.service.metered import MeteredBackend
 
 if TYPE_CHECKING:
     from experiments.ab.recorder import Recorder
@@ -168,6 +169,13 @@ class SplitBackend:
 
     def _arm(self, visitor: str) -> Arm:
         return self.arms[self.split.arm_of(visitor)]
+
+
+def noting(backend: Backend) -> SplitBackend | None:
+    """The backend that notes stories, where there is one: it may stand behind the service's meter."""
+    while isinstance(backend, MeteredBackend):
+        backend = backend.backend
+    return backend if isinstance(backend, SplitBackend) else None
 
 
 class RecordedStream:

@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 
-from model.backend import Backend, Health, ModelInfo, Stream
+from model.backend import Backend, Health, ModelInfo, Stream, model_for
 from model.errors import BusyError
 from model.generation import Completion, Piece, Request
 from model.service.metrics import Meter, Timing
@@ -63,6 +63,10 @@ class MeteredBackend:
     @property
     def model(self) -> ModelInfo:
         return self.backend.model
+
+    def model_for(self, visitor: str) -> ModelInfo:
+        """Which model of the backend writes for this visitor."""
+        return model_for(self.backend, visitor)
 
     @property
     def capacity(self) -> int:
