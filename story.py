@@ -19,6 +19,7 @@ import typer
 from demo.terminal import Verbs, model_folder, print_json, print_rows, write_story
 from experiments.ab.command import ab
 from experiments.benchmark.command import benchmark
+from experiments.compare.command import compare
 from experiments.gate.command import gate, promote, rollback
 from experiments.quality.command import evaluate
 from experiments.registry.command import models, register
@@ -276,6 +277,7 @@ def export(
 
 app.command()(register)
 app.command()(models)
+app.command()(compare)
 app.command()(gate)
 app.command()(promote)
 app.command()(rollback)

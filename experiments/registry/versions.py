@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from experiments.registry.package import save_package
 from model.errors import InputError
 from model.folder import ModelFolder
+from model.weights import read_weights
 from training.logged_model import MODEL_NAME
 from training.mlflow_store import open_experiment, open_store
 from training.provenance import provenance
@@ -44,6 +45,8 @@ class Version:
     created: int
     """Milliseconds since 1970."""
     source: str
+    run_id: str = ""
+    """Of the training run that it comes from."""
     new: bool = False
     """Made by this very call."""
 
@@ -189,10 +192,14 @@ def _create(client: MlflowClient, uri: str, folder: ModelFolder, trained: str | 
 
 
 def _notes(folder: ModelFolder) -> dict[str, str]:
-    """What the folder says of its making, as far as it is short: step, tokens, data digest, recipe's name."""
+    """What the folder says of its making, as far as it is short: step, tokens, data digest, recipe's name.
+
+    And how many parameters it has.
+    """
     recipe = folder.notes.get("recipe")
     named = {"recipe": recipe.get("name")} if isinstance(recipe, dict) else {}
     chosen = {name: folder.notes.get(name) for name in ("data", "step", "tokens", "best_bits_per_byte")}
+    chosen["parameters"] = sum(tensor.size for tensor in read_weights(folder.weights).values())
     return {name: str(value) for name, value in (chosen | named).items() if value is not None}
 
 
@@ -204,5 +211,6 @@ def _read(client: MlflowClient, version: ModelVersion, *, new: bool = False) -> 
         tags=dict(sorted(version.tags.items())),
         created=int(version.creation_timestamp),
         source=str(version.source),
+        run_id=str(version.run_id or ""),
         new=new,
     )

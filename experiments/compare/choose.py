@@ -1,0 +1,170 @@
+"""Who is compared: training runs and registered versions, each by the name that its reader has at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from experiments.benchmark.evidence import EXPERIMENT as BENCHMARKS
+from experiments.quality.evidence import EXPERIMENT as EVALUATIONS
+from experiments.registry.versions import EXPERIMENT as TRAININGS
+from experiments.registry.versions import NAME, Version, versions
+from model.errors import InputError, StoryError
+from training.mlflow_store import open_store, unusable
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+GATES = "story-gate"
+NO_TRAINING = {BENCHMARKS, EVALUATIONS, GATES}
+"""Experiments whose runs judge a model and train none."""
+NEWEST = 5
+SHORTEST_ID = 4
+"""Fewer digits of a run's id could be anything."""
+SHORTEST_DIGEST = 8
+MOST_NAMED = 12
+"""Names that an error lists."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subject:
+    """One column of a comparison: a training run, and the registered version that came of it, if one did."""
+
+    label: str
+    """Unlike every other subject's."""
+    run: Run | None
+    """None: the version's run is gone from the store."""
+    version: Version | None
+
+    @property
+    def run_id(self) -> str:
+        return "" if self.run is None else str(self.run.info.run_id)
+
+    @property
+    def digest(self) -> str | None:
+        """Of the artifact that evidence is looked for; None where nothing was registered of this run."""
+        return None if self.version is None else self.version.digest
+
+
+def choose(uri: str, names: Sequence[str] = (), *, newest: int = NEWEST) -> list[Subject]:
+    """The runs and versions called `names`, in that order; without names, the `newest` training runs.
+
+    A name is a run's id or its first 4 digits or more, a run's name, a version's number or alias, 8 digits of its
+    digest, or `models:/story-writer/2`, `models:/story-writer@champion`. What is named twice is taken once.
+
+    Raises:
+        InputError: a name means nothing, or more than one thing; there is no training run; the store is unusable.
+    """
+    if newest < 1:
+        raise InputError("newest", f"must be at least 1, got {newest}")
+    client = open_store(uri)
+    try:
+        every = versions(uri)
+        runs = _training_runs(client)
+        if names:
+            found = [_named(name, client, runs, every) for name in names]
+        else:
+            own = {e.experiment_id for e in client.search_experiments() if e.name == TRAININGS}
+            newer = [run for run in runs if run.info.experiment_id in own and "imported" not in run.data.tags]
+            found = [_of_run(run, every) for run in newer[:newest]]
+    except StoryError:
+        raise
+    except Exception as error:  # SQLAlchemy's, MLflow's, the driver's or the network's
+        raise unusable(uri, error) from error
+    if not found:
+        raise InputError(
+            "run", "must be one of this store's, and it has no training run; `story train` makes one"
+        )
+    return _told_apart(found)
+
+
+def _training_runs(client: MlflowClient) -> list[Run]:
+    """All that may have trained, newest first."""
+    experiments = [e.experiment_id for e in client.search_experiments() if e.name not in NO_TRAINING]
+    runs: list[Run] = []
+    token = None
+    while experiments:
+        page = client.search_runs(
+            experiments, order_by=["attributes.start_time DESC"], page_token=token, max_results=1000
+        )
+        runs += page
+        token = page.token
+        if not token:
+            break
+    return runs
+
+
+def _of_run(run: Run, every: Iterable[Version]) -> Subject:
+    """A run, with the newest version that was registered of it."""
+    made = [version for version in every if version.run_id == run.info.run_id]
+    return Subject(
+        label=str(run.info.run_name), run=run, version=max(made, key=lambda v: v.number, default=None)
+    )
+
+
+def _of_version(version: Version, client: MlflowClient) -> Subject:
+    from mlflow.exceptions import MlflowException
+
+    known = f" ({', '.join(version.aliases)})" if version.aliases else ""
+    try:
+        run = client.get_run(version.run_id) if version.run_id else None
+    except MlflowException:
+        run = None
+    return Subject(label=f"version {version.number}{known}", run=run, version=version)
+
+
+def _named(name: str, client: MlflowClient, runs: Sequence[Run], every: Sequence[Version]) -> Subject:
+    """The one run or version called `name`. Raises `InputError` where there is none, or more than one."""
+    asked = name.strip()
+    uri = f"models:/{NAME}"
+    fits: list[Version] = []
+    if asked.startswith((f"{uri}/", f"{uri}@")):
+        asked = asked.removeprefix(uri)[1:]
+        found: list[Run] = []
+    else:
+        exactly = [run for run in runs if run.info.run_id == asked]
+        found = exactly or [run for run in runs if _is_called(run, asked)]
+        fits = [each for each in every if len(asked) >= SHORTEST_DIGEST and each.digest.startswith(asked)]
+    fits += [each for each in every if asked == str(each.number) or asked in each.aliases]
+    if len(found) + len(fits) == 1:
+        return _of_run(found[0], every) if found else _of_version(fits[0], client)
+    if not found and not fits:
+        raise InputError("run", f"must be a run or a registered version, got {name!r}; {_known(runs, every)}")
+    meant = [f"run {run.info.run_id[:8]} ({run.info.run_name})" for run in found]
+    meant += [f"version {version.number}" for version in fits]
+    more = f" and {len(meant) - MOST_NAMED} more" if len(meant) > MOST_NAMED else ""
+    raise InputError(
+        "run",
+        f"{name!r} may mean {', '.join(meant[:MOST_NAMED])}{more}; name one by its id or as {uri}/NUMBER",
+    )
+
+
+def _is_called(run: Run, asked: str) -> bool:
+    by_id = len(asked) >= SHORTEST_ID and run.info.run_id.startswith(asked)
+    return by_id or asked == str(run.info.run_name)
+
+
+def _known(runs: Sequence[Run], every: Sequence[Version]) -> str:
+    """What could have been asked for, in a line."""
+    trained = [run for run in runs if "imported" not in run.data.tags]
+    named = [f"{run.info.run_name} ({run.info.run_id[:8]})" for run in trained[:MOST_NAMED]]
+    named += ["…"] if len(trained) > MOST_NAMED else []
+    numbers = [" = ".join((str(version.number), *version.aliases)) for version in every[:MOST_NAMED]]
+    return f"runs: {', '.join(named) or 'none'}; versions: {', '.join(numbers) or 'none'}"
+
+
+def _told_apart(subjects: Sequence[Subject]) -> list[Subject]:
+    """Each once, and under a label of its own: runs of one name are told apart by their ids."""
+    once: dict[tuple[str, int | None], Subject] = {}
+    for subject in subjects:
+        number = None if subject.version is None else subject.version.number
+        once.setdefault((subject.run_id, number), subject)
+    labels = [subject.label for subject in once.values()]
+    return [
+        subject
+        if labels.count(subject.label) == 1
+        else Subject(label=f"{subject.label} {subject.run_id[:8]}", run=subject.run, version=subject.version)
+        for subject in once.values()
+    ]

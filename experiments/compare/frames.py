@@ -1,0 +1,221 @@
+"""A comparison as pandas frames: curves over tokens and time, one row of figures a subject, what differs between them.
+
+Figures of quality and speed are those of the newest finished evaluation and benchmark of the subject's very artifact;
+where there is none, nothing stands there. They are shown as they were logged: the gate alone computes them again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from experiments.benchmark.evidence import DIGEST
+from experiments.benchmark.evidence import EXPERIMENT as BENCHMARKS
+from experiments.compare.choose import Subject
+from experiments.quality.evidence import EXPERIMENT as EVALUATIONS
+from model.errors import StoryError
+from training.mlflow_store import open_store, unusable
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+    from pandas import DataFrame
+
+VAL, TRAIN = "val/bits_per_byte", "train/loss"
+METRICS = (VAL, TRAIN)
+CURVE_COLUMNS = ("name", "run", "metric", "step", "tokens", "minutes", "value")
+
+COLUMNS: dict[str, tuple[str, str]] = {
+    "run": ("training run", "s"),
+    "version": ("registered version", "s"),
+    "outcome": ("outcome", "s"),
+    "best_bits_per_byte": ("best bits per byte, validation", ".4f"),
+    "tokens": ("tokens trained on", ",.0f"),
+    "minutes": ("minutes", ",.1f"),
+    "train_tokens_per_second": ("tokens/s, the whole run", ",.0f"),
+    "parameters": ("parameters", ",.0f"),
+    "bits_per_byte": ("bits per byte, held out", ".4f"),
+    "bits_per_byte_low": ("… 95 % from", ".4f"),
+    "bits_per_byte_high": ("… to", ".4f"),
+    "held_out": ("held-out stories", "s"),
+    "written/ended": ("stories that end themselves", ".1%"),
+    "written/looping": ("stories that loop", ".1%"),
+    "written/names_straight": ("stories that keep their names", ".1%"),
+    "tokens_per_second": ("tokens/s, one reader", ",.0f"),
+    "total_tokens_per_second": ("tokens/s, many readers", ",.0f"),
+    "ttft_p95": ("first token, 95th percentile (s)", ".4f"),
+    "avg_generation_time": ("whole story, mean (s)", ".3f"),
+}
+"""Columns of `table`: what each is called for a reader, and how its numbers are written."""
+QUALITY = (
+    "bits_per_byte", "bits_per_byte_low", "bits_per_byte_high",
+    "written/ended", "written/looping", "written/names_straight",
+)  # fmt: skip
+SPEED = ("tokens_per_second", "total_tokens_per_second", "ttft_p95", "avg_generation_time")
+ORIGINS = {"data.digest": 12, "git.sha": 12, "machine.cpu": 80}
+"""Tags that say what a run was made from, with the characters shown: they belong to what may differ."""
+
+
+def curves(uri: str, subjects: Sequence[Subject], metrics: Sequence[str] = METRICS) -> DataFrame:
+    """Every point of these metrics: `name`, `run`, `metric`, `step`, `tokens`, `minutes`, `value`.
+
+    `tokens` are those trained on so far, `minutes` those of the run itself. A step that was done again after a resume
+    stands here once, as it was the last time.
+
+    Raises:
+        InputError: the store cannot be used.
+    """
+    from pandas import DataFrame
+
+    rows: list[tuple[Any, ...]] = []
+    with _Store(uri) as client:
+        for subject in subjects:
+            if subject.run is None:
+                continue
+            axes = [_history(client, subject.run_id, key) for key in ("tokens", "elapsed_seconds")]
+            for metric in metrics:
+                points = _history(client, subject.run_id, metric)
+                steps = sorted(points)
+                tokens, seconds = (_at(steps, axis) for axis in axes)
+                rows += [
+                    (subject.label, subject.run_id, metric, step, seen, gone / 60, points[step])
+                    for step, seen, gone in zip(steps, tokens, seconds, strict=True)
+                ]
+    return DataFrame(rows, columns=list(CURVE_COLUMNS))
+
+
+def table(uri: str, subjects: Sequence[Subject]) -> DataFrame:
+    """One row a subject, by its label: the columns of `COLUMNS`, NaN or None where nothing is known.
+
+    Raises:
+        InputError: the store cannot be used.
+    """
+    from pandas import DataFrame
+
+    with _Store(uri) as client:
+        rows = [
+            _trained(subject) | _judged(client, subject.digest) | _measured(client, subject.digest)
+            for subject in subjects
+        ]
+    frame = DataFrame(rows, index=[subject.label for subject in subjects], columns=list(COLUMNS))
+    frame.index.name = "name"
+    numbers = {name: "float64" for name, (_, form) in COLUMNS.items() if form != "s"}
+    return frame.astype(numbers)
+
+
+def differences(subjects: Sequence[Subject]) -> DataFrame:
+    """Parameters that are not the same in all subjects: a row each, a column a subject; "" where it is not set.
+
+    Of the data, the code and the processor, too.
+    """
+    from pandas import DataFrame
+
+    values: dict[str, dict[str, str]] = {}
+    for subject in subjects:
+        facts = {} if subject.run is None else dict(subject.run.data.params)
+        tags = {} if subject.run is None else subject.run.data.tags
+        facts |= {name: tags[name][:length] for name, length in ORIGINS.items() if name in tags}
+        for name, text in facts.items():
+            values.setdefault(name, {})[subject.label] = text
+    labels = [subject.label for subject in subjects]
+    rows = {name: [found.get(label, "") for label in labels] for name, found in sorted(values.items())}
+    unlike = {name: row for name, row in rows.items() if len(set(row)) > 1}
+    frame = DataFrame.from_dict(unlike, orient="index", columns=labels, dtype="object")
+    frame.index.name = "parameter"
+    return frame
+
+
+def notes(figures: DataFrame, unlike: DataFrame) -> list[str]:
+    """What a reader must know before he believes a comparison: figures that were not taken of the same thing."""
+    told = []
+    if "data.digest" in unlike.index:
+        told.append("the runs were trained and validated on different data: their curves cannot be compared")
+    if figures["held_out"].dropna().nunique() > 1:
+        told.append("held-out figures are of different stories and cannot be compared")
+    if "machine.cpu" in unlike.index:
+        told.append("the runs were made on different machines: compare by tokens, not by minutes")
+    return told
+
+
+class _Store:
+    """The client of a store for a while; whatever goes wrong there is told in one line."""
+
+    def __init__(self, uri: str) -> None:
+        self._uri = uri
+
+    def __enter__(self) -> MlflowClient:
+        return open_store(self._uri)
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, Exception) and not isinstance(error, StoryError):
+            raise unusable(self._uri, error) from error
+
+
+def _history(client: MlflowClient, run_id: str, key: str) -> dict[int, float]:
+    """The last value of each step."""
+    found = client.get_metric_history(run_id, key)
+    return {point.step: float(point.value) for point in sorted(found, key=lambda point: point.timestamp)}
+
+
+def _at(steps: Sequence[int], axis: dict[int, float]) -> list[float]:
+    """An axis's values at `steps`, in between where there is none; NaN where the run has no such axis."""
+    if not axis:
+        return [float("nan")] * len(steps)
+    known = sorted(axis)
+    return np.interp(steps, known, [axis[step] for step in known]).tolist()
+
+
+def _trained(subject: Subject) -> dict[str, Any]:
+    """What the run says of itself, else what its version keeps of it."""
+    version, run = subject.version, subject.run
+    row: dict[str, Any] = {"run": subject.run_id[:8] or None}
+    tags: dict[str, str] = {}
+    if version is not None:
+        row["version"] = ", ".join((str(version.number), *version.aliases))
+        tags = version.tags
+    if run is not None:
+        row["outcome"] = run.data.tags.get("outcome") or ("imported" if "imported" in run.data.tags else None)
+    metrics: dict[str, float] = {} if run is None else run.data.metrics
+    params: dict[str, str] = {} if run is None else run.data.params
+
+    def either(metric: float | str | None, noted: str) -> float | None:
+        text = tags.get(f"model.{noted}") if metric is None else metric
+        return None if text is None else float(text)
+
+    row["best_bits_per_byte"] = either(metrics.get("val/best_bits_per_byte"), "best_bits_per_byte")
+    row["tokens"] = either(metrics.get("tokens"), "tokens")
+    row["parameters"] = either(params.get("parameters"), "parameters")
+    if seconds := metrics.get("elapsed_seconds"):
+        row["minutes"] = seconds / 60
+        row["train_tokens_per_second"] = None if row["tokens"] is None else row["tokens"] / seconds
+    return row
+
+
+def _judged(client: MlflowClient, digest: str | None) -> dict[str, Any]:
+    run = _newest(client, EVALUATIONS, digest, lambda run: "bits_per_byte" in run.data.metrics)
+    if run is None:
+        return {}
+    stories, data = run.data.metrics.get("stories"), run.data.tags.get("data.digest", "")
+    held_out = None if stories is None else f"{stories:,.0f} ({data[:8]})"
+    return {name: run.data.metrics.get(name) for name in QUALITY} | {"held_out": held_out}
+
+
+def _measured(client: MlflowClient, digest: str | None) -> dict[str, Any]:
+    run = _newest(client, BENCHMARKS, digest, lambda run: any(name in run.data.metrics for name in SPEED))
+    return {} if run is None else {name: run.data.metrics.get(name) for name in SPEED}
+
+
+def _newest(
+    client: MlflowClient, experiment: str, digest: str | None, usable: Callable[[Run], bool]
+) -> Run | None:
+    """The newest finished run of `experiment` that measured this artifact."""
+    found = client.get_experiment_by_name(experiment)
+    if found is None or digest is None:
+        return None
+    wanted = f"tags.`{DIGEST}` = '{digest}' and attributes.status = 'FINISHED'"
+    runs = client.search_runs(
+        [found.experiment_id], wanted, order_by=["attributes.start_time DESC"], max_results=20
+    )
+    return next((run for run in runs if usable(run)), None)
