@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint types format pytest serving dev clean
+.PHONY: help demo test lint types format pytest serving dev notebooks clean
 
 help: ## List the commands
 	@echo "make demo      start the app on http://127.0.0.1:7860 (installs what serving needs on first use)"
@@ -19,6 +19,7 @@ help: ## List the commands
 	@echo "make format    ruff: put the code in the house's format"
 	@echo "make serving   install what serving needs, start nothing"
 	@echo "make dev       install what changing the project needs, start nothing"
+	@echo "make notebooks execute the notebooks and store them with what they show; ONLY='02 03' names some"
 	@echo "make clean     remove caches and build leftovers; .venv, data and runs stay"
 
 # The first Python that runs, is new enough and can make environments. A name on the PATH may be a shim that
@@ -71,6 +72,9 @@ format: $(VENV)/.dev
 
 pytest: $(VENV)/.dev
 	$(BIN)/python -m pytest $(ARGS)
+
+notebooks: $(VENV)/.dev
+	$(BIN)/python -m experiments.notebook.stored $(ONLY)
 
 # One after the other, cheapest first, also under `make -j`.
 test: $(VENV)/.dev

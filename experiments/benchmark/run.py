@@ -8,12 +8,13 @@ import dataclasses
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from model.errors import InputError, MissingExtraError
 from training.provenance import provenance
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from experiments.benchmark.targets.base import Target
     from model.settings import Settings
 
+Result = TypeVar("Result")
 Done = Callable[["Sample"], None]
 COLD_TIMEOUT = 300.0
 """Seconds that a cold start may take, however short other requests must be."""
@@ -139,7 +141,7 @@ def benchmark(
                     await running.enter_async_context(other.running())
                 return await measure(asked, plan, against=other, done=done)
 
-        measured = asyncio.run(go())
+        measured = finished(go())
     report = make_report(
         measured.samples,
         target=asked.name,
@@ -155,6 +157,16 @@ def benchmark(
         load=(load, _load()),
     )
     return report, measured.samples
+
+
+def finished(work: Coroutine[Any, Any, Result]) -> Result:
+    """Run `work` to its end: in this thread, or in another where this one has a loop already, as a notebook's has."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(work)
+    with ThreadPoolExecutor(1) as elsewhere:
+        return elsewhere.submit(asyncio.run, work).result()
 
 
 def _load() -> float:

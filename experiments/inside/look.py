@@ -87,8 +87,8 @@ def look(network: StoryNetwork, tokenizer: StoryTokenizer, text: str) -> Look:
 def cost_of(network: StoryNetwork, tokens: tuple[int, ...]) -> Floats:
     """Nats of each token of one story, told by those before it; NaN for the first."""
     fed = torch.tensor(tokens)
-    logits_TV = network(fed[None, :-1])[0].float()
-    nats = F.cross_entropy(logits_TV, fed[1:], reduction="none").numpy()
+    logits_TV = network(fed[None])[0].float()
+    nats = F.cross_entropy(logits_TV[:-1], fed[1:], reduction="none").numpy()
     return np.concatenate([np.full(1, np.nan, np.float32), nats])
 
 
@@ -131,7 +131,9 @@ def change_of_memory(network: StoryNetwork, tokens: tuple[int, ...]) -> Floats:
     for token in tokens:
         _, state = network.step(torch.tensor([token]), state)
         after = _memories(state.layers)
-        changes.append([float((new - old).norm() / new.norm()) for new, old in zip(after, before, strict=True)])
+        changes.append(
+            [float((new - old).norm() / new.norm()) for new, old in zip(after, before, strict=True)]
+        )
         before = after
     return np.array(changes, np.float32)
 

@@ -24,7 +24,9 @@ from model.network import Attention, Recurrence, rms_norm, rotate
 class Reading(Protocol):
     """A layer at work on one story."""
 
-    weight_HTT: Tensor
+    @property
+    def weight_HTT(self) -> Tensor:
+        """With which weight each token reads each one before it."""
 
     def output(self, weight_HTT: Tensor) -> Tensor:
         """What the layer would put out (T, D) if it read with these weights."""
@@ -78,11 +80,13 @@ class RecurrenceReading:
     def left_at_the_end(self) -> Tensor:
         """(H, T): size of what each token put into the memory, as much of it as is left after the last token."""
         written_TH = self.key_THN.norm(dim=-1) * self.value_THP.norm(dim=-1)  # of an outer product
-        return written_TH.T * self.survival()[:, -1]
+        left_HT: Tensor = written_TH.T * self.survival()[:, -1]
+        return left_HT
 
     def half_life(self) -> Tensor:
         """(H,): tokens after which half of the memory has faded, at this story's mean rate."""
-        return math.log(2) / -self.keep_TH.log().mean(0)
+        rate_H: Tensor = -self.keep_TH.log().mean(0)
+        return math.log(2) * rate_H.reciprocal()
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +121,11 @@ class AttentionReading:
 
 def reading_of(layer: Recurrence | Attention, x_TD: Tensor) -> RecurrenceReading | AttentionReading:
     """The reading of either kind of layer."""
-    return RecurrenceReading.of(layer, x_TD) if isinstance(layer, Recurrence) else AttentionReading.of(layer, x_TD)
+    return (
+        RecurrenceReading.of(layer, x_TD)
+        if isinstance(layer, Recurrence)
+        else AttentionReading.of(layer, x_TD)
+    )
 
 
 def _near(time: int, reach: int) -> Tensor:

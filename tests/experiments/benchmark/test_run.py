@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from typer.testing import CliRunner, Result
 import story
 from experiments.benchmark.evidence import load_benchmark_evidence
 from experiments.benchmark.plan import Plan
-from experiments.benchmark.run import expected_requests, measure, phases_of
+from experiments.benchmark.run import expected_requests, finished, measure, phases_of
 from experiments.benchmark.sample import Sample
 from experiments.benchmark.targets.choose import open_target
 from experiments.benchmark.targets.local import LocalTarget
@@ -28,6 +29,19 @@ from tests.model.small_model import small_folder
 
 def run(*arguments: str) -> Result:
     return CliRunner().invoke(story.app, ["benchmark", *arguments])
+
+
+def test_it_also_runs_where_a_loop_runs_already_as_in_a_notebook() -> None:
+    async def work() -> int:
+        await asyncio.sleep(0)
+        return threading.get_ident()
+
+    async def cell() -> int:
+        return finished(work())
+
+    here = threading.get_ident()
+    assert finished(work()) == here
+    assert asyncio.run(cell()) != here
 
 
 QUICK = ("--requests", "3", "--concurrency", "2", "--max-tokens", "8", "--rate", "20")

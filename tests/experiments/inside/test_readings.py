@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from experiments.inside.look import Look, change_of_memory, cost_of, encode, look, reach_of
+from experiments.inside.readings import Reading
 from model.errors import InputError
 from model.network import RecurrentState, StoryNetwork
 from model.tokenizer import StoryTokenizer
@@ -37,11 +38,11 @@ def _given_and_put_out(tokens: tuple[int, ...]) -> list[tuple[torch.Tensor, torc
     """What each mixer was given and what it put out, taken by hooks of this test's own."""
     taken: list[tuple[torch.Tensor, torch.Tensor]] = []
     handles = [
-        block.mixer.register_forward_hook(lambda _, given, out: taken.append((given[0][0], out[0])))  # type: ignore[operator,union-attr]
+        block.mixer.register_forward_hook(lambda _, given, out: taken.append((given[0][0], out[0])))  # type: ignore[union-attr]
         for block in network().blocks
     ]
     with torch.no_grad():
-        network()(torch.tensor(tokens)[None, :-1])
+        network()(torch.tensor(tokens)[None])
     for handle in handles:
         handle.remove()
     return taken
@@ -52,7 +53,8 @@ def test_the_weights_give_each_layers_own_output() -> None:
     assert len(seen().tokens) > 4 * SMALL.window, "the story reaches over windows and chunks"
     put_out = [out for _, out in _given_and_put_out(seen().tokens)]
     assert (sorted(seen().recurrences), sorted(seen().attentions)) == ([0, 2], [1, 3])
-    for number, reading in (*seen().recurrences.items(), *seen().attentions.items()):
+    readings: dict[int, Reading] = {**seen().recurrences, **seen().attentions}
+    for number, reading in readings.items():
         made = reading.output(reading.weight_HTT)
         assert torch.allclose(made, put_out[number], atol=1e-4), f"layer {number}"
         assert put_out[number].abs().max() > 0.1, "a layer that puts out nothing proves nothing"
@@ -71,7 +73,7 @@ def test_attention_is_positive_sums_to_one_and_stays_in_its_window() -> None:
 @torch.no_grad()
 def test_what_is_left_of_each_token_adds_up_to_the_memory_of_the_step_form() -> None:
     state = network().initial_state(1)
-    for token in seen().tokens[:-1]:  # the last token is predicted, and was not read
+    for token in seen().tokens:
         _, state = network().step(torch.tensor([token]), state)
     for number, reading in seen().recurrences.items():
         layer = state.layers[number]
@@ -121,7 +123,7 @@ def test_a_shortened_attention_is_attention_of_a_shorter_window() -> None:
     narrow = random_network(SMALL.from_dict({**SMALL.as_dict(), "window": 8}))
     narrow.load_state_dict(network().state_dict())
     with torch.no_grad():
-        theirs = narrow.blocks[1].mixer(given[None], torch.ones(1, len(given), dtype=torch.long))[0]  # type: ignore[operator,union-attr]
+        theirs = narrow.blocks[1].mixer(given[None], torch.ones(1, len(given), dtype=torch.long))[0]  # type: ignore[operator]
         assert torch.allclose(reading.output(reading.within(8)), theirs, atol=1e-5)
 
 
@@ -138,7 +140,12 @@ def test_what_cannot_be_looked_at_is_refused() -> None:
         look(network(), tokenizer(), "")
     with pytest.raises(InputError, match="must be at least 1, got 0"), reach_of(network(), 0, "attention"):
         pass
-    with pytest.raises(InputError, match="must be among recurrence, attention, got 'memory'"), reach_of(
-        network(), 3, "memory"  # type: ignore[arg-type]
+    with (
+        pytest.raises(InputError, match="must be among recurrence, attention, got 'memory'"),
+        reach_of(
+            network(),
+            3,
+            "memory",  # type: ignore[arg-type]
+        ),
     ):
         pass
