@@ -20,6 +20,8 @@ from dataclasses import dataclass, replace
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from starlette.middleware import Middleware
+
 from demo import noted, theme
 from demo.backends import open_backend
 from demo.backends.arms import divided
@@ -31,6 +33,7 @@ from model.guard import Guard
 from model.service.app import ServiceRoute, create_service
 from model.service.logs import configure_logs
 from model.service.options import ServiceOptions
+from model.service.secured import SecurityHeaders
 
 if TYPE_CHECKING:
     from experiments.overview.reader import StoreReader
@@ -119,7 +122,7 @@ def serve(
             app_kwargs={
                 "lifespan": lifespan,
                 "routes": [ServiceRoute(service)],
-                "middleware": noted.middleware(backend),
+                "middleware": [Middleware(SecurityHeaders), *noted.middleware(backend)],
             },
         )
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import gradio as gr
 from fastapi import FastAPI
+from starlette.middleware import Middleware
 
 from demo import noted, theme
 from demo.backends import open_backend
@@ -23,6 +24,7 @@ from demo.page import build, in_a_loop
 from model.guard import Guard
 from model.service.app import ServiceRoute, create_service
 from model.service.options import ServiceOptions
+from model.service.secured import SecurityHeaders
 from model.settings import load_settings
 
 if TYPE_CHECKING:
@@ -61,7 +63,7 @@ def create_app(
         docs_url=None,
         redoc_url=None,
         openapi_url=None,
-        middleware=noted.middleware(backend),
+        middleware=[Middleware(SecurityHeaders), *noted.middleware(backend)],
     )
     page = build(service.teller.backend, service.guard.limiter, experiments)
 

@@ -203,6 +203,11 @@ class Settings(BaseSettings):
         le=16_777_216,
         description="Bytes of a request's body; a longer one is refused",
     )
+    story_origins: str | None = Field(
+        default=None,
+        description="Other sites whose pages may ask the service, such as `https://a.example`, with commas between; "
+        "unset: none",
+    )
     story_limit_stories: str | None = Field(
         default=None,
         description="Stories that one client may ask for in a time; unset: `30/minute` in PROD, else no limit",

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import AsyncIterator
 
 from fastapi import FastAPI
+from starlette.middleware import Middleware
 from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -17,6 +18,7 @@ from model.service.guard_figures import GuardFigures
 from model.service.metered import MeteredBackend
 from model.service.metrics import Meter
 from model.service.options import ServiceOptions
+from model.service.secured import SecurityHeaders, cross_origin
 from model.service.sockets import Sockets
 from model.service.telling import Teller
 
@@ -77,6 +79,8 @@ def create_service(
     service.sockets = Sockets(teller, options)
     errors.install(service)
     service.add_middleware(Edge, backend=backend, meter=meter, name=options.name, max_body=options.max_body)
+    for added in (*cross_origin(options.origins), Middleware(SecurityHeaders)):  # the last one is outermost
+        service.add_middleware(added.cls, *added.args, **added.kwargs)
     service.include_router(completions.router(teller, options))
     service.include_router(simple.router(teller, options))
     service.include_router(state.router(teller, meter, options))

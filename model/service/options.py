@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from model.errors import InputError
+from model.service.secured import read_origins
 
 if TYPE_CHECKING:
     from model.settings import Settings
@@ -25,6 +26,8 @@ class ServiceOptions:
     keep_alive: float = 5.0
     """Seconds of silence after which an event stream carries a comment, so that no proxy takes it for dead."""
 
+    origins: tuple[str, ...] = ()
+    """Other sites whose pages may ask."""
     metrics_token: str | None = None
     """What `/metrics` asks for; None: it answers requests of this machine only."""
     public: bool = False
@@ -43,5 +46,6 @@ class ServiceOptions:
             name=name,
             max_body=settings.story_max_body,
             drain=settings.story_drain,
+            origins=read_origins(settings.story_origins),
             metrics_token=None if token is None else token.get_secret_value(),
         )

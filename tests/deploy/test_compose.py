@@ -73,7 +73,7 @@ def test_the_app_may_use_one_gigabyte(compose: dict[str, Any]) -> None:
     assert compose["services"]["app"]["mem_limit"] == "1g"
 
 
-@pytest.mark.parametrize("name", SERVICES - {"app"})
+@pytest.mark.parametrize("name", sorted(SERVICES - {"app"}))
 def test_only_the_app_can_be_reached_from_other_machines(name: str, compose: dict[str, Any]) -> None:
     assert [
         port for port in compose["services"][name].get("ports", []) if not port.startswith("127.0.0.1:")
