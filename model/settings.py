@@ -1,7 +1,7 @@
 """What the environment may say, read and checked once at the edge.
 
 Every name that the project listens to is a field of `Settings`; nothing else reads the environment for a
-setting. The table in the README is `environment_table()`, and a test holds the two together. A name that
+setting. The README has them as a table (`model.settings_table`), and a test holds the two together. A name that
 starts with `STORY_` and is not in the table is an error, because a mistyped setting that is silently ignored
 looks exactly like one that works. A secret may also lie in a file, as orchestrators mount them: for `REDIS_URL` the
 file is named by `REDIS_URL_FILE`.
@@ -397,13 +397,3 @@ def allowed_values(name: str) -> str:
         high = next(mark.le for mark in field.metadata if isinstance(mark, Le))
         return f"a {'whole ' * (field.annotation is int)}number between {low} and {high}"
     return next((words for begin, words in IN_WORDS.items() if name.startswith(begin)), "text")
-
-
-def environment_table() -> str:
-    """The README's table of all settings, as Markdown; a test holds the README to it."""
-    rows = ["| variable | default | allowed | what it does |", "| --- | --- | --- | --- |"]
-    for name, field in Settings.model_fields.items():
-        default = field.default if not isinstance(field.default, bool) else str(field.default).lower()
-        shown = "" if default is None else f"`{default}`"
-        rows.append(f"| `{name.upper()}` | {shown} | {allowed_values(name.upper())} | {field.description} |")
-    return "\n".join(rows) + "\n"

@@ -12,7 +12,7 @@ import pytest
 from typer.main import get_command
 
 import story
-from model.settings import environment_table
+from model.settings_table import environment_table
 
 README = (Path(__file__).resolve().parents[1] / "README.md").read_text("utf-8")
 

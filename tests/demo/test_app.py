@@ -18,11 +18,13 @@ import pytest
 
 from demo.app import serve
 from model.errors import InputError
+from model.service.secured import HEADERS
 from tests.demo.engines import local_backend
 from tests.demo.scripted import ScriptedBackend
 
 LAUNCHER = """
 import demo.app
+from model.service.secured import HEADERS
 from model.settings import Settings
 from tests.demo.engines import local_backend
 
@@ -49,6 +51,39 @@ def test_monitoring_and_the_list_of_runs_are_closed() -> None:
     with serve(ScriptedBackend("A story.")) as served:
         assert httpx.get(f"{served.url}gradio_api/runs").status_code in (403, 404)
         assert httpx.get(f"{served.url}monitoring").status_code in (403, 404)
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/etc/passwd", "mlflow.db", "pyproject.toml", "..%2f..%2f..%2fetc%2fpasswd", "http://127.0.0.1:1/x"],
+)
+def test_no_file_and_no_other_address_can_be_read_through_the_page(path: str) -> None:
+    with serve(ScriptedBackend("A story.")) as served:
+        for route in ("file=", "proxy="):
+            answer = httpx.get(f"{served.url}gradio_api/{route}{path}")
+            assert answer.status_code in (400, 403, 404)
+            assert "root:" not in answer.text
+
+
+def test_no_route_leads_to_mlflow() -> None:
+    with serve(ScriptedBackend("A story.")) as served:
+        for path in (
+            "ajax-api/2.0/mlflow/experiments/search",
+            "api/2.0/mlflow/runs/search",
+            "get-artifact",
+            "docs",
+        ):
+            answer = httpx.get(f"{served.url}{path}")
+            assert "experiment" not in answer.text
+            assert not answer.headers.get("content-type", "").startswith("application/json") or (
+                answer.status_code == 404
+            )
+
+
+def test_the_page_carries_the_headers_that_bind_a_browser() -> None:
+    with serve(ScriptedBackend("A story.")) as served:
+        answer = httpx.get(served.url)
+    assert {name: answer.headers.get(name) for name in HEADERS} == HEADERS
 
 
 def test_a_port_that_is_taken_is_told_in_one_line() -> None:

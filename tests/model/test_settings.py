@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.errors import InputError
-from model.settings import Settings, environment_names, environment_table, load_settings, without_password
+from model.settings import Settings, environment_names, load_settings, without_password
+from model.settings_table import environment_table
 
 
 @pytest.mark.parametrize(

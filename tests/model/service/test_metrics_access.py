@@ -40,4 +40,6 @@ def test_on_a_share_link_it_is_for_nobody_without_one() -> None:
     with serving(paced()[0], public=True) as running:
         answer = running.get("/metrics")
         assert answer.status_code == 404
-        assert answer.text == running.get("/nothing").text.replace("/nothing", "/metrics")  # as if there were none
+        assert answer.text == running.get("/nothing").text.replace(
+            "/nothing", "/metrics"
+        )  # as if there were none
