@@ -6,6 +6,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
+# Two processes share the tests, file by file; what measures is marked slow and runs alone.
+PARALLEL ?= -n 2 --dist loadfile
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help demo test lint types format pytest serving dev notebooks clean
@@ -80,7 +83,7 @@ notebooks: $(VENV)/.dev
 test: $(VENV)/.dev
 	@$(MAKE) --no-print-directory lint
 	@$(MAKE) --no-print-directory types
-	@$(MAKE) --no-print-directory pytest
+	@$(MAKE) --no-print-directory pytest ARGS="$(PARALLEL) $(ARGS)"
 
 clean:
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .gradio build dist *.egg-info
