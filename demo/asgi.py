@@ -9,6 +9,7 @@ and on what, is the host's affair here.
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
@@ -68,6 +69,8 @@ def create_app(
     page = build(service.teller.backend, service.guard.limiter, experiments)
 
     def mount() -> None:
+        # With more than one page Gradio says that it turns SSR off, which is off.
+        warnings.filterwarnings("ignore", "SSR mode is not supported", UserWarning)
         gr.mount_gradio_app(
             app,
             page,
@@ -84,5 +87,6 @@ def create_app(
             head=theme.head(),
         )
 
-    in_a_loop(mount)
+    with warnings.catch_warnings():
+        in_a_loop(mount)
     return app

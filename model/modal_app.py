@@ -58,11 +58,13 @@ PYTHON = "3.11"  # the version that the constraints were resolved for
 UV = "0.9.7"
 SERVING = (
     "fastapi",
+    "limits",
     "numpy",
     "onnxruntime",  # model.load imports it beside the GPU runtime
     "prometheus-client",
     "pydantic",
     "pydantic-settings",
+    "python-json-logger",
     "python-socketio",
     "safetensors",
     "tokenizers",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
 from model.errors import InputError, MissingExtraError
@@ -44,6 +44,7 @@ TALKATIVE = {
     "urllib3.connectionpool": logging.ERROR,
 }
 """Loggers that would tear a progress bar, and what they may still say."""
+READER_MARK = 129
 
 
 def default_tracking_uri() -> str:
@@ -78,7 +79,9 @@ def open_store(uri: str, *, read_only: bool = False) -> MlflowClient:
     try:
         address = uri
         if (database := database_file(uri)) and read_only:
-            address = f"{SQLITE}file:{quote(str(database))}?mode=ro&uri=true"
+            if not database.is_file():
+                raise FileNotFoundError(f"{database.name} is not there")
+            address = _read_only(database)
         elif database:
             database.parent.mkdir(parents=True, exist_ok=True)
         # The registry is told as well: where it is not, models are looked for in MLflow's global store.
@@ -87,6 +90,26 @@ def open_store(uri: str, *, read_only: bool = False) -> MlflowClient:
     except Exception as error:  # SQLAlchemy's, MLflow's, the driver's or the network's
         raise unusable(uri, error) from error
     return client
+
+
+def _read_only(database: Path) -> str:
+    """An address of the SQLite database by which it can only be read.
+
+    SQLite takes that in an address of its own form, of which MLflow would make folders. So the address is a plain one
+    with a mark, a size of a cache that nobody else asks for, and becomes the other when SQLAlchemy connects.
+    """
+    from sqlalchemy import event
+    from sqlalchemy.engine import Engine
+
+    if not event.contains(Engine, "do_connect", _connect_to_read):
+        event.listen(Engine, "do_connect", _connect_to_read)
+    return f"{SQLITE}{database}?cached_statements={READER_MARK}"
+
+
+def _connect_to_read(_dialect: Any, _record: Any, arguments: list[Any], options: dict[str, Any]) -> None:
+    if options.get("cached_statements") == READER_MARK:
+        arguments[0] = f"file:{quote(arguments[0])}?mode=ro"
+        options["uri"] = True
 
 
 def unusable(uri: str, error: Exception) -> InputError:

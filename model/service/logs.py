@@ -11,8 +11,6 @@ import uuid
 from contextvars import ContextVar
 from typing import TextIO
 
-from pythonjsonlogger.json import JsonFormatter
-
 request_id: ContextVar[str] = ContextVar("request_id", default="")
 """The request at hand; tasks that are started for it inherit it."""
 
@@ -40,6 +38,8 @@ def configure_logs(kind: str, to: TextIO | None = None) -> logging.Handler | Non
     """Write JSON lines to `to` (stderr) where `kind` is `json`; else leave Python's own way, warnings as text."""
     if kind != "json":
         return None
+    from pythonjsonlogger.json import JsonFormatter
+
     handler = logging.StreamHandler(to or sys.stderr)
     handler.setFormatter(
         JsonFormatter(

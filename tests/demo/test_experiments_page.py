@@ -23,7 +23,7 @@ def reader(tmp_path: Path) -> StoreReader:
 
 
 def test_nothing_of_the_page_waits_in_the_line_of_stories_or_is_a_public_api(reader: StoreReader) -> None:
-    blocks = page.build(ScriptedBackend("A story."), reader)
+    blocks = page.build(ScriptedBackend("A story."), experiments=reader)
     ours = [fn for fn in blocks.fns.values() if fn.page == PATH and fn.fn is not None]
     assert {fn.name for fn in ours} == {"on_open", "on_choice", "on_row", "on_writer"}
     assert not any(fn.queue for fn in ours)
@@ -34,7 +34,7 @@ def test_nothing_of_the_page_waits_in_the_line_of_stories_or_is_a_public_api(rea
 
 def test_no_template_is_ever_filled_with_text(reader: StoreReader) -> None:
     # Gradio runs a filled template as JavaScript: see `demo.page`.
-    blocks = page.build(ScriptedBackend("A story."), reader)
+    blocks = page.build(ScriptedBackend("A story."), experiments=reader)
     filled = {"note", "drawn-note", "learn", "no-benchmarks", "versions"}
     parts = [block for block in blocks.blocks.values() if getattr(block, "elem_id", None) in filled]
     assert len(parts) == len(filled)

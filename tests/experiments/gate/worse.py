@@ -100,6 +100,8 @@ class Slowed:
         self._runtime, self._delay = runtime, delay
 
     def __getattr__(self, name: str) -> Any:
+        if name in ("step_in_place", "new_sampler", "new_host_sampler"):  # a way past the delay
+            raise AttributeError(name)
         return getattr(self._runtime, name)
 
     def step(self, tokens: Tokens, batch: Any) -> Logits:

@@ -69,7 +69,7 @@ def test_every_field_that_changes_a_story_changes_its_key(other: Request) -> Non
 def test_every_field_of_a_request_is_in_the_key_or_is_known_not_to_matter() -> None:
     known = {field.name for field in (*fields(Request), *fields(Sampling))}
     tested = {"prompt", "max_tokens", "stop", "logprobs", "sampling", "temperature", "seed", "top_k", "top_p"}
-    assert known == tested | {"min_p", "repetition_penalty"} | {"remembered"}
+    assert known == tested | {"min_p", "repetition_penalty"} | {"remembered", "visitor", "story"}
 
 
 def test_each_edition_has_keys_of_its_own() -> None:

@@ -51,8 +51,7 @@ def test_a_body_that_is_too_long_is_refused_whether_or_not_it_tells_its_length(
 
 
 def test_a_body_of_the_longest_length_is_read(running: Running) -> None:
-    body = json.dumps({"prompt": "x", "max_tokens": 1, "user": ""}).encode()
-    body = body.replace(b'"user": ""', b'"user": "%b"' % (b"u" * (2048 - len(body))))
+    body = json.dumps({"prompt": "x", "max_tokens": 1}).encode().ljust(2048)  # JSON may end in blanks
     assert len(body) == 2048
     assert running.client.post("/v1/completions", content=body).status_code == 200
 
