@@ -107,8 +107,8 @@ def test_an_address_of_another_machine_is_told_in_one_line() -> None:
 
 
 def test_when_it_stops_the_engine_stops_with_it() -> None:
-    backend = local_backend()
     before = set(threading.enumerate())  # other tests' engines may still be ending
+    backend = local_backend()
     with serve(backend) as served:
         assert httpx.get(served.url).status_code == 200
         thread = [t for t in threading.enumerate() if t.name == "story-engine" and t not in before]
