@@ -79,9 +79,8 @@ def test_a_curve_is_what_the_loop_reported_over_tokens_and_over_minutes(store: M
     assert [point[2] for point in held_out.points] == pytest.approx([look.bits_per_byte for look in looks])
     (training,) = curves(client, [run], "training")
     steps = store.trained.steps
-    assert [(point[0], point[2]) for point in training.points] == [
-        (each.tokens, pytest.approx(each.loss)) for each in steps
-    ]
+    assert [point[0] for point in training.points] == [each.tokens for each in steps]
+    assert [point[2] for point in training.points] == pytest.approx([each.loss for each in steps])
     over_tokens = client.get_metric_history(run, "val/bits_per_byte_by_tokens")
     assert sorted((each.step, each.value) for each in over_tokens) == [
         (tokens, value) for tokens, _, value in held_out.points

@@ -57,7 +57,7 @@ def every_case_of(operation: Any, tried: Counter[str]) -> None:
 
 def test_every_route_as_described(running: Running) -> None:
     """Cases come from the description; what `pytest` would make of them is left out, for it is behind pytest 9."""
-    schema = schemathesis.openapi.from_url(f"{running.url}/openapi.json")
+    schema: Any = schemathesis.openapi.from_url(f"{running.url}/openapi.json")
     tried: Counter[str] = Counter()
     for found in schema.get_all_operations():
         every_case_of(found.ok(), tried)
