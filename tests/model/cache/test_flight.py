@@ -194,7 +194,7 @@ class Readers(RuleBasedStateMachine):
 
 
 TestReaders = Readers.TestCase
-TestReaders.settings = hypothesis.settings(max_examples=60, stateful_step_count=25)
+TestReaders.settings = hypothesis.settings(max_examples=25, stateful_step_count=20)
 
 
 async def test_a_reader_who_gives_up_before_the_story_began_leaves_it_to_the_others() -> None:
