@@ -184,10 +184,13 @@ def _wire(page: gr.Blocks, parts: Parts, reader: Reader) -> None:
         return _opened(await handlers.opened(reader, dict(request.query_params)))
 
     async def on_choice(chosen: list[str] | None, measure: str) -> list[Any]:
-        return _drawn(await handlers.draw(reader, chosen or [], measure))
+        return _undrawn(await handlers.draw(reader, chosen or [], measure))
 
     async def on_row(chosen: list[str] | None, measure: str, event: gr.SelectData) -> list[Any]:
-        return _drawn(await handlers.pick(reader, chosen or [], event.row_value or [], measure))
+        return _undrawn(await handlers.pick(reader, chosen or [], event.row_value or [], measure))
+
+    async def on_plots(chosen: list[str] | None, measure: str) -> list[Any]:
+        return _drawn(await handlers.draw(reader, chosen or [], measure))[-2:]
 
     async def on_writer(run: str | None) -> dict[str, Any]:
         return await handlers.told(reader, run or "")
@@ -196,9 +199,12 @@ def _wire(page: gr.Blocks, parts: Parts, reader: Reader) -> None:
     note_choice = "(runs, measure) => { window.experiments.address({ runs: runs.join(','), measure }); }"
     picture: list[Any] = [parts.chosen, parts.measure]
     page.load(on_open, None, parts.all, **quick)
-    for field in picture:
-        field.input(on_choice, picture, parts.curves, **quick).then(None, picture, None, js=note_choice)
-    parts.runs.select(on_row, picture, parts.curves, **quick).then(None, picture, None, js=note_choice)
+    # Gradio 6.31 draws a plot that stands there one change late, so it is taken away and comes back with its curves.
+    plots: list[Any] = [parts.by_tokens, parts.by_minutes]
+    changes = [field.input(on_choice, picture, parts.curves, **quick) for field in picture]
+    changes.append(parts.runs.select(on_row, picture, parts.curves, **quick))
+    for change in changes:
+        change.then(on_plots, picture, plots, **quick).then(None, picture, None, js=note_choice)
     parts.writer.input(on_writer, parts.writer, parts.learn, **quick)
 
 
@@ -240,6 +246,11 @@ def _drawn(drawn: Drawn) -> list[Any]:
         gr.update(value=drawn.by_tokens, **looks),
         gr.update(value=drawn.by_minutes, **looks),
     ]
+
+
+def _undrawn(drawn: Drawn) -> list[Any]:
+    """What was chosen, as values for `Parts.curves`, with the plots out of the way."""
+    return [*_drawn(drawn)[:3], gr.update(visible=False), gr.update(visible=False)]
 
 
 def _line(x: str, title: str, elem_id: str) -> gr.LinePlot:
