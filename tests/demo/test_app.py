@@ -110,7 +110,8 @@ def test_when_it_stops_the_engine_stops_with_it() -> None:
     before = set(threading.enumerate())  # other tests' engines may still be ending
     backend = local_backend()
     with serve(backend) as served:
-        assert httpx.get(served.url).status_code == 200
+        body = {"prompt": "Once", "max_tokens": 2}
+        assert httpx.post(f"{served.url}v1/completions", json=body).status_code == 200
         thread = [t for t in threading.enumerate() if t.name == "story-engine" and t not in before]
         assert thread
     assert all(not t.is_alive() for t in thread)
