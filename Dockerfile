@@ -22,8 +22,8 @@ WORKDIR /src
 # What the app imports, without the app, so that this layer is made again only when these two files change.
 COPY pyproject.toml constraints.txt ./
 RUN --mount=type=cache,target=/var/cache/pip \
-    python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" \
-        > /tmp/requirements.txt \
+    python -c "import tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; print( \
+        *project['dependencies'], *project['optional-dependencies']['postgres'], sep='\n')" > /tmp/requirements.txt \
     && python -m venv --without-pip /opt/story/venv \
     && python -m pip --python /opt/story/venv/bin/python install --no-compile \
         -r /tmp/requirements.txt -c constraints.txt \

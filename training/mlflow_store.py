@@ -15,7 +15,6 @@ from urllib.parse import quote, urlsplit
 from model.errors import InputError, MissingExtraError
 from model.settings import load_settings
 from training.outbox import one_line
-from training.owner import Owner
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -167,6 +166,8 @@ def bury_dead_runs(client: MlflowClient, experiment_id: str) -> list[str]:
 
     Runs of other machines and of other programs are left as they are: nothing can be known about them here.
     """
+    from training.owner import Owner  # needs psutil, which a machine that only serves does not have
+
     buried = []
     for run in client.search_runs([experiment_id], "attributes.status = 'RUNNING'"):
         owner = Owner.from_text(run.data.tags.get(OWNER, ""))
