@@ -202,11 +202,17 @@ def test_nothing_sticks_out_and_the_actions_stay_in_reach(
     assert tab.overflow() <= 0
     tab.page.fill("#prompt textarea", "A" * 300 + " very long word")
     tab.length(200)  # 4 s of writing: on a busy machine a shorter story is over before it is looked at
+    column = "document.querySelector('main.contain').getBoundingClientRect().width"
+    empty = tab.page.evaluate(column)
     tab.page.click("#write")
     tab.reaches("writing")
     expect(tab.page.locator("#stop")).to_be_in_viewport(timeout=PATIENCE)
     tab.reaches("open")
     assert tab.overflow() <= 0
+    assert tab.page.evaluate(column) == empty  # the page does not jump when words come
+    for end in ("0", "document.body.scrollHeight"):  # nor can they be scrolled away from
+        tab.page.evaluate(f"scrollTo(0, {end})")
+        expect(tab.page.locator("#stop")).to_be_in_viewport(ratio=1)
 
 
 def test_the_paper_can_be_turned_and_stays_so(opened: Callable[..., Tab]) -> None:
