@@ -29,7 +29,8 @@ RUN --mount=type=cache,target=/var/cache/pip \
         -r /tmp/requirements.txt -c constraints.txt \
     && echo /opt/story/app > /opt/story/venv/lib/python3.12/site-packages/story-app.pth
 COPY deploy/slim.py deploy/
-RUN python deploy/slim.py /opt/story/venv/lib/python3.12/site-packages
+RUN python deploy/slim.py /opt/story/venv/lib/python3.12/site-packages --system "/usr/lib/$(uname -m)-linux-gnu" \
+    && /opt/story/venv/bin/python -c "import psycopg; psycopg.pq.version()"
 
 # The app. Its decoder in C chooses its instructions when it runs, so one build serves every x86-64 processor.
 COPY README.md LICENSE setup.py story.py ./

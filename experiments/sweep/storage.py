@@ -83,8 +83,10 @@ def _connect(
         options: dict[str, Any] = {"connect_args": {"timeout": PATIENCE}}
     else:
         _make_schema(url)
-        # A connection may be lost while a trial trains for hours: it is tried before it is used.
-        options = {"pool_pre_ping": True, "connect_args": {"options": f"-csearch_path={SCHEMA}"}}
+        from sqlalchemy.pool import NullPool
+
+        # A trial trains for hours, in which a server may end what says nothing: nothing is held between two questions.
+        options = {"poolclass": NullPool, "connect_args": {"options": f"-csearch_path={SCHEMA}"}}
     with warnings.catch_warnings():
         # Heartbeats count as experimental in Optuna, since 2021.
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)

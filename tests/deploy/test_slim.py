@@ -69,6 +69,74 @@ def test_an_edit_must_fit_exactly_once_and_leaves_other_links_alone(tmp_path: Pa
         slim.edit((slim.Edit("copy.py", "before\n", "pass\n", "time"),), tmp_path)
 
 
+def page_of(folder: Path, **parts: str) -> Path:
+    """A page whose parts hold these texts; `_` stands for the dot before the suffix."""
+    (folder / "assets").mkdir(parents=True)
+    (folder / "index.html").write_text('<script type="module" src="./assets/index-1.js"></script>', "utf-8")
+    for name, text in parts.items():
+        (folder / "assets" / name.replace("__", "-").replace("_", ".")).write_text(text, "utf-8")
+    return folder
+
+
+def test_a_part_of_the_page_goes_with_what_only_it_leads_to(tmp_path: Path) -> None:
+    page = page_of(
+        tmp_path,
+        index__1_js='import"./shared-1.js";const a=()=>import(`./Model-1.js`),b=()=>import("./Text-1.js")',
+        Model__1_js='import{b}from"./canvas-1.js"',
+        canvas__1_js='import"./engine-1.js";import"./shared-1.js";const d=["./assets/canvas-1.css"]',
+        canvas__1_css="@font-face{src:url(./lines-1.woff2)}",
+        engine__1_js='import"./canvas-1.js"',
+        lines__1_woff2="font",
+        shared__1_js="1",
+        Text__1_js="2",
+        unknown__1_js="nobody leads here",
+    )
+    (saved,) = slim.fell((slim.Trunk("canvas-*.js", "models"),), page)
+    left = {path.name for path in (page / "assets").iterdir()}
+    assert left == {"index-1.js", "Model-1.js", "shared-1.js", "Text-1.js", "unknown-1.js"}
+    assert saved.bytes > 0
+    with pytest.raises(slim.SlimError, match=r"canvas-\*\.js matches nothing in .*: drop it from TRUNKS"):
+        list(slim.fell((slim.Trunk("canvas-*.js", "models"),), page))
+
+
+def test_the_installed_pages_parts_are_all_found_from_its_first_one(tmp_path: Path) -> None:
+    """Else what is still needed might count as led to by nothing."""
+    installed = Path(sysconfig.get_path("purelib")) / "gradio/templates/frontend"
+    (tmp_path / "assets").mkdir()
+    shutil.copy(installed / "index.html", tmp_path)
+    for path in (installed / "assets").iterdir():
+        if path.is_file():
+            (tmp_path / "assets" / path.name).symlink_to(path)
+    sizes = [saved.bytes for saved in slim.fell(slim.TRUNKS, tmp_path)]
+    assert sizes == [0] * len(slim.TRUNKS), "links weigh nothing"
+    gone = {path.name for path in (installed / "assets").iterdir()} - {
+        path.name for path in (tmp_path / "assets").iterdir()
+    }
+    assert 100 < len(gone) < 0.7 * len(list((installed / "assets").iterdir()))
+    needed = ("index-", "Blocks-", "Index-", "HTML-", "embed-", "markdown-code-")
+    assert not any(name.startswith(needed) for name in gone)
+
+
+def test_the_drivers_openssl_gives_way_to_the_systems_of_that_version_only(tmp_path: Path) -> None:
+    libraries = tmp_path / "site" / "psycopg_binary.libs"
+    for name in ("libcrypto-3a.so.3", "libssl-6b.so.3", "libpq-1.so.5"):
+        write(libraries / name, 40)
+    write(tmp_path / "lib" / "libcrypto.so.3", 7)
+    write(tmp_path / "lib" / "libssl.so.1", 7)
+    with pytest.raises(slim.SlimError, match=r"libssl\.so\.3 is missing"):
+        slim.share_openssl(tmp_path / "site", tmp_path / "lib")
+    for copy in libraries.iterdir():
+        copy.unlink()
+        write(copy, 40)
+    write(tmp_path / "lib" / "libssl.so.3", 7)
+    assert slim.share_openssl(tmp_path / "site", tmp_path / "lib").bytes == 80
+    assert (libraries / "libcrypto-3a.so.3").read_bytes() == b"x" * 7
+    assert (libraries / "libpq-1.so.5").stat().st_size == 40
+    (libraries / "libssl-6b.so.3").unlink()
+    with pytest.raises(slim.SlimError, match=r"holds 0 of libssl, not one"):
+        slim.share_openssl(tmp_path / "site", tmp_path / "lib")
+
+
 @pytest.fixture(scope="session")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A library with symbols, made here."""

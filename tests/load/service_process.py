@@ -1,4 +1,4 @@
-"""A service in a process of its own with the shipped model, and readers that stream from it."""
+"""A service, or the demo, in a process of its own with the shipped model, and readers that stream from it."""
 
 from __future__ import annotations
 
@@ -38,13 +38,15 @@ class ServiceProcess:
         return self.process.wait(60)
 
 
+ORDERS = {"service": ["-m", "model.service"], "demo": [str(REPOSITORY / "story.py"), "demo"]}
+
+
 @contextlib.contextmanager
-def service_process(**settings: str) -> Iterator[ServiceProcess]:
-    """`python -m model.service` with these settings, until this context ends."""
+def service_process(what: str = "service", **settings: str) -> Iterator[ServiceProcess]:
+    """The service alone, or the demo with its page around it, with these settings, until this context ends."""
     env = {**os.environ, "PYTHONPATH": str(REPOSITORY), **settings}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "model.service", "--port", "0"], env=env, stdout=subprocess.PIPE, text=True
-    )
+    order = [sys.executable, *ORDERS[what], "--port", "0"]
+    process = subprocess.Popen(order, env=env, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
         yield ServiceProcess(process.stdout.readline().split()[-1], process)

@@ -3,17 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import pwd
-import shutil
-import signal
-import socket
-import subprocess
-import tempfile
 import threading
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -23,49 +14,15 @@ from experiments.ab.recorder import Recorder
 from experiments.ab.run import look
 from experiments.ab.tables import HEAD, exposures, metadata
 from tests.experiments.ab.events import exposure, readers
+from tests.postgres_server import postgres_server
 
 pytestmark = pytest.mark.slow
-BINARIES = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
 
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
-    """An empty server on the loopback. PostgreSQL refuses to run as root, so there it runs as its own user."""
-    found = shutil.which("postgres")
-    folder = Path(found).resolve().parent if found else next(iter(BINARIES), None)
-    if folder is None:
-        pytest.skip("PostgreSQL is not installed on this machine (Debian package: postgresql)")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    user: dict[str, Any] = {}
-    place = Path(tempfile.mkdtemp(prefix="story-postgres-"))
-    if os.geteuid() == 0:
-        account = pwd.getpwnam("postgres")
-        user = {"user": account.pw_uid, "group": account.pw_gid}
-        os.chown(place, account.pw_uid, account.pw_gid)
-    data = str(place / "data")
-    subprocess.run(
-        [str(folder / "initdb"), "-D", data, "-U", "story", "-A", "trust", "-E", "UTF8", "--no-sync"],
-        check=True, capture_output=True, cwd=place, **user,
-    )  # fmt: skip
-    server = subprocess.Popen(
-        [str(folder / "postgres"), "-D", data, "-p", str(port), "-h", "127.0.0.1", "-k", str(place), "-F"],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=place, **user,
-    )  # fmt: skip
-    try:
-        for _ in range(600):
-            try:
-                socket.create_connection(("127.0.0.1", port), 1).close()
-                break
-            except OSError:
-                assert server.poll() is None
-                threading.Event().wait(0.05)
-        yield f"postgresql://story:hunter2@127.0.0.1:{port}/postgres"
-    finally:
-        server.send_signal(signal.SIGINT)  # SIGTERM would wait for clients
-        server.wait(30)
-        shutil.rmtree(place, ignore_errors=True)
+    with postgres_server() as server:
+        yield server.url
 
 
 def test_replicas_that_start_together_migrate_once_and_lose_nothing(address: str) -> None:

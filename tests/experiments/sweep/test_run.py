@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import shutil
 import signal
 import threading
 import time
@@ -25,6 +24,7 @@ from experiments.sweep.worker import STOPPED
 from model.errors import InputError
 from tests.experiments.sweep.conftest import Swept
 from tests.experiments.sweep.sweeps import STEPS, small_space
+from tests.postgres_server import postgres_server
 from tests.training.runs import train, weights
 from training.mlflow_store import open_store
 from training.owner import Owner
@@ -273,12 +273,9 @@ def _names(storage: str) -> list[str]:
 
 @pytest.mark.slow
 def test_a_study_lives_in_postgresql_beside_whatever_else_is_there(shards: Path, tmp_path: Path) -> None:
-    """A real server, which takes seconds to make, and has to be on the PATH."""
-    if shutil.which("initdb") is None:
-        pytest.skip("there is no PostgreSQL on this machine")
-    from tests.experiments.sweep.postgres import postgres
-
-    with postgres(tmp_path / "pg") as url:
+    """A real server, which takes seconds to make."""
+    with postgres_server() as server:
+        url = server.url
         _, code = run_sweep(new(tmp_path, shards, trials=1, storage=url), lambda line: None)
         assert code == 0
         assert rows(open_study(url, "new"))[0]["state"] == "complete"
@@ -289,7 +286,7 @@ def test_a_study_lives_in_postgresql_beside_whatever_else_is_there(shards: Path,
                 "select schemaname from pg_tables where tablename = 'trials'"
             ).fetchall()
         assert found == [("story_sweep",)]
-        wrong = url.replace("story@", "nobody:secret@")
+        wrong = url.replace("story:hunter2@", "nobody:secret@")
         with pytest.raises(InputError, match="cannot be used") as caught:
             open_study(wrong, "new")
         assert "secret" not in str(caught.value)
