@@ -55,7 +55,7 @@ async def test_64_streams_for_two_minutes_without_an_error_in_flat_memory() -> N
     )
     assert readings.errors == []
     assert readings.stories >= STREAMS
-    assert late < 1.05 * early + 5
+    assert late < 1.02 * early + 2
     assert late < 1_000, "the documented instance has a gigabyte"
 
 
@@ -114,4 +114,4 @@ async def test_a_soak_of_two_thousand_stories_leaves_memory_where_it_was() -> No
     print(f"\n{readings.stories} stories, {readings.tokens:,} tokens; memory by hundreds: "
           + " ".join(f"{mb:.0f}" for mb in memory))  # fmt: skip
     assert (readings.stories, readings.errors) == (2_000, [])
-    assert memory[-1] < 1.05 * memory[4] + 5
+    assert memory[-1] < 1.02 * memory[4] + 2

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 from model.backend import LocalBackend
 from model.generation import Request, Sampling
+from model.job import Job
 from model.service.metered import MeteredBackend
 from tests.model.service.serving import Running, paced, serving, streaming, until
 
@@ -41,6 +43,27 @@ def test_comments_come_before_the_first_token_too_while_a_story_waits_in_line() 
     assert told[-1] == "[DONE]"
     assert told[-2]["times"]["queued"] > 0.1
     assert told[-2]["times"]["ttft"] >= told[-2]["times"]["queued"]
+
+
+def test_a_told_story_leaves_nothing_that_only_the_collector_would_free() -> None:
+    def jobs() -> int:
+        return sum(isinstance(found, Job) for found in gc.get_objects())
+
+    backend, _ = paced()
+    with serving(backend) as running:
+        running.post("/v1/completions", prompt="Once", max_tokens=3)
+        gc.collect()
+        before = jobs()
+        gc.disable()
+        try:
+            for seed in range(5):
+                with streaming(running, prompt="Once", max_tokens=3, seed=seed) as flow:
+                    assert list(flow)[-1] == ("", "[DONE]")
+                assert running.post("/api/generate", prompt="Two", max_tokens=3, seed=seed).status_code == 200
+            until(lambda: running.get("/api/health").json()["open"] == 0)
+            until(lambda: jobs() <= before + 1)  # the engine's thread may still hold its last one
+        finally:
+            gc.enable()
 
 
 def test_a_failure_in_mid_story_is_an_error_event_and_never_text() -> None:
