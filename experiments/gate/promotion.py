@@ -32,6 +32,7 @@ SETTLE = 0.3
 STALE = 120.0
 """Seconds after which a lock belongs to a process that died."""
 VERDICT_AGE = timedelta(days=7)
+SAME_MOMENT = "another promotion began at the same moment; try again"
 
 
 class PromotionError(StoryError):
@@ -164,14 +165,22 @@ def _verdict(client: MlflowClient, chosen: Version, champion: Version | None, th
 @contextlib.contextmanager
 def _locked(client: MlflowClient) -> Iterator[None]:
     """Hold the registered model's lock, or raise `PromotionError`."""
+    from mlflow.exceptions import MlflowException
+
     mine = f"{uuid.uuid4().hex} {time.time():.3f}"
     held = client.get_registered_model(NAME).tags.get(LOCK, "")
     if held and time.time() - float(held.split()[1]) < STALE:
         raise PromotionError("another promotion is under way; try again in a moment", 1)
-    client.set_registered_model_tag(NAME, LOCK, mine)
+    try:
+        client.set_registered_model_tag(NAME, LOCK, mine)
+    except MlflowException:
+        # Of two that write a new tag at the same moment, a SQL store takes one and refuses the other.
+        if not client.get_registered_model(NAME).tags.get(LOCK):
+            raise
+        raise PromotionError(SAME_MOMENT, 1) from None
     time.sleep(SETTLE)
     if client.get_registered_model(NAME).tags.get(LOCK) != mine:
-        raise PromotionError("another promotion began at the same moment; try again", 1)
+        raise PromotionError(SAME_MOMENT, 1)
     try:
         yield
     finally:

@@ -106,7 +106,7 @@ def test_runs_are_sorted_filtered_and_pressed_into_the_picture(opened: Callable[
     expect(again.locator("#by-minutes svg .role-axis-title text").last).to_contain_text(
         "nats", timeout=PATIENCE
     )
-    expect(again.get_by_label("Loss in training, nats a token")).to_be_checked(timeout=PATIENCE)
+    expect(again.get_by_role("radio", name="Loss in training, nats a token")).to_be_checked(timeout=PATIENCE)
 
 
 def test_the_slider_shows_how_it_learned_to_write(opened: Callable[..., Page]) -> None:

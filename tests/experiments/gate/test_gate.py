@@ -5,17 +5,20 @@ from __future__ import annotations
 import io
 import json
 import threading
+import time
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 from rich.console import Console
 
 from experiments.gate.bounds import share
 from experiments.gate.decide import decide
 from experiments.gate.evidence import Evidence, Found, save_baseline
-from experiments.gate.promotion import Move, PromotionError, promote, rollback
+from experiments.gate.promotion import LOCK, Move, PromotionError, promote, rollback
 from experiments.gate.run import run_gate
 from experiments.gate.shown import MARK, junit, markdown, print_decision
 from experiments.gate.verdict import Decision, Verdict
@@ -188,6 +191,29 @@ def test_of_two_promotions_at_once_one_moves_the_alias(place: Place) -> None:
         thread.join(60)
     assert sorted(isinstance(end, Move) for end in ends) == [False, True], ends
     assert aliases(place.uri) == {"champion": 2, "previous": 1}
+
+
+def test_a_store_that_refuses_the_lock_because_another_took_it_is_told_from_one_that_fails(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The moment between two transactions cannot be met on purpose, so the refusal is made here."""
+    measured(place, place.challenger)
+    before = aliases(place.uri)
+    real = MlflowClient.set_registered_model_tag
+    other_took_it = False
+
+    def refused(self: MlflowClient, name: str, key: str, value: str) -> None:
+        if other_took_it:
+            real(self, name, key, f"another {time.time():.3f}")
+        raise MlflowException("UNIQUE constraint failed")
+
+    monkeypatch.setattr(MlflowClient, "set_registered_model_tag", refused)
+    with pytest.raises(MlflowException, match="UNIQUE"):
+        promote(place.uri, place.bounds, apply=True)
+    other_took_it = True
+    with pytest.raises(PromotionError, match="at the same moment"):
+        promote(place.uri, place.bounds, apply=True)
+    assert aliases(place.uri) == before
 
 
 def test_a_ci_job_gates_against_a_file_without_a_champion_in_the_store(place: Place, tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ async def test_a_story_told_again_is_the_story_that_was_written(
     assert isinstance(again, Replay)
     assert local.engine.stats().steps == steps, "the engine had nothing to do"
     assert merge(written) == merge(alone) == merge(replayed)
-    assert len(replayed) > 20, "piece by piece, not in one"
+    assert len(replayed) > 1, "piece by piece, not in one; on a busy machine they are longer"
     for completion in (one, two):
         assert (completion.text, completion.finish_reason, completion.logprobs) == (
             plain.text,

@@ -47,7 +47,7 @@ def test_comments_come_before_the_first_token_too_while_a_story_waits_in_line() 
 
 def test_a_told_story_leaves_nothing_that_only_the_collector_would_free() -> None:
     def jobs() -> int:
-        return sum(isinstance(found, Job) for found in gc.get_objects())
+        return sum(type(found) is Job for found in gc.get_objects())
 
     backend, _ = paced()
     with serving(backend) as running:
