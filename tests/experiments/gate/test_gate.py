@@ -18,7 +18,7 @@ from rich.console import Console
 from experiments.gate.bounds import share
 from experiments.gate.decide import decide
 from experiments.gate.evidence import Evidence, Found, save_baseline
-from experiments.gate.promotion import LOCK, Move, PromotionError, promote, rollback
+from experiments.gate.promotion import Move, PromotionError, promote, rollback
 from experiments.gate.run import run_gate
 from experiments.gate.shown import MARK, junit, markdown, print_decision
 from experiments.gate.verdict import Decision, Verdict
