@@ -1,6 +1,6 @@
 """Removes from an installation what serving never reads, and tells what each removal saved.
 
-A plain installation of the app takes about 360 MB, and nearly half of it is never opened: Gradio's server-side renderer
+A plain installation of the app takes about 370 MB, and half of it is never opened: Gradio's server-side renderer
 and sample media, a second copy of ONNX Runtime for programs in C, test suites, headers, debug symbols. `RULES` says
 what goes and why. A rule that finds nothing ends the run, for then a package has changed and the rule guards nothing
 any more. `TRUNKS` are parts of Gradio's page that go with all that only they lead to, and `EDITS` takes out one piece
