@@ -5,6 +5,10 @@ code runs on the CPU, where nothing is captured: slower than the embedded runtim
 `DeviceRuntime` also chooses the tokens on the device, so that a step brings a few numbers over the bus, not the
 logits of all streams.
 
+A stream's bits are the same whatever else is in the batch, as long as the processor and `max_batch` stay: which sizes
+of matrix products agree is measured when a runtime is made (`torch_batch.choose_sizes`), and another `max_batch` may
+choose others. The embedded runtimes give the same bits at every `max_batch`.
+
 In fp32 only: half precision moves logits, and what a GPU waits for with a network of five million parameters should be
 launches, not numbers.
 
@@ -35,8 +39,6 @@ from model.torch_step import StepWeights
 
 PREFILL_CHUNK = 64
 """Longest run of tokens in one call; longer prompts are taken in pieces of this size."""
-SMALLEST_ROOM = 8
-"""Rows that an arena has at least, so that few slots give a stream the same bits as many."""
 
 
 class TorchRuntime:
@@ -66,7 +68,7 @@ class TorchRuntime:
         self.recorder: Recorder = recorder or (CudaGraphs() if device == "cuda" else Eager())
         self.weights = StepWeights.of(network, self.device)
         self.empty = empty_state(self.config, self.device)
-        self._room = bucket_sizes(max(max_batch, SMALLEST_ROOM))[-1]
+        self._room = bucket_sizes(max_batch)[-1]
         first = Arena(self.weights, self._room, self.recorder)
         self.sizes = choose_sizes(first, self._room)
         """Rows are computed in one of these numbers, with rows that nobody reads where streams are too few."""

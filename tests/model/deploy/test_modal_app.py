@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 import types
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +21,7 @@ from model import modal_app
 from model.folder import PRETRAINED
 from tests.model.deploy.conftest import Run
 from tests.model.deploy.modal_server import ControlPlane, control_plane, environment
+from tests.model.engines import until
 
 REVISION = "f" * 64
 GREEN = {"STORY_COLOUR": "green", "STORY_REVISION": REVISION, "STORY_GPU": "T4"}
@@ -340,10 +340,13 @@ def test_when_the_machine_is_taken_away_the_run_saves_and_the_volume_is_committe
     )
     main = threading.main_thread().ident
     assert main is not None
+    monkeypatch.setattr(modal_app, "COMMIT_EVERY", 0)
+    committed: list[bool] = []  # whether the run had saved by then
+    monkeypatch.setattr(volume, "commit", lambda: committed.append((tmp_path / "saved").exists()))
 
     def take_away() -> None:
-        while not (tmp_path / "started").exists():
-            time.sleep(0.05)
+        # The first commit says that `story` watches the run: a signal before that meets it half started.
+        until(lambda: (tmp_path / "started").exists() and bool(committed), seconds=60)
         signal.pthread_kill(main, signal.SIGINT)
 
     taker = threading.Thread(target=take_away)
@@ -352,7 +355,7 @@ def test_when_the_machine_is_taken_away_the_run_saves_and_the_volume_is_committe
         modal_app.story("train")
     taker.join()
     assert (tmp_path / "saved").read_text() == "yes"
-    assert volume.times == 1
+    assert (committed[0], committed[-1]) == (False, True)
 
 
 def test_the_page_is_made_by_the_factory_that_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

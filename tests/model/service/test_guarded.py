@@ -117,7 +117,7 @@ def test_a_story_asked_again_is_told_from_memory_in_the_same_events(guarded: Run
         )
 
     assert texts(written) == texts(replayed)
-    assert len(replayed) > 5, "piece by piece"
+    assert len(replayed) >= len(written), "in no larger pieces than the first client got"
     assert written[-2][1]["usage"] == replayed[-2][1]["usage"]
     assert (written[-2][1]["writer"], replayed[-2][1]["writer"]) == ("local", "memory")
     figures = guarded.figures()

@@ -34,7 +34,7 @@ def test_its_events_are_tokens_and_then_the_whole(shipped: Running) -> None:
     assert [name for name, _ in told] == ["token"] * (len(told) - 1) + ["complete"]
     complete = told.pop()[1]
     assert "".join(data["text"] for _, data in told) == complete["text"] == whole["text"]
-    assert len(told) > 5
+    assert told  # how many depends on the machine: tokens that are ready at once share an event
     assert {k: v for k, v in complete.items() if k not in ("id", "times")} == {
         k: v for k, v in whole.items() if k not in ("id", "times")
     }
