@@ -4,7 +4,7 @@
 #     docker run --rm --init -p 7860:7860 --read-only --tmpfs /tmp -v stories:/var/lib/write-me-a-story write-me-a-story
 #
 # The first stage builds and slims, the second one copies four folders out of it, the seldom changed ones first: of a
-# release of ours, a machine that has the one before fetches only the last two layers, some 32 MB packed. deploy/image_size.py
+# release of ours, a machine that has the one before fetches only the last two layers, some 32 MB packed. deploy/image/image_size.py
 # says what is in it.
 
 FROM python:3.12-slim AS build
@@ -28,8 +28,8 @@ RUN --mount=type=cache,target=/var/cache/pip \
     && python -m pip --python /opt/story/venv/bin/python install --no-compile \
         -r /tmp/requirements.txt -c constraints.txt \
     && echo /opt/story/app > /opt/story/venv/lib/python3.12/site-packages/story-app.pth
-COPY deploy/slim.py deploy/
-RUN python deploy/slim.py /opt/story/venv/lib/python3.12/site-packages --system "/usr/lib/$(uname -m)-linux-gnu" \
+COPY deploy/image/slim.py deploy/image/
+RUN python deploy/image/slim.py /opt/story/venv/lib/python3.12/site-packages --system "/usr/lib/$(uname -m)-linux-gnu" \
     && /opt/story/venv/bin/python -c "import psycopg; psycopg.pq.version()"
 
 # The app. Its decoder in C chooses its instructions when it runs, so one build serves every x86-64 processor.
@@ -38,18 +38,18 @@ COPY model model
 COPY training training
 COPY experiments experiments
 COPY demo demo
+COPY deploy deploy
 RUN --mount=type=cache,target=/var/cache/pip \
     python -m pip install --no-compile setuptools -c constraints.txt \
     && python -m pip wheel --no-build-isolation --no-deps --wheel-dir /tmp/wheel . \
     && python -m pip --python /opt/story/venv/bin/python install --no-compile --no-deps \
         --target /opt/story/app /tmp/wheel/*.whl \
-    && ls /opt/story/app/model/_native*.so
+    && ls /opt/story/app/model/runtimes/native/_native*.so
 
 # The app writes a story here, or there is no image.
-COPY deploy/warm.py deploy/healthy.py deploy/
 RUN PATH="/opt/story/app/bin:/opt/story/venv/bin:$PATH" \
     PYTHONPYCACHEPREFIX=/opt/story/bytecode HOME=/tmp GRADIO_TEMP_DIR=/tmp/gradio STAGE=PROD \
-    python deploy/warm.py story demo --host 127.0.0.1
+    python deploy/image/warm.py story demo --host 127.0.0.1
 
 
 FROM python:3.12-slim
@@ -64,7 +64,7 @@ RUN groupadd --gid 10001 story \
     && install -d -o story -g story -m 0750 /var/lib/write-me-a-story
 
 COPY --from=build /opt/story/venv /opt/story/venv
-COPY --from=build /src/deploy/healthy.py /opt/story/healthy.py
+COPY --from=build /src/deploy/image/healthy.py /opt/story/healthy.py
 COPY --from=build /opt/story/app /opt/story/app
 COPY --from=build /opt/story/bytecode /opt/story/bytecode
 

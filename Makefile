@@ -42,7 +42,7 @@ $(VENV)/.made:
 	exit 1
 
 # The decoder in C, which an installation builds where there is a compiler.
-NATIVE := $(wildcard model/native/*.[ch])
+NATIVE := $(wildcard model/runtimes/native/csrc/*.[ch])
 
 # A stamp is newer than the files that say what to install or hold what is built, or the set is installed again.
 $(VENV)/.serving: $(VENV)/.made pyproject.toml setup.py constraints.txt $(NATIVE)

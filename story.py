@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from demo.terminal import Verbs, model_folder, print_json, print_rows, write_story
+from deploy.release.cli import app as deploy_verbs
 from experiments.ab.command import ab
 from experiments.benchmark.command import benchmark
 from experiments.compare.command import compare
@@ -24,7 +25,6 @@ from experiments.gate.command import gate, promote, rollback
 from experiments.quality.command import evaluate
 from experiments.registry.command import models, register
 from experiments.sweep.command import sweep
-from model.deploy.cli import app as deploy_verbs
 from model.generation import Request, Sampling
 
 if TYPE_CHECKING:
@@ -170,7 +170,7 @@ def data(
     _settings()
     from rich.console import Console
 
-    from training.prepare import PrepareOptions, prepare
+    from training.data.prepare import PrepareOptions, prepare
 
     options = PrepareOptions(
         sources=tuple(source or ()),
@@ -227,10 +227,10 @@ def train(
     _settings()
     from rich.console import Console
 
-    from training.quick_start import find_start
-    from training.recipe import load_recipe
-    from training.run import relaunch, resumed_recipe
-    from training.run import train as run_training
+    from training.trainer.quick_start import find_start
+    from training.trainer.recipe import load_recipe
+    from training.trainer.run import relaunch, resumed_recipe
+    from training.trainer.run import train as run_training
 
     given = resume or config is not None
     start = find_start(
@@ -269,7 +269,7 @@ def export(
 ) -> None:
     """Make a self-contained model folder for serving out of a checkpoint."""
     _settings()
-    from training.export import export_checkpoint
+    from training.export.export import export_checkpoint
 
     report = export_checkpoint(checkpoint, out, blend_with=blend, calibrate_on=calibrate).as_dict()
     (print_json if as_json else print_rows)(report)
@@ -290,7 +290,7 @@ def ui(
 ) -> None:
     """Show the training runs: the MLflow UI on the project's store, on this machine only."""
     settings = _settings()
-    from experiments.ui import serve_ui
+    from experiments.dashboard.mlflow_ui import serve_ui
 
     raise typer.Exit(1 if serve_ui(settings.mlflow_tracking_uri, port=port) else 0)
 

@@ -1,8 +1,8 @@
 """Start the page and stop it cleanly.
 
 The model is loaded first, then the server starts in a thread of its own and runs the backend inside its event
-loop, so that streams and page share one loop. Beside the page lie the routes of the service (`model.service`), over the
-same backend. `serve` is all that as a context, for tests and for programs that have their own main loop;
+loop, so that streams and page share one loop. The routes of the HTTP service lie beside the page, over
+the same backend. `serve` is all that as a context, for tests and for programs that have their own main loop;
 `launch` adds waiting for a signal, for the command line.
 """
 
@@ -22,21 +22,22 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.middleware import Middleware
 
-from demo import noted, theme
-from demo.backends import open_backend
-from demo.backends.arms import divided
+from demo import theme
 from demo.experiments_page import open_reader
 from demo.page import build, in_a_loop
-from model.backend import Backend
+from demo.routing import noted
+from demo.routing.arms import divided
 from model.errors import InputError
-from model.guard import Guard
-from model.service.app import ServiceRoute, create_service
-from model.service.logs import configure_logs
-from model.service.options import ServiceOptions
-from model.service.secured import SecurityHeaders
+from model.serving.backend import Backend
+from model.serving.guard import Guard
+from model.serving.http.app import ServiceRoute, create_service
+from model.serving.http.options import ServiceOptions
+from model.serving.http.secured import SecurityHeaders
+from model.serving.logs import configure_logs
+from model.serving.remote import open_backend
 
 if TYPE_CHECKING:
-    from experiments.overview.reader import StoreReader
+    from experiments.dashboard.reader import StoreReader
     from model.settings import Settings
 
 GRACE = 3

@@ -17,20 +17,21 @@ import gradio as gr
 from fastapi import FastAPI
 from starlette.middleware import Middleware
 
-from demo import noted, theme
-from demo.backends import open_backend
-from demo.backends.arms import divided
+from demo import theme
 from demo.experiments_page import open_reader
 from demo.page import build, in_a_loop
-from model.guard import Guard
-from model.service.app import ServiceRoute, create_service
-from model.service.options import ServiceOptions
-from model.service.secured import SecurityHeaders
+from demo.routing import noted
+from demo.routing.arms import divided
+from model.serving.guard import Guard
+from model.serving.http.app import ServiceRoute, create_service
+from model.serving.http.options import ServiceOptions
+from model.serving.http.secured import SecurityHeaders
+from model.serving.remote import open_backend
 from model.settings import load_settings
 
 if TYPE_CHECKING:
-    from experiments.overview.reader import StoreReader
-    from model.backend import Backend
+    from experiments.dashboard.reader import StoreReader
+    from model.serving.backend import Backend
 
 
 def create_app(

@@ -16,7 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
-from experiments.ui import port_is_free
+from experiments.dashboard.mlflow_ui import port_is_free
 from model.errors import StoryError
 from model.generation import Request, Sampling
 from model.settings import Settings, load_settings, without_password
@@ -107,8 +107,8 @@ def _packages() -> Iterator[Finding]:
 def _model(settings: Settings) -> Finding:
     folder = None if settings.story_model is None else Path(settings.story_model)
     try:
-        from model.folder import PRETRAINED, ModelFolder
-        from model.load import load_engine
+        from model.architecture.folder import PRETRAINED, ModelFolder
+        from model.engine.load import load_engine
 
         digest = ModelFolder.open(folder or PRETRAINED).digest
         with load_engine(
@@ -141,7 +141,7 @@ def _model(settings: Settings) -> Finding:
 def _native() -> Finding:
     """The compiled decoder: there or not, and what it computes with on this machine."""
     try:
-        from model.native_library import paths
+        from model.runtimes.native.library import paths
 
         return Finding("native", "ok", f"built; this processor runs {', '.join(paths())}")
     except StoryError as error:
@@ -168,8 +168,8 @@ def _mlflow(settings: Settings) -> Finding:
 def _modal(settings: Settings) -> Finding:
     if settings.modal_endpoint_url is None:
         return Finding("endpoint", "off", "MODAL_ENDPOINT_URL is not set", "writing on a GPU at Modal")
-    from demo.backends.exchange import introduce, proxy_auth
-    from model.colours import open_colours
+    from model.serving.deployments.colours import open_colours
+    from model.serving.remote.exchange import introduce, proxy_auth
 
     try:
         headers = proxy_auth(settings)

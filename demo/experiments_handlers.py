@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
-from experiments.overview.records import (
+from experiments.dashboard.records import (
     BenchmarkRow,
     Curve,
     DecisionRow,
@@ -66,7 +66,7 @@ BENCHMARK_COLUMNS = (
 
 
 class Reader(Protocol):
-    """Who knows what the store holds: `experiments.overview.reader.StoreReader`."""
+    """Who knows what the store holds: `experiments.dashboard.reader.StoreReader`."""
 
     async def overview(self, *, known: bool = False) -> Overview:
         """Runs, benchmarks, versions; `known`: an older answer will do."""

@@ -15,7 +15,7 @@ import gradio as gr
 from demo import experiments_handlers as handlers
 from demo import theme
 from demo.experiments_handlers import Drawn, Page, Reader
-from experiments.overview.reader import StoreReader
+from experiments.dashboard.reader import StoreReader
 
 if TYPE_CHECKING:
     from model.settings import Settings

@@ -16,17 +16,17 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from demo import links
-from demo.backends.split import noting
 from demo.coalesce import coalesce
 from demo.form import FIELDS, Form, new_seed
+from demo.routing.split import noting
 from experiments.ab.events import new_id
-from model.backend import Backend, Stream, model_for
-from model.cache.flight import MEMORY
 from model.errors import BusyError, InputError, LimitError, StoryError
 from model.generation import Completion, Usage
-from model.limiting.clients import UNKNOWN
-from model.limiting.limiter import Limiter, Ticket
-from model.service.logs import new_request_id, request_id
+from model.serving.backend import Backend, Stream, model_for
+from model.serving.cache.flight import MEMORY
+from model.serving.logs import new_request_id, request_id
+from model.serving.rate_limit.clients import UNKNOWN
+from model.serving.rate_limit.limiter import Limiter, Ticket
 
 log = logging.getLogger(__name__)
 

@@ -18,15 +18,15 @@ from typing import Any, TypeVar
 import gradio as gr
 
 from demo import handlers, theme
-from demo.backends.split import noting
 from demo.experiments_handlers import Reader
 from demo.experiments_page import PATH, add_experiments
 from demo.form import FIELDS, LONGEST, Form, new_seed
 from demo.handlers import Desk, View, buttons
 from demo.links import VERSION_CHARS
-from demo.visitor import visitor_of
-from model.backend import Backend, model_for
-from model.limiting.limiter import Limiter
+from demo.routing.split import noting
+from demo.routing.visitor import visitor_of
+from model.serving.backend import Backend, model_for
+from model.serving.rate_limit.limiter import Limiter
 
 EXAMPLES = {
     "A fox who could not sleep": "Once upon a time, there was a little fox who could not sleep. Every night,",

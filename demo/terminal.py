@@ -84,7 +84,7 @@ def write_story(request: Request, folder: Path | None, settings: Settings, *, as
 
     Raises `ModelError` when there is no usable model and `WritingError` when the story broke off.
     """
-    from model.load import load_engine
+    from model.engine.load import load_engine
 
     with load_engine(
         folder,

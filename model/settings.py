@@ -251,7 +251,7 @@ class Settings(BaseSettings):
     )
     story_colour: Literal["blue", "green"] = Field(
         default="blue",
-        description="Which of the two deployments `modal deploy -m model.modal_app` makes; "
+        description="Which of the two deployments `modal deploy -m deploy.modal_app` makes; "
         "`story deploy` sets it",
     )
     story_revision: str | None = Field(
@@ -270,7 +270,7 @@ class Settings(BaseSettings):
     @classmethod
     def _is_a_limit(cls, value: str | None, info: ValidationInfo) -> str | None:
         if value is not None:
-            from model.limiting.quotas import read_quotas  # its library takes 0.2 s to load
+            from model.serving.rate_limit.quotas import read_quotas  # its library takes 0.2 s to load
 
             assert info.field_name is not None
             read_quotas(info.field_name.upper(), value, "client", "tokens")
@@ -280,7 +280,7 @@ class Settings(BaseSettings):
     @classmethod
     def _are_proxies(cls, value: str | None) -> str | None:
         if value is not None:
-            from model.limiting.clients import Clients
+            from model.serving.rate_limit.clients import Clients
 
             Clients.read(value)
         return value

@@ -14,8 +14,8 @@ from typer.testing import CliRunner, Result
 
 import story
 from model.generation import Request, Sampling
-from training.recipe import Recipe, load_recipe
-from training.run import TrainResult
+from training.trainer.recipe import Recipe, load_recipe
+from training.trainer.run import TrainResult
 
 
 def run(*arguments: str) -> Result:
@@ -63,7 +63,7 @@ def test_every_option_has_help() -> None:
 
 def test_defaults_of_options_are_those_of_the_rooms() -> None:
     """The options repeat some defaults, so that `--help` need import no room; here the two are compared."""
-    from training.prepare import PrepareOptions
+    from training.data.prepare import PrepareOptions
 
     options = {
         name: parameter.default for name, parameter in inspect.signature(story.data).parameters.items()
@@ -102,8 +102,8 @@ def test_training_with_several_processes_starts_this_command_in_each(monkeypatch
         trained.append({"steps": recipe.steps, **options})
         return TrainResult("finished", "", 3, 96, 1.5, None)
 
-    monkeypatch.setattr("training.run.relaunch", relaunch)
-    monkeypatch.setattr("training.run.train", train)
+    monkeypatch.setattr("training.trainer.run.relaunch", relaunch)
+    monkeypatch.setattr("training.trainer.run.train", train)
     arguments = ["train", "--processes", "2", "steps=3", "--minutes", "2", "--init", "some/model"]
     arguments += ["--no-track", "--json", "--data", "data/tinystories"]
     monkeypatch.setattr(sys, "argv", ["story", *arguments])
@@ -130,7 +130,7 @@ def test_a_resume_takes_the_recipe_of_its_run_unless_another_is_named(
         trained.append(recipe)
         return TrainResult("finished", "", 3, 96, 1.5, None)
 
-    monkeypatch.setattr("training.run.train", train)
+    monkeypatch.setattr("training.trainer.run.train", train)
     mine = load_recipe("tiny", overrides=["seed=11"])
     (tmp_path / "mine" / "last").mkdir(parents=True)
     notes = {"format": 1, "model": {}, "recipe": mine.as_dict()}

@@ -21,14 +21,14 @@ ROOMS = ("model", "training", "experiments", "demo")
 """In the order of the arrows: a room may import those before it."""
 
 NEEDS_TORCH = {
-    "model.network",
-    "model.checkpoint",
-    "model.torch_batch",
-    "model.torch_graphs",
-    "model.torch_prefill",
-    "model.torch_runtime",
-    "model.torch_sampling",
-    "model.torch_step",
+    "model.architecture.network",
+    "model.architecture.checkpoint",
+    "model.runtimes.torch.batch",
+    "model.runtimes.torch.graphs",
+    "model.runtimes.torch.prefill",
+    "model.runtimes.torch.runtime",
+    "model.runtimes.torch.sampling",
+    "model.runtimes.torch.step",
 }
 """The modules of `model` and `demo` that hold the network as PyTorch knows it; serving on a CPU uses none."""
 
@@ -103,12 +103,12 @@ def _wrong_arrows(room: str, source: str) -> list[str]:
 @pytest.mark.parametrize(
     ("room", "source", "wrong"),
     [
-        ("model", "from training.recipe import Recipe", ["training.recipe Recipe"]),
+        ("model", "from training.trainer.recipe import Recipe", ["training.trainer.recipe Recipe"]),
         ("training", "def f():\n    import demo.app", ["demo.app"]),
-        ("demo", "from model.sampling import _filter", ["model.sampling _filter"]),
+        ("demo", "from model.runtimes.sampling import _filter", ["model.runtimes.sampling _filter"]),
         ("experiments", "import story", ["story"]),
-        ("demo", "from model.errors import InputError\nimport training.prepare, numpy", []),
-        ("model", "from model.sampling import _filter", []),
+        ("demo", "from model.errors import InputError\nimport training.data.prepare, numpy", []),
+        ("model", "from model.runtimes.sampling import _filter", []),
     ],
 )
 def test_the_check_of_the_arrows_sees_what_it_should(room: str, source: str, wrong: list[str]) -> None:
@@ -258,7 +258,7 @@ def test_the_tests_start_with_and_without_the_mark_of_a_ci_machine(ci: str | Non
     environment = {name: value for name, value in os.environ.items() if name != "CI"}
     if ci is not None:
         environment["CI"] = ci
-    command = [sys.executable, "-m", "pytest", "-q", "--collect-only", "tests/model/test_stop.py"]
+    command = [sys.executable, "-m", "pytest", "-q", "--collect-only", "tests/model/engine/test_stop.py"]
     run = subprocess.run(
         command, cwd=repository, env=environment, capture_output=True, text=True, check=False
     )

@@ -20,7 +20,7 @@ from experiments.ab.events import Ending, Event, Exposure, Rating
 from experiments.ab.tables import HEAD, VERSION_TABLE, endings, exposures, ratings
 from model.errors import InputError
 from model.settings import without_password
-from training.outbox import one_line
+from training.tracking.outbox import one_line
 
 BUSY = 5_000
 """Milliseconds that a writer waits for another process's turn with the file to end."""

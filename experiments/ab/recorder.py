@@ -1,8 +1,8 @@
 """Stories and verdicts on their way to the database, without any reader waiting for it.
 
-Whoever tells stories only puts events down here; a thread of its own (`training.outbox`) writes them in batches. While
-the database is gone, locked or full they are kept, up to `LIMIT`, and tried again; what did not fit any more is
-counted. An outage is logged once, its end too.
+Whoever tells stories only puts events down here; a thread of its own (`training.tracking.outbox`) writes them in
+batches. While the database is gone, locked or full they are kept, up to `LIMIT`, and tried again; what did not fit
+any more is counted. An outage is logged once, its end too.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from experiments.ab.events import Event, hashed
 from model.settings import without_password
-from training.outbox import Outbox
+from training.tracking.outbox import Outbox
 
 if TYPE_CHECKING:
     import sqlalchemy as sa

@@ -21,8 +21,8 @@ from experiments.benchmark.measures import (
 from experiments.benchmark.memory import MemoryUse
 from experiments.benchmark.plan import Plan
 from experiments.benchmark.sample import Phase, Sample
-from experiments.thresholds import Threshold, Thresholds
-from training.provenance import Provenance
+from experiments.common.thresholds import Threshold, Thresholds
+from training.tracking.provenance import Provenance
 
 SHOWN: tuple[Phase, ...] = ("single", "concurrent", "stress", "open")
 

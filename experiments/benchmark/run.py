@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from model.errors import InputError, MissingExtraError
-from training.provenance import provenance
+from training.tracking.provenance import provenance
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -120,7 +120,7 @@ def benchmark(
     from experiments.benchmark.compare import summarise
     from experiments.benchmark.report import make_report
     from experiments.benchmark.targets.choose import open_target
-    from experiments.thresholds import THRESHOLDS, load_thresholds
+    from experiments.common.thresholds import THRESHOLDS, load_thresholds
 
     if ("compare" in plan.phases) != (against is not None):
         hint = "--against TARGET" if against is None else "compare among --phases"

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from experiments.common.plotting import COLORS, new_figure
 from experiments.compare.frames import TRAIN, VAL
-from experiments.pictures import COLORS, new_figure
 from model.errors import InputError
 
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
+from experiments.common.plotting import save
 from experiments.compare.figures import draw_curves
 from experiments.compare.frames import COLUMNS, METRICS, notes
-from experiments.pictures import save
 from model.errors import InputError
 
 if TYPE_CHECKING:

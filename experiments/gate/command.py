@@ -39,12 +39,12 @@ def gate(
     """Judge a version by its evidence: exit code 0 for pass, 1 for fail, 3 for undecided."""
     from rich.console import Console
 
+    from experiments.common.thresholds import THRESHOLDS, load_thresholds
     from experiments.gate.run import run_gate, save_losses
     from experiments.gate.shown import junit as as_junit
     from experiments.gate.shown import markdown as as_markdown
     from experiments.gate.shown import print_decision
-    from experiments.thresholds import THRESHOLDS, load_thresholds
-    from model.folder import ModelFolder
+    from model.architecture.folder import ModelFolder
     from model.settings import load_settings
 
     uri = load_settings().mlflow_tracking_uri
@@ -72,8 +72,8 @@ def promote(
     as_json: Json = False,
 ) -> None:
     """Make a version the champion if the gate let it pass; tells what it would do until --yes is given."""
+    from experiments.common.thresholds import THRESHOLDS, load_thresholds
     from experiments.gate.promotion import promote as move_up
-    from experiments.thresholds import THRESHOLDS, load_thresholds
     from model.settings import load_settings
 
     bounds = load_thresholds(thresholds or THRESHOLDS)

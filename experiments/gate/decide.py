@@ -17,6 +17,7 @@ from experiments.benchmark.compare import ratios_of
 from experiments.benchmark.evidence import BenchmarkEvidence
 from experiments.benchmark.measures import headline
 from experiments.benchmark.sample import Sample
+from experiments.common.thresholds import Threshold, Thresholds
 from experiments.gate.bounds import (
     CONFIDENCE,
     Bounds,
@@ -32,8 +33,7 @@ from experiments.quality.evidence import QualityEvidence
 from experiments.quality.held_out import digest_of
 from experiments.quality.intervals import mean_over_prompts
 from experiments.quality.written import YES_OR_NO
-from experiments.thresholds import Threshold, Thresholds
-from training.own_corpus import load_own_stories
+from training.data.own_corpus import load_own_stories
 
 SHARES = ("success_rate", "error_rate", "goodput_share")
 """Counted out of n requests: Wilson's bounds."""

@@ -15,12 +15,12 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+from experiments.common.thresholds import Thresholds
 from experiments.gate.run import DIGEST, EXPERIMENT
 from experiments.gate.verdict import EXIT_CODES, Verdict
 from experiments.registry.versions import CHALLENGER, CHAMPION, NAME, PREVIOUS, Version, find, versions
-from experiments.thresholds import Thresholds
 from model.errors import StoryError
-from training.mlflow_store import open_experiment, open_store
+from training.tracking.mlflow_store import open_experiment, open_store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

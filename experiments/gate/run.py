@@ -8,16 +8,16 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from experiments.common.thresholds import Thresholds
 from experiments.gate.decide import decide
 from experiments.gate.evidence import as_plain, gather, save_baseline
 from experiments.gate.shown import junit, markdown
 from experiments.gate.verdict import Decision
 from experiments.quality.evidence import load_quality_evidence
 from experiments.registry.versions import CHAMPION, Version, find, versions
-from experiments.thresholds import Thresholds
 from model.errors import InputError, StoryError
-from training.mlflow_store import open_experiment, open_store, unusable
-from training.provenance import provenance
+from training.tracking.mlflow_store import open_experiment, open_store, unusable
+from training.tracking.provenance import provenance
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from experiments.common.thresholds import Threshold
 from experiments.gate.bounds import CONFIDENCE, Bounds
-from experiments.thresholds import Threshold
 
 Verdict = Literal["pass", "fail", "undecided"]
 EXIT_CODES: dict[Verdict, int] = {"pass": 0, "fail": 1, "undecided": 3}

@@ -11,13 +11,13 @@ from pathlib import Path
 
 from rich.console import Console
 
-from training.loop import Trainer
-from training.own_corpus import own_stories_folder
-from training.prepare import PrepareOptions, PrepareReport, prepare
-from training.progress import ProgressObserver
-from training.recipe import Recipe, load_recipe
-from training.report import Observer
-from training.tracking import MlflowObserver
+from training.data.own_corpus import own_stories_folder
+from training.data.prepare import PrepareOptions, PrepareReport, prepare
+from training.tracking.tracking import MlflowObserver
+from training.trainer.loop import Trainer
+from training.trainer.progress import ProgressObserver
+from training.trainer.recipe import Recipe, load_recipe
+from training.trainer.report import Observer
 
 PIECES = 512
 LITTLE = (

@@ -56,7 +56,7 @@ def evaluate(
     settings = load_settings()
     from rich.console import Console
 
-    from experiments.evaluate import RUNTIMES, evaluate_and_log
+    from experiments.quality.evaluate import RUNTIMES, evaluate_and_log
     from experiments.quality.status import working
     from experiments.quality.tables import print_report
     from experiments.registry.trial import model_to_judge

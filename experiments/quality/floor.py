@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from experiments.quality.held_out import Figures, HeldOut, figures_of
 from experiments.quality.ngram import ORDER, NgramTable
 from experiments.quality.training_texts import TrainingTexts
-from model.tokenizer import StoryTokenizer
+from model.architecture.tokenizer import StoryTokenizer
 
 MAX_TOKENS = 10_000_000
 """Of the training stories, at most these are counted, the first: sorting them takes about 100 bytes each."""

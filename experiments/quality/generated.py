@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from model.engine import Engine
+from model.engine.engine import Engine
 from model.errors import DataError, StoryError
 from model.generation import Request, Sampling
 

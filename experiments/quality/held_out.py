@@ -19,13 +19,13 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from model.architecture.folder import ModelFolder
+from model.architecture.tokenizer import StoryTokenizer
+from model.engine.load import load_runtime
 from model.errors import DataError
-from model.folder import ModelFolder
-from model.load import load_runtime
-from model.runtime import Logits
-from model.tokenizer import StoryTokenizer
-from training.corpus import read_stories, story_id
-from training.own_corpus import load_own_stories
+from model.runtimes.protocol import Logits
+from training.data.corpus import read_stories, story_id
+from training.data.own_corpus import load_own_stories
 
 RuntimeName = Literal["native", "int8", "fp32", "torch"]
 RUNTIMES: tuple[RuntimeName, ...] = ("native", "int8", "fp32", "torch")
@@ -154,7 +154,7 @@ def score(score: Scorer, held_out: HeldOut, done: Callable[[int], None] = lambda
 def _torch_scorer(folder: ModelFolder) -> Scorer:
     import torch
 
-    from model.checkpoint import load_network
+    from model.architecture.checkpoint import load_network
 
     network = load_network(folder.path)
 

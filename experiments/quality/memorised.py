@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from experiments.quality.text import words
-from training.corpus import story_id
+from training.data.corpus import story_id
 
 ANCHOR = 5
 """Shorter runs are not looked for: stories of one kind share them all."""

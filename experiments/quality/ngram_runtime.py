@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from experiments.quality.ngram import NgramTable
-from model.runtime import Logits, Tokens
+from model.runtimes.protocol import Logits, Tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class NgramBatch:
 
 
 class NgramRuntime:
-    """A `model.runtime.Runtime` over a table."""
+    """A `model.runtimes.protocol.Runtime` over a table."""
 
     def __init__(self, table: NgramTable, *, max_batch: int = 16) -> None:
         self._table = table

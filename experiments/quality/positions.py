@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from experiments.quality.held_out import HeldOut, Nats
-from model.tokenizer import StoryTokenizer
+from model.architecture.tokenizer import StoryTokenizer
 
 STARTS = (0, 16, 32, 64, 128, 256, 512)
 """First places of the buckets; place 0 is the story's first token, and its end counts as its last."""

@@ -10,10 +10,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from model.tokenizer import StoryTokenizer
-from training.corpus import find_files, read_stories
-from training.own_corpus import load_own_stories
-from training.shards import TokenShard
+from model.architecture.tokenizer import StoryTokenizer
+from training.data.corpus import find_files, read_stories
+from training.data.own_corpus import load_own_stories
+from training.data.shards import TokenShard
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from model.folder import DIGESTED, ModelFolder
+from model.architecture.folder import DIGESTED, ModelFolder
 from model.generation import Request, Sampling
 
 if TYPE_CHECKING:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from model.architecture.folder import PRETRAINED, ModelFolder
 from model.errors import InputError
-from model.folder import PRETRAINED, ModelFolder
 
 LATEST = Path("runs/story/best")
 """The best checkpoint of `story train` without `--out`."""
@@ -29,7 +29,7 @@ def opened(source: Path | None) -> tuple[ModelFolder, Path | None]:
         return ModelFolder.open(source), _run_of(source)
     if not (source / "model.safetensors").is_file():
         raise InputError("source", f"must be a model folder or a checkpoint of a training run, got {source}")
-    from training.export import export_checkpoint
+    from training.export.export import export_checkpoint
 
     out = source.resolve().parent / EXPORTED
     export_checkpoint(source, out)

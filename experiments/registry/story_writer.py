@@ -14,13 +14,13 @@ import pandas as pd
 from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel
 
+from model.engine.load import load_engine
 from model.errors import StoryError
 from model.generation import Completion, Request, Sampling
-from model.load import load_engine
 
 if TYPE_CHECKING:
-    from model.engine import Engine
-    from model.stream import Stream
+    from model.engine.engine import Engine
+    from model.engine.stream import Stream
 
 ARTIFACT = "model"
 """The artifact that holds the model folder."""

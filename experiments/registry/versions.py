@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.registry.package import save_package
+from model.architecture.folder import ModelFolder
+from model.architecture.weights import read_weights
 from model.errors import InputError
-from model.folder import ModelFolder
-from model.weights import read_weights
-from training.logged_model import MODEL_NAME
-from training.mlflow_store import open_experiment, open_store
-from training.provenance import provenance
-from training.shown import flat
-from training.tracked_run import RUN_FILE
+from training.tracking.logged_model import MODEL_NAME
+from training.tracking.mlflow_store import open_experiment, open_store
+from training.tracking.provenance import provenance
+from training.tracking.shown import flat
+from training.tracking.tracked_run import RUN_FILE
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -34,9 +34,9 @@ from experiments.sweep.study import (
 )
 from experiments.sweep.trial import Ended, Judge
 from model.errors import InputError
-from training.outbox import one_line
-from training.recipe import Recipe
-from training.report import RunStart
+from training.tracking.outbox import one_line
+from training.trainer.recipe import Recipe
+from training.trainer.report import RunStart
 
 if TYPE_CHECKING:
     import optuna

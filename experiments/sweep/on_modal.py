@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from deploy.release.platform import DeployError
 from experiments.sweep.objective import Job, Runner, Tell, Work
 from experiments.sweep.parent import EXPERIMENT
 from experiments.sweep.plan import Plan
@@ -22,11 +23,10 @@ from experiments.sweep.remote import Begun, Wire
 from experiments.sweep.study import open_study
 from experiments.sweep.trial import Ended
 from experiments.sweep.worker import FAILED, STOPPED, Order, Steps, child_tags
-from model.deploy.platform import DeployError
 from model.errors import MissingExtraError, StoryError
-from training.outbox import one_line
-from training.report import EvaluationReport, Observer, Outcome, RunEnd
-from training.tracking import MlflowObserver
+from training.tracking.outbox import one_line
+from training.tracking.tracking import MlflowObserver
+from training.trainer.report import EvaluationReport, Observer, Outcome, RunEnd
 
 if TYPE_CHECKING:
     import modal
@@ -92,7 +92,7 @@ def run_on_modal(order: Order, plan: Plan, at_once: int, tell: Tell, stopping: C
         import modal
     except ModuleNotFoundError as error:
         raise MissingExtraError("story sweep --on modal", "modal") from error
-    from model.deploy.on_modal import understood
+    from deploy.release.on_modal import understood
 
     with contextlib.ExitStack() as open_while_running:
         with understood():
@@ -100,7 +100,7 @@ def run_on_modal(order: Order, plan: Plan, at_once: int, tell: Tell, stopping: C
                 function = modal.Function.from_name(APP, FUNCTION).hydrate()
             except modal.exception.NotFoundError:
                 raise DeployError(
-                    f"{APP} is not deployed with {FUNCTION}: modal deploy -m model.modal_app::workshop"
+                    f"{APP} is not deployed with {FUNCTION}: modal deploy -m deploy.modal_app::workshop"
                 ) from None
             wire = open_while_running.enter_context(modal.Queue.ephemeral())
         return run_calls(order, plan, at_once, tell, stopping, ModalCalls(function, wire), wire)

@@ -14,7 +14,7 @@ from typing import Any
 
 from experiments.sweep.space import Space
 from model.errors import InputError
-from training.recipe import Recipe
+from training.trainer.recipe import Recipe
 
 PARTS = 8
 """Looks at a trial: one after each eighth of its budget, which is where trials are compared with each other."""

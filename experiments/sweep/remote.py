@@ -15,9 +15,9 @@ from typing import Any, Protocol
 
 from experiments.sweep.trial import run_trial
 from model.errors import DataError, StoryError
-from training.provenance import Provenance, provenance
-from training.recipe import Recipe
-from training.report import EndRun, EvaluationReport, RunEnd, RunStart, StepReport
+from training.tracking.provenance import Provenance, provenance
+from training.trainer.recipe import Recipe
+from training.trainer.report import EndRun, EvaluationReport, RunEnd, RunStart, StepReport
 
 PATIENCE = 120.0
 """Seconds to wait for a verdict."""
@@ -99,7 +99,7 @@ def train(job: dict[str, Any], wire: Wire, root: Path, commit: Callable[[], None
     try:
         if not (data / "meta.json").is_file():
             raise DataError(
-                f"the Volume holds no shards {job['data']}; `modal run -m model.modal_app::prepare` makes tinystories"
+                f"the Volume holds no shards {job['data']}; `modal run -m deploy.modal_app::prepare` makes tinystories"
             )
         ended: object = run_trial(
             Recipe.from_dict(job["recipe"]), data=data, out=root / "sweeps" / job["sweep"] / job["folder"],

@@ -148,7 +148,7 @@ def _continued(asked: Asked, plan: Plan) -> Plan:
 
 
 def _digest(data: Path, vocab_size: int) -> str:
-    from training.shards import read_meta
+    from training.data.shards import read_meta
 
     meta = read_meta(data)
     if meta.get("vocab_size") != vocab_size:

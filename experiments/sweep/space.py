@@ -16,10 +16,10 @@ from typing import Any, Literal, Self, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from experiments.yaml_file import YamlFile, read_yaml
-from model.config import ModelConfig
+from experiments.common.yaml_file import YamlFile, read_yaml
+from model.architecture.config import ModelConfig
 from model.errors import InputError, StoryError
-from training.recipe import OptimizerRecipe, Recipe, load_recipe, overridden
+from training.trainer.recipe import OptimizerRecipe, Recipe, load_recipe, overridden
 
 SPACES = Path(__file__).with_name("spaces")
 DEFAULT_SPACE = SPACES / "small.yaml"

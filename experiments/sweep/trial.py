@@ -15,8 +15,8 @@ from typing import Literal
 
 from experiments.sweep.plan import part_of
 from model.errors import StoryError, TrainingError
-from training.recipe import Recipe
-from training.report import EndRun, EvaluationReport, Observer, RunEnd, RunStart, StepReport
+from training.trainer.recipe import Recipe
+from training.trainer.report import EndRun, EvaluationReport, Observer, RunEnd, RunStart, StepReport
 
 Judge = Callable[[int, float], str | None]
 """(part of the budget, bits per byte) → why the trial should end now, or None."""
@@ -87,7 +87,7 @@ def run_trial(
     """
     import torch
 
-    from training.run import train
+    from training.trainer.run import train
 
     judged = Judged(recipe, judge, begun)
     try:
@@ -106,7 +106,7 @@ def run_trial(
 
 def _is_begun(recipe: Recipe, out: Path) -> bool:
     """Whether a checkpoint of this very recipe can be gone on with; the folder of any other run is cleared."""
-    from training.run import resumed_recipe
+    from training.trainer.run import resumed_recipe
 
     try:
         if resumed_recipe(out, []) == recipe:

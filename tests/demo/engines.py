@@ -11,9 +11,9 @@ from functools import cache
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from demo.page import EXAMPLES
-from model.backend import LocalBackend, ModelInfo
-from model.engine import Engine
-from model.tokenizer import StoryTokenizer
+from model.architecture.tokenizer import StoryTokenizer
+from model.engine.engine import Engine
+from model.serving.backend import LocalBackend, ModelInfo
 from tests.model.fake_runtime import FakeRuntime
 
 

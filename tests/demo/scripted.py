@@ -10,9 +10,9 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
-from model.backend import Health, ModelInfo
 from model.errors import BusyError
 from model.generation import Completion, FinishReason, Piece, Request, Usage
+from model.serving.backend import Health, ModelInfo
 
 
 class ScriptedStream:

@@ -18,13 +18,13 @@ import pytest
 
 from demo.app import serve
 from model.errors import InputError
-from model.service.secured import HEADERS
+from model.serving.http.secured import HEADERS
 from tests.demo.engines import local_backend
 from tests.demo.scripted import ScriptedBackend
 
 LAUNCHER = """
 import demo.app
-from model.service.secured import HEADERS
+from model.serving.http.secured import HEADERS
 from model.settings import Settings
 from tests.demo.engines import local_backend
 

@@ -14,11 +14,11 @@ import pytest
 import socketio
 
 from demo.app import Served, serve
-from model.backend import LocalBackend
-from model.guard import Guard
-from model.limiting.limiter import Limiter
-from model.limiting.quotas import read_quotas
-from model.service.options import ServiceOptions
+from model.serving.backend import LocalBackend
+from model.serving.guard import Guard
+from model.serving.http.options import ServiceOptions
+from model.serving.rate_limit.limiter import Limiter
+from model.serving.rate_limit.quotas import read_quotas
 from tests.demo.engines import local_backend
 
 

@@ -17,7 +17,7 @@ from fastapi import FastAPI
 from demo.app import serve
 from demo.asgi import create_app
 from model.errors import InputError
-from model.service.address import bound, url_of
+from model.serving.http.address import bound, url_of
 from tests.demo.engines import local_backend
 from tests.demo.scripted import ScriptedBackend
 

@@ -23,11 +23,11 @@ from demo.form import Form
 from demo.links import encode
 from demo.page import EXAMPLES
 from model import generation
-from model.backend import LocalBackend
-from model.cache.stores import Memory, Stories
-from model.guard import Guard
-from model.limiting.limiter import Limiter
-from model.limiting.quotas import read_quotas
+from model.serving.backend import LocalBackend
+from model.serving.cache.stores import Memory, Stories
+from model.serving.guard import Guard
+from model.serving.rate_limit.limiter import Limiter
+from model.serving.rate_limit.quotas import read_quotas
 from model.settings import Settings
 from tests.demo.engines import local_backend
 from tests.demo.tabs import IN_A_BROWSER, PATIENCE, Tab, chromium

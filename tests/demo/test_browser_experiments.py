@@ -15,10 +15,10 @@ from playwright.sync_api import Browser, Page, expect
 
 from demo.app import Served, serve
 from demo.experiments_page import PATH
-from experiments.overview.reader import StoreReader
+from experiments.dashboard.reader import StoreReader
 from tests.demo.scripted import ScriptedBackend
 from tests.demo.tabs import IN_A_BROWSER, PATIENCE, Tab, chromium
-from tests.experiments.overview.made import made
+from tests.experiments.dashboard.made import made
 
 pytestmark = IN_A_BROWSER
 FIRST_PATIENCE = 120_000

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from playwright.sync_api import Browser, expect
 
 from demo.app import serve
-from demo.backends.split import Arm, SplitBackend
+from demo.routing.split import Arm, SplitBackend
 from experiments.ab.database import connect
 from experiments.ab.recorder import Recorder
 from experiments.ab.split import parse_split

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from demo.doctor import Finding, examine, stories_can_be_written
+from model.architecture.folder import PRETRAINED
 from model.errors import ModelError
-from model.folder import PRETRAINED
-from tests.model.service.serving import paced, serving
+from tests.model.serving.http.serving import paced, serving
 
 
 def _named(name: str) -> Finding:
@@ -77,7 +77,7 @@ def test_a_native_runtime_that_was_not_built_is_told_with_what_it_would_give(
     def unbuilt() -> dict[str, int]:
         raise ModelError("the native runtime is not built: install the project again where a C compiler is")
 
-    monkeypatch.setattr("model.native_library.paths", unbuilt)
+    monkeypatch.setattr("model.runtimes.native.library.paths", unbuilt)
     finding = _named("native")
     assert finding.state == "missing"
     assert "is not built" in finding.detail

@@ -12,11 +12,11 @@ import pytest
 
 from demo import experiments_handlers as handlers
 from demo.experiments_handlers import COLOURS, MOST_CHOSEN, NOTHING
-from experiments.overview.records import Curve, Moment, Overview, RunRow
-from experiments.overview.runs import run_rows
-from tests.experiments.overview.direct import DirectReader
-from tests.experiments.overview.made import Made, made
-from training.mlflow_store import open_store
+from experiments.dashboard.records import Curve, Moment, Overview, RunRow
+from experiments.dashboard.runs import run_rows
+from tests.experiments.dashboard.direct import DirectReader
+from tests.experiments.dashboard.made import Made, made
+from training.tracking.mlflow_store import open_store
 
 
 @pytest.fixture(scope="module")

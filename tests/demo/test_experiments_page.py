@@ -12,7 +12,7 @@ import pytest
 from demo import page, theme
 from demo.app import serve
 from demo.experiments_page import PATH, open_reader
-from experiments.overview.reader import StoreReader
+from experiments.dashboard.reader import StoreReader
 from model.settings import load_settings
 from tests.demo.scripted import ScriptedBackend
 

@@ -17,11 +17,11 @@ from demo import handlers, links
 from demo.coalesce import coalesce
 from demo.form import FIELDS, Form
 from demo.handlers import Desk, View, buttons
-from model.cache.backend import remembering
-from model.cache.stores import Memory, Stories
 from model.errors import ModelError, StoryError
-from model.limiting.limiter import Limiter
-from model.limiting.quotas import read_quotas
+from model.serving.cache.backend import remembering
+from model.serving.cache.stores import Memory, Stories
+from model.serving.rate_limit.limiter import Limiter
+from model.serving.rate_limit.quotas import read_quotas
 from tests.demo.engines import local_backend
 from tests.demo.scripted import ScriptedBackend, busy
 

@@ -11,7 +11,7 @@ import pytest
 from demo import page
 from demo.form import FIELDS
 from demo.handlers import View
-from model.backend import ModelInfo
+from model.serving.backend import ModelInfo
 from tests.demo.scripted import ScriptedBackend
 
 

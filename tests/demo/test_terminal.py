@@ -74,9 +74,9 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> ScriptedEngine:
         engine.made = {"folder": folder, **options}
         return engine
 
-    module = types.ModuleType("model.load")
+    module = types.ModuleType("model.engine.load")
     module.load_engine = load_engine  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "model.load", module)
+    monkeypatch.setitem(sys.modules, "model.engine.load", module)
     return engine
 
 

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
-from experiments.thresholds import load_thresholds
-from tests.model.service.serving import paced, serving
+from experiments.common.thresholds import load_thresholds
+from tests.model.serving.http.serving import paced, serving
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PROMETHEUS = REPOSITORY / "deploy" / "prometheus"

@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.model.service.serving import paced, serving
+from tests.model.serving.http.serving import paced, serving
 
 pytestmark = [
     pytest.mark.slow,

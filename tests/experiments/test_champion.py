@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from experiments.common.thresholds import THRESHOLDS, load_thresholds
 from experiments.gate.evidence import load_baseline
-from experiments.thresholds import THRESHOLDS, load_thresholds
-from model.folder import PRETRAINED, ModelFolder
-from training.corpus import story_id
-from training.own_corpus import load_own_stories
+from model.architecture.folder import PRETRAINED, ModelFolder
+from training.data.corpus import story_id
+from training.data.own_corpus import load_own_stories
 
 CHAMPION = THRESHOLDS.with_name("champion.json")
 

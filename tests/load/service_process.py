@@ -38,7 +38,7 @@ class ServiceProcess:
         return self.process.wait(60)
 
 
-ORDERS = {"service": ["-m", "model.service"], "demo": [str(REPOSITORY / "story.py"), "demo"]}
+ORDERS = {"service": ["-m", "model.serving.http"], "demo": [str(REPOSITORY / "story.py"), "demo"]}
 
 
 @contextlib.contextmanager

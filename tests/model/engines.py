@@ -10,12 +10,12 @@ from collections.abc import Callable
 
 import numpy as np
 
-from model.engine import Engine
+from model.architecture.tokenizer import StoryTokenizer
+from model.engine.engine import Engine
 from model.generation import Completion, Request, Sampling
-from model.sampling import SamplingRows
-from model.tokenizer import StoryTokenizer
+from model.runtimes.sampling import SamplingRows
 from tests.model.fake_runtime import FakeRuntime
-from training.bpe import train_tokenizer
+from training.data.bpe import train_tokenizer
 
 SENTENCES = [
     "Once upon a time there was a little fox who lived under the old oak tree.",

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from model.runtime import Logits, Tokens
+from model.runtimes.protocol import Logits, Tokens
 
 WIDTH = 24
 

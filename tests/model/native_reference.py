@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from model.config import ModelConfig
-from model.native_weights import quantize_matrix
+from model.architecture.config import ModelConfig
+from model.runtimes.native.weights import quantize_matrix
 
 Array = npt.NDArray[Any]
 

@@ -16,13 +16,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from model.checkpoint import save_network
-from model.config import ModelConfig
-from model.network import END_OF_STORY_ID, StoryNetwork
-from model.tokenizer import StoryTokenizer
-from training.bpe import train_tokenizer
-from training.export import export_checkpoint
-from training.own_corpus import load_own_stories
+from model.architecture.checkpoint import save_network
+from model.architecture.config import ModelConfig
+from model.architecture.network import END_OF_STORY_ID, StoryNetwork
+from model.architecture.tokenizer import StoryTokenizer
+from training.data.bpe import train_tokenizer
+from training.data.own_corpus import load_own_stories
+from training.export.export import export_checkpoint
 
 SMALL = ModelConfig(
     vocab_size=384, width=64, pattern="RARA", mlp_width=128, heads=2, head_dim=32, key_dim=16, window=24, chunk=16

@@ -8,14 +8,14 @@ from functools import cache
 import numpy as np
 import torch
 
-from model.checkpoint import load_network
-from model.folder import PRETRAINED
-from model.network import StoryNetwork
-from model.runtime import Logits
-from model.torch_prefill import TorchState
-from model.torch_runtime import TorchRuntime
+from model.architecture.checkpoint import load_network
+from model.architecture.folder import PRETRAINED
+from model.architecture.network import StoryNetwork
+from model.runtimes.protocol import Logits
+from model.runtimes.torch.prefill import TorchState
+from model.runtimes.torch.runtime import TorchRuntime
 from tests.model.small_model import small_folder
-from training.acceptance import BATCHES
+from training.export.acceptance import BATCHES
 
 
 @cache

@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 
 from tests.training.runs import REGULARISED, Recorder, smallest
-from training.loop import Trainer
-from training.parallel import Group
+from training.trainer.loop import Trainer
+from training.trainer.parallel import Group
 
 INTERRUPTED_AT = 5
 """Step behind which only the second process gets a signal."""

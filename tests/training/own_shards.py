@@ -6,8 +6,8 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-from training.own_corpus import own_stories_folder
-from training.prepare import PrepareOptions, prepare
+from training.data.own_corpus import own_stories_folder
+from training.data.prepare import PrepareOptions, prepare
 
 
 @cache

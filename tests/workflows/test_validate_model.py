@@ -16,8 +16,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from experiments.gate.shown import MARK
-from model.folder import ModelFolder
-from model.native_library import library_file
+from model.architecture.folder import ModelFolder
+from model.runtimes.native.library import library_file
 from tests.workflows.json_server import PullRequest, json_server
 from tests.workflows.workflow import WORKFLOWS, Runner, read, run_steps
 
@@ -142,7 +142,7 @@ def test_too_little_evidence_fails_the_job_as_undecided(tmp_path: Path) -> None:
 
 def _noise(folder: Path, place: Path, *, strength: float) -> None:
     """The model in `folder` again, with noise on every weight in proportion to that tensor's own spread."""
-    from training.export import export_checkpoint
+    from training.export.export import export_checkpoint
 
     checkpoint = place / "checkpoint"
     shutil.copytree(folder, checkpoint)

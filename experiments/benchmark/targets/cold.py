@@ -14,8 +14,8 @@ import sys
 
 async def first_token(prompt: str) -> None:
     """Print `first` when the first token of a story is there."""
-    from model.backend import LocalBackend
     from model.generation import Request
+    from model.serving.backend import LocalBackend
     from model.settings import load_settings
 
     backend = LocalBackend.load(load_settings())

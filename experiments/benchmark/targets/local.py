@@ -10,11 +10,11 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 from experiments.benchmark.targets.base import Ending, Failed, Listener
-from model.backend import LocalBackend
 from model.errors import BusyError, StoryError
 from model.generation import Request
+from model.serving.backend import LocalBackend
 from model.settings import Settings
-from training.provenance import ROOT
+from training.tracking.provenance import ROOT
 
 COLD = "experiments.benchmark.targets.cold"
 

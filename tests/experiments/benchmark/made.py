@@ -7,9 +7,9 @@ from experiments.benchmark.memory import MemoryUse
 from experiments.benchmark.plan import Plan
 from experiments.benchmark.report import Report, make_report
 from experiments.benchmark.sample import Sample
-from experiments.thresholds import Thresholds, load_thresholds
+from experiments.common.thresholds import Thresholds, load_thresholds
 from tests.experiments.benchmark.rows import failed, row
-from training.provenance import Provenance
+from training.tracking.provenance import Provenance
 
 DIGEST = "ab" * 32
 OTHER = "cd" * 32

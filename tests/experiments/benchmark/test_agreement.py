@@ -21,12 +21,12 @@ from experiments.benchmark.measures import phase_figures
 from experiments.benchmark.plan import Plan
 from experiments.benchmark.sample import Sample
 from experiments.benchmark.targets.web import WebTarget
-from model.backend import LocalBackend
-from model.runtime import Logits, Tokens
+from model.runtimes.protocol import Logits, Tokens
+from model.serving.backend import LocalBackend
 from tests.experiments.benchmark import independent
 from tests.model.engines import engine, runtime
 from tests.model.fake_runtime import FakeBatch, FakeRuntime
-from tests.model.service.serving import paced, serving
+from tests.model.serving.http.serving import paced, serving
 
 STEP = 0.04
 WITHIN = 0.05

@@ -24,11 +24,11 @@ from experiments.benchmark.evidence import (
 )
 from experiments.benchmark.plan import Plan
 from experiments.benchmark.sample import FAILURES, Sample
-from experiments.thresholds import load_thresholds
+from experiments.common.thresholds import load_thresholds
 from model.errors import InputError
 from tests.experiments.benchmark.made import DIGEST, OTHER, comparison, report, samples
 from tests.experiments.benchmark.rows import row
-from training.mlflow_store import open_store
+from training.tracking.mlflow_store import open_store
 
 
 @pytest.fixture(autouse=True)

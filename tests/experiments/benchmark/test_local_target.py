@@ -12,9 +12,9 @@ from experiments.benchmark.load.one import Clock, ask
 from experiments.benchmark.plan import Plan
 from experiments.benchmark.sample import Phase, Sample
 from experiments.benchmark.targets.local import LocalTarget
-from model.folder import PRETRAINED, ModelFolder
+from model.architecture.folder import PRETRAINED, ModelFolder
 from model.settings import Settings
-from tests.model.service.serving import paced
+from tests.model.serving.http.serving import paced
 
 PLAN = Plan(max_tokens=12)
 

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from experiments.benchmark.report import Report
 from experiments.benchmark.shown import markdown, progress_line, sections, show, verdict
-from experiments.thresholds import METRICS, load_thresholds
+from experiments.common.thresholds import METRICS, load_thresholds
 from tests.experiments.benchmark.made import DIGEST, comparison, report, samples
 from tests.experiments.benchmark.rows import failed, row
 

@@ -19,11 +19,11 @@ from experiments.benchmark.sample import Sample
 from experiments.benchmark.targets.choose import open_target
 from experiments.benchmark.targets.local import LocalTarget
 from experiments.benchmark.targets.web import WebTarget
-from model.backend import LocalBackend
+from model.architecture.folder import PRETRAINED, ModelFolder
 from model.errors import InputError
-from model.folder import PRETRAINED, ModelFolder
+from model.serving.backend import LocalBackend
 from model.settings import Settings
-from tests.model.service.serving import paced, serving
+from tests.model.serving.http.serving import paced, serving
 from tests.model.small_model import small_folder
 
 

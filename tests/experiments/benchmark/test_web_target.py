@@ -20,7 +20,7 @@ from experiments.benchmark.targets.base import Ending, Failed
 from experiments.benchmark.targets.web import UnreachableError, WebTarget, _Reading
 from model.errors import InputError
 from tests.experiments.benchmark.broken_server import DONE, END, USAGE, Answer, answering, chunk
-from tests.model.service.serving import paced, serving
+from tests.model.serving.http.serving import paced, serving
 
 PLAN = Plan(max_tokens=12)
 

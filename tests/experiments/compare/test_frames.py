@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from experiments.common.thresholds import METRICS
 from experiments.compare.choose import choose
 from experiments.compare.frames import CURVE_COLUMNS, QUALITY, SPEED, curves, differences, notes, table
-from experiments.thresholds import METRICS
 from tests.experiments.compare.conftest import Place
-from training.mlflow_store import open_experiment, open_store
+from training.tracking.mlflow_store import open_experiment, open_store
 
 
 def test_curves_are_the_reported_points_over_steps_tokens_and_minutes(place: Place) -> None:

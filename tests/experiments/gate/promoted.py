@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
+from experiments.common.thresholds import Thresholds
 from experiments.gate.promotion import promote
 from experiments.gate.run import run_gate
 from experiments.registry.versions import register
-from experiments.thresholds import Thresholds
-from model.folder import ModelFolder
+from model.architecture.folder import ModelFolder
 from tests.experiments.gate.worse import held_out_file, log_quality, log_speed, noised, thresholds
 from tests.model.small_model import small_folder, workplace
 

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from experiments.common.thresholds import Thresholds, load_thresholds
 from experiments.gate.decide import decide
 from experiments.gate.evidence import Evidence, Found
 from experiments.quality.evidence import QualityEvidence, StoryLoss
 from experiments.quality.held_out import digest_of, read_held_out
-from experiments.thresholds import Thresholds, load_thresholds
-from model.tokenizer import StoryTokenizer
+from model.architecture.tokenizer import StoryTokenizer
 from tests.model.small_model import small_tokenizer
-from training.own_corpus import load_own_stories
+from training.data.own_corpus import load_own_stories
 
 OWN = digest_of(story.text for story in load_own_stories("heldout"))
 

@@ -15,6 +15,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from rich.console import Console
 
+from experiments.common.thresholds import load_thresholds
 from experiments.gate.bounds import share
 from experiments.gate.decide import decide
 from experiments.gate.evidence import Evidence, Found, save_baseline
@@ -24,12 +25,11 @@ from experiments.gate.shown import MARK, junit, markdown, print_decision
 from experiments.gate.verdict import Decision, Verdict
 from experiments.quality.evidence import QualityEvidence, load_quality_evidence
 from experiments.registry.versions import register, versions
-from experiments.thresholds import load_thresholds
+from model.architecture.folder import ModelFolder
 from model.errors import InputError
-from model.folder import ModelFolder
 from tests.experiments.gate.promoted import Place
 from tests.experiments.gate.worse import SHORT, log_quality, log_speed, noised
-from training.mlflow_store import open_store
+from training.tracking.mlflow_store import open_store
 
 
 def verdicts(decision: Decision) -> dict[str, Verdict]:

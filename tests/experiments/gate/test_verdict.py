@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from experiments.common.thresholds import Threshold
 from experiments.gate.bounds import Bounds, share
 from experiments.gate.verdict import Check, Decision, Verdict, judge, overall, without
-from experiments.thresholds import Threshold
 
 
 def threshold(**changes: Any) -> Threshold:

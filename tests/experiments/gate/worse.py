@@ -26,19 +26,19 @@ from experiments.benchmark.report import Report, make_report
 from experiments.benchmark.run import measure
 from experiments.benchmark.targets.base import Ending, Failed, Listener
 from experiments.benchmark.targets.local import LocalTarget
-from experiments.evaluate import evaluate_and_log
-from experiments.thresholds import Thresholds, load_thresholds
-from model.backend import LocalBackend, ModelInfo
-from model.engine import Engine
-from model.folder import ModelFolder
+from experiments.common.thresholds import Thresholds, load_thresholds
+from experiments.quality.evaluate import evaluate_and_log
+from model.architecture.folder import ModelFolder
+from model.architecture.tokenizer import StoryTokenizer
+from model.engine.engine import Engine
+from model.engine.load import load_runtime
 from model.generation import Request
-from model.load import load_runtime
-from model.runtime import Logits, Tokens
-from model.tokenizer import StoryTokenizer
+from model.runtimes.protocol import Logits, Tokens
+from model.serving.backend import LocalBackend, ModelInfo
 from tests.model.small_model import small_checkpoint
-from training.export import export_checkpoint
-from training.own_corpus import load_own_stories
-from training.provenance import provenance
+from training.data.own_corpus import load_own_stories
+from training.export.export import export_checkpoint
+from training.tracking.provenance import provenance
 
 PLAN = Plan(requests=30, concurrency=4, rate=40.0, max_tokens=12, phases=("single", "concurrent", "open"))
 SHORT = dataclasses.replace(PLAN, requests=12, max_tokens=8, phases=("concurrent", "open"))

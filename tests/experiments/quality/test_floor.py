@@ -11,9 +11,9 @@ from experiments.quality.floor import Floor
 from experiments.quality.held_out import HeldOut
 from experiments.quality.ngram import NgramTable
 from experiments.quality.training_texts import TrainingTexts
-from model.tokenizer import StoryTokenizer
+from model.architecture.tokenizer import StoryTokenizer
 from tests.model.small_model import small_tokenizer
-from training.own_corpus import load_own_stories
+from training.data.own_corpus import load_own_stories
 
 
 @pytest.fixture

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 
 from experiments.quality import held_out as module
 from experiments.quality.held_out import HeldOut, figures_of, read_held_out, score
+from model.architecture.tokenizer import StoryTokenizer
 from model.errors import DataError
-from model.runtime import Logits
-from model.tokenizer import StoryTokenizer
+from model.runtimes.protocol import Logits
 from tests.model.small_model import small_tokenizer
 
 TEXTS = ["A cat sat.", "Zoë said: “No!”", "A cat sat down."]

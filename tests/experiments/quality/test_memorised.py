@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from experiments.quality import memorised
 from experiments.quality.memorised import ANCHOR, longest_copies
 from experiments.quality.text import words
-from training.corpus import story_id
+from training.data.corpus import story_id
 
 TEXT = st.lists(st.sampled_from(["a", "b", "Cat"]), max_size=25).map(" ".join)
 

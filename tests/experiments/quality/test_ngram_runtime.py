@@ -8,10 +8,10 @@ import pytest
 from experiments.quality.generated import Prompt, write_stories
 from experiments.quality.ngram import NgramTable
 from experiments.quality.ngram_runtime import NgramRuntime
-from model.engine import Engine
-from model.tokenizer import StoryTokenizer
+from model.architecture.tokenizer import StoryTokenizer
+from model.engine.engine import Engine
 from tests.model.small_model import small_tokenizer, story_tokens
-from training.own_corpus import load_own_stories
+from training.data.own_corpus import load_own_stories
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from experiments.quality.held_out import HeldOut
 from experiments.quality.positions import loss_by_place, target_bytes
-from model.tokenizer import StoryTokenizer
+from model.architecture.tokenizer import StoryTokenizer
 from tests.model.small_model import small_tokenizer
 
 TARGET = st.tuples(st.floats(0, 9), st.integers(0, 12), st.floats(0, 9))

@@ -9,8 +9,8 @@ import pytest
 
 from experiments.quality.training_texts import TrainingTexts
 from model.errors import DataError
-from training.own_corpus import load_own_stories
-from training.prepare import PrepareOptions, prepare
+from training.data.own_corpus import load_own_stories
+from training.data.prepare import PrepareOptions, prepare
 
 
 def test_without_sources_it_is_the_training_part_of_our_own_corpus() -> None:

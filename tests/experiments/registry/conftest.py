@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from experiments.registry.versions import Version, register
-from model.folder import ModelFolder
+from model.architecture.folder import ModelFolder
 from tests.model.small_model import small_folder
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from demo.backends.arms import divided
-from demo.backends.split import SplitBackend
+from demo.routing.arms import divided
+from demo.routing.split import SplitBackend
 from experiments.registry.versions import Version
-from model.backend import LocalBackend
 from model.errors import InputError
 from model.generation import Request
+from model.serving.backend import LocalBackend
 from model.settings import Settings
 from tests.demo.scripted import ScriptedBackend
 

@@ -14,8 +14,8 @@ from typing import Any
 import httpx
 import pytest
 
+from model.engine.load import load_engine
 from model.generation import Request, Sampling
-from model.load import load_engine
 from tests.model.small_model import small_folder
 
 PROMPTS = ("Once upon a time", "The fox")
@@ -86,7 +86,7 @@ def test_the_version_names_what_it_needs_and_torch_is_not_among_it(package: Path
     needs = {line.partition("==")[0] for line in (package / "requirements.txt").read_text().split()}
     assert needs == {"mlflow", "numpy", "onnxruntime", "pandas", "tokenizers"}
     carried = {str(path.relative_to(package / "code")) for path in (package / "code").rglob("*")}
-    assert "model/engine.py" in carried
+    assert "model/engine/engine.py" in carried
     assert not [name for name in carried if "pretrained" in name]
 
 

@@ -10,7 +10,7 @@ import pytest
 from experiments.registry import trial
 from experiments.registry.trial import challenger_name, model_to_judge
 from experiments.registry.versions import Version
-from model.folder import ModelFolder
+from model.architecture.folder import ModelFolder
 from model.settings import Settings
 
 

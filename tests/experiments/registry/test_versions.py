@@ -12,10 +12,10 @@ from rich.console import Console
 from experiments.registry.shown import print_versions
 from experiments.registry.source import opened
 from experiments.registry.versions import Version, download, find, register, versions
+from model.architecture.folder import PRETRAINED, ModelFolder
 from model.errors import InputError, ModelError
-from model.folder import PRETRAINED, ModelFolder
 from tests.model.small_model import small_checkpoint, small_folder
-from training.mlflow_store import open_store
+from training.tracking.mlflow_store import open_store
 
 
 def test_a_version_names_its_artifact_and_where_it_comes_from(registered: tuple[str, Version]) -> None:

@@ -1,7 +1,7 @@
 """Trials on Modal, with both ends of the wire and a real training between them.
 
 What is pretended is Modal itself, which is not in a test: a call runs in a thread instead of a container, and its Queue
-is made of Python's own. `tests/model/deploy/test_modal_app.py` shows what Modal would be asked for.
+is made of Python's own. `tests/deploy/test_modal_app.py` shows what Modal would be asked for.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from experiments.sweep.space import load_space
 from experiments.sweep.study import begin_study, open_study
 from experiments.sweep.worker import FAILED, STOPPED, Order
 from tests.experiments.sweep.sweeps import STEPS, small_space
-from training.mlflow_store import open_store
+from training.tracking.mlflow_store import open_store
 
 
 class Partitions:
@@ -60,7 +60,7 @@ class Thread:
 
 
 class Containers:
-    """Stands for the deployed Function; a call does what `model.modal_app.sweep_trial` does."""
+    """Stands for the deployed Function; a call does what `deploy.modal_app.sweep_trial` does."""
 
     def __init__(self, root: Path, wire: Partitions, run: Callable[..., None] = remote.train) -> None:
         self.root, self.wire, self.run = root, wire, run
@@ -183,7 +183,7 @@ def test_a_container_that_ends_without_a_word_or_lacks_its_data_is_a_failure_wit
     assert sweep.rows[0]["reason"] == "its container ended without a word"
     assert sweep.run(Containers(tmp_path, sweep.wire), trials=1) == FAILED
     assert (
-        "the Volume holds no shards own; `modal run -m model.modal_app::prepare`" in sweep.rows[-1]["reason"]
+        "the Volume holds no shards own; `modal run -m deploy.modal_app::prepare`" in sweep.rows[-1]["reason"]
     )
 
 

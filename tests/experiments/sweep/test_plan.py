@@ -13,7 +13,7 @@ from experiments.sweep.plan import PARTS, Budget, Plan, part_of
 from model.errors import InputError
 from tests.experiments.sweep.sweeps import pretended_plan
 from tests.training.runs import smallest
-from training.loop import EVALUATED_PARTS
+from training.trainer.loop import EVALUATED_PARTS
 
 
 def test_a_trial_is_looked_at_where_the_training_loop_looks() -> None:

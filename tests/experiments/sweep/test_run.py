@@ -26,9 +26,9 @@ from tests.experiments.sweep.conftest import Swept
 from tests.experiments.sweep.sweeps import STEPS, small_space
 from tests.postgres_server import postgres_server
 from tests.training.runs import train, weights
-from training.mlflow_store import open_store
-from training.owner import Owner
-from training.recipe import Recipe, load_recipe
+from training.tracking.mlflow_store import open_store
+from training.tracking.owner import Owner
+from training.trainer.recipe import Recipe, load_recipe
 
 
 def asked(swept: Swept, **changes: Any) -> Asked:

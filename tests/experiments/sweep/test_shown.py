@@ -14,7 +14,7 @@ from experiments.sweep.shown import best_of, importance, print_sweep, rows
 from experiments.sweep.space import Dimension
 from model.settings import load_settings
 from tests.experiments.sweep.sweeps import pretended_plan, pretended_work
-from training.recipe import load_recipe
+from training.trainer.recipe import load_recipe
 
 
 def test_the_field_that_makes_the_difference_is_told_with_the_best_recipe(tmp_path: Path) -> None:

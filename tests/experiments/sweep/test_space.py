@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from experiments.sweep.space import SPACES, Dimension, Space, SpaceError, as_overrides, load_space
-from training.recipe import load_recipe, overridden
+from training.trainer.recipe import load_recipe, overridden
 
 BASE = "preset: tiny\nsearch:\n"
 

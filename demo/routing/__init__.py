@@ -1,0 +1,1 @@
+"""A/B routing of users between model variants."""

@@ -1,0 +1,1 @@
+"""What runs the project elsewhere: Modal, containers, blue/green releases."""

@@ -1,0 +1,357 @@
+"""The project on Modal's machines: the story service on a GPU, training on a GPU, and the page for a team.
+
+    story deploy deploy                                  # the service, with upload, warm-up and check
+    modal run deploy/modal_app.py::train --preset small   # a training run
+    modal deploy -m deploy.modal_app::workshop            # the page, under an address that stays
+
+Read it from top to bottom. Nothing here computes: what runs in the containers is the same service, engine and
+commands as on any other machine, and this file says on which machines, from which image, and how many.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import modal
+
+from deploy.release.container import Container
+from deploy.release.on_modal import MODELS, SERVER, app_name
+from model.architecture.folder import PRETRAINED
+from model.settings import load_settings
+
+MINUTES = 60  # seconds
+HOURS = 60 * MINUTES
+
+# ## Two deployments of one file
+#
+# Blue and green are two Apps of the same code. An App is what `modal deploy` replaces, rolls back and stops as a
+# whole, so with one App for each colour nothing that is done to one can touch the other. Which of the two is
+# meant, and which model it serves, comes from the environment: `story deploy` sets both names. Modal imports this
+# file again inside the container, so the container is given the same two names and comes to the same answers.
+
+settings = load_settings()
+COLOUR = settings.story_colour
+REVISION = settings.story_revision or (PRETRAINED / "digest").read_text("ascii").strip()
+
+app = modal.App(app_name(COLOUR))
+
+# Training and the page belong to no colour. They have an App of their own, which a switch never restarts.
+
+workshop = modal.App("write-me-a-story")
+
+# ## Images
+#
+# Every version is the tested one: `constraints.txt` goes into a layer of its own and binds all that is installed
+# after it, dependencies of dependencies included. The service gets only what it imports: no Gradio, no MLflow, no
+# ONNX. Our own source comes last and is mounted, not built in, so a change of code rebuilds nothing.
+
+ROOT = Path(__file__).resolve().parents[1]
+PYTHON = "3.11"  # the version that the constraints were resolved for
+UV = "0.9.7"
+SERVING = (
+    "fastapi",
+    "limits",
+    "numpy",
+    "onnxruntime",  # model.engine.load imports it beside the GPU runtime
+    "prometheus-client",
+    "pydantic",
+    "pydantic-settings",
+    "python-json-logger",
+    "python-socketio",
+    "safetensors",
+    "tokenizers",
+    "torch",
+    "uvicorn",
+)
+
+
+def needs(*extras: str) -> list[str]:
+    """What pyproject.toml asks for, with these optional sets. In a container the image exists already: []."""
+    if not modal.is_local():
+        return []
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    optional = (line for extra in extras for line in project["optional-dependencies"][extra])
+    return [*project["dependencies"], *optional]
+
+
+def image_with(*packages: str) -> modal.Image:
+    """A slim Debian with these packages, at the versions of constraints.txt."""
+    return (
+        modal.Image.debian_slim(python_version=PYTHON)
+        .add_local_file(ROOT / "constraints.txt", "/constraints.txt", copy=True)
+        .uv_pip_install(*packages, uv_version=UV, extra_options="-c /constraints.txt")
+        .env({"ORT_DISABLE_TELEMETRY": "1", "GRADIO_ANALYTICS_ENABLED": "False"})
+    )
+
+
+NO_RUBBISH = ["**/__pycache__", "**/*.pyc"]
+"""Left out of the source. By default only `.py` files come along; page and training need their data files too."""
+
+serving_image = image_with(*SERVING).add_local_python_source("model", "deploy", ignore=NO_RUBBISH)
+page_image = image_with(*needs()).add_local_python_source(
+    "model", "training", "experiments", "demo", "deploy", ignore=NO_RUBBISH
+)
+# torch.compile builds a launcher for its kernels when it first runs; Modal's Debian brings the compiler for that.
+training_image = image_with(*needs("train")).add_local_python_source(
+    "model", "training", "experiments", "demo", "deploy", "story", ignore=NO_RUBBISH
+)
+
+# ## Weights
+#
+# A model folder is uploaded once, under its digest, and never changed (`story deploy upload`). A container mounts
+# that one folder, read-only: it cannot see another version, nor harm this one, and two colours share one Volume.
+
+WEIGHTS = "/weights"
+
+models = modal.Volume.from_name(MODELS, create_if_missing=True)
+weights = models.with_mount_options(read_only=True, sub_path=f"/{REVISION}")
+
+# ## The service
+#
+# Why `@app.server` and not `@modal.asgi_app`: with `asgi_app` each request is an input of a Function. It passes
+# through Modal's input queue on its way in and every piece of the answer is carried back as a message; a limit on
+# concurrency makes further readers wait silently in that queue. A server is reached directly: each event leaves
+# when its token exists, a reader who goes away closes a real connection and so frees a slot, a full container
+# answers 429 at once, and there is a grace period in which running stories end (up to an hour, against 30 seconds
+# of an exit handler). It also asks for a proxy token unless told otherwise, which is what we want.
+#
+# The numbers follow from the engine. One step costs a GPU about the same for 1 story as for 64 of them, so the
+# slots are many; the autoscaler aims below that, so that a new container comes before readers have to wait; and
+# the hard limit is slots plus the engine's own line: what would neither be written nor wait is sent elsewhere.
+
+SLOTS = 64  # stories written at once in one container
+QUEUE = 16  # stories that may wait in it; short, because another container is better than a long line
+TARGET = 48  # requests per container that the autoscaler aims at
+LIMIT = SLOTS + QUEUE  # requests per container, at most
+PORT = 8000
+DRAIN = 30  # seconds in which running stories may end when a container stops
+GRACE = DRAIN + 15  # seconds before Modal ends it by force: longer than the drain, or the drain would be cut
+IDLE = 5 * MINUTES  # a container without readers stops after this long, and costs nothing from then on
+MOST = 4  # containers of one colour; a bound on what a busy day can cost
+
+
+@app.server(
+    image=serving_image,
+    gpu=settings.story_gpu,
+    cpu=2.0,
+    memory=4096,  # MiB; torch and its CUDA libraries take most of it, the model 20
+    volumes={WEIGHTS: weights},
+    env={
+        "STAGE": "PROD",
+        "STORY_COLOUR": COLOUR,
+        "STORY_REVISION": REVISION,
+        "STORY_GPU": settings.story_gpu,
+    },
+    port=PORT,
+    target_concurrency=TARGET,
+    max_concurrency=LIMIT,
+    min_containers=0,
+    max_containers=MOST,
+    scaledown_window=IDLE,
+    startup_timeout=5 * MINUTES,  # the first start of a version makes the snapshot, which takes longer
+    exit_grace_period=GRACE,
+    name=SERVER,
+    unauthenticated=False,  # the default, said aloud: a request needs Modal-Key and Modal-Secret
+    enable_memory_snapshot=True,
+)
+class Story:
+    """The story service of one colour."""
+
+    @modal.enter(snap=True)
+    def prepare(self) -> None:
+        """Before the snapshot, where there is no GPU yet: import torch and the service, verify the weights.
+
+        Importing is what a cold start spends its seconds on, so that is what the snapshot saves. The weights are
+        20 MB and are read after it: to save milliseconds they would have to be moved between devices.
+        """
+        self.container = Container(
+            Path(WEIGHTS), REVISION, name=COLOUR, slots=SLOTS, queue=QUEUE, drain=DRAIN
+        )
+        self.container.prepare()
+
+    @modal.enter()
+    def listen(self) -> None:
+        """After the snapshot: weights to the GPU, the step captured for replay, and the port opens."""
+        self.container.listen("0.0.0.0", PORT)
+
+    @modal.exit()
+    def end(self) -> None:
+        """Refuse new stories, let the running ones end, close."""
+        self.container.close()
+
+
+# ## Does it write?
+#
+# `modal run -m deploy.modal_app::smoke` writes one story on what is deployed as STORY_COLOUR, through the public
+# address and the proxy token, as a reader's story would be. `story deploy smoke` measures more.
+
+
+@app.local_entrypoint()
+def smoke(prompt: str = "Once upon a time, a robot found a seed.") -> None:
+    """Write one story on the deployed endpoint and print it."""
+    from deploy.release.smoke import write_one
+
+    url = modal.Server.from_name(app_name(COLOUR), SERVER).get_url()
+    for piece in write_one(str(url), prompt, settings):
+        print(piece, end="", flush=True)
+    print()
+
+
+# ## Training
+#
+# Rooms import downwards only: `model` knows nothing of `training`. So the run is started by name, as the same
+# `story train` that runs on a desk. State lies on a Volume. Machines may be taken away at any time: then Modal
+# starts the function again, and it resumes exactly where the last checkpoint was. Committing makes a checkpoint
+# visible outside and safe; it is done every few minutes, and once more when the container has to go.
+
+RUNS = "write-me-a-story-runs"
+RUNS_AT = "/runs"
+SOURCE_AT = "/root"  # where Modal puts the source of the image
+COMMIT_EVERY = 2 * MINUTES  # at most so much work is done twice after a machine was lost
+STOP_WITHIN = 25  # seconds that `story train` gets to write its last checkpoint; Modal gives 30 in all
+
+runs = modal.Volume.from_name(RUNS, create_if_missing=True)
+
+
+def tracking() -> dict[str, str | None]:
+    """MLflow's settings as they are here; a store that is a file here becomes one on the Volume there."""
+    chosen: dict[str, str | None] = {
+        name: value for name, value in os.environ.items() if name.startswith("MLFLOW_")
+    }
+    if settings.mlflow_tracking_uri.startswith(("sqlite:", "file:", "/", ".")):
+        chosen["MLFLOW_TRACKING_URI"] = f"sqlite:///{RUNS_AT}/mlflow.db"
+    return chosen
+
+
+@workshop.function(
+    image=training_image,
+    gpu=settings.story_gpu,
+    cpu=4.0,
+    memory=16_384,  # MiB; reading and cleaning the corpus takes more than training on it
+    volumes={RUNS_AT: runs},
+    secrets=[modal.Secret.from_dict(tracking())],
+    timeout=24 * HOURS,  # the most that Modal allows for one attempt
+    retries=modal.Retries(max_retries=10, initial_delay=5.0, backoff_coefficient=1.0),
+    single_use_containers=True,  # an attempt after a failure gets a clean machine
+)
+def train(
+    preset: str = "small",
+    name: str = "story",
+    data: str = "tinystories",
+    minutes: float = 0.0,
+    fields: str = "",
+) -> int:
+    """Train `preset` as run `name` (resumed if there is one) on the shards `data`, prepared if missing.
+
+    `minutes` bounds the whole run, 0 leaves that to the recipe; `fields` changes some of the recipe's fields:
+    `"steps=2000 rows=32"`.
+    """
+    out, shards = Path(RUNS_AT) / name, Path(RUNS_AT) / "data" / data
+    make_shards(shards)
+    order = ["train", "--preset", preset, "--data", str(shards), "--out", str(out), *fields.split()]
+    if minutes:
+        order += ["--minutes", str(minutes)]
+    if any((out / kept / "config.json").is_file() for kept in ("last", "last.old")):
+        order.append("--resume")
+    return story(*order)
+
+
+def make_shards(shards: Path) -> None:
+    """TinyStories as token shards, where there are none."""
+    if not (shards / "train.bin").exists():
+        story("data", "--download", "--out", str(shards))
+
+
+@workshop.function(image=training_image, cpu=4.0, memory=16_384, volumes={RUNS_AT: runs}, timeout=2 * HOURS)
+def prepare(data: str = "tinystories") -> None:
+    """Make the shards that `train` makes when they are missing; the trials of a sweep find them made."""
+    make_shards(Path(RUNS_AT) / "data" / data)
+
+
+# ## A sweep
+#
+# `story sweep NAME --on modal --workers 8` calls this Function once for each trial, eight at once. The study stays with
+# whoever called; the trial reports to it on a Queue and is told there whether to go on. A container that was taken
+# away is started again by Modal and goes on from the last checkpoint on the Volume.
+
+
+@workshop.function(
+    image=training_image,
+    gpu=settings.story_gpu,
+    cpu=2.0,
+    memory=8192,  # MiB; the corpus is prepared
+    volumes={RUNS_AT: runs},
+    timeout=6 * HOURS,
+    max_containers=32,  # a bound on what a mistyped number of workers can cost
+    scaledown_window=2 * MINUTES,  # the next trial finds it warm, with torch imported
+)
+def sweep_trial(job: dict[str, Any], wire: modal.Queue) -> None:
+    """Train one trial of a sweep; `experiments.sweep.on_modal` calls it."""
+    runs.reload()
+    # By name: `model` may not import `experiments`, which stands above it.
+    importlib.import_module("experiments.sweep.remote").train(job, wire, Path(RUNS_AT), runs.commit)
+
+
+def story(*arguments: str) -> int:
+    """Run the `story` command to its end, committing the Volume meanwhile. Raises where it failed."""
+    process = subprocess.Popen([sys.executable, "-m", "story", *arguments], cwd=SOURCE_AT)
+    committed = time.monotonic()
+    try:
+        while process.poll() is None:
+            time.sleep(1)
+            if time.monotonic() - committed > COMMIT_EVERY:
+                runs.commit()
+                committed = time.monotonic()
+    finally:
+        if process.poll() is None:  # this container is being stopped
+            process.send_signal(signal.SIGTERM)
+            process.wait(STOP_WITHIN)
+        runs.commit()
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, process.args)
+    return process.returncode
+
+
+# ## The page, for a team
+#
+# Gradio keeps a reader's session in one process, so there is one container, which serves many readers at once:
+# they wait for the GPU elsewhere, not for this machine. It is public to whoever has the address, as a browser
+# cannot send a proxy token. What it needs to know of the service (USE_MODAL, MODAL_ENDPOINT_URL, MODAL_KEY,
+# MODAL_SECRET, REDIS_URL) is taken from the environment of whoever deploys it. With REDIS_URL it follows each
+# switch; without, it stays with MODAL_ENDPOINT_URL. Where Modal's GPU is asleep, its own small model writes.
+
+READERS = 100  # pages open at once
+PAGE = "demo.asgi:create_app"
+
+
+def told() -> dict[str, str | None]:
+    """The settings of this environment that the page has to know."""
+    names = ("USE_MODAL", "MODAL_ENDPOINT_URL", "MODAL_KEY", "MODAL_SECRET", "REDIS_URL")
+    return {name: os.environ[name] for name in names if os.environ.get(name)}
+
+
+@workshop.function(
+    image=page_image,
+    cpu=2.0,
+    memory=2048,  # MiB
+    secrets=[modal.Secret.from_dict({"STAGE": "PROD", **told()})],
+    timeout=1 * HOURS,  # a page holds one connection open for as long as it is on a screen
+    min_containers=0,
+    max_containers=1,
+    scaledown_window=20 * MINUTES,
+)
+@modal.concurrent(max_inputs=READERS)
+@modal.asgi_app(label="write-me-a-story")
+def page() -> Any:
+    """The Gradio page, under https://WORKSPACE--write-me-a-story.modal.run."""
+    # By name, as uvicorn would: `model` may not import `demo`, which stands above it.
+    module, _, factory = PAGE.partition(":")
+    return getattr(importlib.import_module(module), factory)()

@@ -1,0 +1,105 @@
+"""What one serving container runs: the GPU engine behind the story service, started in two halves.
+
+Kept apart from `deploy.modal_app`, which says where and how often it runs, so that it can be run and tested on any
+machine. `prepare` is all that needs no GPU and can be kept in a memory snapshot, `listen` the rest, `close` the end.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from model.architecture.folder import ModelFolder
+from model.errors import ModelError
+
+if TYPE_CHECKING:
+    from model.serving.http.server import DrainingServer
+
+CLOSING = 10
+"""Seconds beyond the drain that the server gets to close its connections."""
+
+
+class Container:
+    """The service over one model folder. `prepare`, then `listen`, then `close`."""
+
+    def __init__(
+        self,
+        folder: Path,
+        revision: str,
+        *,
+        name: str,
+        slots: int,
+        queue: int,
+        drain: float,
+        device: str = "cuda",
+    ) -> None:
+        """Note what to serve.
+
+        Args:
+            folder: the model folder.
+            revision: the digest that it must have.
+            name: which copy this is, told to clients: `blue`.
+            slots: stories written at once.
+            queue: stories that may wait for a slot.
+            drain: seconds that running stories get when the container ends.
+            device: where PyTorch computes.
+        """
+        self._folder = folder
+        self._revision = revision
+        self._name = name
+        self._slots = slots
+        self._queue = queue
+        self._drain = drain
+        self._device = device
+        self._server: DrainingServer | None = None
+        self._thread: threading.Thread | None = None
+        self.url: str | None = None
+        """Where it listens, once it does."""
+
+    def prepare(self) -> None:
+        """Import what is slow to import and verify the folder; asks nothing of a GPU.
+
+        torch must not be asked for its GPUs here: where there is none yet it would remember that.
+
+        Raises `ModelError` when the folder is damaged, or is not the revision that was deployed.
+        """
+        found = ModelFolder.open(self._folder).digest
+        if found != self._revision:
+            raise ModelError(f"{self._folder} holds {found[:12]}, but {self._revision[:12]} was deployed")
+
+    def listen(self, host: str, port: int) -> None:
+        """Load the engine and answer on `port` (0: any free one). Raises `ModelError` and `InputError`."""
+        from model.engine.load import load_torch_engine
+        from model.serving.backend import LocalBackend, ModelInfo
+        from model.serving.http.address import bound, url_of
+        from model.serving.http.app import create_service
+        from model.serving.http.options import ServiceOptions
+        from model.serving.http.server import DrainingServer
+
+        listener = bound(host, port)
+        engine = load_torch_engine(
+            self._folder, slots=self._slots, device=self._device, queue_limit=self._queue
+        )
+        info = ModelInfo(name=f"the model on {self._device}", version=self._revision)
+        backend = LocalBackend(engine, info, capacity=self._slots + self._queue)
+        service = create_service(backend, ServiceOptions(name=self._name, drain=self._drain))
+        ready = threading.Event()
+        self._server = DrainingServer(service, drain=self._drain, ready=ready.set)
+        # The main thread belongs to whoever runs the container.
+        self._thread = threading.Thread(
+            target=self._server.run, kwargs={"sockets": [listener]}, name="story-service", daemon=True
+        )
+        self._thread.start()
+        while not ready.wait(0.1):
+            if not self._thread.is_alive():
+                raise ModelError(f"the service over {self._folder} did not start; its log says why")
+        self.url = url_of(listener, host)
+
+    def close(self) -> None:
+        """Refuse new stories, let those at hand end, for at most the drain; then close. Harmless twice."""
+        if self._server is None or self._thread is None or not self._thread.is_alive():
+            return
+        self._server.handle_exit(signal.SIGTERM, None)
+        self._thread.join(self._drain + CLOSING)

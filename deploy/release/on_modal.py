@@ -1,0 +1,131 @@
+"""The two colours on Modal: one App each, made by `modal deploy` from `deploy.modal_app`.
+
+What the public client offers is used as it is: a Volume for the models, the `modal` command for deploying and
+stopping (it builds images and shows its progress), a lookup for the address.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from deploy.release.platform import AccountError, DeployError
+from model.architecture.folder import ModelFolder
+from model.errors import MissingExtraError, ModelError
+from model.serving.deployments.colours import Colour
+
+if TYPE_CHECKING:
+    import modal
+
+    from model.settings import Settings
+
+ROOT = Path(__file__).resolve().parents[2]
+DEFINITIONS = "deploy.modal_app"
+MODELS = "write-me-a-story-models"
+SERVER = "Story"
+"""Names that `deploy.modal_app` takes from here: importing that file decides which colour it defines."""
+NO_ACCOUNT = (
+    "Modal does not know you: run `modal token new`, or set MODAL_TOKEN_ID and MODAL_TOKEN_SECRET "
+    "(--platform loopback needs no account)"
+)
+
+
+def app_name(colour: Colour) -> str:
+    """The App that is `colour`."""
+    return f"write-me-a-story-{colour}"
+
+
+class ModalPlatform:
+    """Modal, with the account that the client's configuration names."""
+
+    name = "modal"
+
+    def __init__(self, client: modal.Client, settings: Settings) -> None:
+        self._client = client
+        self._settings = settings
+
+    @classmethod
+    def open(cls, settings: Settings) -> ModalPlatform:
+        """Connect. Raises `MissingExtraError` without the package, `AccountError` without an account."""
+        try:
+            import modal
+        except ModuleNotFoundError:
+            raise MissingExtraError("story deploy --platform modal", "modal") from None
+        with understood():
+            return cls(modal.Client.from_env(), settings)
+
+    def upload(self, folder: ModelFolder) -> bool:
+        """Into the Volume, under the digest. One batch: its files appear together or not at all."""
+        import modal
+
+        names = {path.name for path in folder.path.iterdir() if path.is_file()}
+        with understood():
+            volume = modal.Volume.from_name(MODELS, create_if_missing=True, client=self._client)
+            try:
+                there = {Path(entry.path).name for entry in volume.listdir(f"/{folder.digest}")}
+            except modal.exception.NotFoundError:
+                there = set()
+            if names <= there:
+                return False
+            with volume.batch_upload(force=True) as batch:
+                for name in sorted(names):
+                    batch.put_file(folder.path / name, f"/{folder.digest}/{name}")
+        return True
+
+    def start(self, colour: Colour, digest: str) -> str:
+        """`modal deploy`. Containers of the version before end their stories within the grace period."""
+        import modal
+
+        if not (ROOT / "constraints.txt").is_file():
+            raise ModelError(f"deploying needs a checkout of the project: {ROOT} has no constraints.txt")
+        self._modal(
+            ["deploy", "-m", DEFINITIONS, "--tag", digest[:12]],
+            {"STORY_COLOUR": colour, "STORY_REVISION": digest, "STORY_GPU": self._settings.story_gpu},
+        )
+        with understood():
+            url = modal.Server.from_name(app_name(colour), SERVER, client=self._client).get_url()
+        if not url:
+            raise DeployError(f"Modal tells no address for {app_name(colour)}")
+        return url.rstrip("/")
+
+    def stop(self, colour: Colour) -> bool:
+        """`modal app stop`, after which nothing of the colour is left but its logs."""
+        import modal
+
+        with understood():
+            try:
+                modal.Server.from_name(app_name(colour), SERVER, client=self._client).hydrate()
+            except modal.exception.NotFoundError:
+                return False
+        self._modal(["app", "stop", app_name(colour), "--yes"], {})
+        return True
+
+    @staticmethod
+    def _modal(arguments: list[str], environment: dict[str, str]) -> None:
+        """Run the `modal` command; its progress goes to stderr, which leaves stdout to `--json`."""
+        order = [sys.executable, "-m", "modal", *arguments]
+        run = subprocess.run(
+            order, cwd=ROOT, env={**os.environ, **environment}, stdout=sys.stderr.fileno(), check=False
+        )
+        if run.returncode:
+            raise DeployError(f"`modal {arguments[0]}` failed with exit code {run.returncode}; see above")
+
+
+@contextlib.contextmanager
+def understood() -> Iterator[None]:
+    """Turn what Modal's client raises into one line of ours."""
+    import modal
+
+    try:
+        yield
+    except modal.exception.AuthError:
+        raise AccountError(NO_ACCOUNT) from None
+    except modal.exception.NotFoundError as error:
+        raise DeployError(f"Modal has no such thing: {error}") from None
+    except (modal.exception.Error, OSError) as error:
+        raise DeployError(f"Modal cannot be used: {str(error) or type(error).__name__}") from None

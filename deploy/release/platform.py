@@ -1,0 +1,59 @@
+"""What is asked of a place where the two colours run, whatever it is: Modal, or this machine."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from model.architecture.folder import ModelFolder
+from model.errors import InputError, StoryError
+from model.serving.deployments.colours import Colour
+
+if TYPE_CHECKING:
+    from model.settings import Settings
+
+PLATFORMS = ("modal", "loopback")
+
+
+class DeployError(StoryError):
+    """A deployment did not come up, or did not pass its check."""
+
+    exit_code = 1
+
+
+class AccountError(StoryError):
+    """The platform does not know who asks; the message says what to do about it."""
+
+
+class Platform(Protocol):
+    """Keeps model folders by digest and runs one deployment for each colour."""
+
+    name: str
+
+    def upload(self, folder: ModelFolder) -> bool:
+        """Keep a copy of `folder` under its digest; False: it was there already."""
+        ...
+
+    def start(self, colour: Colour, digest: str) -> str:
+        """Make `colour` serve the uploaded model `digest`, replacing what it served; returns its address.
+
+        Stories that `colour` is writing end first. Raises `DeployError` when it does not come up.
+        """
+        ...
+
+    def stop(self, colour: Colour) -> bool:
+        """End the deployment, running stories first; False: there was none."""
+        ...
+
+
+def open_platform(name: str, settings: Settings) -> Platform:
+    """`modal` or `loopback`. Raises `InputError`, `AccountError`, `MissingExtraError`."""
+    if name == "modal":
+        from deploy.release.on_modal import ModalPlatform
+
+        return ModalPlatform.open(settings)
+    if name == "loopback":
+        from deploy.release.loopback import LoopbackPlatform
+        from model.serving.deployments.colours import state_folder
+
+        return LoopbackPlatform(state_folder() / "loopback", drain=settings.story_drain)
+    raise InputError("platform", f"must be one of {', '.join(PLATFORMS)}, got {name!r}")

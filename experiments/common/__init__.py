@@ -1,0 +1,1 @@
+"""Shared by all evaluations: thresholds, statistics, plotting, files."""

@@ -1,0 +1,230 @@
+"""What a version must reach: `thresholds.yaml`, read and checked once, so that no bound is silently ignored.
+
+A mistyped metric or a bound on the wrong side would look exactly like a threshold that passes. So each entry is
+held to the table of metrics below, and what is wrong is told with the file's name and the line.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from experiments.common.yaml_file import Place, read_yaml
+from model.errors import StoryError
+
+THRESHOLDS = Path(__file__).resolve().parents[1] / "thresholds.yaml"
+"""The project's own."""
+
+Scope = Literal["benchmark", "quality", "compare"]
+BOUNDS = ("at_least", "above", "at_most", "below")
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """What is known of a metric before it is measured."""
+
+    unit: str
+    higher_is_better: bool
+    scope: Scope
+    low: float = 0.0
+    high: float = math.inf
+    """The values that it can have."""
+
+
+def _metrics(
+    scope: Scope, unit: str, better: str, names: str, *, high: float = math.inf
+) -> dict[str, Metric]:
+    low = -math.inf if unit == "bits/byte" and scope == "compare" else 0.0
+    return {name: Metric(unit, better == "higher", scope, low, high) for name in names.split()}
+
+
+METRICS: dict[str, Metric] = {
+    **_metrics("benchmark", "s", "lower", "avg_generation_time median_generation_time min_generation_time"),
+    **_metrics("benchmark", "s", "lower", "max_generation_time p95_generation_time p99_generation_time"),
+    **_metrics("benchmark", "s", "lower", "ttft_p50 ttft_p95 ttft_p99 itl_p50 itl_p95 itl_p99"),
+    **_metrics("benchmark", "s", "lower", "tpot_p50 tpot_p95 tpot_p99 cold_start_s"),
+    **_metrics("benchmark", "share", "higher", "success_rate goodput_share", high=1.0),
+    **_metrics("benchmark", "share", "lower", "error_rate", high=1.0),
+    **_metrics("benchmark", "requests/s", "higher", "goodput"),
+    **_metrics("benchmark", "streams", "higher", "concurrent_handling"),
+    **_metrics("benchmark", "tokens/s", "higher", "tokens_per_second total_tokens_per_second"),
+    **_metrics("benchmark", "percent", "lower", "memory_percent", high=100.0),
+    **_metrics("benchmark", "MB", "lower", "peak_rss_mb"),
+    **_metrics("benchmark", "requests", "higher", "requests"),
+    **_metrics("quality", "bits/byte", "lower", "bits_per_byte"),
+    **_metrics("quality", "nats/token", "lower", "loss"),
+    **_metrics(
+        "quality", "share", "higher", "written/ended written/names_kept written/names_straight", high=1.0
+    ),
+    **_metrics(
+        "quality", "share", "higher", "written/distinct_1 written/distinct_2 written/distinct_3", high=1.0
+    ),
+    **_metrics(
+        "quality", "share", "lower", "written/repeated_4 written/looping written/names_confused", high=1.0
+    ),
+    **_metrics("quality", "share", "lower", "written/copied_share", high=1.0),
+    **_metrics("quality", "words", "lower", "written/copied_words_max"),
+    **_metrics("compare", "bits/byte", "lower", "bits_per_byte_difference"),
+    **_metrics("compare", "ratio", "lower", "generation_time_ratio ttft_ratio itl_ratio"),
+    **_metrics("compare", "ratio", "higher", "tokens_per_second_ratio total_tokens_per_second_ratio"),
+}
+"""Every metric that a threshold may name. A share lies between 0 and 1."""
+
+
+class ThresholdsError(StoryError):
+    """The file of thresholds is unusable; the message names the file and, where there is one, the line."""
+
+
+class Threshold(BaseModel):
+    """One bound on one metric."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    metric: str
+    unit: str
+    scope: Scope
+    reason: str = Field(min_length=1)
+    at_least: float | None = Field(default=None, allow_inf_nan=False)
+    above: float | None = Field(default=None, allow_inf_nan=False)
+    at_most: float | None = Field(default=None, allow_inf_nan=False)
+    below: float | None = Field(default=None, allow_inf_nan=False)
+    stories: Literal["own", "other"] | None = None
+    """Of quality: where the bound depends on what is read, whether it is for our own held-out stories or for all
+    others; None: for any."""
+    min_n: int | None = Field(default=None, ge=1)
+    """Fewer observations than this are not enough to decide by; None: one figure is enough."""
+
+    @model_validator(mode="after")
+    def _means_something(self) -> Self:
+        metric = METRICS.get(self.metric)
+        if metric is None:
+            raise ValueError(f"metric: {self.metric!r} is not measured; known are {', '.join(METRICS)}")
+        if self.unit != metric.unit:
+            raise ValueError(f"unit: {self.metric} is measured in {metric.unit}, got {self.unit!r}")
+        if self.scope != metric.scope:
+            raise ValueError(f"scope: {self.metric} belongs to {metric.scope}, got {self.scope}")
+        if self.stories is not None and self.scope != "quality":
+            raise ValueError(f"stories: belongs to quality, and {self.metric} to {self.scope}")
+        given = [name for name in BOUNDS if getattr(self, name) is not None]
+        if not given:
+            raise ValueError(f"metric: {self.metric} needs a bound: one of {', '.join(BOUNDS)}")
+        if len(given) > 1:
+            raise ValueError(f"{given[1]}: contradicts {given[0]}; a threshold has one bound")
+        (name,) = given
+        if (name in ("at_least", "above")) != metric.higher_is_better:
+            better = "higher" if metric.higher_is_better else "lower"
+            raise ValueError(f"{name}: contradicts the metric: of {self.metric} {better} is better")
+        if not metric.low <= self.limit <= metric.high:
+            raise ValueError(
+                f"{name}: {self.limit:g} is outside of what {self.metric} can be: {metric.low:g} to {metric.high:g}"
+            )
+        if (
+            name in ("above", "below")
+            and self.limit in (metric.low, metric.high)
+            and not self._can_hold(metric)
+        ):
+            raise ValueError(f"{name}: no {self.metric} can ever be {name} {self.limit:g}")
+        return self
+
+    def _can_hold(self, metric: Metric) -> bool:
+        return self.limit < metric.high if self.bound == "above" else self.limit > metric.low
+
+    @property
+    def bound(self) -> str:
+        """Which of `BOUNDS` it has."""
+        return next(name for name in BOUNDS if getattr(self, name) is not None)
+
+    @property
+    def limit(self) -> float:
+        """The bound's number, in `unit`."""
+        return float(getattr(self, self.bound))
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Whether the bound is a lower one."""
+        return self.bound in ("at_least", "above")
+
+    def holds(self, value: float) -> bool:
+        """Whether `value` is on the allowed side; what is not a number never is."""
+        if math.isnan(value):
+            return False
+        match self.bound:
+            case "at_least":
+                return value >= self.limit
+            case "above":
+                return value > self.limit
+            case "at_most":
+                return value <= self.limit
+            case _:
+                return value < self.limit
+
+    def margin(self, value: float) -> float:
+        """How far `value` is inside the bound, in `unit`; negative: outside."""
+        return value - self.limit if self.higher_is_better else self.limit - value
+
+    def __str__(self) -> str:
+        sign = {"at_least": "≥", "above": ">", "at_most": "≤", "below": "<"}[self.bound]
+        unit = "" if self.unit in ("share", "ratio") else f" {self.unit}"
+        return f"{sign} {self.limit:g}{unit}"
+
+
+@dataclass(frozen=True, slots=True)
+class Thresholds:
+    """All thresholds of a file, in its order."""
+
+    entries: tuple[Threshold, ...]
+    digest: str
+    """SHA-256 (hex) of the file, as `sha256sum` prints it."""
+
+    def __iter__(self) -> Iterator[Threshold]:
+        return iter(self.entries)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def of(self, scope: Scope) -> tuple[Threshold, ...]:
+        """Those of one scope."""
+        return tuple(entry for entry in self.entries if entry.scope == scope)
+
+
+def load_thresholds(path: Path = THRESHOLDS) -> Thresholds:
+    """Read and check a file of thresholds.
+
+    Raises:
+        ThresholdsError: the file cannot be read, is not YAML, or says something that means nothing; the message
+            names file and line.
+        MissingExtraError: PyYAML is not installed.
+    """
+    file = read_yaml(path, ThresholdsError, "thresholds")
+    value = file.value
+    if (
+        not isinstance(value, dict)
+        or set(value) != {"thresholds"}
+        or not isinstance(value["thresholds"], list)
+    ):
+        raise ThresholdsError(f"{file.at(())}: must be one list called 'thresholds'")
+    entries: list[Threshold] = []
+    first: dict[tuple[str, str], int] = {}
+    for number, entry in enumerate(value["thresholds"]):
+        place: Place = ("thresholds", number)
+        try:
+            threshold = Threshold.model_validate(entry)
+        except ValidationError as error:
+            raise ThresholdsError(file.blame(error, place)) from None
+        line = file.line(place)
+        for stories in ("own", "other") if threshold.stories is None else (threshold.stories,):
+            place_of_first = first.setdefault((threshold.metric, stories), line)
+            if place_of_first != line:
+                raise ThresholdsError(
+                    f"{path}, line {line}: {threshold.metric} already has a bound in line {place_of_first}"
+                )
+        entries.append(threshold)
+    if not entries:
+        raise ThresholdsError(f"{file.at(('thresholds',))}: holds no threshold, so everything would pass")
+    return Thresholds(tuple(entries), hashlib.sha256(file.content).hexdigest())

@@ -1,0 +1,1 @@
+"""One-off measurements, kept so that their figures can be reproduced."""

@@ -1,0 +1,1 @@
+"""What the model is: configuration, network, tokenizer, weights and the model folder."""

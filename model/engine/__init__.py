@@ -1,0 +1,1 @@
+"""Continuous batching: requests, scheduler and streams over one runtime."""

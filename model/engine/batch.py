@@ -1,0 +1,164 @@
+"""The streams that decode together: their states in the runtime, their rows in the sampler, their next
+tokens.
+
+Rows join at the end and leave by swap-remove, here as in the runtime's own batch, so that row numbers agree.
+
+Shapes: B streams in the batch, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from model.architecture.tokenizer import END_ID
+from model.engine.job import Job
+from model.generation import FinishReason
+from model.runtimes.protocol import Batch, RowLogits, Runtime, Sampler, SamplingRuntime, Tokens
+from model.runtimes.sampling import SamplingRows
+
+log = logging.getLogger("model.engine.engine")
+
+NOT_FINITE = "the network's output is not a number; the story ends here"
+
+
+def failure(error: Exception) -> str:
+    """A failure in one line, without the details, which go to the log: they may hold what is private."""
+    return f"the model failed ({type(error).__name__}); the story ends here"
+
+
+class Ending(NamedTuple):
+    """Why a stream ends."""
+
+    reason: FinishReason
+    error: str | None = None
+
+
+class DecodeBatch:
+    """Jobs in the order of the batch's rows. Used by the scheduler's thread only."""
+
+    def __init__(self, runtime: Runtime, slots: int) -> None:
+        self.jobs: list[Job] = []
+        self.tokens = 0  # written, all streams together
+        self._runtime = runtime
+        self._states: Batch | None = None
+        self._next_B = np.zeros(slots, dtype=np.int64)  # the token that each row takes in next
+        self._position_B = np.zeros(slots, dtype=np.int64)  # how many each row has taken in
+        self._rows: Sampler
+        self._single: Sampler
+        self._advance: Callable[[Tokens, Any], RowLogits]
+        if isinstance(runtime, SamplingRuntime):
+            self._advance, self._rows = runtime.step_in_place, runtime.new_sampler(slots)
+            self._single = runtime.new_host_sampler(1)
+        else:
+            self._advance, self._rows = runtime.step, SamplingRows(slots, runtime.vocab_size)
+            self._single = SamplingRows(1, runtime.vocab_size)
+
+    def join(self, job: Job) -> Ending | None:
+        """Add a job whose prompt has been read; how it ends, if its very first token ends it.
+
+        Raises whatever the runtime raises; the job has not joined then.
+        """
+        position = job.base.position
+        if position == len(job.story):  # the logits are here already
+            ending = self._first_token(job, position)
+            if ending is not None:
+                return ending
+        if self._states is None:
+            self._states = self._runtime.new_batch()
+        row = self._states.append(job.base)
+        job.row = row
+        self.jobs.append(job)
+        self._next_B[row] = job.story[position]
+        self._position_B[row] = position
+        self._rows.set(row, job.request.sampling, job.story[1:])
+        job.replay = position + 1 if position + 1 < len(job.story) else 0
+        return None
+
+    def _first_token(self, job: Job, position: int) -> Ending | None:
+        logits_V = job.base_logits
+        assert logits_V is not None, "a state at the end of its story comes with its logits"
+        self._single.set(0, job.request.sampling, job.story[1:])
+        token_B, usable_B = self._single.sample(logits_V[None], np.array([position]))
+        if not usable_B[0]:
+            return Ending("error", NOT_FINITE)
+        token = int(token_B[0])
+        self.tokens += token != END_ID
+        wanted_V = logits_V if job.request.logprobs is not None else None
+        reason = job.accept(token, wanted_V, time.perf_counter())
+        return None if reason is None else Ending(reason)
+
+    def step(self) -> list[tuple[int, Ending]]:
+        """Advance every row by one token. Returns the rows that have ended, in descending order.
+
+        Raises whatever the runtime raises: the batch's states are lost then.
+        """
+        rows = len(self.jobs)
+        logits_BV = self._advance(self._next_B[:rows], self._states)
+        position_B = self._position_B[:rows]
+        position_B += 1
+        chosen_B, usable_B = self._rows.sample(logits_BV, position_B)
+        now = time.perf_counter()
+        chosen = chosen_B.tolist()
+        unusable = set() if usable_B.all() else set((~usable_B).nonzero()[0].tolist())
+        ended: list[tuple[int, Ending]] = []
+        for row, job in enumerate(self.jobs):
+            if row in unusable:
+                ended.append((row, Ending("error", NOT_FINITE)))
+                continue
+            if job.replay:  # a fork on its way from an earlier state: this token is known
+                chosen[row] = job.story[job.replay]
+                job.replay = job.replay + 1 if job.replay + 1 < len(job.story) else 0
+                continue
+            token = chosen[row]
+            try:
+                reason = job.accept(token, logits_BV[row] if job.request.logprobs is not None else None, now)
+                if reason is None:
+                    self._rows.note(row, token)
+                    if job.kept is not None and job.kept.wants(int(position_B[row])):
+                        job.kept.add(self.read(row))
+            except Exception as error:
+                log.exception("one stream failed")
+                ended.append((row, Ending("error", failure(error))))
+                continue
+            self.tokens += token != END_ID
+            if reason is not None:
+                ended.append((row, Ending(reason)))
+        self._next_B[:rows] = chosen
+        return ended[::-1]
+
+    def read(self, row: int) -> Any:
+        """A copy of a row's state."""
+        assert self._states is not None, "there is no row without states"
+        return self._states.read(row)
+
+    def position(self, row: int) -> int:
+        """How many tokens a row has taken in."""
+        return int(self._position_B[row])
+
+    def leave(self, row: int, *, save: bool) -> Job:
+        """Take a row out, and with `save` keep its last state in the job. Raises whatever the runtime
+        raises.
+        """
+        assert self._states is not None, "there is no row without states"
+        job = self.jobs[row]
+        if save:
+            job.final = self._states.read(row)
+        self._states.remove(row)
+        last = len(self.jobs) - 1
+        self.jobs[row] = self.jobs[last]
+        self.jobs[row].row = row
+        self._next_B[row] = self._next_B[last]
+        self._position_B[row] = self._position_B[last]
+        self._rows.move(last, row)
+        self.jobs.pop()
+        return job
+
+    def abandon(self) -> list[Job]:
+        """Give up all states, which a failed step has left undefined; the next job gets a new batch."""
+        jobs, self.jobs, self._states = self.jobs, [], None
+        return jobs

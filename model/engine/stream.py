@@ -1,0 +1,232 @@
+"""What a reader holds: a story that arrives piece by piece, with or without an event loop.
+
+Readers never take a lock that the engine holds. A reader that finds nothing leaves a note of whom to wake;
+the engine collects these notes over a whole step and wakes each event loop once. A reader that is late finds
+all that has come since in one piece.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections import deque
+from collections.abc import Awaitable, Generator, Iterable, Iterator
+from concurrent.futures import Future
+from types import TracebackType
+from typing import Any, NamedTuple, Protocol, Self
+
+from model.engine.job import Job
+from model.engine.snapshot import Snapshot
+from model.errors import StoryError
+from model.generation import Completion, Piece, Request
+
+
+class LoopWaiter(NamedTuple):
+    """A coroutine that waits for a job."""
+
+    loop: asyncio.AbstractEventLoop
+    future: asyncio.Future[None]
+
+
+Waiter = LoopWaiter | threading.Event
+
+
+def wake(waiters: Iterable[Waiter]) -> None:
+    """Wake all, each event loop by a single call."""
+    by_loop: dict[asyncio.AbstractEventLoop, list[LoopWaiter]] = {}
+    for waiter in waiters:
+        if isinstance(waiter, LoopWaiter):
+            by_loop.setdefault(waiter.loop, []).append(waiter)
+        else:
+            waiter.set()
+    for loop, group in by_loop.items():
+        # A loop that was closed meanwhile has no reader left to wake; its streams end when let go of.
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(_release, group)
+
+
+def _release(group: list[LoopWaiter]) -> None:
+    for waiter in group:
+        if not waiter.future.done():
+            waiter.future.set_result(None)
+
+
+class Writer(Protocol):
+    """The side that writes, as far as a stream needs it."""
+
+    def attend(self) -> None:
+        """Look for cancelled jobs before the next step. Takes no lock."""
+        ...
+
+    def save(self, job: Job, at: int | None) -> Future[Snapshot]:
+        """Make a snapshot between two steps."""
+        ...
+
+
+class Stream:
+    """A story being written: iterate it with `for` or `async for`, from one reader at a time.
+
+    Iteration ends with the story; `completion` then says how it ended, an error too, which is not raised.
+    Letting go of the stream, leaving a `with` or `async with` block, or `cancel()` frees its slot at the next
+    step.
+    """
+
+    writer = "local"
+    """Who writes, as `model.serving.backend.Stream` asks: always the engine in this process."""
+
+    def __init__(self, job: Job, writer: Writer, owner: object) -> None:
+        self._job = job
+        self._writer = writer
+        self._owner = owner  # an engine lives as long as one of its streams is read
+
+    @property
+    def request(self) -> Request:
+        """What was asked for."""
+        return self._job.request
+
+    @property
+    def prompt(self) -> str:
+        """The text of the story before this stream's own: the request's prompt, or all up to the fork."""
+        return self._job.prompt
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """The tokens written so far, read or not."""
+        return tuple(self._job.story[self._job.first :])
+
+    @property
+    def done(self) -> bool:
+        """Whether the story has ended; pieces may still wait to be read."""
+        return self._job.done
+
+    @property
+    def completion(self) -> Completion:
+        """The whole story. Raises `StoryError` while it is being written."""
+        if self._job.completion is None or not self._job.done:
+            raise StoryError("the story is still being written: its completion comes with its end")
+        return self._job.completion
+
+    def cancel(self) -> Awaitable[None]:
+        """Stop the story. It takes effect at the engine's next step; await the result to wait for that."""
+        self._job.cancelled = True
+        self._writer.attend()
+        return _Ended(self)
+
+    async def finished(self) -> Completion:
+        """Wait for the end of the story, read or not."""
+        while not self._job.done:
+            await self._wait(self._job.enders, None)
+        return self.completion
+
+    def wait(self, timeout: float | None = None) -> Completion:
+        """`finished` for threads. Raises `TimeoutError` after `timeout` seconds."""
+        event = threading.Event()
+        self._job.enders.append(event)
+        if not self._job.done and not event.wait(timeout):
+            raise TimeoutError(f"the story was not finished within {timeout} s")
+        return self.completion
+
+    def snapshot(self, at: int | None = None) -> Snapshot:
+        """Save the story after its first `at` tokens, or as it is now. Waits for at most one step of the
+        engine.
+
+        Raises `InputError` if the prompt has not been read yet, or `at` is beyond what was written. A story
+        that keeps its states gives any earlier one at once; otherwise its tokens are fed again when it is
+        continued.
+        """
+        return self._writer.save(self._job, at).result()
+
+    async def snapshot_async(self, at: int | None = None) -> Snapshot:
+        """`snapshot` that does not hold up the event loop."""
+        return await asyncio.wrap_future(self._writer.save(self._job, at))
+
+    def __iter__(self) -> Iterator[Piece]:
+        return self
+
+    def __next__(self) -> Piece:
+        event: threading.Event | None = None
+        while True:
+            ended = self._job.done  # looked at before `pending`: what came last is then seen
+            if self._job.pending:
+                return self._take()
+            if ended:
+                raise StopIteration
+            event = event or threading.Event()
+            event.clear()
+            self._job.waiters.append(event)
+            if not self._job.pending and not self._job.done:
+                event.wait()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Piece:
+        while True:
+            ended = self._job.done
+            if self._job.pending:
+                return self._take()
+            if ended:
+                raise StopAsyncIteration
+            await self._wait(self._job.waiters, self._job.pending)
+
+    def _take(self) -> Piece:
+        """All that has come, as one piece."""
+        pending = self._job.pending
+        if len(pending) == 1:
+            text, token, logprob = pending.popleft()
+            return Piece(text, () if token is None else (token,), () if logprob is None else (logprob,))
+        items = [pending.popleft() for _ in range(len(pending))]
+        return Piece(
+            "".join([item[0] for item in items]),
+            tuple([item[1] for item in items if item[1] is not None]),
+            tuple([item[2] for item in items if item[2] is not None]),
+        )
+
+    async def _wait(self, waiters: deque[Any], pending: deque[Any] | None) -> None:
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[None] = loop.create_future()
+        waiters.append(LoopWaiter(loop, future))
+        # What came between the last look and the note would wake nobody: look again.
+        if not pending and not self._job.done:
+            await future
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.cancel()
+
+    def close(self) -> None:
+        """Stop the story, as closing a generator would."""
+        self.cancel()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.cancel()
+
+    async def aclose(self) -> None:
+        """Stop the story and wait until its slot is free."""
+        await self.cancel()
+
+    def __del__(self) -> None:
+        # Runs wherever the last reference goes, in the engine's own thread too: so no lock, only flags.
+        if not self._job.done:
+            self._job.cancelled = True
+            self._writer.attend()
+
+
+class _Ended:
+    """Awaits the end of a stream; unlike a coroutine, it may also be left alone."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+
+    def __await__(self) -> Generator[Any, None, None]:
+        yield from self._stream.finished().__await__()

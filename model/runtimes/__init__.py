@@ -1,0 +1,1 @@
+"""Compute logits: the runtime protocol, sampling, and one package for each runtime."""

@@ -1,0 +1,352 @@
+"""The embedded runtime: the exported graph under ONNX Runtime, on one core, without PyTorch.
+
+What makes it fast at this size is what it does not do. All streams live in a few arrays (one row a stream), the
+graph reads and writes their first B rows in place (IO binding, one binding a batch size, made once), recurrent
+states alternate between two arenas instead of being copied, and attention's ring of keys and values stands
+still: the graph returns the newest row, which is written over the oldest.
+
+What it must not do is let one stream's bits depend on its company. Which kernel a matrix product takes, and so in
+which order it sums, may depend on the number of rows; `OnnxRuntime.tile` says how this is kept from showing.
+
+Shapes: B streams in the batch, M most streams, T tokens, V vocabulary, W window, P values a head, R recurrent
+layers, A attention layers.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from model.architecture.config import ModelConfig
+from model.architecture.tokenizer import END_ID
+from model.errors import ModelError
+from model.runtimes.protocol import PREFILL_CHUNK, Logits, Tokens
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+import onnxruntime as ort  # reads the variable above when it is loaded
+
+PROBES = (1, 2, 3, 4, 6, 8)
+"""Numbers of rows that are compared, when a graph is loaded, to see whether company changes a row's bits."""
+HIDDEN = np.float32(-1e9)
+"""Added to attention scores of places that must not be seen."""
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class OnnxState:
+    """One stream's memory: about half a megabyte, however long the story."""
+
+    position: int
+    """Tokens taken in since the story began."""
+    conv: Floats
+    """(R, K-1, M channels): the convolution's last inputs."""
+    memory: Floats
+    """(R, H, N, P): the recurrence."""
+    ring: Floats
+    """(2A, W, P): keys, then values, of each attention layer; a token stands at its position modulo W."""
+
+    @property
+    def nbytes(self) -> int:
+        return self.conv.nbytes + self.memory.nbytes + self.ring.nbytes
+
+
+class OnnxBatch:
+    """Rows of `OnnxState`, laid out as the graph wants them."""
+
+    def __init__(self, empty: OnnxState, rows: int, room: int) -> None:
+        """Make a batch of up to `rows` streams, in arrays of `room` rows (a multiple of the runtime's tile)."""
+        self.size, self.rows = 0, rows
+        self.position = np.zeros(room, np.int64)
+        # Two arenas: a step reads one and writes the other.
+        self.conv = [np.zeros((len(empty.conv), room, *empty.conv.shape[1:]), np.float32) for _ in range(2)]
+        self.memory = [
+            np.zeros((len(empty.memory), room, *empty.memory.shape[1:]), np.float32) for _ in range(2)
+        ]
+        self.now = 0
+        layers, window, values = empty.ring.shape
+        self.ring = np.zeros((layers, room, 1, window, values), np.float32)
+        self.bias = np.full((room, window + 1), HIDDEN, np.float32)
+        self.bindings: dict[tuple[int, int], Any] = {}
+
+    def __len__(self) -> int:
+        return self.size
+
+    def append(self, state: OnnxState) -> int:
+        row = self.size
+        if row >= self.rows:
+            raise IndexError(f"the batch holds at most {self.rows} streams")
+        self.size += 1
+        self.write(row, state)
+        return row
+
+    def write(self, row: int, state: OnnxState) -> None:
+        """Copy `state` over whatever stands in `row`."""
+        self.position[row] = state.position
+        self.conv[self.now][:, row] = state.conv
+        self.memory[self.now][:, row] = state.memory
+        self.ring[:, row, 0] = state.ring
+        window = self.ring.shape[3]
+        self.bias[row] = HIDDEN
+        self.bias[row, : min(state.position, window)] = 0
+        self.bias[row, window] = 0  # the token itself
+
+    def remove(self, row: int) -> None:
+        if not 0 <= row < self.size:
+            raise IndexError(f"row must be below {self.size}, got {row}")
+        self.size -= 1
+        last = self.size
+        if row != last:
+            self.position[row] = self.position[last]
+            self.conv[self.now][:, row] = self.conv[self.now][:, last]
+            self.memory[self.now][:, row] = self.memory[self.now][:, last]
+            self.ring[:, row] = self.ring[:, last]
+            self.bias[row] = self.bias[last]
+
+    def read(self, row: int) -> OnnxState:
+        if not 0 <= row < self.size:
+            raise IndexError(f"row must be below {self.size}, got {row}")
+        return OnnxState(
+            int(self.position[row]),
+            self.conv[self.now][:, row].copy(),
+            self.memory[self.now][:, row].copy(),
+            self.ring[:, row, 0].copy(),
+        )
+
+
+class OnnxRuntime:
+    """Implements `model.runtimes.protocol.Runtime` over one exported graph.
+
+    Args:
+        path: the graph.
+        config: the network's sizes.
+        max_batch: most streams in one batch.
+        threads: of ONNX Runtime; one is fastest unless a core is idle, and two on two busy cores are far slower.
+
+    Raises:
+        ModelError: the graph cannot be loaded.
+    """
+
+    def __init__(self, path: Path, config: ModelConfig, *, max_batch: int = 16, threads: int = 1) -> None:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        try:
+            self.session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # ONNX Runtime raises many types of its own
+            raise ModelError(f"{path} cannot be loaded: {str(error).splitlines()[0]}") from None
+        self.name = "onnx " + path.name.removeprefix("decode.").removesuffix(".onnx")
+        self.config, self.vocab_size, self.max_batch = config, config.vocab_size, max_batch
+        self.recurrent = [layer for layer, kind in enumerate(config.pattern) if kind == "R"]
+        self.attentive = [layer for layer, kind in enumerate(config.pattern) if kind == "A"]
+        half = config.head_dim // 2
+        self._frequency = config.rope_base ** (-np.arange(half, dtype=np.float64) / half)
+        self._take_last = np.zeros(1, np.int64)
+        self.empty = self._empty()
+        self._make_room(max(PROBES))
+        self.tile = self._find_tile()
+        """Rows are computed in multiples of this number, with rows that nobody reads where streams are too few.
+        One where a row's bits do not depend on how many rows there are, on this machine and for this graph."""
+        self._make_room(-(-max_batch // self.tile) * self.tile)
+
+    def _make_room(self, room: int) -> None:
+        """The arrays, of `room` rows, that all batches share."""
+        config = self.config
+        self._room = room
+        self._tokens = np.zeros((room, 1), np.int64)
+        self._logits = np.zeros((room, config.vocab_size), np.float32)
+        self._fresh = np.zeros((2 * len(self.attentive), room, config.head_dim), np.float32)
+        self._cos = np.zeros((room, config.head_dim), np.float32)
+        self._sin = np.zeros((room, config.head_dim), np.float32)
+        self._rows = np.arange(room)
+
+    def _find_tile(self) -> int:
+        """The smallest number of rows at whose multiples a row's logits are the same bits.
+
+        MLAS has kernels for one row and for more, and some sum in another order: int8 blocks of 128 under
+        AVX-512 move a logit by up to 0.09 between one stream and two.
+        """
+        self.tile = 1
+        tokens = np.arange(1, max(PROBES) + 1) % self.vocab_size
+        seen: dict[int, Logits] = {}
+        for rows in PROBES:
+            batch = OnnxBatch(self.empty, rows, rows)
+            for _ in range(rows):
+                batch.append(self.empty)
+            seen[rows] = self.step(tokens[:rows], batch).copy()
+
+        def same(tile: int) -> bool:
+            counts = [rows for rows in PROBES if rows % tile == 0]
+            return all(
+                np.array_equal(seen[rows], seen[max(PROBES)][:rows], equal_nan=True) for rows in counts
+            )
+
+        return next(tile for tile in (1, 2, 4, max(PROBES)) if same(tile))
+
+    def _empty(self) -> OnnxState:
+        config = self.config
+        channels = 2 * config.heads * config.key_dim + config.heads * config.head_dim
+        return OnnxState(
+            0,
+            np.zeros((len(self.recurrent), config.conv_width - 1, channels), np.float32),
+            np.zeros((len(self.recurrent), config.heads, config.key_dim, config.head_dim), np.float32),
+            np.zeros((2 * len(self.attentive), config.window, config.head_dim), np.float32),
+        )
+
+    def prefill(self, tokens: Sequence[int], state: OnnxState | None = None) -> tuple[Logits, OnnxState]:
+        """See `Runtime.prefill`. Long prompts are taken in fixed pieces, so that the result never varies."""
+        if not len(tokens):
+            raise ValueError("prefill needs at least one token")
+        fed = np.asarray(tokens, np.int64)[None]
+        if len(ends := np.flatnonzero(fed[0] == END_ID)):
+            # A story starts here, and with it the network forgets all that was before.
+            fed, state = fed[:, ends[-1] :], None
+        states = [state or self.empty]
+        for start in range(0, fed.shape[1], PREFILL_CHUNK):
+            piece = fed[:, start : start + PREFILL_CHUNK]
+            logits, states = self.forward(piece, states, np.array([piece.shape[1] - 1]))
+        return logits[0, 0], states[0]
+
+    def score(self, stories: Sequence[Sequence[int]]) -> Iterator[tuple[int, Logits]]:
+        """Logits at every place of whole stories, side by side: yields (first place, (B, T, V)) piece by piece.
+
+        Stories are padded to the longest; what stands behind a story's end is meaningless.
+        """
+        longest = max(map(len, stories))
+        fed = np.zeros((len(stories), longest), np.int64)
+        for row, story in enumerate(stories):
+            fed[row, : len(story)] = story
+        states = [self.empty] * len(stories)
+        for start in range(0, longest, PREFILL_CHUNK):
+            piece = fed[:, start : start + PREFILL_CHUNK]
+            logits, states = self.forward(piece, states, np.arange(piece.shape[1]))
+            yield start, logits
+
+    def forward(
+        self, tokens: Tokens, states: list[OnnxState], take: Tokens
+    ) -> tuple[Logits, list[OnnxState]]:
+        """Feed (B, T) tokens of one story each behind `states` of equal position; logits (B, take, V)."""
+        count, time = tokens.shape
+        start = states[0].position
+        feeds: dict[str, Any] = {"tokens": tokens, "take": take}
+        for index, layer in enumerate(self.recurrent):
+            feeds[f"conv_{layer}"] = np.stack([state.conv[index] for state in states])
+            feeds[f"memory_{layer}"] = np.stack([state.memory[index] for state in states])
+        if self.attentive:
+            cos, sin = self._rotary(np.arange(start, start + time))
+            shape = (count, time, 1, self.config.head_dim)
+            feeds["cos"] = np.broadcast_to(cos[:, None], shape).copy()
+            feeds["sin"] = np.broadcast_to(sin[:, None], shape).copy()
+            bias = self._visible(start, time)
+            feeds["bias"] = np.broadcast_to(bias[:, None], (count, time, 1, bias.shape[1])).copy()
+        for index, layer in enumerate(self.attentive):
+            feeds[f"keys_{layer}"] = np.stack([state.ring[2 * index] for state in states])[:, None]
+            feeds[f"values_{layer}"] = np.stack([state.ring[2 * index + 1] for state in states])[:, None]
+        names = [output.name for output in self.session.get_outputs()]
+        out = dict(zip(names, self.session.run(names, feeds), strict=True))
+        slots = np.arange(start, start + time) % self.config.window
+        after = []
+        for row, state in enumerate(states):
+            ring = state.ring.copy()
+            for index, layer in enumerate(self.attentive):
+                ring[2 * index, slots] = out[f"keys_{layer}_out"][row]
+                ring[2 * index + 1, slots] = out[f"values_{layer}_out"][row]
+            conv, memory = state.conv.copy(), state.memory.copy()
+            for index, layer in enumerate(self.recurrent):
+                conv[index], memory[index] = out[f"conv_{layer}_out"][row], out[f"memory_{layer}_out"][row]
+            after.append(OnnxState(start + time, conv, memory, ring))
+        return out["logits"], after
+
+    def _rotary(self, position: Tokens) -> tuple[Floats, Floats]:
+        angle = position[:, None] * self._frequency
+        cos, sin = np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
+        return np.concatenate([cos, cos], axis=1), np.concatenate([sin, sin], axis=1)
+
+    def _visible(self, start: int, time: int) -> Floats:
+        """(T, W + T): 0 where the query may look, first into the ring, then among the tokens fed with it."""
+        window = self.config.window
+        query = np.arange(start, start + time)[:, None]
+        slot = np.arange(window)
+        held = start - 1 - (start - 1 - slot) % window  # the position that each place of the ring holds
+        key = np.concatenate([held, query[:, 0]])
+        seen = (key >= 0) & (key <= query) & (key > query - window)
+        return np.where(seen, np.float32(0), HIDDEN)
+
+    def new_batch(self) -> OnnxBatch:
+        return OnnxBatch(self.empty, self.max_batch, self._room)
+
+    def step(self, tokens: Tokens, batch: OnnxBatch) -> Logits:
+        """See `Runtime.step`; the returned array is reused by the next call."""
+        count = batch.size
+        if len(tokens) != count:
+            raise ValueError(f"step needs one token for each of {count} streams, got {len(tokens)}")
+        if not count:
+            return self._logits[:0]
+        self._tokens[:count, 0] = tokens
+        if not self._tokens[:count].all():
+            for row in np.flatnonzero(self._tokens[:count, 0] == END_ID):
+                batch.write(int(row), self.empty)  # a story starts
+        position, rows = batch.position[:count], self._rows[:count]
+        if self.attentive:
+            slot = position % self.config.window
+            batch.bias[rows, slot] = HIDDEN  # once the ring is full, its oldest token is out of sight
+            angle = position[:, None] * self._frequency
+            half = angle.shape[1]
+            self._cos[:count, :half] = self._cos[:count, half:] = np.cos(angle)
+            self._sin[:count, :half] = self._sin[:count, half:] = np.sin(angle)
+        key = (-(-count // self.tile) * self.tile, batch.now)
+        binding = batch.bindings.get(key)
+        if binding is None:
+            binding = batch.bindings[key] = self._bind(batch, key[0])
+        self.session.run_with_iobinding(binding)
+        if self.attentive:
+            batch.ring[:, rows, 0, slot] = self._fresh[:, :count]
+            batch.bias[rows, slot] = 0
+        batch.now ^= 1
+        position += 1
+        return self._logits[:count]
+
+    def _bind(self, batch: OnnxBatch, count: int) -> Any:
+        """Tie the graph's inputs and outputs to the first `count` rows of the batch's arrays."""
+        binding = self.session.io_binding()
+
+        def tie(bind: Any, name: str, array: npt.NDArray[Any], *shape: int) -> None:
+            bind(name, "cpu", 0, array.dtype, shape, array.ctypes.data)
+
+        config = self.config
+        tie(binding.bind_input, "tokens", self._tokens, count, 1)
+        tie(binding.bind_input, "take", self._take_last, 1)
+        tie(binding.bind_output, "logits", self._logits, count, 1, config.vocab_size)
+        before, after = batch.now, batch.now ^ 1
+        for index, layer in enumerate(self.recurrent):
+            for name, arenas in (("conv", batch.conv), ("memory", batch.memory)):
+                shape = (count, *arenas[0].shape[2:])
+                tie(binding.bind_input, f"{name}_{layer}", arenas[before][index], *shape)
+                tie(binding.bind_output, f"{name}_{layer}_out", arenas[after][index], *shape)
+        if self.attentive:
+            tie(binding.bind_input, "cos", self._cos, count, 1, 1, config.head_dim)
+            tie(binding.bind_input, "sin", self._sin, count, 1, 1, config.head_dim)
+            tie(binding.bind_input, "bias", batch.bias, count, 1, 1, config.window + 1)
+        for index, layer in enumerate(self.attentive):
+            for offset, name in enumerate(("keys", "values")):
+                ring = batch.ring[2 * index + offset]
+                tie(binding.bind_input, f"{name}_{layer}", ring, count, 1, config.window, config.head_dim)
+                fresh = self._fresh[2 * index + offset]
+                tie(binding.bind_output, f"{name}_{layer}_out", fresh, count, 1, config.head_dim)
+        return binding
+
+
+def same_state(left: OnnxState, right: OnnxState) -> bool:
+    """True if two states are equal to the last bit."""
+    return all(
+        np.array_equal(getattr(left, entry.name), getattr(right, entry.name)) for entry in fields(left)
+    )

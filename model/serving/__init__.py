@@ -1,0 +1,1 @@
+"""Serve stories: backends, HTTP service, cache, rate limits and deployments."""

@@ -1,0 +1,114 @@
+"""A backend that writes a story once and tells it as often as it is asked for.
+
+Only what comes out the same each time is told again: the same prompt and settings, the same seed (or no chance at
+all), by the same edition of the model. While a backend cannot say which edition would write (`VersionedBackend`), it is
+asked each time. A story that failed or was stopped is not kept.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+from model.generation import Request
+from model.serving.backend import Backend, Health, ModelInfo, Stream, VersionedBackend
+from model.serving.cache.flight import Flight, Replay
+from model.serving.cache.stores import Stories
+from model.serving.cache.story import Told, key_of
+
+
+class RememberingBackend:
+    """`backend`, and the stories that it has told. Used from one event loop."""
+
+    def __init__(self, backend: VersionedBackend, stories: Stories) -> None:
+        self.backend = backend
+        self.stories = stories
+        self._flights: dict[str, Flight] = {}
+        self._all: set[Flight] = set()  # those too that nobody can join
+
+    @property
+    def name(self) -> str:
+        """That of the backend."""
+        return self.backend.name
+
+    @property
+    def model(self) -> ModelInfo:
+        """That of the backend."""
+        return self.backend.model
+
+    @property
+    def capacity(self) -> int:
+        """Streams that the backend writes and lets wait; what is told from memory needs no place."""
+        return self.backend.capacity
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Run the backend; on exit end what is being written."""
+        async with self.backend.running():
+            try:
+                yield
+            finally:
+                tasks = [flight.task for flight in self._all]
+                for flight in list(self._all):
+                    flight.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+
+    def health(self) -> Health:
+        """That of the backend."""
+        return self.backend.health()
+
+    async def submit(self, request: Request) -> Stream:
+        """Tell the story from memory, follow it where it is being written just now, or have it written."""
+        asked = self.stories.asked
+        if not request.remembered:
+            asked["bypassed"] += 1
+            return await self.backend.submit(request)
+        edition = await self.backend.edition()
+        key = None if edition is None else key_of(edition, request)
+        flight = self._under_way(key)
+        if flight is None and key is not None:
+            told = await self.stories.get(key)
+            if told is not None:
+                asked["hit"] += 1
+                return Replay(told.pieces, told.finish_reason, told.prompt_tokens)
+            flight = self._under_way(key)  # another reader may have been faster meanwhile
+        asked["miss" if flight is None else "joined"] += 1
+        reader = (flight or self._begin(key, request)).join()
+        await reader.opened()
+        return reader
+
+    def _under_way(self, key: str | None) -> Flight | None:
+        flight = None if key is None else self._flights.get(key)
+        return None if flight is None or flight.abandoned else flight
+
+    def _begin(self, key: str | None, request: Request) -> Flight:
+        def ended(flight: Flight) -> None:
+            if key is not None and self._flights.get(key) is flight:
+                del self._flights[key]
+            self._keep(request, flight)
+
+        flight = Flight(lambda: self.backend.submit(request), ended)
+        if key is not None:
+            self._flights[key] = flight
+        self._all.add(flight)
+        flight.task.add_done_callback(lambda _task: self._all.discard(flight))
+        return flight
+
+    def _keep(self, request: Request, flight: Flight) -> None:
+        completion, stream = flight.completion, flight.stream
+        if completion is None or stream is None or completion.finish_reason not in ("stop", "length"):
+            return
+        told = Told.of(flight.pieces, completion)
+        # A writer that does not tell its tokens could not be told again with the same counts.
+        complete = sum(len(piece.tokens) for piece in told.pieces) == told.completion_tokens
+        edition = self.backend.edition_of(stream)  # which may not be the one that was expected to write
+        if edition is not None and complete:
+            self.stories.put(key_of(edition, request), told)
+
+
+def remembering(backend: Backend, stories: Stories | None) -> Backend:
+    """`backend` with a memory, where there is one and the backend can say which edition of the model writes."""
+    if stories is None or not isinstance(backend, VersionedBackend):
+        return backend
+    return RememberingBackend(backend, stories)

@@ -1,0 +1,109 @@
+"""The parts put together: one application, to be served alone or as a route of another."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+
+from fastapi import FastAPI
+from starlette.middleware import Middleware
+from starlette.routing import BaseRoute, Match
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from model.serving.backend import Backend
+from model.serving.guard import Guard
+from model.serving.http import completions, errors, simple, state
+from model.serving.http.edge import Edge
+from model.serving.http.options import ServiceOptions
+from model.serving.http.secured import SecurityHeaders, cross_origin
+from model.serving.http.sockets import Sockets
+from model.serving.http.telling import Teller
+from model.serving.metrics.guard_figures import GuardFigures
+from model.serving.metrics.metered import MeteredBackend
+from model.serving.metrics.metrics import Meter
+
+PREFIXES = ("/v1/", "/api/generate", "/api/health", "/metrics", "/socket.io")
+"""Where the service's addresses begin, for an application that has others beside them."""
+
+
+class Service(FastAPI):
+    """The application, with what whoever serves it needs to start it and to let it end."""
+
+    teller: Teller
+    """Through which stories are let end."""
+    sockets: Sockets
+    guard: Guard
+    meter: Meter
+    """Whose registry also takes figures of whoever carries the service."""
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Run the backend, and close what clients hold open at the end."""
+        async with self.guard.running(), self.teller.backend.running():
+            try:
+                yield
+            finally:
+                await self.sockets.close()
+
+
+def create_service(
+    backend: Backend, options: ServiceOptions | None = None, guard: Guard | None = None
+) -> Service:
+    """The service over `backend`, which it starts and stops with itself; without a guard, it knows no limits.
+
+    Carried inside another application (`ServiceRoute`), it is that one's part to enter `Service.running`.
+    """
+    options = options or ServiceOptions()
+    guard = guard or Guard()
+    meter = Meter(backend, options.name)
+    backend = MeteredBackend(backend, meter)
+    meter.registry.register(GuardFigures(guard))
+    teller = Teller(backend, meter, guard.limiter)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: Service) -> AsyncIterator[None]:
+        async with app.running():
+            yield
+
+    service = Service(
+        title="write-me-a-story",
+        version=state.version(),
+        lifespan=lifespan,
+        docs_url=None,  # both pages would load scripts from a foreign host
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    service.teller = teller
+    service.guard = guard
+    service.meter = meter
+    service.sockets = Sockets(teller, options)
+    errors.install(service)
+    service.add_middleware(Edge, backend=backend, meter=meter, name=options.name, max_body=options.max_body)
+    for added in (*cross_origin(options.origins), Middleware(SecurityHeaders)):  # the last one is outermost
+        service.add_middleware(added.cls, *added.args, **added.kwargs)
+    service.include_router(completions.router(teller, options))
+    service.include_router(simple.router(teller, options))
+    service.include_router(state.router(teller, meter, options))
+    service.mount("/socket.io", service.sockets.app)
+    return service
+
+
+class ServiceRoute(BaseRoute):
+    """The whole service as one route of another application, at the addresses it has alone.
+
+    A mount would cut its prefix off the path, and there are several; and the other application's handlers
+    would answer the service's errors in their own form.
+    """
+
+    def __init__(self, service: ASGIApp) -> None:
+        self._service = service
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        """Whether the address is one of the service's."""
+        path = scope.get("path", "")
+        ours = any(path == prefix.rstrip("/") or path.startswith(prefix) for prefix in PREFIXES)
+        return (Match.FULL if ours and scope["type"] in ("http", "websocket") else Match.NONE), {}
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on as it came."""
+        await self._service(scope, receive, send)

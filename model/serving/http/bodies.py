@@ -1,0 +1,209 @@
+"""What a client may send, and how it becomes requests for stories.
+
+Two bodies share their fields: the OpenAI completions contract, with vLLM's names for what goes beyond it, and
+the simple form. Types are checked here, by pydantic; what a number may be is checked where it belongs, in
+`model.generation`. A name that is not known is an error, because a mistyped setting that is silently ignored
+looks exactly like one that works. `null` counts as not given, everywhere.
+
+The description of a field says what is allowed: it is the end of the message that a wrong type meets, and the
+field's text in the OpenAPI document.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import secrets
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from model.generation import MAX_ID_CHARS, MAX_LOGPROBS, MAX_TOKENS, Request, Sampling
+from model.serving.http.errors import bad_body, bad_value
+
+MAX_CHOICES = 8
+DEFAULTS = Sampling()
+DEFAULT_MAX_TOKENS = Request(prompt="").max_tokens
+LONGEST_SHOWN = 60
+"""Characters of a wrong value that its message repeats."""
+
+
+def parse_object(body: bytes) -> dict[str, Any]:
+    """The JSON object that a request's body must be. Raises `ServiceError` (400)."""
+    try:
+        value = json.loads(body)
+    except RecursionError:
+        raise bad_body("the body nests too deeply") from None
+    except ValueError as error:  # not JSON, not UTF-8, or a number of thousands of digits
+        raise bad_body(f"the body must be a JSON object, and is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise bad_body(f"the body must be a JSON object, got {_shown(value)}")
+    return value
+
+
+class _Body(BaseModel):
+    """What both bodies do: strict types, no unknown names, messages that name the field."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    @classmethod
+    def read(cls, values: dict[str, Any]) -> Self:
+        """The checked body. Raises `ServiceError` (422) for the first field that is wrong."""
+        given = {name: value for name, value in values.items() if value is not None}
+        for name in given.keys() - cls.model_fields.keys():
+            name = name[:LONGEST_SHOWN]
+            near = difflib.get_close_matches(name, cls.model_fields, n=1, cutoff=0.0)[0]
+            raise bad_value(name, f"is not known; the nearest is {near}")
+        try:
+            return cls.model_validate(given)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_context=False)[0]
+        path = [str(part) for part in first["loc"]]
+        name = path[0]
+        allowed = cls.model_fields[name].description
+        if first["type"] == "missing" and len(path) == 1:
+            raise bad_value(name, f"must be given: {allowed}")
+        raise bad_value(name, f"must be {allowed}, got {_shown(given[name])}")
+
+
+class _StoryBody(_Body):
+    """How a story is to be written: what both bodies have in common."""
+
+    max_tokens: int = Field(
+        DEFAULT_MAX_TOKENS, description=f"a whole number between 1 and {MAX_TOKENS}, the longest story"
+    )
+    temperature: float = Field(DEFAULTS.temperature, description="a number between 0 and 2")
+    top_p: float = Field(DEFAULTS.top_p, description="a number above 0 and at most 1")
+    top_k: int = Field(DEFAULTS.top_k, description="a whole number between 0 and 1000000; 0 is off")
+    min_p: float = Field(DEFAULTS.min_p, description="a number between 0 and 1; 0 is off")
+    repetition_penalty: float = Field(
+        DEFAULTS.repetition_penalty, description="a number between 1 and 2; 1 is off"
+    )
+    seed: int | None = Field(None, description=f"a whole number between 0 and {2**63 - 1}")
+    stop: str | list[str] = Field([], description="a text or a list of at most 8 texts")
+    stream: bool = Field(False, description="true or false")
+    user: str = Field(
+        "",
+        description=f"text of at most {MAX_ID_CHARS} characters: the same one always meets the same version",
+    )
+
+    def _requests(self, prompt: str, count: int = 1, logprobs: int | None = None) -> list[Request]:
+        seed = secrets.randbelow(2**32) if self.seed is None else self.seed
+        visitor = self.user or secrets.token_hex(16)  # nobody known: somebody new each time
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        return [
+            Request(
+                prompt=prompt,
+                max_tokens=self.max_tokens,
+                sampling=Sampling(
+                    temperature=self.temperature,
+                    top_k=self.top_k,
+                    top_p=self.top_p,
+                    min_p=self.min_p,
+                    repetition_penalty=self.repetition_penalty,
+                    seed=choice_seed(seed, index),
+                ),
+                stop=stop,
+                logprobs=logprobs,
+                remembered=self.seed is not None or self.temperature == 0,
+                visitor=visitor,
+            )
+            for index in range(count)
+        ]
+
+
+class SimpleBody(_StoryBody):
+    """The simple form: a prompt and the settings of the page."""
+
+    prompt: str = Field(description="text, the story's beginning")
+
+    def requests(self) -> list[Request]:
+        """The story asked for. Raises `InputError` for a number outside its range."""
+        return self._requests(self.prompt)
+
+
+class StreamOptions(BaseModel):
+    """What else a stream carries."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    include_usage: bool = False
+
+
+class CompletionBody(_StoryBody):
+    """The body of `POST /v1/completions`. Fields that could only be ignored are refused instead."""
+
+    prompt: str | list[str] = Field(
+        description="a text or a list of one text (arrays of tokens are not taken)"
+    )
+    model: str | None = Field(None, description="a name of /v1/models")
+    n: int = Field(1, description=f"a whole number between 1 and {MAX_CHOICES}, how many stories")
+    stream_options: StreamOptions | None = Field(
+        None, description="an object with include_usage, true or false"
+    )
+    logprobs: int | None = Field(None, description=f"a whole number between 0 and {MAX_LOGPROBS}")
+    echo: bool = Field(False, description="true or false, whether the prompt comes back too")
+    presence_penalty: float = Field(0.0, description="0: repetition_penalty is what this model takes")
+    frequency_penalty: float = Field(0.0, description="0: repetition_penalty is what this model takes")
+    best_of: int | None = Field(None, description="the same as n: all stories come back, none is chosen")
+    suffix: str = Field("", description="empty: this model only goes on from a beginning")
+    logit_bias: dict[str, float] = Field({}, description="empty: this model takes no biases")
+    return_token_ids: bool = Field(False, description="true or false, whether token ids come too")
+
+    @property
+    def include_usage(self) -> bool:
+        """Whether the stream ends with a chunk of counts and times."""
+        return self.stream_options is not None and self.stream_options.include_usage
+
+    def text(self) -> str:
+        """The prompt, also where it came as a list of one."""
+        return self.prompt if isinstance(self.prompt, str) else self.prompt[0]
+
+    def requests(self) -> list[Request]:
+        """One request for each of `n` stories. Raises `ServiceError` (422) or `InputError`."""
+        if not isinstance(self.prompt, str) and len(self.prompt) != 1:
+            raise self._wrong("prompt", f"{len(self.prompt)} texts")
+        if not 1 <= self.n <= MAX_CHOICES:
+            raise self._wrong("n")
+        for name in ("presence_penalty", "frequency_penalty", "suffix", "logit_bias"):
+            if getattr(self, name):
+                raise self._wrong(name)
+        if self.best_of not in (None, self.n):
+            raise self._wrong("best_of")
+        if self.stream_options is not None and not self.stream:
+            raise bad_value("stream_options", "may be given only where stream is true")
+        if self.echo and self.logprobs is not None:
+            raise bad_value("logprobs", "cannot be combined with echo: those of the prompt are not computed")
+        return self._requests(self.text(), self.n, self.logprobs)
+
+    def _wrong(self, name: str, got: str | None = None) -> Exception:
+        allowed = type(self).model_fields[name].description
+        return bad_value(name, f"must be {allowed}, got {got or _shown(getattr(self, name))}")
+
+
+def as_asked(requests: list[Request], headers: Mapping[str, str]) -> list[Request]:
+    """The requests, not to be told from memory where the client says `Cache-Control: no-cache` (RFC 9111, 5.2.1)."""
+    control = headers.get("cache-control", "").lower()
+    if not {"no-cache", "no-store"} & {word.strip() for word in control.split(",")}:
+        return requests
+    return [replace(request, remembered=False) for request in requests]
+
+
+def choice_seed(seed: int, index: int) -> int:
+    """The seed of choice `index`: the first has the request's own, each other one that follows from it."""
+    if index == 0:
+        return seed
+    digest = hashlib.blake2b(f"{seed}:{index}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest) >> 1
+
+
+def _shown(value: object) -> str:
+    """A wrong value as its message repeats it."""
+    try:
+        text = repr(value)
+    except RecursionError:  # nested just deep enough to be parsed
+        text = type(value).__name__
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}…"

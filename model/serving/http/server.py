@@ -1,0 +1,68 @@
+"""A server that ends without breaking stories off.
+
+On SIGTERM or SIGINT it goes on listening: new stories are refused and the health route says `draining`, while
+those at hand are told to their end, for a bounded time. A second signal ends them at once. Then it closes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+from types import FrameType
+from typing import TYPE_CHECKING
+
+import uvicorn
+
+if TYPE_CHECKING:
+    from model.serving.http.app import Service
+
+GRACE = 3
+"""Seconds that open connections get to take in their last bytes when all stories have ended."""
+
+
+class DrainingServer(uvicorn.Server):
+    """Serves `service`; `drain` in seconds. `ready` is called once it can be reached."""
+
+    def __init__(self, service: Service, *, drain: float, ready: Callable[[], None] = lambda: None) -> None:
+        config = uvicorn.Config(
+            service,
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,  # whose word counts for a client's address is `STORY_TRUSTED_PROXIES`' affair
+            timeout_graceful_shutdown=GRACE,
+        )
+        super().__init__(config)
+        self._service = service
+        self._drain = drain
+        self._ready = ready
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._draining: asyncio.Task[None] | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, and remember the loop that a signal has to reach."""
+        self._loop = asyncio.get_running_loop()
+        await super().startup(sockets)
+        self._ready()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin to drain, or on a second signal, or while still starting, end at once.
+
+        uvicorn would note the signal and raise it again at the end; a drained service ends with exit code 0.
+        """
+        if self._loop is None:
+            self.should_exit = True
+        else:
+            self._loop.call_soon_threadsafe(self._end)
+
+    def _end(self) -> None:
+        if self._draining is None:
+            self._draining = asyncio.create_task(self._finish())
+        else:
+            self._service.teller.cut()
+
+    async def _finish(self) -> None:
+        await self._service.teller.drain(self._drain)
+        await self._service.sockets.close()  # a client that polls would hold its connection for 25 s
+        self.should_exit = True

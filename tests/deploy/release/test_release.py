@@ -1,0 +1,267 @@
+"""Two colours as real processes: a version's way onto one, and 20 running streams through a switch and back."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+
+from deploy.release import release, smoke
+from deploy.release.loopback import LoopbackPlatform
+from deploy.release.platform import DeployError
+from model.architecture.folder import DIGESTED, PRETRAINED, ModelFolder, compute_digest
+from model.errors import InputError, ModelError
+from model.serving.deployments.colours import ColoursError, ColourStore, open_colours, state_folder
+from model.settings import load_settings
+from tests.deploy.release.conftest import Run
+
+STREAMS = 20
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A state folder that two colours live in for all tests of this file; starting them takes seconds."""
+    folder = tmp_path_factory.mktemp("state")
+    yield folder
+    platform = LoopbackPlatform(folder / "write-me-a-story" / "loopback", drain=1)
+    for colour in ("blue", "green"):
+        if (pid := platform._pid(colour)) is not None:
+            os.kill(pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def environment(place: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    settings = {"XDG_STATE_HOME": str(place), "STORY_SLOTS": str(STREAMS), "STORY_DRAIN": "20"}
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    return settings
+
+
+@pytest.fixture
+def platform(environment: dict[str, str]) -> LoopbackPlatform:
+    return LoopbackPlatform(state_folder() / "loopback", drain=20)
+
+
+@pytest.fixture
+def store(environment: dict[str, str]) -> ColourStore:
+    return open_colours(load_settings())
+
+
+@pytest.fixture(scope="module")
+def other_version(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shipped weights under another digest."""
+    folder = tmp_path_factory.mktemp("other") / "model"
+    shutil.copytree(PRETRAINED, folder)
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    (folder / "config.json").write_text(json.dumps({**config, "note": "another version"}), "utf-8")
+    (folder / "digest").write_text(compute_digest(folder) + "\n", "ascii")
+    assert "config.json" in DIGESTED
+    return folder
+
+
+def test_a_version_gets_onto_the_first_colour_and_receives_stories(run: Run, store: ColourStore) -> None:
+    done = run("story.py", "deploy", "deploy", "--platform", "loopback", "--json")
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    shipped = ModelFolder.open(PRETRAINED).digest
+    assert (told["colour"], told["version"], told["uploaded"]) == ("blue", shipped, True)
+    assert (told["smoke"]["verdict"], told["smoke"]["success_rate"]) == ("passed", 1.0)
+    assert store.endpoint(None) == told["url"]
+    health = httpx.get(f"{told['url']}/api/health").json()
+    assert (health["backend"], health["model"]["version"]) == ("blue", shipped)
+
+
+def test_the_next_version_waits_on_the_idle_colour(run: Run, store: ColourStore, other_version: Path) -> None:
+    before = store.endpoint(None)
+    done = run("story.py", "deploy", "deploy", "--platform", "loopback", "--model", str(other_version))
+    assert done.returncode == 0, done.stderr
+    assert "green is ready at http://127.0.0.1:" in done.stdout
+    assert "`story deploy switch` sends new stories there" in done.stdout
+    record = store.load()
+    assert record is not None
+    assert (store.endpoint(None), record.active) == (before, "blue")
+    assert record.versions["green"] == ModelFolder.open(other_version).digest != record.versions["blue"]
+
+
+@dataclass(frozen=True)
+class Told:
+    """One story that a reader was told."""
+
+    colour: str
+    began: float
+    ended: float
+    finish: str | None
+    whole: bool
+
+
+async def _read_stories(store: ColourStore, until: asyncio.Event, told: list[Told], seed: int) -> None:
+    """One reader: story after story, each from where new stories go when it begins."""
+    async with httpx.AsyncClient(timeout=60) as client:
+        while not until.is_set():
+            url = store.endpoint(None)
+            seed += STREAMS
+            body = {"prompt": "Once upon a time", "max_tokens": 300, "stream": True, "seed": seed}
+            finish, done, began = None, False, time.time()
+            async with client.stream("POST", f"{url}/v1/completions", json=body) as answer:
+                assert answer.status_code == 200, (await answer.aread()).decode()
+                colour = answer.headers["x-story-backend"]
+                async for line in answer.aiter_lines():
+                    if line == "data: [DONE]":
+                        done = True
+                    elif line.startswith("data: "):
+                        event = json.loads(line.removeprefix("data: "))
+                        assert "error" not in event, event
+                        finish = next(
+                            (c["finish_reason"] for c in event["choices"] if c["finish_reason"]), finish
+                        )
+            told.append(Told(colour, began, time.time(), finish, done))
+
+
+async def _story(*arguments: str, repository: Path) -> dict[str, object]:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "story.py",
+        "deploy",
+        *arguments,
+        "--json",
+        cwd=repository,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    out, _ = await process.communicate()
+    assert process.returncode == 0
+    answer: dict[str, object] = json.loads(out)
+    return answer
+
+
+async def test_twenty_streams_live_through_a_switch_and_a_rollback(
+    store: ColourStore, repository: Path
+) -> None:
+    told: list[Told] = []
+    until = asyncio.Event()
+    readers = [asyncio.create_task(_read_stories(store, until, told, number)) for number in range(STREAMS)]
+    await asyncio.sleep(1.0)
+    switched = await _story("switch", repository=repository)
+    after_switch = time.time()
+    await asyncio.sleep(1.5)
+    back = await _story("rollback", repository=repository)
+    after_rollback = time.time()
+    await asyncio.sleep(1.0)
+    until.set()
+    await asyncio.gather(*readers)  # raises what a reader met
+
+    assert (switched["active"], back["active"], back["previous"]) == ("green", "blue", "green")
+    assert all(story.whole and story.finish in ("stop", "length") for story in told), "no stream breaks"
+    moved, moved_back = float(str(switched["changed"])), float(str(back["changed"]))
+    for since, moment, colour in ((0.0, moved, "blue"), (after_switch, moved_back, "green")):
+        running = [story for story in told if since < story.began < moment - 0.2 and story.ended > moment]
+        assert len(running) >= STREAMS // 4, "many were in mid-story when traffic moved"
+        assert {story.colour for story in running} == {colour}, "a running story ends where it began"
+    between = [story for story in told if after_switch < story.began < moved_back - 0.2]
+    assert {story.colour for story in between} == {"green"}, "new stories go to the other colour"
+    after = [story for story in told if story.began > after_rollback]
+    assert {story.colour for story in after} == {"blue"}, "and back after the rollback"
+
+
+def test_status_tells_both_colours(run: Run, store: ColourStore) -> None:
+    done = run("story.py", "deploy", "status", "--json")
+    told = json.loads(done.stdout)
+    assert (done.returncode, told["active"], told["store"]) == (0, "blue", store.where)
+    assert {name: entry["health"] for name, entry in told["colours"].items()} == {"blue": "ok", "green": "ok"}
+    assert told["colours"]["blue"]["capacity"] == STREAMS + 64
+
+
+def test_the_active_colour_is_not_replaced_under_its_readers(
+    platform: LoopbackPlatform, store: ColourStore
+) -> None:
+    folder = ModelFolder.open(PRETRAINED)
+    with pytest.raises(InputError, match="colour must be green, the idle one: blue is active"):
+        release.release(
+            folder, platform, store, load_settings(), colour="blue", patience=1, tell=lambda line: None
+        )
+    with pytest.raises(InputError, match="blue is active"):
+        release.stop(platform, store, "blue", force=False)
+    assert store.endpoint(None) is not None
+
+
+def test_a_version_that_fails_its_check_cannot_be_switched_to(
+    platform: LoopbackPlatform, store: ColourStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Judged too slow here: a real check, with a bound that no story keeps."""
+    monkeypatch.setattr(smoke, "LONGEST_STORY", 0.0)
+    settings = load_settings()
+    with pytest.raises(DeployError, match="green did not pass its check: a story took"):
+        release.release(
+            ModelFolder.open(PRETRAINED),
+            platform,
+            store,
+            settings,
+            colour=None,
+            patience=60,
+            tell=lambda line: None,
+        )
+    record = store.load()
+    assert record is not None
+    assert (record.active, record.urls["green"]) == ("blue", None)
+    with pytest.raises(ColoursError, match="green has no deployment that passed its check"):
+        release.switch(store, settings, None, patience=1)
+    with pytest.raises(ColoursError, match="there is nothing to roll back to"):
+        store.rollback()
+
+
+def test_a_colour_that_does_not_wake_is_not_switched_to(
+    platform: LoopbackPlatform, store: ColourStore
+) -> None:
+    store.set_colour("green", "http://127.0.0.1:1", "x")
+    with pytest.raises(DeployError, match="was not ready"):
+        release.switch(store, load_settings(), None, patience=0.2)
+    record = store.load()
+    assert record is not None
+    assert record.active == "blue"
+
+
+def test_stopping_ends_the_process_and_takes_the_address_away(
+    platform: LoopbackPlatform, store: ColourStore
+) -> None:
+    assert platform._pid("blue") is not None
+    assert release.stop(platform, store, "blue", force=True) == ("blue", True)
+    assert platform._pid("blue") is None
+    assert store.endpoint("https://default.example") == "https://default.example"
+    assert release.stop(platform, store, "blue", force=True) == ("blue", False)
+    assert release.stop(platform, store, "green", force=True)[1]
+
+
+def test_an_upload_is_made_once_and_is_the_folder(tmp_path: Path) -> None:
+    platform = LoopbackPlatform(tmp_path, drain=1)
+    folder = ModelFolder.open(PRETRAINED)
+    assert [platform.upload(folder), platform.upload(folder)] == [True, False]
+    assert ModelFolder.open(tmp_path / "models" / folder.digest).digest == folder.digest
+    assert [path.name for path in (tmp_path / "models").iterdir()] == [folder.digest]
+
+
+def test_what_was_not_uploaded_is_not_started(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="ffffffffffff was not uploaded"):
+        LoopbackPlatform(tmp_path, drain=1).start("blue", "f" * 64)
+
+
+def test_a_process_that_does_not_come_up_says_why(tmp_path: Path) -> None:
+    (tmp_path / "models" / "broken").mkdir(parents=True)
+    with pytest.raises(DeployError, match=r"the service did not start: .*config\.json"):
+        LoopbackPlatform(tmp_path, drain=1).start("blue", "broken")
+    assert LoopbackPlatform(tmp_path, drain=1).stop("blue") is False
+
+
+def test_a_note_of_a_process_that_is_somebody_elses_ends_nobody(tmp_path: Path) -> None:
+    (tmp_path / "blue.json").write_text(json.dumps({"pid": os.getpid()}), "utf-8")
+    assert LoopbackPlatform(tmp_path, drain=1).stop("blue") is False
+    (tmp_path / "green.json").write_text("{", "utf-8")
+    assert LoopbackPlatform(tmp_path, drain=1).stop("green") is False

@@ -1,0 +1,241 @@
+"""The check of a deployment, against real services that write, and real servers that do not."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deploy.release import smoke
+from deploy.release.platform import AccountError, DeployError
+from deploy.release.smoke import Told, check, judge, warm, write_one
+from model.settings import Settings, load_settings
+from tests.demo.engines import local_backend
+from tests.model.serving.http.serving import serving
+
+
+@pytest.fixture
+def settings() -> Settings:
+    return load_settings()
+
+
+@contextmanager
+def answering(status: int, body: str, kind: str = "application/json") -> Iterator[tuple[str, list[Any]]]:
+    """A server that says the same to everyone, and the headers it got."""
+    got: list[Any] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            got.append(dict(self.headers))
+            self.rfile.read(int(self.headers.get("content-length", 0)))
+            self.send_response(status)
+            self.send_header("content-type", kind)
+            self.send_header("content-length", str(len(body.encode())))
+            self.end_headers()
+            self.wfile.write(body.encode())
+
+        do_POST = do_GET
+
+        def log_message(self, *_arguments: Any) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}", got
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def test_a_service_that_writes_passes(settings: Settings) -> None:
+    with serving(local_backend(slots=4, queue=4, step_seconds=0.002, end_bias=-50)) as service:
+        assert warm(service.url, settings, version="0123456789abcdef" * 4, patience=10) < 10
+        report = check(service.url, settings, stories=6)
+    assert (report.verdict, report.requests, report.success_rate) == ("passed", 6, 1.0)
+    assert report.concurrent_handling == 3
+    assert 0 < report.ttft_max <= report.max_generation_time
+    assert 0 < report.avg_generation_time <= report.max_generation_time
+    # 6 stories of 64 tokens, three at a time, at 500 steps a second at most.
+    assert 0 < report.total_tokens_per_second < 3 * 500 * 1.01
+
+
+def test_a_service_that_is_full_leaves_it_undecided(settings: Settings) -> None:
+    with serving(local_backend(slots=1, queue=0, step_seconds=0.005, end_bias=-50)) as service:
+        report = check(service.url, settings, stories=3)
+    assert report.verdict == "undecided"
+    assert "turned away: it is busy" in report.reason
+    assert report.success_rate < 1
+
+
+def test_nothing_there_is_a_failure(settings: Settings) -> None:
+    report = check("http://127.0.0.1:1", settings, stories=2)
+    assert (report.verdict, report.success_rate, report.total_tokens_per_second) == ("failed", 0.0, 0.0)
+    assert report.reason.startswith("2 of 2 stories failed: ")
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "kind", "reason"),
+    [
+        (500, "oh", "text/plain", "HTTP 500"),
+        (200, "<html>", "text/html", "text/event-stream"),
+        (200, "data: nonsense\n\n", "text/event-stream", "not an answer of the story service"),
+        (200, "data: [1]\n\n", "text/event-stream", "not an answer of the story service"),
+        (200, "data: [DONE]\n\n", "text/event-stream", "ended without a whole story"),
+        (200, 'data: {"choices": [{"text": "A"}]}\n\n', "text/event-stream", "ended without a whole story"),
+        (
+            200,
+            'data: {"error": {"message": "the model failed"}}\n\n',
+            "text/event-stream",
+            "the model failed",
+        ),
+    ],
+)
+def test_what_answers_but_writes_no_story_is_a_failure(
+    status: int, body: str, kind: str, reason: str, settings: Settings
+) -> None:
+    with answering(status, body, kind) as (url, _):
+        report = check(url, settings, stories=1)
+    assert report.verdict == "failed"
+    assert reason in report.reason
+
+
+def test_the_proxy_token_goes_with_each_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MODAL_KEY", "wk-1")
+    monkeypatch.setenv("MODAL_SECRET", "ws-1")
+    with answering(200, json.dumps({"status": "ok"})) as (url, got):
+        warm(url, load_settings(), version=None, patience=5)
+        check(url, load_settings(), stories=1)
+    assert [(headers["Modal-Key"], headers["Modal-Secret"]) for headers in got] == [("wk-1", "ws-1")] * 2
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_missing_token_is_told_at_once(status: int, settings: Settings) -> None:
+    with (
+        answering(status, "modal-http: invalid credentials", "text/plain") as (url, _),
+        pytest.raises(AccountError, match="set MODAL_KEY and MODAL_SECRET"),
+    ):
+        warm(url, settings, version=None, patience=60)
+
+
+def test_a_deployment_that_wakes_up_late_is_waited_for(settings: Settings) -> None:
+    backend = local_backend()
+    with serving(backend) as first:
+        port = int(first.url.rpartition(":")[2])
+    waited: list[float] = []
+
+    def begin() -> None:
+        time.sleep(0.6)
+        with serving_on(port):
+            stop.wait(20)
+
+    stop = threading.Event()
+
+    @contextmanager
+    def serving_on(port: int) -> Iterator[None]:
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", port), _Ready)
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        try:
+            yield
+        finally:
+            server.shutdown()
+            thread.join()
+            server.server_close()
+
+    starting = threading.Thread(target=begin)
+    starting.start()
+    try:
+        took = warm(f"http://127.0.0.1:{port}", settings, version="v2", patience=15, waiting=waited.append)
+    finally:
+        stop.set()
+        starting.join()
+    assert took >= 0.5
+    assert waited
+
+
+class _Ready(http.server.BaseHTTPRequestHandler):
+    """Says that it serves version v2."""
+
+    def do_GET(self) -> None:
+        body = json.dumps({"status": "ok", "model": {"version": "v2"}}).encode()
+        self.send_response(200)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_arguments: Any) -> None:
+        pass
+
+
+def test_a_deployment_that_serves_another_version_is_not_ready(settings: Settings) -> None:
+    with (
+        answering(200, json.dumps({"status": "ok", "model": {"version": "a" * 64}})) as (url, _),
+        pytest.raises(DeployError, match="it serves aaaaaaaaaaaa, not bbbbbbbbbbbb"),
+    ):
+        warm(url, settings, version="b" * 64, patience=0.2)
+
+
+def test_patience_ends(settings: Settings) -> None:
+    with pytest.raises(DeployError, match=r"^http://127.0.0.1:1 was not ready after 0 s: "):
+        warm("http://127.0.0.1:1", settings, version=None, patience=0.2)
+
+
+def test_one_story_is_written_as_it_comes(settings: Settings) -> None:
+    with serving(local_backend(step_seconds=0.005, end_bias=-50)) as service:
+        stream = write_one(service.url, "Once upon a time", settings, max_tokens=30)
+        assert next(stream) == "Once upon a time"
+        at = []
+        text = ""
+        for piece in stream:
+            text += piece
+            at.append(time.monotonic())
+    assert text
+    assert at[-1] - at[0] > 0.05, "pieces come while the story is being written"
+
+
+def test_one_story_left_half_way_is_ended_there_too(settings: Settings) -> None:
+    with serving(local_backend(step_seconds=0.01, end_bias=-50)) as service:
+        stream = write_one(service.url, "Once", settings, max_tokens=2000)
+        assert [next(stream) for _ in range(3)]
+        stream.close()  # type: ignore[attr-defined]
+        deadline = time.monotonic() + 5
+        while service.get("/api/health").json()["open"]:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+
+def test_no_story_is_told_in_one_line(settings: Settings) -> None:
+    with pytest.raises(DeployError, match=r"^http://127.0.0.1:1 wrote no story: "):
+        list(write_one("http://127.0.0.1:1", "Once", settings))
+
+
+_told = st.builds(
+    Told,
+    seconds=st.floats(0.01, 30),
+    first=st.floats(0.001, 1),
+    tokens=st.integers(1, 64),
+    fault=st.sampled_from([None, "HTTP 500"]),
+    busy=st.booleans(),
+).map(lambda told: told if told.fault else Told(told.seconds, told.first, told.tokens, None))
+
+
+@given(st.lists(_told, max_size=12))
+def test_a_verdict_follows_from_the_stories(told: list[Told]) -> None:
+    report = judge(told, at_once=3, took=10.0)
+    good = [story for story in told if story.fault is None]
+    late = any(story.seconds > smoke.LONGEST_STORY for story in good)
+    broken = any(story.fault and not story.busy for story in told)
+    busy = any(story.busy for story in told)
+    assert report.verdict == ("failed" if broken or late else "undecided" if busy else "passed")
+    assert report.success_rate == (len(good) / len(told) if told else 0)

@@ -1,0 +1,211 @@
+"""What a client may send: every field, every message, and whatever else may come."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from model.errors import InputError
+from model.generation import Request, Sampling
+from model.serving.http.bodies import (
+    MAX_CHOICES,
+    CompletionBody,
+    SimpleBody,
+    as_asked,
+    choice_seed,
+    parse_object,
+)
+from model.serving.http.errors import ServiceError, as_service_error
+
+
+def requests(**body: Any) -> list[Request]:
+    return CompletionBody.read(body).requests()
+
+
+def test_a_prompt_alone_asks_for_one_story_with_the_houses_defaults() -> None:
+    (request,) = requests(prompt="Once")
+    seed = request.sampling.seed
+    assert request == Request(prompt="Once", sampling=Sampling(seed=seed), remembered=False)
+    assert requests(prompt="Once")[0].visitor != request.visitor, "nobody known is somebody new each time"
+    assert requests(prompt="Once", user="lily")[0].visitor == "lily"
+    assert requests(prompt="Once")[0].sampling.seed != seed, "a new seed for each request without one"
+
+
+def test_every_setting_reaches_the_request() -> None:
+    asked = requests(
+        model="story-writer",
+        prompt=["Once"],
+        max_tokens=7,
+        temperature=0.25,
+        top_p=0.5,
+        top_k=9,
+        min_p=0.125,
+        repetition_penalty=1.5,
+        seed=11,
+        stop=["The end", "."],
+        logprobs=3,
+        user="someone",
+        presence_penalty=0,
+        frequency_penalty=0.0,
+        best_of=1,
+    )
+    sampling = Sampling(temperature=0.25, top_p=0.5, top_k=9, min_p=0.125, repetition_penalty=1.5, seed=11)
+    assert asked == [
+        Request(prompt="Once", max_tokens=7, sampling=sampling, stop=("The end", "."), logprobs=3)
+    ]
+    assert requests(prompt="x", stop="end")[0].stop == ("end",)
+
+
+def test_each_of_several_stories_has_a_seed_of_its_own_and_the_first_the_requests() -> None:
+    seeds = [request.sampling.seed for request in requests(prompt="x", n=MAX_CHOICES, seed=5)]
+    assert seeds[0] == 5
+    assert len(set(seeds)) == MAX_CHOICES
+    assert seeds == [request.sampling.seed for request in requests(prompt="x", n=MAX_CHOICES, seed=5)]
+
+
+@given(seed=st.integers(0, 2**63 - 1), index=st.integers(0, 7))
+def test_a_derived_seed_is_one_that_can_be_asked_for(seed: int, index: int) -> None:
+    assert Sampling(seed=choice_seed(seed, index)).seed >= 0
+
+
+def test_null_counts_as_not_given() -> None:
+    names = [name for name in CompletionBody.model_fields if name != "prompt"]
+    body = dict.fromkeys([*names, "a_field_of_tomorrow"], None) | {"prompt": "x", "seed": 1}
+    assert requests(**body) == requests(prompt="x", seed=1)
+
+
+NUMBER = "must be a number between 0 and 2"
+WRONG = [
+    ({}, "prompt", "must be given: a text or a list of one text (arrays of tokens are not taken)"),
+    ({"prompt": None}, "prompt", "must be given: "),
+    ({"prompt": 5}, "prompt", "must be a text or a list of one text (arrays of tokens are not taken), got 5"),
+    ({"prompt": [1, 2]}, "prompt", "(arrays of tokens are not taken), got [1, 2]"),
+    ({"prompt": [[1, 2]]}, "prompt", "(arrays of tokens are not taken), got [[1, 2]]"),
+    ({"prompt": []}, "prompt", "must be a text or a list of one text (arrays of tokens are not taken), got 0 te"),
+    ({"prompt": ["a", "b"]}, "prompt", "got 2 texts"),
+    ({"prompt": "x" * 20_001}, "prompt", "must have at most 20000 characters, got 20001"),
+    ({"prompt": "\ud800"}, "prompt", "holds half a character (a lone surrogate) at 0"),
+    ({"max_tokens": 0}, "max_tokens", "must be a whole number between 1 and 4096, got 0"),
+    ({"max_tokens": "9"}, "max_tokens", "must be a whole number between 1 and 4096, the longest story, got '9'"),
+    ({"max_tokens": 2.5}, "max_tokens", "must be a whole number between 1 and 4096, the longest story, got 2.5"),
+    ({"temperature": 7}, "temperature", "must be between 0 and 2, got 7"),
+    ({"temperature": "hot"}, "temperature", f"{NUMBER}, got 'hot'"),
+    ({"temperature": True}, "temperature", f"{NUMBER}, got True"),
+    ({"temperature": float("nan")}, "temperature", "must be between 0 and 2, got nan"),
+    ({"top_p": 0}, "top_p", "must be above 0 and at most 1, got 0"),
+    ({"top_k": -1}, "top_k", "must be a whole number between 0 and 1000000, got -1"),
+    ({"min_p": 1.5}, "min_p", "must be between 0 and 1, got 1.5"),
+    ({"repetition_penalty": 3}, "repetition_penalty", "must be between 1 and 2, got 3"),
+    ({"seed": -1}, "seed", f"must be a whole number between 0 and {2**63 - 1}, got -1"),
+    ({"seed": 2**63}, "seed", f"must be a whole number between 0 and {2**63 - 1}, got {2**63}"),
+    ({"n": 9}, "n", "must be a whole number between 1 and 8, how many stories, got 9"),
+    ({"n": 0}, "n", "must be a whole number between 1 and 8, how many stories, got 0"),
+    ({"stop": ["a"] * 9}, "stop", "must be at most 8 texts of 1 to 200 characters each"),
+    ({"stop": ""}, "stop", "must be at most 8 texts of 1 to 200 characters each"),
+    ({"stop": [1]}, "stop", "must be a text or a list of at most 8 texts, got [1]"),
+    ({"logprobs": 21}, "logprobs", "must be a whole number between 0 and 20, got 21"),
+    ({"logprobs": True}, "logprobs", "must be a whole number between 0 and 20, got True"),
+    ({"logprobs": 1, "echo": True}, "logprobs", "cannot be combined with echo"),
+    ({"stream": "yes"}, "stream", "must be true or false, got 'yes'"),
+    ({"stream_options": {"include_usage": True}}, "stream_options", "may be given only where stream is true"),
+    ({"stream_options": {"usage": 1}}, "stream_options", "must be an object with include_usage, true or false"),
+    ({"presence_penalty": 0.5}, "presence_penalty", "must be 0: repetition_penalty is what this model takes"),
+    ({"frequency_penalty": -1}, "frequency_penalty", "must be 0: repetition_penalty is what this model takes"),
+    ({"best_of": 3}, "best_of", "must be the same as n: all stories come back, none is chosen, got 3"),
+    ({"suffix": "end"}, "suffix", "must be empty: this model only goes on from a beginning, got 'end'"),
+    ({"logit_bias": {"5": 1}}, "logit_bias", "must be empty: this model takes no biases, got {'5': 1.0}"),
+    ({"temprature": 1}, "temprature", "is not known; the nearest is temperature"),
+    ({"\ud800": 1}, "\ud800", "is not known; the nearest is "),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("body", "param", "message"), WRONG)
+def test_a_wrong_field_is_named_with_what_is_allowed(body: dict[str, Any], param: str, message: str) -> None:
+    if "prompt" not in body and body:
+        body = {"prompt": "x", **body}
+    with pytest.raises((ServiceError, InputError)) as caught:
+        CompletionBody.read(body).requests()
+    told = as_service_error(caught.value)
+    assert (told.status, told.param, told.code) == (422, param, "invalid_value")
+    assert str(told).startswith(f"{param} ")
+    assert message in str(told)
+    assert "\n" not in str(told)
+
+
+def test_a_long_wrong_value_is_not_repeated_whole() -> None:
+    with pytest.raises(ServiceError) as caught:
+        CompletionBody.read({"prompt": "x", "temperature": "h" * 50_000})
+    assert len(str(caught.value)) < 200
+
+
+def test_the_simple_form_knows_no_field_of_the_other() -> None:
+    assert SimpleBody.read({"prompt": "x", "seed": 1}).requests() == requests(prompt="x", seed=1)
+    with pytest.raises(ServiceError, match="n is not known"):
+        SimpleBody.read({"prompt": "x", "n": 2})
+    with pytest.raises(ServiceError, match="prompt must be text, the story's beginning, got \\['x'\\]"):
+        SimpleBody.read({"prompt": ["x"]})
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"{", b"[]", b'"x"', b"\xff", b"[" * 100_000, b'{"seed": ' + b"9" * 5000 + b"}", b"null"],
+)
+def test_what_is_no_json_object_is_told_so(body: bytes) -> None:
+    with pytest.raises(ServiceError, match=r"^the body ") as caught:
+        parse_object(body)
+    assert (caught.value.status, caught.value.code) == (400, "invalid_json")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_value_that_nests_as_deep_as_can_be_read_is_named_all_the_same() -> None:
+    for depth in range(100, 2000, 50):
+        body = b'{"prompt": "x", "temperature": ' + b"[" * depth + b"]" * depth + b"}"
+        with pytest.raises(ServiceError):
+            CompletionBody.read(parse_object(body))
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20) | st.just("\ud800"),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+BODIES = st.dictionaries(
+    st.sampled_from([*CompletionBody.model_fields]) | st.text(max_size=8), VALUES, max_size=5
+) | st.dictionaries(st.sampled_from([*CompletionBody.model_fields]), VALUES, max_size=3).map(
+    lambda body: {"prompt": "x", **body}
+)
+
+
+@given(body=BODIES)
+def test_any_body_is_either_stories_or_an_error_that_names_a_field(body: dict[str, Any]) -> None:
+    try:
+        asked = CompletionBody.read(parse_object(json.dumps(body).encode())).requests()
+    except (ServiceError, InputError) as error:
+        told = as_service_error(error)
+        assert told.status == 422
+        assert told.param is not None
+        assert told.response().body
+    else:
+        assert 1 <= len(asked) <= MAX_CHOICES
+
+
+@pytest.mark.parametrize(
+    ("body", "remembered"),
+    [({}, False), ({"seed": 0}, True), ({"temperature": 0}, True), ({"temperature": 0.0, "seed": 3}, True)],
+)
+def test_only_a_story_that_comes_out_the_same_again_may_be_remembered(body: Any, remembered: bool) -> None:
+    (request,) = requests(prompt="Once", **body)
+    assert request.remembered is remembered
+
+
+@pytest.mark.parametrize(
+    ("header", "remembered"),
+    [("", True), ("max-age=5", True), ("no-cache", False), ("max-age=0, No-Store", False)],
+)
+def test_a_client_can_ask_for_a_story_that_is_written_anew(header: str, remembered: bool) -> None:
+    (request,) = as_asked(requests(prompt="Once", seed=1), {"cache-control": header})
+    assert request.remembered is remembered

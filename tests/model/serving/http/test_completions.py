@@ -1,0 +1,212 @@
+"""The completions contract to the letter, over HTTP."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import time
+from typing import Any
+
+import pytest
+
+from tests.model.serving.http.serving import Running, paced, serving, streaming
+
+HEAD = {"id", "object", "created", "model", "system_fingerprint"}
+
+
+def whole(running: Running, **body: Any) -> dict[str, Any]:
+    response = running.post("/v1/completions", **body)
+    assert response.status_code == 200, response.text
+    answer: dict[str, Any] = response.json()
+    return answer
+
+
+def test_a_whole_completion_has_every_field_of_the_contract(shipped: Running) -> None:
+    answer = whole(shipped, prompt="Once upon a time", max_tokens=12, seed=3)
+    assert answer.keys() == HEAD | {"choices", "usage", "times", "writer"}
+    assert re.fullmatch(r"cmpl-[0-9a-f]{32}", answer["id"])
+    assert (answer["object"], answer["model"]) == ("text_completion", "story-writer")
+    assert abs(answer["created"] - time.time()) < 60
+    (choice,) = answer["choices"]
+    assert choice.keys() == {"index", "text", "logprobs", "finish_reason", "seed"}
+    assert (choice["index"], choice["finish_reason"], choice["seed"]) == (0, "length", 3)
+    usage = answer["usage"]
+    assert usage["completion_tokens"] == 12
+    assert usage["total_tokens"] == usage["prompt_tokens"] + 12
+    assert 0 <= answer["times"]["queued"] <= answer["times"]["ttft"] <= answer["times"]["duration"]
+
+
+def test_the_chunks_of_a_stream_make_up_the_whole(shipped: Running) -> None:
+    asked: dict[str, Any] = {
+        "prompt": "The old boat had a secret.",
+        "max_tokens": 60,
+        "seed": 8,
+        "return_token_ids": True,
+    }
+    with streaming(shipped, **asked, stream_options={"include_usage": True}) as flow:
+        chunks = [data for _, data in flow]
+    answer = whole(shipped, **asked)
+    assert chunks.pop() == "[DONE]"
+    last = chunks.pop()
+    assert last["choices"] == []
+    assert last["usage"] == answer["usage"]
+    assert last["times"].keys() == {"queued", "ttft", "duration"}
+    assert last["writer"] == "local"
+    assert all(chunk["usage"] is None for chunk in chunks)
+    assert len({chunk["id"] for chunk in chunks}) == 1
+    choices = [chunk["choices"][0] for chunk in chunks]
+    (expected,) = answer["choices"]
+    assert "".join(choice["text"] for choice in choices) == expected["text"]
+    assert [token for choice in choices for token in choice.get("token_ids", [])] == expected["token_ids"]
+    reasons = [choice["finish_reason"] for choice in choices]
+    assert reasons == [None] * (len(choices) - 1) + [expected["finish_reason"]]
+    assert choices[-1]["seed"] == 8
+
+
+def test_without_the_option_a_stream_carries_no_usage(shipped: Running) -> None:
+    with streaming(shipped, prompt="x", max_tokens=3) as flow:
+        chunks = [data for _, data in flow]
+    assert chunks[-1] == "[DONE]"
+    assert not any("usage" in chunk or "created_at" in chunk for chunk in chunks[:-1])
+
+
+def test_a_story_asked_for_again_by_its_own_seed_is_the_same(shipped: Running) -> None:
+    several = whole(shipped, prompt="Mia found a key.", max_tokens=25, n=3)["choices"]
+    assert [choice["index"] for choice in several] == [0, 1, 2]
+    assert len({choice["text"] for choice in several}) == 3
+    for choice in several:
+        again = whole(shipped, prompt="Mia found a key.", max_tokens=25, seed=choice["seed"])
+        assert again["choices"][0]["text"] == choice["text"]
+
+
+def test_several_stories_stream_side_by_side() -> None:
+    backend, _ = paced(slots=3, step_seconds=0.005)
+    with serving(backend) as running:
+        with streaming(running, prompt="Once", n=3, max_tokens=30, seed=4) as flow:
+            choices = [data["choices"][0] for _, data in flow if data != "[DONE]"]
+        alone = whole(running, prompt="Once", n=3, max_tokens=30, seed=4)["choices"]
+    order = [choice["index"] for choice in choices]
+    assert {0, 1, 2} <= set(order[:9]), "none waits for another's end"
+    told = ["".join(c["text"] for c in choices if c["index"] == index) for index in range(3)]
+    assert told == [choice["text"] for choice in alone]
+    assert [c["index"] for c in choices if c["finish_reason"]] != []
+    assert sum(c["finish_reason"] == "length" for c in choices) == 3
+
+
+def test_a_stop_string_ends_the_story_and_is_no_part_of_it(shipped: Running) -> None:
+    free = whole(shipped, prompt="Once upon a time", max_tokens=80, seed=1)["choices"][0]["text"]
+    word = free.split()[10]
+    for stop in (word, [word, "neverinastory"]):
+        choice = whole(shipped, prompt="Once upon a time", max_tokens=80, seed=1, stop=stop)["choices"][0]
+        assert choice["text"] == free[: free.index(word)]
+        assert choice["finish_reason"] == "stop"
+
+
+def test_echo_brings_the_prompt_back_whole_and_streamed(shipped: Running) -> None:
+    asked: dict[str, Any] = {"prompt": "Tom had a kite.", "max_tokens": 5, "seed": 2, "n": 2}
+    plain = whole(shipped, **asked)
+    echoed = whole(shipped, **asked, echo=True)
+    for one, other in zip(plain["choices"], echoed["choices"], strict=True):
+        assert other["text"] == "Tom had a kite." + one["text"]
+    with streaming(shipped, **asked, echo=True) as flow:
+        choices = [data["choices"][0] for _, data in flow if data != "[DONE]"]
+    for index in (0, 1):
+        told = "".join(choice["text"] for choice in choices if choice["index"] == index)
+        assert told == echoed["choices"][index]["text"]
+
+
+def test_log_probabilities_are_the_same_whole_and_streamed_and_offsets_point_at_their_tokens(
+    shipped: Running,
+) -> None:
+    asked: dict[str, Any] = {"prompt": "Lily had a", "max_tokens": 15, "seed": 6, "logprobs": 2}
+    (choice,) = whole(shipped, **asked)["choices"]
+    table = choice["logprobs"]
+    assert "".join(table["tokens"]) == choice["text"]
+    for token, offset in zip(table["tokens"], table["text_offset"], strict=True):
+        assert choice["text"][offset : offset + len(token)] == token
+    for token, own, best in zip(table["tokens"], table["token_logprobs"], table["top_logprobs"], strict=True):
+        assert best[token] == own <= 0
+        assert 2 <= len(best) <= 3
+    with streaming(shipped, **asked) as flow:
+        parts = [data["choices"][0]["logprobs"] for _, data in flow if data != "[DONE]"]
+    streamed = [part for part in parts if part is not None]
+    for name, expected in table.items():
+        assert [entry for part in streamed for entry in part[name]] == expected
+
+
+def test_without_alternatives_each_tokens_own_log_probability_comes(shipped: Running) -> None:
+    (choice,) = whole(shipped, prompt="Lily had a", max_tokens=4, seed=6, logprobs=0)["choices"]
+    table = choice["logprobs"]
+    assert [best[token] for token, best in zip(table["tokens"], table["top_logprobs"], strict=True)] == table[
+        "token_logprobs"
+    ]
+
+
+def test_an_event_stream_says_that_nobody_may_gather_it(shipped: Running) -> None:
+    body = {"prompt": "x", "max_tokens": 2, "stream": True}
+    with shipped.client.stream("POST", "/v1/completions", json=body) as response:
+        response.read()
+        assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
+        assert response.headers["cache-control"] == "no-cache"
+        assert response.headers["x-accel-buffering"] == "no"
+        assert response.headers["x-story-backend"] == "local"
+
+
+def test_a_token_leaves_when_it_is_made_not_when_the_next_one_is() -> None:
+    backend, network = paced(step_seconds=0.05)
+    with (
+        serving(backend) as running,
+        streaming(running, prompt="Once", max_tokens=12, return_token_ids=True) as flow,
+    ):
+        seen: list[tuple[float, float]] = []
+        for _, data in flow:
+            if data != "[DONE]" and "created_at" in data:
+                seen.append((data["created_at"], time.time()))
+                if len(seen) == 3:
+                    made = sum(kind == "step" for kind, _ in network.calls)
+    assert made <= 5, "the third token was read while the story had hardly gone on"
+    made_at = [made for made, _ in seen]
+    assert made_at == sorted(made_at)
+    assert made_at[-1] - made_at[0] > 0.05 * 9, "they are the times of the tokens, one step apart"
+    delays = sorted(read - made for made, read in seen)
+    assert delays[len(delays) // 2] < 0.04
+
+
+def test_the_models_are_listed_and_found_by_name(shipped: Running) -> None:
+    listed = shipped.client.get("/v1/models").json()
+    assert listed["object"] == "list"
+    (model,) = listed["data"]
+    assert (model["id"], model["object"]) == ("story-writer", "model")
+    assert re.fullmatch(r"[0-9a-f]{64}", model["version"])
+    assert shipped.client.get("/v1/models/story-writer").json() == model
+    for name in ("gpt-4", "a/b", "%20"):
+        response = shipped.client.get(f"/v1/models/{name}")
+        assert (response.status_code, response.json()["error"]["code"]) == (404, "model_not_found")
+
+
+def test_another_model_is_not_silently_replaced(shipped: Running) -> None:
+    response = shipped.post("/v1/completions", prompt="x", model="gpt-4")
+    assert response.status_code == 404
+    assert response.json()["error"] == {
+        "type": "invalid_request_error",
+        "message": "model must be story-writer, got 'gpt-4'",
+        "param": "model",
+        "code": "model_not_found",
+    }
+
+
+def test_curl_reads_a_story_as_it_comes(shipped: Running) -> None:
+    body = '{"prompt": "Once upon a time", "max_tokens": 10, "seed": 1, "stream": true}'
+    command = ["curl", "-sN", "--fail", f"{shipped.url}/v1/completions", "-d", body]
+    run = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
+    assert run.stdout.startswith("data: {")
+    assert run.stdout.endswith("data: [DONE]\n\n")
+
+
+@pytest.mark.parametrize("prompt", ["", "„Grüß dich“, sagte der Bär. 🦊", "a\u2028b\r\nc"])
+def test_any_prompt_is_gone_on_from_and_comes_back_as_it_was(prompt: str, shipped: Running) -> None:
+    answer = whole(shipped, prompt=prompt, max_tokens=4, seed=1, echo=True)
+    assert answer["choices"][0]["text"].startswith(prompt)
+    with streaming(shipped, prompt=prompt, max_tokens=4, seed=1, echo=True) as flow:
+        told = "".join(data["choices"][0]["text"] for _, data in flow if data != "[DONE]")
+    assert told == answer["choices"][0]["text"]

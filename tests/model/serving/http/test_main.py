@@ -1,0 +1,158 @@
+"""`python -m model.serving.http` as a process: how it starts, what it prints, and how it ends under real signals."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.model.serving.http.serving import events, until
+
+PACED = """
+import sys
+from model.serving.backend import LocalBackend
+from model.serving.http.__main__ import main
+from tests.model.serving.http.serving import paced
+
+# Stories at a pace, so that a signal meets them in their middle; everything around them is the real thing.
+LocalBackend.load = classmethod(lambda cls, settings: paced(slots=4, step_seconds=0.01)[0])
+sys.argv[0] = "service"
+main()
+"""
+
+
+@contextlib.contextmanager
+def process(
+    repository: Path, *arguments: str, program: str | None = None, **environment: str
+) -> Iterator[tuple[subprocess.Popen[str], str, str]]:
+    """A service as a process, the line it printed and the address in it."""
+    command = [sys.executable, *(["-m", "model.serving.http"] if program is None else ["-c", program])]
+    started = subprocess.Popen(
+        [*command, "--port", "0", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(repository), **environment},
+    )
+    assert started.stdout is not None
+    try:
+        line = started.stdout.readline()
+        yield started, line, line.rpartition(": ")[2].strip()
+    finally:
+        started.kill()
+        started.communicate()
+
+
+class Reader(threading.Thread):
+    """Reads one streamed story to its end and keeps what came."""
+
+    def __init__(self, url: str, **body: Any) -> None:
+        super().__init__()
+        self.told: list[tuple[str, Any]] = []
+        self._url = url
+        self._body = {"prompt": "Once", "stream": True, "return_token_ids": True, **body}
+        self.start()
+
+    def run(self) -> None:
+        with httpx.stream("POST", f"{self._url}/v1/completions", json=self._body, timeout=60) as response:
+            for event in events(response.iter_lines()):
+                self.told.append(event)
+
+    @property
+    def tokens(self) -> int:
+        choices = [choice for _, data in self.told if data != "[DONE]" for choice in data["choices"]]
+        return sum(len(choice.get("token_ids", ())) for choice in choices)
+
+    @property
+    def ended(self) -> str:
+        """`whole`, or the code of the error it ended with."""
+        name, data = self.told[-1]
+        return "whole" if data == "[DONE]" else str(data["error"]["code"]) if name == "error" else "torn"
+
+
+def test_it_prints_its_address_writes_stories_and_ends_cleanly(repository: Path) -> None:
+    with process(repository, "--name", "blue", "--slots", "2", STORY_QUEUE="3") as (started, line, url):
+        assert line.startswith("Story service blue: http://127.0.0.1:")
+        health = httpx.get(f"{url}/api/health", timeout=30).json()
+        assert (health["backend"], health["engine"]["slots"], health["capacity"]) == ("blue", 2, 5)
+        answer = httpx.post(f"{url}/api/generate", json={"prompt": "A fox", "max_tokens": 5}, timeout=30)
+        assert answer.json()["story"].startswith("A fox")
+        began = time.monotonic()
+        started.send_signal(signal.SIGTERM)
+        assert started.wait(20) == 0
+        assert time.monotonic() - began < 5
+        assert started.communicate() == ("", "")
+
+
+def test_on_sigterm_running_stories_are_told_to_their_end_and_new_ones_refused(repository: Path) -> None:
+    with process(repository, program=PACED) as (started, _, url):
+        readers = [Reader(url, max_tokens=150, seed=seed) for seed in range(4)]
+        until(lambda: all(len(reader.told) > 5 for reader in readers), 30)
+        started.send_signal(signal.SIGTERM)
+        until(lambda: httpx.get(f"{url}/api/health").status_code == 503)
+        assert httpx.get(f"{url}/api/health").json()["status"] == "draining"
+        refused = httpx.post(f"{url}/v1/completions", json={"prompt": "x"})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "draining")
+        assert all(reader.is_alive() for reader in readers), "they run on"
+        assert started.wait(30) == 0
+        for reader in readers:
+            reader.join(10)
+        assert [reader.ended for reader in readers] == ["whole"] * 4
+        assert [reader.tokens for reader in readers] == [150] * 4
+        assert started.communicate()[1] == ""
+
+
+@pytest.mark.parametrize("second", [None, signal.SIGINT])
+def test_the_wait_is_bounded_by_the_option_and_by_a_second_signal(
+    second: signal.Signals | None, repository: Path
+) -> None:
+    drain = "1" if second is None else "60"
+    with process(repository, "--drain", drain, program=PACED) as (started, _, url):
+        reader = Reader(url, max_tokens=4000)
+        until(lambda: len(reader.told) > 5, 30)
+        began = time.monotonic()
+        started.send_signal(signal.SIGTERM)
+        if second is not None:
+            until(lambda: httpx.get(f"{url}/api/health").status_code == 503)
+            started.send_signal(second)
+        assert started.wait(20) == 0
+        assert (1 if second is None else 0) <= time.monotonic() - began < 8
+        reader.join(10)
+        assert reader.ended == "draining"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--slots", "0"], "STORY_SLOTS must be a whole number between 1 and 256, got 0"),
+        (["--model", "nowhere"], "nowhere"),
+        (["--host", "192.0.2.1"], "cannot be used"),
+        (["--name", "two words"], "name must be at most 40 letters"),
+    ],
+)
+def test_what_is_wrong_at_the_start_is_one_line_and_exit_code_2(
+    arguments: list[str], message: str, repository: Path
+) -> None:
+    run = subprocess.run(
+        [sys.executable, "-m", "model.serving.http", "--port", "0", *arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(repository)},
+        timeout=60,
+        check=False,
+    )
+    assert run.returncode == 2
+    assert run.stdout == ""
+    assert run.stderr.startswith("story service: ")
+    assert message in run.stderr
+    assert run.stderr.count("\n") == 1

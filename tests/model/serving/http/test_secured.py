@@ -1,0 +1,86 @@
+"""What browsers are told, and which pages of other sites may ask, over a real server."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from model.errors import InputError
+from model.serving.http.secured import HEADERS, read_origins
+from tests.model.serving.http.serving import Running, paced, serving
+
+FRIEND, STRANGER = "https://friend.example", "https://stranger.example"
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[Running]:
+    backend, _ = paced()
+    with serving(backend, origins=(FRIEND,)) as found:
+        yield found
+
+
+@pytest.mark.parametrize("path", ["/api/health", "/v1/models", "/nothing/here", "/metrics"])
+def test_every_answer_carries_them_errors_too(running: Running, path: str) -> None:
+    answer = running.get(path)
+    assert {name: answer.headers.get(name) for name in HEADERS} == HEADERS
+    assert "server" not in answer.headers
+
+
+def test_a_stream_carries_them_and_still_streams(running: Running) -> None:
+    with running.client.stream(
+        "POST", "/v1/completions", json={"prompt": "Once", "max_tokens": 3, "stream": True}
+    ) as answer:
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert "".join(answer.iter_text()).endswith("data: [DONE]\n\n")
+
+
+def test_pages_of_a_named_site_may_ask_and_no_others(running: Running) -> None:
+    asks = {"access-control-request-method": "POST", "access-control-request-headers": "content-type"}
+    for origin, allowed in ((FRIEND, FRIEND), (STRANGER, None), ("null", None)):
+        before = running.client.options("/v1/completions", headers={"origin": origin, **asks})
+        answer = running.client.get("/api/health", headers={"origin": origin})
+        for each in (before, answer):
+            assert each.headers.get("access-control-allow-origin") == allowed
+            assert "access-control-allow-credentials" not in each.headers
+
+
+def test_without_the_setting_no_other_site_may(shipped: Running) -> None:
+    answer = shipped.client.get("/api/health", headers={"origin": FRIEND})
+    assert not [name for name in answer.headers if name.startswith("access-control")]
+
+
+def test_origins_are_read_from_a_list() -> None:
+    assert read_origins(None) == read_origins(" , ") == ()
+    assert read_origins("https://a.example/ , http://localhost:3000") == (
+        "https://a.example",
+        "http://localhost:3000",
+    )
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "*",
+        "https://*.example",
+        "a.example",
+        "ftp://a.example",
+        "https://a.example/x",
+        "https://u:p@a.example",
+        "null",
+    ],
+)
+def test_what_is_no_origin_is_named(wrong: str) -> None:
+    with pytest.raises(InputError, match="STORY_ORIGINS must be origins such as"):
+        read_origins(f"https://a.example,{wrong}")
+
+
+@given(st.text(max_size=40))
+def test_whatever_is_set_is_an_origin_or_refused(text: str) -> None:
+    try:
+        origins = read_origins(text)
+    except InputError:
+        return
+    assert all(origin.startswith(("http://", "https://")) and "*" not in origin for origin in origins)

@@ -1,0 +1,68 @@
+"""The simple form: one story, as one object or as events."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+
+from tests.model.serving.http.serving import Running, paced, serving, streaming
+
+ASKED = {"prompt": "Once upon a time", "max_tokens": 20, "temperature": 0.5, "seed": 4}
+
+
+def test_a_whole_story_comes_with_all_that_is_known_of_it(shipped: Running) -> None:
+    answer = shipped.post("/api/generate", **ASKED).json()
+    assert answer["story"] == answer["prompt"] + answer["text"]
+    assert answer["prompt"] == "Once upon a time"
+    assert (answer["finish_reason"], answer["seed"], answer["writer"]) == ("length", 4, "local")
+    assert answer["usage"]["completion_tokens"] == 20
+    assert answer["times"]["duration"] >= answer["times"]["ttft"] > 0
+    assert answer["version"] == shipped.get("/api/health").json()["model"]["version"]
+
+
+def test_it_is_the_story_that_completions_tell(shipped: Running) -> None:
+    one = shipped.post("/api/generate", **ASKED).json()
+    other = shipped.post("/v1/completions", **ASKED).json()
+    assert one["text"] == other["choices"][0]["text"]
+    assert one["usage"] == other["usage"]
+
+
+def test_its_events_are_tokens_and_then_the_whole(shipped: Running) -> None:
+    whole = shipped.post("/api/generate", **ASKED).json()
+    with streaming(shipped, "/api/generate", **ASKED) as flow:
+        told = list(flow)
+    assert [name for name, _ in told] == ["token"] * (len(told) - 1) + ["complete"]
+    complete = told.pop()[1]
+    assert "".join(data["text"] for _, data in told) == complete["text"] == whole["text"]
+    assert told  # how many depends on the machine: tokens that are ready at once share an event
+    assert {k: v for k, v in complete.items() if k not in ("id", "times")} == {
+        k: v for k, v in whole.items() if k not in ("id", "times")
+    }
+
+
+def test_without_a_seed_the_answer_tells_the_one_it_was_written_with(shipped: Running) -> None:
+    first = shipped.post("/api/generate", prompt="Mia", max_tokens=15).json()
+    again = shipped.post("/api/generate", prompt="Mia", max_tokens=15, seed=first["seed"]).json()
+    assert again["text"] == first["text"]
+
+
+def test_a_failure_in_mid_story_is_an_event_of_its_own() -> None:
+    backend, network = paced(step_seconds=0.01)
+    with (
+        serving(backend) as running,
+        streaming(running, "/api/generate", prompt="Once", max_tokens=4000) as flow,
+    ):
+        assert next(flow)[0] == "token"
+        network.fail_next = RuntimeError("inner words")
+        told = list(flow)
+    name, data = told[-1]
+    assert name == "error"
+    assert data["error"].keys() == {"type", "message", "param", "code"}
+    assert data["error"]["code"] == "model_failed"
+    assert {name for name, _ in told[:-1]} <= {"token"}
+
+
+def test_curl_needs_no_more_than_a_prompt(shipped: Running) -> None:
+    command = ["curl", "-s", "--fail", f"{shipped.url}/api/generate", "-d", '{"prompt": "A fox"}']
+    run = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
+    assert json.loads(run.stdout)["story"].startswith("A fox")

@@ -1,0 +1,142 @@
+"""How streams flow through a service: at once, side by side, with signs of life, each as if it were alone."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+from model.engine.job import Job
+from model.generation import Request, Sampling
+from model.serving.backend import LocalBackend
+from model.serving.metrics.metered import MeteredBackend
+from tests.model.serving.http.serving import Running, paced, serving, streaming, until
+
+
+def test_while_nothing_comes_a_comment_says_that_the_connection_lives() -> None:
+    backend, network = paced()
+    with serving(backend, keep_alive=0.03) as running:
+        network.gate.clear()
+        try:
+            with streaming(running, prompt="Once", max_tokens=4) as flow:
+                # The first token comes from reading the prompt; then the network stands still.
+                told = [next(flow) for _ in range(4)]
+                network.gate.set()
+                told += list(flow)
+        finally:
+            network.gate.set()
+    names = [name for name, _ in told]
+    assert names.count(":") >= 3
+    assert told[-1] == ("", "[DONE]")
+
+
+def test_comments_come_before_the_first_token_too_while_a_story_waits_in_line() -> None:
+    backend, _ = paced(slots=1, step_seconds=0.01)
+    with serving(backend, keep_alive=0.05) as running:
+        held = backend.engine.submit(Request(prompt="Once", max_tokens=4000))
+        until(lambda: backend.engine.stats().active == 1)
+        with streaming(running, prompt="Two", max_tokens=3, stream_options={"include_usage": True}) as flow:
+            assert [next(flow) for _ in range(3)] == [(":", "still here")] * 3
+            held.cancel()
+            told = [data for name, data in flow if name != ":"]
+    assert told[-1] == "[DONE]"
+    assert told[-2]["times"]["queued"] > 0.1
+    assert told[-2]["times"]["ttft"] >= told[-2]["times"]["queued"]
+
+
+def test_a_told_story_leaves_nothing_that_only_the_collector_would_free() -> None:
+    def jobs() -> int:
+        return sum(type(found) is Job for found in gc.get_objects())
+
+    backend, _ = paced()
+    with serving(backend) as running:
+        running.post("/v1/completions", prompt="Once", max_tokens=3)
+        gc.collect()
+        before = jobs()
+        gc.disable()
+        try:
+            for seed in range(5):
+                with streaming(running, prompt="Once", max_tokens=3, seed=seed) as flow:
+                    assert list(flow)[-1] == ("", "[DONE]")
+                assert running.post("/api/generate", prompt="Two", max_tokens=3, seed=seed).status_code == 200
+            until(lambda: running.get("/api/health").json()["open"] == 0)
+            until(lambda: jobs() <= before + 1)  # the engine's thread may still hold its last one
+        finally:
+            gc.enable()
+
+
+def test_a_failure_in_mid_story_is_an_error_event_and_never_text() -> None:
+    backend, network = paced(step_seconds=0.01)
+    with serving(backend) as running, streaming(running, prompt="Once", max_tokens=4000, n=2) as flow:
+        next(flow)
+        network.fail_next = RuntimeError("inner words")
+        told = list(flow)
+    name, data = told[-1]
+    assert (name, data["error"]["code"], data["error"]["type"]) == (
+        "error",
+        "model_failed",
+        "service_unavailable",
+    )
+    assert "[DONE]" not in [data for _, data in told]
+    assert all(choice["finish_reason"] is None for _, data in told[:-1] for choice in data["choices"])
+
+
+def test_a_backend_that_ends_breaks_its_stories_off_with_an_error() -> None:
+    backend, _ = paced(step_seconds=0.01)
+    with serving(backend) as running:
+        with streaming(running, prompt="Once", max_tokens=4000) as flow:
+            next(flow)
+            backend.engine.close()
+            assert list(flow)[-1][0] == "error"
+        response = running.post("/v1/completions", prompt="x")
+        assert (response.status_code, response.json()["error"]["code"]) == (503, "unavailable")
+
+
+def test_a_slow_reader_holds_up_nobody() -> None:
+    backend, _ = paced(slots=2)
+    with serving(backend) as running, streaming(running, prompt="Once", max_tokens=3000, n=1) as slow:
+        next(slow)
+        began = time.monotonic()
+        answer = running.post("/v1/completions", prompt="Two", max_tokens=50)
+        assert answer.status_code == 200
+        until(lambda: backend.engine.stats().active == 0)
+        assert time.monotonic() - began < 8, "the slot of the slow reader's story is free before it is read"
+        assert list(slow)[-1] == ("", "[DONE]")
+
+
+def test_32_stories_at_once_are_the_stories_that_each_is_alone(shipped: Running) -> None:
+    """Over HTTP with the shipped model, half of them streamed, twice as many as there are slots."""
+    start = threading.Barrier(32)
+
+    def tell(seed: int) -> str:
+        start.wait(30)
+        if seed % 2:
+            answer = shipped.post("/v1/completions", prompt="One day", max_tokens=40, seed=seed)
+            assert answer.status_code == 200
+            return str(answer.json()["choices"][0]["text"])
+        with streaming(shipped, prompt="One day", max_tokens=40, seed=seed) as flow:
+            told = [data for _, data in flow if data != "[DONE]"]
+        return "".join(chunk["choices"][0]["text"] for chunk in told)
+
+    with ThreadPoolExecutor(32) as pool:
+        together = list(pool.map(tell, range(32)))
+    figures = shipped.figures()
+    assert figures['story_streams_total{outcome="error"}'] == 0
+    assert isinstance(shipped.service.teller.backend, MeteredBackend)
+    backend = shipped.service.teller.backend.backend
+    assert isinstance(backend, LocalBackend)
+    for seed, told in enumerate(together):
+        asked = Request(prompt="One day", max_tokens=40, sampling=Sampling(seed=seed))
+        assert backend.engine.write(asked).wait(30).text == told
+
+
+def test_one_service_counts_nothing_of_another(shipped: Running) -> None:
+    before = shipped.figures()
+    backend, _ = paced()
+    with serving(backend) as other:
+        other.post("/v1/completions", prompt="x", max_tokens=2)
+        assert other.figures()['story_streams_total{outcome="length"}'] == 1
+    after = shipped.figures()
+    name = 'story_streams_total{outcome="length"}'
+    assert after[name] == before[name]

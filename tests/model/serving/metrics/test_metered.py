@@ -1,0 +1,150 @@
+"""Stories are counted by who wrote them and how they ended, whoever asked."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+
+import pytest
+
+from model.errors import BusyError
+from model.generation import Completion, FinishReason, Piece, Request, Usage
+from model.serving.backend import Health, ModelInfo
+from model.serving.metrics import metrics
+from model.serving.metrics.metered import MeteredBackend
+from model.serving.metrics.metrics import MOST_NAMES, Meter
+
+ASKED = Request(prompt="Once", max_tokens=9)
+
+
+class Told:
+    """A stream of three tokens that ends as it is told to; scripted, for an engine chooses its own ending."""
+
+    def __init__(self, reason: FinishReason, writer: str, failure: Exception | None) -> None:
+        self.writer, self._failure = writer, failure
+        self.cancelled = False
+        usage = Usage(prompt_tokens=5, completion_tokens=3, queued=0.25, ttft=0.3, duration=0.5)
+        self.completion = Completion("a b c", reason, usage)
+
+    async def __aiter__(self) -> AsyncIterator[Piece]:
+        yield Piece("a", (1,))
+        yield Piece(" b c", (2, 3))
+        if self._failure is not None:
+            raise self._failure
+
+    def cancel(self) -> object:
+        self.cancelled = True
+        return None
+
+
+class Scripted:
+    name, capacity = "auto", 4
+    model = ModelInfo("small", "0123456789abcdef")
+
+    def __init__(self) -> None:
+        self.next: Told | Exception = Told("stop", "local", None)
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        yield
+
+    def health(self) -> Health:
+        return Health(True, "local", "writes", None, "open")
+
+    async def submit(self, request: Request) -> Told:
+        if isinstance(self.next, Exception):
+            raise self.next
+        return self.next
+
+
+@pytest.fixture
+def scripted() -> Scripted:
+    return Scripted()
+
+
+@pytest.fixture
+def meter(scripted: Scripted) -> Meter:
+    return Meter(scripted, "green")
+
+
+def told(meter: Meter, outcome: str, writer: str) -> float:
+    labels = {"outcome": outcome, "writer": writer, "version": "0123456789ab", "colour": "green"}
+    return meter.registry.get_sample_value("story_streams_total", labels) or 0
+
+
+async def read(backend: MeteredBackend) -> str:
+    stream = await backend.submit(ASKED)
+    return "".join([piece.text async for piece in stream])
+
+
+async def test_a_story_counts_under_its_ending_writer_version_and_colour(
+    scripted: Scripted, meter: Meter
+) -> None:
+    scripted.next = Told("length", "modal", None)
+    assert await read(MeteredBackend(scripted, meter)) == "a b c"
+    assert told(meter, "length", "modal") == 1
+    value = meter.registry.get_sample_value
+    assert value("story_tokens_total", {"kind": "completion"}) == 3
+    assert value("story_tokens_total", {"kind": "prompt"}) == 5
+    assert (value("story_ttft_seconds_count"), value("story_itl_seconds_count")) == (1, 2)
+    assert (value("story_queue_wait_seconds_sum"), value("story_streams_open")) == (0.25, 0)
+
+
+async def test_a_story_that_breaks_in_the_middle_is_an_error_and_the_error_passes(
+    scripted: Scripted, meter: Meter
+) -> None:
+    scripted.next = Told("stop", "local", RuntimeError("inner"))
+    with pytest.raises(RuntimeError, match="inner"):
+        await read(MeteredBackend(scripted, meter))
+    assert (told(meter, "error", "local"), told(meter, "stop", "local")) == (1, 0)
+
+
+async def test_a_reader_who_leaves_in_the_middle_or_before_it_is_counted_once(
+    scripted: Scripted, meter: Meter
+) -> None:
+    backend = MeteredBackend(scripted, meter)
+    stream = await backend.submit(ASKED)
+    pieces = aiter(stream)
+    await anext(pieces)
+    await pieces.aclose()  # type: ignore[attr-defined]
+    stream.cancel()
+    assert told(meter, "cancelled", "local") == 1
+    unread = await backend.submit(ASKED)
+    unread.cancel()
+    unread.cancel()
+    assert told(meter, "cancelled", "local") == 2
+    assert meter.registry.get_sample_value("story_streams_open") == 0
+
+
+async def test_what_never_begins_is_counted_by_why(scripted: Scripted, meter: Meter) -> None:
+    backend = MeteredBackend(scripted, meter)
+    for scripted.next in (BusyError("full", 1.0), RuntimeError("no model")):
+        with pytest.raises(type(scripted.next)):
+            await backend.submit(ASKED)
+    assert told(meter, "refused", "local") == 1
+    assert told(meter, "error", "auto") == 1
+
+
+async def test_names_from_elsewhere_cannot_grow_without_end(scripted: Scripted, meter: Meter) -> None:
+    backend = MeteredBackend(scripted, meter)
+    for number in range(40):
+        scripted.next = Told("stop", f"writer-{number}", None)
+        await read(backend)
+    samples = [s for family in meter.registry.collect() for s in family.samples]
+    writers = {s.labels["writer"] for s in samples if s.name == "story_streams_total"}
+    assert len(writers) == MOST_NAMES + 1
+    assert told(meter, "stop", "other") == 40 - (MOST_NAMES - 1)  # `local` was known from the start
+
+
+def test_the_breaker_and_what_writes_can_be_seen(meter: Meter) -> None:
+    value = meter.registry.get_sample_value
+    assert [value("story_breaker", {"state": s}) for s in ("closed", "open", "half-open")] == [0, 1, 0]
+    assert value("story_info", {"colour": "green", "version": "0123456789ab", "writer": "local"}) == 1
+
+
+def test_where_the_system_does_not_tell_memory_nothing_is_claimed(
+    scripted: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(metrics, "resident", lambda: None)
+    names = {family.name for family in Meter(scripted).registry.collect()}
+    assert not any(name.startswith("story_memory") for name in names)

@@ -1,0 +1,58 @@
+"""Backends for these tests: real engines, real connections, and time-outs that a test can wait for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from model.generation import Completion, Request
+from model.serving.backend import LocalBackend, ModelInfo
+from model.serving.remote.auto import AutoBackend
+from model.serving.remote.breaker import Breaker
+from model.serving.remote.exchange import TimeOuts
+from model.serving.remote.remote import ModalBackend
+from tests.model.serving.http.serving import paced
+
+QUICK = TimeOuts(connect=1.0, start=0.5, first_token=0.5, between_tokens=0.5)
+CALM = TimeOuts(connect=10.0, start=10.0, first_token=10.0, between_tokens=10.0)
+"""For a service that does its part on a machine that may be busy."""
+REMOTE = ModelInfo(name="a model elsewhere", version="fedcba9876543210" * 4)
+
+
+def modal(
+    endpoint: str | Callable[[], str],
+    *,
+    times: TimeOuts = QUICK,
+    failures: int = 3,
+    pause: float = 30.0,
+    headers: dict[str, str] | None = None,
+    hurry: bool = False,
+) -> ModalBackend:
+    """The service at `endpoint`."""
+    return ModalBackend(
+        endpoint if callable(endpoint) else lambda: endpoint,
+        model=REMOTE,
+        times=times,
+        breaker=Breaker(failures, pause),
+        headers=headers,
+        hurry=hurry,
+    )
+
+
+def auto(
+    endpoint: str | Callable[[], str],
+    *,
+    local: LocalBackend | None = None,
+    times: TimeOuts = QUICK,
+    failures: int = 3,
+    pause: float = 30.0,
+) -> AutoBackend:
+    """That service, with a real engine beside it whose stories end only at their length."""
+    return AutoBackend(
+        modal(endpoint, times=times, failures=failures, pause=pause, hurry=True), local or paced(slots=4)[0]
+    )
+
+
+def alone(request: Request) -> Completion:
+    """What the engine of `auto` writes when nobody else has a hand in it."""
+    with paced()[0].engine as engine:
+        return engine.write(request).wait(10)

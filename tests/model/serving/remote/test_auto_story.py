@@ -1,0 +1,274 @@
+"""What was asked for holds over the whole story, whoever wrote which part; and Modal comes back by itself."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+
+from model.architecture.tokenizer import StoryTokenizer
+from model.errors import BusyError, StoryError
+from model.generation import MAX_PROMPT_CHARS, Completion, Piece, Request, Sampling
+from model.serving.backend import Stream
+from model.serving.remote.auto import AutoBackend, AutoStream
+from tests.model.engines import TOKENIZER
+from tests.model.serving.http.serving import paced, serving
+from tests.model.serving.remote.broken import Line, Script, broken, text_of
+from tests.model.serving.remote.houses import CALM, QUICK, alone, auto
+
+ASKED = Request(prompt="Once upon a time a fox", max_tokens=40, sampling=Sampling(seed=3))
+
+
+async def read(stream: Stream) -> tuple[list[Piece], Completion]:
+    pieces = [piece async for piece in stream]
+    return pieces, stream.completion
+
+
+def tells(*events: object) -> Script:
+    """A service that tells these chunks and is cut off after the last."""
+
+    async def script(line: Line) -> None:
+        await line.open()
+        for event in events:
+            await line.event({"choices": [{"index": 0, **event}]})  # type: ignore[dict-item]
+
+    return script
+
+
+async def told(script: Script, request: Request) -> tuple[list[Piece], Completion, AutoBackend]:
+    """A story that begins with `script`."""
+    async with broken(script) as service:
+        backend = auto(service.url)
+        async with backend.running():
+            return *await read(await backend.submit(request)), backend
+
+
+def logprobs(*texts: str) -> dict[str, object]:
+    """The fields of a chunk with these tokens, numbered from 1, as the service tells them."""
+    ids = list(range(1, len(texts) + 1))
+    best = [[[token, text, -0.5], [99, "x", -2.5]] for token, text in zip(ids, texts, strict=True)]
+    lists = {"tokens": texts, "token_logprobs": [-0.5] * len(texts), "alternatives": best}
+    return {"text": "".join(texts), "token_ids": ids, "logprobs": lists}
+
+
+async def test_tokens_times_and_log_probabilities_add_up_over_both_writers() -> None:
+    request = replace(ASKED, logprobs=2)
+    pieces, completion, _ = await told(tells(logprobs(" a", " frog"), logprobs(" and")), request)
+    here = alone(replace(request, prompt=f"{request.prompt} a frog and", max_tokens=37))
+    assert completion.text == "".join(piece.text for piece in pieces) == " a frog and" + here.text
+    assert completion.logprobs == sum((piece.logprobs for piece in pieces), ())
+    assert [entry.text for entry in completion.logprobs[:3]] == [" a", " frog", " and"]
+    assert completion.logprobs[0].alternatives == ((1, " a", -0.5), (99, "x", -2.5))
+    assert completion.logprobs[3:] == here.logprobs
+    usage = completion.usage
+    assert usage.completion_tokens == 40 == sum(len(piece.tokens) for piece in pieces)
+    assert usage.prompt_tokens == len(TOKENIZER.encode(request.prompt)), "not the text so far"
+    assert 0 < usage.ttft < usage.duration
+
+
+async def test_a_token_whose_text_never_came_is_written_again_and_not_counted_twice() -> None:
+    half = tells(
+        {"text": " a", "token_ids": [7]}, {"text": "", "token_ids": [8]}, {"text": "", "token_ids": [9]}
+    )
+    pieces, completion, _ = await told(half, ASKED)
+    assert pieces[0] == Piece(" a", (7,))
+    assert completion.text == " a" + alone(replace(ASKED, prompt=f"{ASKED.prompt} a", max_tokens=39)).text
+    assert completion.usage.completion_tokens == 40
+
+
+async def test_a_token_that_waited_for_its_text_comes_with_it() -> None:
+    script = tells({"text": "", "token_ids": [8]}, {"text": "é", "token_ids": [9]}, {"text": "", "token_ids": [5]},
+                   {"text": "", "finish_reason": "length"})  # fmt: skip
+    pieces, completion, _ = await told(script, ASKED)
+    assert pieces == [Piece("é", (8, 9)), Piece("", (5,))]
+    assert (completion.text, completion.finish_reason, completion.usage.completion_tokens) == (
+        "é",
+        "length",
+        3,
+    )
+
+
+async def test_a_story_cut_at_its_very_length_has_its_length() -> None:
+    pieces, completion, backend = await told(
+        tells({"text": " a b", "token_ids": [1, 2]}), replace(ASKED, max_tokens=2)
+    )
+    assert (completion.text, completion.finish_reason) == (" a b", "length")
+    assert len(pieces) == 1
+    assert backend.local.engine.stats().prompt_tokens == 0
+
+
+@pytest.mark.parametrize("stop", ["e", "th", "zzz"])
+async def test_stop_strings_hold_after_the_change(stop: str) -> None:
+    request = replace(ASKED, max_tokens=80, stop=(stop, "qqq"))
+    _, completion, _ = await told(tells({"text": " a b", "token_ids": [1, 2]}), request)
+    free = alone(replace(request, prompt=f"{request.prompt} a b", max_tokens=78, stop=())).text
+    assert completion.text == " a b" + free.partition(stop)[0]
+    assert completion.finish_reason == ("stop" if stop in free else "length")
+
+
+async def test_a_stop_string_that_began_with_modal_and_is_completed_here_ends_the_story() -> None:
+    here = alone(replace(ASKED, prompt=f"{ASKED.prompt} a b", max_tokens=38)).text
+    stop = f"b{here[:3]}"
+    pieces, completion, _ = await told(
+        tells({"text": " a b", "token_ids": [1, 2]}), replace(ASKED, stop=(stop,))
+    )
+    assert (completion.text, completion.finish_reason) == (" a b", "stop"), (
+        "what a reader has stays, no more comes"
+    )
+    assert "".join(piece.text for piece in pieces) == " a b"
+
+
+async def test_a_story_longer_than_a_prompt_may_be_goes_on_from_its_end() -> None:
+    request = replace(ASKED, prompt=("a fox and " * MAX_PROMPT_CHARS)[:MAX_PROMPT_CHARS], max_tokens=4)
+    _, completion, _ = await told(tells({"text": " a b", "token_ids": [1, 2]}), request)
+    here = alone(replace(request, prompt=f"{request.prompt[4:]} a b", max_tokens=2))
+    assert completion.text == " a b" + here.text
+
+
+async def test_a_cancel_reaches_whoever_writes() -> None:
+    async def script(line: Line) -> None:
+        await line.open()
+        await line.words(3)
+
+    async with broken(script) as service:
+        backend = auto(service.url, local=paced(step_seconds=0.01)[0])
+        async with backend.running():
+            stream = await backend.submit(replace(ASKED, max_tokens=2000))
+            assert isinstance(stream, AutoStream)
+            with pytest.raises(StoryError, match="still being written"):
+                _ = stream.completion
+            count = 0
+            async for _ in stream:
+                count += stream.writer == "local"
+                if count == 3:
+                    stream.cancel()
+            assert stream.completion.finish_reason == "cancelled"
+            assert stream.completion.text.startswith(text_of(3))
+            stats = backend.local.engine.stats()
+            assert (stats.active, stats.finished["cancelled"]) == (0, 1)
+
+
+async def test_a_cancel_while_modal_starts_begins_nothing_here() -> None:
+    async def script(line: Line) -> None:
+        await line.closed()
+
+    async with broken(script) as service:
+        backend = auto(service.url, times=CALM)
+        async with backend.running():
+            stream = await backend.submit(ASKED)
+            stream.cancel()
+            assert await read(stream) == ([], stream.completion)
+            assert stream.completion.finish_reason == "cancelled"
+            assert backend.local.engine.stats().prompt_tokens == 0
+
+
+async def test_a_line_that_is_full_on_both_sides_is_told_by_submit() -> None:
+    async def script(line: Line) -> None:
+        await line.status(429, "queue full")
+
+    async with broken(script) as service:
+        backend = auto(service.url, local=paced(slots=1, queue=0, step_seconds=0.01)[0])
+        async with backend.running():
+            first = await backend.submit(replace(ASKED, max_tokens=2000))
+            assert first.writer == "local"
+            with pytest.raises(BusyError):
+                await backend.submit(ASKED)
+            first.cancel()
+
+
+async def test_a_story_lost_on_modal_with_no_place_here_keeps_what_it_has_and_says_why() -> None:
+    async with broken(tells({"text": " a b", "token_ids": [1, 2]})) as service:
+        backend = auto(service.url, local=paced(slots=1, queue=0, step_seconds=0.01)[0])
+        async with backend.running():
+            taken = await backend.local.submit(replace(ASKED, max_tokens=2000))
+            _, completion = await read(await backend.submit(ASKED))
+            taken.cancel()
+    assert (completion.text, completion.finish_reason) == (" a b", "error")
+    assert completion.error is not None
+    assert completion.error.startswith("Modal was lost, and ")
+
+
+async def test_failures_in_a_row_open_the_breaker_and_one_probe_closes_it() -> None:
+    down = True
+
+    async def script(line: Line) -> None:
+        if down:
+            await line.status(500, "out of order")
+            return
+        await line.open()
+        await line.words(2)
+        await line.end()
+
+    async with broken(script) as service:
+        backend = auto(service.url, failures=3, pause=0.3)
+        async with backend.running():
+            for asked in (1, 2, 3):
+                assert backend.health().breaker == "closed"
+                await read(await backend.submit(ASKED))
+                assert service.connections == asked
+            health = backend.health()
+            assert (health.ready, health.writer, health.breaker) == (True, "local", "open")
+            assert health.detail == "Modal failed: HTTP 500: out of order; the embedded model writes"
+            assert (await backend.submit(ASKED)).writer == "local"
+            assert service.connections == 3, "nobody asks while it is open"
+            await asyncio.sleep(0.5)
+            assert service.connections == 4, "but the probe, which fails"
+            assert backend.health().breaker == "open"
+            down = False
+            async with asyncio.timeout(5):
+                while backend.health().breaker != "closed":
+                    await asyncio.sleep(0.01)
+            assert service.bodies[-1]["max_tokens"] == 1
+            _, completion = await read(await backend.submit(ASKED))
+    assert completion.text == text_of(2)
+
+
+async def test_a_cold_start_costs_one_reader_the_patience_and_the_probe_sits_it_out() -> None:
+    warm = asyncio.Event()
+
+    async def script(line: Line) -> None:
+        await warm.wait()
+        await line.open()
+        await line.words(2)
+        await line.end()
+
+    loop = asyncio.get_running_loop()
+    async with broken(script) as service:
+        backend = auto(service.url, pause=0.1)
+        async with backend.running():
+            began = loop.time()
+            _, first = await read(await backend.submit(ASKED))
+            assert QUICK.start < first.usage.ttft + 0.1 < loop.time() - began + 0.1
+            assert backend.health().breaker == "open"
+            await asyncio.sleep(QUICK.start + 0.5)
+            assert backend.health().breaker == "half-open", "longer than any reader would wait"
+            began = loop.time()
+            _, second = await read(await backend.submit(ASKED))
+            assert second.text == first.text
+            assert loop.time() - began < QUICK.start
+            warm.set()
+            async with asyncio.timeout(5):
+                while backend.health().breaker != "closed":
+                    await asyncio.sleep(0.01)
+            assert service.connections == 2
+
+
+async def test_another_deployment_begins_with_a_clean_record() -> None:
+    urls = ["http://127.0.0.1:1"]
+    backend = auto(lambda: urls[0], failures=1)
+    with serving(paced()[0]) as running:
+        async with backend.running():
+            await read(await backend.submit(ASKED))
+            assert backend.health().breaker == "open"
+            urls[0] = running.url
+            stream = await backend.submit(ASKED)
+            _, completion = await read(stream)
+            assert stream.writer == "modal"
+    assert completion.text == alone(ASKED).text
+
+
+def test_the_model_that_a_link_names_is_the_one_here() -> None:
+    backend = auto("http://127.0.0.1:1")
+    assert backend.model == backend.local.model
+    assert isinstance(backend.local.engine.tokenizer, StoryTokenizer)

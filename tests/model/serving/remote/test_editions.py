@@ -1,0 +1,88 @@
+"""Which version wrote a story, where it may be written elsewhere: so that memory never mixes two of them."""
+
+from __future__ import annotations
+
+import asyncio
+
+from model.generation import Request, Sampling
+from model.serving.backend import LocalBackend, ModelInfo
+from model.serving.cache.backend import RememberingBackend
+from model.serving.cache.stores import Memory, Stories
+from model.serving.remote.remote import NEWS
+from tests.model.serving.http.serving import paced, serving
+from tests.model.serving.remote.broken import Line, broken
+from tests.model.serving.remote.houses import CALM, auto, modal
+
+STORY = Request(prompt="Once upon", max_tokens=20, sampling=Sampling(seed=5, temperature=0.9))
+PAPER = "0123456789ab"
+"""How the digest of `paced` begins."""
+
+
+async def tell(backend: RememberingBackend) -> tuple[str, str]:
+    """The story, and who told it."""
+    stream = await backend.submit(STORY)
+    text = "".join([piece.text async for piece in stream])
+    await asyncio.sleep(0.05)  # the end of a connection is noted a moment after the story's
+    return text, stream.writer
+
+
+def remembering(backend: object) -> RememberingBackend:
+    return RememberingBackend(backend, Stories(Memory(1_000_000, 60), 60))  # type: ignore[arg-type]
+
+
+async def test_the_version_there_is_known_once_it_has_written_and_while_that_is_news() -> None:
+    with serving(paced()[0]) as running:
+        backend = modal(running.url, times=CALM)
+        memory = remembering(backend)
+        async with memory.running():
+            assert await backend.edition() is None
+            first = await tell(memory)
+            assert await backend.edition() == f"{PAPER} at {running.url}"
+            again = await tell(memory)
+            where, what, seen = backend._edition
+            backend._edition = (where, what, seen - NEWS)
+            assert await backend.edition() is None
+    # The first was asked for before anyone knew who would write it, and is kept under what it was written by.
+    assert (first[1], again[1]) == ("modal", "memory")
+    assert again[0] == first[0]
+
+
+async def test_a_switch_to_another_deployment_asks_for_the_story_anew() -> None:
+    green, _ = paced()
+    green = LocalBackend(green.engine, ModelInfo("green", "9" * 64), capacity=4)
+    with serving(paced()[0]) as one, serving(green) as two:
+        urls = [one.url]
+        memory = remembering(modal(lambda: urls[-1], times=CALM))
+        async with memory.running():
+            told = [await tell(memory) for _ in range(3)]
+            urls.append(two.url)
+            told += [await tell(memory) for _ in range(3)]
+    assert [writer for _, writer in told] == ["modal", "memory", "memory"] * 2
+    assert memory.stories.memory.evictions == 0
+    assert len(memory.stories.memory) == 2, "one story of each version"
+
+
+async def test_a_story_that_two_writers_share_is_not_kept() -> None:
+    async def breaks(line: Line) -> None:
+        await line.open()
+        await line.words(5)
+
+    local, _ = paced(slots=4)
+    async with broken(breaks) as service:
+        memory = remembering(auto(service.url, local=local, times=CALM))
+        async with memory.running():
+            await tell(memory)
+            assert len(memory.stories.memory) == 0
+            assert await memory.backend.edition() is None, (
+                "Modal would begin the next, and has not said who it is"
+            )
+
+
+async def test_while_modal_is_gone_stories_are_remembered_as_those_of_the_model_here() -> None:
+    local, _ = paced(slots=4)
+    memory = remembering(auto("http://127.0.0.1:1", local=local, failures=1))
+    async with memory.running():
+        first = await tell(memory)
+        assert await memory.backend.edition() == await local.edition()
+        again = await tell(memory)
+    assert again == (first[0], "memory")

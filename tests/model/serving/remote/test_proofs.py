@@ -1,0 +1,188 @@
+"""The promises of the remote backend, each shown once from end to end, with a real service at the other end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import time
+from collections.abc import AsyncGenerator, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import httpx
+import pytest
+
+from demo import handlers
+from demo.form import Form
+from demo.handlers import Desk, View
+from model.architecture.tokenizer import StreamDecoder
+from model.serving.backend import Backend, LocalBackend, ModelInfo
+from model.serving.deployments.colour_stores import FileColours
+from model.serving.remote.auto import AutoBackend
+from tests.model.engines import engine
+from tests.model.serving.http.serving import paced, serving
+from tests.model.serving.remote.copies import Copies
+from tests.model.serving.remote.houses import CALM, alone, auto
+from tests.model.serving.remote.stamps import Stamped
+
+PROMPT = "Once upon a time a fox"
+
+
+@pytest.fixture
+def copies(repository: Path) -> Iterator[Copies]:
+    made = Copies(repository, 2)
+    yield made
+    made.close()
+
+
+def tell(backend: Backend, form: Form, name: str = "me") -> AsyncGenerator[View, None]:
+    return handlers.write(Desk.of(backend), name, form)
+
+
+async def closed_again(backend: AutoBackend, seconds: float = 20.0) -> None:
+    async with asyncio.timeout(seconds):
+        while backend.health().breaker != "closed":
+            await asyncio.sleep(0.02)
+
+
+async def test_a_copy_killed_in_mid_story_loses_nothing_and_comes_back_by_itself(copies: Copies) -> None:
+    url = await asyncio.to_thread(copies.start)
+    backend = auto(url, times=CALM, failures=1, pause=0.2)
+    form = Form(prompt=PROMPT, max_tokens=80, seed=4)
+    async with backend.running():
+        views: list[View] = []
+        shown_by_modal = ""
+        async for view in tell(backend, form):
+            views.append(view)
+            if not shown_by_modal and len(view.told) > 30:
+                shown_by_modal = view.told
+                assert "written on Modal ·" in view.status
+                copies.kill()
+        last = views[-1]
+        assert last.told.startswith(shown_by_modal)
+        assert "· 80 tokens ·" in last.status
+        assert "· written on Modal, then locally ·" in last.status
+        assert "The story goes on locally." in {view.spoken for view in views}
+        assert whole(last.told, form)
+
+        assert backend.health().breaker in ("open", "half-open")
+        assert backend.health().ready
+        began = time.perf_counter()
+        aside = [view async for view in tell(backend, form)][-1]
+        assert "· written locally ·" in aside.status
+        assert time.perf_counter() - began < 1, "nobody waits for a service that is known to be down"
+
+        assert await asyncio.to_thread(copies.start) == url
+        await closed_again(backend)
+        back = [view async for view in tell(backend, form)][-1]
+        assert "· written on Modal ·" in back.status
+
+
+def whole(told: str, form: Form) -> bool:
+    """Whether the story is some beginning of what Modal would tell, and what the engine here makes of it.
+
+    Where the cut was is not known to a test, but one of the places must give this very text: a letter lost or
+    doubled at the seam gives it at none.
+    """
+    request = form.request()
+    with paced()[0].engine as writer:
+        stream = writer.write(request)
+        stream.wait(10)
+        decoder, begun = StreamDecoder(writer.tokenizer), ""
+        for count, token in enumerate(stream.tokens[:-1], 1):
+            new = decoder.push(token)
+            begun += new
+            if not new:
+                continue  # half a character is never shown, so no reader's story is cut there
+            if not told.startswith(begun):
+                return False
+            rest = replace(request, prompt=form.prompt + begun, max_tokens=form.max_tokens - count)
+            if begun + writer.write(rest).wait(10).text == told:
+                return True
+    return False
+
+
+@contextlib.contextmanager
+def stamped(where: str) -> Iterator[tuple[Backend, Stamped]]:
+    """A backend of that name with a network that notes when it made each token."""
+    network = Stamped(step_seconds=0.03)
+    local = LocalBackend(engine(network), ModelInfo("stamped", "ab" * 32), capacity=8)
+    if where == "local":
+        yield local, network
+    else:
+        with serving(local) as running:
+            yield auto(running.url, times=CALM), network
+
+
+@pytest.mark.parametrize("where", ["modal", "local"])
+async def test_the_first_token_is_on_the_page_before_the_tenth_is_made(where: str) -> None:
+    with stamped(where) as (backend, network):
+        async with backend.running():
+            shown: list[float] = []
+            async for view in tell(backend, Form(prompt=PROMPT, max_tokens=20)):
+                if view.told:
+                    shown.append(time.time())
+    assert f"written {handlers.WRITERS[where]} " in view.status
+    made = network.made
+    assert len(made) == 20
+    assert made[0] < shown[0] < made[9], (shown[0] - made[0], made[9] - made[0])
+    assert len(shown) > 5, "and the others flow after it"
+
+
+async def test_stop_frees_the_slot_at_the_other_end_within_200_ms() -> None:
+    with serving(paced(step_seconds=0.01)[0]) as running:
+        backend = auto(running.url, times=CALM)
+        desk = Desk.of(backend)
+        took = []
+        async with backend.running(), httpx.AsyncClient(base_url=running.url) as asking:
+            for session in ("one", "two", "three"):
+                async for view in handlers.write(desk, session, Form(prompt=PROMPT, max_tokens=1000)):
+                    if len(view.told) > 20:
+                        assert await active(asking) == 1
+                        began = time.perf_counter()
+                        handlers.stop(desk, session)
+                        while await active(asking):
+                            pass
+                        took.append(time.perf_counter() - began)
+                        break
+    assert sorted(took)[1] < 0.2, took
+
+
+async def active(service: httpx.AsyncClient) -> float:
+    """Slots taken, by the service's own metric."""
+    text = (await service.get("/metrics")).text
+    return float(re.search(r"^story_slots_active (\S+)$", text, re.MULTILINE)[1])  # type: ignore[index]
+
+
+async def test_twenty_stories_go_on_where_they_are_when_the_colours_switch(tmp_path: Path) -> None:
+    store = FileColours(tmp_path / "colours.json")
+    blue, green = (paced(slots=24, queue=8, step_seconds=0.02)[0] for _ in range(2))
+    with serving(blue, name="blue") as first, serving(green, name="green") as second:
+        store.set_colour("blue", first.url, "b" * 64)
+        store.set_colour("green", second.url, "c" * 64)
+        reading = FileColours(tmp_path / "colours.json")
+        backend = auto(lambda: reading.endpoint("http://127.0.0.1:1") or "", times=CALM)
+        forms = [Form(prompt=PROMPT, max_tokens=60, seed=seed) for seed in range(25)]
+
+        async def last(form: Form) -> View:
+            return [view async for view in tell(backend, form, str(form.seed))][-1]
+
+        async with backend.running():
+            running = [asyncio.create_task(last(form)) for form in forms[:20]]
+            async with asyncio.timeout(10):
+                while blue.engine.stats().active < 20:
+                    await asyncio.sleep(0.01)
+            store.switch("green")
+            new = [asyncio.create_task(last(form)) for form in forms[20:]]
+            views = await asyncio.gather(*running, *new)
+            assert green.engine.stats().finished["length"] == 5
+            assert blue.engine.stats().finished["length"] == 20
+            store.rollback()
+            await last(forms[0])
+            assert blue.engine.stats().finished["length"] == 21
+        assert backend.local.engine.stats().tokens == 0
+    for form, view in zip(forms, views, strict=True):
+        assert "· 60 tokens ·" in view.status
+        assert "· written on Modal ·" in view.status
+        assert view.told == alone(form.request()).text

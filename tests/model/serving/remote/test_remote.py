@@ -1,0 +1,285 @@
+"""The Modal backend alone, mostly against the real service: stories, refusals, tries again, cancelling."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+
+import pytest
+
+from model.errors import BusyError, InputError, StoryError
+from model.generation import Completion, Piece, Request, Sampling
+from model.serving.backend import Stream
+from model.serving.remote.exchange import introduce, proxy_auth
+from model.serving.remote.failures import UNREACHABLE, UNWELCOME, RemoteError
+from model.serving.remote.remote import ModalBackend, ModalStream
+from model.settings import Settings
+from tests.model.serving.http.serving import Running, paced, serving
+from tests.model.serving.remote.broken import Line, broken, text_of
+from tests.model.serving.remote.houses import CALM, QUICK, alone, modal
+
+REQUESTS = {
+    "plain": Request(prompt="Once upon", max_tokens=40, sampling=Sampling(seed=5)),
+    "greedy": Request(prompt="", max_tokens=25, sampling=Sampling(temperature=0)),
+    "hot": Request(
+        prompt="„Grüß dich“ 🦊\n", max_tokens=60, sampling=Sampling(temperature=1.8, top_k=30, seed=2**40)
+    ),
+    "penalised": Request(
+        prompt="The fox", max_tokens=40, sampling=Sampling(repetition_penalty=1.5, min_p=0.01)
+    ),
+    "stopped": Request(prompt="Once upon", max_tokens=200, stop=("e", "zz"), sampling=Sampling(seed=5)),
+    "weighed": Request(
+        prompt="Once upon", max_tokens=20, logprobs=3, sampling=Sampling(temperature=1.5, seed=9)
+    ),
+}
+
+
+async def read(stream: Stream) -> tuple[list[Piece], Completion]:
+    pieces = [piece async for piece in stream]
+    return pieces, stream.completion
+
+
+async def begin(backend: ModalBackend, request: Request) -> ModalStream:
+    stream = await backend.submit(request)
+    assert isinstance(stream, ModalStream)
+    return stream
+
+
+@pytest.mark.parametrize("request_", REQUESTS.values(), ids=REQUESTS)
+async def test_a_story_over_the_wire_is_the_one_that_the_engine_writes(request_: Request) -> None:
+    expected = alone(request_)
+    with serving(paced()[0]) as running:
+        backend = modal(running.url, times=CALM)
+        async with backend.running():
+            pieces, completion = await read(await backend.submit(request_))
+    assert completion.text == "".join(piece.text for piece in pieces) == expected.text
+    assert completion.finish_reason == expected.finish_reason
+    assert completion.logprobs == sum((piece.logprobs for piece in pieces), ()) == expected.logprobs
+    assert sum(len(piece.tokens) for piece in pieces) == expected.usage.completion_tokens
+    usage = completion.usage
+    assert (usage.prompt_tokens, usage.completion_tokens) == (
+        expected.usage.prompt_tokens,
+        expected.usage.completion_tokens,
+    )
+    assert 0 < usage.ttft <= usage.duration < 10
+
+
+async def test_the_next_story_goes_over_the_same_connection() -> None:
+    with serving(paced()[0]) as running:
+        backend = modal(running.url, times=CALM)
+        async with backend.running():
+            for _ in range(3):
+                await read(await backend.submit(Request(prompt="Once", max_tokens=5)))
+                await asyncio.sleep(0.05)
+            assert len(running.server.server_state.connections) == 1
+
+
+async def slot_free(running: Running, seconds: float) -> None:
+    """The service's own metric says that nobody writes."""
+    async with asyncio.timeout(seconds):
+        while (await asyncio.to_thread(running.figures))["story_slots_active"]:
+            await asyncio.sleep(0.005)
+
+
+async def test_a_cancel_ends_the_story_at_once_and_frees_the_slot_at_the_other_end() -> None:
+    with serving(paced(step_seconds=0.01)[0]) as running:
+        backend = modal(running.url, times=CALM)
+        async with backend.running():
+            stream = await begin(backend, Request(prompt="Once", max_tokens=2000))
+            pieces = []
+            async for piece in stream:
+                pieces.append(piece)
+                if len(pieces) == 5:
+                    await asyncio.to_thread(stream.cancel)  # from anywhere
+            assert len(pieces) < 10
+            assert stream.completion.finish_reason == "cancelled"
+            assert stream.completion.text.startswith("".join(piece.text for piece in pieces[:5]))
+            stream.cancel()  # harmless
+            await slot_free(running, 1.0)
+            assert running.figures()['story_streams_total{outcome="cancelled"}'] == 1
+            assert backend.breaker.failures == 0
+
+
+async def test_a_stream_that_is_let_go_of_frees_its_slot() -> None:
+    with serving(paced(step_seconds=0.01)[0]) as running:
+        backend = modal(running.url, times=CALM)
+        async with backend.running():
+            stream = await begin(backend, Request(prompt="Once", max_tokens=2000))
+            await anext(stream)
+            del stream
+            gc.collect()
+            await slot_free(running, 1.0)
+
+
+async def test_leaving_the_backend_ends_what_is_being_told() -> None:
+    with serving(paced(step_seconds=0.01)[0]) as running:
+        backend = modal(running.url, times=CALM)
+        async with backend.running():
+            stream = await begin(backend, Request(prompt="Once", max_tokens=2000))
+            with pytest.raises(StoryError, match="still being written"):
+                _ = stream.completion
+            await anext(stream)
+        assert stream.completion.finish_reason == "cancelled"
+        await slot_free(running, 1.0)
+    with pytest.raises(StoryError, match="not running"):
+        await backend.submit(Request(prompt=""))
+
+
+async def test_a_full_line_there_is_a_busy_error_that_says_when_to_come_back() -> None:
+    with serving(paced(slots=1, queue=0, step_seconds=0.01)[0]) as running:
+        backend = modal(running.url, times=CALM)
+        async with backend.running():
+            first = await begin(backend, Request(prompt="Once", max_tokens=2000))
+            await anext(first)
+            with pytest.raises(BusyError) as caught:
+                await backend.submit(Request(prompt="Once"))
+            assert caught.value.retry_after >= 1
+            first.cancel()
+
+
+async def test_what_the_service_does_not_take_is_an_input_error_with_its_field() -> None:
+    async def script(line: Line) -> None:
+        error = '{"error": {"type": "invalid_request_error", "message": "top_k must be below 9", "param": "top_k"}}'
+        head = f"HTTP/1.1 422 X\r\nContent-Length: {len(error)}\r\nConnection: close\r\n\r\n"
+        await line.raw((head + error).encode())
+
+    async with broken(script) as service:
+        backend = modal(service.url)
+        async with backend.running():
+            with pytest.raises(InputError, match=r"^top_k must be below 9$") as caught:
+                await backend.submit(Request(prompt="Once"))
+            assert backend.breaker.failures == 0, "it says nothing about the service"
+    assert caught.value.param == "top_k"
+
+
+async def test_a_token_is_sent_and_a_refused_one_is_the_operators_affair(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    settings = Settings(modal_key="wk-key", modal_secret="ws-hunter2")  # type: ignore[arg-type]
+
+    async def script(line: Line) -> None:
+        await line.status(401, "modal-http: invalid proxy token")
+
+    with caplog.at_level(logging.INFO):
+        async with broken(script) as service:
+            backend = modal(service.url, headers=proxy_auth(settings))
+            async with backend.running():
+                with pytest.raises(RemoteError, match=UNWELCOME):
+                    await backend.submit(Request(prompt="Once"))
+                health = backend.health()
+    head = service.heads[0].lower()
+    assert "modal-key: wk-key" in head
+    assert "modal-secret: ws-hunter2" in head
+    assert "check MODAL_KEY and MODAL_SECRET" in caplog.text
+    assert "hunter2" not in caplog.text + str(health)
+
+
+@pytest.mark.parametrize("secret", ["line\nbreak", "ümlaut", " hunter2"])
+def test_a_token_that_cannot_travel_is_named_and_not_shown(secret: str) -> None:
+    settings = Settings(modal_key="wk-key", modal_secret=secret)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"^MODAL_SECRET must be plain ASCII") as caught:
+        proxy_auth(settings)
+    assert secret not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("codes", "hurry", "written", "asked"),
+    [
+        ([503, 502, 200], False, True, 3),
+        ([504, 200], True, True, 2),
+        ([503, 503, 200], True, False, 2),
+        ([500, 200], False, False, 1),
+    ],
+    ids=["as long as patience lasts", "once in a hurry", "not twice in a hurry", "never after a fault"],
+)
+async def test_only_what_may_pass_is_tried_again_and_only_before_the_first_token(
+    codes: list[int], hurry: bool, written: bool, asked: int
+) -> None:
+    left = list(codes)
+
+    async def script(line: Line) -> None:
+        code = left.pop(0)
+        if code != 200:
+            await line.status(code)
+            return
+        await line.open()
+        await line.words(3)
+        await line.end()
+
+    async with broken(script) as service:
+        backend = modal(service.url, hurry=hurry, times=CALM)
+        async with backend.running():
+            if written:
+                assert (await read(await backend.submit(Request(prompt="Once"))))[1].text == text_of(3)
+            else:
+                with pytest.raises(RemoteError, match=UNREACHABLE):
+                    await read(await backend.submit(Request(prompt="Once")))
+    assert service.connections == asked
+    assert len({str(body) for body in service.bodies}) == 1, "the same request, seed included"
+
+
+async def test_a_story_that_breaks_off_is_not_begun_again_but_told_as_broken() -> None:
+    async def script(line: Line) -> None:
+        await line.open()
+        await line.words(4)
+
+    async with broken(script) as service:
+        backend = modal(service.url)
+        async with backend.running():
+            pieces, completion = await read(await backend.submit(Request(prompt="Once")))
+    assert "".join(piece.text for piece in pieces) == completion.text == text_of(4)
+    assert completion.finish_reason == "error"
+    assert completion.error == "the connection to the model on Modal was lost"
+    assert completion.usage.completion_tokens == 4
+    assert service.connections == 1
+
+
+async def test_patience_bounds_all_tries_together() -> None:
+    async def script(line: Line) -> None:
+        await line.status(503, "starting")
+
+    loop = asyncio.get_running_loop()
+    async with broken(script) as service:
+        backend = modal(service.url)
+        async with backend.running():
+            began = loop.time()
+            with pytest.raises(RemoteError, match=UNREACHABLE):
+                await read(await backend.submit(Request(prompt="Once")))
+            assert QUICK.start - 0.1 < loop.time() - began < QUICK.start + 1
+            assert "no first token within 0.5 s (last: HTTP 503: starting)" in backend.health().detail
+    assert service.connections > 2
+
+
+async def test_while_a_service_starts_the_stream_is_there_already_and_can_be_stopped() -> None:
+    async def script(line: Line) -> None:
+        await line.closed()
+
+    async with broken(script) as service:
+        backend = modal(service.url, times=CALM)
+        async with backend.running():
+            async with asyncio.timeout(2):
+                stream = await begin(backend, Request(prompt="Once"))
+                stream.cancel()
+                assert await read(stream) == ([], stream.completion)
+            assert stream.completion.finish_reason == "cancelled"
+            async with asyncio.timeout(1):
+                while not service.gone:
+                    await asyncio.sleep(0.005)
+
+
+def test_a_service_says_which_model_it_has() -> None:
+    backend = paced()[0]
+    with serving(backend) as running:
+        assert introduce(running.url, {}) == backend.model
+        assert introduce(f"{running.url}/nowhere", {}) == "HTTP 404: there is nothing at /nowhere/v1/models"
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:1", "http://127.0.0.1:99999", "ftp://127.0.0.1"])
+async def test_an_address_that_leads_nowhere_is_a_failure_like_others(url: str) -> None:
+    assert isinstance(introduce(url, {}), str)
+    backend = modal(url, hurry=True)
+    async with backend.running():
+        with pytest.raises(RemoteError, match=UNREACHABLE):
+            await read(await backend.submit(Request(prompt="Once")))
+    assert not backend.breaker.closed or backend.breaker.failures == 1

@@ -1,0 +1,85 @@
+"""The local backend over a real engine, and the handlers over it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+
+import pytest
+
+from demo import handlers
+from demo.form import Form
+from demo.handlers import Desk
+from model.engine.engine import EngineStats
+from model.errors import BusyError, InputError, ModelError
+from model.generation import Request, Sampling
+from model.serving.remote import open_backend
+from model.settings import Settings
+from tests.demo.engines import local_backend
+
+
+async def test_the_page_shows_the_story_that_the_engine_alone_would_write() -> None:
+    form = Form(prompt="One sunny day", max_tokens=60, seed=5)
+    backend = local_backend(end_bias=-50)
+    async with backend.running():
+        views = [view async for view in handlers.write(Desk.of(backend), "me", form)]
+    with local_backend(end_bias=-50).engine as engine:
+        request = Request(prompt="One sunny day", max_tokens=60, sampling=Sampling(seed=5))
+        alone = engine.write(request).wait(10)
+    assert views[-1].told == alone.text
+    assert f"{alone.usage.completion_tokens} tokens" in views[-1].status
+    assert views[-1].phase == "open"  # it met the length
+
+
+async def test_closing_the_page_frees_the_slot() -> None:
+    backend = local_backend(step_seconds=0.005, end_bias=-50)
+    async with backend.running():
+        async with contextlib.aclosing(handlers.write(Desk.of(backend), "me", Form())) as views:
+            async for view in views:
+                if view.told:
+                    assert backend.engine.stats().active == 1
+                    break
+        await slot_free(backend.engine.stats)
+        assert backend.engine.stats().finished["cancelled"] == 1
+
+
+async def test_a_story_too_many_meets_a_full_line_and_a_place_frees_up_again() -> None:
+    backend = local_backend(slots=1, queue=1, step_seconds=0.005, end_bias=-50)
+    desk = Desk.of(backend)
+    async with backend.running():
+        streams = [await backend.submit(Request(prompt="", max_tokens=500)) for _ in range(2)]
+        with pytest.raises(BusyError):
+            await backend.submit(Request(prompt=""))
+        refused = [view async for view in handlers.write(desk, "me", Form())]
+        assert [view.phase for view in refused] == ["failed"]
+        assert "try again" in refused[0].status
+        for stream in streams:
+            stream.cancel()
+        await slot_free(backend.engine.stats)
+        told = [view async for view in handlers.write(desk, "me", Form(max_tokens=5))]
+        assert told[-1].phase == "open"
+
+
+async def test_leaving_it_ends_what_is_still_being_written() -> None:
+    backend = local_backend(step_seconds=0.005, end_bias=-50)
+    async with backend.running():
+        stream = await backend.submit(Request(prompt="", max_tokens=1000))
+    assert stream.completion.finish_reason == "cancelled"
+
+
+def test_an_unknown_backend_is_an_error_that_names_what_there_is() -> None:
+    with pytest.raises(InputError, match=r"backend must be one of auto, local, modal, got 'cloud'"):
+        open_backend("cloud", Settings())
+
+
+def test_a_model_folder_that_is_not_there_is_named() -> None:
+    with pytest.raises(ModelError, match="nowhere"):
+        open_backend("local", Settings(story_model="nowhere"))
+
+
+async def slot_free(stats: Callable[[], EngineStats]) -> None:
+    """Wait until nothing is written any more; a stop takes effect at the next step."""
+    async with asyncio.timeout(5):
+        while stats().active or stats().waiting:
+            await asyncio.sleep(0.005)

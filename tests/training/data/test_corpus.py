@@ -1,0 +1,219 @@
+"""Stories come out of files as they went in; damage is named by file and line or counted."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from model.errors import DataError
+from training.data import corpus
+from training.data.corpus import BadLineError, file_sha256, find_files, read_stories, story_id
+
+
+def texts(path: Path) -> list[str]:
+    return [story.text for story in read_stories(path)]
+
+
+def write_json(path: Path, *stories: str) -> Path:
+    data = "".join(json.dumps({"text": text}) + "\n" for text in stories).encode()
+    path.write_bytes(gzip.compress(data) if path.name.endswith(".gz") else data)
+    return path
+
+
+@given(stories=st.lists(st.text(st.characters(exclude_categories=["Cs"])), min_size=1))
+def test_json_lines_come_back_whole_plain_and_compressed(
+    tmp_path_factory: pytest.TempPathFactory, stories: list[str]
+) -> None:
+    folder = tmp_path_factory.mktemp("json")
+    assert texts(write_json(folder / "a.jsonl", *stories)) == stories
+    assert texts(write_json(folder / "a.jsonl.gz", *stories)) == stories
+
+
+STORY_LINES = st.lists(
+    st.text(st.characters(exclude_categories=["Cs", "Cc", "Zl", "Zp"]), min_size=1).filter(str.strip),
+    min_size=1,
+)
+
+
+@given(stories=st.lists(STORY_LINES, min_size=1), marked=st.booleans())
+def test_text_is_cut_at_marks_or_else_at_blank_lines(
+    tmp_path_factory: pytest.TempPathFactory, stories: list[list[str]], marked: bool
+) -> None:
+    path = tmp_path_factory.mktemp("text") / "a.txt"
+    between = "\n<|endoftext|>\n" if marked else "\n\n"
+    path.write_text(between.join("\n".join(lines) for lines in stories) + between, "utf-8")
+    assert texts(path) == ["\n".join(lines) for lines in stories]
+
+
+def test_with_end_marks_a_blank_line_is_part_of_the_story(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("One.\n\nStill one.\n<|endoftext|>\nTwo.<|endoftext|>Three.\n\n<|endoftext|>\n\n")
+    assert texts(path) == ["One.\n\nStill one.", "Two.", "Three."]
+
+
+def test_an_end_mark_far_into_the_file_or_across_blocks_is_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.txt"
+    for padding in range(40, 80):
+        monkeypatch.setattr(corpus, "_BUFFER", 64)
+        path.write_text("x" * padding + "\n\ny\n<|endoftext|>\nz\n")
+        assert texts(path) == ["x" * padding + "\n\ny", "z"]
+
+
+def test_a_story_knows_its_line_title_and_split(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('\n{"text": "One.", "title": "T", "split": "heldout"}\n{"text": "Two."}\n')
+    first, second = read_stories(path)
+    assert (first.line, first.title, first.split) == (2, "T", "heldout")
+    assert (second.line, second.title, second.split) == (3, "", "")
+    path = tmp_path / "b.txt"
+    path.write_text("One.\nmore\n\n\nTwo.\n")
+    assert [story.line for story in read_stories(path)] == [1, 5]
+
+
+def test_a_byte_order_mark_and_windows_line_ends_are_no_part_of_a_story(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"text": "One."}\r\n{"text": "Two."}\r\n')
+    assert texts(path) == ["One.", "Two."]
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"\xef\xbb\xbfOne.\r\nmore\r\n\r\nTwo.\r\n")
+    assert texts(path) == ["One.\nmore", "Two."]
+
+
+@pytest.mark.parametrize(
+    ("line", "reason", "message"),
+    [
+        (b'{"text": "cut', "bad JSON", "line 2: bad JSON: Unterminated string"),
+        (b"[" * 200_000, "bad JSON", "line 2: bad JSON"),
+        (b'{"text": ' + b"1" * 5000 + b"}", "bad JSON", "line 2: bad JSON"),
+        (b'{"story": "x"}', "no text", 'line 2: needs an object with a string under "text"'),
+        (b'{"text": 7}', "no text", 'line 2: needs an object with a string under "text"'),
+        (b'["text"]', "no text", 'line 2: needs an object with a string under "text"'),
+        (b'{"text": "\\ud83d"}', "not UTF-8", "line 2: holds half of a surrogate pair"),
+        (
+            b'{"text": "\xff"}',
+            "not UTF-8",
+            r"line 2: byte 0xff at column 11 \(offset 27 of the text\) is not",
+        ),
+        (
+            b'{"text": "' + b"x" * corpus.MAX_STORY_BYTES + b'"}',
+            "line too long",
+            "line 2: .* 4,194,304 bytes",
+        ),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz"])
+def test_a_bad_line_is_named_or_skipped_and_counted(
+    tmp_path: Path, suffix: str, line: bytes, reason: str, message: str
+) -> None:
+    path = tmp_path / f"a{suffix}"
+    data = b'{"text": "One."}\n' + line + b'\n{"text": "Three."}\n'
+    path.write_bytes(gzip.compress(data) if suffix.endswith("gz") else data)
+    with pytest.raises(BadLineError, match=message) as raised:
+        texts(path)
+    assert str(path) in str(raised.value)
+    skipped: list[BadLineError] = []
+    kept = [(story.text, story.line) for story in read_stories(path, on_bad=skipped.append)]
+    assert kept == [("One.", 1), ("Three.", 3)]
+    assert [error.reason for error in skipped] == [reason]
+
+
+def test_the_place_of_a_bad_byte_is_right_behind_a_byte_order_mark(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    data = b'\xef\xbb\xbf{"text": "\x80"}\n'
+    path.write_bytes(data)
+    with pytest.raises(BadLineError, match=rf"column 11 \(offset {data.index(0x80)} of the text\)"):
+        texts(path)
+
+
+@pytest.mark.parametrize("marked", [True, False])
+def test_one_bad_byte_spoils_its_whole_story_and_no_other(tmp_path: Path, marked: bool) -> None:
+    path = tmp_path / "a.txt"
+    between = b"\n<|endoftext|>\n" if marked else b"\n\n"
+    path.write_bytes(between.join([b"One.", b"Tw\xffo.\nstill \xfe two\nand more", b"Three."]))
+    with pytest.raises(BadLineError, match=r"a\.txt, line 3: byte 0xff at column 3"):
+        texts(path)
+    skipped: list[BadLineError] = []
+    assert [story.text for story in read_stories(path, on_bad=skipped.append)] == ["One.", "Three."]
+    assert len(skipped) == 1
+
+
+def test_a_text_story_without_end_is_stopped_by_the_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(corpus, "MAX_STORY_BYTES", 100)
+    path = tmp_path / "a.txt"
+    path.write_text("One.\n\n" + "a line of the endless story\n" * 10 + "\nThree.\n")
+    with pytest.raises(BadLineError, match=r"line 3: the story is longer than the 100 bytes allowed"):
+        texts(path)
+    skipped: list[BadLineError] = []
+    assert [story.text for story in read_stories(path, on_bad=skipped.append)] == ["One.", "Three."]
+    assert [error.reason for error in skipped] == ["story too long"]
+
+
+@pytest.mark.parametrize("skip", [True, False])
+def test_a_damaged_gzip_file_stops_even_when_lines_may_be_skipped(tmp_path: Path, skip: bool) -> None:
+    # Incompressible stories, so that the damage falls behind the first of them.
+    stories = [hashlib.sha256(bytes([i])).hexdigest() * 20 for i in range(200)]
+    whole = write_json(tmp_path / "a.jsonl.gz", *stories).read_bytes()
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 0xFF
+    for damaged in (whole[: len(whole) // 2], bytes(flipped), b"plain text", whole + b"rubbish"):
+        path = tmp_path / "b.jsonl.gz"
+        path.write_bytes(damaged)
+        with pytest.raises(DataError, match=r"b\.jsonl\.gz: damaged gzip file"):
+            list(read_stories(path, on_bad=(lambda error: None) if skip else None))
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.txt"])
+def test_a_file_without_stories_is_an_error(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_text("")
+    with pytest.raises(DataError, match="the file is empty"):
+        texts(path)
+    path.write_text("\n \n\n")
+    with pytest.raises(DataError, match="holds no usable story"):
+        texts(path)
+
+
+def test_progress_counts_the_bytes_on_disk(tmp_path: Path) -> None:
+    for name in ("a.jsonl", "a.jsonl.gz"):
+        path = write_json(tmp_path / name, *(f"Story number {i}." for i in range(5000)))
+        seen: list[int] = []
+        list(read_stories(path, on_bytes=seen.append))
+        assert sum(seen) == path.stat().st_size
+        seen.clear()
+        assert file_sha256(path, seen.append) == hashlib.sha256(path.read_bytes()).hexdigest()
+        assert sum(seen) == path.stat().st_size
+
+
+def test_folders_are_searched_in_order_and_no_file_is_taken_twice(tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    for name in ("b.jsonl", "a.txt.gz", "deep/c.ndjson", "README.md", ".hidden.jsonl"):
+        (tmp_path / name).write_text("x")
+    found = find_files([tmp_path / "b.jsonl", tmp_path, tmp_path / "deep" / ".." / "b.jsonl"])
+    assert [path.name for path in found] == ["b.jsonl", "a.txt.gz", "c.ndjson"]
+
+
+def test_a_source_that_cannot_be_used_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"none\.jsonl: no such file or folder"):
+        find_files([tmp_path / "none.jsonl"])
+    with pytest.raises(DataError, match=r"holds no story files \(\.jsonl, "):
+        find_files([tmp_path])
+    (tmp_path / "a.csv").write_text("x")
+    with pytest.raises(DataError, match=r"a\.csv: unknown kind of file; allowed are \.jsonl, "):
+        find_files([tmp_path / "a.csv"])
+    with pytest.raises(DataError, match="cannot be read: No such file"):
+        file_sha256(tmp_path / "gone.jsonl")
+
+
+def test_a_story_is_named_by_its_text() -> None:
+    assert story_id("Zoë.") == hashlib.sha1("Zoë.".encode()).hexdigest()[:12]

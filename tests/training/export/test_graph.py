@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from onnx import TensorProto, helper, numpy_helper
+from safetensors.torch import load_file
+
+from model.architecture.checkpoint import load_network, save_network
+from model.architecture.config import ModelConfig
+from model.architecture.folder import PRECISIONS, PRETRAINED
+from model.errors import ModelError
+from model.runtimes.onnx.runtime import OnnxRuntime
+from tests.model.small_model import SMALL, copy_of, random_network, small_folder, small_tokenizer
+from training.export.acceptance import accept
+from training.export.graph import CONTRIB, WeightFile, build_graph, quantize_blocks
+
+STORED_IN_FP32 = {"embedding.weight"} | {
+    f"blocks.{layer}.{name}.weight"
+    for layer in range(4)
+    for name in ("mixer.inputs", "mixer.output", "up", "down")
+}
+
+matrices = arrays(
+    np.float32,
+    st.tuples(st.integers(1, 5), st.integers(1, 200)),
+    elements=st.floats(-1e6, 1e6, width=32, allow_subnormal=False),
+    fill=st.just(0.0),
+)
+
+
+@given(weight_OI=matrices, block=st.sampled_from([16, 32, 64, 128]))
+def test_a_weight_comes_back_within_half_a_step_of_its_block(weight_OI: np.ndarray, block: int) -> None:
+    levels, scale = quantize_blocks(weight_OI, block)
+    outputs, inputs = weight_OI.shape
+    blocks = -(-inputs // block)
+    assert levels.dtype == np.uint8
+    assert scale.dtype == np.float32
+    assert levels.shape == (outputs, blocks, block)
+    assert scale.shape == (outputs, blocks)
+    back = ((levels.astype(np.float64) - 128) * scale[..., None]).reshape(outputs, -1)
+    step = np.repeat(scale.astype(np.float64), block, axis=1)[:, :inputs]
+    # Beside half a step, the rounding of the scale itself, 127 levels away; and scales too small for fp32.
+    assert (np.abs(back[:, :inputs] - weight_OI) <= step * (0.5 + 127 * 2.0**-23) + 1e-36).all()
+    assert (back[:, inputs:] == 0).all()  # what fills the last block
+    assert levels.min() >= 1  # symmetric: -127 to 127 around 128
+
+
+def test_a_block_of_zeros_stays_exactly_zero_and_costs_its_neighbours_nothing() -> None:
+    weight = np.zeros((2, 96), np.float32)
+    weight[0, 32:64] = np.linspace(-1, 1, 32)
+    weight[1, 70] = 1000.0
+    levels, scale = quantize_blocks(weight, 32)
+    assert np.isfinite(scale).all()
+    assert (scale == 0).tolist() == [[True, False, True], [True, True, False]]
+    assert (levels[scale == 0] == 128).all()
+    assert (levels[0, 1, 0], levels[0, 1, -1]) == (1, 255)
+    assert (levels[1, 2].astype(int) - 128).tolist() == [127 if place == 6 else 0 for place in range(32)]
+
+
+def test_the_weight_file_knows_where_each_tensor_lies() -> None:
+    path = small_folder() / "model.safetensors"
+    source, other = WeightFile.read(path), load_file(path)
+    content = path.read_bytes()
+    assert source.name == "model.safetensors"
+    assert source.tensors.keys() == source.spans.keys() == other.keys()
+    for name, (offset, length) in source.spans.items():
+        assert content[offset : offset + length] == other[name].numpy().tobytes()
+    assert struct.unpack("<Q", content[:8])[0] + 8 == min(offset for offset, _ in source.spans.values())
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_the_graph_passes_onnxs_own_checker(precision: str) -> None:
+    path = small_folder() / f"decode.{precision}.onnx"
+    model = onnx.load(path, load_external_data=False)
+    foreign = {node.op_type for node in model.graph.node if node.domain == CONTRIB}
+    foreign.add("SimplifiedLayerNormalization")
+    for node in model.graph.node:
+        # ONNX Runtime registers this one under ONNX's own name, where ONNX's checker does not know it.
+        if node.op_type == "SimplifiedLayerNormalization":
+            node.domain = CONTRIB
+    copy = path.with_name(f"checked.{precision}.onnx")  # beside the weights, which the checker looks for
+    copy.write_bytes(model.SerializeToString())
+    try:
+        onnx.checker.check_model(str(copy))
+    finally:
+        copy.unlink()
+    known = {node.op_type for node in model.graph.node} - foreign
+    assert {"MatMul", "Softmax", "Split", "Gather"} <= known
+    assert all(onnx.defs.has(kind) for kind in known)
+    assert "LinearAttention" in foreign
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_the_graph_points_at_the_right_bytes_of_the_weights_file(precision: str) -> None:
+    """ONNX's own loader follows the pointers; safetensors reads the same tensors by name."""
+    path = small_folder() / f"decode.{precision}.onnx"
+    pointers = {
+        tensor.name: {entry.key: entry.value for entry in tensor.external_data}
+        for tensor in onnx.load(path, load_external_data=False).graph.initializer
+        if tensor.data_location == TensorProto.EXTERNAL
+    }
+    assert set(pointers) == (STORED_IN_FP32 if precision == "fp32" else {"embedding.weight"})
+    assert {entry["location"] for entry in pointers.values()} == {"model.safetensors"}
+    filled = {tensor.name: tensor for tensor in onnx.load(path).graph.initializer}
+    stored = load_file(small_folder() / "model.safetensors")
+    for name in pointers:
+        np.testing.assert_array_equal(numpy_helper.to_array(filled[name]), stored[name].numpy())
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_the_graph_takes_and_gives_what_its_module_says(precision: str) -> None:
+    session = ort.InferenceSession(str(small_folder() / f"decode.{precision}.onnx"))
+    taken = {entry.name: list(entry.shape) for entry in session.get_inputs()}
+    channels = 2 * SMALL.heads * SMALL.key_dim + SMALL.heads * SMALL.head_dim
+    conv, memory = ["B", 3, channels], ["B", SMALL.heads, SMALL.key_dim, SMALL.head_dim]
+    ring = ["B", 1, SMALL.window, SMALL.head_dim]
+    states = {f"conv_{layer}": conv for layer in (0, 2)} | {f"memory_{layer}": memory for layer in (0, 2)}
+    assert taken == {
+        "tokens": ["B", "T"], "take": ["taken"], "bias": ["B", "T", 1, "W_plus_T"],
+        "cos": ["B", "T", 1, SMALL.head_dim], "sin": ["B", "T", 1, SMALL.head_dim],
+        "keys_1": ring, "values_1": ring, "keys_3": ring, "values_3": ring, **states,
+    }  # fmt: skip
+    given_back = {entry.name: list(entry.shape) for entry in session.get_outputs()}
+    new = ["B", "T", SMALL.head_dim]
+    assert given_back == {
+        "logits": ["B", "taken", SMALL.vocab_size],
+        **{f"{name}_{layer}_out": new for name in ("keys", "values") for layer in (1, 3)},
+        **{f"{name}_out": shape for name, shape in states.items()},
+    }
+
+
+def test_int8_is_made_of_8_bit_matrices_alone() -> None:
+    model = onnx.load(small_folder() / "decode.int8.onnx", load_external_data=False)
+    products = [node for node in model.graph.node if node.op_type == "MatMulNBits"]
+    assert len(products) == len(STORED_IN_FP32)
+    for node in products:
+        told = {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
+        assert (told["bits"], told["block_size"], told["accuracy_level"]) == (8, 64, 4)
+
+
+def test_the_shipped_graphs_share_one_copy_of_the_weights() -> None:
+    sizes = {path.name: path.stat().st_size for path in PRETRAINED.iterdir()}
+    parameters = sum(value.numel() for value in load_file(PRETRAINED / "model.safetensors").values())
+    assert sizes["model.safetensors"] < 2 * parameters + 20_000  # fp16 and a header
+    assert sizes["decode.fp32.onnx"] < 200_000  # nodes and pointers only
+    assert sizes["decode.int8.onnx"] < (1 + 4 / 64) * parameters + 250_000  # a byte each, a scale a block
+
+
+@pytest.mark.parametrize("width", [32, 40, 72])
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_width_that_does_not_fill_its_blocks_gives_the_networks_logits(
+    width: int, precision: str, tmp_path: Path
+) -> None:
+    config = ModelConfig(
+        vocab_size=50, width=width, pattern="RA", mlp_width=88, heads=2, head_dim=20, key_dim=8, window=8
+    )
+    path = tmp_path / f"decode.{precision}.onnx"
+    path.write_bytes(build_graph(config, saved(config, tmp_path), precision).SerializeToString())
+    rng = np.random.default_rng(0)
+    stories = [[0, *map(int, rng.integers(1, 50, 60))] for _ in range(3)]
+    accept(load_network(tmp_path), OnnxRuntime(path, config, max_batch=3), precision, stories)
+
+
+def saved(config: ModelConfig, folder: Path) -> WeightFile:
+    save_network(random_network(config), folder, tokenizer=small_tokenizer(), notes={})
+    return WeightFile.read(folder / "model.safetensors")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_weight_that_is_not_finite_is_named_before_int8_hides_it(value: float, tmp_path: Path) -> None:
+    folder = copy_of(small_folder(), tmp_path / "model")
+    source = WeightFile.read(folder / "model.safetensors")
+    source.tensors["blocks.2.down.weight"][3, 5] = value
+    with pytest.raises(
+        ModelError, match=r"model\.safetensors: blocks\.2\.down\.weight holds a value that is not"
+    ):
+        build_graph(SMALL, source, "int8")

@@ -1,0 +1,215 @@
+"""The stories of one corpus between reading and writing: which are kept, which go where, and why the others
+left.
+
+Texts live on disk (`training.data.spool`); in memory stays what the duplicate search remembers, about 150 bytes a
+story.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from model.errors import DataError
+from training.data.bpe import train_tokenizer
+from training.data.cleaning import repair, why_dropped
+from training.data.corpus import BadLineHandler, Story, read_stories, story_id
+from training.data.dedup import DuplicateFinder
+from training.data.shards import ShardWriter
+from training.data.spool import StorySpool
+
+MIN_BYTES_PER_PIECE = 64
+"""A tokenizer needs this much training text for each piece (262,144 bytes for 4,096), or its pieces mean
+nothing.
+"""
+
+TOKENIZER_SAMPLE_BYTES = 256 * 1024 * 1024
+"""From a larger corpus the tokenizer is trained on a sample of about this size, chosen story by story."""
+
+HELD_OUT_MARKS = frozenset({"heldout", "held-out", "val", "valid", "validation", "test"})
+"""A record with one of these as its "split" is never trained on."""
+
+_BATCH_CHARS = 1024 * 1024
+
+Step = Callable[[int], None]
+"""Told how much was done since the last call."""
+
+
+class StoryPool:
+    """Takes stories in, file by file, then drops duplicates, trains the tokenizer and writes shards."""
+
+    def __init__(
+        self,
+        spool_path: Path,
+        *,
+        val_fraction: float | None,
+        min_chars: int,
+        max_chars: int,
+        seed: int,
+        on_bad: BadLineHandler | None,
+    ) -> None:
+        """`val_fraction` None means that validation files are given and nothing is split off."""
+        self._spool = StorySpool(spool_path)
+        self._val_fraction = val_fraction
+        self._limits = (min_chars, max_chars)
+        self._seed = seed
+        self._on_bad = on_bad
+        self._is_val = bytearray()
+        self._kept: NDArray[np.bool_] | None = None
+        self._finder = DuplicateFinder(seed)
+        self.dropped: Counter[str] = Counter()
+
+    def close(self) -> None:
+        """Close the file of parked texts."""
+        self._spool.close()
+
+    def read(self, path: Path, *, validation: bool, on_bytes: Step | None = None) -> int:
+        """Take in one file and return how many stories it holds; validation files are repaired but not
+        filtered.
+        """
+        batch: list[str] = []
+        size = count = 0
+        for story in read_stories(path, on_bad=self._on_bad, on_bytes=on_bytes):
+            count += 1
+            text = self._take(story, validation)
+            if text is None:
+                continue
+            batch.append(text)
+            size += len(text)
+            if size >= _BATCH_CHARS:
+                self._finder.add(batch)
+                batch, size = [], 0
+        self._finder.add(batch)
+        return count
+
+    def _take(self, story: Story, validation: bool) -> str | None:
+        """Park a story in its split and return its text, or count why not."""
+        text = repair(story.text)
+        marked = story.split.lower() in HELD_OUT_MARKS
+        if validation or (marked and self._val_fraction is not None):
+            is_val, reason = True, None if text else "empty"
+        elif marked:
+            is_val, reason = False, "held out"
+        else:
+            reason = why_dropped(text, min_chars=self._limits[0], max_chars=self._limits[1])
+            by_hash = self._val_fraction is not None and story.split.lower() != "train"
+            is_val = reason is None and by_hash and self._share(text, "split") < (self._val_fraction or 0)
+        if reason:
+            self.dropped[reason] += 1
+            return None
+        self._spool.append(text)
+        self._is_val.append(is_val)
+        return text
+
+    def _share(self, text: str, purpose: str) -> float:
+        """A number in [0, 1) that depends on the story, the seed and the purpose alone."""
+        key = f"{purpose}:{self._seed}:{story_id(text)}".encode()
+        return int.from_bytes(hashlib.blake2b(key, digest_size=6).digest(), "big") / (1 << 48)
+
+    def drop_duplicates(self, on_band: Step | None = None) -> None:
+        """Leave out copies; one that both splits hold leaves train, and validation files that were given stay
+        whole.
+        """
+        is_val = np.frombuffer(self._is_val, np.bool_)
+        found = self._finder.find(
+            self._spool.__getitem__,
+            reference=is_val,
+            keep_reference=self._val_fraction is None,
+            on_band=(lambda: on_band(1)) if on_band else None,
+        )
+        self._finder = DuplicateFinder(self._seed)  # gives its memory back before the tokenizer wants some
+        self._kept = ~(found.exact | found.near)
+        for reason, gone in (("exact duplicate", found.exact), ("near duplicate", found.near)):
+            if count := int(gone.sum()):
+                self.dropped[reason] += count
+
+    def numbers(self, split: str) -> NDArray[np.int64]:
+        """The stories of one split ("train" or "val") that are left, in the order of the files."""
+        is_val = np.frombuffer(self._is_val, np.bool_)
+        chosen = is_val if split == "val" else ~is_val
+        return np.flatnonzero(chosen if self._kept is None else chosen & self._kept)
+
+    def size(self, split: str) -> int:
+        """UTF-8 bytes of what is left of one split."""
+        return int(self._spool.sizes()[self.numbers(split)].sum())
+
+    def check(self, vocab_size: int | None) -> None:
+        """Make sure that there is something to train on and to judge by; with a `vocab_size`, enough for a
+        tokenizer.
+
+        Raises:
+            DataError: there is not; the message says what was dropped.
+        """
+        lost = ", ".join(f"{count:,} {reason}" for reason, count in self.dropped.most_common()) or "nothing"
+        size = self.size("train")
+        if not size:
+            raise DataError(f"no training story is left (dropped: {lost})")
+        if not len(self.numbers("val")):
+            advice = (
+                "its files hold none"
+                if self._val_fraction is None
+                else "raise val_fraction or give val files"
+            )
+            raise DataError(f"no validation story is left: {advice} (dropped: {lost})")
+        if vocab_size is not None and size < MIN_BYTES_PER_PIECE * vocab_size:
+            raise DataError(
+                f"too small a corpus: {size:,} bytes of training text, but a tokenizer of {vocab_size:,} "
+                f"pieces needs {MIN_BYTES_PER_PIECE * vocab_size:,}; give more text, a smaller vocab_size "
+                f"or a ready tokenizer (dropped: {lost})"
+            )
+
+    def train_tokenizer(self, vocab_size: int, on_bytes: Step | None = None) -> Tokenizer:
+        """Byte-level BPE on the training split, or on a sample of it if it is large.
+
+        Raises:
+            DataError: the text is too uniform to give `vocab_size` pieces.
+        """
+        size = self.size("train")
+        share = TOKENIZER_SAMPLE_BYTES / size
+
+        def texts() -> Iterator[str]:
+            for text in self._spool.read(map(int, self.numbers("train"))):
+                if on_bytes:
+                    on_bytes(len(text.encode()))
+                if share >= 1 or self._share(text, "tokenizer") < share:
+                    yield text
+
+        tokenizer = train_tokenizer(texts(), vocab_size)
+        if tokenizer.get_vocab_size() < vocab_size:
+            raise DataError(
+                f"too small a corpus: its {size:,} bytes give {tokenizer.get_vocab_size():,} "
+                f"of {vocab_size:,} pieces; give more text or a smaller vocab_size"
+            )
+        return tokenizer
+
+    def write(
+        self, split: str, folder: Path, tokenizer: Tokenizer, on_bytes: Step | None = None
+    ) -> ShardWriter:
+        """Tokenise one split into its shard; the closed writer tells the counts."""
+        with ShardWriter(folder, split) as writer:
+            for batch in _batches(self._spool.read(map(int, self.numbers(split)))):
+                for encoding in tokenizer.encode_batch_fast(batch, add_special_tokens=False):
+                    writer.add(encoding.ids)
+                if on_bytes:
+                    on_bytes(sum(len(text.encode()) for text in batch))
+        return writer
+
+
+def _batches(texts: Iterator[str]) -> Iterator[list[str]]:
+    """Lists of texts of about a megabyte, so that memory does not hang on the stories' length."""
+    batch: list[str] = []
+    size = 0
+    for text in texts:
+        batch.append(text)
+        size += len(text)
+        if size >= _BATCH_CHARS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch

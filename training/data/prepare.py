@@ -1,0 +1,352 @@
+"""From files of stories to token shards: the whole path behind `story data`.
+
+Three passes, none of which holds the corpus in memory: read, repair, filter and park the texts on disk while
+a few bytes a story go into the duplicate search; train the tokenizer on what is left (or a sample); write the
+shards. The new folder is built beside the old one and put in its place at the very end, so there is never
+half of one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import resource
+import shutil
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from tokenizers import Tokenizer
+
+from model.errors import DataError, InputError
+from training.data.bpe import MAX_VOCAB, load_tokenizer
+from training.data.corpus import BadLineError, file_sha256, find_files
+from training.data.dedup import BANDS
+from training.data.download import download_tinystories
+from training.data.pool import Step, StoryPool
+from training.data.shards import SPLITS, TokenShard, read_meta, shards_digest
+
+FORMAT = 1
+"""Raised whenever the same input would give another output, so that old shards are not taken for current
+ones.
+"""
+
+_EXAMPLES = 5
+_SHAPING = ("val_fraction", "skip_bad", "seed", "min_chars", "max_chars")
+
+
+@dataclass(frozen=True, slots=True)
+class PrepareOptions:
+    """What to make shards of, and how; checked when made."""
+
+    sources: tuple[Path, ...] = ()
+    """Files or folders to train on: JSON Lines or text, also as .gz."""
+    val_sources: tuple[Path, ...] = ()
+    """Files to judge by, kept whole; without them a share of the sources is split off."""
+    out: Path = Path("data/tinystories")
+    """Folder for the shards; replaced if it holds older ones."""
+    download: bool = False
+    """Add TinyStories from the Hugging Face hub to the sources (and to the val sources, if there are none).
+    """
+    tokenizer: Path | None = None
+    """Use this tokenizer.json instead of training one."""
+    vocab_size: int = 4096
+    """Pieces of a newly trained tokenizer, with the 256 bytes and the end mark."""
+    val_fraction: float = 0.02
+    """Share of the stories split off for validation where there are no val sources."""
+    skip_bad: bool = False
+    """Count and report unusable lines instead of stopping at the first."""
+    force: bool = False
+    """Make the shards again even if they are up to date."""
+    seed: int = 0
+    """Chooses which stories fall into the validation split and into the tokenizer's sample."""
+    min_chars: int = 100
+    """Training stories of fewer characters are dropped."""
+    max_chars: int = 100_000
+    """Training stories of more characters are dropped."""
+
+    def __post_init__(self) -> None:
+        if not self.sources and not self.download:
+            raise InputError(
+                "source", "is missing: name files or folders of stories, or ask for the download"
+            )
+        if not 257 <= self.vocab_size <= MAX_VOCAB:
+            raise InputError("vocab_size", f"must be between 257 and {MAX_VOCAB}, got {self.vocab_size}")
+        if not 0 < self.val_fraction <= 0.5:
+            raise InputError("val_fraction", f"must be above 0 and at most 0.5, got {self.val_fraction}")
+        if self.seed < 0:
+            raise InputError("seed", f"must be 0 or more, got {self.seed}")
+        if not 1 <= self.min_chars <= self.max_chars:
+            raise InputError(
+                "min_chars", f"must be between 1 and max_chars ({self.max_chars}), got {self.min_chars}"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class SplitCounts:
+    """Size of one split: `tokens` counts prediction targets (one end a story included), `bytes` the UTF-8
+    text.
+    """
+
+    stories: int
+    tokens: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class PrepareReport:
+    """What `prepare` did; `dropped` counts stories by reason, `skipped` unusable lines.
+
+    `digest` names the result (see `shards_digest`), `seconds` is wall time and `peak_memory_mb` the largest
+    resident size of this process so far.
+    """
+
+    out: Path
+    up_to_date: bool
+    digest: str
+    vocab_size: int
+    splits: dict[str, SplitCounts]
+    sources: list[dict[str, Any]]
+    dropped: dict[str, int]
+    skipped: dict[str, int]
+    skipped_examples: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+    peak_memory_mb: float = 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report as plain JSON values."""
+        return asdict(self) | {"out": str(self.out)}
+
+
+def prepare(options: PrepareOptions, console: Console | None = None) -> PrepareReport:
+    """Make token shards in `options.out`, or find them up to date there.
+
+    Progress and what was dropped are shown on `console`, if there is one.
+
+    Raises:
+        DataError: a source is missing, damaged or too small; `out` is a folder of something else or not
+        writable.
+        InputError: a val source is also a source.
+    """
+    began = time.perf_counter()
+    say = console or Console(quiet=True)
+    _check_out(options.out)
+    train_paths, val_paths = list(options.sources), list(options.val_sources)
+    if options.download:
+        fetched = download_tinystories(options.out.parent / "downloads")
+        train_paths.append(fetched.train)
+        val_paths = val_paths or [fetched.valid]
+    train_files, val_files = find_files(train_paths), find_files(val_paths)
+    in_both = {path.resolve() for path in train_files} & {path.resolve() for path in val_files}
+    if in_both:
+        raise InputError("val", f"names a file that is also a source: {min(in_both).name}")
+
+    bars = Progress(
+        TextColumn("{task.description:<16}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f}%  {task.fields[rate]:>14}"),
+        TimeRemainingColumn(),
+        console=say,
+    )
+    with bars:
+        report = _Preparation(options, train_files, val_files, bars).run()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (
+        1 << 20 if sys.platform == "darwin" else 1 << 10
+    )
+    report = replace(report, seconds=time.perf_counter() - began, peak_memory_mb=peak)
+    _tell(report, say)
+    return report
+
+
+class _Preparation:
+    """One call of `prepare`, after its files are found."""
+
+    def __init__(self, options: PrepareOptions, train: list[Path], val: list[Path], bars: Progress) -> None:
+        self._options = options
+        self._files = [(path, "val") for path in val] + [(path, "train") for path in train]
+        self._val_is_given = bool(val)
+        self._bars = bars
+        self._skipped: Counter[str] = Counter()
+        self._skipped_examples: list[str] = []
+
+    def run(self) -> PrepareReport:
+        options = self._options
+        sources = self._describe_sources()
+        given = None if options.tokenizer is None else load_tokenizer(options.tokenizer)
+        settings: dict[str, Any] = {name: getattr(options, name) for name in _SHAPING}
+        settings["val_is_given"] = self._val_is_given
+        settings["vocab_size"] = options.vocab_size if given is None else given.get_vocab_size()
+        settings["tokenizer_sha256"] = None if options.tokenizer is None else file_sha256(options.tokenizer)
+        # What the files hold and in which order matters, not what they are called.
+        contents = [(source["split"], source["sha256"]) for source in sources]
+        inputs = hashlib.sha256(json.dumps([FORMAT, contents, settings], sort_keys=True).encode()).hexdigest()
+        if not options.force and (meta := _current_meta(options.out, inputs)):
+            return _report(options.out, meta, up_to_date=True)
+        try:
+            options.out.parent.mkdir(parents=True, exist_ok=True)
+            work = Path(tempfile.mkdtemp(prefix=f".{options.out.name}.", dir=options.out.parent))
+            try:
+                meta = self._build(work, sources, given)
+                meta |= {"inputs": inputs, "options": settings}
+                (work / "shards" / "meta.json").write_text(json.dumps(meta, indent=2) + "\n", "utf-8")
+                _put_in_place(work / "shards", options.out, work / "old")
+            finally:
+                shutil.rmtree(work, ignore_errors=True)
+        except OSError as error:  # a full disk, mostly; reading errors arrive as DataError
+            raise DataError(f"{options.out}: cannot be written: {error.strerror or error}") from error
+        return _report(options.out, meta, up_to_date=False)
+
+    def _describe_sources(self) -> list[dict[str, Any]]:
+        """Name, split, size and SHA-256 of every source file."""
+        total = sum(path.stat().st_size for path, _ in self._files)
+        with self._bar("checking sources", total) as step:
+            return [
+                {
+                    "name": path.name,
+                    "split": split,
+                    "bytes": path.stat().st_size,
+                    "sha256": file_sha256(path, step),
+                }
+                for path, split in self._files
+            ]
+
+    def _build(
+        self, work: Path, sources: list[dict[str, Any]], tokenizer: Tokenizer | None
+    ) -> dict[str, Any]:
+        """Fill `work`/shards with everything but meta.json, whose contents it returns."""
+        options = self._options
+        shards = work / "shards"
+        shards.mkdir()
+        pool = StoryPool(
+            work / "stories",
+            val_fraction=None if self._val_is_given else options.val_fraction,
+            min_chars=options.min_chars,
+            max_chars=options.max_chars,
+            seed=options.seed,
+            on_bad=self._skip if options.skip_bad else None,
+        )
+        try:
+            with self._bar("reading", sum(source["bytes"] for source in sources)) as step:
+                for (path, split), source in zip(self._files, sources, strict=True):
+                    source["stories"] = pool.read(path, validation=split == "val", on_bytes=step)
+            with self._bar("duplicates", BANDS, unit="bands", scale=1) as step:
+                pool.drop_duplicates(step)
+            pool.check(options.vocab_size if tokenizer is None else None)
+            if tokenizer is None:
+                with self._bar("tokenizer", pool.size("train")) as step:
+                    tokenizer = pool.train_tokenizer(options.vocab_size, step)
+            tokenizer.save(str(shards / "tokenizer.json"))
+            splits: dict[str, dict[str, int]] = {}
+            for split in SPLITS:
+                with self._bar(f"writing {split}", pool.size(split)) as step:
+                    written = pool.write(split, shards, tokenizer, step)
+                splits[split] = asdict(SplitCounts(written.stories, written.tokens, pool.size(split)))
+        finally:
+            pool.close()
+        return {
+            "format": FORMAT,
+            "digest": shards_digest(shards),
+            "vocab_size": tokenizer.get_vocab_size(),
+            "splits": splits,
+            "sources": sources,
+            "dropped": dict(sorted(pool.dropped.items())),
+            "skipped": dict(sorted(self._skipped.items())),
+            "skipped_examples": self._skipped_examples,
+        }
+
+    def _skip(self, error: BadLineError) -> None:
+        self._skipped[error.reason] += 1
+        if len(self._skipped_examples) < _EXAMPLES:
+            self._skipped_examples.append(str(error))
+
+    @contextmanager
+    def _bar(self, what: str, total: int, unit: str = "MB", scale: float = 1e6) -> Iterator[Step]:
+        """A progress bar with its own rate; small steps are gathered, because drawing costs more than
+        reading.
+        """
+        began = time.perf_counter()
+        task = self._bars.add_task(what, total=total, rate="")
+        done = shown = 0
+
+        def show() -> None:
+            nonlocal shown
+            shown = done
+            rate = done / scale / max(time.perf_counter() - began, 1e-9)
+            self._bars.update(task, completed=done, rate=f"{rate:,.1f} {unit}/s")
+
+        def step(amount: int) -> None:
+            nonlocal done
+            done += amount
+            if done - shown > total // 500:
+                show()
+
+        yield step
+        show()
+
+
+def _check_out(out: Path) -> None:
+    """Refuse to replace what this program did not make."""
+    if out.exists() and not out.is_dir():
+        raise DataError(f"{out}: is a file; name a folder for the shards")
+    if out.is_dir() and any(out.iterdir()) and not (out / "meta.json").is_file():
+        raise DataError(f"{out}: is a folder of something else (no meta.json); name a new or an empty one")
+
+
+def _current_meta(out: Path, inputs: str) -> dict[str, Any] | None:
+    """The meta.json of shards that are whole and were made of the same input."""
+    try:
+        meta = read_meta(out)
+        if meta.get("inputs") != inputs or meta.get("digest") != shards_digest(out):
+            return None
+        for split in SPLITS:
+            TokenShard(out, split)
+    except DataError:
+        return None  # missing or damaged: made anew
+    return meta
+
+
+def _put_in_place(new: Path, out: Path, old: Path) -> None:
+    """Swap the folders by renaming; whoever has the old files mapped keeps reading them."""
+    if out.exists():
+        out.rename(old)
+    try:
+        new.rename(out)
+    except OSError:
+        if old.exists():
+            old.rename(out)
+        raise
+
+
+def _report(out: Path, meta: dict[str, Any], *, up_to_date: bool) -> PrepareReport:
+    same = ("digest", "vocab_size", "sources", "dropped", "skipped", "skipped_examples")
+    splits = {split: SplitCounts(**counts) for split, counts in meta["splits"].items()}
+    return PrepareReport(out=out, up_to_date=up_to_date, splits=splits, **{name: meta[name] for name in same})
+
+
+def _tell(report: PrepareReport, say: Console) -> None:
+    def line(text: str) -> None:
+        say.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    if report.up_to_date:
+        line(f"{report.out} is up to date")
+    for split, counts in report.splits.items():
+        line(
+            f"{split:>5}: {counts.stories:,} stories, {counts.tokens:,} tokens, {counts.bytes / 1e6:,.2f} MB "
+            f"({counts.bytes / counts.tokens:.2f} bytes a token)"
+        )
+    for what, by_reason in (("dropped", report.dropped), ("skipped", report.skipped)):
+        line(
+            f"{what}: "
+            + (", ".join(f"{count:,} {reason}" for reason, count in by_reason.items()) or "nothing")
+        )
+    for example in report.skipped_examples:
+        line(f"  {example}")
+    line(f"digest {report.digest[:12]}, {report.seconds:,.1f} s, peak memory {report.peak_memory_mb:,.0f} MB")

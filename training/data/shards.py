@@ -1,0 +1,147 @@
+"""Tokenised stories on disk: read by memory map, so that a run starts at once and many processes share one
+copy.
+
+A folder holds `tokenizer.json`, `meta.json` and for each split `SPLIT.bin` (uint16, little endian: every
+story is the end-of-story id 0 followed by its tokens; one last 0 closes the file) and `SPLIT.idx.npy` (int64:
+where each story's 0 stands, and last the place of the closing 0). So `tokens[a : b + 1]` with a, b two
+neighbouring entries is a story with both its marks, and inputs and targets are the same array shifted by one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from array import array
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.errors import DataError
+from training.data.bpe import END_OF_STORY_ID, MAX_VOCAB
+
+SPLITS = ("train", "val")
+TOKEN_DTYPE = np.dtype("<u2")
+
+
+class ShardWriter:
+    """Writes one split; use as a context manager, which closes the last story and writes the index."""
+
+    def __init__(self, folder: Path, split: str) -> None:
+        self._folder, self._split = folder, split
+        self._file = (folder / f"{split}.bin").open("wb", buffering=1024 * 1024)
+        self._starts = array("q")
+        self._offset = 0
+
+    @property
+    def tokens(self) -> int:
+        """Prediction targets so far: every token, and one end for every story."""
+        return self._offset
+
+    @property
+    def stories(self) -> int:
+        """Stories written so far."""
+        return len(self._starts)
+
+    def add(self, tokens: Sequence[int]) -> None:
+        """Append one story, given without its marks; no id may be 0 (the end) or 65,536 and more."""
+        if tokens and (min(tokens) <= END_OF_STORY_ID or max(tokens) >= MAX_VOCAB):
+            raise DataError(
+                f"{self._split} story {self.stories}: token ids must be between 1 and {MAX_VOCAB - 1}"
+            )
+        self._starts.append(self._offset)
+        self._file.write(np.array([END_OF_STORY_ID, *tokens], TOKEN_DTYPE).tobytes())
+        self._offset += 1 + len(tokens)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        with self._file:
+            if kind is None:
+                self._file.write(np.array([END_OF_STORY_ID], TOKEN_DTYPE).tobytes())
+        if kind is None:
+            starts = np.array([*self._starts, self._offset], np.int64)
+            np.save(self._folder / f"{self._split}.idx.npy", starts, allow_pickle=False)
+
+
+class TokenShard:
+    """One split, memory-mapped: `tokens` (uint16) and `starts` (int64, one entry more than there are
+    stories).
+    """
+
+    def __init__(self, folder: Path, split: str) -> None:
+        """Open `folder`/`split`.bin and its index.
+
+        Raises:
+            DataError: a file is missing, or the index does not fit the tokens.
+        """
+        bin_path, idx_path = folder / f"{split}.bin", folder / f"{split}.idx.npy"
+        for path in (bin_path, idx_path):
+            if not path.is_file():
+                raise DataError(f"{path}: no such file; `story data` makes it")
+        try:
+            starts: NDArray[np.int64] = np.load(idx_path, allow_pickle=False)
+        except (ValueError, EOFError, OSError) as error:
+            raise DataError(f"{idx_path}: damaged index: {error}") from error
+        entries = bin_path.stat().st_size / TOKEN_DTYPE.itemsize
+        if starts.dtype != np.int64 or starts.ndim != 1 or len(starts) == 0 or starts[0] != 0:
+            raise DataError(
+                f"{idx_path}: must be a row of int64 that begins with 0, got {starts.dtype} {starts.shape}"
+            )
+        if entries != starts[-1] + 1 or (np.diff(starts) < 1).any():
+            raise DataError(
+                f"{bin_path}: holds {entries:g} tokens where its index speaks of {starts[-1] + 1}"
+            )
+        self.split = split
+        self.starts = starts
+        self.tokens: np.memmap[Any, np.dtype[np.uint16]] = np.memmap(bin_path, TOKEN_DTYPE, "r")
+        if (self.tokens[starts] != END_OF_STORY_ID).any():
+            raise DataError(
+                f"{bin_path}: a story does not begin with token {END_OF_STORY_ID} where the index says so"
+            )
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    def story(self, i: int) -> NDArray[np.uint16]:
+        """Story i (0 ≤ i < len) with its leading 0 and without the 0 behind it: a view, nothing is copied."""
+        if not 0 <= i < len(self):
+            raise IndexError(f"story must be between 0 and {len(self) - 1}, got {i}")
+        return self.tokens[self.starts[i] : self.starts[i + 1]]
+
+
+def shards_digest(folder: Path) -> str:
+    """SHA-256 (hex) over `tokenizer.json`, `train.bin` and `val.bin`: what a model can see of a corpus."""
+    digest = hashlib.sha256()
+    for name in ("tokenizer.json", *(f"{split}.bin" for split in SPLITS)):
+        try:
+            with (folder / name).open("rb") as file:
+                while block := file.read(1024 * 1024):
+                    digest.update(block)
+        except OSError as error:
+            raise DataError(f"{folder / name}: cannot be read: {error.strerror or error}") from error
+    return digest.hexdigest()
+
+
+def read_meta(folder: Path) -> dict[str, Any]:
+    """The folder's `meta.json`.
+
+    Raises:
+        DataError: it is missing or is not a JSON object.
+    """
+    path = folder / "meta.json"
+    try:
+        meta = json.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read; `story data` makes it") from error
+    except ValueError as error:
+        raise DataError(f"{path}: is not valid JSON: {error}") from error
+    if not isinstance(meta, dict):
+        raise DataError(f"{path}: must hold a JSON object")
+    return meta

@@ -1,0 +1,139 @@
+"""`story export`: from a checkpoint to a self-contained model folder, accepted logit by logit or not at all."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from model.architecture.checkpoint import load_network, save_network
+from model.architecture.folder import DIGESTED, PRECISIONS, compute_digest, read_config
+from model.architecture.network import END_OF_STORY_ID
+from model.architecture.tokenizer import StoryTokenizer
+from model.errors import InputError, ModelError
+from model.runtimes.onnx.runtime import OnnxRuntime
+from training.data.own_corpus import load_own_stories
+from training.export.acceptance import BATCHES, Acceptance, accept
+from training.export.blending import blend
+from training.export.calibration import calibrate
+from training.export.card import write_card
+from training.export.graph import WeightFile, build_graph
+
+ACCEPTANCE_STORIES = 16
+FILES = (*DIGESTED, "card.md", "digest")
+"""All that a model folder holds."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExportReport:
+    """What was written and how it compares with the network."""
+
+    folder: str
+    digest: str
+    parameters: int
+    bytes: dict[str, int]
+    """Size of each file."""
+    acceptance: tuple[Acceptance, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def export_checkpoint(
+    checkpoint: Path, out: Path, *, blend_with: Path | None = None, calibrate_on: Path | None = None
+) -> ExportReport:
+    """Write the model folder `out` from a checkpoint (a run's `best` or `last` folder).
+
+    With `blend_with`, a model folder or checkpoint, the weights are first averaged with those. With `calibrate_on`, a
+    folder of token shards, the logits are then scaled to be as sure as they are right on its validation stories.
+
+    Weights are stored as fp16 and both graphs are built from what was stored, so that every runtime computes the
+    same network. The folder appears whole, in one rename, after its graphs have been accepted; until then a model
+    that stood there before is not touched.
+
+    Raises:
+        ModelError: the checkpoint is unusable, or a graph differs from the network.
+        InputError: `out` exists and is not a model folder and nothing else, or it cannot be written;
+            `blend_with` has other sizes; it or `calibrate_on` was made with another tokenizer.
+        DataError: the shards in `calibrate_on` are missing or damaged.
+    """
+    _check_target(out)
+    notes = read_config(checkpoint)
+    for name in ("format", "model"):
+        notes.pop(name)
+    network = load_network(checkpoint)
+    tokenizer = StoryTokenizer.load(checkpoint)
+    if tokenizer.vocab_size > network.config.vocab_size:
+        raise ModelError(
+            f"{checkpoint}: tokenizer.json has {tokenizer.vocab_size} pieces, the network {network.config.vocab_size}"
+        )
+    if blend_with is not None:
+        notes["blend"] = blend(network, blend_with, checkpoint / "tokenizer.json")
+    if calibrate_on is not None:
+        notes["calibration"] = calibrate(network, calibrate_on, checkpoint / "tokenizer.json").as_dict()
+    fresh = _make_beside(out)
+    try:
+        save_network(
+            network, fresh, tokenizer=checkpoint / "tokenizer.json", notes=notes, dtype=torch.float16
+        )
+        network = load_network(fresh)
+        source = WeightFile.read(fresh / "model.safetensors")
+        texts = [story.text for story in load_own_stories("heldout")]
+        stories = [[END_OF_STORY_ID, *tokenizer.encode(text)] for text in texts[:ACCEPTANCE_STORIES]]
+        accepted = []
+        for precision in PRECISIONS:
+            path = fresh / f"decode.{precision}.onnx"
+            path.write_bytes(build_graph(network.config, source, precision).SerializeToString())
+            runtime = OnnxRuntime(path, network.config, max_batch=max(BATCHES))
+            accepted.append(accept(network, runtime, precision, stories))
+        digest = compute_digest(fresh)
+        (fresh / "digest").write_text(digest + "\n", "ascii")
+        write_card(fresh, network, accepted)
+        _swap(fresh, out)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+    sizes = {path.name: path.stat().st_size for path in sorted(out.iterdir())}
+    return ExportReport(str(out), digest, network.parameter_count(), sizes, tuple(accepted))
+
+
+def _check_target(out: Path) -> None:
+    """Raise `InputError` if anything stands at `out` that an export must not replace."""
+    if out.is_dir() and not out.is_symlink():
+        strange = sorted(path.name for path in out.iterdir() if path.name not in FILES)
+        if strange:
+            raise InputError("out", f"{out} exists and is not a model folder: it holds {strange[0]}")
+        if not (out / "digest").is_file() and any(out.iterdir()):
+            raise InputError("out", f"{out} exists and is not a model folder: it has no digest")
+    elif out.exists() or out.is_symlink():
+        raise InputError("out", f"{out} exists and is not a folder")
+
+
+def _make_beside(out: Path) -> Path:
+    """A new folder on the disk of `out`, under a name that nobody uses. Raises `InputError`."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        fresh = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    except OSError as error:
+        raise InputError("out", f"{out} cannot be written: {error.strerror}") from None
+    fresh.chmod(out.parent.stat().st_mode & 0o777)  # a temporary folder is closed to everyone else
+    return fresh
+
+
+def _swap(fresh: Path, out: Path) -> None:
+    """Put `fresh` in the place of `out`; whatever goes wrong, one of the two stands there afterwards."""
+    if not out.exists():
+        fresh.rename(out)
+        return
+    old = fresh.with_name(fresh.name + ".old")
+    out.rename(old)
+    try:
+        fresh.rename(out)
+    except OSError:
+        old.rename(out)
+        raise
+    shutil.rmtree(old, ignore_errors=True)

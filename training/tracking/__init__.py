@@ -1,0 +1,1 @@
+"""Log training runs to MLflow."""

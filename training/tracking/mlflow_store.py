@@ -1,0 +1,177 @@
+"""The project's MLflow store: opened quietly, artifacts beside it, no run left `RUNNING` by the dead.
+
+MLflow takes about 3 s to import and as long to make a new database, so this file imports it only inside its
+functions, and whoever trains without tracking never pays for it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, urlsplit
+
+from model.errors import InputError, MissingExtraError
+from model.settings import load_settings
+from training.tracking.outbox import one_line
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+SQLITE = "sqlite:///"
+OWNER, LAST_SEEN = "owner", "last_seen"
+"""Tags of a run: whose it is (`training.tracking.owner.Owner`), and when it last reported (ms since 1970)."""
+
+QUIET = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    # Standard output belongs to `--json`.
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    # Bars for files that are copied in a moment.
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    # The defaults (7 tries, 120 s each) make a run whose server is gone wait for minutes at its end.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+}
+TALKATIVE = {
+    "mlflow.store.db.utils": logging.WARNING,
+    "alembic": logging.WARNING,
+    "mlflow.pyfunc": logging.WARNING,
+    # A store that is gone is said once, by whoever sends to it, and not for every try.
+    "mlflow.system_metrics.system_metrics_monitor": logging.CRITICAL,
+    "urllib3.connectionpool": logging.ERROR,
+}
+"""Loggers that would tear a progress bar, and what they may still say."""
+READER_MARK = 129
+
+
+def default_tracking_uri() -> str:
+    """`MLFLOW_TRACKING_URI`, else `sqlite:///mlflow.db`: a database in the working directory."""
+    return load_settings().mlflow_tracking_uri
+
+
+def without_password(uri: str) -> str:
+    """The address as it may be shown: the user's name and password taken out."""
+    parts = urlsplit(uri)
+    if "@" not in parts.netloc:
+        return uri
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+
+
+def open_store(uri: str, *, read_only: bool = False) -> MlflowClient:
+    """Connect to the store at `uri`; a SQLite database is made where there is none.
+
+    `read_only`: SQLite itself lets nobody write through this client, and no database is made.
+
+    Raises:
+        InputError: nothing usable answers there. `MissingExtraError`: MLflow is not installed.
+    """
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    try:
+        from mlflow import MlflowClient
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("tracking runs", "train") from error
+    for logger, level in TALKATIVE.items():
+        logging.getLogger(logger).setLevel(level)
+    try:
+        address = uri
+        if (database := database_file(uri)) and read_only:
+            if not database.is_file():
+                raise FileNotFoundError(f"{database.name} is not there")
+            address = _read_only(database)
+        elif database:
+            database.parent.mkdir(parents=True, exist_ok=True)
+        # The registry is told as well: where it is not, models are looked for in MLflow's global store.
+        client = MlflowClient(tracking_uri=address, registry_uri=address)
+        client.search_experiments(max_results=1)
+    except Exception as error:  # SQLAlchemy's, MLflow's, the driver's or the network's
+        raise unusable(uri, error) from error
+    return client
+
+
+def _read_only(database: Path) -> str:
+    """An address of the SQLite database by which it can only be read.
+
+    SQLite takes that in an address of its own form, of which MLflow would make folders. So the address is a plain one
+    with a mark, a size of a cache that nobody else asks for, and becomes the other when SQLAlchemy connects.
+    """
+    from sqlalchemy import event
+    from sqlalchemy.engine import Engine
+
+    if not event.contains(Engine, "do_connect", _connect_to_read):
+        event.listen(Engine, "do_connect", _connect_to_read)
+    return f"{SQLITE}{database}?cached_statements={READER_MARK}"
+
+
+def _connect_to_read(_dialect: Any, _record: Any, arguments: list[Any], options: dict[str, Any]) -> None:
+    if options.get("cached_statements") == READER_MARK:
+        arguments[0] = f"file:{quote(arguments[0])}?mode=ro"
+        options["uri"] = True
+
+
+def unusable(uri: str, error: Exception) -> InputError:
+    """The store's failure in one line, without its password."""
+    reason = one_line(error).replace(uri, without_password(uri))
+    allowed = f"name a database such as {SQLITE}mlflow.db or a server's http address"
+    return InputError("MLFLOW_TRACKING_URI", f"{without_password(uri)} cannot be used ({reason}); {allowed}")
+
+
+def database_file(uri: str) -> Path | None:
+    """The file of a SQLite store, absolute; `None` for any other store."""
+    if not uri.startswith(SQLITE):
+        return None
+    return Path(uri.removeprefix(SQLITE).partition("?")[0]).resolve()
+
+
+def open_experiment(client: MlflowClient, uri: str, name: str) -> str:
+    """Id of the experiment `name`, made where there is none.
+
+    Beside a SQLite database its artifacts lie in `mlartifacts/NAME`; a server decides for itself.
+
+    Raises:
+        InputError: it was deleted in the UI, and MLflow keeps its name until it is purged or restored.
+    """
+    from mlflow.exceptions import MlflowException
+
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        database = database_file(uri)
+        place = None if database is None else str(database.parent / "mlartifacts" / name)
+        try:
+            return client.create_experiment(name, artifact_location=place)
+        except MlflowException as error:
+            found = client.get_experiment_by_name(name)
+            if found is None or error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+    if found.lifecycle_stage != "active":
+        restore = f"mlflow experiments restore --experiment-id {found.experiment_id}"
+        raise InputError(
+            "MLFLOW_TRACKING_URI", f"holds a deleted experiment {name}; bring it back: {restore}"
+        )
+    return str(found.experiment_id)
+
+
+def bury(client: MlflowClient, run: Run, reason: str) -> None:
+    """Mark a run whose process is gone as `KILLED`, ended when it was last heard of."""
+    last_seen = run.data.tags.get(LAST_SEEN, "")
+    client.set_tag(run.info.run_id, "outcome", "killed")
+    client.set_tag(run.info.run_id, "outcome.reason", reason)
+    client.set_terminated(run.info.run_id, "KILLED", int(last_seen) if last_seen.isdecimal() else None)
+
+
+def bury_dead_runs(client: MlflowClient, experiment_id: str) -> list[str]:
+    """Mark the `RUNNING` runs whose owner has died as `KILLED`; returns their ids.
+
+    Runs of other machines and of other programs are left as they are: nothing can be known about them here.
+    """
+    from training.tracking.owner import Owner  # needs psutil, which a machine that only serves does not have
+
+    buried = []
+    for run in client.search_runs([experiment_id], "attributes.status = 'RUNNING'"):
+        owner = Owner.from_text(run.data.tags.get(OWNER, ""))
+        if owner is not None and owner.state() == "dead":
+            bury(client, run, "its process ended without a word")
+            buried.append(str(run.info.run_id))
+    return buried

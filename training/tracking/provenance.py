@@ -1,0 +1,155 @@
+"""Where a figure comes from: the revision of the code, the versions of the packages, the kind of machine.
+
+Every run and every report carries these facts, so that two figures can be compared or told apart later. A
+fact that cannot be found out is left out; looking for it never fails and never keeps a run from starting.
+Nothing here names a person, a folder or an address.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = ("write-me-a-story", "torch", "numpy", "tokenizers", "safetensors", "onnxruntime", "mlflow")
+"""Those that can move a figure."""
+
+GIT_SECONDS = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Provenance:
+    """What made a figure. `None` and absent keys mean: could not be found out."""
+
+    git_sha: str | None
+    git_dirty: bool | None
+    """Whether files differed from that revision, files that git does not know included."""
+    packages: dict[str, str]
+    machine: dict[str, str | int | float]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "git": {"sha": self.git_sha, "dirty": self.git_dirty},
+            "packages": self.packages,
+            "machine": self.machine,
+        }
+
+    def tags(self) -> dict[str, str]:
+        """The same as flat text: `git.sha`, `git.dirty`, `package.torch`, `machine.cpu`, …"""
+        tags = {f"package.{name}": version for name, version in self.packages.items()}
+        tags |= {f"machine.{name}": str(value) for name, value in self.machine.items()}
+        if self.git_sha is not None:
+            tags["git.sha"] = self.git_sha
+        if self.git_dirty is not None:
+            tags["git.dirty"] = str(self.git_dirty).lower()
+        return tags
+
+
+def provenance() -> Provenance:
+    """Find out what can be found out, in some tens of milliseconds."""
+    sha, dirty = git_state(ROOT)
+    return Provenance(git_sha=sha, git_dirty=dirty, packages=package_versions(), machine=machine_facts())
+
+
+def git_state(root: Path) -> tuple[str | None, bool | None]:
+    """Revision checked out in `root`, and whether files differ from it; `(None, None)` where git cannot say.
+
+    A copy of the project that lies inside another repository (a virtual environment in somebody's checkout)
+    must not pass for that repository's revision: this very file has to be one that git tracks there.
+    """
+    sha = _git(root, "rev-parse", "--verify", "HEAD")
+    if sha is None or _git(root, "ls-files", "--error-unmatch", "training/tracking/provenance.py") is None:
+        return None, None
+    changes = _git(root, "status", "--porcelain")
+    return sha, None if changes is None else bool(changes)
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    """What git prints, or `None` when there is no git, no repository or no answer in time."""
+    # Inside a git hook these point at another repository; and a look must not take the index's lock.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    environment["GIT_OPTIONAL_LOCKS"] = "0"
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(root), *arguments],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=GIT_SECONDS,
+            env=environment,
+            check=False,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of the installed ones of `PACKAGES`, from their metadata: nothing is imported."""
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+@cache
+def machine_facts() -> dict[str, str | int | float]:
+    """The kind of machine: `system`, `architecture`, `python`, `cores`, `cpu`, `memory_gb`, `accelerators`.
+
+    `cores` are those this process may use, `memory_gb` is in 10⁹ bytes.
+    """
+    facts: dict[str, str | int | float] = {
+        "system": platform.system(),
+        "architecture": platform.machine(),
+        "python": platform.python_version(),
+        "cores": _usable_cores(),
+    }
+    if cpu := _cpu_name():
+        facts["cpu"] = cpu
+    with suppress(AttributeError, OSError, ValueError):
+        facts["memory_gb"] = round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1)
+    if accelerators := _accelerators():
+        facts["accelerators"] = accelerators
+    return facts
+
+
+def _usable_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _cpu_name() -> str:
+    """`model name` of Linux's table; the C library's word elsewhere."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == "model name":
+                return value.strip()
+    except OSError:
+        pass
+    return platform.processor()
+
+
+def _accelerators() -> str:
+    """Names of the GPUs torch sees; asked only of a torch that is loaded, because loading takes seconds."""
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return ""
+    try:
+        count = torch.cuda.device_count()
+        return ", ".join(torch.cuda.get_device_name(index) for index in range(count))
+    except (AttributeError, AssertionError, RuntimeError):
+        return ""

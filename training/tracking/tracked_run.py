@@ -1,0 +1,173 @@
+"""Which MLflow run a training belongs to, and what that run says about it before the first step.
+
+The folder of a training names its run in `mlflow-run.json`. A resume goes on in that run; where the store
+does not know it (another database, a deleted run) a new one begins, and its tags say what it continues.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from training.tracking.mlflow_store import LAST_SEEN, OWNER, bury
+from training.tracking.owner import Owner, owner_of
+from training.tracking.provenance import Provenance, provenance
+from training.tracking.shown import flat, without_folders
+from training.trainer.report import RunStart
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+log = logging.getLogger(__name__)
+
+RUN_FILE = "mlflow-run.json"
+PARAMS_AT_ONCE = 100
+DIGEST_LENGTH = 36
+"""MLflow's longest digest of a data set; the tag `data.digest` holds the whole one."""
+SOURCE_LENGTH = 65_535
+
+
+def begin_run(client: MlflowClient, experiment_id: str, start: RunStart) -> Run:
+    """The run to log to: running, owned by this process, named by `start.out`."""
+    previous = _previous_run(client, start.out)
+    tags = {OWNER: owner_of().to_text(), LAST_SEEN: str(now()), "outcome": "running"}
+    if start.resumed_from > 0:
+        tags["resumed.from_step"] = str(start.resumed_from)
+        if previous is not None:
+            run_id = previous.info.run_id
+            times = int(previous.data.tags.get("resumed.times", "0")) + 1
+            set_tags(client, run_id, tags | {"resumed.times": str(times), "outcome.reason": ""})
+            client.update_run(run_id, status="RUNNING")
+            return client.get_run(run_id)
+        if (named := _named_run(start.out)) is not None:
+            tags["resumed.from_run"] = named
+            log.warning("the MLflow store does not know run %s; a new one goes on from there", named)
+    elif previous is not None and previous.info.status == "RUNNING":
+        # A new run takes the folder over, so nobody will ever finish the one before.
+        owner = Owner.from_text(previous.data.tags.get(OWNER, ""))
+        if owner is None or owner.state() != "alive":
+            bury(client, previous, "another run took its folder over")
+    run = client.create_run(experiment_id, run_name=start.out.resolve().name, tags=tags)
+    write_whole(start.out / RUN_FILE, json.dumps({"run_id": run.info.run_id}) + "\n")
+    return run
+
+
+def describe_run(client: MlflowClient, run: Run, start: RunStart, origin: Provenance | None = None) -> None:
+    """Parameters, tags and the data set as an input; recipe, data and environment whole as artifacts.
+
+    MLflow's parameters cannot change. What a resume brings new is a tag `resumed.…` beside the old value. `origin` is
+    where the run computes, by default here.
+    """
+    origin = origin or provenance()
+    run_id = run.info.run_id
+    params = flat(start.recipe) | {
+        "parameters": str(start.parameters),
+        "world_size": str(start.world_size),
+        "data": start.data_folder.resolve().name,
+        "init": start.init or "random weights",
+    }
+    changes = {
+        f"resumed.{key}": value for key, value in params.items() if run.data.params.get(key, value) != value
+    }
+    for key, value in _tags(start, origin).items():
+        if run.data.tags.get(key, value) == value:
+            changes[key] = value
+        else:
+            changes[f"resumed.{key}"] = value
+    set_tags(client, run_id, changes)
+    _log_params(client, run_id, {key: text for key, text in params.items() if key not in run.data.params})
+    if not (run.inputs and run.inputs.dataset_inputs):
+        _log_data(client, run_id, start)
+    client.log_dict(run_id, without_folders(start.recipe), "recipe.json")
+    client.log_dict(run_id, without_folders(start.data), "data.json")
+    client.log_dict(run_id, origin.as_dict(), "environment.json")
+
+
+def set_tags(client: MlflowClient, run_id: str, tags: dict[str, str]) -> None:
+    """Set several tags in one call."""
+    from mlflow.entities import RunTag
+
+    client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()], synchronous=True)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file so that it is there whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(path.name + ".new")
+    fresh.write_text(text, encoding="utf-8")
+    os.replace(fresh, path)
+
+
+def now() -> int:
+    """Milliseconds since 1970, MLflow's clock."""
+    return int(time.time() * 1000)
+
+
+def _tags(start: RunStart, origin: Provenance) -> dict[str, str]:
+    tags = origin.tags() | {
+        "data.digest": str(start.data.get("digest", "unknown")),
+        "mlflow.source.name": "story train",
+        "mlflow.source.type": "LOCAL",
+    }
+    if origin.git_sha is not None:
+        tags["mlflow.source.git.commit"] = origin.git_sha
+    return tags
+
+
+def _log_params(client: MlflowClient, run_id: str, params: dict[str, str]) -> None:
+    from mlflow.entities import Param
+
+    fresh = [Param(key, value) for key, value in params.items()]
+    for first in range(0, len(fresh), PARAMS_AT_ONCE):
+        client.log_batch(run_id, params=fresh[first : first + PARAMS_AT_ONCE], synchronous=True)
+
+
+def _log_data(client: MlflowClient, run_id: str, start: RunStart) -> None:
+    """The shards as MLflow's data set: a name, a digest and counts. The data itself is not read."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    name = start.data_folder.resolve().name
+    digest = str(start.data.get("digest", "unknown"))
+    source = {"folder": name, "digest": digest, "sources": without_folders(start.data.get("sources", []))}
+    if len(json.dumps(source)) > SOURCE_LENGTH:
+        del source["sources"]  # thousands of files; the artifact data.json names them all
+    shards = Dataset(
+        name=name,
+        digest=digest[:DIGEST_LENGTH],
+        source_type="token-shards",
+        source=json.dumps(source),
+        profile=json.dumps(start.data.get("splits", {})),
+    )
+    tag = InputTag("mlflow.data.context", "training")
+    client.log_inputs(run_id, datasets=[DatasetInput(shards, [tag])])
+
+
+def _previous_run(client: MlflowClient, out: Path) -> Run | None:
+    """The run that the folder names, if this store has it."""
+    from mlflow.exceptions import MlflowException
+
+    named = _named_run(out)
+    if named is None:
+        return None
+    try:
+        run = client.get_run(named)
+    except MlflowException as error:
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise
+        return None
+    return run if run.info.lifecycle_stage == "active" else None
+
+
+def _named_run(out: Path) -> str | None:
+    try:
+        return str(json.loads((out / RUN_FILE).read_text(encoding="utf-8"))["run_id"])
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        log.warning("%s cannot be read, so MLflow gets a new run: %s", RUN_FILE, error)
+        return None

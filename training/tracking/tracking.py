@@ -1,0 +1,253 @@
+"""A training run as MLflow shows it: what went in, how it went, what it wrote, what came out.
+
+Curves are logged twice. `train/loss` and its like stand over optimiser steps; the same names with the suffix
+`_by_tokens` stand over target tokens (MLflow's own step is then the token count), so that runs with different
+batch sizes can be laid over each other. `tokens` and `elapsed_seconds` over steps translate between the axes.
+Steps that a killed run did after its last checkpoint are done again by a resume and then stand there twice.
+
+The store may fail at any moment after the start; the run does not (see `training.tracking.outbox`). What never reached
+the store lies in `mlflow-unsent-RUN.jsonl` in the run's folder and is sent by a resume.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from model.errors import StoryError
+from training.tracking.logged_model import log_checkpoint
+from training.tracking.mlflow_store import (
+    LAST_SEEN,
+    bury_dead_runs,
+    default_tracking_uri,
+    open_experiment,
+    open_store,
+    unusable,
+    without_password,
+)
+from training.tracking.outbox import Leftover, Outbox, Point, one_line, read_leftover, write_leftover
+from training.tracking.provenance import Provenance
+from training.tracking.shown import COLUMNS, samples_page, samples_rows
+from training.tracking.tracked_run import begin_run, describe_run, now, set_tags
+from training.trainer.report import EvaluationReport, Outcome, RunEnd, RunStart, StepReport
+
+__all__ = ["EXPERIMENT", "STORIES", "MlflowObserver", "default_tracking_uri"]
+
+log = logging.getLogger(__name__)
+
+EXPERIMENT = "story-training"
+STORIES = "samples/stories.json"
+"""All sample stories of a run, as a table in MLflow's own form; a page can slide over its steps."""
+STATUS: dict[Outcome, str] = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
+
+
+class MlflowObserver:
+    """Logs a run to the MLflow store at `tracking_uri` (default: `default_tracking_uri()`).
+
+    `system_seconds` lie between two looks at the machine (CPU, memory, disk, network, GPU); `None`: none.
+    `outbox` holds options of `Outbox`. `tags` are set at the start; `keep_model`: the best checkpoint goes to the store
+    as well. `origin`: the code and machine that train, where they are not this process's.
+    """
+
+    def __init__(
+        self,
+        tracking_uri: str | None = None,
+        *,
+        experiment: str = EXPERIMENT,
+        system_seconds: float | None = 10.0,
+        outbox: dict[str, Any] | None = None,
+        tags: dict[str, str] | None = None,
+        keep_model: bool = True,
+        origin: Provenance | None = None,
+    ) -> None:
+        self._uri = tracking_uri
+        self._tags, self._keep_model, self._origin = tags or {}, keep_model, origin
+        self._experiment = experiment
+        self._system_seconds = system_seconds
+        self._options = outbox or {}
+        self._rows: list[list[Any]] = []
+        self._outbox: Outbox[Point] | None = None
+        self._monitor: Any = None
+        self.run_id = ""
+        """The MLflow run's id; empty before the start."""
+
+    def started(self, start: RunStart) -> None:
+        """Begin a run, or go on with the one that `start.out` names when the training is resumed.
+
+        Raises:
+            InputError: the store cannot be used, which is better known now than after hours.
+        """
+        self._uri = self._uri or default_tracking_uri()
+        self._client = open_store(self._uri)
+        try:
+            experiment_id = open_experiment(self._client, self._uri, self._experiment)
+            for run_id in bury_dead_runs(self._client, experiment_id):
+                log.warning("MLflow run %s had been killed and is marked so now", run_id)
+            run = begin_run(self._client, experiment_id, start)
+            self.run_id = run.info.run_id
+            describe_run(self._client, run, start, self._origin)
+            if self._tags:
+                set_tags(self._client, self.run_id, self._tags)
+        except StoryError:
+            raise
+        except Exception as error:  # SQLAlchemy's, MLflow's, the driver's or the network's
+            raise unusable(self._uri, error) from error
+        self._unsent = start.out / f"mlflow-unsent-{self.run_id}.jsonl"
+        self._outbox = Outbox(
+            self._send_points,
+            self._send_file,
+            on_failure=self._tell_failure,
+            on_recovery=lambda: self._watch_machine(resume=True),
+            **self._options,
+        )
+        if start.resumed_from > 0:
+            self._rows = self._stories_so_far()
+            self._take_up_unsent()
+        self._watch_machine(resume=start.resumed_from > 0)
+
+    def stepped(self, report: StepReport) -> None:
+        """Log a step's figures, over steps and over tokens; returns at once."""
+        curves = {
+            "train/loss": report.loss,
+            "train/learning_rate": report.learning_rate,
+            "train/grad_norm": report.grad_norm,
+            "train/tokens_per_second": report.tokens_per_second,
+        }
+        self._put(report, curves, {"tokens": report.tokens})
+
+    def evaluated(self, report: EvaluationReport) -> None:
+        """Log the validation figures and what the model writes now; returns at once."""
+        curves = {"val/loss": report.loss, "val/bits_per_byte": report.bits_per_byte}
+        # MLflow's table of runs shows a curve's last value, and the last one is not always the best.
+        self._put(report, curves, {"val/best_bits_per_byte": report.bits_per_byte} if report.best else {})
+        if self._outbox is None:
+            return
+        if report.samples:
+            self._outbox.add_file(f"samples/step-{report.step:06d}.md", samples_page(report))
+            # A step that is evaluated again after a resume replaces what it wrote the first time.
+            self._rows = [row for row in self._rows if row[0] != report.step] + samples_rows(report)
+            self._outbox.add_file(STORIES, json.dumps({"columns": COLUMNS, "data": self._rows}))
+        self._outbox.flush()
+
+    def ended(self, end: RunEnd) -> None:
+        """Send what is left, log the best checkpoint as a model, close the run.
+
+        A store that fails here is reported, not raised: the training itself is over and its files are whole.
+        """
+        if self._outbox is None:
+            return
+        leftover = self._outbox.close()
+        self._outbox = None
+        error = leftover.error
+        if error is None:
+            try:
+                if self._monitor is not None:
+                    self._monitor.finish()
+                if self._keep_model and end.checkpoint is not None:
+                    log_checkpoint(self._client, self.run_id, end.checkpoint)
+                set_tags(self._client, self.run_id, {"outcome": end.outcome, "outcome.reason": end.reason})
+                self._client.set_terminated(self.run_id, STATUS[end.outcome])
+            except Exception as failure:  # SQLAlchemy's, MLflow's, the driver's or the network's
+                error = one_line(failure)
+        if error is not None:
+            log.warning(
+                "MLflow run %s could not be closed as %s: %s", self.run_id, end.outcome, self._shown(error)
+            )
+        self._keep_unsent(leftover)
+
+    def _put(
+        self, report: StepReport | EvaluationReport, curves: dict[str, float], others: dict[str, float]
+    ) -> None:
+        if self._outbox is None:
+            return
+        time = now()
+        over_steps = curves | others | {"elapsed_seconds": report.elapsed}
+        points = [Point(key, value, time, report.step) for key, value in over_steps.items()]
+        points += [Point(f"{key}_by_tokens", value, time, report.tokens) for key, value in curves.items()]
+        self._outbox.add(points)
+
+    def _send_points(self, points: list[Point]) -> None:
+        from mlflow.entities import Metric, RunTag
+
+        metrics = [Metric(point.key, point.value, point.timestamp, point.step) for point in points]
+        seen = [RunTag(LAST_SEEN, str(now()))]
+        self._client.log_batch(self.run_id, metrics=metrics, tags=seen, synchronous=True)
+
+    def _send_file(self, path: str, text: str) -> None:
+        self._client.log_text(self.run_id, text, path)
+        if path == STORIES:
+            # With this tag MLflow's page lists the file among the run's tables.
+            table = json.dumps([{"path": path, "type": "table"}])
+            self._client.set_tag(self.run_id, "mlflow.loggedArtifacts", table)
+
+    def _tell_failure(self, error: str) -> None:
+        log.warning(
+            "MLflow does not answer; training goes on and its figures are kept: %s", self._shown(error)
+        )
+
+    def _shown(self, error: str) -> str:
+        uri = self._uri or ""
+        return error.replace(uri, without_password(uri))
+
+    def _watch_machine(self, *, resume: bool) -> None:
+        """Start MLflow's own thread for system metrics, anew where a failing store has ended it."""
+        if self._system_seconds is None:
+            return
+        try:
+            from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+            if self._monitor is not None:
+                self._monitor.finish()
+            self._monitor = SystemMetricsMonitor(
+                self.run_id,
+                sampling_interval=self._system_seconds,
+                resume_logging=resume,
+                tracking_uri=self._uri,
+            )
+            self._monitor.start()
+        except Exception as error:  # the machine's figures are not worth a run
+            log.warning("system metrics are not logged: %s", self._shown(one_line(error)))
+
+    def _stories_so_far(self) -> list[list[Any]]:
+        with tempfile.TemporaryDirectory() as folder, suppress(Exception):
+            # A table that is missing or damaged costs the older samples, not the training.
+            path = self._client.download_artifacts(self.run_id, STORIES, folder)
+            table = json.loads(Path(path).read_text(encoding="utf-8"))
+            if table["columns"] == list(COLUMNS):
+                return list(table["data"])
+        return []
+
+    def _take_up_unsent(self) -> None:
+        """Send what an earlier part of this run could not; points that the store has are not doubled."""
+        assert self._outbox is not None
+        try:
+            points, files = read_leftover(self._unsent)
+            if STORIES in files:
+                self._rows = list(json.loads(files[STORIES])["data"])
+        except FileNotFoundError:
+            return
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            log.warning("%s cannot be read: %s", self._unsent.name, one_line(error))
+            return
+        self._outbox.add(points)
+        for path, text in files.items():
+            self._outbox.add_file(path, text)
+
+    def _keep_unsent(self, leftover: Leftover[Point]) -> None:
+        if leftover.dropped:
+            message = "MLflow run %s lacks %d points: its store was gone for too long"
+            log.warning(message, self.run_id, leftover.dropped)
+        counted = f"{len(leftover.points)} points and {len(leftover.files)} files did not reach MLflow"
+        try:
+            if not leftover.points and not leftover.files:
+                self._unsent.unlink(missing_ok=True)
+                return
+            write_leftover(self._unsent, leftover)
+        except OSError as error:
+            log.warning("%s and are lost: %s", counted, one_line(error))
+        else:
+            log.warning("%s; a resume sends them from %s", counted, self._unsent.name)

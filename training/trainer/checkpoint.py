@@ -1,0 +1,74 @@
+"""Resumable checkpoints: the network plus all else that the next step depends on.
+
+`last/` is what a resume continues, `best/` the network with the lowest validation loss. A checkpoint appears
+by renaming a finished folder, so that a kill at any moment leaves a whole one behind.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from model.architecture.checkpoint import load_network, save_network
+from model.architecture.folder import read_config
+from model.architecture.network import StoryNetwork
+from model.errors import ModelError
+
+LAST, BEST = "last", "best"
+
+
+def write_checkpoint(
+    folder: Path,
+    network: StoryNetwork,
+    *,
+    tokenizer: Path,
+    notes: dict[str, Any],
+    trainer: dict[str, Any] | None = None,
+) -> None:
+    """Replace the checkpoint at `folder`; with `trainer` (tensors and plain values) it can be resumed."""
+    fresh, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    save_network(network, fresh, tokenizer=tokenizer, notes=notes)
+    if trainer is not None:
+        torch.save(trainer, fresh / "trainer.pt")
+    _sync(fresh)
+    if folder.exists():
+        # Only now: where a kill left nothing but the old one, it is needed until the new one is in place.
+        shutil.rmtree(old, ignore_errors=True)
+        folder.rename(old)
+    os.replace(fresh, folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _sync(folder: Path) -> None:
+    """Bring the files to the disk, so that a power cut cannot leave a renamed folder of empty ones."""
+    for path in [*folder.iterdir(), folder]:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def find_checkpoint(folder: Path) -> Path | None:
+    """`folder`, or the one set aside when a kill fell between two renames; None if there is neither."""
+    for candidate in (folder, folder.with_name(folder.name + ".old")):
+        if (candidate / "config.json").is_file():
+            return candidate
+    return None
+
+
+def read_checkpoint(folder: Path) -> tuple[StoryNetwork, dict[str, Any], dict[str, Any]]:
+    """(network, config.json, trainer state) of a resumable checkpoint. Raises `ModelError`."""
+    path = folder / "trainer.pt"
+    try:
+        trainer = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # damaged bytes lead torch's reader to errors of many kinds and many lines
+        kind = type(error).__name__
+        raise ModelError(f"{path} cannot be read, so this run cannot be resumed ({kind})") from None
+    return load_network(folder), read_config(folder), trainer

@@ -1,0 +1,354 @@
+"""The training loop: rows in, a better network out, and never a lost run.
+
+A run is a function of its recipe, its data and its seed. It can be interrupted at any step and resumed to
+the same losses; a loss or gradient that is not finite stops it before the weights are touched; the network with
+the lowest validation loss is kept beside the last one.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from model.architecture.network import StoryNetwork
+from model.errors import InputError, ModelError, TrainingError
+from training.data.shards import TokenShard, read_meta
+from training.trainer.averaging import Average
+from training.trainer.checkpoint import BEST, LAST, find_checkpoint, read_checkpoint, write_checkpoint
+from training.trainer.initial import read_initial
+from training.trainer.optim import Optimizers, rate_share
+from training.trainer.parallel import Group
+from training.trainer.precision import has_bf16
+from training.trainer.recipe import Recipe
+from training.trainer.report import EndRun, EvaluationReport, Observer, Outcome, RunEnd, RunStart, StepReport
+from training.trainer.rows import IGNORED, RowStream
+from training.trainer.validation import Validation, write_samples
+
+EVALUATED_PARTS = 8
+"""A budget in minutes is evaluated at each of these parts of it too, however few steps that is."""
+
+
+class Trainer:
+    """One run over the shards in `data`, with its checkpoints in `out`.
+
+    It starts from random weights, or from those in `init`, a model folder or a checkpoint.
+
+    Raises:
+        InputError: recipe, data and `init` do not fit together; `out` holds a run and `resume` is not set, or is
+            set and would change what the run is made of.
+        DataError: the shards are missing or damaged.
+        ModelError: there is no run to resume, or its checkpoint is damaged, or `init` is.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        *,
+        data: Path,
+        out: Path,
+        observers: Sequence[Observer] = (),
+        group: Group | None = None,
+        resume: bool = False,
+        init: Path | None = None,
+    ) -> None:
+        self.recipe, self.data, self.out = recipe, data, out
+        self.group = group or Group()
+        self.observers = observers if self.group.first else ()
+        self.meta = read_meta(data)
+        if self.meta.get("vocab_size") != recipe.model.vocab_size:
+            theirs = self.meta.get("vocab_size")
+            raise InputError(
+                "model.vocab_size", f"must equal the data's {theirs} ({data}), got {recipe.model.vocab_size}"
+            )
+        if recipe.rows % (recipe.micro_rows * self.group.size):
+            raise InputError(
+                "rows", f"must be a multiple of micro_rows x processes = "
+                f"{recipe.micro_rows} x {self.group.size}, got {recipe.rows}",
+            )  # fmt: skip
+        self.tokenizer = Tokenizer.from_file(str(data / "tokenizer.json"))
+        self.rows = RowStream(TokenShard(data, "train"), recipe.row_tokens, recipe.seed)
+        self.validation = Validation(TokenShard(data, "val"), self.tokenizer, recipe.eval_stories, self.group)
+        self.step = self.tokens = self.worse = self.evaluated = self.saved = self.part = 0
+        self.elapsed = 0.0
+        self.best: float | None = None
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        torch.manual_seed(recipe.seed)
+        self.network = StoryNetwork(recipe.model, dropout=recipe.dropout).to(self.device)
+        self.origin: dict[str, Any] | None = None
+        if resume and init:
+            raise InputError("init", f"cannot be given with resume: the run in {out} has weights already")
+        if init:
+            network, self.origin = read_initial(init, recipe.model, data / "tokenizer.json")
+            self.network.load_state_dict(network.state_dict())
+        self.average = Average(self.network, recipe.average) if recipe.average else None
+        self.optimizers = Optimizers(self.network, recipe.optimizer)
+        if resume:
+            self._resume()
+        elif find_checkpoint(out / LAST):
+            raise InputError(
+                "out", f"already holds a run ({out}); --resume continues it, another --out starts anew"
+            )
+        self.resumed_from = self.step
+        self.bf16 = recipe.precision == "bf16" or (recipe.precision == "auto" and has_bf16(self.device))
+        self.loss_sum = torch.compile(self.network.loss_sum) if recipe.compile else self.network.loss_sum
+        self._stop, self._reason = threading.Event(), "interrupted by hand"
+        self.group.meet()  # before anyone writes to `out`: the others have to find it as it was
+
+    def run(self) -> RunEnd:
+        """Train until the budget is used, patience ends or someone interrupts.
+
+        Raises:
+            TrainingError: a loss or gradient was not finite.
+        """
+        start = RunStart(
+            recipe=self.recipe.as_dict(), parameters=self.network.parameter_count(), data=self.meta,
+            data_folder=self.data, out=self.out, world_size=self.group.size, resumed_from=self.resumed_from,
+            init=self.origin["digest"] if self.origin else None,
+        )  # fmt: skip
+        outcome: Outcome = "failed"
+        reason = "an unexpected error"
+        with _Interrupts(self._stop):
+            for observer in self.observers:
+                observer.started(start)
+            try:
+                outcome, reason = self._train()
+            except TrainingError as error:
+                reason = str(error)
+                raise
+            finally:
+                kept = find_checkpoint(self.out / BEST)
+                end = RunEnd(
+                    outcome=outcome, reason=reason, step=self.step, tokens=self.tokens,
+                    best_bits_per_byte=self.best, checkpoint=kept,
+                )  # fmt: skip
+                for observer in self.observers:
+                    observer.ended(end)
+        return end
+
+    def _train(self) -> tuple[Outcome, str]:
+        if self.step == 0:
+            self._save()  # from here on this run can be resumed, whatever happens to it
+        self._warm_up()
+        began = time.monotonic() - self.elapsed
+        while True:
+            self.elapsed, stopped = self.group.agree(time.monotonic() - began, self._stop.is_set())
+            progress = self._progress()
+            if stopped:
+                # An evaluation that is due now is left to the resume, which finds that it was not made.
+                self._save()
+                return "stopped", self._reason
+            # Asked first, so that a step at which two reasons meet is not followed by another evaluation.
+            due = self._reached_a_part(progress) or progress >= 1 or self.step % self.recipe.eval_every == 0
+            if due and self.step != self.evaluated:
+                self._evaluate()
+                self._save()
+            if self.recipe.patience and self.worse >= self.recipe.patience:
+                return "finished", f"no better validation in {self.worse} evaluations"
+            if progress >= 1:
+                return "finished", "the budget is used"
+            if self.step % self.recipe.save_every == 0 and self.step != self.saved:
+                self._save()
+            self._one_step(progress)
+
+    def _reached_a_part(self, progress: float) -> bool:
+        """Whether another eighth of the minutes is gone: a run of any length shows a curve."""
+        if self.recipe.minutes is None:
+            return False
+        part, self.part = self.part, int(progress * EVALUATED_PARTS)
+        return self.part > part
+
+    def _progress(self) -> float:
+        share = self.step / self.recipe.steps
+        return max(share, self.elapsed / (self.recipe.minutes * 60)) if self.recipe.minutes else share
+
+    def _one_step(self, progress: float) -> None:
+        recipe = self.recipe
+        began = time.monotonic()
+        rows = [next(self.rows) for _ in range(recipe.rows)]
+        count = sum(int((targets != IGNORED).sum()) for _, targets in rows)
+        nats = torch.zeros(1, dtype=torch.float64)
+        # Whole passes are shared out, so that each drops the same values whoever computes it.
+        for index in range(self.group.rank, recipe.rows // recipe.micro_rows, self.group.size):
+            first = index * recipe.micro_rows
+            inputs_BT, targets_BT = self._stack(rows[first : first + recipe.micro_rows])
+            if recipe.dropout:
+                self._throw(index)
+            with self._autocast():
+                loss = self.loss_sum(inputs_BT, targets_BT) / count
+            loss.backward()
+            nats += loss.detach().double().cpu()
+        self.group.sum_gradients(self.network.parameters())
+        loss_mean = float(self.group.sum(nats))
+        clip = recipe.optimizer.clip or math.inf
+        norm = float(torch.nn.utils.clip_grad_norm_(self.network.parameters(), clip))
+        if not math.isfinite(loss_mean) or not math.isfinite(norm):
+            raise TrainingError(
+                f"step {self.step + 1}: loss {loss_mean}, gradient norm {norm}; stopped before the weights "
+                f"changed. The last good checkpoint (step {self.saved}) is kept; resume with a lower learning rate"
+            )
+        share = rate_share(recipe.optimizer, self.step, progress)
+        self.optimizers.set_rate(share)
+        self.optimizers.step()
+        self.optimizers.zero_grad()
+        if self.average:
+            self.average.update()
+        self.step += 1
+        self.tokens += count
+        seconds = time.monotonic() - began
+        report = StepReport(
+            step=self.step, tokens=self.tokens, loss=loss_mean, grad_norm=norm,
+            elapsed=self.elapsed + seconds, learning_rate=share * recipe.optimizer.matrix_lr,
+            tokens_per_second=count / max(seconds, 1e-9), progress=progress,
+        )  # fmt: skip
+        self._tell(lambda observer: observer.stepped(report))
+
+    def _throw(self, index: int) -> None:
+        """The dice of pass `index` of this step: they follow from seed and step, so a resume throws the same."""
+        dice = np.random.SeedSequence([self.recipe.seed, self.step, index])
+        torch.manual_seed(int(dice.generate_state(1, np.uint64)[0]))
+
+    def _evaluate(self) -> None:
+        self.network.eval()
+        with self.average.applied() if self.average else nullcontext():
+            self._judge()
+        self.network.train()
+
+    def _judge(self) -> None:
+        """Validate the network as it is now, and keep it if it is the best."""
+        loss, bits = self.validation.measure(self.network)
+        if not math.isfinite(bits):
+            raise TrainingError(
+                f"step {self.step}: validation gives {bits} bits per byte. "
+                f"The last good checkpoint (step {self.saved}) is kept; resume with a lower learning rate"
+            )
+        self.evaluated = self.step
+        better = self.best is None or bits < self.best
+        self.worse = 0 if better else self.worse + 1
+        if better:
+            self.best = bits
+        if self.group.first:
+            prompts, seed = self.recipe.samples, self.recipe.seed
+            samples = write_samples(self.network, self.tokenizer, prompts, seed=seed)
+            if better:
+                self._write(BEST)
+            report = EvaluationReport(
+                step=self.step, tokens=self.tokens, loss=loss, bits_per_byte=bits, best=better,
+                samples=samples, elapsed=self.elapsed,
+            )  # fmt: skip
+            self._tell(lambda observer: observer.evaluated(report))
+
+    def _tell(self, report: Callable[[Observer], None]) -> None:
+        """Tell all observers, and stop before the next step if one of them wants the run to end."""
+        for observer in self.observers:
+            try:
+                report(observer)
+            except EndRun as wish:
+                self._reason = str(wish)
+                self._stop.set()
+
+    def _save(self) -> None:
+        if self.group.first:
+            state = {
+                "step": self.step, "tokens": self.tokens, "elapsed": self.elapsed, "best": self.best,
+                "worse": self.worse, "evaluated": self.evaluated, "part": self.part, "rows": self.rows.state(),
+                "optimizers": self.optimizers.state_dict(),
+                "average": self.average.state_dict() if self.average else None,
+            }  # fmt: skip
+            self._write(LAST, state)
+        self.group.meet()  # so that nobody resumes from an earlier one
+        self.saved = self.step
+
+    def _write(self, name: str, trainer: dict[str, Any] | None = None) -> None:
+        notes = {
+            "recipe": self.recipe.as_dict(), "data": self.meta.get("digest"), "step": self.step,
+            "tokens": self.tokens, "elapsed": round(self.elapsed, 1), "best_bits_per_byte": self.best,
+        }  # fmt: skip
+        if self.origin:
+            notes["init"] = self.origin
+        tokenizer = self.data / "tokenizer.json"
+        write_checkpoint(self.out / name, self.network, tokenizer=tokenizer, notes=notes, trainer=trainer)
+
+    def _resume(self) -> None:
+        folder = find_checkpoint(self.out / LAST)
+        if folder is None:
+            raise ModelError(f"{self.out / LAST} does not exist: there is no run to resume")
+        network, notes, state = read_checkpoint(folder)
+        ours = _fixed(self.recipe.as_dict(), self.meta.get("digest"))
+        theirs = _fixed(notes.get("recipe", {}), notes.get("data"))
+        for name in ours:
+            if ours[name] != theirs.get(name):
+                raise InputError(
+                    name, f"must stay what the run in {self.out} was started with "
+                    f"({theirs.get(name)!r}), got {ours[name]!r}",
+                )  # fmt: skip
+        self.network.load_state_dict(network.state_dict())
+        self.optimizers.load_state_dict(state["optimizers"])
+        self.origin = notes.get("init")
+        if self.recipe.average:
+            self.average = Average(self.network, self.recipe.average)  # from here on, where there was none
+            if state.get("average"):
+                self.average.load_state_dict(state["average"])
+        self.rows.seek(state["rows"])
+        self.step, self.tokens, self.worse = state["step"], state["tokens"], state["worse"]
+        self.elapsed, self.best, self.saved = state["elapsed"], state["best"], self.step
+        self.evaluated = state.get("evaluated", self.step)
+        # A longer budget than before is in an earlier part.
+        self.part = min(state.get("part", EVALUATED_PARTS), int(self._progress() * EVALUATED_PARTS))
+
+    def _warm_up(self) -> None:
+        """One pass whose result is dropped: compiling must not eat the run's minutes."""
+        shape = (self.recipe.micro_rows, self.recipe.row_tokens)
+        tokens_BT = torch.zeros(shape, dtype=torch.long, device=self.device)
+        with self._autocast():
+            loss = self.loss_sum(tokens_BT, tokens_BT.clone())  # an alias would be compiled for itself
+        loss.backward()
+        self.optimizers.zero_grad()
+        self.group.meet()  # the clock starts when all are ready
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        return torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else nullcontext()
+
+    def _stack(self, rows: list[Any]) -> tuple[Tensor, Tensor]:
+        inputs_BT, targets_BT = (
+            torch.from_numpy(np.stack(part)).to(self.device) for part in zip(*rows, strict=True)
+        )
+        return inputs_BT, targets_BT
+
+
+def _fixed(recipe: dict[str, Any], data: object) -> dict[str, object]:
+    """What a resume must not change: data, model, the order of the rows, the meaning of the moments."""
+    chosen = {"data": data, "optimizer.name": recipe.get("optimizer", {}).get("name")}
+    chosen |= {name: recipe.get(name) for name in ("seed", "row_tokens")}
+    return chosen | {f"model.{name}": value for name, value in recipe.get("model", {}).items()}
+
+
+class _Interrupts:
+    """While inside, Ctrl-C and SIGTERM set `stop` instead of raising, so that a step is never cut in two."""
+
+    def __init__(self, stop: threading.Event) -> None:
+        self.stop = stop
+        self.previous: dict[int, Any] = {}
+
+    def __enter__(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self.previous[number] = signal.signal(number, self._note)
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.stop.set()

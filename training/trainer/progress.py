@@ -1,0 +1,158 @@
+"""What a training run looks like in a terminal: one live line, and a line for each evaluation.
+
+Where there is no terminal (a log file, a container) the live line becomes a plain one every few seconds.
+Everything goes to standard error, because standard output belongs to `--json`.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+
+from training.trainer.report import EvaluationReport, RunEnd, RunStart, StepReport
+
+SMOOTHING = 0.9
+"""Of the loss and the rate that are shown: the share of the past in an exponential mean."""
+REDRAW_SECONDS = 0.2
+SAMPLE_CHARACTERS = 72
+
+
+class ProgressObserver:
+    """Draws a run on `console` (default: standard error); without a terminal a line every `every` seconds.
+
+    Shown are the batch's loss and, from the corpus's bytes a token, the bits per byte that it amounts to
+    (both smoothed), tokens a second, and the time left if the budget is used on at the pace so far.
+    """
+
+    def __init__(
+        self,
+        console: Console | None = None,
+        *,
+        every: float = 15.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._console = console or Console(stderr=True)
+        self._every = every
+        self._clock = clock
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+        self._drawn = -math.inf
+        self._bits_per_nat: float | None = None
+        self._loss: float | None = None
+        self._rate: float | None = None
+
+    def started(self, start: RunStart) -> None:
+        """Say what is trained, on what and where."""
+        self._bits_per_nat = bits_per_nat(start.data)
+        processes = f", {start.world_size} processes" if start.world_size > 1 else ""
+        begin = f"going on after step {start.resumed_from:,}" if start.resumed_from else "starting"
+        self._say(
+            f"{begin}: {start.parameters:,} parameters on {start.data_folder}{processes}; kept in {start.out}"
+        )
+
+    def stepped(self, report: StepReport) -> None:
+        """Move the bar, or print a line if it is time for one."""
+        self._loss = _smooth(self._loss, report.loss)
+        self._rate = _smooth(self._rate, report.tokens_per_second)
+        now = self._clock()
+        if now - self._drawn < (REDRAW_SECONDS if self._console.is_terminal else self._every):
+            return
+        self._drawn = now
+        left = seconds_left(report.elapsed, report.progress)
+        if self._console.is_terminal:
+            bar, task = self._live()
+            bar.update(task, completed=report.progress, figures=self._figures(), left=f"{clock(left)} left")
+            bar.refresh()
+        else:
+            self._say(
+                f"step {report.step:,} · {report.progress:.1%} · {self._figures()} · "
+                f"{clock(report.elapsed)} gone, {clock(left)} left"
+            )
+
+    def evaluated(self, report: EvaluationReport) -> None:
+        """Print the validation figures and how the first sample story goes on."""
+        best = " · best so far" if report.best else ""
+        self._say(
+            f"step {report.step:,} · {report.tokens:,} tokens · validation: loss {report.loss:.4f}, "
+            f"{report.bits_per_byte:.4f} bits/byte{best}"
+        )
+        if report.samples:
+            prompt, continuation = report.samples[0]
+            story = " ".join((prompt + continuation).split())
+            more = "…" if len(story) > SAMPLE_CHARACTERS else ""
+            self._say(f"  “{story[:SAMPLE_CHARACTERS]}{more}”", style="dim")
+
+    def ended(self, end: RunEnd) -> None:
+        """Take the bar away and say how it ended and what is kept."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+        best = (
+            "no evaluation"
+            if end.best_bits_per_byte is None
+            else f"best {end.best_bits_per_byte:.4f} bits/byte"
+        )
+        kept = "no checkpoint kept" if end.checkpoint is None else f"kept in {end.checkpoint}"
+        self._say(f"{end.outcome}: {end.reason} · step {end.step:,}, {end.tokens:,} tokens · {best} · {kept}")
+
+    def _figures(self) -> str:
+        loss, rate = self._loss or 0.0, self._rate or 0.0
+        bits = "" if self._bits_per_nat is None else f" · {loss * self._bits_per_nat:.3f} bits/byte"
+        return f"loss {loss:.3f}{bits} · {rate:,.0f} tokens/s"
+
+    def _live(self) -> tuple[Progress, TaskID]:
+        """The bar, drawn from the first step on: until then a warning or an error owns the terminal."""
+        if self._bar is None or self._task is None:
+            self._bar = Progress(
+                BarColumn(bar_width=None),
+                TextColumn("{task.percentage:>3.0f}%"),
+                TextColumn("{task.fields[figures]}", markup=False),
+                TextColumn("{task.fields[left]}", markup=False),
+                console=self._console,
+                auto_refresh=False,  # no thread of its own: both cores belong to the training
+                transient=True,
+                expand=True,
+            )
+            self._task = self._bar.add_task("training", total=1.0, figures="", left="")
+            self._bar.start()
+        return self._bar, self._task
+
+    def _say(self, line: str, style: str | None = None) -> None:
+        self._console.print(escape(line), style=style, highlight=False, soft_wrap=True)
+
+
+def bits_per_nat(data: dict[str, Any]) -> float | None:
+    """What one nat a token is in bits per byte of the training split: tokens / (bytes · ln 2).
+
+    A split's tokens count one end of story each, as its targets do. `None` where `meta.json` has no counts.
+    """
+    split = data.get("splits", {}).get("train", {})
+    tokens, size = split.get("tokens", 0), split.get("bytes", 0)
+    return tokens / (size * math.log(2)) if tokens and size else None
+
+
+def seconds_left(elapsed: float, progress: float) -> float | None:
+    """Time to the end of the budget at the pace so far; `None` while nothing of it is used."""
+    return elapsed * (1 - min(progress, 1.0)) / progress if progress > 0 else None
+
+
+def clock(seconds: float | None) -> str:
+    """`0:07`, `12:05`, `3:25:45`; `-:--` when not known."""
+    if seconds is None or not math.isfinite(seconds):
+        return "-:--"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def _smooth(mean: float | None, value: float) -> float:
+    # A value that is not finite is shown at once, and a finite one after it starts the mean anew.
+    if mean is None or not math.isfinite(mean) or not math.isfinite(value):
+        return value
+    return SMOOTHING * mean + (1 - SMOOTHING) * value

@@ -1,0 +1,158 @@
+"""`story train`: a recipe, its data and a folder, put together with whoever watches the run."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from model.architecture.folder import read_config
+from model.errors import InputError, ModelError
+from training.trainer.recipe import Recipe, overridden
+
+if TYPE_CHECKING:
+    from training.trainer.report import Observer
+
+GRACE_SECONDS = 10.0
+"""How long the other processes of a group may go on when one has failed."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainResult:
+    """How a run ended, as `story train --json` prints it."""
+
+    outcome: str
+    reason: str
+    step: int
+    tokens: int
+    best_bits_per_byte: float | None
+    checkpoint: str | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The result as plain JSON values."""
+        return dataclasses.asdict(self)
+
+
+def resumed_recipe(out: Path, overrides: list[str]) -> Recipe:
+    """The recipe that the run in `out` was last given, its minutes included, with `name=value` overrides on top.
+
+    Raises:
+        ModelError: there is no run in `out`, or its checkpoint does not hold a recipe.
+        InputError: an override is not usable.
+    """
+    from training.trainer.checkpoint import LAST, find_checkpoint
+
+    folder = find_checkpoint(out / LAST)
+    if folder is None:
+        raise ModelError(f"{out / LAST} does not exist: there is no run to resume")
+    recipe = read_config(folder).get("recipe")
+    if not isinstance(recipe, dict):
+        raise ModelError(f"{folder / 'config.json'} holds no recipe; name one with --preset or --config")
+    return Recipe.from_dict(overridden(recipe, overrides))
+
+
+def train(
+    recipe: Recipe,
+    *,
+    data: Path,
+    out: Path,
+    resume: bool = False,
+    init: Path | None = None,
+    minutes: float | None = None,
+    track: bool = True,
+    observers: Sequence[Observer] | None = None,
+) -> TrainResult:
+    """Train (or resume) in this process; under `torchrun`, as one process of the group.
+
+    `init` is a model folder or checkpoint whose weights a new run starts from. `observers` watch the run instead of
+    the terminal's progress and MLflow.
+
+    Raises:
+        StoryError: the recipe, the data or a checkpoint is not usable, or the loss stopped being finite.
+    """
+    import torch
+
+    from training.tracking.tracking import MlflowObserver
+    from training.trainer.loop import Trainer
+    from training.trainer.parallel import Group
+    from training.trainer.progress import ProgressObserver
+
+    if minutes is not None:
+        recipe = dataclasses.replace(recipe, minutes=minutes)
+    group = Group()
+    if group.size > 1:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // group.size))
+    if observers is None:
+        observers = [ProgressObserver(), *([MlflowObserver()] if track else [])] if group.first else []
+    try:
+        end = Trainer(
+            recipe, data=data, out=out, observers=observers, group=group, resume=resume, init=init
+        ).run()
+    finally:
+        group.close()
+    return TrainResult(
+        end.outcome, end.reason, end.step, end.tokens, end.best_bits_per_byte,
+        str(end.checkpoint) if end.checkpoint else None,
+    )  # fmt: skip
+
+
+def relaunch(processes: int, arguments: list[str]) -> int:
+    """Run this same `story` command in `processes` processes of this machine; returns their exit status.
+
+    They get the environment that `torchrun` would give them. What is asked of this process by Ctrl-C or SIGTERM
+    is passed on, and they get all the time they need to save: torchrun would end them after half a minute.
+
+    Raises:
+        InputError: `processes` is less than 1.
+    """
+    if processes < 1:
+        raise InputError("processes", f"must be at least 1, got {processes}")
+    group = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+    workers: list[subprocess.Popen[bytes]] = []
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        for worker in workers:
+            worker.send_signal(number)
+
+    previous = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        for rank in range(processes):
+            environment = os.environ | group | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            workers.append(subprocess.Popen([sys.executable, "-m", "story", *arguments], env=environment))
+        return _wait(workers)
+    finally:
+        for worker in workers:
+            worker.kill()  # does nothing to one that has ended
+            worker.wait()
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _wait(workers: list[subprocess.Popen[bytes]]) -> int:
+    """The first exit status that is not 0. Without one of its processes a group cannot go on, nor end."""
+    deadline = math.inf
+    while True:
+        states = [worker.poll() for worker in workers]
+        failed = [state for state in states if state]
+        if None not in states or time.monotonic() > deadline:
+            # A process that a signal ended has a negative status; a shell calls that 128 + the signal.
+            return next((state if state > 0 else 128 - state for state in failed), 0)
+        if failed and deadline == math.inf:
+            deadline = time.monotonic() + GRACE_SECONDS
+        time.sleep(0.05)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
