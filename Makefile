@@ -16,10 +16,10 @@ PARALLEL ?= -n 2 --dist loadfile
 help: ## List the commands
 	@echo "make demo      start the app on http://127.0.0.1:7860 (installs what serving needs on first use)"
 	@echo "make test      format, lint and type checks, then every test (installs what tests need on first use)"
-	@echo "make lint      ruff: format and rules, nothing is changed"
+	@echo "make lint      ruff (format and rules) and import-linter (package layers), nothing is changed"
 	@echo "make types     mypy --strict"
 	@echo "make pytest    the tests alone; ARGS='-k engine -x' narrows them, ARGS='-m slow' runs the slow ones"
-	@echo "make format    ruff: put the code in the house's format"
+	@echo "make format    ruff: format the code"
 	@echo "make serving   install what serving needs, start nothing"
 	@echo "make dev       install what changing the project needs, start nothing"
 	@echo "make notebooks execute the notebooks and store them with what they show; ONLY='02 03' names some"
@@ -65,6 +65,7 @@ demo: $(VENV)/.serving
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/lint-imports --no-logo
 
 types: $(VENV)/.dev
 	$(BIN)/mypy

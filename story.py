@@ -227,10 +227,10 @@ def train(
     _settings()
     from rich.console import Console
 
+    from training.run import relaunch, resumed_recipe
+    from training.run import train as run_training
     from training.trainer.quick_start import find_start
     from training.trainer.recipe import load_recipe
-    from training.trainer.run import relaunch, resumed_recipe
-    from training.trainer.run import train as run_training
 
     given = resume or config is not None
     start = find_start(

@@ -57,6 +57,16 @@ class TrainingError(StoryError):
     exit_code = 1
 
 
+class DeployError(StoryError):
+    """A deployment did not come up, or did not pass its check."""
+
+    exit_code = 1
+
+
+class AccountError(StoryError):
+    """The platform refuses the credentials, or got none; the message says what to set."""
+
+
 class MissingExtraError(StoryError):
     """A command needs an optional set of packages that is not installed."""
 

@@ -14,8 +14,8 @@ from typer.testing import CliRunner, Result
 
 import story
 from model.generation import Request, Sampling
+from training.run import TrainResult
 from training.trainer.recipe import Recipe, load_recipe
-from training.trainer.run import TrainResult
 
 
 def run(*arguments: str) -> Result:
@@ -102,8 +102,8 @@ def test_training_with_several_processes_starts_this_command_in_each(monkeypatch
         trained.append({"steps": recipe.steps, **options})
         return TrainResult("finished", "", 3, 96, 1.5, None)
 
-    monkeypatch.setattr("training.trainer.run.relaunch", relaunch)
-    monkeypatch.setattr("training.trainer.run.train", train)
+    monkeypatch.setattr("training.run.relaunch", relaunch)
+    monkeypatch.setattr("training.run.train", train)
     arguments = ["train", "--processes", "2", "steps=3", "--minutes", "2", "--init", "some/model"]
     arguments += ["--no-track", "--json", "--data", "data/tinystories"]
     monkeypatch.setattr(sys, "argv", ["story", *arguments])
@@ -130,7 +130,7 @@ def test_a_resume_takes_the_recipe_of_its_run_unless_another_is_named(
         trained.append(recipe)
         return TrainResult("finished", "", 3, 96, 1.5, None)
 
-    monkeypatch.setattr("training.trainer.run.train", train)
+    monkeypatch.setattr("training.run.train", train)
     mine = load_recipe("tiny", overrides=["seed=11"])
     (tmp_path / "mine" / "last").mkdir(parents=True)
     notes = {"format": 1, "model": {}, "recipe": mine.as_dict()}

@@ -17,9 +17,8 @@ import sys
 import time
 from pathlib import Path
 
-from deploy.release.platform import DeployError
 from model.architecture.folder import ModelFolder
-from model.errors import ModelError
+from model.errors import DeployError, ModelError
 from model.serving.deployments.colours import Colour
 from model.settings import environment_names
 

@@ -6,17 +6,15 @@ stopping (it builds images and shows its progress), a lookup for the address.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deploy.release.platform import AccountError, DeployError
+from experiments.common.modal_client import modal_errors
 from model.architecture.folder import ModelFolder
-from model.errors import MissingExtraError, ModelError
+from model.errors import DeployError, MissingExtraError, ModelError
 from model.serving.deployments.colours import Colour
 
 if TYPE_CHECKING:
@@ -29,10 +27,6 @@ DEFINITIONS = "deploy.modal_app"
 MODELS = "write-me-a-story-models"
 SERVER = "Story"
 """Names that `deploy.modal_app` takes from here: importing that file decides which colour it defines."""
-NO_ACCOUNT = (
-    "Modal does not know you: run `modal token new`, or set MODAL_TOKEN_ID and MODAL_TOKEN_SECRET "
-    "(--platform loopback needs no account)"
-)
 
 
 def app_name(colour: Colour) -> str:
@@ -56,7 +50,7 @@ class ModalPlatform:
             import modal
         except ModuleNotFoundError:
             raise MissingExtraError("story deploy --platform modal", "modal") from None
-        with understood():
+        with modal_errors():
             return cls(modal.Client.from_env(), settings)
 
     def upload(self, folder: ModelFolder) -> bool:
@@ -64,7 +58,7 @@ class ModalPlatform:
         import modal
 
         names = {path.name for path in folder.path.iterdir() if path.is_file()}
-        with understood():
+        with modal_errors():
             volume = modal.Volume.from_name(MODELS, create_if_missing=True, client=self._client)
             try:
                 there = {Path(entry.path).name for entry in volume.listdir(f"/{folder.digest}")}
@@ -87,7 +81,7 @@ class ModalPlatform:
             ["deploy", "-m", DEFINITIONS, "--tag", digest[:12]],
             {"STORY_COLOUR": colour, "STORY_REVISION": digest, "STORY_GPU": self._settings.story_gpu},
         )
-        with understood():
+        with modal_errors():
             url = modal.Server.from_name(app_name(colour), SERVER, client=self._client).get_url()
         if not url:
             raise DeployError(f"Modal tells no address for {app_name(colour)}")
@@ -97,7 +91,7 @@ class ModalPlatform:
         """`modal app stop`, after which nothing of the colour is left but its logs."""
         import modal
 
-        with understood():
+        with modal_errors():
             try:
                 modal.Server.from_name(app_name(colour), SERVER, client=self._client).hydrate()
             except modal.exception.NotFoundError:
@@ -114,18 +108,3 @@ class ModalPlatform:
         )
         if run.returncode:
             raise DeployError(f"`modal {arguments[0]}` failed with exit code {run.returncode}; see above")
-
-
-@contextlib.contextmanager
-def understood() -> Iterator[None]:
-    """Turn what Modal's client raises into one line of ours."""
-    import modal
-
-    try:
-        yield
-    except modal.exception.AuthError:
-        raise AccountError(NO_ACCOUNT) from None
-    except modal.exception.NotFoundError as error:
-        raise DeployError(f"Modal has no such thing: {error}") from None
-    except (modal.exception.Error, OSError) as error:
-        raise DeployError(f"Modal cannot be used: {str(error) or type(error).__name__}") from None

@@ -5,23 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 from model.architecture.folder import ModelFolder
-from model.errors import InputError, StoryError
+from model.errors import InputError
 from model.serving.deployments.colours import Colour
 
 if TYPE_CHECKING:
     from model.settings import Settings
 
 PLATFORMS = ("modal", "loopback")
-
-
-class DeployError(StoryError):
-    """A deployment did not come up, or did not pass its check."""
-
-    exit_code = 1
-
-
-class AccountError(StoryError):
-    """The platform does not know who asks; the message says what to do about it."""
 
 
 class Platform(Protocol):

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from deploy.release import smoke
-from deploy.release.platform import DeployError, Platform
+from deploy.release.platform import Platform
 from deploy.release.smoke import SmokeReport
 from model.architecture.folder import ModelFolder
-from model.errors import InputError
+from model.errors import DeployError, InputError
 from model.serving.deployments.colours import COLOURS, Colour, Colours, ColourStore
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from deploy.release.platform import AccountError, DeployError
+from model.errors import AccountError, DeployError
 
 if TYPE_CHECKING:
     import httpx

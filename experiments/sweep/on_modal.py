@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from deploy.release.platform import DeployError
+from experiments.common.modal_client import modal_errors
 from experiments.sweep.objective import Job, Runner, Tell, Work
 from experiments.sweep.parent import EXPERIMENT
 from experiments.sweep.plan import Plan
@@ -23,7 +23,7 @@ from experiments.sweep.remote import Begun, Wire
 from experiments.sweep.study import open_study
 from experiments.sweep.trial import Ended
 from experiments.sweep.worker import FAILED, STOPPED, Order, Steps, child_tags
-from model.errors import MissingExtraError, StoryError
+from model.errors import DeployError, MissingExtraError, StoryError
 from training.tracking.outbox import one_line
 from training.tracking.tracking import MlflowObserver
 from training.trainer.report import EvaluationReport, Observer, Outcome, RunEnd
@@ -92,10 +92,9 @@ def run_on_modal(order: Order, plan: Plan, at_once: int, tell: Tell, stopping: C
         import modal
     except ModuleNotFoundError as error:
         raise MissingExtraError("story sweep --on modal", "modal") from error
-    from deploy.release.on_modal import understood
 
     with contextlib.ExitStack() as open_while_running:
-        with understood():
+        with modal_errors():
             try:
                 function = modal.Function.from_name(APP, FUNCTION).hydrate()
             except modal.exception.NotFoundError:

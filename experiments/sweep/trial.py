@@ -87,7 +87,7 @@ def run_trial(
     """
     import torch
 
-    from training.trainer.run import train
+    from training.run import train
 
     judged = Judged(recipe, judge, begun)
     try:
@@ -106,7 +106,7 @@ def run_trial(
 
 def _is_begun(recipe: Recipe, out: Path) -> bool:
     """Whether a checkpoint of this very recipe can be gone on with; the folder of any other run is cleared."""
-    from training.trainer.run import resumed_recipe
+    from training.run import resumed_recipe
 
     try:
         if resumed_recipe(out, []) == recipe:

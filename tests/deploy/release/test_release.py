@@ -18,9 +18,8 @@ import pytest
 
 from deploy.release import release, smoke
 from deploy.release.loopback import LoopbackPlatform
-from deploy.release.platform import DeployError
 from model.architecture.folder import DIGESTED, PRETRAINED, ModelFolder, compute_digest
-from model.errors import InputError, ModelError
+from model.errors import DeployError, InputError, ModelError
 from model.serving.deployments.colours import ColoursError, ColourStore, open_colours, state_folder
 from model.settings import load_settings
 from tests.deploy.release.conftest import Run

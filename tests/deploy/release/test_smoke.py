@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deploy.release import smoke
-from deploy.release.platform import AccountError, DeployError
 from deploy.release.smoke import Told, check, judge, warm, write_one
+from model.errors import AccountError, DeployError
 from model.settings import Settings, load_settings
 from tests.demo.engines import local_backend
 from tests.model.serving.http.serving import serving

@@ -279,5 +279,5 @@ def test_the_default_store_is_a_database_in_the_working_directory(
 
 
 def test_mlflow_is_imported_by_the_first_start_and_not_by_the_module(repository: Path) -> None:
-    check = "import sys, training.tracking.tracking, training.trainer.run; sys.exit('mlflow' in sys.modules)"
+    check = "import sys, training.tracking.tracking, training.run; sys.exit('mlflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check], cwd=repository, check=False).returncode == 0

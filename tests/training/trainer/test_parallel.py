@@ -17,8 +17,8 @@ import torch
 from model.errors import InputError
 from tests.training.group_worker import INTERRUPTED_AT
 from tests.training.runs import REGULARISED, same_weights, smallest, train
+from training.run import relaunch
 from training.trainer.parallel import Group
-from training.trainer.run import relaunch
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +132,7 @@ def test_when_one_process_fails_the_others_do_not_wait_for_it_for_ever(
         "open('pid', 'w').write(str(os.getpid()))\n"
         "time.sleep(120)\n"
     )
-    monkeypatch.setattr("training.trainer.run.GRACE_SECONDS", 1.0)
+    monkeypatch.setattr("training.run.GRACE_SECONDS", 1.0)
     began = time.monotonic()
     assert relaunch(2, []) == 128 + signal.SIGKILL
     assert time.monotonic() - began < 60

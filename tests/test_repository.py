@@ -1,4 +1,4 @@
-"""The rules that hold the house up: which way imports run, what serving may load, what a file may hold."""
+"""Rules that no other tool checks: what a process really loads, what files may hold, exact versions."""
 
 from __future__ import annotations
 
@@ -17,22 +17,12 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-ROOMS = ("model", "training", "experiments", "demo")
-"""In the order of the arrows: a room may import those before it."""
+PACKAGES = ("model", "training", "experiments", "demo", "deploy")
 
-NEEDS_TORCH = {
-    "model.architecture.network",
-    "model.architecture.checkpoint",
-    "model.runtimes.torch.batch",
-    "model.runtimes.torch.graphs",
-    "model.runtimes.torch.prefill",
-    "model.runtimes.torch.runtime",
-    "model.runtimes.torch.sampling",
-    "model.runtimes.torch.step",
-}
-"""The modules of `model` and `demo` that hold the network as PyTorch knows it; serving on a CPU uses none."""
+NEEDS_TORCH = ("model.architecture.network", "model.architecture.checkpoint", "model.runtimes.torch")
+"""Modules and packages of `model` that import torch; serving on a CPU imports none of them."""
 
-LONGEST_FILE = 400
+LONGEST_FILE = 500
 
 # Put together here, so that this file does not hold what it looks for.
 REGISTRY_HOSTS = [
@@ -71,57 +61,11 @@ def _text_of(path: Path) -> str | None:
         return None  # a picture, a model, a compressed corpus
 
 
-def _room_modules(repository: Path, *rooms: str) -> Iterator[tuple[str, Path]]:
-    for room in rooms:
-        for path in sorted((repository / room).rglob("*.py")):
+def _modules(repository: Path, *packages: str) -> Iterator[tuple[str, Path]]:
+    for package in packages:
+        for path in sorted((repository / package).rglob("*.py")):
             name = ".".join(path.relative_to(repository).with_suffix("").parts).removesuffix(".__init__")
             yield name, path
-
-
-def _imports(source: str) -> Iterator[tuple[str, str]]:
-    """(module, imported name or '') for each import anywhere in a file, also inside functions."""
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            yield from ((alias.name, "") for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, "the house uses absolute imports"
-            yield from ((node.module or "", alias.name) for alias in node.names)
-
-
-def _wrong_arrows(room: str, source: str) -> list[str]:
-    """Imports of a file in `room` that run against the arrows or reach for a neighbour's private names."""
-    allowed = ROOMS[: ROOMS.index(room) + 1]
-    wrong = []
-    for module, name in _imports(source):
-        top = module.partition(".")[0]
-        private = any(part.startswith("_") and part != "__future__" for part in (*module.split("."), name))
-        if top in (*ROOMS, "story", "tests") and (top not in allowed or (private and top != room)):
-            wrong.append(f"{module} {name}".strip())
-    return wrong
-
-
-@pytest.mark.parametrize(
-    ("room", "source", "wrong"),
-    [
-        ("model", "from training.trainer.recipe import Recipe", ["training.trainer.recipe Recipe"]),
-        ("training", "def f():\n    import demo.app", ["demo.app"]),
-        ("demo", "from model.runtimes.sampling import _filter", ["model.runtimes.sampling _filter"]),
-        ("experiments", "import story", ["story"]),
-        ("demo", "from model.errors import InputError\nimport training.data.prepare, numpy", []),
-        ("model", "from model.runtimes.sampling import _filter", []),
-    ],
-)
-def test_the_check_of_the_arrows_sees_what_it_should(room: str, source: str, wrong: list[str]) -> None:
-    assert _wrong_arrows(room, source) == wrong
-
-
-@pytest.mark.parametrize("room", ROOMS)
-def test_imports_run_from_demo_to_model_and_never_back(room: str, repository: Path) -> None:
-    found = {
-        name: _wrong_arrows(room, path.read_text("utf-8")) for name, path in _room_modules(repository, room)
-    }
-    assert found, f"no module in {room}/"
-    assert {name: wrong for name, wrong in found.items() if wrong} == {}
 
 
 def _loaded_by(repository: Path, program: str) -> set[str]:
@@ -137,7 +81,7 @@ def _loaded_by(repository: Path, program: str) -> set[str]:
 def test_serving_loads_neither_torch_nor_mlflow(repository: Path) -> None:
     names = [
         "story",
-        *(name for name, _ in _room_modules(repository, "model", "demo") if name not in NEEDS_TORCH),
+        *(name for name, _ in _modules(repository, "model", "demo") if not name.startswith(NEEDS_TORCH)),
     ]
     # What only the set for training brings is not there where one serves; libraries may do without it, we have to.
     absent = "import sys\nsys.modules.update(dict.fromkeys(['psutil', 'optuna', 'safetensors', 'pyarrow']))\n"
@@ -193,7 +137,7 @@ def test_a_path_of_one_machine_is_recognised(line: str, is_one: bool) -> None:
     assert bool(MACHINE_PATH.search(line)) == is_one
 
 
-def test_no_file_of_code_is_longer_than_a_reader_can_hold(repository: Path, tracked: list[Path]) -> None:
+def test_no_file_is_longer_than_500_lines(repository: Path, tracked: list[Path]) -> None:
     lengths = {
         str(path.relative_to(repository)): path.read_bytes().count(b"\n")
         for path in tracked
@@ -204,7 +148,7 @@ def test_no_file_of_code_is_longer_than_a_reader_can_hold(repository: Path, trac
 
 
 def test_every_module_says_why_it_exists(repository: Path) -> None:
-    modules = [("story", repository / "story.py"), *_room_modules(repository, *ROOMS)]
+    modules = [("story", repository / "story.py"), *_modules(repository, *PACKAGES)]
     silent = [name for name, path in modules if not ast.get_docstring(ast.parse(path.read_text("utf-8")))]
     assert silent == []
 

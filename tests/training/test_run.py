@@ -9,8 +9,8 @@ import pytest
 
 from model.errors import InputError, ModelError
 from tests.training.runs import smallest
-from training.trainer.run import resumed_recipe
-from training.trainer.run import train as run_training
+from training.run import resumed_recipe
+from training.run import train as run_training
 
 
 @pytest.fixture(scope="module")
