@@ -4,13 +4,13 @@
 #     docker run --rm --init -p 7860:7860 --read-only --tmpfs /tmp -v stories:/var/lib/write-me-a-story write-me-a-story
 #
 # The first stage builds and slims, the second one copies four folders out of it, the seldom changed ones first: of a
-# release of ours, a machine that has the one before fetches only the last two layers, some 32 MB packed. deploy/image/image_size.py
-# says what is in it.
+# new release, a machine that has the one before fetches only the last two layers, some 32 MB packed.
+# deploy/image/image_size.py prints what is in it.
 
 FROM python:3.12-slim AS build
 
 RUN apt-get update \
-    && apt-get install -y --no-install-recommends binutils gcc libc6-dev \
+    && apt-get install -y --no-install-recommends gcc libc6-dev \
     && rm -rf /var/lib/apt/lists/*
 
 ENV PIP_CACHE_DIR=/var/cache/pip \
@@ -29,7 +29,7 @@ RUN --mount=type=cache,target=/var/cache/pip \
         -r /tmp/requirements.txt -c constraints.txt \
     && echo /opt/story/app > /opt/story/venv/lib/python3.12/site-packages/story-app.pth
 COPY deploy/image/slim.py deploy/image/
-RUN python deploy/image/slim.py /opt/story/venv/lib/python3.12/site-packages --system "/usr/lib/$(uname -m)-linux-gnu" \
+RUN python deploy/image/slim.py /opt/story/venv/lib/python3.12/site-packages \
     && /opt/story/venv/bin/python -c "import psycopg; psycopg.pq.version()"
 
 # The app. Its decoder in C chooses its instructions when it runs, so one build serves every x86-64 processor.

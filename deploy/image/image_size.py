@@ -5,7 +5,7 @@ With `--most` it is a check: exit code 1 names by how much the budget is missed.
 can also be sent into an image that does not hold it:
 
     python deploy/image/image_size.py .venv
-    docker run --rm -i write-me-a-story python - / --most 380 < deploy/image/image_size.py
+    docker run --rm -i write-me-a-story python - / --most 420 < deploy/image/image_size.py
 
 `--compressed` also packs each part as a registry would (gzip), which takes about half a minute; the parts' sum comes
 within some per cent of the image's layers.
@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import Any
 
 MB = 1e6
-BUDGET_MB, COMPRESSED_BUDGET_MB = 380, 140
-"""What the app's image may weigh; CI holds it to that."""
+BUDGET_MB, COMPRESSED_BUDGET_MB = 420, 150
+"""What the app's image may weigh."""
 DEPTH = 3
 """Folders of a path that name a part which belongs to no package: `/usr/lib/x86_64-linux-gnu`."""
 

@@ -12,11 +12,9 @@ built.
 
 from __future__ import annotations
 
-import ast
-import importlib.util
 import json
-import marshal
 import os
+import py_compile
 import signal
 import socket
 import subprocess
@@ -28,8 +26,7 @@ from pathlib import Path
 
 PATIENCE = 300
 """Seconds for a start without bytecode on a slow and busy builder, and for a stop."""
-BARE = ("pandas", "sqlalchemy", "huggingface_hub", "redis", "fastapi", "PIL")
-"""Packages whose bytecode is kept without docstrings, which `python -OO` drops too. numpy edits its own."""
+UNCHECKED = py_compile.PycInvalidationMode.UNCHECKED_HASH
 STORY = {"prompt": "Once upon a time", "max_tokens": 40, "seed": 1, "stream": True}
 
 
@@ -112,32 +109,6 @@ def try_out(command: list[str], *, write_bytecode: bool) -> dict[str, float]:
             process.wait()
 
 
-def bare(source: Path) -> bool:
-    """Whether a module's bytecode is kept without docstrings."""
-    _, _, below = str(source).partition("/site-packages/")
-    return below.partition("/")[0] in BARE
-
-
-def bytecode_of(source: Path, *, documented: bool = True) -> bytes:
-    """A module's bytecode as a file holds it, valid without a look at the source (PEP 552: unchecked hash)."""
-    content = source.read_bytes()
-    tree = ast.parse(content, str(source))
-    if not documented:
-        for node in ast.walk(tree):
-            if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-                continue
-            if ast.get_docstring(node, clean=False) is not None:
-                text = node.body.pop(0)
-                node.body = node.body or (
-                    [] if isinstance(node, ast.Module) else [ast.copy_location(ast.Pass(), text)]
-                )
-    code = compile(tree, str(source), "exec", dont_inherit=True)
-    flags = (1).to_bytes(4, "little")
-    return b"".join(
-        (importlib.util.MAGIC_NUMBER, flags, importlib.util.source_hash(content), marshal.dumps(code))
-    )
-
-
 def keep(bytecode: Path) -> int:
     """Make all bytecode below `bytecode` valid as it stands, and return how many modules that is."""
     count = 0
@@ -145,8 +116,8 @@ def keep(bytecode: Path) -> int:
         module = compiled.name.split(".", 1)[0] + ".py"
         source = Path("/", *compiled.parent.relative_to(bytecode).parts, module)
         if source.is_file():
-            with warnings.catch_warnings(action="ignore"):  # of packages' own old-fashioned strings
-                compiled.write_bytes(bytecode_of(source, documented=not bare(source)))
+            with warnings.catch_warnings(action="ignore"):  # of invalid escapes in packages' strings
+                py_compile.compile(str(source), str(compiled), doraise=True, invalidation_mode=UNCHECKED)
             count += 1
         else:
             compiled.unlink()  # of a file that only the build had

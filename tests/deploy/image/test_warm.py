@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-import marshal
 import os
-import py_compile
 import subprocess
 import sys
 import time
@@ -40,18 +38,6 @@ signal.signal(signal.SIGTERM, stop)
 server.serve_forever()
 sys.exit(CODE)
 """
-
-
-TOLD = '''"""A module."""
-from __future__ import annotations
-class A:
-    """Only this."""
-
-def f(x):
-    """What it does."""
-    assert x
-    return __doc__
-'''
 
 
 def app(folder: Path, **values: int) -> list[str]:
@@ -132,36 +118,3 @@ def test_bad_use_is_told_in_one_line(
     monkeypatch.delenv("PYTHONPYCACHEPREFIX", raising=False)
     assert warm.main(["story", "demo"]) == 2
     assert capsys.readouterr().err == "usage: PYTHONPYCACHEPREFIX=DIR python deploy/image/warm.py COMMAND…\n"
-
-
-def test_bytecode_is_what_python_itself_makes_and_documents_nothing_where_that_is_asked(
-    tmp_path: Path,
-) -> None:
-    source = tmp_path / "told.py"
-    source.write_text(TOLD, "utf-8")
-    py_compile.compile(
-        str(source),
-        str(tmp_path / "own.pyc"),
-        doraise=True,
-        invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH,
-    )
-    own, ours = (tmp_path / "own.pyc").read_bytes(), warm.bytecode_of(source)
-    assert ours[:16] == own[:16], "version, kind and the source's hash"
-    assert marshal.loads(ours[16:]) == marshal.loads(own[16:])
-    compiled = tmp_path / "told.pyc"
-    compiled.write_bytes(warm.bytecode_of(source, documented=False))
-    source.unlink()
-    spec = importlib.util.spec_from_file_location("told", compiled)
-    assert spec is not None
-    assert spec.loader is not None
-    told = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(told)
-    assert (told.__doc__, told.A.__doc__, told.f.__doc__, told.f(1)) == (None, None, None, None)
-    with pytest.raises(AssertionError):  # unlike with `python -OO`
-        told.f(0)
-
-
-def test_only_the_packages_that_are_named_lose_their_docstrings() -> None:
-    assert warm.bare(Path("/opt/venv/lib/python3.12/site-packages/pandas/core/frame.py"))
-    assert not warm.bare(Path("/opt/venv/lib/python3.12/site-packages/typer/pandas/main.py"))
-    assert not warm.bare(Path("/opt/story/app/model/engine.py"))
