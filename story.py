@@ -227,9 +227,8 @@ def train(
     _settings()
     from rich.console import Console
 
-    from training.run import relaunch, resumed_recipe
+    from training.run import find_start, relaunch, resumed_recipe
     from training.run import train as run_training
-    from training.trainer.quick_start import find_start
     from training.trainer.recipe import load_recipe
 
     given = resume or config is not None

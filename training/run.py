@@ -16,12 +16,16 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from model.architecture.folder import read_config
+from rich.console import Console
+
+from model.architecture.folder import PRETRAINED, read_config
 from model.errors import InputError, ModelError
+from training.data.corpus import own_stories_folder
+from training.data.prepare import PrepareOptions, prepare
 from training.trainer.recipe import Recipe, overridden
 
 if TYPE_CHECKING:
-    from training.trainer.report import Observer
+    from training.trainer.observers import Observer
 
 GRACE_SECONDS = 10.0
 """How long the other processes of a group may go on when one has failed."""
@@ -82,10 +86,10 @@ def train(
     """
     import torch
 
-    from training.tracking.tracking import MlflowObserver
+    from training.tracking.observer import MlflowObserver
     from training.trainer.loop import Trainer
+    from training.trainer.observers import ProgressObserver
     from training.trainer.parallel import Group
-    from training.trainer.progress import ProgressObserver
 
     if minutes is not None:
         recipe = dataclasses.replace(recipe, minutes=minutes)
@@ -156,3 +160,48 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+SHARDS = Path("data/tinystories")
+"""What `story data` makes, without --out."""
+OWN_SHARDS = Path("data/own")
+OWN_RECIPE = "own"
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What a run begins with."""
+
+    data: Path
+    preset: str | None
+    init: Path | None
+
+
+def find_start(
+    data: Path | None, *, preset: str | None, init: Path | None, recipe_given: bool, say: Console
+) -> Start:
+    """Fill in what was not said.
+
+    The data are `data/tinystories` where `story data` has made it; otherwise the stories that ship with the project,
+    whose shards this makes. They are too few to learn to write from, so unless a recipe or a beginning was chosen
+    (`recipe_given`: by a file, or a resumed run's own), the shipped model goes on with them.
+
+    Raises:
+        DataError: the project's own stories are damaged, or the shards cannot be written.
+    """
+    if data is not None:
+        return Start(data, preset, init)
+    if SHARDS.is_dir():
+        return Start(SHARDS, preset, init)
+    tokenizer = PRETRAINED / "tokenizer.json"
+    prepare(PrepareOptions(sources=(own_stories_folder(),), out=OWN_SHARDS, tokenizer=tokenizer), None)
+    if recipe_given or preset is not None or init is not None:
+        say.print(
+            f"{SHARDS} is not there (`story data` makes it): training on our own few stories", soft_wrap=True
+        )
+        return Start(OWN_SHARDS, preset, init)
+    say.print(
+        f"{SHARDS} is not there (`story data` makes it): the shipped model goes on with our own few stories",
+        soft_wrap=True,
+    )
+    return Start(OWN_SHARDS, OWN_RECIPE, PRETRAINED)

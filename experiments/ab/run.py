@@ -14,9 +14,9 @@ from experiments.ab.report import Report, make_report
 from experiments.ab.shown import markdown
 from model.errors import InputError, StoryError
 from model.settings import without_password
-from training.tracking.mlflow_store import open_experiment, open_store, unusable
 from training.tracking.outbox import one_line
 from training.tracking.provenance import provenance
+from training.tracking.store import open_experiment, open_store, unusable
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

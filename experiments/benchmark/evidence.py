@@ -25,16 +25,16 @@ from experiments.benchmark.report import Report
 from experiments.benchmark.sample import Sample
 from experiments.benchmark.shown import markdown
 from model.errors import InputError, StoryError
-from training.tracking.mlflow_store import (
+from training.tracking.runs import now
+from training.tracking.store import (
     LAST_SEEN,
     OWNER,
     bury_dead_runs,
     open_experiment,
     open_store,
+    owner_of,
     unusable,
 )
-from training.tracking.owner import owner_of
-from training.tracking.tracked_run import now
 
 if TYPE_CHECKING:
     from pandas import DataFrame

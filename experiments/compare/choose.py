@@ -11,7 +11,7 @@ from experiments.quality.evidence import EXPERIMENT as EVALUATIONS
 from experiments.registry.versions import EXPERIMENT as TRAININGS
 from experiments.registry.versions import NAME, Version, versions
 from model.errors import InputError, StoryError
-from training.tracking.mlflow_store import open_store, unusable
+from training.tracking.store import open_store, unusable
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

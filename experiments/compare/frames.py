@@ -16,7 +16,7 @@ from experiments.benchmark.evidence import EXPERIMENT as BENCHMARKS
 from experiments.compare.choose import Subject
 from experiments.quality.evidence import EXPERIMENT as EVALUATIONS
 from model.errors import StoryError
-from training.tracking.mlflow_store import open_store, unusable
+from training.tracking.store import open_store, unusable
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

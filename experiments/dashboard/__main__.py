@@ -38,7 +38,7 @@ class Reading:
         from experiments.dashboard.judged import benchmark_rows, version_rows
         from experiments.dashboard.records import Overview, as_plain
         from experiments.dashboard.runs import curves, moments, run_rows
-        from training.tracking.mlflow_store import open_store
+        from training.tracking.store import open_store
 
         if self._client is None:
             self._client = open_store(self._uri, read_only=True)

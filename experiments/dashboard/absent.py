@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 
-from training.tracking.mlflow_store import database_file
+from training.tracking.store import database_file
 
 FILLED_BY = "`story train` fills it"
 

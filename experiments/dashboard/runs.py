@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from experiments.dashboard.private import without_places
 from experiments.dashboard.records import Curve, Moment, RunRow
-from training.tracking.mlflow_store import OWNER
-from training.tracking.owner import Owner
-from training.tracking.tracking import STORIES
+from training.tracking.observer import STORIES
+from training.tracking.store import OWNER, Owner
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -33,7 +33,7 @@ from experiments.quality.evidence import QualityEvidence
 from experiments.quality.held_out import digest_of
 from experiments.quality.intervals import mean_over_prompts
 from experiments.quality.written import YES_OR_NO
-from training.data.own_corpus import load_own_stories
+from training.data.corpus import load_own_stories
 
 SHARES = ("success_rate", "error_rate", "goodput_share")
 """Counted out of n requests: Wilson's bounds."""

@@ -20,7 +20,7 @@ from experiments.gate.run import DIGEST, EXPERIMENT
 from experiments.gate.verdict import EXIT_CODES, Verdict
 from experiments.registry.versions import CHALLENGER, CHAMPION, NAME, PREVIOUS, Version, find, versions
 from model.errors import StoryError
-from training.tracking.mlflow_store import open_experiment, open_store
+from training.tracking.store import open_experiment, open_store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -16,8 +16,8 @@ from experiments.gate.verdict import Decision
 from experiments.quality.evidence import load_quality_evidence
 from experiments.registry.versions import CHAMPION, Version, find, versions
 from model.errors import InputError, StoryError
-from training.tracking.mlflow_store import open_experiment, open_store, unusable
 from training.tracking.provenance import provenance
+from training.tracking.store import open_experiment, open_store, unusable
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

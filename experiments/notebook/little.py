@@ -11,13 +11,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from training.data.own_corpus import own_stories_folder
+from training.data.corpus import own_stories_folder
 from training.data.prepare import PrepareOptions, PrepareReport, prepare
-from training.tracking.tracking import MlflowObserver
+from training.tracking.observer import MlflowObserver
 from training.trainer.loop import Trainer
-from training.trainer.progress import ProgressObserver
+from training.trainer.observers import Observer, ProgressObserver
 from training.trainer.recipe import Recipe, load_recipe
-from training.trainer.report import Observer
 
 PIECES = 512
 LITTLE = (

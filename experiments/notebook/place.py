@@ -16,7 +16,7 @@ from typing import TypeVar
 
 import torch
 
-from training.tracking.mlflow_store import open_store
+from training.tracking.store import open_store
 
 Value = TypeVar("Value")
 

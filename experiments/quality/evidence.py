@@ -18,17 +18,17 @@ from typing import TYPE_CHECKING, Any, Self
 from experiments.quality.facts import DIGEST, loss_rows, metrics_of, params_of, story_rows, tags_of
 from experiments.quality.report import QualityReport
 from model.errors import DataError, StoryError
-from training.tracking.mlflow_store import (
+from training.tracking.observer import flat, without_folders
+from training.tracking.runs import now
+from training.tracking.store import (
     LAST_SEEN,
     OWNER,
     bury_dead_runs,
     open_experiment,
     open_store,
+    owner_of,
     unusable,
 )
-from training.tracking.owner import owner_of
-from training.tracking.shown import flat, without_folders
-from training.tracking.tracked_run import now
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -9,7 +9,7 @@ from experiments.quality.generated import MAX_TOKENS, prompts_digest
 from experiments.quality.report import QualityReport
 from model.generation import Sampling
 from training.tracking.provenance import provenance
-from training.tracking.tracked_run import now
+from training.tracking.runs import now
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric

@@ -24,8 +24,7 @@ from model.architecture.tokenizer import StoryTokenizer
 from model.engine.load import load_runtime
 from model.errors import DataError
 from model.runtimes.protocol import Logits
-from training.data.corpus import read_stories, story_id
-from training.data.own_corpus import load_own_stories
+from training.data.corpus import load_own_stories, read_stories, story_id
 
 RuntimeName = Literal["native", "int8", "fp32", "torch"]
 RUNTIMES: tuple[RuntimeName, ...] = ("native", "int8", "fp32", "torch")

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from model.architecture.tokenizer import StoryTokenizer
-from training.data.corpus import find_files, read_stories
-from training.data.own_corpus import load_own_stories
+from training.data.corpus import find_files, load_own_stories, read_stories
 from training.data.shards import TokenShard
 
 

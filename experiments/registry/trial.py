@@ -22,7 +22,7 @@ def challenger_name(settings: Settings) -> str | None:
     """
     if settings.story_model is not None or find_spec("mlflow") is None:
         return None
-    from training.tracking.mlflow_store import database_file
+    from training.tracking.store import database_file
 
     uri = settings.mlflow_tracking_uri
     database = database_file(uri)

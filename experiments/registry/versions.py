@@ -16,11 +16,10 @@ from experiments.registry.package import save_package
 from model.architecture.folder import ModelFolder
 from model.architecture.weights import read_weights
 from model.errors import InputError
-from training.tracking.logged_model import MODEL_NAME
-from training.tracking.mlflow_store import open_experiment, open_store
+from training.tracking.observer import MODEL_NAME, flat
 from training.tracking.provenance import provenance
-from training.tracking.shown import flat
-from training.tracking.tracked_run import RUN_FILE
+from training.tracking.runs import RUN_FILE
+from training.tracking.store import open_experiment, open_store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -24,9 +24,8 @@ from torch import nn
 from experiments.studies.rglru import Rglru
 from model.architecture.network import Recurrence, StoryNetwork
 from training.data.shards import TokenShard
-from training.trainer.optim import Optimizers, rate_share
+from training.trainer.optim import Optimizers, has_bf16, rate_share
 from training.trainer.parallel import Group
-from training.trainer.precision import has_bf16
 from training.trainer.recipe import OptimizerRecipe, load_recipe
 from training.trainer.rows import IGNORED, RowStream
 from training.trainer.validation import Validation

@@ -35,8 +35,8 @@ from experiments.sweep.study import (
 from experiments.sweep.trial import Ended, Judge
 from model.errors import InputError
 from training.tracking.outbox import one_line
+from training.trainer.observers import RunStart
 from training.trainer.recipe import Recipe
-from training.trainer.report import RunStart
 
 if TYPE_CHECKING:
     import optuna

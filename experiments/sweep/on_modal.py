@@ -24,9 +24,9 @@ from experiments.sweep.study import open_study
 from experiments.sweep.trial import Ended
 from experiments.sweep.worker import FAILED, STOPPED, Order, Steps, child_tags
 from model.errors import DeployError, MissingExtraError, StoryError
+from training.tracking.observer import MlflowObserver
 from training.tracking.outbox import one_line
-from training.tracking.tracking import MlflowObserver
-from training.trainer.report import EvaluationReport, Observer, Outcome, RunEnd
+from training.trainer.observers import EvaluationReport, Observer, Outcome, RunEnd
 
 if TYPE_CHECKING:
     import modal

@@ -16,18 +16,18 @@ from experiments.sweep.figures import draw_history, draw_importance
 from experiments.sweep.plan import Plan
 from experiments.sweep.shown import best_of, importance, rows, summary
 from experiments.sweep.study import RUN
-from training.tracking.mlflow_store import (
+from training.tracking.observer import without_folders
+from training.tracking.provenance import provenance
+from training.tracking.runs import now, set_tags
+from training.tracking.store import (
     LAST_SEEN,
     OWNER,
     bury_dead_runs,
     open_experiment,
     open_store,
+    owner_of,
     unusable,
 )
-from training.tracking.owner import owner_of
-from training.tracking.provenance import provenance
-from training.tracking.shown import without_folders
-from training.tracking.tracked_run import now, set_tags
 
 if TYPE_CHECKING:
     import optuna

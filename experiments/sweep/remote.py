@@ -16,8 +16,8 @@ from typing import Any, Protocol
 from experiments.sweep.trial import run_trial
 from model.errors import DataError, StoryError
 from training.tracking.provenance import Provenance, provenance
+from training.trainer.observers import EndRun, EvaluationReport, RunEnd, RunStart, StepReport
 from training.trainer.recipe import Recipe
-from training.trainer.report import EndRun, EvaluationReport, RunEnd, RunStart, StepReport
 
 PATIENCE = 120.0
 """Seconds to wait for a verdict."""

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from model.errors import InputError, MissingExtraError
 from model.settings import Settings, without_password
-from training.tracking.mlflow_store import database_file
 from training.tracking.outbox import one_line
+from training.tracking.store import database_file
 
 if TYPE_CHECKING:
     import optuna

@@ -19,7 +19,7 @@ from experiments.sweep.plan import PARTS, Plan
 from experiments.sweep.space import Dimension, Prune, Value
 from experiments.sweep.storage import open_storage
 from model.errors import InputError
-from training.tracking.owner import Owner, owner_of
+from training.tracking.store import Owner, owner_of
 
 if TYPE_CHECKING:
     import optuna

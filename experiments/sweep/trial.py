@@ -15,8 +15,8 @@ from typing import Literal
 
 from experiments.sweep.plan import part_of
 from model.errors import StoryError, TrainingError
+from training.trainer.observers import EndRun, EvaluationReport, Observer, RunEnd, RunStart, StepReport
 from training.trainer.recipe import Recipe
-from training.trainer.report import EndRun, EvaluationReport, Observer, RunEnd, RunStart, StepReport
 
 Judge = Callable[[int, float], str | None]
 """(part of the budget, bits per byte) → why the trial should end now, or None."""

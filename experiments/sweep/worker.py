@@ -22,7 +22,7 @@ from typing import Any
 from experiments.sweep.objective import Job, Runner, Tell, Work
 from experiments.sweep.study import open_study
 from experiments.sweep.trial import Ended, run_trial
-from training.trainer.report import EndRun, EvaluationReport, Observer, RunEnd, RunStart, StepReport
+from training.trainer.observers import EndRun, EvaluationReport, Observer, RunEnd, RunStart, StepReport
 
 FAILED, STOPPED = 1, 130
 """Exit codes."""
@@ -92,8 +92,8 @@ def child_tags(order: Order, number: int) -> dict[str, str]:
 def local_runner(order: Order, tell: Tell, stopping: Callable[[], bool], *, bar: bool) -> Runner:
     """Trains in this process. `bar`: with a progress bar of its own, for one worker alone."""
     from experiments.sweep.parent import EXPERIMENT
-    from training.tracking.tracking import MlflowObserver
-    from training.trainer.progress import ProgressObserver
+    from training.tracking.observer import MlflowObserver
+    from training.trainer.observers import ProgressObserver
 
     def run(job: Job) -> Ended:
         observers: list[Observer] = [Watch(stopping), ProgressObserver() if bar else Steps(job.number, tell)]

@@ -16,7 +16,7 @@ from experiments.dashboard.records import Curve, Moment, Overview, RunRow
 from experiments.dashboard.runs import run_rows
 from tests.experiments.dashboard.direct import DirectReader
 from tests.experiments.dashboard.made import Made, made
-from training.tracking.mlflow_store import open_store
+from training.tracking.store import open_store
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,7 @@ from pathlib import Path
 from experiments.common.thresholds import THRESHOLDS, load_thresholds
 from experiments.gate.evidence import load_baseline
 from model.architecture.folder import PRETRAINED, ModelFolder
-from training.data.corpus import story_id
-from training.data.own_corpus import load_own_stories
+from training.data.corpus import load_own_stories, story_id
 
 CHAMPION = THRESHOLDS.with_name("champion.json")
 

@@ -21,7 +21,7 @@ from model.architecture.config import ModelConfig
 from model.architecture.network import END_OF_STORY_ID, StoryNetwork
 from model.architecture.tokenizer import StoryTokenizer
 from training.data.bpe import train_tokenizer
-from training.data.own_corpus import load_own_stories
+from training.data.corpus import load_own_stories
 from training.export.export import export_checkpoint
 
 SMALL = ModelConfig(

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="session")
 def _migrated_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from training.tracking.mlflow_store import open_store
+    from training.tracking.store import open_store
 
     database = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
     open_store(f"sqlite:///{database}")

@@ -6,7 +6,7 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-from training.data.own_corpus import own_stories_folder
+from training.data.corpus import own_stories_folder
 from training.data.prepare import PrepareOptions, prepare
 
 

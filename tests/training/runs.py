@@ -17,9 +17,9 @@ import torch
 from model.architecture.checkpoint import load_network
 from model.architecture.config import ModelConfig
 from training.trainer.loop import Trainer
+from training.trainer.observers import EvaluationReport, RunEnd, RunStart, StepReport
 from training.trainer.parallel import Group
 from training.trainer.recipe import OptimizerRecipe, Recipe
-from training.trainer.report import EvaluationReport, RunEnd, RunStart, StepReport
 
 MODEL = ModelConfig(
     vocab_size=512, width=32, pattern="RA", mlp_width=48, heads=2, head_dim=16, key_dim=8, window=16, chunk=16

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from training.tracking.mlflow_store import open_store
-from training.tracking.tracking import MlflowObserver
-from training.trainer.report import EvaluationReport, Outcome, RunEnd, RunStart, StepReport
+from training.tracking.observer import MlflowObserver
+from training.tracking.store import open_store
+from training.trainer.observers import EvaluationReport, Outcome, RunEnd, RunStart, StepReport
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -25,14 +25,26 @@ from torch import Tensor
 from model.architecture.network import StoryNetwork
 from model.errors import InputError, ModelError, TrainingError
 from training.data.shards import TokenShard, read_meta
-from training.trainer.averaging import Average
-from training.trainer.checkpoint import BEST, LAST, find_checkpoint, read_checkpoint, write_checkpoint
-from training.trainer.initial import read_initial
-from training.trainer.optim import Optimizers, rate_share
+from training.trainer.checkpoint import (
+    BEST,
+    LAST,
+    find_checkpoint,
+    read_checkpoint,
+    read_initial,
+    write_checkpoint,
+)
+from training.trainer.observers import (
+    EndRun,
+    EvaluationReport,
+    Observer,
+    Outcome,
+    RunEnd,
+    RunStart,
+    StepReport,
+)
+from training.trainer.optim import Average, Optimizers, has_bf16, rate_share
 from training.trainer.parallel import Group
-from training.trainer.precision import has_bf16
 from training.trainer.recipe import Recipe
-from training.trainer.report import EndRun, EvaluationReport, Observer, Outcome, RunEnd, RunStart, StepReport
 from training.trainer.rows import IGNORED, RowStream
 from training.trainer.validation import Validation, write_samples
 

@@ -11,7 +11,7 @@ from typer.testing import CliRunner, Result
 import story
 from experiments.ab.database import connect, migrate, store
 from tests.experiments.ab.events import readers
-from training.tracking.mlflow_store import database_file, open_store
+from training.tracking.store import database_file, open_store
 
 
 def run(*arguments: str) -> Result:

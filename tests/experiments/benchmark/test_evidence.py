@@ -28,7 +28,7 @@ from experiments.common.thresholds import load_thresholds
 from model.errors import InputError
 from tests.experiments.benchmark.made import DIGEST, OTHER, comparison, report, samples
 from tests.experiments.benchmark.rows import row
-from training.tracking.mlflow_store import open_store
+from training.tracking.store import open_store
 
 
 @pytest.fixture(autouse=True)

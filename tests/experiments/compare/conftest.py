@@ -11,7 +11,7 @@ import pytest
 from experiments.registry.versions import NAME, Version, find
 from tests.training.conftest import _migrated_store, tracking_uri
 from tests.training.tracked import RECIPE, end, evaluation, observer_on, start, step
-from training.tracking.mlflow_store import open_experiment, open_store
+from training.tracking.store import open_experiment, open_store
 
 __all__ = ["_migrated_store", "tracking_uri"]
 

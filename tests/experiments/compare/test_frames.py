@@ -9,7 +9,7 @@ from experiments.common.thresholds import METRICS
 from experiments.compare.choose import choose
 from experiments.compare.frames import CURVE_COLUMNS, QUALITY, SPEED, curves, differences, notes, table
 from tests.experiments.compare.conftest import Place
-from training.tracking.mlflow_store import open_experiment, open_store
+from training.tracking.store import open_experiment, open_store
 
 
 def test_curves_are_the_reported_points_over_steps_tokens_and_minutes(place: Place) -> None:

@@ -14,7 +14,7 @@ from experiments.dashboard.records import Overview, as_plain
 from experiments.dashboard.runs import run_rows
 from experiments.registry.versions import versions
 from tests.experiments.dashboard.made import Made, made
-from training.tracking.mlflow_store import open_store
+from training.tracking.store import open_store
 
 
 @pytest.fixture(scope="module")

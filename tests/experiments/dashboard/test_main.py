@@ -13,7 +13,7 @@ from mlflow.exceptions import MlflowException
 from experiments.dashboard.__main__ import Reading, reply
 from model.errors import InputError
 from tests.experiments.dashboard.made import made
-from training.tracking.mlflow_store import open_store
+from training.tracking.store import open_store
 
 
 def test_no_question_changes_the_store_and_its_client_could_not(tmp_path: Path) -> None:

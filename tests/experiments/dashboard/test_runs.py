@@ -16,8 +16,8 @@ from experiments.dashboard.runs import MOST_MOMENTS, curves, finite, moments, ru
 from tests.experiments.dashboard.direct import DirectReader
 from tests.experiments.dashboard.made import Made, made
 from tests.training.tracked import observer_on, start, step
-from training.tracking.mlflow_store import OWNER, open_store
-from training.tracking.tracking import STORIES
+from training.tracking.observer import STORIES
+from training.tracking.store import OWNER, open_store
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from experiments.quality.evidence import QualityEvidence, StoryLoss
 from experiments.quality.held_out import digest_of, read_held_out
 from model.architecture.tokenizer import StoryTokenizer
 from tests.model.small_model import small_tokenizer
-from training.data.own_corpus import load_own_stories
+from training.data.corpus import load_own_stories
 
 OWN = digest_of(story.text for story in load_own_stories("heldout"))
 

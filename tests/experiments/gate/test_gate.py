@@ -29,7 +29,7 @@ from model.architecture.folder import ModelFolder
 from model.errors import InputError
 from tests.experiments.gate.promoted import Place
 from tests.experiments.gate.worse import SHORT, log_quality, log_speed, noised
-from training.tracking.mlflow_store import open_store
+from training.tracking.store import open_store
 
 
 def verdicts(decision: Decision) -> dict[str, Verdict]:

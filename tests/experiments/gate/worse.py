@@ -36,7 +36,7 @@ from model.generation import Request
 from model.runtimes.protocol import Logits, Tokens
 from model.serving.backend import LocalBackend, ModelInfo
 from tests.model.small_model import small_checkpoint
-from training.data.own_corpus import load_own_stories
+from training.data.corpus import load_own_stories
 from training.export.export import export_checkpoint
 from training.tracking.provenance import provenance
 

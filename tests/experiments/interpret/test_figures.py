@@ -22,7 +22,7 @@ from experiments.interpret.mentions import by_mention, cost_of_names
 from experiments.interpret.reach import cost_by_reach
 from model.architecture.tokenizer import StoryTokenizer
 from tests.model.small_model import SMALL, random_network, small_tokenizer
-from training.data.own_corpus import load_own_stories
+from training.data.corpus import load_own_stories
 
 TEXTS = [story.text for story in load_own_stories("heldout")[:2]]
 

@@ -14,7 +14,7 @@ from model.architecture.network import RecurrentState, StoryNetwork
 from model.architecture.tokenizer import StoryTokenizer
 from model.errors import InputError
 from tests.model.small_model import SMALL, random_network, small_tokenizer
-from training.data.own_corpus import load_own_stories
+from training.data.corpus import load_own_stories
 
 TEXT = load_own_stories("heldout")[0].text
 

@@ -11,7 +11,7 @@ from experiments.notebook.little import little_recipe, sample_lines
 from experiments.notebook.place import begin, empty_store
 from model.architecture.network import StoryNetwork
 from tests.training.conftest import _migrated_store, tracking_uri
-from training.tracking.mlflow_store import open_store
+from training.tracking.store import open_store
 
 __all__ = ["_migrated_store", "tracking_uri"]
 

@@ -29,7 +29,7 @@ from model.engine.load import load_engine
 from model.errors import DataError, InputError, ModelError
 from tests.model.all_runtimes import NOT_NATIVE, needs_native
 from tests.model.small_model import copy_of, small_folder
-from training.data.own_corpus import load_own_stories
+from training.data.corpus import load_own_stories
 
 SHORT = [
     "A cat sat.",

@@ -29,8 +29,7 @@ from experiments.quality.judge import Judged, Judgement
 from model.errors import DataError, InputError
 from tests.experiments.quality.reports import DIGEST as DIGEST_OF_REPORT
 from tests.experiments.quality.reports import HELD_OUT, PROMPTS, report
-from training.tracking.mlflow_store import OWNER, open_store
-from training.tracking.owner import Owner
+from training.tracking.store import OWNER, Owner, open_store
 
 
 def log(uri: str, **changes: Any) -> str:
@@ -202,7 +201,7 @@ def test_a_run_of_a_dead_process_is_buried_by_the_next(tracking_uri: str) -> Non
     """The owner is a real process that has ended."""
     run_id = log(tracking_uri)
     child = subprocess.run(
-        [sys.executable, "-c", "from training.tracking.owner import owner_of; print(owner_of().to_text())"],
+        [sys.executable, "-c", "from training.tracking.store import owner_of; print(owner_of().to_text())"],
         cwd=Path(__file__).parents[3],
         env={**os.environ},
         capture_output=True,

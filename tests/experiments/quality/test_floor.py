@@ -13,7 +13,7 @@ from experiments.quality.ngram import NgramTable
 from experiments.quality.training_texts import TrainingTexts
 from model.architecture.tokenizer import StoryTokenizer
 from tests.model.small_model import small_tokenizer
-from training.data.own_corpus import load_own_stories
+from training.data.corpus import load_own_stories
 
 
 @pytest.fixture

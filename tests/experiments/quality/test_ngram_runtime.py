@@ -11,7 +11,7 @@ from experiments.quality.ngram_runtime import NgramRuntime
 from model.architecture.tokenizer import StoryTokenizer
 from model.engine.engine import Engine
 from tests.model.small_model import small_tokenizer, story_tokens
-from training.data.own_corpus import load_own_stories
+from training.data.corpus import load_own_stories
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import pytest
 
 from experiments.quality.training_texts import TrainingTexts
 from model.errors import DataError
-from training.data.own_corpus import load_own_stories
+from training.data.corpus import load_own_stories
 from training.data.prepare import PrepareOptions, prepare
 
 

@@ -15,7 +15,7 @@ from experiments.registry.versions import Version, download, find, register, ver
 from model.architecture.folder import PRETRAINED, ModelFolder
 from model.errors import InputError, ModelError
 from tests.model.small_model import small_checkpoint, small_folder
-from training.tracking.mlflow_store import open_store
+from training.tracking.store import open_store
 
 
 def test_a_version_names_its_artifact_and_where_it_comes_from(registered: tuple[str, Version]) -> None:

@@ -17,7 +17,7 @@ from experiments.sweep.study import FIRST, MOST_TRIES, OWNER, open_study
 from experiments.sweep.trial import Ended
 from tests.experiments.sweep.sweeps import pretend, pretended_plan, pretended_work
 from tests.training.runs import smallest
-from training.tracking.owner import owner_of
+from training.tracking.store import owner_of
 
 
 def test_the_recipe_as_it_stands_comes_first_and_the_best_checkpoint_is_kept(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from experiments.sweep.space import load_space
 from experiments.sweep.study import begin_study, open_study
 from experiments.sweep.worker import FAILED, STOPPED, Order
 from tests.experiments.sweep.sweeps import STEPS, small_space
-from training.tracking.mlflow_store import open_store
+from training.tracking.store import open_store
 
 
 class Partitions:

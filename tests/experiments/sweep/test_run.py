@@ -26,8 +26,7 @@ from tests.experiments.sweep.conftest import Swept
 from tests.experiments.sweep.sweeps import STEPS, small_space
 from tests.postgres_server import postgres_server
 from tests.training.runs import train, weights
-from training.tracking.mlflow_store import open_store
-from training.tracking.owner import Owner
+from training.tracking.store import Owner, open_store
 from training.trainer.recipe import Recipe, load_recipe
 
 

@@ -31,7 +31,7 @@ from tests.model.all_runtimes import (
     worst,
 )
 from tests.model.small_model import SMALL, small_folder, story_tokens
-from training.data.own_corpus import load_own_stories
+from training.data.corpus import load_own_stories
 from training.export.acceptance import BATCHES
 
 # The network's logits, on shipped weights

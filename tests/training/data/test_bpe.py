@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from model.errors import DataError
 from training.data.bpe import END_OF_STORY, END_OF_STORY_ID, load_tokenizer, train_tokenizer
-from training.data.own_corpus import load_own_stories
+from training.data.corpus import load_own_stories
 
 TEXTS = [story.text for story in load_own_stories("train")]
 TOKENIZER = train_tokenizer(TEXTS, 600)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from training.data.cleaning import REASONS, repair, why_dropped
-from training.data.own_corpus import load_own_stories
+from training.data.corpus import load_own_stories
 
 GOOD = 'Mia found a small red boat by the pond. "Is it yours?" she asked the duck. The duck said nothing.'
 

@@ -9,7 +9,7 @@ from importlib import resources
 import pytest
 
 from model.errors import InputError
-from training.data.own_corpus import load_own_stories, own_stories_folder
+from training.data.corpus import load_own_stories, own_stories_folder
 
 
 def test_there_are_enough_stories_and_enough_of_them_are_held_out() -> None:

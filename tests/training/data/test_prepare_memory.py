@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from training.data.own_corpus import load_own_stories
+from training.data.corpus import load_own_stories
 
 OWN = [story.text for story in load_own_stories()]
 

@@ -10,8 +10,7 @@ from model.architecture.checkpoint import load_network, save_network
 from model.architecture.folder import ModelFolder
 from model.errors import InputError, ModelError
 from tests.model.small_model import SMALL, random_network, small_checkpoint, small_folder, small_tokenizer
-from training.export.blending import blend
-from training.export.export import export_checkpoint
+from training.export.export import blend, export_checkpoint
 
 
 @pytest.fixture

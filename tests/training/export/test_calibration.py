@@ -14,7 +14,7 @@ from model.architecture.network import StoryNetwork
 from model.errors import InputError, ModelError
 from tests.model.small_model import small_checkpoint
 from tests.training.runs import Recorder
-from training.data.own_corpus import own_stories_folder
+from training.data.corpus import own_stories_folder
 from training.data.prepare import PrepareOptions, prepare
 from training.data.shards import TokenShard, read_meta
 from training.export.calibration import calibrate

@@ -7,7 +7,7 @@ from typing import Any
 from model.architecture.network import StoryNetwork
 from tests.training.runs import MODEL, smallest
 from training.export.acceptance import Acceptance
-from training.export.card import history, write_card
+from training.export.export import history, write_card
 
 FIRST: dict[str, Any] = {
     "recipe": smallest(name="first").as_dict(), "data": "aa11", "step": 1200, "tokens": 5_000_000, "elapsed": 600.0,

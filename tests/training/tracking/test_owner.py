@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.tracking.owner import Owner, owner_of
+from training.tracking.store import Owner, owner_of
 
 
 @pytest.fixture

@@ -11,8 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.training.tracked import RECIPE, evaluation
-from training.tracking.logged_model import folder_digest
-from training.tracking.shown import flat, samples_rows
+from training.tracking.observer import flat, folder_digest, samples_rows
 
 
 def test_flat_parameters_are_the_recipe_s_leaves() -> None:

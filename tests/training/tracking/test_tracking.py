@@ -23,11 +23,9 @@ from tests.training.tracked import (
     step,
     text_of,
 )
-from training.tracking.logged_model import folder_digest
-from training.tracking.mlflow_store import open_store
-from training.tracking.shown import flat, samples_page
-from training.tracking.tracking import EXPERIMENT, STORIES
-from training.trainer.report import Outcome
+from training.tracking.observer import EXPERIMENT, STORIES, flat, folder_digest, samples_page
+from training.tracking.store import open_store
+from training.trainer.observers import Outcome
 
 
 def test_a_whole_run_can_be_read_back_from_the_store(

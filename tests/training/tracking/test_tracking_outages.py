@@ -17,16 +17,16 @@ from typing import TYPE_CHECKING
 import pytest
 
 from model.errors import InputError
-from training.tracking.mlflow_store import (
+from training.tracking.observer import EXPERIMENT, STORIES, default_tracking_uri
+from training.tracking.runs import RUN_FILE
+from training.tracking.store import (
     bury_dead_runs,
     database_file,
     open_experiment,
     open_store,
+    owner_of,
     without_password,
 )
-from training.tracking.owner import owner_of
-from training.tracking.tracked_run import RUN_FILE
-from training.tracking.tracking import EXPERIMENT, STORIES, default_tracking_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -279,5 +279,5 @@ def test_the_default_store_is_a_database_in_the_working_directory(
 
 
 def test_mlflow_is_imported_by_the_first_start_and_not_by_the_module(repository: Path) -> None:
-    check = "import sys, training.tracking.tracking, training.run; sys.exit('mlflow' in sys.modules)"
+    check = "import sys, training.tracking.observer, training.run; sys.exit('mlflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check], cwd=repository, check=False).returncode == 0

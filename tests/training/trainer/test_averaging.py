@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from training.trainer.averaging import Average
+from training.trainer.optim import Average
 
 
 def one_weight(value: float) -> nn.Linear:

@@ -15,9 +15,9 @@ from model.architecture.folder import ModelFolder, read_config
 from model.errors import InputError, ModelError, StoryError
 from tests.model.small_model import SMALL, copy_of, small_folder
 from tests.training.runs import Recorder, same_weights, smallest, train, weights
-from training.data.own_corpus import own_stories_folder
+from training.data.corpus import own_stories_folder
 from training.data.prepare import PrepareOptions, prepare
-from training.export.card import history
+from training.export.export import history
 from training.trainer.loop import Trainer
 from training.trainer.recipe import Recipe
 

@@ -26,10 +26,10 @@ from tests.training.runs import (
 )
 from training.data.shards import TokenShard
 from training.trainer.loop import Trainer
+from training.trainer.observers import EndRun, EvaluationReport
 from training.trainer.optim import rate_share
 from training.trainer.parallel import Group
 from training.trainer.recipe import Recipe
-from training.trainer.report import EndRun, EvaluationReport
 from training.trainer.rows import IGNORED, RowStream
 from training.trainer.validation import Validation
 

@@ -7,9 +7,7 @@ from hypothesis import strategies as st
 
 from model.architecture.network import StoryNetwork
 from tests.training.runs import MODEL
-from training.trainer.muon import PreciseMuon, orthogonalize
-from training.trainer.optim import Optimizers
-from training.trainer.precision import has_bf16
+from training.trainer.optim import Optimizers, PreciseMuon, has_bf16, orthogonalize
 from training.trainer.recipe import OptimizerRecipe
 
 JORDAN = (3.4445, -4.7750, 2.0315)

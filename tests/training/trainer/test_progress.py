@@ -10,8 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from training.trainer.progress import ProgressObserver, bits_per_nat, clock, seconds_left
-from training.trainer.report import EvaluationReport, RunEnd, RunStart, StepReport
+from training.trainer.observers import (
+    EvaluationReport,
+    ProgressObserver,
+    RunEnd,
+    RunStart,
+    StepReport,
+    bits_per_nat,
+    clock,
+    seconds_left,
+)
 
 META = {"splits": {"train": {"stories": 2, "tokens": 100, "bytes": 400}}}
 

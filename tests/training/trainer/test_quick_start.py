@@ -11,8 +11,8 @@ import pytest
 from rich.console import Console
 
 from model.architecture.folder import PRETRAINED
-from training.data.own_corpus import load_own_stories
-from training.trainer.quick_start import OWN_SHARDS, SHARDS, Start, find_start
+from training.data.corpus import load_own_stories
+from training.run import OWN_SHARDS, SHARDS, Start, find_start
 from training.trainer.recipe import load_recipe
 
 

@@ -28,8 +28,8 @@ from tests.training.runs import (
 )
 from training.trainer.checkpoint import find_checkpoint
 from training.trainer.loop import Trainer
+from training.trainer.observers import EvaluationReport
 from training.trainer.recipe import Recipe
-from training.trainer.report import EvaluationReport
 
 
 def figures(evaluations: list[EvaluationReport]) -> list[tuple[int, float, bool]]:

@@ -31,7 +31,7 @@ from tests.model.torch_runtimes import (
     small_torch,
     worst,
 )
-from training.data.own_corpus import load_own_stories
+from training.data.corpus import load_own_stories
 from training.export.acceptance import BATCHES
 
 BOUND = 2e-4

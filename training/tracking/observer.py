@@ -11,16 +11,20 @@ the store lies in `mlflow-unsent-RUN.jsonl` in the run's folder and is sent by a
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
+import math
 import tempfile
 from contextlib import suppress
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import TYPE_CHECKING, Any
 
 from model.errors import StoryError
-from training.tracking.logged_model import log_checkpoint
-from training.tracking.mlflow_store import (
+from training.tracking.outbox import Leftover, Outbox, Point, one_line, read_leftover, write_leftover
+from training.tracking.provenance import Provenance
+from training.tracking.runs import begin_run, describe_run, now, set_tags
+from training.tracking.store import (
     LAST_SEEN,
     bury_dead_runs,
     default_tracking_uri,
@@ -29,11 +33,10 @@ from training.tracking.mlflow_store import (
     unusable,
     without_password,
 )
-from training.tracking.outbox import Leftover, Outbox, Point, one_line, read_leftover, write_leftover
-from training.tracking.provenance import Provenance
-from training.tracking.shown import COLUMNS, samples_page, samples_rows
-from training.tracking.tracked_run import begin_run, describe_run, now, set_tags
-from training.trainer.report import EvaluationReport, Outcome, RunEnd, RunStart, StepReport
+from training.trainer.observers import EvaluationReport, Outcome, RunEnd, RunStart, StepReport
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 __all__ = ["EXPERIMENT", "STORIES", "MlflowObserver", "default_tracking_uri"]
 
@@ -251,3 +254,125 @@ class MlflowObserver:
             log.warning("%s and are lost: %s", counted, one_line(error))
         else:
             log.warning("%s; a resume sends them from %s", counted, self._unsent.name)
+
+
+COLUMNS = ("step", "tokens", "loss", "bits_per_byte", "prompt", "continuation")
+"""Of the table of sample stories."""
+
+
+def flat(recipe: dict[str, Any]) -> dict[str, str]:
+    """A nested recipe as MLflow parameters: `{"model": {"width": 256}}` → `{"model.width": "256"}`.
+
+    Texts stay as they are, all else is written as JSON. Of an absolute path only the last name is shown.
+    """
+    params: dict[str, str] = {}
+    for key, value in without_folders(recipe).items():
+        if isinstance(value, dict) and value:
+            params |= {f"{key}.{inner}": text for inner, text in flat(value).items()}
+        else:
+            params[key] = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return params
+
+
+def without_folders(value: Any) -> Any:
+    """The same plain values, each absolute path cut down to its last name: folders may name people."""
+    if isinstance(value, dict):
+        return {str(key): without_folders(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_folders(inner) for inner in value]
+    if isinstance(value, Path):
+        value = str(value)
+    if isinstance(value, str):
+        for kind in (PurePosixPath, PureWindowsPath):
+            if kind(value).is_absolute():
+                return kind(value).name
+    return value
+
+
+def samples_page(report: EvaluationReport) -> str:
+    """The sample stories of one evaluation as Markdown."""
+    best = ", the best so far" if report.best else ""
+    lines = [
+        f"# Step {report.step:,}",
+        "",
+        f"{report.tokens:,} tokens seen; validation loss {report.loss:.4f} nats a token, "
+        f"{report.bits_per_byte:.4f} bits per byte{best}.",
+    ]
+    for number, (prompt, continuation) in enumerate(report.samples, start=1):
+        story = (prompt + continuation).splitlines() or [""]
+        lines += ["", f"## Story {number}", "", *(f"> {line}".rstrip() for line in story)]
+    return "\n".join(lines) + "\n"
+
+
+def samples_rows(report: EvaluationReport) -> list[list[Any]]:
+    """The same as rows of `COLUMNS`, one a story; JSON has no NaN, so such a figure is `None`."""
+    figures = [value if math.isfinite(value) else None for value in (report.loss, report.bits_per_byte)]
+    return [[report.step, report.tokens, *figures, *sample] for sample in report.samples]
+
+
+MODEL_NAME = "story-writer"
+DIGEST = "checkpoint.digest"
+INHERITED = ("git.sha", "git.dirty", "data.digest")
+"""Tags of the run that its model carries too."""
+
+
+def log_checkpoint(client: MlflowClient, run_id: str, checkpoint: Path) -> str:
+    """Store the files of `checkpoint` (a folder) as a logged model of the run; returns the model's id.
+
+    After a resume that found nothing better the same checkpoint is there already, and is not stored twice.
+    """
+    from mlflow.entities import LoggedModelOutput, Metric
+
+    run = client.get_run(run_id)
+    digest = folder_digest(checkpoint)
+    for output in run.outputs.model_outputs if run.outputs else []:
+        if client.get_logged_model(output.model_id).tags.get(DIGEST) == digest:
+            return str(output.model_id)
+    model = client.create_logged_model(
+        run.info.experiment_id,
+        name=MODEL_NAME,
+        source_run_id=run_id,
+        tags={key: run.data.tags[key] for key in INHERITED if key in run.data.tags} | {DIGEST: digest},
+        params=run.data.params,
+        model_type="checkpoint",
+    )
+    try:
+        client.log_model_artifacts(model.model_id, str(checkpoint))
+    except Exception:
+        client.finalize_logged_model(model.model_id, "FAILED")
+        raise
+    client.finalize_logged_model(model.model_id, "READY")
+
+    bits = client.get_metric_history(run_id, "val/bits_per_byte")
+    best = min(bits, key=lambda metric: metric.value, default=None)
+    client.log_outputs(run_id, [LoggedModelOutput(model.model_id, 0 if best is None else best.step)])
+    if best is not None:
+        data = run.inputs.dataset_inputs[0].dataset if run.inputs and run.inputs.dataset_inputs else None
+        losses = client.get_metric_history(run_id, "val/loss")
+        of_this_step = [one for one in losses if (one.step, one.timestamp) == (best.step, best.timestamp)]
+        # Key, time and step are those of the run's own points, so the run's curves get no second ones.
+        metrics = [
+            Metric(
+                metric.key,
+                metric.value,
+                metric.timestamp,
+                metric.step,
+                model_id=model.model_id,
+                dataset_name=None if data is None else data.name,
+                dataset_digest=None if data is None else data.digest,
+                run_id=run_id,
+            )
+            for metric in (best, *of_this_step)
+        ]
+        client.log_batch(run_id, metrics=metrics, synchronous=True)
+    return str(model.model_id)
+
+
+def folder_digest(folder: Path) -> str:
+    """SHA-256 over the names and contents of a folder's files, in the order of their names."""
+    total = hashlib.sha256()
+    for file in sorted(file for file in folder.rglob("*") if file.is_file()):
+        with file.open("rb") as opened:
+            content = hashlib.file_digest(opened, "sha256").hexdigest()
+        total.update(f"{file.relative_to(folder).as_posix()}\0{content}\n".encode())
+    return total.hexdigest()

@@ -6,11 +6,18 @@ functions, and whoever trains without tracking never pays for it.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import os
+import platform
+import uuid
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote, urlsplit
+
+import psutil
 
 from model.errors import InputError, MissingExtraError
 from model.settings import load_settings
@@ -22,7 +29,7 @@ if TYPE_CHECKING:
 
 SQLITE = "sqlite:///"
 OWNER, LAST_SEEN = "owner", "last_seen"
-"""Tags of a run: whose it is (`training.tracking.owner.Owner`), and when it last reported (ms since 1970)."""
+"""Tags of a run: whose it is (`training.tracking.store.Owner`), and when it last reported (ms since 1970)."""
 
 QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -166,8 +173,6 @@ def bury_dead_runs(client: MlflowClient, experiment_id: str) -> list[str]:
 
     Runs of other machines and of other programs are left as they are: nothing can be known about them here.
     """
-    from training.tracking.owner import Owner  # needs psutil, which a machine that only serves does not have
-
     buried = []
     for run in client.search_runs([experiment_id], "attributes.status = 'RUNNING'"):
         owner = Owner.from_text(run.data.tags.get(OWNER, ""))
@@ -175,3 +180,77 @@ def bury_dead_runs(client: MlflowClient, experiment_id: str) -> list[str]:
             bury(client, run, "its process ended without a word")
             buried.append(str(run.info.run_id))
     return buried
+
+
+State = Literal["alive", "dead", "unknown"]
+
+SAME_MOMENT = 1.5
+"""Seconds: the kernel's boot time is told in whole ones and may jump by one between two looks."""
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """One process, told from all others of the past."""
+
+    host: str
+    """Hash of the machine's name and of the process-id namespace (two containers both have a process 1)."""
+    boot: str
+    pid: int
+    began: float
+    """Seconds from the machine's boot to the process's start."""
+
+    def to_text(self) -> str:
+        """One line of JSON, for a tag."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_text(cls, text: str) -> Owner | None:
+        """The inverse; `None` for anything else, such as a tag of another program."""
+        try:
+            fields = json.loads(text)
+            return cls(str(fields["host"]), str(fields["boot"]), int(fields["pid"]), float(fields["began"]))
+        except (ValueError, TypeError, KeyError):
+            return None
+
+    def state(self) -> State:
+        """Whether that process lives; `unknown` for another machine's, which cannot be seen from here."""
+        if self.host != _host():
+            return "unknown"
+        if self.boot != _boot():
+            return "dead"
+        try:
+            process = psutil.Process(self.pid)
+            if process.status() == psutil.STATUS_ZOMBIE:
+                return "dead"
+            return "alive" if abs(_began(process) - self.began) < SAME_MOMENT else "dead"
+        except psutil.NoSuchProcess:
+            return "dead"
+        except psutil.Error:
+            return "unknown"
+
+
+def owner_of(pid: int | None = None) -> Owner:
+    """Identity of a living process of this machine, of this one by default."""
+    process = psutil.Process(pid)
+    return Owner(_host(), _boot(), process.pid, round(_began(process), 2))
+
+
+def _began(process: psutil.Process) -> float:
+    # Both terms are counted from the same boot time, so a clock that is set does not move the difference.
+    return float(process.create_time() - psutil.boot_time())
+
+
+def _host() -> str:
+    try:
+        space = os.readlink("/proc/self/ns/pid")
+    except OSError:
+        space = str(uuid.getnode())
+    return hashlib.sha256(f"{platform.node()}/{space}".encode()).hexdigest()[:16]
+
+
+def _boot() -> str:
+    """Linux's random id of this boot; elsewhere the boot's minute."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return str(round(psutil.boot_time() / 60))

@@ -13,11 +13,10 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from training.tracking.mlflow_store import LAST_SEEN, OWNER, bury
-from training.tracking.owner import Owner, owner_of
+from training.tracking.observer import flat, without_folders
 from training.tracking.provenance import Provenance, provenance
-from training.tracking.shown import flat, without_folders
-from training.trainer.report import RunStart
+from training.tracking.store import LAST_SEEN, OWNER, Owner, bury, owner_of
+from training.trainer.observers import RunStart
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
