@@ -11,17 +11,18 @@ PARALLEL ?= -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint types format pytest serving dev notebooks clean
+.PHONY: help demo test lint types format pytest serving dev docs notebooks clean
 
 help: ## List the commands
 	@echo "make demo      start the app on http://127.0.0.1:7860 (installs what serving needs on first use)"
 	@echo "make test      format, lint and type checks, then every test (installs what tests need on first use)"
-	@echo "make lint      ruff (format and rules) and import-linter (package layers), nothing is changed"
+	@echo "make lint      ruff, import-linter (package layers) and the strict build of the manual; nothing is changed"
 	@echo "make types     mypy --strict"
 	@echo "make pytest    the tests alone; ARGS='-k engine -x' narrows them, ARGS='-m slow' runs the slow ones"
 	@echo "make format    ruff: format the code"
 	@echo "make serving   install what serving needs, start nothing"
 	@echo "make dev       install what changing the project needs, start nothing"
+	@echo "make docs      build the manual in docs/ into site/; fails on a broken link"
 	@echo "make notebooks execute the notebooks and store them with what they show; ONLY='02 03' names some"
 	@echo "make clean     remove caches and build leftovers; .venv, data and runs stay"
 
@@ -40,6 +41,8 @@ $(VENV)/.made:
 	echo "write-me-a-story needs Python 3.11 or newer with its venv module (Debian: python3 python3-venv)." >&2; \
 	echo "None was found on the PATH; name one: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; \
 	exit 1
+
+MANUAL = $(BIN)/zensical build --clean --strict
 
 # The decoder in C, which an installation builds where there is a compiler.
 NATIVE := $(wildcard model/runtimes/native/csrc/*.[ch])
@@ -66,6 +69,7 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports --no-logo
+	$(MANUAL)
 
 types: $(VENV)/.dev
 	$(BIN)/mypy
@@ -77,6 +81,11 @@ format: $(VENV)/.dev
 pytest: $(VENV)/.dev
 	$(BIN)/python -m pytest $(ARGS)
 
+# Tables made from the code first, then the pages.
+docs: $(VENV)/.dev
+	$(BIN)/python -m model.reference
+	$(MANUAL)
+
 notebooks: $(VENV)/.dev
 	$(BIN)/python -m experiments.notebook.stored $(ONLY)
 
@@ -87,5 +96,5 @@ test: $(VENV)/.dev
 	@$(MAKE) --no-print-directory pytest ARGS="$(PARALLEL) $(ARGS)"
 
 clean:
-	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .gradio build dist *.egg-info
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .gradio .cache site build dist *.egg-info
 	find . -path ./$(VENV) -prune -o -type d -name __pycache__ -exec rm -rf {} +

@@ -1,7 +1,7 @@
 """What the environment may say, read and checked once at the edge.
 
 Every name that the project listens to is a field of `Settings`; nothing else reads the environment for a
-setting. The README has them as a table (`model.settings_table`), and a test holds the two together. A name that
+setting. `docs/configuration.md` has them as a table, made by `model.reference`. A name that
 starts with `STORY_` and is not in the table is an error, because a mistyped setting that is silently ignored
 looks exactly like one that works. A secret may also lie in a file, as orchestrators mount them: for `REDIS_URL` the
 file is named by `REDIS_URL_FILE`.

@@ -1,7 +1,7 @@
 """The page in a real browser: headless Chromium, a real server, a real engine.
 
 The network behind most of these tests is untrained and slowed down (see `engines.py`), so that there is time
-to watch and to stop. The last test uses the model that ships with the repository, and makes the README's
+to watch and to stop. The last test uses the model that ships with the repository, and makes the manual's
 picture: `DEMO_SCREENSHOT=docs/demo.png` names the file, `DEMO_SEED` the story.
 """
 

@@ -1,6 +1,6 @@
 """The Experiments page in a real browser, over a real store that a real process of its own reads.
 
-`EXPERIMENTS_STORE=sqlite:///PATH EXPERIMENTS_SCREENSHOT=docs/experiments.png` makes the README's picture of a store.
+`EXPERIMENTS_STORE=sqlite:///PATH EXPERIMENTS_SCREENSHOT=docs/experiments.png` makes the manual's picture of a store.
 """
 
 from __future__ import annotations
@@ -189,7 +189,7 @@ def test_without_a_store_the_page_is_one_line(browser: Browser, tmp_path: Path) 
 
 
 @pytest.mark.skipif(
-    "EXPERIMENTS_SCREENSHOT" not in os.environ, reason="makes the README's picture when it is named"
+    "EXPERIMENTS_SCREENSHOT" not in os.environ, reason="makes the manual's picture when it is named"
 )
 def test_the_picture_of_the_readme(opened: Callable[..., Page], repository: Path) -> None:
     page = opened(viewport={"width": 1280, "height": 900}, color_scheme="light")

@@ -67,11 +67,11 @@ def test_every_documented_threshold_is_a_gate_check_and_an_alert_with_the_same_b
         assert float(re.findall(r"[\d.]+", shown)[0]) == gate[metric].limit, metric
 
 
-def test_every_alert_says_what_to_do_in_the_readme() -> None:
-    readme = (REPOSITORY / "README.md").read_text()
+def test_every_alert_says_what_to_do_in_the_manual() -> None:
+    manual = (REPOSITORY / "docs" / "operations.md").read_text()
     for rule in rules():
         name = rule["annotations"]["runbook"].rpartition(": ")[2]
-        assert f"**{name}**" in readme, rule["alert"]
+        assert f"**{name}**" in manual, rule["alert"]
 
 
 def test_rules_and_dashboard_speak_of_figures_that_the_service_has() -> None:

@@ -1,4 +1,4 @@
-"""Every threat in `deploy/SECURITY.md` has a test, and the test is there."""
+"""Every threat in `docs/security.md` has a test, and the test is there."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def test_each_row_names_tests_that_exist(repository: Path) -> None:
-    text = (repository / "deploy" / "SECURITY.md").read_text()
+    text = (repository / "docs" / "security.md").read_text()
     rows = [line for line in text.splitlines() if line.startswith("| ")][2:]
     assert len(rows) >= 15
     for row in rows:

@@ -16,7 +16,7 @@ CHAMPION = THRESHOLDS.with_name("champion.json")
 def test_the_champion_in_the_repository_is_the_model_that_ships() -> None:
     champion = load_baseline(CHAMPION)
     assert champion.digest == ModelFolder.open(PRETRAINED).digest, (
-        "model/pretrained has changed: make experiments/champion.json again (README, The model gate in CI)"
+        "model/pretrained has changed: make experiments/champion.json again (docs/evaluation.md, The gate in CI)"
     )
     assert [loss.id for loss in champion.losses] == [
         story_id(story.text) for story in load_own_stories("heldout")

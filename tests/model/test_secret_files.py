@@ -82,8 +82,3 @@ def test_a_setting_that_is_no_secret_cannot_lie_in_a_file(monkeypatch: pytest.Mo
     monkeypatch.setenv("STORY_SLOTS_FILE", "slots")
     with pytest.raises(InputError, match="STORY_SLOTS_FILE is not a setting"):
         load_settings()
-
-
-def test_the_readme_tells_of_it(repository: Path) -> None:
-    readme = (repository / "README.md").read_text("utf-8")
-    assert all(f"`{name}_FILE`" in readme for name in ("MODAL_SECRET", "REDIS_URL", "DATABASE_URL"))

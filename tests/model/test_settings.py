@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.errors import InputError
+from model.reference import settings_table
 from model.settings import Settings, environment_names, load_settings, without_password
-from model.settings_table import environment_table
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_a_secret_shows_up_nowhere(name: str, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_the_table_has_one_row_for_each_name_with_its_default() -> None:
-    rows = environment_table().splitlines()[2:]
+    rows = settings_table().splitlines()[2:]
     assert len(rows) == len(environment_names()) == len(Settings.model_fields)
     for name, row in zip(environment_names(), rows, strict=True):
         default = getattr(Settings(), name.lower())
