@@ -21,8 +21,8 @@ import pytest
 from typer.main import get_command
 
 import story
-from model.backend import LocalBackend
 from model.reference import TABLES, with_tables
+from model.serving.backend import LocalBackend
 from model.serving.http.__main__ import app as service
 from model.settings import Settings, environment_names, load_settings, secret_names
 from tests.model.serving.http.serving import Running, serving
