@@ -7,6 +7,8 @@ was wrong with it and what is allowed, and carries nothing that must stay privat
 
 from __future__ import annotations
 
+import textwrap
+
 
 class StoryError(Exception):
     """Base of all errors that are meant for a reader, not for a debugger."""
@@ -74,3 +76,8 @@ class MissingExtraError(StoryError):
         super().__init__(
             f"{what} needs the '{extra}' packages: pip install -e '.[{extra}]' -c constraints.txt"
         )
+
+
+def one_line(error: BaseException) -> str:
+    """Return an error's message without line breaks, shortened to 300 characters; its type where it has none."""
+    return textwrap.shorten(str(error), 300, placeholder=" …") or type(error).__name__

@@ -18,9 +18,8 @@ from sqlalchemy.dialects import postgresql, sqlite
 from experiments.ab.address import ALLOWED, check_address, sqlite_file
 from experiments.ab.events import Ending, Event, Exposure, Rating
 from experiments.ab.tables import HEAD, VERSION_TABLE, endings, exposures, ratings
-from model.errors import InputError
+from model.errors import InputError, one_line
 from model.settings import without_password
-from training.tracking.outbox import one_line
 
 BUSY = 5_000
 """Milliseconds that a writer waits for another process's turn with the file to end."""

@@ -1,6 +1,6 @@
 """Stories and verdicts on their way to the database, without any reader waiting for it.
 
-Whoever tells stories only puts events down here; a thread of its own (`training.tracking.outbox`) writes them in
+Whoever tells stories only puts events down here; a thread of its own (`model.outbox`) writes them in
 batches. While the database is gone, locked or full they are kept, up to `LIMIT`, and tried again; what did not fit
 any more is counted. An outage is logged once, its end too.
 """
@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from experiments.ab.events import Event, hashed
+from model.outbox import Outbox
 from model.settings import without_password
-from training.tracking.outbox import Outbox
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
@@ -96,7 +96,6 @@ class Recorder:
         """Write while this context is open; what is left at its end gets `LAST_CALL` seconds."""
         self._outbox = Outbox(
             self._send,
-            lambda _path, _text: None,
             on_failure=self._on_failure,
             on_recovery=lambda: log.warning("stories and verdicts are being stored again"),
             **self._options,
@@ -107,7 +106,7 @@ class Recorder:
             outbox, self._outbox = self._outbox, None
             left = outbox.close(LAST_CALL)
             self._let_go()
-            self._lost += len(left.points) + left.dropped
+            self._lost += len(left.items) + left.dropped
             if self._lost:
                 why = f" ({left.error})" if left.error else ""
                 log.warning("%d events of stories and verdicts were not stored%s", self._lost, why)

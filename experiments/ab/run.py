@@ -12,9 +12,8 @@ from experiments.ab.database import connect, migrate
 from experiments.ab.read import Metric, gather, known_tests
 from experiments.ab.report import Report, make_report
 from experiments.ab.shown import markdown
-from model.errors import InputError, StoryError
+from model.errors import InputError, StoryError, one_line
 from model.settings import without_password
-from training.tracking.outbox import one_line
 from training.tracking.provenance import provenance
 from training.tracking.store import open_experiment, open_store, unusable
 

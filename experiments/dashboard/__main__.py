@@ -13,8 +13,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
-from model.errors import StoryError
-from training.tracking.outbox import one_line
+from model.errors import StoryError, one_line
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -33,8 +33,7 @@ from experiments.sweep.study import (
     suggest,
 )
 from experiments.sweep.trial import Ended, Judge
-from model.errors import InputError
-from training.tracking.outbox import one_line
+from model.errors import InputError, one_line
 from training.trainer.observers import RunStart
 from training.trainer.recipe import Recipe
 

@@ -23,9 +23,8 @@ from experiments.sweep.remote import Begun, Wire
 from experiments.sweep.study import open_study
 from experiments.sweep.trial import Ended
 from experiments.sweep.worker import FAILED, STOPPED, Order, Steps, child_tags
-from model.errors import DeployError, MissingExtraError, StoryError
+from model.errors import DeployError, MissingExtraError, StoryError, one_line
 from training.tracking.observer import MlflowObserver
-from training.tracking.outbox import one_line
 from training.trainer.observers import EvaluationReport, Observer, Outcome, RunEnd
 
 if TYPE_CHECKING:

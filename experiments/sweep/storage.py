@@ -14,9 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from model.errors import InputError, MissingExtraError
+from model.errors import InputError, MissingExtraError, one_line
 from model.settings import Settings, without_password
-from training.tracking.outbox import one_line
 from training.tracking.store import database_file
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ Curves are logged twice. `train/loss` and its like stand over optimiser steps; t
 batch sizes can be laid over each other. `tokens` and `elapsed_seconds` over steps translate between the axes.
 Steps that a killed run did after its last checkpoint are done again by a resume and then stand there twice.
 
-The store may fail at any moment after the start; the run does not (see `training.tracking.outbox`). What never reached
+The store may fail at any moment after the start; the run does not (see `model.outbox`). What never reached
 the store lies in `mlflow-unsent-RUN.jsonl` in the run's folder and is sent by a resume.
 """
 
@@ -20,8 +20,9 @@ from contextlib import suppress
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
-from model.errors import StoryError
-from training.tracking.outbox import Leftover, Outbox, Point, one_line, read_leftover, write_leftover
+from model.errors import StoryError, one_line
+from model.outbox import Leftover, Outbox
+from training.tracking.outbox import Point, read_leftover, write_leftover
 from training.tracking.provenance import Provenance
 from training.tracking.runs import begin_run, describe_run, now, set_tags
 from training.tracking.store import (
@@ -244,9 +245,9 @@ class MlflowObserver:
         if leftover.dropped:
             message = "MLflow run %s lacks %d points: its store was gone for too long"
             log.warning(message, self.run_id, leftover.dropped)
-        counted = f"{len(leftover.points)} points and {len(leftover.files)} files did not reach MLflow"
+        counted = f"{len(leftover.items)} points and {len(leftover.files)} files did not reach MLflow"
         try:
-            if not leftover.points and not leftover.files:
+            if not leftover.items and not leftover.files:
                 self._unsent.unlink(missing_ok=True)
                 return
             write_leftover(self._unsent, leftover)

@@ -19,9 +19,8 @@ from urllib.parse import quote, urlsplit
 
 import psutil
 
-from model.errors import InputError, MissingExtraError
+from model.errors import InputError, MissingExtraError, one_line
 from model.settings import load_settings
-from training.tracking.outbox import one_line
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
