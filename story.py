@@ -25,12 +25,12 @@ from experiments.gate.command import gate, promote, rollback
 from experiments.quality.command import evaluate
 from experiments.registry.command import models, register
 from experiments.sweep.command import sweep
-from model.generation import Request, Sampling
+from model.generation import GenerationRequest, SamplingParams
 
 if TYPE_CHECKING:
     from model.settings import Settings
 
-DEFAULTS = Sampling()
+DEFAULTS = SamplingParams()
 app = typer.Typer(
     cls=Verbs,
     no_args_is_help=True,
@@ -128,10 +128,10 @@ def write(
 ) -> None:
     """Stream a story into the terminal; rate, time to first token and seed go to stderr."""
     chosen = secrets.randbelow(2**32) if seed is None else seed
-    request = Request(
+    request = GenerationRequest(
         prompt=prompt,
         max_tokens=max_tokens,
-        sampling=Sampling(temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p, seed=chosen),
+        sampling=SamplingParams(temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p, seed=chosen),
     )
     settings = _settings()
     write_story(request, model_folder(model, settings), settings, as_json=as_json)

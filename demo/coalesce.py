@@ -1,7 +1,7 @@
-"""Merge pieces of a story so that the page is redrawn about twenty times a second, not once a token.
+"""Merge chunks of a story so that the page is redrawn about twenty times a second, not once a token.
 
 A small model writes thousands of tokens a second, and every update of a page costs a message, a diff and a
-redraw. The first piece passes at once, because the time to the first word is what a reader feels.
+redraw. The first chunk passes at once, because the time to the first word is what a reader feels.
 """
 
 from __future__ import annotations
@@ -10,32 +10,32 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator
 
-from model.generation import Piece, merge
+from model.generation import Chunk, merge_chunks
 
 INTERVAL = 0.05
-"""Seconds between two merged pieces: 20 redraws a second look like a steady flow."""
+"""Seconds between two merged chunks: 20 redraws a second look like a steady flow."""
 
 IDLE = 0.5
-"""Seconds without a piece after which an empty one is passed on."""
+"""Seconds without a chunk after which an empty one is passed on."""
 
 
 async def coalesce(
-    pieces: AsyncIterator[Piece], *, interval: float = INTERVAL, idle: float = IDLE
-) -> AsyncGenerator[Piece, None]:
-    """Pass on `pieces`, the first at once and later ones merged over `interval` seconds.
+    chunks: AsyncIterator[Chunk], *, interval: float = INTERVAL, idle: float = IDLE
+) -> AsyncGenerator[Chunk, None]:
+    """Pass on `chunks`, the first at once and later ones merged over `interval` seconds.
 
     Text, tokens and log-probabilities are kept whole and in order. What has gathered when the source ends is
     passed on without waiting, and before an error of the source is raised. While a source is silent, an empty
-    piece comes every `idle` seconds: whoever consumes this can then notice that its own reader is gone, even
-    while the stream still waits in line. Closing this generator cancels the reading of `pieces`.
+    chunk comes every `idle` seconds: whoever consumes this can then notice that its own reader is gone, even
+    while the stream still waits in line. Closing this generator cancels the reading of `chunks`.
     """
-    gathered: list[Piece] = []
+    gathered: list[Chunk] = []
     news = asyncio.Event()
 
     async def pump() -> None:
         try:
-            async for piece in pieces:
-                gathered.append(piece)
+            async for chunk in chunks:
+                gathered.append(chunk)
                 news.set()
         finally:
             news.set()
@@ -47,7 +47,7 @@ async def coalesce(
                 await asyncio.wait_for(news.wait(), idle)
             news.clear()
             if gathered or not reader.done():
-                merged = merge(gathered)
+                merged = merge_chunks(gathered)
                 gathered.clear()
                 yield merged
             if not reader.done():

@@ -18,7 +18,7 @@ from typing import Literal
 
 from experiments.dashboard.mlflow_ui import port_is_free
 from model.errors import StoryError
-from model.generation import Request, Sampling
+from model.generation import GenerationRequest, SamplingParams
 from model.settings import Settings, load_settings, without_password
 
 DISTRIBUTION = "write-me-a-story"
@@ -120,7 +120,9 @@ def _model(settings: Settings) -> Finding:
         ) as engine:
             name = engine.runtime_name
             stream = engine.write(
-                Request(prompt="Once upon a time", max_tokens=16, sampling=Sampling(temperature=0))
+                GenerationRequest(
+                    prompt="Once upon a time", max_tokens=16, sampling=SamplingParams(temperature=0)
+                )
             )
             for _ in stream:
                 pass

@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from model.errors import InputError
-from model.generation import Request, Sampling
+from model.generation import GenerationRequest, SamplingParams
 
 MAX_SEED = 2**53 - 1
 """The largest whole number that a browser's number field holds exactly (IEEE 754 double)."""
@@ -22,7 +22,7 @@ LONGEST = 1_024
 DRAWN_SEEDS = 1_000_000
 """Seeds drawn by the page lie below this: short enough to read out or to copy by hand."""
 
-_USUAL = Request(prompt="")
+_USUAL = GenerationRequest(prompt="")
 
 
 def new_seed() -> int:
@@ -43,7 +43,7 @@ class Form:
     repetition_penalty: float = _USUAL.sampling.repetition_penalty
     seed: int = _USUAL.sampling.seed
 
-    def request(self, prompt: str | None = None) -> Request:
+    def request(self, prompt: str | None = None) -> GenerationRequest:
         """The request that this form makes, going on from `prompt` when one is given.
 
         Raises `InputError` that names the first bad field.
@@ -51,10 +51,10 @@ class Form:
         for name in FIELDS:
             if (problem := check_field(name, getattr(self, name))) is not None:
                 raise problem
-        return Request(
+        return GenerationRequest(
             prompt=self.prompt if prompt is None else prompt,
             max_tokens=self.max_tokens,
-            sampling=Sampling(**{name: getattr(self, name) for name in _SAMPLING}),
+            sampling=SamplingParams(**{name: getattr(self, name) for name in _SAMPLING}),
         )
 
     def problems(self) -> dict[str, str]:
@@ -69,7 +69,7 @@ FIELDS: tuple[str, ...] = tuple(field.name for field in fields(Form))
 _NARROWER = {"max_tokens": (1, LONGEST), "seed": (0, MAX_SEED)}
 """Where the page allows less than the model does: lowest and highest value."""
 
-_SAMPLING = tuple(field.name for field in fields(Sampling))
+_SAMPLING = tuple(field.name for field in fields(SamplingParams))
 
 
 def check_field(name: str, value: Any) -> InputError | None:
@@ -82,9 +82,9 @@ def check_field(name: str, value: Any) -> InputError | None:
             return InputError(name, f"must be a whole number between {low} and {high}, got {value}")
     try:
         if name in _SAMPLING:
-            Sampling(**{name: value})
+            SamplingParams(**{name: value})
         else:
-            Request(**{"prompt": "", name: value})
+            GenerationRequest(**{"prompt": "", name: value})
     except InputError as error:
         return error
     return None

@@ -34,7 +34,7 @@ Phase = Literal["empty", "waiting", "writing", "ended", "open", "failed"]
 """`ended`: the story told itself to its end. `open`: it stopped before that and can be continued."""
 
 WRITERS = {"local": "locally", "modal": "on Modal"}
-"""What a reader is told of a stream's `writer`."""
+"""What a reader is told of a stream's `served_by`."""
 
 
 THANKS = {1: "Noted: you like it.", -1: "Noted: not for you.", 0: "Taken back."}
@@ -191,7 +191,7 @@ async def _tell(
     stream: Stream | None = None
     ticket: Ticket | None = None
     try:
-        request = replace(form.request(view.text), visitor=visitor, story=view.story)
+        request = replace(form.request(view.text), user=visitor, story_id=view.story)
         ticket = await desk.limiter.admit(client, [request])
         stream = await desk.backend.submit(request)
         ticket.begun()
@@ -202,13 +202,13 @@ async def _tell(
         async with contextlib.aclosing(coalesce(aiter(stream))) as pieces:
             async for piece in pieces:
                 now = time.perf_counter()
-                if stream.writer != MEMORY:
+                if stream.served_by != MEMORY:
                     ticket.wrote(len(piece.tokens))
                 if piece.tokens or piece.text:  # the last text may come after the last token, alone
                     first = first if tokens else now
                     tokens += len(piece.tokens)
-                    if stream.writer not in writers[-1:]:
-                        writers.append(stream.writer)
+                    if stream.served_by not in writers[-1:]:
+                        writers.append(stream.served_by)
                         if writers[1:]:
                             view = replace(view, spoken=f"The story goes on {_where(writers[-1:])}.")
                     line = _line(tokens, _rate(tokens, now - first), first - began, writers, form.seed)

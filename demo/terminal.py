@@ -17,7 +17,7 @@ from typer.core import TyperGroup
 from model.errors import MissingExtraError, StoryError
 
 if TYPE_CHECKING:
-    from model.generation import Request
+    from model.generation import GenerationRequest
     from model.settings import Settings
 
 EXTRA_OF = {
@@ -79,7 +79,9 @@ def model_folder(given: Path | None, settings: Settings) -> Path | None:
     return None if settings.story_model is None else Path(settings.story_model)
 
 
-def write_story(request: Request, folder: Path | None, settings: Settings, *, as_json: bool) -> None:
+def write_story(
+    request: GenerationRequest, folder: Path | None, settings: Settings, *, as_json: bool
+) -> None:
     """Write one story to stdout, piece by piece, or whole as JSON; its figures go to stderr.
 
     Raises `ModelError` when there is no usable model and `WritingError` when the story broke off.

@@ -34,7 +34,7 @@ def _check_int(name: str, value: object, low: int, high: int) -> None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sampling:
+class SamplingParams:
     """How the next token is chosen. Raises `InputError` that names the bad field."""
 
     temperature: float = 0.7
@@ -60,23 +60,23 @@ class Sampling:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
+class GenerationRequest:
     """One story to write. Raises `InputError` that names the bad field."""
 
     prompt: str
     """The story's beginning; the model goes on from its last character. Empty: a story from nothing."""
     max_tokens: int = 400
-    sampling: Sampling = field(default_factory=Sampling)
+    sampling: SamplingParams = field(default_factory=SamplingParams)
     stop: tuple[str, ...] = ()
     """Text that ends the story; it is not part of what comes back."""
     logprobs: int | None = None
     """None: no log-probabilities. n ≥ 0: each token's own, and those of its n best alternatives."""
-    remembered: bool = True
+    cacheable: bool = True
     """Whether the story may be told from memory and kept there. False where its seed was drawn by chance, so that
     nobody will ask for it again, and where it has to be written anew, as in a measurement."""
-    visitor: str = field(default="", compare=False)
+    user: str = field(default="", compare=False)
     """Who asks: plays no part in what is written, but in which version writes where readers are split between two."""
-    story: str = field(default="", compare=False)
+    story_id: str = field(default="", compare=False)
     """Id under which the reader knows this story; one that goes on with another has that one's. Empty: none yet."""
 
     def __post_init__(self) -> None:
@@ -99,8 +99,8 @@ class Request:
             raise InputError("stop", "must be at most 8 texts of 1 to 200 characters each")
         if self.logprobs is not None:
             _check_int("logprobs", self.logprobs, 0, MAX_LOGPROBS)
-        if len(self.visitor) > MAX_ID_CHARS:
-            raise InputError("user", f"must have at most {MAX_ID_CHARS} characters, got {len(self.visitor)}")
+        if len(self.user) > MAX_ID_CHARS:
+            raise InputError("user", f"must have at most {MAX_ID_CHARS} characters, got {len(self.user)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,21 +115,21 @@ class TokenLogprob:
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class Chunk:
     """What one or more decode steps added to a story: whole characters only, possibly none."""
 
     text: str
     tokens: tuple[int, ...]
-    """The tokens decoded for this piece. A token may come before its text, when it holds half a character."""
+    """The tokens decoded for this chunk. A token may come before its text, when it holds half a character."""
     logprobs: tuple[TokenLogprob, ...] = ()
 
 
-def merge(pieces: Sequence[Piece]) -> Piece:
-    """One piece that holds everything of `pieces`, in order."""
-    return Piece(
-        text="".join(piece.text for piece in pieces),
-        tokens=tuple(token for piece in pieces for token in piece.tokens),
-        logprobs=tuple(entry for piece in pieces for entry in piece.logprobs),
+def merge_chunks(chunks: Sequence[Chunk]) -> Chunk:
+    """One chunk that holds everything of `chunks`, in order."""
+    return Chunk(
+        text="".join(chunk.text for chunk in chunks),
+        tokens=tuple(token for chunk in chunks for token in chunk.tokens),
+        logprobs=tuple(entry for chunk in chunks for entry in chunk.logprobs),
     )
 
 

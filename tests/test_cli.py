@@ -13,7 +13,7 @@ from typer.main import get_command
 from typer.testing import CliRunner, Result
 
 import story
-from model.generation import Request, Sampling
+from model.generation import GenerationRequest, SamplingParams
 from training.run import TrainResult
 from training.trainer.recipe import Recipe, load_recipe
 
@@ -74,8 +74,8 @@ def test_defaults_of_options_are_those_of_the_rooms() -> None:
     assert {name: options[name] for name in shared} == {name: room[name] for name in shared}
     written = inspect.signature(story.write).parameters
     for name in ("temperature", "top_p", "top_k", "min_p"):
-        assert written[name].default == getattr(Sampling(), name)
-    assert written["max_tokens"].default == Request(prompt="").max_tokens
+        assert written[name].default == getattr(SamplingParams(), name)
+    assert written["max_tokens"].default == GenerationRequest(prompt="").max_tokens
 
 
 def test_demo_passes_its_options_on_and_settings_stand_in(monkeypatch: pytest.MonkeyPatch) -> None:

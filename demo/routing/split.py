@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from experiments.ab.events import Ending, Exposure, Outcome, Rating, new_id
 from experiments.ab.split import Split
 from model.errors import BusyError
-from model.generation import Completion, FinishReason, Piece, Request, Usage
+from model.generation import Chunk, Completion, FinishReason, GenerationRequest, Usage
 from model.serving.backend import Backend, Health, ModelInfo, Stream
 from model.serving.metrics.metered import MeteredBackend
 
@@ -77,9 +77,9 @@ class SplitBackend:
             mixed.update(f"{arm.name}:{arm.backend.model.version}\n".encode())
         return ModelInfo(f"one of {len(self.arms)} versions that are being compared", mixed.hexdigest())
 
-    def model_for(self, visitor: str) -> ModelInfo:
-        """The model of this visitor's arm."""
-        return self._arm(visitor).backend.model
+    def model_for(self, user: str) -> ModelInfo:
+        """The model of this user's arm."""
+        return self._arm(user).backend.model
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -107,10 +107,10 @@ class SplitBackend:
         engines = [health.engine for health in each if health.engine is not None]
         return replace(worst, detail=detail, engine=_together(engines) if engines else None)
 
-    async def submit(self, request: Request) -> Stream:
+    async def submit(self, request: GenerationRequest) -> Stream:
         """Begin a story with its visitor's arm; see `Backend.submit`. No story waits for the recorder."""
-        request = replace(request, visitor=request.visitor or new_id(), story=request.story or new_id())
-        arm = self._arm(request.visitor)
+        request = replace(request, user=request.user or new_id(), story_id=request.story_id or new_id())
+        arm = self._arm(request.user)
         self.recorder.add(self._exposure(request, arm))
         began = time.perf_counter()
         try:
@@ -126,7 +126,9 @@ class SplitBackend:
         """A reader's verdict on a story: 1 up, -1 down, 0 taken back."""
         self.recorder.add(Rating(story=story, rating=rating))
 
-    def ended(self, request: Request, stream: RecordedStream, completion: Completion | None) -> None:
+    def ended(
+        self, request: GenerationRequest, stream: RecordedStream, completion: Completion | None
+    ) -> None:
         """A story ended; without a completion it failed, or nobody read it any more."""
         if completion is None:
             outcome: Outcome = "failed" if stream.failed else "stopped"
@@ -135,13 +137,13 @@ class SplitBackend:
         if outcome == "stopped" and self._closing:
             outcome = "cut"
         usage = stream.usage if completion is None else completion.usage
-        self._end(request, outcome, writer=stream.writer, usage=usage)
+        self._end(request, outcome, writer=stream.served_by, usage=usage)
 
-    def _end(self, request: Request, outcome: Outcome, *, writer: str, usage: Usage) -> None:
+    def _end(self, request: GenerationRequest, outcome: Outcome, *, writer: str, usage: Usage) -> None:
         tokens, rate = usage.completion_tokens, usage.tokens_per_second
         self.recorder.add(
             Ending(
-                story=request.story,
+                story=request.story_id,
                 outcome=outcome,
                 tokens=tokens,
                 ttft=usage.ttft if tokens else None,
@@ -151,13 +153,13 @@ class SplitBackend:
             )
         )
 
-    def _exposure(self, request: Request, arm: Arm) -> Exposure:
+    def _exposure(self, request: GenerationRequest, arm: Arm) -> Exposure:
         return Exposure(
-            story=request.story,
+            story=request.story_id,
             test=self.split.name,
             split=str(self.split),
             arm=arm.name,
-            visitor=self.recorder.hashed(request.visitor),
+            visitor=self.recorder.hashed(request.user),
             digest=arm.backend.model.version,
             version=arm.version,
             prompt=request.prompt if self.recorder.keeps_prompts else None,
@@ -181,7 +183,9 @@ def noting(backend: Backend) -> SplitBackend | None:
 class RecordedStream:
     """A stream of an arm, watched on its way. However it ends, it is noted once."""
 
-    def __init__(self, backend: SplitBackend, request: Request, stream: Stream, began: float) -> None:
+    def __init__(
+        self, backend: SplitBackend, request: GenerationRequest, stream: Stream, began: float
+    ) -> None:
         self.failed = False
         self._began = began
         self._tokens = 0
@@ -191,9 +195,9 @@ class RecordedStream:
         self._stream = stream
 
     @property
-    def writer(self) -> str:
+    def served_by(self) -> str:
         """Who writes at this moment."""
-        return self._stream.writer
+        return self._stream.served_by
 
     @property
     def completion(self) -> Completion:
@@ -211,15 +215,15 @@ class RecordedStream:
         """End the story at the next step."""
         return self._stream.cancel()
 
-    async def __aiter__(self) -> AsyncGenerator[Piece, None]:
+    async def __aiter__(self) -> AsyncGenerator[Chunk, None]:
         completion: Completion | None = None
         try:
-            async for piece in self._stream:
-                if piece.tokens:
+            async for chunk in self._stream:
+                if chunk.tokens:
                     self._last_at = time.perf_counter()
                     self._first_at = self._first_at or self._last_at
-                    self._tokens += len(piece.tokens)
-                yield piece
+                    self._tokens += len(chunk.tokens)
+                yield chunk
             completion = self._stream.completion
         except Exception:
             self.failed = True

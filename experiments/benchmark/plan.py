@@ -13,7 +13,7 @@ from typing import Any
 
 from experiments.benchmark.sample import Phase
 from model.errors import InputError
-from model.generation import MAX_TOKENS, Request, Sampling
+from model.generation import MAX_TOKENS, GenerationRequest, SamplingParams
 
 PROMPTS = (
     "Once upon a time",
@@ -87,13 +87,15 @@ class Plan:
         top = 4 * self.concurrency
         return (*(2**power for power in range(top.bit_length()) if 2**power < top), top)
 
-    def request(self, phase: Phase, number: int, level: int = 0) -> Request:
+    def request(self, phase: Phase, number: int, level: int = 0) -> GenerationRequest:
         """The `number`th request of a phase and level."""
         # 48 bits: seeds that never meet, and that any reader of JSON takes as they are.
         mixed = hashlib.blake2b(f"{self.seed} {phase} {level} {number}".encode(), digest_size=6).digest()
         seed = int.from_bytes(mixed, "big")
         prompt = PROMPTS[number % len(PROMPTS)]
-        return Request(prompt=prompt, max_tokens=self.max_tokens, sampling=Sampling(seed=seed))
+        return GenerationRequest(
+            prompt=prompt, max_tokens=self.max_tokens, sampling=SamplingParams(seed=seed)
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from experiments.quality.generated import MAX_TOKENS, prompts_digest
 from experiments.quality.report import QualityReport
-from model.generation import Sampling
+from model.generation import SamplingParams
 from training.tracking.provenance import provenance
 from training.tracking.runs import now
 
@@ -77,7 +77,7 @@ def params_of(report: QualityReport) -> dict[str, Any]:
             "order": report.floor.table.order, "source": report.floor.source, "tokens": report.floor.tokens
         }  # fmt: skip
     if report.written is not None:
-        sampling = Sampling()
+        sampling = SamplingParams()
         params["seeds"] = report.written.seeds
         first = report.written.seeds[0]
         asked = [story.prompt for story in report.written.stories if story.seed == first]

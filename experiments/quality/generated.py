@@ -12,7 +12,7 @@ from typing import Any
 
 from model.engine.engine import Engine
 from model.errors import DataError, StoryError
-from model.generation import Request, Sampling
+from model.generation import GenerationRequest, SamplingParams
 
 PROMPTS = Path(__file__).with_name("prompts.jsonl")
 MAX_TOKENS = 500
@@ -106,10 +106,10 @@ def write_stories(
     for seed in seeds:
         streams = [
             engine.write(
-                Request(
+                GenerationRequest(
                     prompt=prompt.text,
                     max_tokens=MAX_TOKENS,
-                    sampling=Sampling(seed=dice_seed(seed, number, len(prompts))),
+                    sampling=SamplingParams(seed=dice_seed(seed, number, len(prompts))),
                 )
             )
             for number, prompt in enumerate(prompts)

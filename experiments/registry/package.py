@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from model.architecture.folder import DIGESTED, ModelFolder
-from model.generation import Request, Sampling
+from model.generation import GenerationRequest, SamplingParams
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,11 +35,11 @@ def signature() -> ModelSignature:
         "top_p": DataType.double, "min_p": DataType.double, "repetition_penalty": DataType.double,
         "seed": DataType.long,
     }  # fmt: skip
-    usual: dict[str, Any] = {"max_tokens": Request(prompt="").max_tokens}
-    usual |= {name: getattr(Sampling(), name) for name in kinds if name != "max_tokens"}
+    usual: dict[str, Any] = {"max_tokens": GenerationRequest(prompt="").max_tokens}
+    usual |= {name: getattr(SamplingParams(), name) for name in kinds if name != "max_tokens"}
     prompt = ColSpec(DataType.string, "prompt")
     # Any type: a column of whole numbers with a gap has become one of floats, which MLflow would not take for
-    # either kind. Each row's values are checked by `Request`, which says what is allowed.
+    # either kind. Each row's values are checked by `GenerationRequest`, which says what is allowed.
     inputs = Schema([prompt, *(ColSpec(AnyType(), name, required=False) for name in kinds)])
     outputs = Schema(
         [

@@ -16,7 +16,7 @@ from mlflow.pyfunc.model import PythonModel
 
 from model.engine.load import load_engine
 from model.errors import StoryError
-from model.generation import Completion, Request, Sampling
+from model.generation import Completion, GenerationRequest, SamplingParams
 
 if TYPE_CHECKING:
     from model.engine.engine import Engine
@@ -88,15 +88,15 @@ def _rows(model_input: pd.DataFrame) -> Iterator[dict[str, Any]]:
         yield {str(name): value for name, value in record.items() if not pd.isna(value)}
 
 
-def _request(values: Mapping[str, Any], params: Mapping[str, Any] | None) -> Request:
+def _request(values: Mapping[str, Any], params: Mapping[str, Any] | None) -> GenerationRequest:
     """The request of one row; what the row does not say, `params` say. Raises `InputError`."""
     merged = {**{name: value for name, value in (params or {}).items() if value is not None}, **values}
     for name in WHOLE:
         if isinstance(merged.get(name), float) and float(merged[name]).is_integer():
             merged[name] = int(merged[name])  # a column with a gap has become one of floats
-    sampling = Sampling(**{name: merged[name] for name in SAMPLING if name in merged})
+    sampling = SamplingParams(**{name: merged[name] for name in SAMPLING if name in merged})
     chosen = {"max_tokens": merged["max_tokens"]} if "max_tokens" in merged else {}
-    return Request(prompt=cast(str, merged.get("prompt")), sampling=sampling, **chosen)
+    return GenerationRequest(prompt=cast(str, merged.get("prompt")), sampling=sampling, **chosen)
 
 
 def _row(done: Completion | str) -> tuple[str, str, int, str]:

@@ -35,7 +35,7 @@ from model.architecture.folder import PRECISIONS, PRETRAINED, ModelFolder
 from model.architecture.tokenizer import StoryTokenizer
 from model.engine.engine import Engine
 from model.engine.load import RuntimeChoice, load_engine, why_not_native
-from model.generation import Request, Sampling
+from model.generation import GenerationRequest, SamplingParams
 
 PLAIN_DECODER = Path(__file__).with_name("plain_decoder.c")
 PROMPTS = ("Once upon a time", "Lily had a red kite.", "The old dog sat by the door", "One rainy day, Sam")
@@ -82,9 +82,11 @@ async def _read_stories(engine: Engine, streams: int, seconds: float, seed: int)
         story = 0
         while time.perf_counter() < until:
             story += 1
-            sampling = Sampling(seed=seed + number * 1_000_003 + story)
+            sampling = SamplingParams(seed=seed + number * 1_000_003 + story)
             asked = last = time.perf_counter()
-            stream = engine.submit(Request(prompt=PROMPTS[number % len(PROMPTS)], sampling=sampling))
+            stream = engine.submit(
+                GenerationRequest(prompt=PROMPTS[number % len(PROMPTS)], sampling=sampling)
+            )
             async for piece in stream:
                 now = time.perf_counter()
                 (sample.ttft if last == asked else sample.gaps).append(now - last)

@@ -33,7 +33,7 @@ import httpx
 import psutil
 
 from model.errors import StoryError
-from model.generation import Piece, Request, Sampling
+from model.generation import Chunk, GenerationRequest, SamplingParams
 from model.serving.cache.stores import Memory, Stories
 from model.serving.cache.story import Told, key_of
 from model.serving.rate_limit.limiter import SETTINGS, Limiter
@@ -139,8 +139,8 @@ async def parts(url: str | None) -> dict[str, float]:
         for name, scope, resource, _ in SETTINGS
         for quota in read_quotas(name, LIMITS[name], scope, resource)
     ]
-    request = Request(prompt="One day, Lily", max_tokens=TOKENS, sampling=Sampling(seed=7))
-    told = Told(tuple(Piece(" word", (number,)) for number in range(TOKENS)), "length", 5, TOKENS)
+    request = GenerationRequest(prompt="One day, Lily", max_tokens=TOKENS, sampling=SamplingParams(seed=7))
+    told = Told(tuple(Chunk(" word", (number,)) for number in range(TOKENS)), "length", 5, TOKENS)
     stories = Stories(Memory(2**24, 3_600), 3_600)
     stories.put(key_of("edition", request), told)
 

@@ -23,7 +23,7 @@ import torch
 from model.architecture.checkpoint import load_network
 from model.architecture.folder import PRETRAINED
 from model.architecture.network import StoryNetwork
-from model.generation import Sampling
+from model.generation import SamplingParams
 from model.runtimes.sampling import SamplingRows
 from model.runtimes.torch.runtime import DeviceRuntime
 from model.runtimes.torch.sampling import DeviceLogits
@@ -45,8 +45,8 @@ def step_times(
     tokens = np.arange(1, streams + 1)
     host, on_device = SamplingRows(streams, runtime.vocab_size), runtime.new_sampler(streams)
     for row in range(streams):
-        host.set(row, Sampling(seed=row))
-        on_device.set(row, Sampling(seed=row))
+        host.set(row, SamplingParams(seed=row))
+        on_device.set(row, SamplingParams(seed=row))
     position = np.full(streams, 1)
 
     def own_step() -> None:
@@ -81,7 +81,7 @@ def sampler_agreement(runtime: DeviceRuntime, draws: int) -> tuple[int, int]:
     compared = differ = 0
     while compared < draws:
         for row in range(rows):
-            sampling = Sampling(
+            sampling = SamplingParams(
                 temperature=float(rng.choice([0.3, 0.7, 1, 2])),
                 top_k=int(rng.choice([0, 0, 1, 3, 50, 200])),
                 top_p=float(rng.choice([1, 0.95, 0.999, 0.5])),

@@ -1,13 +1,13 @@
 """Stories for many readers at once from one runtime: the face of the scheduler.
 
     async with Engine(runtime, tokenizer) as engine:
-        stream = engine.submit(Request(prompt="Once upon a time"))
+        stream = engine.submit(GenerationRequest(prompt="Once upon a time"))
         async for piece in stream:
             print(piece.text, end="")
         print(stream.completion.finish_reason)
 
     with Engine(runtime, tokenizer) as engine:  # the same without an event loop
-        for piece in engine.write(Request(prompt="Once upon a time")):
+        for piece in engine.write(GenerationRequest(prompt="Once upon a time")):
             print(piece.text, end="")
 
 A story depends on its prompt, settings and seed alone: not on the other stories, nor on when they come.
@@ -31,7 +31,7 @@ from model.engine.scheduler import Scheduler
 from model.engine.snapshot import Snapshot
 from model.engine.stream import Stream
 from model.errors import ModelError, StoryError
-from model.generation import FinishReason, Request
+from model.generation import FinishReason, GenerationRequest
 from model.runtimes.protocol import Runtime
 
 MIB = 1 << 20
@@ -116,7 +116,7 @@ class Engine:
         return self._tokenizer
 
     def submit(
-        self, request: Request, *, snapshot: Snapshot | None = None, keep_states: bool = False
+        self, request: GenerationRequest, *, snapshot: Snapshot | None = None, keep_states: bool = False
     ) -> Stream:
         """Begin a story, or continue one from `snapshot`; returns at once, before it is written.
 
@@ -138,7 +138,7 @@ class Engine:
         return Stream(job, self._scheduler, self)
 
     def write(
-        self, request: Request, *, snapshot: Snapshot | None = None, keep_states: bool = False
+        self, request: GenerationRequest, *, snapshot: Snapshot | None = None, keep_states: bool = False
     ) -> Stream:
         """`submit`, to be read with `for`: pieces first, and then the stream's `completion`."""
         return self.submit(request, snapshot=snapshot, keep_states=keep_states)

@@ -14,7 +14,7 @@ from model.architecture.tokenizer import END_ID, StoryTokenizer, StreamDecoder
 from model.engine.snapshot import KeptStates, Snapshot
 from model.engine.stop import StopMatcher
 from model.errors import InputError
-from model.generation import Completion, FinishReason, Request, TokenLogprob, Usage
+from model.generation import Completion, FinishReason, GenerationRequest, TokenLogprob, Usage
 from model.runtimes.protocol import Logits
 from model.runtimes.sampling import log_probabilities
 
@@ -56,7 +56,7 @@ class Job:
 
     def __init__(
         self,
-        request: Request,
+        request: GenerationRequest,
         tokenizer: StoryTokenizer,
         now: float,
         origin: Snapshot | None,

@@ -1,8 +1,8 @@
-"""What a reader holds: a story that arrives piece by piece, with or without an event loop.
+"""What a reader holds: a story that arrives chunk by chunk, with or without an event loop.
 
 Readers never take a lock that the engine holds. A reader that finds nothing leaves a note of whom to wake;
 the engine collects these notes over a whole step and wakes each event loop once. A reader that is late finds
-all that has come since in one piece.
+all that has come since in one chunk.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, Protocol, Self
 from model.engine.job import Job
 from model.engine.snapshot import Snapshot
 from model.errors import StoryError
-from model.generation import Completion, Piece, Request
+from model.generation import Chunk, Completion, GenerationRequest
 
 
 class LoopWaiter(NamedTuple):
@@ -72,7 +72,7 @@ class Stream:
     step.
     """
 
-    writer = "local"
+    served_by = "local"
     """Who writes, as `model.serving.backend.Stream` asks: always the engine in this process."""
 
     def __init__(self, job: Job, writer: Writer, owner: object) -> None:
@@ -81,7 +81,7 @@ class Stream:
         self._owner = owner  # an engine lives as long as one of its streams is read
 
     @property
-    def request(self) -> Request:
+    def request(self) -> GenerationRequest:
         """What was asked for."""
         return self._job.request
 
@@ -97,7 +97,7 @@ class Stream:
 
     @property
     def done(self) -> bool:
-        """Whether the story has ended; pieces may still wait to be read."""
+        """Whether the story has ended; chunks may still wait to be read."""
         return self._job.done
 
     @property
@@ -141,10 +141,10 @@ class Stream:
         """`snapshot` that does not hold up the event loop."""
         return await asyncio.wrap_future(self._writer.save(self._job, at))
 
-    def __iter__(self) -> Iterator[Piece]:
+    def __iter__(self) -> Iterator[Chunk]:
         return self
 
-    def __next__(self) -> Piece:
+    def __next__(self) -> Chunk:
         event: threading.Event | None = None
         while True:
             ended = self._job.done  # looked at before `pending`: what came last is then seen
@@ -161,7 +161,7 @@ class Stream:
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> Piece:
+    async def __anext__(self) -> Chunk:
         while True:
             ended = self._job.done
             if self._job.pending:
@@ -170,14 +170,14 @@ class Stream:
                 raise StopAsyncIteration
             await self._wait(self._job.waiters, self._job.pending)
 
-    def _take(self) -> Piece:
-        """All that has come, as one piece."""
+    def _take(self) -> Chunk:
+        """All that has come, as one chunk."""
         pending = self._job.pending
         if len(pending) == 1:
             text, token, logprob = pending.popleft()
-            return Piece(text, () if token is None else (token,), () if logprob is None else (logprob,))
+            return Chunk(text, () if token is None else (token,), () if logprob is None else (logprob,))
         items = [pending.popleft() for _ in range(len(pending))]
-        return Piece(
+        return Chunk(
             "".join([item[0] for item in items]),
             tuple([item[1] for item in items if item[1] is not None]),
             tuple([item[2] for item in items if item[2] is not None]),

@@ -14,7 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from model.generation import Sampling
+from model.generation import SamplingParams
 
 Logits = npt.NDArray[np.float32]
 Tokens = npt.NDArray[np.int64]
@@ -88,7 +88,7 @@ class Runtime(Protocol):
 class Sampler(Protocol):
     """Chooses the next tokens of the streams in a batch, one row each; `SamplingRows` is one."""
 
-    def set(self, row: int, sampling: Sampling, seen: Iterable[int] = ()) -> None:
+    def set(self, row: int, sampling: SamplingParams, seen: Iterable[int] = ()) -> None:
         """Give `row` to a stream. `seen` are the story's tokens so far, for the repetition penalty."""
         ...
 

@@ -25,7 +25,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import numpy.typing as npt
 
-from model.generation import Sampling
+from model.generation import SamplingParams
 from model.runtimes.protocol import Flags, Logits, Tokens
 
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
@@ -88,7 +88,7 @@ class _Seen:
 class _Plan:
     """What the settings of the first B rows come to: the same at each step until a row joins or leaves."""
 
-    def __init__(self, settings: list[Sampling], seen: list[_Seen | None], vocab: int) -> None:
+    def __init__(self, settings: list[SamplingParams], seen: list[_Seen | None], vocab: int) -> None:
         self.rows = len(settings)
         self.start_B = np.array([start_of(each.seed) for each in settings], dtype=np.uint64)
         self.scale_B1 = np.array([[scale_of(each.temperature)] for each in settings], dtype=np.float32)
@@ -119,14 +119,14 @@ class SamplingRows:
         """Room for `capacity` rows. Raises `ValueError` beyond 4,096 rows or 2^20 tokens."""
         check_sizes(capacity, vocab_size)
         self._vocab_size = vocab_size
-        self._settings: list[Sampling | None] = [None] * capacity
+        self._settings: list[SamplingParams | None] = [None] * capacity
         self._seen: list[_Seen | None] = [None] * capacity
         self._plan: _Plan | None = None
         self._scaled = np.empty((capacity, vocab_size), dtype=np.float32)
         self._weight = np.empty((capacity, vocab_size), dtype=np.float32)
         self._row_key = np.arange(capacity + 1, dtype=np.int64) << _ROW_SHIFT
 
-    def set(self, row: int, sampling: Sampling, seen: Iterable[int] = ()) -> None:
+    def set(self, row: int, sampling: SamplingParams, seen: Iterable[int] = ()) -> None:
         """Give `row` to a stream. `seen` are the story's tokens so far, for the repetition penalty."""
         self._settings[row] = sampling
         self._seen[row] = _Seen(self._vocab_size, seen) if sampling.repetition_penalty != 1 else None

@@ -1,6 +1,6 @@
 """Where stories come from, seen from page and service: an engine in this process, or one elsewhere.
 
-Page and service know only `Backend`. A stream is iterated for its pieces, can be cancelled at any time from
+Page and service know only `Backend`. A stream is iterated for its chunks, can be cancelled at any time from
 anywhere, and afterwards knows how it ended; so a stop travels the whole way back to the slot, whatever lies
 between.
 """
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from model.architecture.folder import PRETRAINED, ModelFolder
-from model.generation import Completion, Piece, Request
+from model.generation import Chunk, Completion, GenerationRequest
 
 if TYPE_CHECKING:
     from model.engine.engine import Engine, EngineStats
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 class Stream(Protocol):
     """One story being written. Iterate it once; it ends by itself, at a limit, or soon after `cancel`."""
 
-    def __aiter__(self) -> AsyncIterator[Piece]: ...
+    def __aiter__(self) -> AsyncIterator[Chunk]: ...
 
     def cancel(self) -> object:
         """Ask the stream to end at the next step. Harmless when it has ended."""
@@ -37,7 +37,7 @@ class Stream(Protocol):
         ...
 
     @property
-    def writer(self) -> str:
+    def served_by(self) -> str:
         """Who writes it at this moment: `local`, or the name of where else; it may change in mid-story."""
         ...
 
@@ -56,7 +56,7 @@ class Health:
     """Whether a story could be written now, and by whom."""
 
     ready: bool
-    writer: str
+    served_by: str
     """Who would write it."""
     detail: str
     """One line for an operator; nothing private."""
@@ -92,7 +92,7 @@ class Backend(Protocol):
         """What is known at this moment, without asking anyone: cheap enough for every health check."""
         ...
 
-    async def submit(self, request: Request) -> Stream:
+    async def submit(self, request: GenerationRequest) -> Stream:
         """Begin a story. Raises `BusyError` when the line is full, `ModelError` when there is no model."""
         ...
 
@@ -117,14 +117,14 @@ class VersionedBackend(Backend, Protocol):
 class Divided(Protocol):
     """A backend that does not write for everyone with the same model."""
 
-    def model_for(self, visitor: str) -> ModelInfo:
-        """Which model writes for this visitor (`Request.visitor`)."""
+    def model_for(self, user: str) -> ModelInfo:
+        """Which model writes for this user (`GenerationRequest.user`)."""
         ...
 
 
-def model_for(backend: Backend, visitor: str) -> ModelInfo:
-    """Which model of `backend` writes for this visitor."""
-    return backend.model_for(visitor) if isinstance(backend, Divided) else backend.model
+def model_for(backend: Backend, user: str) -> ModelInfo:
+    """Which model of `backend` writes for this user."""
+    return backend.model_for(user) if isinstance(backend, Divided) else backend.model
 
 
 class LocalBackend:
@@ -170,7 +170,7 @@ class LocalBackend:
         ready = stats.healthy and not full
         return Health(ready, self.name, "writes" if ready else detail, stats)
 
-    async def submit(self, request: Request) -> Stream:
+    async def submit(self, request: GenerationRequest) -> Stream:
         """Hand the request to the engine; see `Backend.submit`."""
         return self.engine.submit(request)
 

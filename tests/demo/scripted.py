@@ -11,16 +11,16 @@ import contextlib
 from collections.abc import AsyncIterator
 
 from model.errors import BusyError
-from model.generation import Completion, FinishReason, Piece, Request, Usage
+from model.generation import Chunk, Completion, FinishReason, GenerationRequest, Usage
 from model.serving.backend import Health, ModelInfo
 
 
 class ScriptedStream:
     """Yields one word a step, each one token, and ends as its script or `cancel` says."""
 
-    writer = "scripted"
+    served_by = "scripted"
 
-    def __init__(self, request: Request, story: str, pace: float, finish: FinishReason) -> None:
+    def __init__(self, request: GenerationRequest, story: str, pace: float, finish: FinishReason) -> None:
         self.request = request
         self.cancelled = False
         self.closed = False
@@ -37,7 +37,7 @@ class ScriptedStream:
         assert self._completion is not None, "asked for before the stream had ended"
         return self._completion
 
-    async def __aiter__(self) -> AsyncIterator[Piece]:
+    async def __aiter__(self) -> AsyncIterator[Chunk]:
         told: list[str] = []
         finish = self._finish
         try:
@@ -47,7 +47,7 @@ class ScriptedStream:
                     finish = "cancelled"
                     break
                 told.append(word if number == 0 else f" {word}")
-                yield Piece(text=told[-1], tokens=(number + 1,))
+                yield Chunk(text=told[-1], tokens=(number + 1,))
             count = len(told)
             usage = Usage(
                 prompt_tokens=3,
@@ -83,9 +83,9 @@ class ScriptedBackend:
         yield
 
     def health(self) -> Health:
-        return Health(ready=self.fail is None, writer=self.name, detail="scripted", engine=None)
+        return Health(ready=self.fail is None, served_by=self.name, detail="scripted", engine=None)
 
-    async def submit(self, request: Request) -> ScriptedStream:
+    async def submit(self, request: GenerationRequest) -> ScriptedStream:
         if self.fail is not None:
             raise self.fail
         stream = ScriptedStream(request, self.story, self.pace, self.finish)

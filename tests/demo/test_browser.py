@@ -334,7 +334,7 @@ def test_closing_the_tab_frees_the_slot(served: Served, opened: Callable[..., Ta
 def test_a_full_house_is_told_in_a_friendly_way(served: Served, opened: Callable[..., Tab]) -> None:
     assert isinstance(served.backend, LocalBackend)
     engine = served.backend.engine
-    streams = [engine.submit(generation.Request(prompt="", max_tokens=4000)) for _ in range(4)]
+    streams = [engine.submit(generation.GenerationRequest(prompt="", max_tokens=4000)) for _ in range(4)]
     try:
         tab = opened()
         tab.page.click("#write")

@@ -1,4 +1,4 @@
-"""Coalescing: nothing is lost, the first piece is not held back, and closing it closes what is behind."""
+"""Coalescing: nothing is lost, the first chunk is not held back, and closing it closes what is behind."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from demo.coalesce import coalesce
-from model.generation import Piece, TokenLogprob, merge
+from model.generation import Chunk, TokenLogprob, merge_chunks
 
 
-async def told(pieces: list[Piece], pace: float = 0.0) -> AsyncIterator[Piece]:
-    for piece in pieces:
+async def told(chunks: list[Chunk], pace: float = 0.0) -> AsyncIterator[Chunk]:
+    for chunk in chunks:
         await asyncio.sleep(pace)
-        yield piece
+        yield chunk
 
 
-def word(number: int) -> Piece:
+def word(number: int) -> Chunk:
     entry = TokenLogprob(token=number, text=f"w{number} ", logprob=-0.5)
-    return Piece(text=f"w{number} ", tokens=(number,), logprobs=(entry,))
+    return Chunk(text=f"w{number} ", tokens=(number,), logprobs=(entry,))
 
 
 @settings(max_examples=30)
@@ -35,21 +35,21 @@ def word(number: int) -> Piece:
 def test_text_tokens_and_log_probabilities_come_through_whole_and_in_order(
     texts: list[str], waits: list[float]
 ) -> None:
-    pieces = [
-        Piece(text=text, tokens=(number,), logprobs=(TokenLogprob(number, text, 0.0),))
+    chunks = [
+        Chunk(text=text, tokens=(number,), logprobs=(TokenLogprob(number, text, 0.0),))
         for number, text in enumerate(texts)
     ]
 
-    async def source() -> AsyncIterator[Piece]:
-        for number, piece in enumerate(pieces):
+    async def source() -> AsyncIterator[Chunk]:
+        for number, chunk in enumerate(chunks):
             await asyncio.sleep(waits[number] if number < len(waits) else 0)
-            yield piece
+            yield chunk
 
-    async def run() -> list[Piece]:
-        return [piece async for piece in coalesce(source(), interval=0.002)]
+    async def run() -> list[Chunk]:
+        return [chunk async for chunk in coalesce(source(), interval=0.002)]
 
-    merged = merge(asyncio.run(run()))
-    assert merged == Piece(
+    merged = merge_chunks(asyncio.run(run()))
+    assert merged == Chunk(
         text="".join(texts),
         tokens=tuple(range(len(texts))),
         logprobs=tuple(TokenLogprob(number, text, 0.0) for number, text in enumerate(texts)),
@@ -60,27 +60,27 @@ async def test_the_first_piece_passes_at_once_and_the_next_ones_wait_for_the_bea
     times: list[float] = []
     began = time.perf_counter()
     count = 0
-    async for piece in coalesce(told([word(n) for n in range(60)], pace=0.005), interval=0.1):
+    async for chunk in coalesce(told([word(n) for n in range(60)], pace=0.005), interval=0.1):
         times.append(time.perf_counter() - began)
-        count += len(piece.tokens)
+        count += len(chunk.tokens)
         if len(times) == 1:
-            assert piece.tokens == (0,)
+            assert chunk.tokens == (0,)
     assert count == 60
     assert times[0] < 0.1  # one step of 5 ms, and room for a busy machine
     # All but the last wait for the beat; the last comes with the end.
     assert all(later - sooner >= 0.09 for sooner, later in itertools.pairwise(times[:-1]))
-    assert len(times) <= 60 * 0.005 / 0.1 * 5  # far fewer than the 60 pieces that went in
+    assert len(times) <= 60 * 0.005 / 0.1 * 5  # far fewer than the 60 chunks that went in
 
 
 async def test_the_end_is_not_held_back_to_the_next_beat() -> None:
     began = time.perf_counter()
-    pieces = [piece async for piece in coalesce(told([word(0), word(1), word(2)], pace=0.01), interval=5.0)]
+    chunks = [chunk async for chunk in coalesce(told([word(0), word(1), word(2)], pace=0.01), interval=5.0)]
     assert time.perf_counter() - began < 2.0
-    assert merge(pieces).tokens == (0, 1, 2)
+    assert merge_chunks(chunks).tokens == (0, 1, 2)
 
 
 async def test_an_error_comes_after_the_text_that_came_before_it() -> None:
-    async def breaking() -> AsyncIterator[Piece]:
+    async def breaking() -> AsyncIterator[Chunk]:
         yield word(1)
         yield word(2)
         raise OSError("the line broke")
@@ -88,8 +88,8 @@ async def test_an_error_comes_after_the_text_that_came_before_it() -> None:
     seen: list[int] = []
 
     async def read() -> None:
-        async for piece in coalesce(breaking(), interval=0.01):
-            seen.extend(piece.tokens)
+        async for chunk in coalesce(breaking(), interval=0.01):
+            seen.extend(chunk.tokens)
 
     with pytest.raises(OSError, match="the line broke"):
         await read()
@@ -97,17 +97,17 @@ async def test_an_error_comes_after_the_text_that_came_before_it() -> None:
 
 
 async def test_a_silent_source_gives_empty_pieces_so_that_a_lost_reader_is_noticed() -> None:
-    pieces = coalesce(told([word(1)], pace=0.2), interval=0.01, idle=0.02)
-    first = await anext(pieces)
-    assert first == Piece(text="", tokens=())
-    rest = [piece async for piece in pieces]
-    assert merge(rest) == word(1)
+    chunks = coalesce(told([word(1)], pace=0.2), interval=0.01, idle=0.02)
+    first = await anext(chunks)
+    assert first == Chunk(text="", tokens=())
+    rest = [chunk async for chunk in chunks]
+    assert merge_chunks(rest) == word(1)
 
 
 async def test_closing_it_stops_the_reading_of_the_source() -> None:
     closed = asyncio.Event()
 
-    async def endless() -> AsyncIterator[Piece]:
+    async def endless() -> AsyncIterator[Chunk]:
         try:
             while True:
                 await asyncio.sleep(0.001)
@@ -116,12 +116,12 @@ async def test_closing_it_stops_the_reading_of_the_source() -> None:
             closed.set()
 
     source = endless()
-    async with contextlib.aclosing(coalesce(source, interval=0.005)) as pieces:
-        async for _piece in pieces:
+    async with contextlib.aclosing(coalesce(source, interval=0.005)) as chunks:
+        async for _chunk in chunks:
             break
     # Cancelled while it awaited, the source has run its `finally`.
     await asyncio.wait_for(closed.wait(), 1.0)
 
 
 async def test_a_source_with_nothing_to_tell_gives_nothing() -> None:
-    assert [piece async for piece in coalesce(told([]))] == []
+    assert [chunk async for chunk in coalesce(told([]))] == []

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from demo.form import DRAWN_SEEDS, FIELDS, LONGEST, MAX_SEED, Form, check_field, new_seed
 from model.errors import InputError
-from model.generation import Request
+from model.generation import GenerationRequest
 
 SMALL = st.one_of(st.integers(-3, 3), st.floats(-1, 3))
 NUMBERS = st.one_of(SMALL, st.none(), st.booleans(), st.integers(), st.floats())
@@ -23,7 +23,7 @@ FORMS = st.builds(
 
 
 def test_an_untouched_form_asks_for_what_the_model_would_do_anyway() -> None:
-    assert Form().request() == Request(prompt="")
+    assert Form().request() == GenerationRequest(prompt="")
 
 
 @given(form=FORMS)

@@ -1,7 +1,7 @@
 """How the command line talks: stories as they come, errors in one line, JSON.
 
 The model is scripted in most of these tests, because they need what a network cannot promise: a known text, a
-fault in the middle, an interrupt at a known piece. The last ones run the real command on the shipped model.
+fault in the middle, an interrupt at a known chunk. The last ones run the real command on the shipped model.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typer.testing import CliRunner, Result
 import story
 from demo.terminal import in_one_line, print_rows
 from model.errors import BusyError, DataError, ModelError
-from model.generation import Completion, Piece, Request, Sampling, Usage
+from model.generation import Chunk, Completion, GenerationRequest, SamplingParams, Usage
 
 USAGE = Usage(prompt_tokens=3, completion_tokens=5, queued=0.0, ttft=0.012, duration=0.016)
 
@@ -33,12 +33,12 @@ def run(*arguments: str) -> Result:
 
 
 class ScriptedEngine:
-    """Tells `pieces` (an exception among them is raised); remembers what it was asked and how it was made."""
+    """Tells `chunks` (an exception among them is raised); remembers what it was asked and how it was made."""
 
-    def __init__(self, *pieces: str | BaseException, error: str | None = None) -> None:
-        self.pieces = pieces
+    def __init__(self, *chunks: str | BaseException, error: str | None = None) -> None:
+        self.chunks = chunks
         self.error = error
-        self.asked: list[Request] = []
+        self.asked: list[GenerationRequest] = []
         self.made: dict[str, Any] = {}
         self.closed = False
 
@@ -48,19 +48,19 @@ class ScriptedEngine:
     def __exit__(self, *_: object) -> None:
         self.closed = True
 
-    def write(self, request: Request) -> ScriptedEngine:
+    def write(self, request: GenerationRequest) -> ScriptedEngine:
         self.asked.append(request)
         return self
 
-    def __iter__(self) -> Iterator[Piece]:
-        for number, piece in enumerate(self.pieces):
-            if isinstance(piece, BaseException):
-                raise piece
-            yield Piece(text=piece, tokens=(number + 1,))
+    def __iter__(self) -> Iterator[Chunk]:
+        for number, chunk in enumerate(self.chunks):
+            if isinstance(chunk, BaseException):
+                raise chunk
+            yield Chunk(text=chunk, tokens=(number + 1,))
 
     @property
     def completion(self) -> Completion:
-        text = "".join(piece for piece in self.pieces if isinstance(piece, str))
+        text = "".join(chunk for chunk in self.chunks if isinstance(chunk, str))
         return Completion(
             text=text, finish_reason="error" if self.error else "stop", usage=USAGE, error=self.error
         )
@@ -99,7 +99,7 @@ def test_every_piece_is_shown_at_once(scripted: ScriptedEngine, monkeypatch: pyt
         story.app(["write", "There was"])
     assert end.value.code == 0
     for text in ("There was a fox", "There was a fox. It", "There was a fox. It slept."):
-        assert text in seen, "each piece is flushed before the next one is written"
+        assert text in seen, "each chunk is flushed before the next one is written"
 
 
 def test_the_prompt_is_dim_on_a_terminal_only(scripted: ScriptedEngine) -> None:
@@ -115,8 +115,8 @@ def test_all_controls_reach_the_engine(scripted: ScriptedEngine) -> None:
         *("--min-p", "0.4", "--seed", "5", "--model", "my/model"),
     )
     assert result.exit_code == 0, result.stderr
-    sampling = Sampling(temperature=0.1, top_p=0.2, top_k=3, min_p=0.4, seed=5)
-    assert scripted.asked == [Request(prompt="x", max_tokens=9, sampling=sampling)]
+    sampling = SamplingParams(temperature=0.1, top_p=0.2, top_k=3, min_p=0.4, seed=5)
+    assert scripted.asked == [GenerationRequest(prompt="x", max_tokens=9, sampling=sampling)]
     assert scripted.made["folder"] == Path("my/model")
 
 
@@ -167,7 +167,7 @@ def test_a_fault_in_the_middle_is_told_and_fails(scripted: ScriptedEngine) -> No
 
 
 def test_an_interrupt_ends_the_line_quietly_and_closes_the_engine(scripted: ScriptedEngine) -> None:
-    scripted.pieces = (" a fox", KeyboardInterrupt())
+    scripted.chunks = (" a fox", KeyboardInterrupt())
     result = run("write", "There was")
     assert result.exit_code == 130
     assert result.stdout == "There was a fox\n"
@@ -220,7 +220,7 @@ def test_each_kind_of_error_has_its_line_and_code(error: Exception, message: str
 
 
 def test_an_unforeseen_fault_shows_its_traceback_only_with_debug(scripted: ScriptedEngine) -> None:
-    scripted.pieces = (ValueError("odd"),)
+    scripted.chunks = (ValueError("odd"),)
     quiet = run("write", "x")
     assert quiet.exit_code == 1
     assert quiet.stderr == "story: ValueError: odd (a fault in story; `story --debug write …` shows where)\n"

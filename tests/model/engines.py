@@ -12,7 +12,7 @@ import numpy as np
 
 from model.architecture.tokenizer import StoryTokenizer
 from model.engine.engine import Engine
-from model.generation import Completion, Request, Sampling
+from model.generation import Completion, GenerationRequest, SamplingParams
 from model.runtimes.sampling import SamplingRows
 from tests.model.fake_runtime import FakeRuntime
 from training.data.bpe import train_tokenizer
@@ -35,12 +35,14 @@ def engine(network: FakeRuntime | None = None, **options: int) -> Engine:
     return Engine(network or runtime(), TOKENIZER, **{"prefill_chunk": CHUNK} | options)
 
 
-def request(prompt: str = "Once upon", *, seed: int = 0, max_tokens: int = 30, **options: object) -> Request:
-    sampling = Sampling(seed=seed, temperature=options.pop("temperature", 0.9), repetition_penalty=1.1)  # type: ignore[arg-type]
-    return Request(prompt=prompt, max_tokens=max_tokens, sampling=sampling, **options)  # type: ignore[arg-type]
+def request(
+    prompt: str = "Once upon", *, seed: int = 0, max_tokens: int = 30, **options: object
+) -> GenerationRequest:
+    sampling = SamplingParams(seed=seed, temperature=options.pop("temperature", 0.9), repetition_penalty=1.1)  # type: ignore[arg-type]
+    return GenerationRequest(prompt=prompt, max_tokens=max_tokens, sampling=sampling, **options)  # type: ignore[arg-type]
 
 
-def by_hand(asked: Request, network: FakeRuntime | None = None) -> tuple[list[int], str, str]:
+def by_hand(asked: GenerationRequest, network: FakeRuntime | None = None) -> tuple[list[int], str, str]:
     """(tokens, text, finish reason) of one stream, without an engine."""
     network = network or runtime()
     story = [0, *TOKENIZER.encode(asked.prompt)]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from experiments.benchmark.sample import Phase, Sample
 from experiments.benchmark.targets.base import Failed, Target
-from model.generation import Request
+from model.generation import GenerationRequest
 
 
 @dataclass(slots=True)
@@ -24,7 +24,7 @@ class Clock:
 
 async def ask(
     target: Target,
-    request: Request,
+    request: GenerationRequest,
     clock: Clock,
     *,
     phase: Phase,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from experiments.benchmark.sample import FailureKind
-from model.generation import Request
+from model.generation import GenerationRequest
 
 
 class Listener(Protocol):
@@ -67,11 +67,11 @@ class Target(Protocol):
         """Start on entry, let go on exit. Raises `StoryError` if the target cannot be used at all."""
         ...
 
-    async def write(self, request: Request, listener: Listener) -> Ending:
+    async def write(self, request: GenerationRequest, listener: Listener) -> Ending:
         """Write one story. Raises `Failed`."""
         ...
 
-    async def write_cold(self, request: Request, listener: Listener) -> Ending:
+    async def write_cold(self, request: GenerationRequest, listener: Listener) -> Ending:
         """Write one story from as cold as this target can be made. Raises `Failed`."""
         ...
 

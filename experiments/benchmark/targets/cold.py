@@ -14,13 +14,13 @@ import sys
 
 async def first_token(prompt: str) -> None:
     """Print `first` when the first token of a story is there."""
-    from model.generation import Request
+    from model.generation import GenerationRequest
     from model.serving.backend import LocalBackend
     from model.settings import load_settings
 
     backend = LocalBackend.load(load_settings())
     async with backend.running():
-        stream = await backend.submit(Request(prompt=prompt, max_tokens=1))
+        stream = await backend.submit(GenerationRequest(prompt=prompt, max_tokens=1))
         async for piece in stream:
             if piece.tokens:
                 sys.stdout.write("first\n")

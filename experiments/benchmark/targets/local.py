@@ -11,7 +11,7 @@ from pathlib import Path
 
 from experiments.benchmark.targets.base import Ending, Failed, Listener
 from model.errors import BusyError, StoryError
-from model.generation import Request
+from model.generation import GenerationRequest
 from model.serving.backend import LocalBackend
 from model.settings import Settings
 from training.tracking.provenance import ROOT
@@ -47,7 +47,7 @@ class LocalTarget:
         async with self._backend.running():
             yield
 
-    async def write(self, request: Request, listener: Listener) -> Ending:
+    async def write(self, request: GenerationRequest, listener: Listener) -> Ending:
         """Write one story in this process."""
         try:
             stream = await self._backend.submit(request)
@@ -67,7 +67,7 @@ class LocalTarget:
             raise Failed("error", done.error or f"the story ended as {done.finish_reason}")
         return Ending(done.finish_reason, done.usage.completion_tokens)
 
-    async def write_cold(self, request: Request, listener: Listener) -> Ending:
+    async def write_cold(self, request: GenerationRequest, listener: Listener) -> Ending:
         """Start a process that loads the model and writes the first token."""
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)])}
         if self._folder is not None:

@@ -19,7 +19,7 @@ from experiments.benchmark.memory import listening_processes
 from experiments.benchmark.sample import FailureKind
 from experiments.benchmark.targets.base import Ending, Failed, Listener
 from model.errors import InputError, StoryError
-from model.generation import Request
+from model.generation import GenerationRequest
 
 CONNECT_SECONDS = 10.0
 LONGEST_MESSAGE = 200
@@ -82,11 +82,11 @@ class WebTarget:
         if isinstance(version, str) and len(version) == 64:
             self.digest = version
 
-    async def write(self, request: Request, listener: Listener) -> Ending:
+    async def write(self, request: GenerationRequest, listener: Listener) -> Ending:
         """Write one story over a connection that is kept for the next."""
         return await self._write(self._client, request, listener)
 
-    async def write_cold(self, request: Request, listener: Listener) -> Ending:
+    async def write_cold(self, request: GenerationRequest, listener: Listener) -> Ending:
         """Write one story over a connection of its own."""
         async with self._new_client() as client:
             return await self._write(client, request, listener)
@@ -95,7 +95,7 @@ class WebTarget:
         """Whoever listens at this port of this machine."""
         return listening_processes(self._port) if self._here else []
 
-    def _body(self, request: Request) -> dict[str, Any]:
+    def _body(self, request: GenerationRequest) -> dict[str, Any]:
         sampling = request.sampling
         body = {
             "prompt": request.prompt, "max_tokens": request.max_tokens, "seed": sampling.seed,
@@ -104,7 +104,9 @@ class WebTarget:
         }  # fmt: skip
         return body if self._model is None else {"model": self._model, **body}
 
-    async def _write(self, client: httpx.AsyncClient, request: Request, listener: Listener) -> Ending:
+    async def _write(
+        self, client: httpx.AsyncClient, request: GenerationRequest, listener: Listener
+    ) -> Ending:
         reading = _Reading(listener)
         try:
             url = f"{self._root}/v1/completions"

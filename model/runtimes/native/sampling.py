@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from model.generation import Sampling
+from model.generation import SamplingParams
 from model.runtimes.native.library import Draw, library
 from model.runtimes.protocol import Flags, Logits, Tokens
 from model.runtimes.sampling import check_sizes, scale_of, start_of
@@ -56,7 +56,7 @@ class NativeSampler:
         self._draw = Draw(vocab=vocab_size, **{name: each.ctypes.data for name, each in arrays.items()})
         self._address = ctypes.addressof(self._draw)
 
-    def set(self, row: int, sampling: Sampling, seen: Iterable[int] = ()) -> None:
+    def set(self, row: int, sampling: SamplingParams, seen: Iterable[int] = ()) -> None:
         """See `SamplingRows.set`."""
         values = {
             "scale": scale_of(sampling.temperature),

@@ -23,7 +23,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from model.generation import Sampling
+from model.generation import SamplingParams
 from model.runtimes.protocol import Flags, Logits, Tokens
 from model.runtimes.sampling import GOLDEN, MIX_A, MIX_B, WEIGHT_ONE, check_sizes, scale_of, start_of
 from model.runtimes.torch.graphs import Recorder, Work, bucket_sizes
@@ -140,7 +140,7 @@ class DeviceSampler:
     def _work(self, rows: int) -> Work:
         return lambda: self._choose(rows)
 
-    def set(self, row: int, sampling: Sampling, seen: Iterable[int] = ()) -> None:
+    def set(self, row: int, sampling: SamplingParams, seen: Iterable[int] = ()) -> None:
         """See `SamplingRows.set`."""
         host, vocab = self._host, self._vocab_size
         top_k = min(sampling.top_k, vocab) or vocab

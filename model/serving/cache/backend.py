@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
-from model.generation import Request
+from model.generation import GenerationRequest
 from model.serving.backend import Backend, Health, ModelInfo, Stream, VersionedBackend
 from model.serving.cache.flight import Flight, Replay
 from model.serving.cache.stores import Stories
@@ -58,10 +58,10 @@ class RememberingBackend:
         """That of the backend."""
         return self.backend.health()
 
-    async def submit(self, request: Request) -> Stream:
+    async def submit(self, request: GenerationRequest) -> Stream:
         """Tell the story from memory, follow it where it is being written just now, or have it written."""
         asked = self.stories.asked
-        if not request.remembered:
+        if not request.cacheable:
             asked["bypassed"] += 1
             return await self.backend.submit(request)
         edition = await self.backend.edition()
@@ -71,7 +71,7 @@ class RememberingBackend:
             told = await self.stories.get(key)
             if told is not None:
                 asked["hit"] += 1
-                return Replay(told.pieces, told.finish_reason, told.prompt_tokens)
+                return Replay(told.chunks, told.finish_reason, told.prompt_tokens)
             flight = self._under_way(key)  # another reader may have been faster meanwhile
         asked["miss" if flight is None else "joined"] += 1
         reader = (flight or self._begin(key, request)).join()
@@ -82,7 +82,7 @@ class RememberingBackend:
         flight = None if key is None else self._flights.get(key)
         return None if flight is None or flight.abandoned else flight
 
-    def _begin(self, key: str | None, request: Request) -> Flight:
+    def _begin(self, key: str | None, request: GenerationRequest) -> Flight:
         def ended(flight: Flight) -> None:
             if key is not None and self._flights.get(key) is flight:
                 del self._flights[key]
@@ -95,13 +95,13 @@ class RememberingBackend:
         flight.task.add_done_callback(lambda _task: self._all.discard(flight))
         return flight
 
-    def _keep(self, request: Request, flight: Flight) -> None:
+    def _keep(self, request: GenerationRequest, flight: Flight) -> None:
         completion, stream = flight.completion, flight.stream
         if completion is None or stream is None or completion.finish_reason not in ("stop", "length"):
             return
-        told = Told.of(flight.pieces, completion)
+        told = Told.of(flight.chunks, completion)
         # A writer that does not tell its tokens could not be told again with the same counts.
-        complete = sum(len(piece.tokens) for piece in told.pieces) == told.completion_tokens
+        complete = sum(len(chunk.tokens) for chunk in told.chunks) == told.completion_tokens
         edition = self.backend.edition_of(stream)  # which may not be the one that was expected to write
         if edition is not None and complete:
             self.stories.put(key_of(edition, request), told)

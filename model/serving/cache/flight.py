@@ -14,11 +14,11 @@ from dataclasses import replace
 from typing import Self
 
 from model.errors import StoryError
-from model.generation import Completion, FinishReason, Piece, Usage, merge
+from model.generation import Chunk, Completion, FinishReason, Usage, merge_chunks
 from model.serving.backend import Stream
 
 MEMORY = "memory"
-"""The `writer` of a story that is told from memory."""
+"""The `served_by` of a story that is told from memory."""
 
 
 class Flight:
@@ -28,7 +28,7 @@ class Flight:
         self._begin = begin
         self._ended = ended
         self.stream: Stream | None = None
-        self.pieces: list[Piece] = []
+        self.chunks: list[Chunk] = []
         self.completion: Completion | None = None
         """How it ended, where it did."""
         self.failure: Exception | None = None
@@ -93,8 +93,8 @@ class Flight:
             if self.abandoned:
                 stream.cancel()
             self.wake()
-            async for piece in stream:
-                self.pieces.append(piece)
+            async for chunk in stream:
+                self.chunks.append(chunk)
                 self.wake()
             self.completion = stream.completion
         except Exception as error:
@@ -114,18 +114,18 @@ class Reader:
         """Number 0 is the one who asked first."""
         self._flight = flight
         self._number = number
-        self._at = 0  # of the pieces, so many were taken
+        self._at = 0  # of the chunks, so many were taken
         self._began = time.perf_counter()
         self._first_at = self._last_at = 0.0
         self._left = False
         self._completion: Completion | None = None
 
     @property
-    def writer(self) -> str:
+    def served_by(self) -> str:
         """Who writes, as the stream itself says."""
         stream = self._flight.stream
         assert stream is not None, "a reader is handed out once the stream is open"
-        return stream.writer
+        return stream.served_by
 
     @property
     def completion(self) -> Completion:
@@ -154,12 +154,12 @@ class Reader:
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> Piece:
+    async def __anext__(self) -> Chunk:
         flight = self._flight
         while self._completion is None:
             if self._gone():
                 self._completion = self._end()
-            elif self._at < len(flight.pieces):
+            elif self._at < len(flight.chunks):
                 return self._take()
             elif flight.over:
                 self._completion = self._end()
@@ -169,15 +169,15 @@ class Reader:
                 await flight.news()
         raise StopAsyncIteration
 
-    def _take(self) -> Piece:
-        """All that has come, as one piece: more than one waits for a reader who is late."""
-        pieces = self._flight.pieces
-        piece = pieces[self._at] if self._at + 1 == len(pieces) else merge(pieces[self._at :])
-        self._at = len(pieces)
-        if piece.tokens:
+    def _take(self) -> Chunk:
+        """All that has come, as one chunk: more than one waits for a reader who is late."""
+        chunks = self._flight.chunks
+        chunk = chunks[self._at] if self._at + 1 == len(chunks) else merge_chunks(chunks[self._at :])
+        self._at = len(chunks)
+        if chunk.tokens:
             self._last_at = time.perf_counter()
             self._first_at = self._first_at or self._last_at
-        return piece
+        return chunk
 
     def _gone(self) -> bool:
         """Whether this reader left while others listen. The last one sees how the story ends."""
@@ -188,7 +188,7 @@ class Reader:
 
     def _end(self) -> Completion:
         whole = self._flight.completion
-        told = self._flight.pieces[: self._at]
+        told = self._flight.chunks[: self._at]
         if whole is not None and self._flight.over and not self._gone():
             return (
                 whole
@@ -196,10 +196,10 @@ class Reader:
                 else replace(whole, usage=self._usage(whole.usage.prompt_tokens, told))
             )
         finish: FinishReason = "cancelled" if self._left else "error"
-        piece = merge(told)
-        return Completion(piece.text, finish, self._usage(0, told), piece.logprobs)
+        chunk = merge_chunks(told)
+        return Completion(chunk.text, finish, self._usage(0, told), chunk.logprobs)
 
-    def _usage(self, prompt_tokens: int, told: list[Piece]) -> Usage:
+    def _usage(self, prompt_tokens: int, told: list[Chunk]) -> Usage:
         """What this reader was told, by its own clock."""
         return usage_of(told, prompt_tokens, self._began, self._first_at, self._last_at)
 
@@ -208,12 +208,12 @@ class Reader:
 
 
 class Replay:
-    """A `model.serving.backend.Stream` of a story that was told before: all its pieces at once, one after the other."""
+    """A `model.serving.backend.Stream` of a story that was told before: all its chunks at once, one after the other."""
 
-    writer = MEMORY
+    served_by = MEMORY
 
-    def __init__(self, pieces: tuple[Piece, ...], finish: FinishReason, prompt_tokens: int) -> None:
-        self._pieces = pieces
+    def __init__(self, chunks: tuple[Chunk, ...], finish: FinishReason, prompt_tokens: int) -> None:
+        self._chunks = chunks
         self._finish: FinishReason = finish
         self._prompt_tokens = prompt_tokens
         self._began = time.perf_counter()
@@ -231,29 +231,29 @@ class Replay:
         """Leave off."""
         self._cancelled = True
 
-    async def __aiter__(self) -> AsyncGenerator[Piece, None]:
-        told: list[Piece] = []
+    async def __aiter__(self) -> AsyncGenerator[Chunk, None]:
+        told: list[Chunk] = []
         first = last = 0.0
-        for piece in self._pieces:
+        for chunk in self._chunks:
             if self._cancelled:
                 break
-            told.append(piece)
-            if piece.tokens:
+            told.append(chunk)
+            if chunk.tokens:
                 last = time.perf_counter()
                 first = first or last
-            yield piece
-        finish: FinishReason = self._finish if len(told) == len(self._pieces) else "cancelled"
-        piece = merge(told)
+            yield chunk
+        finish: FinishReason = self._finish if len(told) == len(self._chunks) else "cancelled"
+        chunk = merge_chunks(told)
         usage = usage_of(told, self._prompt_tokens, self._began, first, last)
-        self._completion = Completion(piece.text, finish, usage, piece.logprobs)
+        self._completion = Completion(chunk.text, finish, usage, chunk.logprobs)
 
 
-def usage_of(told: list[Piece], prompt_tokens: int, began: float, first: float, last: float) -> Usage:
+def usage_of(told: list[Chunk], prompt_tokens: int, began: float, first: float, last: float) -> Usage:
     """Counts of what was told, and seconds from `began` to its first and last token."""
     ended = (last or time.perf_counter()) - began
     return Usage(
         prompt_tokens=prompt_tokens,
-        completion_tokens=sum(len(piece.tokens) for piece in told),
+        completion_tokens=sum(len(chunk.tokens) for chunk in told),
         queued=0.0,
         ttft=first - began if first else ended,
         duration=ended,

@@ -1,4 +1,4 @@
-"""What is kept of a story: its pieces as they came, and its key, which names all that it depends on."""
+"""What is kept of a story: its chunks as they came, and its key, which names all that it depends on."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from model.generation import Completion, FinishReason, Piece, Request, TokenLogprob
+from model.generation import Chunk, Completion, FinishReason, GenerationRequest, TokenLogprob
 
 FORMAT = 1
 """Changes with the form of what is kept, so that a process never reads what another form has written."""
 
 
-def key_of(edition: str, request: Request) -> str:
+def key_of(edition: str, request: GenerationRequest) -> str:
     """The key of `request`'s story as `edition` (a model's digest, and what computes it) writes it."""
     sampling = request.sampling
     greedy = sampling.temperature == 0
@@ -38,29 +38,29 @@ def key_of(edition: str, request: Request) -> str:
 class Told:
     """A whole story."""
 
-    pieces: tuple[Piece, ...]
+    chunks: tuple[Chunk, ...]
     finish_reason: FinishReason
     prompt_tokens: int
     completion_tokens: int
 
     @classmethod
-    def of(cls, pieces: list[Piece], completion: Completion) -> Told:
+    def of(cls, chunks: list[Chunk], completion: Completion) -> Told:
         """What is kept of a story that ended so."""
         usage = completion.usage
-        return cls(tuple(pieces), completion.finish_reason, usage.prompt_tokens, usage.completion_tokens)
+        return cls(tuple(chunks), completion.finish_reason, usage.prompt_tokens, usage.completion_tokens)
 
     def as_bytes(self) -> bytes:
         """JSON. Numbers come back as the same bits."""
-        pieces = [[piece.text, piece.tokens, *_logprobs(piece)] for piece in self.pieces]
-        parts = [self.finish_reason, self.prompt_tokens, self.completion_tokens, pieces]
+        chunks = [[chunk.text, chunk.tokens, *_logprobs(chunk)] for chunk in self.chunks]
+        parts = [self.finish_reason, self.prompt_tokens, self.completion_tokens, chunks]
         return json.dumps(parts, ensure_ascii=False, separators=(",", ":")).encode()
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Told | None:
         """The story in `data`; None where there is none, for it may have been anywhere meanwhile."""
         try:
-            finish, prompt_tokens, completion_tokens, pieces = json.loads(data)
-            told = cls(tuple(_piece(*parts) for parts in pieces), finish, prompt_tokens, completion_tokens)
+            finish, prompt_tokens, completion_tokens, chunks = json.loads(data)
+            told = cls(tuple(_chunk(*parts) for parts in chunks), finish, prompt_tokens, completion_tokens)
         except (ValueError, TypeError):
             return None
         counts = (told.prompt_tokens, told.completion_tokens)
@@ -68,17 +68,17 @@ class Told:
         return told if sane else None
 
 
-def _logprobs(piece: Piece) -> list[Any]:
-    if not piece.logprobs:
+def _logprobs(chunk: Chunk) -> list[Any]:
+    if not chunk.logprobs:
         return []
-    return [[[entry.token, entry.text, entry.logprob, entry.alternatives] for entry in piece.logprobs]]
+    return [[[entry.token, entry.text, entry.logprob, entry.alternatives] for entry in chunk.logprobs]]
 
 
-def _piece(text: str, tokens: list[int], logprobs: list[list[Any]] = []) -> Piece:  # noqa: B006 (only read)
+def _chunk(text: str, tokens: list[int], logprobs: list[list[Any]] = []) -> Chunk:  # noqa: B006 (only read)
     if not isinstance(text, str) or not all(type(token) is int for token in tokens):
-        raise TypeError("no piece of a story")
+        raise TypeError("no chunk of a story")
     entries = tuple(
         TokenLogprob(token, word, logprob, tuple((rival, other, value) for rival, other, value in rivals))
         for token, word, logprob, rivals in logprobs
     )
-    return Piece(text, tuple(tokens), entries)
+    return Chunk(text, tuple(tokens), entries)

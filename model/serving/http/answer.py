@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from model.generation import Completion, Piece, Request
+from model.generation import Chunk, Completion, GenerationRequest
 from model.serving.http.errors import as_service_error
 from model.serving.http.telling import Event, Teller, Telling
 from model.serving.http.wire import EVENT_STREAM, KEEP_ALIVE, event, json_bytes
@@ -31,22 +31,24 @@ class Answer(Protocol):
     """The form of an answer. Its methods are called in the order in which they stand here."""
 
     def opening(self) -> bytes:
-        """What comes before the first piece."""
+        """What comes before the first chunk."""
         ...
 
-    def piece(self, index: int, piece: Piece, at: float) -> bytes:
-        """The event of a piece that was read at `at` (seconds since 1970)."""
+    def chunk(self, index: int, chunk: Chunk, at: float) -> bytes:
+        """The event of a chunk that was read at `at` (seconds since 1970)."""
         ...
 
     def ended(self, index: int, completion: Completion) -> bytes:
         """The event of a story's end."""
         ...
 
-    def closing(self, completions: list[Completion], writer: str) -> bytes:
+    def closing(self, completions: list[Completion], served_by: str) -> bytes:
         """What comes after all stories have ended."""
         ...
 
-    def whole(self, pieces: list[list[Piece]], completions: list[Completion], writer: str) -> dict[str, Any]:
+    def whole(
+        self, chunks: list[list[Chunk]], completions: list[Completion], served_by: str
+    ) -> dict[str, Any]:
         """Everything at once, for a client that did not ask for events."""
         ...
 
@@ -57,7 +59,7 @@ class StoryResponse(Response):
     def __init__(
         self,
         teller: Teller,
-        requests: list[Request],
+        requests: list[GenerationRequest],
         answer: Answer,
         *,
         stream: bool,
@@ -94,7 +96,7 @@ class StoryResponse(Response):
                     await self._tell_events(telling, send)
                     return
                 body = await self._tell_whole(telling)
-                headers = {"x-story-backend": self._name or telling.writer}
+                headers = {"x-story-backend": self._name or telling.served_by}
                 response = Response(json_bytes(body), headers=headers, media_type="application/json")
         except _ClientGoneError:
             return
@@ -103,30 +105,30 @@ class StoryResponse(Response):
         await response(scope, receive, send)
 
     async def _tell_whole(self, telling: Telling) -> dict[str, Any]:
-        pieces: list[list[Piece]] = [[] for _ in self._requests]
+        chunks: list[list[Chunk]] = [[] for _ in self._requests]
         completions: dict[int, Completion] = {}
         async for what in telling.events(self._keep_alive):
             if what is None:
                 continue
             if what.error is not None:
                 raise what.error
-            if what.piece is not None:
-                pieces[what.index].append(what.piece)
+            if what.chunk is not None:
+                chunks[what.index].append(what.chunk)
             elif what.completion is not None:
                 completions[what.index] = what.completion
         ordered = [completions[index] for index in range(len(self._requests))]
-        return self._answer.whole(pieces, ordered, telling.writer)
+        return self._answer.whole(chunks, ordered, telling.served_by)
 
     async def _tell_events(self, telling: Telling, send: Send) -> None:
-        writer = (b"x-story-backend", (self._name or telling.writer).encode("latin-1", "replace"))
-        await send({"type": "http.response.start", "status": 200, "headers": [*STREAM_HEADERS, writer]})
+        served_by = (b"x-story-backend", (self._name or telling.served_by).encode("latin-1", "replace"))
+        await send({"type": "http.response.start", "status": 200, "headers": [*STREAM_HEADERS, served_by]})
         completions: dict[int, Completion] = {}
         try:
             await _send(send, self._answer.opening())
             async for what in telling.events(self._keep_alive):
                 await _send(send, self._event(what, completions))
             ordered = [completions[index] for index in range(len(self._requests))]
-            await _send(send, self._answer.closing(ordered, telling.writer))
+            await _send(send, self._answer.closing(ordered, telling.served_by))
         except _ClientGoneError:
             raise
         except Exception as error:
@@ -136,12 +138,12 @@ class StoryResponse(Response):
     def _event(self, what: Event | None, completions: dict[int, Completion]) -> bytes:
         if what is None:
             return KEEP_ALIVE
-        if what.piece is not None:
-            return self._answer.piece(what.index, what.piece, what.at)
+        if what.chunk is not None:
+            return self._answer.chunk(what.index, what.chunk, what.at)
         if what.completion is not None:
             completions[what.index] = what.completion
             return self._answer.ended(what.index, what.completion)
-        assert what.error is not None, "an event is a piece, an end or an error"
+        assert what.error is not None, "an event is a chunk, an end or an error"
         raise what.error
 
 

@@ -21,12 +21,12 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from model.generation import MAX_ID_CHARS, MAX_LOGPROBS, MAX_TOKENS, Request, Sampling
+from model.generation import MAX_ID_CHARS, MAX_LOGPROBS, MAX_TOKENS, GenerationRequest, SamplingParams
 from model.serving.http.errors import bad_body, bad_value
 
 MAX_CHOICES = 8
-DEFAULTS = Sampling()
-DEFAULT_MAX_TOKENS = Request(prompt="").max_tokens
+DEFAULTS = SamplingParams()
+DEFAULT_MAX_TOKENS = GenerationRequest(prompt="").max_tokens
 LONGEST_SHOWN = 60
 """Characters of a wrong value that its message repeats."""
 
@@ -90,15 +90,15 @@ class _StoryBody(_Body):
         description=f"text of at most {MAX_ID_CHARS} characters: the same one always meets the same version",
     )
 
-    def _requests(self, prompt: str, count: int = 1, logprobs: int | None = None) -> list[Request]:
+    def _requests(self, prompt: str, count: int = 1, logprobs: int | None = None) -> list[GenerationRequest]:
         seed = secrets.randbelow(2**32) if self.seed is None else self.seed
-        visitor = self.user or secrets.token_hex(16)  # nobody known: somebody new each time
+        user = self.user or secrets.token_hex(16)  # nobody known: somebody new each time
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
         return [
-            Request(
+            GenerationRequest(
                 prompt=prompt,
                 max_tokens=self.max_tokens,
-                sampling=Sampling(
+                sampling=SamplingParams(
                     temperature=self.temperature,
                     top_k=self.top_k,
                     top_p=self.top_p,
@@ -108,8 +108,8 @@ class _StoryBody(_Body):
                 ),
                 stop=stop,
                 logprobs=logprobs,
-                remembered=self.seed is not None or self.temperature == 0,
-                visitor=visitor,
+                cacheable=self.seed is not None or self.temperature == 0,
+                user=user,
             )
             for index in range(count)
         ]
@@ -120,7 +120,7 @@ class SimpleBody(_StoryBody):
 
     prompt: str = Field(description="text, the story's beginning")
 
-    def requests(self) -> list[Request]:
+    def requests(self) -> list[GenerationRequest]:
         """The story asked for. Raises `InputError` for a number outside its range."""
         return self._requests(self.prompt)
 
@@ -162,7 +162,7 @@ class CompletionBody(_StoryBody):
         """The prompt, also where it came as a list of one."""
         return self.prompt if isinstance(self.prompt, str) else self.prompt[0]
 
-    def requests(self) -> list[Request]:
+    def requests(self) -> list[GenerationRequest]:
         """One request for each of `n` stories. Raises `ServiceError` (422) or `InputError`."""
         if not isinstance(self.prompt, str) and len(self.prompt) != 1:
             raise self._wrong("prompt", f"{len(self.prompt)} texts")
@@ -184,12 +184,12 @@ class CompletionBody(_StoryBody):
         return bad_value(name, f"must be {allowed}, got {got or _shown(getattr(self, name))}")
 
 
-def as_asked(requests: list[Request], headers: Mapping[str, str]) -> list[Request]:
+def as_asked(requests: list[GenerationRequest], headers: Mapping[str, str]) -> list[GenerationRequest]:
     """The requests, not to be told from memory where the client says `Cache-Control: no-cache` (RFC 9111, 5.2.1)."""
     control = headers.get("cache-control", "").lower()
     if not {"no-cache", "no-store"} & {word.strip() for word in control.split(",")}:
         return requests
-    return [replace(request, remembered=False) for request in requests]
+    return [replace(request, cacheable=False) for request in requests]
 
 
 def choice_seed(seed: int, index: int) -> int:

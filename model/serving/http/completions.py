@@ -1,7 +1,7 @@
 """`POST /v1/completions` and `/v1/models`: the OpenAI completions contract, so that every client speaks it.
 
 Beyond the contract, an answer carries what costs nothing and helps: `seed` with each story's end (asked for
-again, it writes that story again), `times` and `writer` with the usage, and with `return_token_ids` each
+again, it writes that story again), `times` and `served_by` with the usage, and with `return_token_ids` each
 choice's `token_ids`, the `alternatives` of each token among its log-probabilities as (id, text, log-probability),
 and each chunk's `created_at`, the second (with its fraction) in which its tokens came.
 """
@@ -13,10 +13,10 @@ import uuid
 from typing import Any
 
 from fastapi import APIRouter
-from starlette.requests import Request as HttpRequest
+from starlette.requests import Request
 from starlette.responses import Response
 
-from model.generation import Completion, Piece, Request, TokenLogprob
+from model.generation import Chunk, Completion, GenerationRequest, TokenLogprob
 from model.serving.backend import ModelInfo, model_for
 from model.serving.http.answer import StoryResponse, times_of, usage_of
 from model.serving.http.bodies import CompletionBody, as_asked, parse_object
@@ -32,7 +32,7 @@ MODEL_ID = "story-writer"
 class CompletionAnswer:
     """A `model.serving.http.answer.Answer` in OpenAI's words."""
 
-    def __init__(self, body: CompletionBody, requests: list[Request], model: ModelInfo) -> None:
+    def __init__(self, body: CompletionBody, requests: list[GenerationRequest], model: ModelInfo) -> None:
         self._body = body
         self._requests = requests
         self._head = {
@@ -55,27 +55,29 @@ class CompletionAnswer:
             return b""
         return b"".join(self._chunk(index, self._echo) for index in range(len(self._requests)))
 
-    def piece(self, index: int, piece: Piece, at: float) -> bytes:
+    def chunk(self, index: int, chunk: Chunk, at: float) -> bytes:
         """A chunk with the new text."""
         more: dict[str, Any] = {}
         if self._body.logprobs is not None:
-            more["logprobs"] = self._logprobs(index, piece.logprobs)
+            more["logprobs"] = self._logprobs(index, chunk.logprobs)
         if self._body.return_token_ids:
-            more["token_ids"] = piece.tokens
-        return self._chunk(index, piece.text, at=at, **more)
+            more["token_ids"] = chunk.tokens
+        return self._chunk(index, chunk.text, at=at, **more)
 
     def ended(self, index: int, completion: Completion) -> bytes:
         """A chunk without text that says why the story ended, and with which seed it was written."""
         seed = self._requests[index].sampling.seed
         return self._chunk(index, "", finish_reason=completion.finish_reason, seed=seed)
 
-    def closing(self, completions: list[Completion], writer: str) -> bytes:
+    def closing(self, completions: list[Completion], served_by: str) -> bytes:
         """Usage, where it was asked for, and the end of the stream."""
         if not self._body.include_usage:
             return DONE
-        return event({**self._head, "choices": [], **_counts(completions, writer)}) + DONE
+        return event({**self._head, "choices": [], **_counts(completions, served_by)}) + DONE
 
-    def whole(self, pieces: list[list[Piece]], completions: list[Completion], writer: str) -> dict[str, Any]:
+    def whole(
+        self, chunks: list[list[Chunk]], completions: list[Completion], served_by: str
+    ) -> dict[str, Any]:
         """The completion object."""
         choices = []
         for index, completion in enumerate(completions):
@@ -89,9 +91,9 @@ class CompletionAnswer:
             if self._body.logprobs is not None:
                 choice["logprobs"] = self._logprobs(index, completion.logprobs)
             if self._body.return_token_ids:
-                choice["token_ids"] = [token for piece in pieces[index] for token in piece.tokens]
+                choice["token_ids"] = [token for chunk in chunks[index] for token in chunk.tokens]
             choices.append(choice)
-        return {**self._head, "choices": choices, **_counts(completions, writer)}
+        return {**self._head, "choices": choices, **_counts(completions, served_by)}
 
     def _chunk(self, index: int, text: str, *, at: float | None = None, **more: Any) -> bytes:
         rest: dict[str, Any] = {"index": index, "logprobs": None, "finish_reason": None, **more}
@@ -128,8 +130,8 @@ def _best(entry: TokenLogprob) -> dict[str, float]:
     return best
 
 
-def _counts(completions: list[Completion], writer: str) -> dict[str, Any]:
-    return {"usage": usage_of(completions), "times": times_of(completions), "writer": writer}
+def _counts(completions: list[Completion], served_by: str) -> dict[str, Any]:
+    return {"usage": usage_of(completions), "times": times_of(completions), "served_by": served_by}
 
 
 def router(teller: Teller, options: ServiceOptions) -> APIRouter:
@@ -157,7 +159,7 @@ def router(teller: Teller, options: ServiceOptions) -> APIRouter:
     }
 
     @routes.post("/v1/completions", openapi_extra=schema)
-    async def completions(request: HttpRequest) -> Response:
+    async def completions(request: Request) -> Response:
         """Write one story or several, streamed as server-sent events or whole."""
         body = CompletionBody.read(parse_object(await request.body()))
         if body.model is not None:
@@ -166,7 +168,7 @@ def router(teller: Teller, options: ServiceOptions) -> APIRouter:
         return StoryResponse(
             teller,
             requests,
-            CompletionAnswer(body, requests, model_for(teller.backend, requests[0].visitor)),
+            CompletionAnswer(body, requests, model_for(teller.backend, requests[0].user)),
             stream=body.stream,
             name=options.name,
             keep_alive=options.keep_alive,

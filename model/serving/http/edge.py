@@ -58,7 +58,7 @@ class Edge:
                 named = MutableHeaders(scope=message)
                 named["x-request-id"] = name
                 if "x-story-backend" not in named:
-                    named["x-story-backend"] = self._name or self._backend.health().writer
+                    named["x-story-backend"] = self._name or self._backend.health().served_by
             await send(message)
 
         try:

@@ -1,7 +1,7 @@
 """`POST /api/generate`: the simple form, for a script or a page that wants a story and no contract.
 
 Whole: one object with `text` (what the model wrote), `story` (the prompt with it), `finish_reason`, `seed`,
-counts and times. As events: `token` for each piece (`{"text"}`), then `complete` with that same object, or
+counts and times. As events: `token` for each chunk (`{"text"}`), then `complete` with that same object, or
 `error`. Socket.IO tells the same under its own names.
 """
 
@@ -11,10 +11,10 @@ import uuid
 from typing import Any
 
 from fastapi import APIRouter
-from starlette.requests import Request as HttpRequest
+from starlette.requests import Request
 from starlette.responses import Response
 
-from model.generation import Completion, Piece, Request
+from model.generation import Chunk, Completion, GenerationRequest
 from model.serving.backend import ModelInfo, model_for
 from model.serving.http.answer import StoryResponse, times_of, usage_of
 from model.serving.http.bodies import SimpleBody, as_asked, parse_object
@@ -27,7 +27,7 @@ from model.serving.http.wire import event
 class SimpleAnswer:
     """A `model.serving.http.answer.Answer` in few words, for one story."""
 
-    def __init__(self, request: Request, model: ModelInfo) -> None:
+    def __init__(self, request: GenerationRequest, model: ModelInfo) -> None:
         self.id = f"story-{uuid.uuid4().hex}"
         self._request = request
         self._model = model
@@ -36,19 +36,21 @@ class SimpleAnswer:
         """Nothing: the client knows its prompt."""
         return b""
 
-    def piece(self, index: int, piece: Piece, at: float) -> bytes:
+    def chunk(self, index: int, chunk: Chunk, at: float) -> bytes:
         """`token`, or nothing for a token whose text is still to come."""
-        return event({"text": piece.text}, "token") if piece.text else b""
+        return event({"text": chunk.text}, "token") if chunk.text else b""
 
     def ended(self, index: int, completion: Completion) -> bytes:
         """Nothing: `closing` tells all."""
         return b""
 
-    def closing(self, completions: list[Completion], writer: str) -> bytes:
+    def closing(self, completions: list[Completion], served_by: str) -> bytes:
         """`complete`, with the whole object."""
-        return event(self.whole([], completions, writer), "complete")
+        return event(self.whole([], completions, served_by), "complete")
 
-    def whole(self, pieces: list[list[Piece]], completions: list[Completion], writer: str) -> dict[str, Any]:
+    def whole(
+        self, chunks: list[list[Chunk]], completions: list[Completion], served_by: str
+    ) -> dict[str, Any]:
         """The story with all that is known of it."""
         completion = completions[0]
         return {
@@ -60,7 +62,7 @@ class SimpleAnswer:
             "seed": self._request.sampling.seed,
             "model": MODEL_ID,
             "version": self._model.version,
-            "writer": writer,
+            "served_by": served_by,
             "usage": usage_of(completions),
             "times": times_of(completions),
         }
@@ -72,11 +74,11 @@ def router(teller: Teller, options: ServiceOptions) -> APIRouter:
     schema = {"requestBody": {"content": {"application/json": {"schema": SimpleBody.model_json_schema()}}}}
 
     @routes.post("/api/generate", openapi_extra=schema)
-    async def generate(request: HttpRequest) -> Response:
+    async def generate(request: Request) -> Response:
         """Write one story, as events or whole."""
         body = SimpleBody.read(parse_object(await request.body()))
         requests = as_asked(body.requests(), request.headers)
-        answer = SimpleAnswer(requests[0], model_for(teller.backend, requests[0].visitor))
+        answer = SimpleAnswer(requests[0], model_for(teller.backend, requests[0].user))
         return StoryResponse(
             teller,
             requests,

@@ -1,7 +1,7 @@
 """Socket.IO, for clients of the earlier system.
 
 A client emits `generate_story` with the body of `/api/generate` and receives `story_token` (`{"id", "text"}`)
-for each piece, then `story_complete` with that route's object, or `story_error` with the house's error object.
+for each chunk, then `story_complete` with that route's object, or `story_error` with the house's error object.
 Beyond the earlier system, `stop_story` ends the story, which then completes as `cancelled`. A client tells one
 story at a time; when it goes, its story ends.
 """
@@ -77,7 +77,7 @@ class Sockets:
         if not isinstance(data, dict):
             raise ServiceError(422, INVALID, "invalid_value", "generate_story needs an object with a prompt")
         request = SimpleBody.read(data).requests()[0]
-        answer = SimpleAnswer(request, model_for(self._teller.backend, request.visitor))
+        answer = SimpleAnswer(request, model_for(self._teller.backend, request.user))
         client = self._teller.limiter.clients.of(self._server.get_environ(sid)["asgi.scope"])
         async with self._teller.tell([request], client) as telling:
             story.telling = telling
@@ -88,11 +88,11 @@ class Sockets:
                     continue
                 if what.error is not None:
                     raise what.error
-                if what.piece is not None and what.piece.text:
-                    token = {"id": answer.id, "text": what.piece.text}
+                if what.chunk is not None and what.chunk.text:
+                    token = {"id": answer.id, "text": what.chunk.text}
                     await self._server.emit("story_token", token, to=sid)
                 elif what.completion is not None:
-                    whole = answer.whole([], [what.completion], telling.writer)
+                    whole = answer.whole([], [what.completion], telling.served_by)
                     await self._server.emit("story_complete", whole, to=sid)
 
     async def _stop(self, sid: str, _data: Any = None) -> None:

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
 from model.errors import LimitError
-from model.generation import Completion, Piece, Request
+from model.generation import Chunk, Completion, GenerationRequest
 from model.serving.backend import Backend, Stream
 from model.serving.cache.flight import MEMORY
 from model.serving.http.errors import as_service_error, broke_off, draining
@@ -28,12 +28,12 @@ AHEAD = 8
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something that happened to one of the streams: a piece came, it ended, or it failed."""
+    """Something that happened to one of the streams: a chunk came, it ended, or it failed."""
 
     index: int
     at: float
-    """Seconds since 1970, when the piece was read from the backend."""
-    piece: Piece | None = None
+    """Seconds since 1970, when the chunk was read from the backend."""
+    chunk: Chunk | None = None
     completion: Completion | None = None
     error: Exception | None = None
 
@@ -51,9 +51,9 @@ class Telling:
         self._told = 0
 
     @property
-    def writer(self) -> str:
+    def served_by(self) -> str:
         """Who writes at this moment."""
-        return self.streams[0].writer
+        return self.streams[0].served_by
 
     def add(self, stream: Stream) -> None:
         """Tell `stream` too; it ends at once where the telling was ended while it was being opened."""
@@ -88,7 +88,7 @@ class Telling:
             event = await self._queue.get()
             if event is not None:
                 self._told += 1
-                left -= event.piece is None
+                left -= event.chunk is None
             yield event
 
     async def close(self) -> None:
@@ -116,10 +116,10 @@ class Telling:
 
     async def _pump(self, index: int, stream: Stream) -> None:
         try:
-            async for piece in stream:
-                if stream.writer != MEMORY:
-                    self._ticket.wrote(len(piece.tokens))
-                await self._queue.put(Event(index, time.time(), piece=piece))
+            async for chunk in stream:
+                if stream.served_by != MEMORY:
+                    self._ticket.wrote(len(chunk.tokens))
+                await self._queue.put(Event(index, time.time(), chunk=chunk))
             end = self._end(index, stream.completion)
         except Exception as error:
             end = Event(index, time.time(), error=as_service_error(error))
@@ -152,7 +152,9 @@ class Teller:
         return len(self._open)
 
     @contextlib.asynccontextmanager
-    async def tell(self, requests: Sequence[Request], client: str = UNKNOWN) -> AsyncIterator[Telling]:
+    async def tell(
+        self, requests: Sequence[GenerationRequest], client: str = UNKNOWN
+    ) -> AsyncIterator[Telling]:
         """Begin one story for each request of `client`; leaving this ends those that have not ended.
 
         Raises `ServiceError` while draining, `LimitError` where the client has had too much, and what the backend

@@ -10,35 +10,35 @@ from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 
 from model.errors import BusyError
-from model.generation import Completion, Piece, Request
+from model.generation import Chunk, Completion, GenerationRequest
 from model.serving.backend import Backend, Health, ModelInfo, Stream, model_for
 from model.serving.metrics.metrics import Meter, Timing
 
 
 class MeteredStream:
-    """A stream whose pieces are counted as they are read."""
+    """A stream whose chunks are counted as they are read."""
 
     def __init__(self, stream: Stream, timing: Timing) -> None:
         self._stream, self._timing = stream, timing
         self._read = False
 
-    async def __aiter__(self) -> AsyncIterator[Piece]:
+    async def __aiter__(self) -> AsyncIterator[Chunk]:
         self._read = True
         timing = self._timing
         try:
-            async for piece in self._stream:
-                timing.piece(len(piece.tokens))
-                yield piece
-            timing.end(self._stream.completion, self._stream.writer)
+            async for chunk in self._stream:
+                timing.chunk(len(chunk.tokens))
+                yield chunk
+            timing.end(self._stream.completion, self._stream.served_by)
         except Exception:
-            timing.end(None, self._stream.writer)
+            timing.end(None, self._stream.served_by)
             raise
         finally:
-            timing.abandoned(self._stream.writer)
+            timing.abandoned(self._stream.served_by)
 
     def cancel(self) -> object:
         if not self._read:  # nobody will ever read how it ended
-            self._timing.abandoned(self._stream.writer)
+            self._timing.abandoned(self._stream.served_by)
         return self._stream.cancel()
 
     @property
@@ -46,8 +46,8 @@ class MeteredStream:
         return self._stream.completion
 
     @property
-    def writer(self) -> str:
-        return self._stream.writer
+    def served_by(self) -> str:
+        return self._stream.served_by
 
 
 class MeteredBackend:
@@ -64,9 +64,9 @@ class MeteredBackend:
     def model(self) -> ModelInfo:
         return self.backend.model
 
-    def model_for(self, visitor: str) -> ModelInfo:
-        """Which model of the backend writes for this visitor."""
-        return model_for(self.backend, visitor)
+    def model_for(self, user: str) -> ModelInfo:
+        """Which model of the backend writes for this user."""
+        return model_for(self.backend, user)
 
     @property
     def capacity(self) -> int:
@@ -78,7 +78,7 @@ class MeteredBackend:
     def health(self) -> Health:
         return self.backend.health()
 
-    async def submit(self, request: Request) -> Stream:
+    async def submit(self, request: GenerationRequest) -> Stream:
         """See `Backend.submit`; what is refused or fails at once is counted too."""
         began = time.perf_counter()
         try:

@@ -71,9 +71,9 @@ class _EngineGauges(Collector):
                 breaker.add_metric([state], float(state == health.breaker))
             yield breaker
         info = GaugeMetricFamily(
-            "story_info", "What writes here, in its labels.", labels=["colour", "version", "writer"]
+            "story_info", "What writes here, in its labels.", labels=["colour", "version", "served_by"]
         )
-        info.add_metric([self._colour, self._backend.model.version[:12], health.writer], 1)
+        info.add_metric([self._colour, self._backend.model.version[:12], health.served_by], 1)
         yield info
         used, room = resident(), memory_limit()
         if used is not None and room is not None:
@@ -94,11 +94,11 @@ class Meter:
             "story_streams",
             "Stories, by how they ended: stop, length, cancelled (by the reader or because one went away), "
             "error, refused (the line was full), limited (a limit was reached), draining.",
-            ["outcome", "writer", "version", "colour"],
+            ["outcome", "served_by", "version", "colour"],
             registry=registry,
         )
         for outcome in ("stop", "length", "cancelled", "error", "refused", "limited", "draining"):
-            self._count(outcome, backend.health().writer, 0)
+            self._count(outcome, backend.health().served_by, 0)
         self._open = Gauge("story_streams_open", "Stories this service is telling.", registry=registry)
         tokens = Counter("story_tokens", "Tokens read and written.", ["kind"], registry=registry)
         self._prompt_tokens, self._tokens = tokens.labels("prompt"), tokens.labels("completion")
@@ -129,11 +129,11 @@ class Meter:
 
     def refused(self, why: Refusal, stories: int) -> None:
         """Stories were not begun."""
-        self._count(why, self._backend.health().writer, stories)
+        self._count(why, self._backend.health().served_by, stories)
 
-    def _count(self, outcome: str, writer: str, stories: float = 1) -> None:
+    def _count(self, outcome: str, served_by: str, stories: float = 1) -> None:
         version = _bounded(self._versions, self._backend.model.version[:12])
-        self._streams.labels(outcome, _bounded(self._writers, writer), version, self._colour).inc(stories)
+        self._streams.labels(outcome, _bounded(self._writers, served_by), version, self._colour).inc(stories)
 
     def answered(self, path: str, status: int) -> str:
         """A request was answered, by a route or not; returns which, of a short list."""
@@ -164,8 +164,8 @@ class Timing:
         self._tokens = 0
         self._open = True
 
-    def piece(self, tokens: int) -> None:
-        """A piece of so many tokens came; what came together counts as having come evenly."""
+    def chunk(self, tokens: int) -> None:
+        """A chunk of so many tokens came; what came together counts as having come evenly."""
         if not tokens:
             return
         now = time.perf_counter()
@@ -181,33 +181,33 @@ class Timing:
                 meter._itl.observe(gap)
         self._last = now
 
-    def end(self, completion: Completion | None, writer: str) -> None:
-        """The story of `writer` ended; None: it failed."""
+    def end(self, completion: Completion | None, served_by: str) -> None:
+        """The story of `served_by` ended; None: it failed."""
         if completion is None:
-            self._close("error", writer)
+            self._close("error", served_by)
             return
         self._meter._prompt_tokens.inc(completion.usage.prompt_tokens)
         self._meter._queued.observe(completion.usage.queued)
-        self._close(completion.finish_reason, writer)
+        self._close(completion.finish_reason, served_by)
 
-    def abandoned(self, writer: str) -> None:
+    def abandoned(self, served_by: str) -> None:
         """Nobody reads the story any more."""
-        self._close("cancelled", writer)
+        self._close("cancelled", served_by)
 
-    def _close(self, outcome: str, writer: str) -> None:
+    def _close(self, outcome: str, served_by: str) -> None:
         if not self._open:
             return
         self._open = False
         took = time.perf_counter() - self._began
         self._meter._open.dec()
-        self._meter._count(outcome, writer)
+        self._meter._count(outcome, served_by)
         self._meter._duration.observe(took)
         log.info(
             "a story was told",
             extra={
                 "request_id": self._name,
                 "outcome": outcome,
-                "writer": writer,
+                "served_by": served_by,
                 "tokens": self._tokens,
                 "ttft": round(self._first - self._began, 4) if self._first else None,
                 "seconds": round(took, 4),

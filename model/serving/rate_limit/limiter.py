@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from model.errors import InputError, LimitError
-from model.generation import Request
+from model.generation import GenerationRequest
 from model.serving.rate_limit.clients import Clients
 from model.serving.rate_limit.quotas import OFF, Quota, Resource, Scope, read_quotas
 from model.serving.rate_limit.shared import SharedWindows
@@ -99,7 +99,7 @@ class Limiter:
         """Windows that are counted here."""
         return len(self._windows)
 
-    async def admit(self, client: str, requests: Sequence[Request]) -> Ticket:
+    async def admit(self, client: str, requests: Sequence[GenerationRequest]) -> Ticket:
         """Reserve what these stories of one request may come to.
 
         Raises `LimitError`, with the time to wait, when that is too much now, and `InputError` when it always is.

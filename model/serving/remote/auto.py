@@ -14,7 +14,15 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import replace
 
 from model.errors import StoryError
-from model.generation import MAX_PROMPT_CHARS, Completion, FinishReason, Piece, Request, TokenLogprob, Usage
+from model.generation import (
+    MAX_PROMPT_CHARS,
+    Chunk,
+    Completion,
+    FinishReason,
+    GenerationRequest,
+    TokenLogprob,
+    Usage,
+)
 from model.serving.backend import Health, LocalBackend, ModelInfo, Stream
 from model.serving.remote.continued_stop import ContinuedStop
 from model.serving.remote.remote import ModalBackend, ModalStream
@@ -25,7 +33,9 @@ log = logging.getLogger(__name__)
 class AutoStream:
     """One story, begun by Modal. Iterate it once; it never raises what Modal did, only what happens here."""
 
-    def __init__(self, request: Request, remote: ModalStream, local: LocalBackend, began: float) -> None:
+    def __init__(
+        self, request: GenerationRequest, remote: ModalStream, local: LocalBackend, began: float
+    ) -> None:
         """`began`: when the story was asked for, by `time.perf_counter`."""
         self._request = request
         self._remote = remote
@@ -42,9 +52,9 @@ class AutoStream:
         self._logprobs: list[TokenLogprob] = []
 
     @property
-    def writer(self) -> str:
+    def served_by(self) -> str:
         """Who writes at this moment: `modal` or `local`."""
-        return self._current.writer
+        return self._current.served_by
 
     @property
     def completion(self) -> Completion:
@@ -63,12 +73,12 @@ class AutoStream:
         self._cancelled = True
         self._current.cancel()
 
-    async def __aiter__(self) -> AsyncGenerator[Piece, None]:
-        async for piece in self._from_modal():
-            yield piece
+    async def __aiter__(self) -> AsyncGenerator[Chunk, None]:
+        async for chunk in self._from_modal():
+            yield chunk
         if self._completion is None:
-            async for piece in self._from_here():
-                yield piece
+            async for chunk in self._from_here():
+                yield chunk
 
     async def take_over(self) -> None:
         """Begin, or go on with, the story in this process. Raises what the engine raises: `BusyError`."""
@@ -87,15 +97,15 @@ class AutoStream:
         if self._cancelled:
             self._current.cancel()
 
-    async def _from_modal(self) -> AsyncGenerator[Piece, None]:
+    async def _from_modal(self) -> AsyncGenerator[Chunk, None]:
         """What Modal tells; afterwards the story has a completion, unless it has to go on elsewhere."""
         # A token whose text has not come (half a character, perhaps the beginning of a stop string) waits for it:
         # were the connection lost between them, that text would be written again, and the token counted twice.
-        waiting: list[Piece] = []
+        waiting: list[Chunk] = []
         with contextlib.suppress(StoryError):  # it is in `failure` too
-            async for piece in self._remote:
-                waiting.append(piece)
-                if piece.text:
+            async for chunk in self._remote:
+                waiting.append(chunk)
+                if chunk.text:
                     yield self._told(waiting)
                     waiting = []
         if self._remote.failure is not None:
@@ -104,7 +114,7 @@ class AutoStream:
             yield self._told(waiting)
         self._completion = self._remote.completion
 
-    async def _from_here(self) -> AsyncGenerator[Piece, None]:
+    async def _from_here(self) -> AsyncGenerator[Chunk, None]:
         """The story from where it stands, by the model in this process."""
         if self._current is self._remote:
             try:
@@ -116,34 +126,34 @@ class AutoStream:
             if self._completion is not None:
                 return
         stream, stops = self._current, self._stops
-        async for piece in stream:
-            yield self._told([piece if stops is None else replace(piece, text=stops.push(piece.text))])
+        async for chunk in stream:
+            yield self._told([chunk if stops is None else replace(chunk, text=stops.push(chunk.text))])
             if stops is not None and stops.met:
                 stream.cancel()
                 self._end("stop")
                 return
         if stops is not None and (rest := stops.flush()):
-            yield self._told([Piece(rest, ())])
+            yield self._told([Chunk(rest, ())])
         completion = stream.completion
         queued = self._taken_at - self._began + completion.usage.queued if stops is None else 0.0
         self._end(completion.finish_reason, completion.error, queued=queued)
 
-    def _told(self, pieces: list[Piece]) -> Piece:
-        """The pieces as one, noted as told."""
-        piece = pieces[0]
-        if len(pieces) > 1:
-            piece = Piece(
-                "".join(one.text for one in pieces),
-                tuple(token for one in pieces for token in one.tokens),
-                tuple(entry for one in pieces for entry in one.logprobs),
+    def _told(self, chunks: list[Chunk]) -> Chunk:
+        """The chunks as one, noted as told."""
+        chunk = chunks[0]
+        if len(chunks) > 1:
+            chunk = Chunk(
+                "".join(one.text for one in chunks),
+                tuple(token for one in chunks for token in one.tokens),
+                tuple(entry for one in chunks for entry in one.logprobs),
             )
-        if piece.tokens:
+        if chunk.tokens:
             self._last_at = time.perf_counter()
             self._first_at = self._first_at or self._last_at
-        self._text += piece.text
-        self._tokens += len(piece.tokens)
-        self._logprobs.extend(piece.logprobs)
-        return piece
+        self._text += chunk.text
+        self._tokens += len(chunk.tokens)
+        self._logprobs.extend(chunk.logprobs)
+        return chunk
 
     def _end(self, finish: FinishReason, error: str | None = None, *, queued: float = 0.0) -> None:
         ended = (self._last_at or time.perf_counter()) - self._began
@@ -182,9 +192,9 @@ class AutoBackend:
         """Ready while either is; who would write, and why not Modal if it would not."""
         here, there = self.local.health(), self.modal.health()
         if there.ready:
-            return Health(True, there.writer, "writes", here.engine, there.breaker)
+            return Health(True, there.served_by, "writes", here.engine, there.breaker)
         detail = f"{there.detail}; {'the embedded model writes' if here.ready else here.detail}"
-        return Health(here.ready, here.writer, detail, here.engine, there.breaker)
+        return Health(here.ready, here.served_by, detail, here.engine, there.breaker)
 
     async def edition(self) -> str | None:
         """That of the one who would begin the story."""
@@ -197,7 +207,7 @@ class AutoBackend:
             return None
         return (self.modal if isinstance(whole, ModalStream) else self.local).edition_of(whole)
 
-    async def submit(self, request: Request) -> Stream:
+    async def submit(self, request: GenerationRequest) -> Stream:
         """Begin a story; see `Backend.submit`. Only this process can be too busy for it."""
         began = time.perf_counter()
         if not await self.modal.usable():

@@ -19,10 +19,10 @@ from tenacity.stop import stop_after_attempt, stop_never
 from tenacity.wait import wait_random_exponential
 
 from model.errors import InputError
-from model.generation import Request
+from model.generation import GenerationRequest
 from model.serving.backend import ModelInfo
 from model.serving.remote.failures import BROKE_OFF, RemoteError, from_exception, from_status, one_line
-from model.serving.remote.wire import PATH, Chunk, body, read_chunks
+from model.serving.remote.wire import PATH, WireEvent, body, read_events
 
 if TYPE_CHECKING:
     from model.settings import Settings
@@ -66,7 +66,7 @@ class Exchange:
             headers: sent with each request; see `proxy_auth`.
             times: the time-outs.
             connections: at most so many at once.
-            hurry: there is another writer, so try a second time at most, and never after a time-out.
+            hurry: there is another backend, so try a second time at most, and never after a time-out.
         """
         self._times = times
         self._hurry = hurry
@@ -86,13 +86,13 @@ class Exchange:
     async def talk(
         self,
         url: str,
-        request: Request,
+        request: GenerationRequest,
         *,
         accepted: Callable[[], None],
-        take: Callable[[Chunk], None],
+        take: Callable[[WireEvent], None],
         times: TimeOuts | None = None,
     ) -> None:
-        """Have `request` written by the service at `url`; calls `take` with each chunk as it comes.
+        """Have `request` written by the service at `url`; calls `take` with each event as it comes.
 
         Returns when the story is whole; cancelling this closes its connection at once. Raises `RemoteError`.
 
@@ -100,7 +100,7 @@ class Exchange:
             url: the service's address, without a path.
             request: the story.
             accepted: called once, when the service has answered that it writes.
-            take: called with every chunk that came in order, the last one being `done` or the story's end.
+            take: called with every event that came in order, the last one being `done` or the story's end.
             times: other time-outs than this exchange's own.
         """
         times = times or self._times
@@ -115,17 +115,17 @@ class Exchange:
                     accepted()
                     limit = times.first_token
                     clock.reschedule(now() + limit)
-                    async with aclosing(read_chunks(response)) as chunks:
-                        async for chunk in chunks:
-                            if chunk.done:
+                    async with aclosing(read_events(response)) as events:
+                        async for event in events:
+                            if event.done:
                                 finished = True
                                 clock.reschedule(now() + LINGER)
-                            elif chunk.piece is not None or chunk.finish is not None:
+                            elif event.chunk is not None or event.finish is not None:
                                 began = True
-                                finished = finished or chunk.finish is not None
+                                finished = finished or event.finish is not None
                                 limit = times.between_tokens
                                 clock.reschedule(now() + limit)
-                            take(chunk)
+                            take(event)
                 finally:
                     await response.aclose()
         except TimeoutError:
@@ -144,7 +144,7 @@ class Exchange:
         last = f" (last: {tries[-1].reason})" if tries else ""
         return RemoteError(f"no first token within {limit:g} s{last}", slow=True)
 
-    async def _open(self, url: str, request: Request, tries: list[RemoteError]) -> httpx.Response:
+    async def _open(self, url: str, request: GenerationRequest, tries: list[RemoteError]) -> httpx.Response:
         """The response that the story will flow from. What failed on the way is added to `tries`."""
 
         def worth_it(state: RetryCallState) -> bool:

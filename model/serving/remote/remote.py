@@ -16,12 +16,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Self
 
 from model.errors import StoryError
-from model.generation import Completion, FinishReason, Piece, Request, TokenLogprob, Usage
+from model.generation import Chunk, Completion, FinishReason, GenerationRequest, TokenLogprob, Usage
 from model.serving.backend import Health, ModelInfo
 from model.serving.remote.breaker import Breaker
 from model.serving.remote.exchange import Exchange, TimeOuts
 from model.serving.remote.failures import RemoteError
-from model.serving.remote.wire import Chunk, Counts
+from model.serving.remote.wire import Counts, WireEvent
 
 if TYPE_CHECKING:
     from model.serving.backend import Stream
@@ -35,7 +35,7 @@ stream is handed out while it still waits, so that its reader can see that, and 
 WAKING = 150.0
 """Seconds that a probe waits for its first token: longer than a cold start. No reader waits for it."""
 
-PROBE = Request(prompt="Once", max_tokens=1)
+PROBE = GenerationRequest(prompt="Once", max_tokens=1)
 """The least that proves a service: that it lets us in, has a place, and writes."""
 
 NEWS = 30.0
@@ -54,7 +54,7 @@ class _Story:
         self.url = url
         self.version: str | None = None
         self.began = time.perf_counter()
-        self.pending: deque[Piece] = deque()
+        self.pending: deque[Chunk] = deque()
         self.news = asyncio.Event()
         self.accepted = asyncio.Event()
         """Set when the service has answered, and in any case at the end."""
@@ -67,21 +67,21 @@ class _Story:
         self.completion: Completion | None = None
         self.failure: RemoteError | None = None
 
-    def take(self, chunk: Chunk) -> None:
+    def take(self, event: WireEvent) -> None:
         """Note what came, and wake the reader."""
-        piece = chunk.piece
-        if piece is not None:
-            if piece.tokens:
+        chunk = event.chunk
+        if chunk is not None:
+            if chunk.tokens:
                 self.last_at = time.perf_counter()
                 self.first_at = self.first_at or self.last_at
-            self.tokens += len(piece.tokens)
-            self.parts.append(piece.text)
-            self.logprobs.extend(piece.logprobs)
-            self.pending.append(piece)
-        self.finish = chunk.finish or self.finish
-        self.counts = chunk.counts or self.counts
-        self.version = chunk.version or self.version
-        if chunk.done and self.finish is not None:
+            self.tokens += len(chunk.tokens)
+            self.parts.append(chunk.text)
+            self.logprobs.extend(chunk.logprobs)
+            self.pending.append(chunk)
+        self.finish = event.finish or self.finish
+        self.counts = event.counts or self.counts
+        self.version = event.version or self.version
+        if event.done and self.finish is not None:
             self.end(self.finish)
         self.news.set()
 
@@ -116,7 +116,7 @@ class ModalStream:
     A failure before the first token is raised by the iteration, a later one is told by `completion`.
     """
 
-    writer = "modal"
+    served_by = "modal"
 
     def __init__(self, story: _Story, task: asyncio.Task[None]) -> None:
         self._story = story
@@ -159,7 +159,7 @@ class ModalStream:
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> Piece:
+    async def __anext__(self) -> Chunk:
         story = self._story
         while not story.pending:
             if story.completion is not None:
@@ -198,7 +198,7 @@ class ModalBackend:
             times: the time-outs of each stage.
             breaker: keeps account of how the service does.
             headers: sent with each request; see `model.serving.remote.exchange.proxy_auth`.
-            hurry: there is another writer: give up soon.
+            hurry: there is another served_by: give up soon.
         """
         self.model = model
         self.breaker = breaker
@@ -253,14 +253,14 @@ class ModalBackend:
         """What wrote it, as the service told with the story."""
         return stream.edition if isinstance(stream, ModalStream) else None
 
-    async def submit(self, request: Request) -> Stream:
+    async def submit(self, request: GenerationRequest) -> Stream:
         """Begin a story; see `Backend.submit`."""
         stream = await self.begin(request)
         if stream.failure is not None and not stream.begun:
             raise stream.failure.told
         return stream
 
-    async def begin(self, request: Request) -> ModalStream:
+    async def begin(self, request: GenerationRequest) -> ModalStream:
         """`submit` that raises nothing of the service's: what it refused is the stream's `failure`."""
         await self.usable()
         url, exchange = self._url, self._exchange
@@ -274,7 +274,7 @@ class ModalBackend:
         await stream.accepted(GREETING)
         return stream
 
-    async def _tell(self, exchange: Exchange, url: str, request: Request, story: _Story) -> None:
+    async def _tell(self, exchange: Exchange, url: str, request: GenerationRequest, story: _Story) -> None:
         """Read one story to its end and keep account of how that went."""
         try:
             await exchange.talk(url, request, accepted=story.accepted.set, take=story.take)

@@ -16,7 +16,7 @@ import httpx
 from httpx_sse import EventSource
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from model.generation import Piece, Request, TokenLogprob
+from model.generation import Chunk, GenerationRequest, TokenLogprob
 from model.serving.remote.failures import BROKE_OFF, RemoteError, from_event, from_exception
 
 PATH = "/v1/completions"
@@ -32,10 +32,10 @@ class Counts:
 
 
 @dataclass(frozen=True, slots=True)
-class Chunk:
+class WireEvent:
     """What one event told."""
 
-    piece: Piece | None = None
+    chunk: Chunk | None = None
     """New text or tokens."""
     finish: Literal["stop", "length"] | None = None
     """Why the story ended; nothing of it comes after this."""
@@ -46,7 +46,7 @@ class Chunk:
     """The beginning of the writing model's digest."""
 
 
-def body(request: Request) -> dict[str, Any]:
+def body(request: GenerationRequest) -> dict[str, Any]:
     """The JSON body that asks for `request`, streamed, under the same seed."""
     sampling = request.sampling
     asked: dict[str, Any] = {
@@ -69,7 +69,7 @@ def body(request: Request) -> dict[str, Any]:
     return asked
 
 
-async def read_chunks(response: httpx.Response) -> AsyncGenerator[Chunk, None]:
+async def read_events(response: httpx.Response) -> AsyncGenerator[WireEvent, None]:
     """The events of an answer, as they come; ends when the connection's data ends. Raises `RemoteError`."""
     response.encoding = "utf-8"  # events are nothing else, whatever the head says (WHATWG HTML, 9.2.5)
     try:
@@ -82,10 +82,10 @@ async def read_chunks(response: httpx.Response) -> AsyncGenerator[Chunk, None]:
         raise RemoteError(failure.reason, BROKE_OFF) from None
 
 
-def parse(name: str, data: str) -> Chunk:
+def parse(name: str, data: str) -> WireEvent:
     """One event. Raises `RemoteError` for an error that the service tells, and for what is no event of ours."""
     if data == "[DONE]":
-        return Chunk(done=True)
+        return WireEvent(done=True)
     if name == "error":
         raise from_event(data)
     try:
@@ -102,10 +102,10 @@ def parse(name: str, data: str) -> Chunk:
         counts = Counts(event.usage.prompt_tokens, event.usage.completion_tokens, queued)
     choice = event.choices[0] if event.choices else None
     if choice is None:
-        return Chunk(counts=counts, version=event.system_fingerprint)
-    piece = Piece(choice.text, choice.token_ids or (), _logprobs(choice))
-    told = piece if piece.text or piece.tokens else None
-    return Chunk(told, choice.finish_reason, counts, version=event.system_fingerprint)
+        return WireEvent(counts=counts, version=event.system_fingerprint)
+    chunk = Chunk(choice.text, choice.token_ids or (), _logprobs(choice))
+    told = chunk if chunk.text or chunk.tokens else None
+    return WireEvent(told, choice.finish_reason, counts, version=event.system_fingerprint)
 
 
 _Count = Annotated[int, Field(ge=0, le=2**31)]

@@ -24,7 +24,7 @@ from experiments.ab.recorder import Recorder
 from experiments.ab.split import everyone, parse_split
 from experiments.ab.tables import endings, exposures, ratings
 from model.errors import BusyError, StoryError
-from model.generation import Request
+from model.generation import GenerationRequest
 from model.serving.backend import Backend, ModelInfo, model_for
 from tests.demo.engines import local_backend
 from tests.demo.scripted import ScriptedBackend, busy
@@ -57,7 +57,7 @@ def rows(table: sa.Table) -> list[Any]:
         return list(connection.execute(sa.select(table).order_by(table.c.id)))
 
 
-async def told(backend: Backend, request: Request) -> str:
+async def told(backend: Backend, request: GenerationRequest) -> str:
     stream = await backend.submit(request)
     return "".join([piece.text async for piece in stream])
 
@@ -74,7 +74,7 @@ async def test_a_visitor_always_gets_the_same_version_and_another_process_gives_
     async with backend.running(), again.running():
         for arm, story in (("a", "An a story."), ("b", "A b story.")):
             visitor = visitor_of(backend, arm)
-            request = Request(prompt="x", visitor=visitor)
+            request = GenerationRequest(prompt="x", user=visitor)
             assert {await told(backend, request) for _ in range(3)} == {story}
             assert await told(again, request) == story
             assert model_for(backend, visitor).name == arm
@@ -83,7 +83,7 @@ async def test_a_visitor_always_gets_the_same_version_and_another_process_gives_
 async def test_each_story_is_noted_with_how_it_ended() -> None:
     backend, *_ = two()
     async with backend.running():
-        await told(backend, Request(prompt="x", visitor=visitor_of(backend, "b"), story="s1"))
+        await told(backend, GenerationRequest(prompt="x", user=visitor_of(backend, "b"), story_id="s1"))
     (exposure,), (ending,) = rows(exposures), rows(endings)
     assert (exposure.story, exposure.test, exposure.split, exposure.arm) == ("s1", "t", "a:1,b:1", "b")
     assert (exposure.digest, exposure.prompt) == ("bb" * 32, None)
@@ -97,7 +97,7 @@ async def test_each_story_is_noted_with_how_it_ended() -> None:
 async def test_other_endings_are_told_apart(finish: Any) -> None:
     backend = split(ScriptedBackend("A story.", finish=finish))
     async with backend.running():
-        await told(backend, Request(prompt="x"))
+        await told(backend, GenerationRequest(prompt="x"))
     assert [row.outcome for row in rows(endings)] == [{"length": "length", "error": "failed"}[finish]]
 
 
@@ -108,7 +108,7 @@ async def test_a_story_that_never_began_is_noted_and_its_error_passed_on(
     backend = split(ScriptedBackend("", fail=error))
     async with backend.running():
         with pytest.raises(type(error)):
-            await backend.submit(Request(prompt="x"))
+            await backend.submit(GenerationRequest(prompt="x"))
     assert [row.outcome for row in rows(endings)] == [outcome]
     assert len(rows(exposures)) == 1, "its visitor was dealt all the same"
     assert isinstance(busy(), BusyError)
@@ -129,7 +129,7 @@ async def test_a_stop_a_closed_tab_and_a_shutdown_are_noted_once_each() -> None:
                 if view.told:
                     break
         await until(lambda: backend.recorder.tally().written == 4)
-        stream = await backend.submit(Request(prompt="", max_tokens=1000, story="cut"))
+        stream = await backend.submit(GenerationRequest(prompt="", max_tokens=1000, story_id="cut"))
 
         async def read() -> None:
             async for _ in stream:
@@ -185,7 +185,7 @@ async def test_a_new_story_has_no_verdict_yet() -> None:
 async def test_prompts_are_kept_only_where_that_is_switched_on() -> None:
     backend = split(ScriptedBackend("A story."), keeps_prompts=True)
     async with backend.running():
-        await told(backend, Request(prompt="My secret fox"))
+        await told(backend, GenerationRequest(prompt="My secret fox"))
     assert rows(exposures)[0].prompt == "My secret fox"
 
 

@@ -16,7 +16,7 @@ from experiments.benchmark.load.one import Clock
 from experiments.benchmark.plan import Plan
 from experiments.benchmark.sample import Sample
 from experiments.benchmark.targets.base import Ending, Failed, Listener
-from model.generation import Request
+from model.generation import GenerationRequest
 from tests.experiments.benchmark.rows import failed, row
 
 
@@ -31,7 +31,7 @@ class Paced:
     every: int = 0
     asked: int = field(default=0)
 
-    async def write(self, request: Request, listener: Listener) -> Ending:
+    async def write(self, request: GenerationRequest, listener: Listener) -> Ending:
         self.log.append((self.name, request.sampling.seed))
         self.asked += 1
         if self.every and self.asked % self.every == 0:

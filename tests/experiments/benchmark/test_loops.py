@@ -21,7 +21,7 @@ from experiments.benchmark.measures import phase_figures
 from experiments.benchmark.plan import Plan
 from experiments.benchmark.sample import Sample
 from experiments.benchmark.targets.base import Ending, Failed, Listener
-from model.generation import Request
+from model.generation import GenerationRequest
 
 
 @dataclass
@@ -38,7 +38,7 @@ class Scripted:
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
     _clock: Clock | None = None
 
-    async def write(self, request: Request, listener: Listener) -> Ending:
+    async def write(self, request: GenerationRequest, listener: Listener) -> Ending:
         self._clock = self._clock or Clock()
         self.seen.append(request.sampling.seed)
         self.open += 1

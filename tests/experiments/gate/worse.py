@@ -32,7 +32,7 @@ from model.architecture.folder import ModelFolder
 from model.architecture.tokenizer import StoryTokenizer
 from model.engine.engine import Engine
 from model.engine.load import load_runtime
-from model.generation import Request
+from model.generation import GenerationRequest
 from model.runtimes.protocol import Logits, Tokens
 from model.serving.backend import LocalBackend, ModelInfo
 from tests.model.small_model import small_checkpoint
@@ -119,7 +119,7 @@ class Failing:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._target, name)
 
-    async def write(self, request: Request, listener: Listener) -> Ending:
+    async def write(self, request: GenerationRequest, listener: Listener) -> Ending:
         self._asked += 1
         if self._asked % 3 == 0:
             raise Failed("error", "this door is shut")

@@ -8,7 +8,7 @@ from demo.routing.arms import divided
 from demo.routing.split import SplitBackend
 from experiments.registry.versions import Version
 from model.errors import InputError
-from model.generation import Request
+from model.generation import GenerationRequest
 from model.serving.backend import LocalBackend
 from model.settings import Settings
 from tests.demo.scripted import ScriptedBackend
@@ -25,7 +25,7 @@ async def test_an_alias_becomes_an_engine_over_the_version_it_names(registered: 
     assert arm.backend.model.name == f"story-writer {version.number}"
     visitor = next(f"v{n}" for n in range(100) if backend.split.arm_of(f"v{n}") == "challenger")
     async with backend.running():  # the files it was loaded from are gone by now
-        stream = await backend.submit(Request(prompt="Once", max_tokens=5, visitor=visitor))
+        stream = await backend.submit(GenerationRequest(prompt="Once", max_tokens=5, user=visitor))
         assert sum([len(piece.tokens) async for piece in stream]) > 0
     with pytest.raises(
         InputError, match=r"STORY_SPLIT names the arm 'champion', and the version must be a number"

@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from model.engine.load import load_engine
-from model.generation import Request, Sampling
+from model.generation import GenerationRequest, SamplingParams
 from tests.model.small_model import small_folder
 
 PROMPTS = ("Once upon a time", "The fox")
@@ -42,7 +42,9 @@ print(json.dumps({"rows": rows, "pieces": pieces}))
 def alone(prompt: str, seed: int, tokens: int = 24) -> str:
     with load_engine(small_folder()) as engine:
         return (
-            engine.write(Request(prompt=prompt, max_tokens=tokens, sampling=Sampling(seed=seed)))
+            engine.write(
+                GenerationRequest(prompt=prompt, max_tokens=tokens, sampling=SamplingParams(seed=seed))
+            )
             .wait(20)
             .text
         )

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from model.engine.stream import Stream
 from model.errors import BusyError, StoryError
-from model.generation import Request
+from model.generation import GenerationRequest
 from tests.model.engines import (
     CHUNK,
     LONG,
@@ -178,7 +178,7 @@ def test_whatever_readers_do_every_story_is_its_own_and_every_slot_comes_back(
 ) -> None:
     with engine(slots=slots) as e:
         streams: list[Stream] = []
-        forks: list[tuple[Request, Stream]] = []
+        forks: list[tuple[GenerationRequest, Stream]] = []
         for name, number in operations:
             which = number % max(len(streams), 1)
             if name == "submit":

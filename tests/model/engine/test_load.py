@@ -13,12 +13,12 @@ import pytest
 from model.architecture.folder import ModelFolder
 from model.engine.load import RuntimeChoice, load_engine, load_runtime
 from model.errors import ModelError
-from model.generation import Completion, Request, Sampling
+from model.generation import Completion, GenerationRequest, SamplingParams
 from model.runtimes.native.library import library
 from tests.model.all_runtimes import NOT_NATIVE, needs_native
 from tests.model.small_model import copy_of, small_folder
 
-REQUEST = Request(prompt="Once upon a time", max_tokens=40, sampling=Sampling(seed=3))
+REQUEST = GenerationRequest(prompt="Once upon a time", max_tokens=40, sampling=SamplingParams(seed=3))
 
 
 def write(
@@ -27,7 +27,9 @@ def write(
     with load_engine(folder, slots=8, precision=precision, runtime=runtime) as engine:
         stream = engine.submit(REQUEST)
         company = [
-            engine.submit(Request(prompt=f"The dog {n}", max_tokens=20 + n, sampling=Sampling(seed=n)))
+            engine.submit(
+                GenerationRequest(prompt=f"The dog {n}", max_tokens=20 + n, sampling=SamplingParams(seed=n))
+            )
             for n in range(others)
         ]
         for beside in [stream, *company]:
@@ -38,10 +40,10 @@ def write(
 
 WRITE_ONE = """
 import json, sys
-from model.generation import Request
+from model.generation import GenerationRequest
 from model.engine.load import load_engine
 with load_engine() as engine:
-    stream = engine.write(Request(prompt="Once upon a time", max_tokens=20))
+    stream = engine.write(GenerationRequest(prompt="Once upon a time", max_tokens=20))
     text = "".join(piece.text for piece in stream)
     usage = stream.completion.usage
 loaded = sorted({name.partition(".")[0] for name in sys.modules})

@@ -18,7 +18,7 @@ from model.architecture.tokenizer import StoryTokenizer
 from model.engine.engine import Engine
 from model.engine.load import load_torch_engine, load_torch_runtime
 from model.errors import ModelError
-from model.generation import Completion, Request, Sampling
+from model.generation import Completion, GenerationRequest, SamplingParams
 from model.runtimes.protocol import SamplingRuntime
 from model.runtimes.sampling import SamplingRows, log_probabilities
 from model.runtimes.torch.runtime import PREFILL_CHUNK, DeviceRuntime, TorchRuntime
@@ -41,13 +41,13 @@ def engine(runtime: TorchRuntime) -> Engine:
     return Engine(runtime, StoryTokenizer.load(small_tokenizer()), prefill_chunk=PREFILL_CHUNK)
 
 
-def request(seed: int, **options: Any) -> Request:
-    sampling = Sampling(seed=seed, temperature=0.8, repetition_penalty=1.0 + 0.1 * (seed % 3))
+def request(seed: int, **options: Any) -> GenerationRequest:
+    sampling = SamplingParams(seed=seed, temperature=0.8, repetition_penalty=1.0 + 0.1 * (seed % 3))
     defaults: dict[str, Any] = {"prompt": f"Once upon a time {seed}", "max_tokens": 12, "sampling": sampling}
-    return Request(**defaults | options)
+    return GenerationRequest(**defaults | options)
 
 
-def stories(runtime: TorchRuntime, *requests: Request) -> list[Completion]:
+def stories(runtime: TorchRuntime, *requests: GenerationRequest) -> list[Completion]:
     """All written side by side."""
     with engine(runtime) as writing:
         streams = [writing.submit(each) for each in requests]
@@ -73,7 +73,7 @@ def test_where_tokens_are_chosen_does_not_show_in_the_story() -> None:
 
 
 def test_greedy_stories_are_those_of_the_embedded_runtime() -> None:
-    greedy = [request(seed, sampling=Sampling(temperature=0)) for seed in SEEDS]
+    greedy = [request(seed, sampling=SamplingParams(temperature=0)) for seed in SEEDS]
     with Engine(
         small("fp32"), StoryTokenizer.load(small_tokenizer()), prefill_chunk=PREFILL_CHUNK
     ) as writing:
@@ -193,6 +193,6 @@ def test_the_host_samples_for_a_runtime_on_the_cpu() -> None:
     assert isinstance(small_torch(), TorchRuntime)
     assert not hasattr(small_torch(), "new_sampler")
     rows = SamplingRows(1, small_torch().vocab_size)
-    rows.set(0, Sampling(temperature=0))
+    rows.set(0, SamplingParams(temperature=0))
     logits, _ = small_torch().prefill([0, 5])
     assert rows.sample(logits[None], np.array([2]))[0][0] == logits.argmax()

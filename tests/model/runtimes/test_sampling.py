@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.generation import Sampling
+from model.generation import SamplingParams
 from model.runtimes.sampling import SamplingRows, log_probabilities, start_of, uniform
 
 SETTINGS = st.builds(
-    Sampling,
+    SamplingParams,
     temperature=st.sampled_from([0.0, 0.001, 0.3, 0.7, 1.0, 2.0]),
     top_k=st.sampled_from([0, 0, 1, 3, 50, 200, 100_000]),
     top_p=st.sampled_from([1.0, 0.95, 0.999, 0.5, 0.01]),
@@ -47,7 +47,7 @@ def splitmix(seed: int, position: int) -> float:
     return (mix((mix((seed + golden) % 2**64) + position * golden) % 2**64) >> 11) / 2**53
 
 
-def naive(logits: np.ndarray, sampling: Sampling, seen: set[int], position: int) -> set[int]:
+def naive(logits: np.ndarray, sampling: SamplingParams, seen: set[int], position: int) -> set[int]:
     """The token that must come, or the two between which rounding decides.
 
     Sorts the whole vocabulary and adds in Python's exact `fsum`. Where float32 rounding may move a border,
@@ -90,7 +90,9 @@ def naive(logits: np.ndarray, sampling: Sampling, seen: set[int], position: int)
 
 @settings(max_examples=150)
 @given(VOCAB, st.lists(SETTINGS, min_size=1, max_size=5), st.integers(0, 2**32))
-def test_every_row_is_what_a_naive_sampler_draws(vocab: int, several: list[Sampling], noise: int) -> None:
+def test_every_row_is_what_a_naive_sampler_draws(
+    vocab: int, several: list[SamplingParams], noise: int
+) -> None:
     rng = np.random.default_rng(noise)
     rows = SamplingRows(len(several), vocab)
     seen = [set(rng.integers(0, vocab, 5).tolist()) for _ in several]
@@ -106,7 +108,7 @@ def test_every_row_is_what_a_naive_sampler_draws(vocab: int, several: list[Sampl
 
 
 @given(VOCAB, st.lists(SETTINGS, min_size=2, max_size=9), st.integers(0, 2**32))
-def test_a_row_does_not_depend_on_the_others(vocab: int, several: list[Sampling], noise: int) -> None:
+def test_a_row_does_not_depend_on_the_others(vocab: int, several: list[SamplingParams], noise: int) -> None:
     rng = np.random.default_rng(noise)
     logits_BV = np.stack([some_logits(rng, vocab) for _ in several])
     position_B = rng.integers(0, 10_000, len(several))
@@ -126,7 +128,7 @@ def test_rows_that_move_keep_their_settings() -> None:
     position_B = np.array([9, 9, 9])
     rows = SamplingRows(3, 500)
     for row in range(3):
-        rows.set(row, Sampling(seed=row, temperature=2.0, repetition_penalty=1.5), [row])
+        rows.set(row, SamplingParams(seed=row, temperature=2.0, repetition_penalty=1.5), [row])
     rows.note(2, 77)
     before = rows.sample(logits_BV, position_B)[0].tolist()
     rows.move(2, 0)
@@ -138,7 +140,7 @@ def test_draws_follow_the_filtered_distribution() -> None:
     probability = np.array([0.5, 0.25, 0.15, 0.06, 0.04])
     logits = np.log(probability).astype(np.float32)[None]
     rows = SamplingRows(1, 5)
-    rows.set(0, Sampling(temperature=1, top_p=0.95, seed=5))
+    rows.set(0, SamplingParams(temperature=1, top_p=0.95, seed=5))
     drawn = [int(rows.sample(logits, np.array([position]))[0][0]) for position in range(20_000)]
     count = np.bincount(drawn, minlength=5)
     assert count[4] == 0  # 0.96 of the mass is there before it
@@ -152,7 +154,7 @@ def test_top_p_counts_all_that_top_k_leaves_however_unlikely() -> None:
     with np.errstate(divide="ignore"):
         logits = np.log(weights).astype(np.float32)[None]
     rows = SamplingRows(1, 100)
-    rows.set(0, Sampling(temperature=1, top_k=50, top_p=0.79))
+    rows.set(0, SamplingParams(temperature=1, top_k=50, top_p=0.79))
     drawn = {int(rows.sample(logits, np.array([position]))[0][0]) for position in range(100)}
     assert drawn == {0, 1}
 
@@ -172,7 +174,7 @@ def test_a_row_that_is_not_finite_is_reported_and_touches_no_other() -> None:
     logits_BV = np.stack([some_logits(rng, 300) for _ in range(5)])
     rows = SamplingRows(5, 300)
     for row in range(5):
-        rows.set(row, Sampling(seed=row, temperature=1.0 if row != 4 else 0.0))
+        rows.set(row, SamplingParams(seed=row, temperature=1.0 if row != 4 else 0.0))
     clean = rows.sample(logits_BV, np.arange(5))[0]
     broken_BV = logits_BV.copy()
     broken_BV[1, 7] = np.nan
@@ -186,8 +188,8 @@ def test_a_row_that_is_not_finite_is_reported_and_touches_no_other() -> None:
 def test_greedy_takes_the_likeliest_and_the_first_of_equals() -> None:
     logits = np.array([[1, 3, 3, 2], [3, 1, 2, 0]], dtype=np.float32)
     rows = SamplingRows(2, 4)
-    rows.set(0, Sampling(temperature=0))
-    rows.set(1, Sampling(temperature=0, repetition_penalty=2.0), [0])
+    rows.set(0, SamplingParams(temperature=0))
+    rows.set(1, SamplingParams(temperature=0, repetition_penalty=2.0), [0])
     assert rows.sample(logits, np.array([0, 0]))[0].tolist() == [1, 2]
 
 
@@ -195,7 +197,7 @@ def test_the_logits_are_left_as_they_were() -> None:
     logits = some_logits(np.random.default_rng(0), 300)[None]
     before = logits.copy()
     rows = SamplingRows(1, 300)
-    rows.set(0, Sampling(repetition_penalty=1.5), range(20))
+    rows.set(0, SamplingParams(repetition_penalty=1.5), range(20))
     rows.sample(logits, np.array([0]))
     assert np.array_equal(logits, before)
 

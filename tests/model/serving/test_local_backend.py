@@ -13,7 +13,7 @@ from demo.form import Form
 from demo.handlers import Desk
 from model.engine.engine import EngineStats
 from model.errors import BusyError, InputError, ModelError
-from model.generation import Request, Sampling
+from model.generation import GenerationRequest, SamplingParams
 from model.serving.remote import open_backend
 from model.settings import Settings
 from tests.demo.engines import local_backend
@@ -25,7 +25,7 @@ async def test_the_page_shows_the_story_that_the_engine_alone_would_write() -> N
     async with backend.running():
         views = [view async for view in handlers.write(Desk.of(backend), "me", form)]
     with local_backend(end_bias=-50).engine as engine:
-        request = Request(prompt="One sunny day", max_tokens=60, sampling=Sampling(seed=5))
+        request = GenerationRequest(prompt="One sunny day", max_tokens=60, sampling=SamplingParams(seed=5))
         alone = engine.write(request).wait(10)
     assert views[-1].told == alone.text
     assert f"{alone.usage.completion_tokens} tokens" in views[-1].status
@@ -48,9 +48,9 @@ async def test_a_story_too_many_meets_a_full_line_and_a_place_frees_up_again() -
     backend = local_backend(slots=1, queue=1, step_seconds=0.005, end_bias=-50)
     desk = Desk.of(backend)
     async with backend.running():
-        streams = [await backend.submit(Request(prompt="", max_tokens=500)) for _ in range(2)]
+        streams = [await backend.submit(GenerationRequest(prompt="", max_tokens=500)) for _ in range(2)]
         with pytest.raises(BusyError):
-            await backend.submit(Request(prompt=""))
+            await backend.submit(GenerationRequest(prompt=""))
         refused = [view async for view in handlers.write(desk, "me", Form())]
         assert [view.phase for view in refused] == ["failed"]
         assert "try again" in refused[0].status
@@ -64,7 +64,7 @@ async def test_a_story_too_many_meets_a_full_line_and_a_place_frees_up_again() -
 async def test_leaving_it_ends_what_is_still_being_written() -> None:
     backend = local_backend(step_seconds=0.005, end_bias=-50)
     async with backend.running():
-        stream = await backend.submit(Request(prompt="", max_tokens=1000))
+        stream = await backend.submit(GenerationRequest(prompt="", max_tokens=1000))
     assert stream.completion.finish_reason == "cancelled"
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.generation import Sampling
+from model.generation import SamplingParams
 from model.runtimes.native.library import paths
 from model.runtimes.native.sampling import NativeSampler
 from model.runtimes.sampling import SamplingRows
@@ -29,7 +29,9 @@ def one(capacity: int, vocab: int) -> NativeSampler:
 
 @settings(max_examples=150)
 @given(VOCAB, st.lists(SETTINGS, min_size=1, max_size=5), st.integers(0, 2**32))
-def test_every_row_is_what_a_naive_sampler_draws(vocab: int, several: list[Sampling], noise: int) -> None:
+def test_every_row_is_what_a_naive_sampler_draws(
+    vocab: int, several: list[SamplingParams], noise: int
+) -> None:
     rng = np.random.default_rng(noise)
     rows = one(len(several), vocab)
     seen = [set(rng.integers(0, vocab, 5).tolist()) for _ in several]
@@ -54,7 +56,7 @@ def test_of_many_draws_nearly_all_are_those_of_numpy_all_greedy_ones_and_all_pat
         for _ in range(20):
             numpy, native = SamplingRows(16, vocab), every_path(16, vocab)
             several = [
-                Sampling(
+                SamplingParams(
                     temperature=float(rng.choice([0, 0.3, 0.7, 1, 2])),
                     top_k=int(rng.choice([0, 0, 1, 3, 50, 200])),
                     top_p=float(rng.choice([1, 0.95, 0.999, 0.5, 0.01])),
@@ -88,7 +90,7 @@ def test_of_many_draws_nearly_all_are_those_of_numpy_all_greedy_ones_and_all_pat
 @settings(max_examples=60)
 @given(VOCAB, st.lists(SETTINGS, min_size=2, max_size=9), st.integers(0, 2**32), st.data())
 def test_a_row_does_not_depend_on_the_others_nor_on_its_place(
-    vocab: int, several: list[Sampling], noise: int, data: st.DataObject
+    vocab: int, several: list[SamplingParams], noise: int, data: st.DataObject
 ) -> None:
     rng = np.random.default_rng(noise)
     logits_BV = np.stack([some_logits(rng, vocab) for _ in several])
@@ -118,14 +120,14 @@ def test_a_penalty_knows_what_was_noted_and_forgets_it_with_the_row() -> None:
     def drawn() -> int:
         return int(rows.sample(logits, position_B)[0][0])
 
-    rows.set(0, Sampling(temperature=0, repetition_penalty=2), [0])
+    rows.set(0, SamplingParams(temperature=0, repetition_penalty=2), [0])
     assert drawn() == 1
     rows.note(0, 1)
     assert drawn() == 2  # 2.5, 2, 3, 2
     rows.move(0, 2)
     rows.move(2, 0)
     assert drawn() == 2
-    rows.set(0, Sampling(temperature=0, repetition_penalty=2), [])
+    rows.set(0, SamplingParams(temperature=0, repetition_penalty=2), [])
     assert drawn() == 0
 
 
@@ -135,7 +137,7 @@ def test_a_row_that_is_not_finite_is_reported_and_touches_no_other(greedy: bool)
     logits_BV = np.stack([some_logits(rng, 300) for _ in range(5)])
     rows = one(5, 300)
     for row in range(5):
-        rows.set(row, Sampling(seed=row, temperature=0.0 if greedy else 1.0))
+        rows.set(row, SamplingParams(seed=row, temperature=0.0 if greedy else 1.0))
     clean = rows.sample(logits_BV, np.arange(5))[0].tolist()
     broken_BV = logits_BV.copy()
     broken_BV[1, 7] = np.nan
@@ -152,7 +154,7 @@ def test_a_token_without_mass_never_comes() -> None:
     logits = np.full((1, 600), -np.inf, np.float32)
     logits[0, [3, 300, 590]] = 0.0
     rows = one(1, 600)
-    rows.set(0, Sampling(temperature=2, top_p=1, seed=4))
+    rows.set(0, SamplingParams(temperature=2, top_p=1, seed=4))
     drawn = [int(rows.sample(logits, np.array([place]))[0][0]) for place in range(1000)]
     count = np.bincount(drawn, minlength=600)
     assert count.sum() == count[[3, 300, 590]].sum()

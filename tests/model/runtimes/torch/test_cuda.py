@@ -14,7 +14,7 @@ import torch
 from model.architecture.folder import PRETRAINED
 from model.architecture.tokenizer import StoryTokenizer
 from model.engine.engine import Engine
-from model.generation import Request, Sampling
+from model.generation import GenerationRequest, SamplingParams
 from model.runtimes.sampling import SamplingRows
 from model.runtimes.torch.graphs import CudaGraphs, Eager
 from model.runtimes.torch.runtime import DeviceRuntime
@@ -99,7 +99,9 @@ def test_of_many_draws_nearly_all_are_those_of_the_host_and_all_greedy_ones() ->
     device = DeviceSampler(64, 4096, torch.device("cuda", 0), CudaGraphs())
     for row in range(64):
         for sampler in (host, device):
-            sampler.set(row, Sampling(temperature=row % 4 / 2, top_k=row % 3 * 40, top_p=0.95, seed=row))
+            sampler.set(
+                row, SamplingParams(temperature=row % 4 / 2, top_k=row % 3 * 40, top_p=0.95, seed=row)
+            )
     for place in range(100):
         logits_BV = np.stack([some_logits(rng, 4096) for _ in range(64)])
         expected_B, _ = host.sample(logits_BV.copy(), np.full(64, place))
@@ -114,7 +116,9 @@ def test_of_many_draws_nearly_all_are_those_of_the_host_and_all_greedy_ones() ->
 
 def test_a_seed_tells_the_same_story_alone_and_among_others() -> None:
     asked = [
-        Request(prompt=f"Tim number {seed}", max_tokens=50 + seed, sampling=Sampling(seed=seed))
+        GenerationRequest(
+            prompt=f"Tim number {seed}", max_tokens=50 + seed, sampling=SamplingParams(seed=seed)
+        )
         for seed in range(64)
     ]
     with Engine(runtime(), StoryTokenizer.load(PRETRAINED / "tokenizer.json")) as engine:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import model.runtimes.sampling
-from model.generation import Sampling
+from model.generation import SamplingParams
 from model.runtimes.protocol import Sampler
 from model.runtimes.sampling import SamplingRows, start_of
 from model.runtimes.torch.graphs import Eager
@@ -44,7 +44,9 @@ def test_random_numbers_are_those_of_the_host_to_the_last_bit(places: list[tuple
 
 @settings(max_examples=100)
 @given(VOCAB, st.lists(SETTINGS, min_size=1, max_size=5), st.integers(0, 2**32))
-def test_every_row_is_what_a_naive_sampler_draws(vocab: int, several: list[Sampling], noise: int) -> None:
+def test_every_row_is_what_a_naive_sampler_draws(
+    vocab: int, several: list[SamplingParams], noise: int
+) -> None:
     rng = np.random.default_rng(noise)
     rows = device_rows(len(several), vocab)
     seen = [set(rng.integers(0, vocab, 5).tolist()) for _ in several]
@@ -65,7 +67,7 @@ def test_of_many_draws_nearly_all_are_those_of_the_host_and_all_greedy_ones() ->
         for _ in range(20):
             host, device = SamplingRows(16, vocab), device_rows(16, vocab)
             several = [
-                Sampling(
+                SamplingParams(
                     temperature=float(rng.choice([0, 0.3, 0.7, 1, 2])),
                     top_k=int(rng.choice([0, 0, 1, 3, 50, 200])),
                     top_p=float(rng.choice([1, 0.95, 0.999, 0.5, 0.01])),
@@ -96,7 +98,7 @@ def test_of_many_draws_nearly_all_are_those_of_the_host_and_all_greedy_ones() ->
 
 @settings(max_examples=40)
 @given(VOCAB, st.lists(SETTINGS, min_size=2, max_size=9), st.integers(0, 2**32))
-def test_a_row_does_not_depend_on_the_others(vocab: int, several: list[Sampling], noise: int) -> None:
+def test_a_row_does_not_depend_on_the_others(vocab: int, several: list[SamplingParams], noise: int) -> None:
     rng = np.random.default_rng(noise)
     logits_BV = np.stack([some_logits(rng, vocab) for _ in several])
     position_B = rng.integers(0, 10_000, len(several))
@@ -132,7 +134,7 @@ def test_rows_that_join_leave_and_take_note_stay_those_of_the_host(
     size = differ = drawn = 0
     for kind, value, extra in actions:
         if kind == "join" and size < 6:
-            assert isinstance(value, Sampling)
+            assert isinstance(value, SamplingParams)
             assert isinstance(extra, int)
             for sampler in rows:
                 sampler.set(size, value, [extra, extra // 2])
@@ -159,7 +161,7 @@ def test_rows_that_join_leave_and_take_note_stay_those_of_the_host(
 def test_penalties_remember_all_that_was_noted_and_forget_it_with_the_row() -> None:
     logits = np.array([[5.0, 4.0, 3.0, 2.0]], dtype=np.float32)
     rows = device_rows(3, 4)
-    rows.set(0, Sampling(temperature=0, repetition_penalty=2), [0])
+    rows.set(0, SamplingParams(temperature=0, repetition_penalty=2), [0])
     position = np.array([0])
     assert draws(rows, logits, position) == [1]
     rows.note(0, 1)
@@ -171,7 +173,7 @@ def test_penalties_remember_all_that_was_noted_and_forget_it_with_the_row() -> N
     logits[0, 3] = 2.6
     assert draws(rows, logits, position) == [0]  # 3 was noted before the moves
     rows.note(0, 0)
-    rows.set(0, Sampling(temperature=0, repetition_penalty=2), [])
+    rows.set(0, SamplingParams(temperature=0, repetition_penalty=2), [])
     assert draws(rows, np.array([[1.0, 1.5, 0.0, 0.0]], dtype=np.float32), position) == [1]
 
 
@@ -180,7 +182,7 @@ def test_a_row_that_is_not_finite_is_reported_and_touches_no_other() -> None:
     logits_BV = np.stack([some_logits(rng, 300) for _ in range(5)])
     rows = device_rows(5, 300)
     for row in range(5):
-        rows.set(row, Sampling(seed=row, temperature=1.0 if row != 4 else 0.0))
+        rows.set(row, SamplingParams(seed=row, temperature=1.0 if row != 4 else 0.0))
     clean = draws(rows, logits_BV, np.arange(5))
     broken_BV = logits_BV.copy()
     broken_BV[1, 7] = np.nan
@@ -198,7 +200,7 @@ def test_draws_follow_the_filtered_distribution() -> None:
     logits_BV = np.repeat(np.log(probability).astype(np.float32)[None], 64, axis=0)
     rows = device_rows(64, 5)
     for row in range(64):
-        rows.set(row, Sampling(temperature=1, top_p=0.95, seed=row))
+        rows.set(row, SamplingParams(temperature=1, top_p=0.95, seed=row))
     drawn = [token for place in range(100) for token in draws(rows, logits_BV, np.full(64, place))]
     count = np.bincount(drawn, minlength=5)
     assert count[4] == 0  # 0.96 of the mass is there before it
@@ -211,7 +213,7 @@ def test_the_logits_are_left_as_they_were_and_a_row_of_them_can_be_read() -> Non
     given_BV = on_device(logits_BV)
     rows = device_rows(3, 300)
     for row in range(3):
-        rows.set(row, Sampling(repetition_penalty=1.5), range(20))
+        rows.set(row, SamplingParams(repetition_penalty=1.5), range(20))
     rows.sample(given_BV, np.arange(3))
     assert len(given_BV) == 3
     assert all(np.array_equal(given_BV[row], logits_BV[row]) for row in range(3))

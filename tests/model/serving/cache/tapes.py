@@ -10,14 +10,14 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
-from model.generation import Completion, FinishReason, Piece, Request, Usage
+from model.generation import Chunk, Completion, FinishReason, GenerationRequest, Usage
 from model.serving.backend import Health, ModelInfo, Stream
 
 LENGTH = 5
 """Words of a story, each one token."""
 
 
-def words(edition: str, request: Request) -> list[str]:
+def words(edition: str, request: GenerationRequest) -> list[str]:
     """The story: it tells who wrote it, and for what."""
     return [f"{edition}:{request.prompt}:{request.sampling.seed}:{number} " for number in range(LENGTH)]
 
@@ -25,9 +25,9 @@ def words(edition: str, request: Request) -> list[str]:
 class Tape:
     """A stream that plays as far as `allowed`."""
 
-    writer = "tape"
+    served_by = "tape"
 
-    def __init__(self, edition: str, request: Request) -> None:
+    def __init__(self, edition: str, request: GenerationRequest) -> None:
         self.edition = edition
         self.words = words(edition, request)
         self.allowed = 0
@@ -54,7 +54,7 @@ class Tape:
         self.allowed += count
         self.news.set()
 
-    async def __aiter__(self) -> AsyncIterator[Piece]:
+    async def __aiter__(self) -> AsyncIterator[Chunk]:
         told: list[str] = []
         finish = self.ending
         for number, word in enumerate(self.words):
@@ -67,7 +67,7 @@ class Tape:
                 finish = "cancelled"
                 break
             told.append(word)
-            yield Piece(word, (number,))
+            yield Chunk(word, (number,))
             finish = self.ending
         usage = Usage(prompt_tokens=7, completion_tokens=len(told), queued=0.0, ttft=0.1, duration=0.2)
         self._completion = Completion("".join(told), finish, usage)
@@ -101,7 +101,7 @@ class Tapes:
         assert isinstance(stream, Tape)
         return stream.edition
 
-    async def submit(self, request: Request) -> Tape:
+    async def submit(self, request: GenerationRequest) -> Tape:
         await self.gate.wait()
         if self.refuse is not None:
             raise self.refuse

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from model.generation import Completion, Piece, Request, Sampling, merge
+from model.generation import Chunk, Completion, GenerationRequest, SamplingParams, merge_chunks
 from model.serving.backend import LocalBackend, Stream
 from model.serving.cache.backend import RememberingBackend, remembering
 from model.serving.cache.flight import Reader, Replay
@@ -32,12 +32,13 @@ async def desk() -> AsyncIterator[tuple[RememberingBackend, LocalBackend, FakeRu
         yield backend, local, network
 
 
-async def hear(stream: Stream) -> tuple[list[Piece], Completion]:
-    return [piece async for piece in stream], stream.completion
+async def hear(stream: Stream) -> tuple[list[Chunk], Completion]:
+    return [chunk async for chunk in stream], stream.completion
 
 
-def story(seed: int = 1, **more: object) -> Request:
-    return Request(prompt="Once upon", max_tokens=60, sampling=Sampling(seed=seed, temperature=0.9), **more)  # type: ignore[arg-type]
+def story(seed: int = 1, **more: object) -> GenerationRequest:
+    sampling = SamplingParams(seed=seed, temperature=0.9)
+    return GenerationRequest(prompt="Once upon", max_tokens=60, sampling=sampling, **more)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("logprobs", [None, 2])
@@ -54,8 +55,8 @@ async def test_a_story_told_again_is_the_story_that_was_written(
     assert isinstance(first, Reader)
     assert isinstance(again, Replay)
     assert local.engine.stats().steps == steps, "the engine had nothing to do"
-    assert merge(written) == merge(alone) == merge(replayed)
-    assert len(replayed) > 1, "piece by piece, not in one; on a busy machine they are longer"
+    assert merge_chunks(written) == merge_chunks(alone) == merge_chunks(replayed)
+    assert len(replayed) > 1, "chunk by chunk, not in one; on a busy machine they are longer"
     for completion in (one, two):
         assert (completion.text, completion.finish_reason, completion.logprobs) == (
             plain.text,
@@ -65,7 +66,7 @@ async def test_a_story_told_again_is_the_story_that_was_written(
         assert completion.usage.prompt_tokens == plain.usage.prompt_tokens
         assert completion.usage.completion_tokens == plain.usage.completion_tokens
     assert two.usage.ttft < 0.05
-    assert (first.writer, again.writer) == ("local", "memory")
+    assert (first.served_by, again.served_by) == ("local", "memory")
     assert dict(backend.stories.asked) == {"miss": 1, "hit": 1}
 
 
@@ -74,7 +75,7 @@ async def test_what_is_not_to_be_remembered_is_written_each_time(
 ) -> None:
     backend, local, _ = desk
     for _ in range(2):
-        await hear(await backend.submit(story(remembered=False)))
+        await hear(await backend.submit(story(cacheable=False)))
     assert sum(local.engine.stats().finished.values()) == 2
     assert len(backend.stories.memory) == 0
     assert backend.stories.asked == {"bypassed": 2}
@@ -86,12 +87,12 @@ async def test_ten_equal_requests_at_once_take_one_slot_and_stream_along(
     backend, local, network = desk
     network.step_seconds = 0.002
     first = await backend.submit(story())
-    head = [await anext(aiter(first)) for _ in range(3)]  # three pieces of the same iteration
+    head = [await anext(aiter(first)) for _ in range(3)]  # three chunks of the same iteration
     others = [await backend.submit(story()) for _ in range(9)]
     starts = [await anext(aiter(other)) for other in others]
     assert local.engine.stats().active == 1
     assert not any(local.engine.stats().finished.values()), "they hear of it while it is being written"
-    assert all(start.text.startswith(merge(head).text) for start in starts)
+    assert all(start.text.startswith(merge_chunks(head).text) for start in starts)
     for stream in (first, *others):
         stream.cancel()
     await asyncio.sleep(0.05)
@@ -109,9 +110,9 @@ async def test_when_the_one_who_asked_first_leaves_the_others_hear_the_end(
     await anext(aiter(first))
     second = await backend.submit(story())
     first.cancel()
-    pieces, completion = await hear(second)
-    assert merge(pieces) == merge(whole)
-    assert completion.usage.completion_tokens == len(merge(whole).tokens)
+    chunks, completion = await hear(second)
+    assert merge_chunks(chunks) == merge_chunks(whole)
+    assert completion.usage.completion_tokens == len(merge_chunks(whole).tokens)
     assert isinstance(await backend.submit(story()), Replay)
 
 
@@ -146,7 +147,7 @@ async def test_a_story_that_failed_is_written_again(
 async def test_what_was_written_by_another_version_than_expected_is_kept_under_its_own_name() -> None:
     tapes = Tapes()
     backend = RememberingBackend(tapes, stories())
-    asked = Request(prompt="Once", sampling=Sampling(seed=1))
+    asked = GenerationRequest(prompt="Once", sampling=SamplingParams(seed=1))
     stream = await backend.submit(asked)
     tapes.streams[0].edition = "green"  # the switch came between the question and the story
     tapes.streams[0].play(LENGTH)
@@ -159,7 +160,7 @@ async def test_what_was_written_by_another_version_than_expected_is_kept_under_i
 async def test_while_a_backend_does_not_know_who_would_write_it_is_asked_each_time() -> None:
     tapes = Tapes()
     backend = RememberingBackend(tapes, stories())
-    asked = Request(prompt="Once")
+    asked = GenerationRequest(prompt="Once")
     tapes.now = None  # type: ignore[assignment]
     told = [await backend.submit(asked) for _ in range(2)]
     assert len(tapes.streams) == 2

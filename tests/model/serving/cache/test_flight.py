@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from model.errors import StoryError
-from model.generation import Completion, Piece, Request, Sampling
+from model.generation import Chunk, Completion, GenerationRequest, SamplingParams
 from model.serving.backend import Stream
 from model.serving.cache.backend import RememberingBackend
 from model.serving.cache.flight import Replay
@@ -25,24 +25,24 @@ class Listener:
     """A reader with a task that reads, and what it knows."""
 
     edition: str
-    request: Request
+    request: GenerationRequest
     stream: Stream
     source: Tape | None
-    heard: list[Piece] = field(default_factory=list)
+    heard: list[Chunk] = field(default_factory=list)
     left: bool = False
     task: asyncio.Task[None] | None = None
     error: Exception | None = None
 
     async def listen(self) -> None:
         try:
-            async for piece in self.stream:
-                self.heard.append(piece)
+            async for chunk in self.stream:
+                self.heard.append(chunk)
         except StoryError as error:
             self.error = error
 
     @property
     def text(self) -> str:
-        return "".join(piece.text for piece in self.heard)
+        return "".join(chunk.text for chunk in self.heard)
 
     @property
     def story(self) -> str:
@@ -80,7 +80,7 @@ class Readers(RuleBasedStateMachine):
 
     @rule(seed=st.integers(0, 1))
     def come(self, seed: int) -> None:
-        request = Request(prompt="Once", sampling=Sampling(seed=seed))
+        request = GenerationRequest(prompt="Once", sampling=SamplingParams(seed=seed))
         edition, before = self.tapes.now, len(self.tapes.streams)
         # Followed by somebody, and not yet over: it must not be written a second time.
         running = [each for each in self.sources(edition, request) if not each.over and not each.cancelled]
@@ -95,7 +95,7 @@ class Readers(RuleBasedStateMachine):
         self.listeners.append(listener)
         self.settle()
 
-    def sources(self, edition: str, request: Request) -> list[Tape]:
+    def sources(self, edition: str, request: GenerationRequest) -> list[Tape]:
         return [each for each in self.tapes.streams if each.words == words(edition, request)]
 
     @precondition(lambda self: any(not tape.over for tape in self.tapes.streams))
@@ -179,7 +179,7 @@ class Readers(RuleBasedStateMachine):
                 continue
             told = each.completion
             assert told.text == each.text
-            assert told.usage.completion_tokens == sum(len(piece.tokens) for piece in each.heard)
+            assert told.usage.completion_tokens == sum(len(chunk.tokens) for chunk in each.heard)
             if each.source is None:
                 assert (told.finish_reason in ("stop", "length"), told.usage.prompt_tokens) == (True, 7)
             elif each.left and not each.source.over:
@@ -200,7 +200,7 @@ TestReaders.settings = hypothesis.settings(max_examples=25, stateful_step_count=
 async def test_a_reader_who_gives_up_before_the_story_began_leaves_it_to_the_others() -> None:
     tapes = Tapes()
     backend = RememberingBackend(tapes, Stories(Memory(1_000_000, 1000), 1000))
-    request = Request(prompt="Once", sampling=Sampling(seed=1))
+    request = GenerationRequest(prompt="Once", sampling=SamplingParams(seed=1))
     tapes.gate.clear()
     first, second = (asyncio.create_task(backend.submit(request)) for _ in range(2))
     await asyncio.sleep(0.01)
@@ -210,14 +210,14 @@ async def test_a_reader_who_gives_up_before_the_story_began_leaves_it_to_the_oth
     stream = await second
     (tape,) = tapes.streams
     tape.play(LENGTH)
-    assert "".join([piece.text async for piece in stream]) == "".join(tape.words)
+    assert "".join([chunk.text async for chunk in stream]) == "".join(tape.words)
 
 
 async def test_a_story_that_all_gave_up_before_it_began_is_not_begun() -> None:
     tapes = Tapes()
     backend = RememberingBackend(tapes, Stories(Memory(1_000_000, 1000), 1000))
     tapes.gate.clear()
-    task = asyncio.create_task(backend.submit(Request(prompt="Once")))
+    task = asyncio.create_task(backend.submit(GenerationRequest(prompt="Once")))
     await asyncio.sleep(0.01)
     task.cancel()
     await asyncio.sleep(0.01)
@@ -231,8 +231,8 @@ async def test_a_full_line_is_told_to_all_who_wait_for_the_same_story() -> None:
     backend = RememberingBackend(tapes, Stories(Memory(1_000_000, 1000), 1000))
     tapes.refuse = StoryError("the line is full")
     answers = await asyncio.gather(
-        *(backend.submit(Request(prompt="Once")) for _ in range(2)), return_exceptions=True
+        *(backend.submit(GenerationRequest(prompt="Once")) for _ in range(2)), return_exceptions=True
     )
     assert answers == [tapes.refuse] * 2
     tapes.refuse = None
-    assert isinstance((await backend.submit(Request(prompt="Once"))).writer, str)
+    assert isinstance((await backend.submit(GenerationRequest(prompt="Once"))).served_by, str)

@@ -9,13 +9,13 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.generation import Piece
+from model.generation import Chunk
 from model.serving.cache.stores import OVERHEAD, PREFIX, Memory, Stories
 from model.serving.cache.story import Told
 from model.serving.redis import RedisLink
 from tests.redis_server import redis_server
 
-TOLD = Told((Piece("Once", (1,)), Piece(" upon", (2,))), "stop", 3, 2)
+TOLD = Told((Chunk("Once", (1,)), Chunk(" upon", (2,))), "stop", 3, 2)
 
 
 class Clock:

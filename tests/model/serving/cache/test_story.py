@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.generation import Piece, Request, Sampling, TokenLogprob
+from model.generation import Chunk, GenerationRequest, SamplingParams, TokenLogprob
 from model.serving.cache.story import Told, key_of
 
 NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
@@ -18,13 +18,15 @@ LOGPROBS = st.builds(
     TokenLogprob, TOKENS, TEXTS, NUMBERS, st.lists(st.tuples(TOKENS, TEXTS, NUMBERS), max_size=3).map(tuple)
 )
 PIECES = st.builds(
-    Piece, TEXTS, st.lists(TOKENS, max_size=3).map(tuple), st.lists(LOGPROBS, max_size=2).map(tuple)
+    Chunk, TEXTS, st.lists(TOKENS, max_size=3).map(tuple), st.lists(LOGPROBS, max_size=2).map(tuple)
 )
 STORIES = st.builds(
     Told, st.lists(PIECES, max_size=5).map(tuple), st.sampled_from(["stop", "length"]), TOKENS, TOKENS
 )
 
-REQUEST = Request(prompt="Once", max_tokens=50, sampling=Sampling(temperature=0.8, seed=3), stop=("End",))
+REQUEST = GenerationRequest(
+    prompt="Once", max_tokens=50, sampling=SamplingParams(temperature=0.8, seed=3), stop=("End",)
+)
 
 
 @given(STORIES)
@@ -62,14 +64,14 @@ def test_what_another_hand_has_put_there_is_none(data: bytes) -> None:
         replace(REQUEST, sampling=replace(REQUEST.sampling, repetition_penalty=1.1)),
     ],
 )
-def test_every_field_that_changes_a_story_changes_its_key(other: Request) -> None:
+def test_every_field_that_changes_a_story_changes_its_key(other: GenerationRequest) -> None:
     assert key_of("blue", other) != key_of("blue", REQUEST)
 
 
 def test_every_field_of_a_request_is_in_the_key_or_is_known_not_to_matter() -> None:
-    known = {field.name for field in (*fields(Request), *fields(Sampling))}
+    known = {field.name for field in (*fields(GenerationRequest), *fields(SamplingParams))}
     tested = {"prompt", "max_tokens", "stop", "logprobs", "sampling", "temperature", "seed", "top_k", "top_p"}
-    assert known == tested | {"min_p", "repetition_penalty"} | {"remembered", "visitor", "story"}
+    assert known == tested | {"min_p", "repetition_penalty"} | {"cacheable", "user", "story_id"}
 
 
 def test_each_edition_has_keys_of_its_own() -> None:
@@ -78,7 +80,10 @@ def test_each_edition_has_keys_of_its_own() -> None:
 
 def test_a_greedy_story_is_the_same_for_every_seed_and_0_is_0() -> None:
     keys = {
-        key_of("blue", Request(prompt="Once", sampling=Sampling(temperature=temperature, seed=seed)))
+        key_of(
+            "blue",
+            GenerationRequest(prompt="Once", sampling=SamplingParams(temperature=temperature, seed=seed)),
+        )
         for temperature in (0, 0.0)
         for seed in (1, 2)
     }

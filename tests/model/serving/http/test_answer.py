@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from model.generation import Request
+from model.generation import GenerationRequest
 from model.serving.backend import LocalBackend
 from tests.model.serving.http.serving import Running, paced, serving, until
 
@@ -89,7 +89,7 @@ def test_all_choices_of_a_reader_who_left_are_ended() -> None:
 def test_whoever_leaves_the_line_is_never_written_for(stream: bool) -> None:
     backend, _ = paced(slots=1, queue=1, step_seconds=0.01)
     with serving(backend) as running:
-        first = backend.engine.submit(Request(prompt="Once", max_tokens=4000))
+        first = backend.engine.submit(GenerationRequest(prompt="Once", max_tokens=4000))
         with connected(running, prompt="Two", max_tokens=4000, stream=stream):
             until(lambda: backend.engine.stats().waiting == 1)
         until(lambda: backend.engine.stats().waiting == 0)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.errors import InputError
-from model.generation import Request, Sampling
+from model.generation import GenerationRequest, SamplingParams
 from model.serving.http.bodies import (
     MAX_CHOICES,
     CompletionBody,
@@ -22,16 +22,16 @@ from model.serving.http.bodies import (
 from model.serving.http.errors import ServiceError, as_service_error
 
 
-def requests(**body: Any) -> list[Request]:
+def requests(**body: Any) -> list[GenerationRequest]:
     return CompletionBody.read(body).requests()
 
 
 def test_a_prompt_alone_asks_for_one_story_with_the_houses_defaults() -> None:
     (request,) = requests(prompt="Once")
     seed = request.sampling.seed
-    assert request == Request(prompt="Once", sampling=Sampling(seed=seed), remembered=False)
-    assert requests(prompt="Once")[0].visitor != request.visitor, "nobody known is somebody new each time"
-    assert requests(prompt="Once", user="lily")[0].visitor == "lily"
+    assert request == GenerationRequest(prompt="Once", sampling=SamplingParams(seed=seed), cacheable=False)
+    assert requests(prompt="Once")[0].user != request.user, "nobody known is somebody new each time"
+    assert requests(prompt="Once", user="lily")[0].user == "lily"
     assert requests(prompt="Once")[0].sampling.seed != seed, "a new seed for each request without one"
 
 
@@ -53,9 +53,11 @@ def test_every_setting_reaches_the_request() -> None:
         frequency_penalty=0.0,
         best_of=1,
     )
-    sampling = Sampling(temperature=0.25, top_p=0.5, top_k=9, min_p=0.125, repetition_penalty=1.5, seed=11)
+    sampling = SamplingParams(
+        temperature=0.25, top_p=0.5, top_k=9, min_p=0.125, repetition_penalty=1.5, seed=11
+    )
     assert asked == [
-        Request(prompt="Once", max_tokens=7, sampling=sampling, stop=("The end", "."), logprobs=3)
+        GenerationRequest(prompt="Once", max_tokens=7, sampling=sampling, stop=("The end", "."), logprobs=3)
     ]
     assert requests(prompt="x", stop="end")[0].stop == ("end",)
 
@@ -69,7 +71,7 @@ def test_each_of_several_stories_has_a_seed_of_its_own_and_the_first_the_request
 
 @given(seed=st.integers(0, 2**63 - 1), index=st.integers(0, 7))
 def test_a_derived_seed_is_one_that_can_be_asked_for(seed: int, index: int) -> None:
-    assert Sampling(seed=choice_seed(seed, index)).seed >= 0
+    assert SamplingParams(seed=choice_seed(seed, index)).seed >= 0
 
 
 def test_null_counts_as_not_given() -> None:
@@ -194,18 +196,18 @@ def test_any_body_is_either_stories_or_an_error_that_names_a_field(body: dict[st
 
 
 @pytest.mark.parametrize(
-    ("body", "remembered"),
+    ("body", "cacheable"),
     [({}, False), ({"seed": 0}, True), ({"temperature": 0}, True), ({"temperature": 0.0, "seed": 3}, True)],
 )
-def test_only_a_story_that_comes_out_the_same_again_may_be_remembered(body: Any, remembered: bool) -> None:
+def test_only_a_story_that_comes_out_the_same_again_may_be_remembered(body: Any, cacheable: bool) -> None:
     (request,) = requests(prompt="Once", **body)
-    assert request.remembered is remembered
+    assert request.cacheable is cacheable
 
 
 @pytest.mark.parametrize(
-    ("header", "remembered"),
+    ("header", "cacheable"),
     [("", True), ("max-age=5", True), ("no-cache", False), ("max-age=0, No-Store", False)],
 )
-def test_a_client_can_ask_for_a_story_that_is_written_anew(header: str, remembered: bool) -> None:
+def test_a_client_can_ask_for_a_story_that_is_written_anew(header: str, cacheable: bool) -> None:
     (request,) = as_asked(requests(prompt="Once", seed=1), {"cache-control": header})
-    assert request.remembered is remembered
+    assert request.cacheable is cacheable

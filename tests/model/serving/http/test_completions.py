@@ -23,7 +23,7 @@ def whole(running: Running, **body: Any) -> dict[str, Any]:
 
 def test_a_whole_completion_has_every_field_of_the_contract(shipped: Running) -> None:
     answer = whole(shipped, prompt="Once upon a time", max_tokens=12, seed=3)
-    assert answer.keys() == HEAD | {"choices", "usage", "times", "writer"}
+    assert answer.keys() == HEAD | {"choices", "usage", "times", "served_by"}
     assert re.fullmatch(r"cmpl-[0-9a-f]{32}", answer["id"])
     assert (answer["object"], answer["model"]) == ("text_completion", "story-writer")
     assert abs(answer["created"] - time.time()) < 60
@@ -51,7 +51,7 @@ def test_the_chunks_of_a_stream_make_up_the_whole(shipped: Running) -> None:
     assert last["choices"] == []
     assert last["usage"] == answer["usage"]
     assert last["times"].keys() == {"queued", "ttft", "duration"}
-    assert last["writer"] == "local"
+    assert last["served_by"] == "local"
     assert all(chunk["usage"] is None for chunk in chunks)
     assert len({chunk["id"] for chunk in chunks}) == 1
     choices = [chunk["choices"][0] for chunk in chunks]

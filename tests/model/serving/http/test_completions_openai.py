@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import openai
 import pytest
 
-from model.generation import Request
+from model.generation import GenerationRequest
 from tests.model.serving.http.serving import Running, paced, serving, until
 
 
@@ -98,7 +98,7 @@ def test_a_full_line_is_a_rate_limit_error_that_says_when_to_come_back() -> None
     backend, network = paced(slots=1, queue=0)
     with serving(backend) as running, client_of(running) as client:
         network.gate.clear()
-        held = backend.engine.submit(Request(prompt="Once", max_tokens=50))
+        held = backend.engine.submit(GenerationRequest(prompt="Once", max_tokens=50))
         try:
             until(lambda: backend.engine.stats().active == 1)
             with pytest.raises(openai.RateLimitError, match="try again later") as refused:
@@ -114,7 +114,7 @@ def test_a_full_line_is_a_rate_limit_error_that_says_when_to_come_back() -> None
 def test_the_client_comes_back_by_itself_when_a_place_is_free() -> None:
     backend, network = paced(slots=1, queue=0, step_seconds=0.01)
     with serving(backend) as running:
-        held = backend.engine.submit(Request(prompt="Once", max_tokens=4000))
+        held = backend.engine.submit(GenerationRequest(prompt="Once", max_tokens=4000))
         until(lambda: backend.engine.stats().active == 1)
         with openai.OpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=2) as client:
 

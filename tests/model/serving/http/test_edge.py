@@ -99,7 +99,7 @@ def test_every_answer_says_who_writes(running: Running) -> None:
     with serving(backend, name="blue") as blue:
         response = blue.post("/v1/completions", prompt="x", max_tokens=2)
         assert response.headers["x-story-backend"] == "blue"
-        assert response.json()["writer"] == "local"
+        assert response.json()["served_by"] == "local"
         assert blue.client.get("/api/health").json()["backend"] == "blue"
 
 

@@ -119,7 +119,7 @@ def test_a_story_asked_again_is_told_from_memory_in_the_same_events(guarded: Run
     assert texts(written) == texts(replayed)
     assert len(replayed) >= len(written), "in no larger pieces than the first client got"
     assert written[-2][1]["usage"] == replayed[-2][1]["usage"]
-    assert (written[-2][1]["writer"], replayed[-2][1]["writer"]) == ("local", "memory")
+    assert (written[-2][1]["served_by"], replayed[-2][1]["served_by"]) == ("local", "memory")
     figures = guarded.figures()
     assert figures['story_cache_requests_total{outcome="hit"}'] == 1
     assert figures['story_cache_requests_total{outcome="miss"}'] == 1
@@ -138,7 +138,9 @@ def test_a_story_from_memory_counts_as_a_story_and_not_as_tokens(guarded: Runnin
 def test_without_a_seed_and_with_no_cache_a_story_is_written_anew(guarded: Running) -> None:
     for headers, body in (({}, {}), ({"cache-control": "no-cache"}, {"seed": 7}), ({}, {"seed": 7})):
         asked = {"prompt": "Once", "max_tokens": 5, **body}
-        assert guarded.client.post("/api/generate", json=asked, headers=headers).json()["writer"] == "local"
+        assert (
+            guarded.client.post("/api/generate", json=asked, headers=headers).json()["served_by"] == "local"
+        )
     outcomes = {
         name: guarded.figures()[f'story_cache_requests_total{{outcome="{name}"}}']
         for name in ("hit", "miss", "joined", "bypassed")

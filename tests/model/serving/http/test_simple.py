@@ -14,7 +14,7 @@ def test_a_whole_story_comes_with_all_that_is_known_of_it(shipped: Running) -> N
     answer = shipped.post("/api/generate", **ASKED).json()
     assert answer["story"] == answer["prompt"] + answer["text"]
     assert answer["prompt"] == "Once upon a time"
-    assert (answer["finish_reason"], answer["seed"], answer["writer"]) == ("length", 4, "local")
+    assert (answer["finish_reason"], answer["seed"], answer["served_by"]) == ("length", 4, "local")
     assert answer["usage"]["completion_tokens"] == 20
     assert answer["times"]["duration"] >= answer["times"]["ttft"] > 0
     assert answer["version"] == shipped.get("/api/health").json()["model"]["version"]

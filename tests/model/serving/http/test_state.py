@@ -10,7 +10,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from model.errors import InputError
-from model.generation import Request
+from model.generation import GenerationRequest
 from model.serving.http import state
 from model.serving.http.options import ServiceOptions
 from tests.model.serving.http.serving import Running, paced, serving, streaming, until
@@ -28,7 +28,7 @@ def test_a_service_that_can_write_says_so_and_who_it_is(shipped: Running) -> Non
     assert body["version"] == version("write-me-a-story")
     assert body["model"]["id"] == "story-writer"
     assert len(body["model"]["version"]) == 64
-    assert (body["backend"], body["writer"]) == ("local", "local")
+    assert (body["backend"], body["served_by"]) == ("local", "local")
     assert body["engine"] == {"slots": 16, "active": 0, "waiting": 0}
     assert body["capacity"] == 16 + 64
 
@@ -37,7 +37,7 @@ def test_a_full_line_is_not_ready_and_a_place_makes_it_ready_again() -> None:
     backend, network = paced(slots=1, queue=1)
     with serving(backend) as running:
         network.gate.clear()
-        held = [backend.engine.submit(Request(prompt="Once", max_tokens=9)) for _ in range(2)]
+        held = [backend.engine.submit(GenerationRequest(prompt="Once", max_tokens=9)) for _ in range(2)]
         response = running.get("/api/health")
         assert (response.status_code, response.json()["status"]) == (503, "unavailable")
         assert response.json()["detail"] == "the line is full"
@@ -110,8 +110,8 @@ def test_the_figures_are_prometheus_and_count_what_happened() -> None:
         for family in families.values()
         for sample in family.samples
     }
-    assert value["story_streams_total", "", "length", "0123456789ab", "local"] == 3
-    assert value["story_info", "", "0123456789ab", "local"] == 1
+    assert value["story_streams_total", "", "length", "local", "0123456789ab"] == 3
+    assert value["story_info", "", "local", "0123456789ab"] == 1
     assert value["story_queue_wait_seconds_count",] == 3
     assert 0 < value["story_memory_bytes",] < value["story_memory_limit_bytes",]
     assert value["story_tokens_total", "completion"] == 7 + 7 + 5

@@ -8,7 +8,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 from model.engine.job import Job
-from model.generation import Request, Sampling
+from model.generation import GenerationRequest, SamplingParams
 from model.serving.backend import LocalBackend
 from model.serving.metrics.metered import MeteredBackend
 from tests.model.serving.http.serving import Running, paced, serving, streaming, until
@@ -34,7 +34,7 @@ def test_while_nothing_comes_a_comment_says_that_the_connection_lives() -> None:
 def test_comments_come_before_the_first_token_too_while_a_story_waits_in_line() -> None:
     backend, _ = paced(slots=1, step_seconds=0.01)
     with serving(backend, keep_alive=0.05) as running:
-        held = backend.engine.submit(Request(prompt="Once", max_tokens=4000))
+        held = backend.engine.submit(GenerationRequest(prompt="Once", max_tokens=4000))
         until(lambda: backend.engine.stats().active == 1)
         with streaming(running, prompt="Two", max_tokens=3, stream_options={"include_usage": True}) as flow:
             assert [next(flow) for _ in range(3)] == [(":", "still here")] * 3
@@ -127,7 +127,7 @@ def test_32_stories_at_once_are_the_stories_that_each_is_alone(shipped: Running)
     backend = shipped.service.teller.backend.backend
     assert isinstance(backend, LocalBackend)
     for seed, told in enumerate(together):
-        asked = Request(prompt="One day", max_tokens=40, sampling=Sampling(seed=seed))
+        asked = GenerationRequest(prompt="One day", max_tokens=40, sampling=SamplingParams(seed=seed))
         assert backend.engine.write(asked).wait(30).text == told
 
 

@@ -8,27 +8,27 @@ from collections.abc import AsyncIterator
 import pytest
 
 from model.errors import BusyError
-from model.generation import Completion, FinishReason, Piece, Request, Usage
+from model.generation import Chunk, Completion, FinishReason, GenerationRequest, Usage
 from model.serving.backend import Health, ModelInfo
 from model.serving.metrics import metrics
 from model.serving.metrics.metered import MeteredBackend
 from model.serving.metrics.metrics import MOST_NAMES, Meter
 
-ASKED = Request(prompt="Once", max_tokens=9)
+ASKED = GenerationRequest(prompt="Once", max_tokens=9)
 
 
 class Told:
     """A stream of three tokens that ends as it is told to; scripted, for an engine chooses its own ending."""
 
-    def __init__(self, reason: FinishReason, writer: str, failure: Exception | None) -> None:
-        self.writer, self._failure = writer, failure
+    def __init__(self, reason: FinishReason, served_by: str, failure: Exception | None) -> None:
+        self.served_by, self._failure = served_by, failure
         self.cancelled = False
         usage = Usage(prompt_tokens=5, completion_tokens=3, queued=0.25, ttft=0.3, duration=0.5)
         self.completion = Completion("a b c", reason, usage)
 
-    async def __aiter__(self) -> AsyncIterator[Piece]:
-        yield Piece("a", (1,))
-        yield Piece(" b c", (2, 3))
+    async def __aiter__(self) -> AsyncIterator[Chunk]:
+        yield Chunk("a", (1,))
+        yield Chunk(" b c", (2, 3))
         if self._failure is not None:
             raise self._failure
 
@@ -51,7 +51,7 @@ class Scripted:
     def health(self) -> Health:
         return Health(True, "local", "writes", None, "open")
 
-    async def submit(self, request: Request) -> Told:
+    async def submit(self, request: GenerationRequest) -> Told:
         if isinstance(self.next, Exception):
             raise self.next
         return self.next
@@ -67,14 +67,14 @@ def meter(scripted: Scripted) -> Meter:
     return Meter(scripted, "green")
 
 
-def told(meter: Meter, outcome: str, writer: str) -> float:
-    labels = {"outcome": outcome, "writer": writer, "version": "0123456789ab", "colour": "green"}
+def told(meter: Meter, outcome: str, served_by: str) -> float:
+    labels = {"outcome": outcome, "served_by": served_by, "version": "0123456789ab", "colour": "green"}
     return meter.registry.get_sample_value("story_streams_total", labels) or 0
 
 
 async def read(backend: MeteredBackend) -> str:
     stream = await backend.submit(ASKED)
-    return "".join([piece.text async for piece in stream])
+    return "".join([chunk.text async for chunk in stream])
 
 
 async def test_a_story_counts_under_its_ending_writer_version_and_colour(
@@ -104,9 +104,9 @@ async def test_a_reader_who_leaves_in_the_middle_or_before_it_is_counted_once(
 ) -> None:
     backend = MeteredBackend(scripted, meter)
     stream = await backend.submit(ASKED)
-    pieces = aiter(stream)
-    await anext(pieces)
-    await pieces.aclose()  # type: ignore[attr-defined]
+    chunks = aiter(stream)
+    await anext(chunks)
+    await chunks.aclose()  # type: ignore[attr-defined]
     stream.cancel()
     assert told(meter, "cancelled", "local") == 1
     unread = await backend.submit(ASKED)
@@ -131,7 +131,7 @@ async def test_names_from_elsewhere_cannot_grow_without_end(scripted: Scripted, 
         scripted.next = Told("stop", f"writer-{number}", None)
         await read(backend)
     samples = [s for family in meter.registry.collect() for s in family.samples]
-    writers = {s.labels["writer"] for s in samples if s.name == "story_streams_total"}
+    writers = {s.labels["served_by"] for s in samples if s.name == "story_streams_total"}
     assert len(writers) == MOST_NAMES + 1
     assert told(meter, "stop", "other") == 40 - (MOST_NAMES - 1)  # `local` was known from the start
 
@@ -139,7 +139,7 @@ async def test_names_from_elsewhere_cannot_grow_without_end(scripted: Scripted, 
 def test_the_breaker_and_what_writes_can_be_seen(meter: Meter) -> None:
     value = meter.registry.get_sample_value
     assert [value("story_breaker", {"state": s}) for s in ("closed", "open", "half-open")] == [0, 1, 0]
-    assert value("story_info", {"colour": "green", "version": "0123456789ab", "writer": "local"}) == 1
+    assert value("story_info", {"colour": "green", "version": "0123456789ab", "served_by": "local"}) == 1
 
 
 def test_where_the_system_does_not_tell_memory_nothing_is_claimed(

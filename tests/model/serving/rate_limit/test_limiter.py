@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.errors import InputError, LimitError
-from model.generation import Request
+from model.generation import GenerationRequest
 from model.serving.rate_limit.limiter import Limiter
 from model.serving.rate_limit.quotas import Quota, read_quotas
 from model.serving.redis import RedisLink
@@ -26,8 +26,8 @@ def quotas(**texts: str) -> list[Quota]:
     ]
 
 
-def stories(count: int = 1, max_tokens: int = 100) -> list[Request]:
-    return [Request(prompt="Once", max_tokens=max_tokens)] * count
+def stories(count: int = 1, max_tokens: int = 100) -> list[GenerationRequest]:
+    return [GenerationRequest(prompt="Once", max_tokens=max_tokens)] * count
 
 
 async def test_a_client_gets_its_share_and_hears_when_there_is_more() -> None:

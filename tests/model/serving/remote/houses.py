@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from model.generation import Completion, Request
+from model.generation import Completion, GenerationRequest
 from model.serving.backend import LocalBackend, ModelInfo
 from model.serving.remote.auto import AutoBackend
 from model.serving.remote.breaker import Breaker
@@ -52,7 +52,7 @@ def auto(
     )
 
 
-def alone(request: Request) -> Completion:
+def alone(request: GenerationRequest) -> Completion:
     """What the engine of `auto` writes when nobody else has a hand in it."""
     with paced()[0].engine as engine:
         return engine.write(request).wait(10)

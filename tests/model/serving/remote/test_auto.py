@@ -15,7 +15,7 @@ from demo import handlers
 from demo.app import Served, serve
 from demo.form import Form
 from demo.handlers import Desk, View
-from model.generation import Request, Sampling
+from model.generation import GenerationRequest, SamplingParams
 from model.serving.remote.auto import AutoBackend
 from tests.model.serving.remote.broken import Line, Script, broken, text_of
 from tests.model.serving.remote.houses import alone, auto
@@ -198,8 +198,11 @@ async def read(backend: AutoBackend, form: Form) -> list[View]:
 def expected(words: int, length: int = LENGTH, seed: int = 3) -> str:
     """The told part of a story: Modal's words, and what the engine here makes of them."""
     begun = text_of(words)
-    sampling = Sampling(seed=seed)
-    return begun + alone(Request(prompt=PROMPT + begun, max_tokens=length - words, sampling=sampling)).text
+    sampling = SamplingParams(seed=seed)
+    return (
+        begun
+        + alone(GenerationRequest(prompt=PROMPT + begun, max_tokens=length - words, sampling=sampling)).text
+    )
 
 
 async def test_the_page_tells_the_whole_story_and_who_wrote_it(failing: tuple[str, int]) -> None:
@@ -230,7 +233,7 @@ async def test_a_program_gets_the_whole_story_too(failing: tuple[str, int], door
     assert choice["text"] == expected(words)
     assert choice["finish_reason"] == "length"
     assert answer.json()["usage"]["completion_tokens"] == LENGTH
-    assert answer.json()["writer"] == "local"
+    assert answer.json()["served_by"] == "local"
 
 
 async def whole(line: Line) -> None:
@@ -290,7 +293,9 @@ async def test_where_modal_refuses_and_the_line_here_is_full_the_reader_is_told_
     backend = auto(refused)
     async with backend.running():
         room = backend.local.capacity
-        streams = [await backend.local.submit(Request(prompt="", max_tokens=4000)) for _ in range(room)]
+        streams = [
+            await backend.local.submit(GenerationRequest(prompt="", max_tokens=4000)) for _ in range(room)
+        ]
         last = (await read(backend, Form(prompt=PROMPT)))[-1]
         for stream in streams:
             stream.cancel()

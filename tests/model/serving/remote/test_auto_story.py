@@ -9,7 +9,7 @@ import pytest
 
 from model.architecture.tokenizer import StoryTokenizer
 from model.errors import BusyError, StoryError
-from model.generation import MAX_PROMPT_CHARS, Completion, Piece, Request, Sampling
+from model.generation import MAX_PROMPT_CHARS, Chunk, Completion, GenerationRequest, SamplingParams
 from model.serving.backend import Stream
 from model.serving.remote.auto import AutoBackend, AutoStream
 from tests.model.engines import TOKENIZER
@@ -17,12 +17,12 @@ from tests.model.serving.http.serving import paced, serving
 from tests.model.serving.remote.broken import Line, Script, broken, text_of
 from tests.model.serving.remote.houses import CALM, QUICK, alone, auto
 
-ASKED = Request(prompt="Once upon a time a fox", max_tokens=40, sampling=Sampling(seed=3))
+ASKED = GenerationRequest(prompt="Once upon a time a fox", max_tokens=40, sampling=SamplingParams(seed=3))
 
 
-async def read(stream: Stream) -> tuple[list[Piece], Completion]:
-    pieces = [piece async for piece in stream]
-    return pieces, stream.completion
+async def read(stream: Stream) -> tuple[list[Chunk], Completion]:
+    chunks = [chunk async for chunk in stream]
+    return chunks, stream.completion
 
 
 def tells(*events: object) -> Script:
@@ -36,7 +36,7 @@ def tells(*events: object) -> Script:
     return script
 
 
-async def told(script: Script, request: Request) -> tuple[list[Piece], Completion, AutoBackend]:
+async def told(script: Script, request: GenerationRequest) -> tuple[list[Chunk], Completion, AutoBackend]:
     """A story that begins with `script`."""
     async with broken(script) as service:
         backend = auto(service.url)
@@ -54,15 +54,15 @@ def logprobs(*texts: str) -> dict[str, object]:
 
 async def test_tokens_times_and_log_probabilities_add_up_over_both_writers() -> None:
     request = replace(ASKED, logprobs=2)
-    pieces, completion, _ = await told(tells(logprobs(" a", " frog"), logprobs(" and")), request)
+    chunks, completion, _ = await told(tells(logprobs(" a", " frog"), logprobs(" and")), request)
     here = alone(replace(request, prompt=f"{request.prompt} a frog and", max_tokens=37))
-    assert completion.text == "".join(piece.text for piece in pieces) == " a frog and" + here.text
-    assert completion.logprobs == sum((piece.logprobs for piece in pieces), ())
+    assert completion.text == "".join(chunk.text for chunk in chunks) == " a frog and" + here.text
+    assert completion.logprobs == sum((chunk.logprobs for chunk in chunks), ())
     assert [entry.text for entry in completion.logprobs[:3]] == [" a", " frog", " and"]
     assert completion.logprobs[0].alternatives == ((1, " a", -0.5), (99, "x", -2.5))
     assert completion.logprobs[3:] == here.logprobs
     usage = completion.usage
-    assert usage.completion_tokens == 40 == sum(len(piece.tokens) for piece in pieces)
+    assert usage.completion_tokens == 40 == sum(len(chunk.tokens) for chunk in chunks)
     assert usage.prompt_tokens == len(TOKENIZER.encode(request.prompt)), "not the text so far"
     assert 0 < usage.ttft < usage.duration
 
@@ -71,8 +71,8 @@ async def test_a_token_whose_text_never_came_is_written_again_and_not_counted_tw
     half = tells(
         {"text": " a", "token_ids": [7]}, {"text": "", "token_ids": [8]}, {"text": "", "token_ids": [9]}
     )
-    pieces, completion, _ = await told(half, ASKED)
-    assert pieces[0] == Piece(" a", (7,))
+    chunks, completion, _ = await told(half, ASKED)
+    assert chunks[0] == Chunk(" a", (7,))
     assert completion.text == " a" + alone(replace(ASKED, prompt=f"{ASKED.prompt} a", max_tokens=39)).text
     assert completion.usage.completion_tokens == 40
 
@@ -80,8 +80,8 @@ async def test_a_token_whose_text_never_came_is_written_again_and_not_counted_tw
 async def test_a_token_that_waited_for_its_text_comes_with_it() -> None:
     script = tells({"text": "", "token_ids": [8]}, {"text": "é", "token_ids": [9]}, {"text": "", "token_ids": [5]},
                    {"text": "", "finish_reason": "length"})  # fmt: skip
-    pieces, completion, _ = await told(script, ASKED)
-    assert pieces == [Piece("é", (8, 9)), Piece("", (5,))]
+    chunks, completion, _ = await told(script, ASKED)
+    assert chunks == [Chunk("é", (8, 9)), Chunk("", (5,))]
     assert (completion.text, completion.finish_reason, completion.usage.completion_tokens) == (
         "é",
         "length",
@@ -90,11 +90,11 @@ async def test_a_token_that_waited_for_its_text_comes_with_it() -> None:
 
 
 async def test_a_story_cut_at_its_very_length_has_its_length() -> None:
-    pieces, completion, backend = await told(
+    chunks, completion, backend = await told(
         tells({"text": " a b", "token_ids": [1, 2]}), replace(ASKED, max_tokens=2)
     )
     assert (completion.text, completion.finish_reason) == (" a b", "length")
-    assert len(pieces) == 1
+    assert len(chunks) == 1
     assert backend.local.engine.stats().prompt_tokens == 0
 
 
@@ -110,13 +110,13 @@ async def test_stop_strings_hold_after_the_change(stop: str) -> None:
 async def test_a_stop_string_that_began_with_modal_and_is_completed_here_ends_the_story() -> None:
     here = alone(replace(ASKED, prompt=f"{ASKED.prompt} a b", max_tokens=38)).text
     stop = f"b{here[:3]}"
-    pieces, completion, _ = await told(
+    chunks, completion, _ = await told(
         tells({"text": " a b", "token_ids": [1, 2]}), replace(ASKED, stop=(stop,))
     )
     assert (completion.text, completion.finish_reason) == (" a b", "stop"), (
         "what a reader has stays, no more comes"
     )
-    assert "".join(piece.text for piece in pieces) == " a b"
+    assert "".join(chunk.text for chunk in chunks) == " a b"
 
 
 async def test_a_story_longer_than_a_prompt_may_be_goes_on_from_its_end() -> None:
@@ -140,7 +140,7 @@ async def test_a_cancel_reaches_whoever_writes() -> None:
                 _ = stream.completion
             count = 0
             async for _ in stream:
-                count += stream.writer == "local"
+                count += stream.served_by == "local"
                 if count == 3:
                     stream.cancel()
             assert stream.completion.finish_reason == "cancelled"
@@ -171,7 +171,7 @@ async def test_a_line_that_is_full_on_both_sides_is_told_by_submit() -> None:
         backend = auto(service.url, local=paced(slots=1, queue=0, step_seconds=0.01)[0])
         async with backend.running():
             first = await backend.submit(replace(ASKED, max_tokens=2000))
-            assert first.writer == "local"
+            assert first.served_by == "local"
             with pytest.raises(BusyError):
                 await backend.submit(ASKED)
             first.cancel()
@@ -208,9 +208,9 @@ async def test_failures_in_a_row_open_the_breaker_and_one_probe_closes_it() -> N
                 await read(await backend.submit(ASKED))
                 assert service.connections == asked
             health = backend.health()
-            assert (health.ready, health.writer, health.breaker) == (True, "local", "open")
+            assert (health.ready, health.served_by, health.breaker) == (True, "local", "open")
             assert health.detail == "Modal failed: HTTP 500: out of order; the embedded model writes"
-            assert (await backend.submit(ASKED)).writer == "local"
+            assert (await backend.submit(ASKED)).served_by == "local"
             assert service.connections == 3, "nobody asks while it is open"
             await asyncio.sleep(0.5)
             assert service.connections == 4, "but the probe, which fails"
@@ -264,7 +264,7 @@ async def test_another_deployment_begins_with_a_clean_record() -> None:
             urls[0] = running.url
             stream = await backend.submit(ASKED)
             _, completion = await read(stream)
-            assert stream.writer == "modal"
+            assert stream.served_by == "modal"
     assert completion.text == alone(ASKED).text
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from model.generation import Request, Sampling
+from model.generation import GenerationRequest, SamplingParams
 from model.serving.backend import LocalBackend, ModelInfo
 from model.serving.cache.backend import RememberingBackend
 from model.serving.cache.stores import Memory, Stories
@@ -13,7 +13,7 @@ from tests.model.serving.http.serving import paced, serving
 from tests.model.serving.remote.broken import Line, broken
 from tests.model.serving.remote.houses import CALM, auto, modal
 
-STORY = Request(prompt="Once upon", max_tokens=20, sampling=Sampling(seed=5, temperature=0.9))
+STORY = GenerationRequest(prompt="Once upon", max_tokens=20, sampling=SamplingParams(seed=5, temperature=0.9))
 PAPER = "0123456789ab"
 """How the digest of `paced` begins."""
 
@@ -23,7 +23,7 @@ async def tell(backend: RememberingBackend) -> tuple[str, str]:
     stream = await backend.submit(STORY)
     text = "".join([piece.text async for piece in stream])
     await asyncio.sleep(0.05)  # the end of a connection is noted a moment after the story's
-    return text, stream.writer
+    return text, stream.served_by
 
 
 def remembering(backend: object) -> RememberingBackend:

@@ -36,7 +36,7 @@ def test_with_use_modal_auto_has_both_and_takes_its_times_from_the_settings() ->
     assert isinstance(backend, AutoBackend)
     assert backend.capacity == backend.modal.capacity
     health = backend.health()
-    assert (health.ready, health.writer, health.breaker) == (True, "modal", "closed")
+    assert (health.ready, health.served_by, health.breaker) == (True, "modal", "closed")
     assert health.engine is not None
 
 

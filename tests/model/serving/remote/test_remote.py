@@ -9,7 +9,7 @@ import logging
 import pytest
 
 from model.errors import BusyError, InputError, StoryError
-from model.generation import Completion, Piece, Request, Sampling
+from model.generation import Chunk, Completion, GenerationRequest, SamplingParams
 from model.serving.backend import Stream
 from model.serving.remote.exchange import introduce, proxy_auth
 from model.serving.remote.failures import UNREACHABLE, UNWELCOME, RemoteError
@@ -20,43 +20,47 @@ from tests.model.serving.remote.broken import Line, broken, text_of
 from tests.model.serving.remote.houses import CALM, QUICK, alone, modal
 
 REQUESTS = {
-    "plain": Request(prompt="Once upon", max_tokens=40, sampling=Sampling(seed=5)),
-    "greedy": Request(prompt="", max_tokens=25, sampling=Sampling(temperature=0)),
-    "hot": Request(
-        prompt="„Grüß dich“ 🦊\n", max_tokens=60, sampling=Sampling(temperature=1.8, top_k=30, seed=2**40)
+    "plain": GenerationRequest(prompt="Once upon", max_tokens=40, sampling=SamplingParams(seed=5)),
+    "greedy": GenerationRequest(prompt="", max_tokens=25, sampling=SamplingParams(temperature=0)),
+    "hot": GenerationRequest(
+        prompt="„Grüß dich“ 🦊\n",
+        max_tokens=60,
+        sampling=SamplingParams(temperature=1.8, top_k=30, seed=2**40),
     ),
-    "penalised": Request(
-        prompt="The fox", max_tokens=40, sampling=Sampling(repetition_penalty=1.5, min_p=0.01)
+    "penalised": GenerationRequest(
+        prompt="The fox", max_tokens=40, sampling=SamplingParams(repetition_penalty=1.5, min_p=0.01)
     ),
-    "stopped": Request(prompt="Once upon", max_tokens=200, stop=("e", "zz"), sampling=Sampling(seed=5)),
-    "weighed": Request(
-        prompt="Once upon", max_tokens=20, logprobs=3, sampling=Sampling(temperature=1.5, seed=9)
+    "stopped": GenerationRequest(
+        prompt="Once upon", max_tokens=200, stop=("e", "zz"), sampling=SamplingParams(seed=5)
+    ),
+    "weighed": GenerationRequest(
+        prompt="Once upon", max_tokens=20, logprobs=3, sampling=SamplingParams(temperature=1.5, seed=9)
     ),
 }
 
 
-async def read(stream: Stream) -> tuple[list[Piece], Completion]:
-    pieces = [piece async for piece in stream]
-    return pieces, stream.completion
+async def read(stream: Stream) -> tuple[list[Chunk], Completion]:
+    chunks = [chunk async for chunk in stream]
+    return chunks, stream.completion
 
 
-async def begin(backend: ModalBackend, request: Request) -> ModalStream:
+async def begin(backend: ModalBackend, request: GenerationRequest) -> ModalStream:
     stream = await backend.submit(request)
     assert isinstance(stream, ModalStream)
     return stream
 
 
 @pytest.mark.parametrize("request_", REQUESTS.values(), ids=REQUESTS)
-async def test_a_story_over_the_wire_is_the_one_that_the_engine_writes(request_: Request) -> None:
+async def test_a_story_over_the_wire_is_the_one_that_the_engine_writes(request_: GenerationRequest) -> None:
     expected = alone(request_)
     with serving(paced()[0]) as running:
         backend = modal(running.url, times=CALM)
         async with backend.running():
-            pieces, completion = await read(await backend.submit(request_))
-    assert completion.text == "".join(piece.text for piece in pieces) == expected.text
+            chunks, completion = await read(await backend.submit(request_))
+    assert completion.text == "".join(chunk.text for chunk in chunks) == expected.text
     assert completion.finish_reason == expected.finish_reason
-    assert completion.logprobs == sum((piece.logprobs for piece in pieces), ()) == expected.logprobs
-    assert sum(len(piece.tokens) for piece in pieces) == expected.usage.completion_tokens
+    assert completion.logprobs == sum((chunk.logprobs for chunk in chunks), ()) == expected.logprobs
+    assert sum(len(chunk.tokens) for chunk in chunks) == expected.usage.completion_tokens
     usage = completion.usage
     assert (usage.prompt_tokens, usage.completion_tokens) == (
         expected.usage.prompt_tokens,
@@ -70,7 +74,7 @@ async def test_the_next_story_goes_over_the_same_connection() -> None:
         backend = modal(running.url, times=CALM)
         async with backend.running():
             for _ in range(3):
-                await read(await backend.submit(Request(prompt="Once", max_tokens=5)))
+                await read(await backend.submit(GenerationRequest(prompt="Once", max_tokens=5)))
                 await asyncio.sleep(0.05)
             assert len(running.server.server_state.connections) == 1
 
@@ -86,15 +90,15 @@ async def test_a_cancel_ends_the_story_at_once_and_frees_the_slot_at_the_other_e
     with serving(paced(step_seconds=0.01)[0]) as running:
         backend = modal(running.url, times=CALM)
         async with backend.running():
-            stream = await begin(backend, Request(prompt="Once", max_tokens=2000))
-            pieces = []
-            async for piece in stream:
-                pieces.append(piece)
-                if len(pieces) == 5:
+            stream = await begin(backend, GenerationRequest(prompt="Once", max_tokens=2000))
+            chunks = []
+            async for chunk in stream:
+                chunks.append(chunk)
+                if len(chunks) == 5:
                     await asyncio.to_thread(stream.cancel)  # from anywhere
-            assert len(pieces) < 10
+            assert len(chunks) < 10
             assert stream.completion.finish_reason == "cancelled"
-            assert stream.completion.text.startswith("".join(piece.text for piece in pieces[:5]))
+            assert stream.completion.text.startswith("".join(chunk.text for chunk in chunks[:5]))
             stream.cancel()  # harmless
             await slot_free(running, 1.0)
             assert running.figures()['story_streams_total{outcome="cancelled"}'] == 1
@@ -105,7 +109,7 @@ async def test_a_stream_that_is_let_go_of_frees_its_slot() -> None:
     with serving(paced(step_seconds=0.01)[0]) as running:
         backend = modal(running.url, times=CALM)
         async with backend.running():
-            stream = await begin(backend, Request(prompt="Once", max_tokens=2000))
+            stream = await begin(backend, GenerationRequest(prompt="Once", max_tokens=2000))
             await anext(stream)
             del stream
             gc.collect()
@@ -116,24 +120,24 @@ async def test_leaving_the_backend_ends_what_is_being_told() -> None:
     with serving(paced(step_seconds=0.01)[0]) as running:
         backend = modal(running.url, times=CALM)
         async with backend.running():
-            stream = await begin(backend, Request(prompt="Once", max_tokens=2000))
+            stream = await begin(backend, GenerationRequest(prompt="Once", max_tokens=2000))
             with pytest.raises(StoryError, match="still being written"):
                 _ = stream.completion
             await anext(stream)
         assert stream.completion.finish_reason == "cancelled"
         await slot_free(running, 1.0)
     with pytest.raises(StoryError, match="not running"):
-        await backend.submit(Request(prompt=""))
+        await backend.submit(GenerationRequest(prompt=""))
 
 
 async def test_a_full_line_there_is_a_busy_error_that_says_when_to_come_back() -> None:
     with serving(paced(slots=1, queue=0, step_seconds=0.01)[0]) as running:
         backend = modal(running.url, times=CALM)
         async with backend.running():
-            first = await begin(backend, Request(prompt="Once", max_tokens=2000))
+            first = await begin(backend, GenerationRequest(prompt="Once", max_tokens=2000))
             await anext(first)
             with pytest.raises(BusyError) as caught:
-                await backend.submit(Request(prompt="Once"))
+                await backend.submit(GenerationRequest(prompt="Once"))
             assert caught.value.retry_after >= 1
             first.cancel()
 
@@ -148,7 +152,7 @@ async def test_what_the_service_does_not_take_is_an_input_error_with_its_field()
         backend = modal(service.url)
         async with backend.running():
             with pytest.raises(InputError, match=r"^top_k must be below 9$") as caught:
-                await backend.submit(Request(prompt="Once"))
+                await backend.submit(GenerationRequest(prompt="Once"))
             assert backend.breaker.failures == 0, "it says nothing about the service"
     assert caught.value.param == "top_k"
 
@@ -166,7 +170,7 @@ async def test_a_token_is_sent_and_a_refused_one_is_the_operators_affair(
             backend = modal(service.url, headers=proxy_auth(settings))
             async with backend.running():
                 with pytest.raises(RemoteError, match=UNWELCOME):
-                    await backend.submit(Request(prompt="Once"))
+                    await backend.submit(GenerationRequest(prompt="Once"))
                 health = backend.health()
     head = service.heads[0].lower()
     assert "modal-key: wk-key" in head
@@ -211,10 +215,12 @@ async def test_only_what_may_pass_is_tried_again_and_only_before_the_first_token
         backend = modal(service.url, hurry=hurry, times=CALM)
         async with backend.running():
             if written:
-                assert (await read(await backend.submit(Request(prompt="Once"))))[1].text == text_of(3)
+                assert (await read(await backend.submit(GenerationRequest(prompt="Once"))))[
+                    1
+                ].text == text_of(3)
             else:
                 with pytest.raises(RemoteError, match=UNREACHABLE):
-                    await read(await backend.submit(Request(prompt="Once")))
+                    await read(await backend.submit(GenerationRequest(prompt="Once")))
     assert service.connections == asked
     assert len({str(body) for body in service.bodies}) == 1, "the same request, seed included"
 
@@ -227,8 +233,8 @@ async def test_a_story_that_breaks_off_is_not_begun_again_but_told_as_broken() -
     async with broken(script) as service:
         backend = modal(service.url)
         async with backend.running():
-            pieces, completion = await read(await backend.submit(Request(prompt="Once")))
-    assert "".join(piece.text for piece in pieces) == completion.text == text_of(4)
+            chunks, completion = await read(await backend.submit(GenerationRequest(prompt="Once")))
+    assert "".join(chunk.text for chunk in chunks) == completion.text == text_of(4)
     assert completion.finish_reason == "error"
     assert completion.error == "the connection to the model on Modal was lost"
     assert completion.usage.completion_tokens == 4
@@ -245,7 +251,7 @@ async def test_patience_bounds_all_tries_together() -> None:
         async with backend.running():
             began = loop.time()
             with pytest.raises(RemoteError, match=UNREACHABLE):
-                await read(await backend.submit(Request(prompt="Once")))
+                await read(await backend.submit(GenerationRequest(prompt="Once")))
             assert QUICK.start - 0.1 < loop.time() - began < QUICK.start + 1
             assert "no first token within 0.5 s (last: HTTP 503: starting)" in backend.health().detail
     assert service.connections > 2
@@ -259,7 +265,7 @@ async def test_while_a_service_starts_the_stream_is_there_already_and_can_be_sto
         backend = modal(service.url, times=CALM)
         async with backend.running():
             async with asyncio.timeout(2):
-                stream = await begin(backend, Request(prompt="Once"))
+                stream = await begin(backend, GenerationRequest(prompt="Once"))
                 stream.cancel()
                 assert await read(stream) == ([], stream.completion)
             assert stream.completion.finish_reason == "cancelled"
@@ -281,5 +287,5 @@ async def test_an_address_that_leads_nowhere_is_a_failure_like_others(url: str) 
     backend = modal(url, hurry=True)
     async with backend.running():
         with pytest.raises(RemoteError, match=UNREACHABLE):
-            await read(await backend.submit(Request(prompt="Once")))
+            await read(await backend.submit(GenerationRequest(prompt="Once")))
     assert not backend.breaker.closed or backend.breaker.failures == 1

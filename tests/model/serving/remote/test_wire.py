@@ -13,22 +13,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.generation import Completion, Piece, Request, Sampling, TokenLogprob, Usage
+from model.generation import Chunk, Completion, GenerationRequest, SamplingParams, TokenLogprob, Usage
 from model.serving.backend import ModelInfo
 from model.serving.http.bodies import CompletionBody, parse_object
 from model.serving.http.completions import CompletionAnswer
 from model.serving.http.wire import KEEP_ALIVE
 from model.serving.remote.failures import RemoteError
-from model.serving.remote.wire import Chunk, Counts, body, parse, read_chunks
+from model.serving.remote.wire import Counts, WireEvent, body, parse, read_events
 
 words = st.text(st.characters(codec="utf-8"), max_size=8)
 numbers = st.floats(-1e6, 0)
 requests = st.builds(
-    Request,
+    GenerationRequest,
     prompt=words,
     max_tokens=st.integers(1, 4096),
     sampling=st.builds(
-        Sampling,
+        SamplingParams,
         temperature=st.floats(0, 2),
         top_k=st.integers(0, 1000),
         top_p=st.floats(0.01, 1),
@@ -49,21 +49,21 @@ entries = st.builds(
 
 
 @st.composite
-def pieces(draw: st.DrawFn) -> Piece:
+def chunks(draw: st.DrawFn) -> Chunk:
     told = draw(st.lists(entries, max_size=3))
-    return Piece(draw(words), tuple(entry.token for entry in told), tuple(told))
+    return Chunk(draw(words), tuple(entry.token for entry in told), tuple(told))
 
 
-def reading(parts: list[bytes], kind: str = "text/event-stream") -> list[Chunk] | RemoteError:
+def reading(parts: list[bytes], kind: str = "text/event-stream") -> list[WireEvent] | RemoteError:
     """What comes of an answer whose bytes arrive in these parts; anything else that is raised is a fault."""
 
     async def content() -> AsyncIterator[bytes]:
         for part in parts:
             yield part
 
-    async def read() -> list[Chunk]:
+    async def read() -> list[WireEvent]:
         response = httpx.Response(200, headers={"content-type": kind}, content=content())
-        return [chunk async for chunk in read_chunks(response)]
+        return [event async for event in read_events(response)]
 
     try:
         return asyncio.run(read())
@@ -78,7 +78,7 @@ def cut(data: bytes, places: list[int]) -> list[bytes]:
 
 
 @given(requests)
-def test_the_service_reads_the_request_that_was_meant(request: Request) -> None:
+def test_the_service_reads_the_request_that_was_meant(request: GenerationRequest) -> None:
     sent = json.dumps(body(request), ensure_ascii=False).encode()
     read = CompletionBody.read(parse_object(sent))
     assert read.requests() == [request]
@@ -86,21 +86,21 @@ def test_the_service_reads_the_request_that_was_meant(request: Request) -> None:
 
 
 @given(
-    st.lists(pieces(), max_size=5), st.sampled_from(["stop", "length"]), st.lists(st.integers(0), max_size=6)
+    st.lists(chunks(), max_size=5), st.sampled_from(["stop", "length"]), st.lists(st.integers(0), max_size=6)
 )
 def test_what_the_service_tells_is_what_is_read_however_the_bytes_are_cut(
-    told: list[Piece], finish: str, places: list[int]
+    told: list[Chunk], finish: str, places: list[int]
 ) -> None:
-    asked = CompletionBody.read({**body(Request(prompt="Hi", logprobs=3)), "logprobs": 3})
-    answer = CompletionAnswer(asked, [Request(prompt="Hi")], ModelInfo("a", "b" * 64))
+    asked = CompletionBody.read({**body(GenerationRequest(prompt="Hi", logprobs=3)), "logprobs": 3})
+    answer = CompletionAnswer(asked, [GenerationRequest(prompt="Hi")], ModelInfo("a", "b" * 64))
     end = Completion("", finish, Usage(2, 7, 0.25, 0.5, 1.0))  # type: ignore[arg-type]
-    sent = b"".join(answer.piece(0, piece, 1.5) for piece in told) + KEEP_ALIVE + answer.ended(0, end)
+    sent = b"".join(answer.chunk(0, chunk, 1.5) for chunk in told) + KEEP_ALIVE + answer.ended(0, end)
     read = reading(cut(sent + answer.closing([end], "local"), places))
     assert isinstance(read, list), read.reason
-    assert [chunk.piece for chunk in read if chunk.piece] == [p for p in told if p.text or p.tokens]
-    assert [chunk.finish for chunk in read if chunk.finish] == [finish]
-    assert [chunk.counts for chunk in read if chunk.counts] == [Counts(2, 7, 0.25)]
-    assert [chunk.done for chunk in read] == [False] * (len(read) - 1) + [True]
+    assert [event.chunk for event in read if event.chunk] == [p for p in told if p.text or p.tokens]
+    assert [event.finish for event in read if event.finish] == [finish]
+    assert [event.counts for event in read if event.counts] == [Counts(2, 7, 0.25)]
+    assert [event.done for event in read] == [False] * (len(read) - 1) + [True]
 
 
 junk = st.binary(max_size=60) | st.sampled_from(
@@ -146,8 +146,8 @@ def test_whatever_bytes_come_nothing_but_our_own_error_comes_of_them(parts: list
         assert "\n" not in f"{read}{read.reason}"
         assert len(read.reason) <= 200
     else:
-        for chunk in read:
-            assert chunk.piece is None or chunk.piece.text.encode() is not None
+        for event in read:
+            assert event.chunk is None or event.chunk.text.encode() is not None
 
 
 names = (
@@ -171,10 +171,10 @@ json_values = st.recursive(
 
 @given(st.sampled_from(["", "error", "message"]), json_values)
 def test_whatever_json_comes_nothing_but_our_own_error_comes_of_it(name: str, value: object) -> None:
-    chunk = None
+    event = None
     with contextlib.suppress(RemoteError):
-        chunk = parse(name, json.dumps(value))
-    assert chunk is None or chunk.piece is None or chunk.piece.text or chunk.piece.tokens
+        event = parse(name, json.dumps(value))
+    assert event is None or event.chunk is None or event.chunk.text or event.chunk.tokens
 
 
 @pytest.mark.parametrize(
