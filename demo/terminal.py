@@ -27,6 +27,7 @@ EXTRA_OF = {
     "optuna": "train",
     "psutil": "train",
     "safetensors": "train",
+    "scipy": "train",
     "torch": "train",
     "modal": "modal",
 }

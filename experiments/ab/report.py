@@ -16,12 +16,9 @@ from experiments.ab.ratio import Ratio, check_ratio
 from experiments.ab.read import HIGHER_IS_BETTER, METRICS, Arm, Evidence, Metric, Stream
 from experiments.ab.sequential import Comparison, block_sizes, compare
 from experiments.ab.split import parse_split
-from experiments.gate.bounds import Bounds, share
-from experiments.quality.intervals import LEVEL
+from experiments.common.statistics import Estimate, wilson
 
 Verdict = Literal["better", "worse", "undecided"]
-Z = statistics.NormalDist().inv_cdf((1 + LEVEL) / 2)
-"""Standard deviations that hold `LEVEL` of a normal distribution, both sides together."""
 EXIT_CODES: dict[Verdict, int] = {"better": 0, "worse": 1, "undecided": 3}
 
 
@@ -53,7 +50,7 @@ class Report:
     """The one that decides."""
     alpha: float
     """Chance of a wrong decision, of all arms against the first together."""
-    rates: dict[str, dict[Metric, Bounds | None]]
+    rates: dict[str, dict[Metric, Estimate | None]]
     comparisons: list[Against]
     ratio: Ratio
     verdict: Verdict
@@ -124,9 +121,9 @@ def make_report(evidence: Evidence, *, metric: Metric = "like", alpha: float = 0
     )
 
 
-def _rate(stream: Stream) -> Bounds | None:
+def _rate(stream: Stream) -> Estimate | None:
     values = stream.values
-    return share(sum(values), len(values), z=Z) if values else None
+    return wilson(sum(values), len(values)) if values else None
 
 
 def _against(first: Arm, arm: Arm, metric: Metric, alpha: float) -> Against:

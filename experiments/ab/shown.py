@@ -9,7 +9,7 @@ from rich.table import Table
 
 from experiments.ab.read import HIGHER_IS_BETTER, METRICS, Metric
 from experiments.ab.report import Against, Report, Verdict, middle
-from experiments.gate.bounds import Bounds
+from experiments.common.statistics import Estimate
 
 COLORS: dict[Verdict, str] = {"better": "green", "worse": "red", "undecided": "yellow"}
 ARM_COLUMNS = (
@@ -88,7 +88,7 @@ def _against_row(each: Against) -> list[str]:
     ]  # fmt: skip
 
 
-def _rate(found: Bounds | None) -> str:
+def _rate(found: Estimate | None) -> str:
     if found is None:
         return "-"
     return f"{100 * found.value:.1f} % ({100 * found.low:.0f} to {100 * found.high:.0f})"

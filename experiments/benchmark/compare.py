@@ -22,29 +22,10 @@ from experiments.benchmark.measures import Figure, Figures, wall_time
 from experiments.benchmark.plan import Plan
 from experiments.benchmark.sample import Sample
 from experiments.benchmark.targets.base import Target
+from experiments.common.statistics import CONFIDENCE, Estimate, ratio_of_sums
 
 RESAMPLES = 10_000
-AT_ONCE = 500_000
-"""Values drawn at a time: all of a long run's at once would be gigabytes."""
-CONFIDENCE = 0.95
 TOGETHER = "total_tokens_per_second"
-
-
-@dataclass(frozen=True, slots=True)
-class Ratio:
-    """A figure of the target over the same figure of the other side."""
-
-    value: float
-    low: float
-    high: float
-    """The interval's ends."""
-    n: int
-    """Pairs."""
-
-    @property
-    def differs(self) -> bool:
-        """Whether the interval leaves out 1: the two were told apart."""
-        return not self.low <= 1 <= self.high
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +34,7 @@ class Comparison:
 
     against: str
     against_digest: str | None
-    ratios: dict[str, Ratio]
+    ratios: dict[str, Estimate]
     success_rate: float
     against_success_rate: float
     pairs: int
@@ -70,28 +51,6 @@ class Comparison:
             "ratios": {f"{name}_ratio": dataclasses.asdict(ratio) for name, ratio in self.ratios.items()},
             "confidence": CONFIDENCE,
         }
-
-
-def bootstrap_ratio(
-    ours: Sequence[float], theirs: Sequence[float], *, seed: int, resamples: int = RESAMPLES
-) -> Ratio:
-    """mean(ours) / mean(theirs) of at least one pair of positive values, with a 95 % percentile interval."""
-    pairs = np.array([ours, theirs], dtype=np.float64)
-    count = pairs.shape[1]
-    rng = np.random.default_rng([seed, 0xB007])
-    parts = []
-    for size in _sizes(resamples, max(1, AT_ONCE // count)):
-        means = pairs[:, rng.integers(0, count, (size, count))].mean(axis=2)
-        parts.append(means[0] / means[1])
-    ratios = np.concatenate(parts)
-    tail = 50 * (1 - CONFIDENCE)
-    low, high = np.percentile(ratios, [tail, 100 - tail])
-    return Ratio(float(pairs[0].mean() / pairs[1].mean()), float(low), float(high), count)
-
-
-def _sizes(total: int, most: int) -> list[int]:
-    """`total` as parts of at most `most`."""
-    return [min(most, total - start) for start in range(0, total, most)]
 
 
 async def compare(
@@ -131,18 +90,24 @@ async def compare(
     return samples
 
 
-def ratios_of(samples: Sequence[Sample], *, seed: int) -> dict[str, Ratio]:
+def ratios_of(samples: Sequence[Sample], *, seed: int) -> dict[str, Estimate]:
     """The ratios of a comparison's rows, by figure. A round in which either side failed counts in none."""
     rows = [sample for sample in samples if sample.phase == "compare"]
     ratios = {}
     for name, measure in _ALONE.items():
         values = _paired([row for row in rows if row.level == 1], partial(_of_one, measure))
         if values:
-            ratios[name] = bootstrap_ratio(*zip(*values, strict=True), seed=seed)
+            ratios[name] = _ratio(values, seed)
     values = _paired([row for row in rows if row.level > 1], _total_rate)
     if values:
-        ratios[TOGETHER] = bootstrap_ratio(*zip(*values, strict=True), seed=seed)
+        ratios[TOGETHER] = _ratio(values, seed)
     return ratios
+
+
+def _ratio(pairs: Sequence[tuple[float, float]], seed: int) -> Estimate:
+    """Mean of the target's values over mean of the other side's."""
+    ours, theirs = zip(*pairs, strict=True)
+    return ratio_of_sums(ours, theirs, seed=seed, resamples=RESAMPLES)
 
 
 def summarise(samples: Sequence[Sample], against: Target, *, seed: int) -> Comparison:

@@ -186,7 +186,7 @@ def _compared(report: Report) -> Section:
             f"{ratio.value:.3f}",
             f"{ratio.low:.3f} to {ratio.high:.3f}",
             str(ratio.n),
-            "differs" if ratio.differs else "not told apart",
+            "differs" if ratio.excludes(1) else "no difference shown",
         )
         for name, ratio in comparison.ratios.items()
     ]

@@ -17,21 +17,21 @@ from experiments.benchmark.compare import ratios_of
 from experiments.benchmark.evidence import BenchmarkEvidence
 from experiments.benchmark.measures import headline
 from experiments.benchmark.sample import Sample
-from experiments.common.thresholds import Threshold, Thresholds
-from experiments.gate.bounds import (
-    CONFIDENCE,
-    Bounds,
-    exactly,
+from experiments.common.statistics import (
+    ONE_SIDED,
+    Estimate,
+    exact,
+    mean_over_prompts,
     paired_difference,
     ratio_of_sums,
-    resampled_figures,
-    share,
+    stratified_bootstrap,
+    wilson,
 )
+from experiments.common.thresholds import Threshold, Thresholds
 from experiments.gate.evidence import Baseline, Evidence
 from experiments.gate.verdict import Check, Decision, judge, without
 from experiments.quality.evidence import QualityEvidence
 from experiments.quality.held_out import digest_of
-from experiments.quality.intervals import mean_over_prompts
 from experiments.quality.written import YES_OR_NO
 from training.data.corpus import load_own_stories
 
@@ -83,7 +83,7 @@ def _applies(threshold: Threshold, evidence: Evidence) -> bool:
     return (threshold.stories == "own") == (quality is not None and quality.tags.get("data.digest") == own)
 
 
-def _benchmark_check(threshold: Threshold, evidence: Evidence, bounds: dict[str, Bounds]) -> Check:
+def _benchmark_check(threshold: Threshold, evidence: Evidence, bounds: dict[str, Estimate]) -> Check:
     if evidence.benchmark.benchmark is None:
         return without(threshold, evidence.benchmark.missing)
     found = bounds.get(threshold.metric)
@@ -94,7 +94,7 @@ def _benchmark_check(threshold: Threshold, evidence: Evidence, bounds: dict[str,
     return judge(threshold, found)
 
 
-def _benchmark_bounds(evidence: BenchmarkEvidence | None) -> dict[str, Bounds]:
+def _benchmark_bounds(evidence: BenchmarkEvidence | None) -> dict[str, Estimate]:
     """Every figure of a benchmark with its bounds."""
     if evidence is None:
         return {}
@@ -108,16 +108,16 @@ def _benchmark_bounds(evidence: BenchmarkEvidence | None) -> dict[str, Bounds]:
     groups: dict[tuple[str, int], list[Sample]] = {}
     for row in own:
         groups.setdefault((row.phase, row.level), []).append(row)
-    spread = resampled_figures(groups, figures)
+    spread = stratified_bootstrap(groups, figures, level=ONE_SIDED)
     bounds = {}
     for name, figure in evidence.figures.items():
         if name in SHARES:
-            bounds[name] = share(round(figure.value * figure.n), figure.n)
+            bounds[name] = wilson(round(figure.value * figure.n), figure.n, level=ONE_SIDED)
         elif name in COUNTED or name not in spread:
-            bounds[name] = exactly(figure.value, figure.n)
+            bounds[name] = exact(figure.value, figure.n)
         else:
             low, high = spread[name]
-            bounds[name] = Bounds(figure.value, min(low, figure.value), max(high, figure.value), figure.n)
+            bounds[name] = Estimate(figure.value, min(low, figure.value), max(high, figure.value), figure.n)
     return bounds
 
 
@@ -133,13 +133,13 @@ def _quality_check(threshold: Threshold, evidence: Evidence) -> Check:
     return judge(threshold, found)
 
 
-def _written_bounds(quality: QualityEvidence, figure: str) -> Bounds | None:
+def _written_bounds(quality: QualityEvidence, figure: str) -> Estimate | None:
     """A figure of the written stories, out of their rows; None: no row has it."""
     if figure == "copied_words_max":
         lengths = [
             float(row["copied_words"]) for row in quality.stories if row.get("copied_words") is not None
         ]
-        return exactly(max(lengths), len(lengths)) if lengths else None
+        return exact(max(lengths), len(lengths)) if lengths else None
     seeds = {seed: column for column, seed in enumerate(sorted({row["seed"] for row in quality.stories}))}
     numbers = {
         number: place for place, number in enumerate(sorted({row["number"] for row in quality.stories}))
@@ -149,16 +149,15 @@ def _written_bounds(quality: QualityEvidence, figure: str) -> Bounds | None:
         if row.get(figure) is not None:
             values_PS[numbers[row["number"]], seeds[row["seed"]]] = row[figure]
     # The middle 90 %: each of its ends is a one-sided bound of 95 %, as every bound of the gate.
-    found = mean_over_prompts(values_PS, yes_or_no=figure in YES_OR_NO, level=2 * CONFIDENCE - 1)
-    return None if found is None else Bounds(found.mean, found.low, found.high, found.n)
+    return mean_over_prompts(values_PS, binary=figure in YES_OR_NO, level=ONE_SIDED)
 
 
-def _loss_bounds(quality: QualityEvidence, metric: str) -> Bounds:
+def _loss_bounds(quality: QualityEvidence, metric: str) -> Estimate:
     nats = [loss.nats for loss in quality.losses]
     if metric == "loss":
-        return ratio_of_sums(nats, [loss.tokens for loss in quality.losses])
+        return ratio_of_sums(nats, [loss.tokens for loss in quality.losses], level=ONE_SIDED)
     bits = [value / math.log(2) for value in nats]
-    return ratio_of_sums(bits, [loss.bytes for loss in quality.losses])
+    return ratio_of_sums(bits, [loss.bytes for loss in quality.losses], level=ONE_SIDED)
 
 
 def _compare_check(threshold: Threshold, evidence: Evidence) -> Check:
@@ -175,7 +174,7 @@ def _compare_check(threshold: Threshold, evidence: Evidence) -> Check:
         return without(threshold, "the comparison did not measure it")
     if ratio is None or stated != asdict(ratio):
         return without(threshold, "the ratio that the benchmark states does not follow from its rows")
-    return judge(threshold, Bounds(ratio.value, ratio.low, ratio.high, ratio.n))
+    return judge(threshold, ratio)
 
 
 def _difference_check(threshold: Threshold, evidence: Evidence) -> Check:
@@ -187,7 +186,7 @@ def _difference_check(threshold: Threshold, evidence: Evidence) -> Check:
     if isinstance(pairs, str):
         return without(threshold, pairs)
     ours, theirs, sizes = pairs
-    return judge(threshold, paired_difference(ours, theirs, sizes))
+    return judge(threshold, paired_difference(ours, theirs, sizes, level=ONE_SIDED))
 
 
 def _pairs(

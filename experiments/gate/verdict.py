@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from experiments.common.statistics import CONFIDENCE, Estimate
 from experiments.common.thresholds import Threshold
-from experiments.gate.bounds import CONFIDENCE, Bounds
 
 Verdict = Literal["pass", "fail", "undecided"]
 EXIT_CODES: dict[Verdict, int] = {"pass": 0, "fail": 1, "undecided": 3}
@@ -21,7 +21,7 @@ class Check:
     verdict: Verdict
     why: str
     """One line for a reader."""
-    bounds: Bounds | None = None
+    bounds: Estimate | None = None
     """None: there is no evidence."""
 
     @property
@@ -50,7 +50,7 @@ class Check:
         }
 
 
-def judge(threshold: Threshold, found: Bounds) -> Check:
+def judge(threshold: Threshold, found: Estimate) -> Check:
     """What `threshold` says of a value with its bounds.
 
     Passed is what holds even at the pessimistic bound, failed what is broken even at the optimistic one; between

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from experiments.common.statistics import ratio_of_sums
 from experiments.interpret.look import cost_of, encode, reach_of
-from experiments.quality.intervals import ratio_of_sums
 from experiments.quality.names import names_in
 from model.architecture.network import StoryNetwork
 from model.architecture.tokenizer import StoryTokenizer
@@ -83,7 +83,7 @@ def by_mention(costs: DataFrame, most: int = MOST) -> DataFrame:
     for (label, mention), group in capped.groupby(["network", "mention"], sort=False):
         sums = group.groupby("story")["nats"].agg(["sum", "size"])
         found = ratio_of_sums(sums["sum"].to_numpy(), sums["size"].to_numpy())
-        rows.append((label, mention, found.mean, found.low, found.high, len(group)))
+        rows.append((label, mention, found.value, found.low, found.high, len(group)))
     return DataFrame(rows, columns=["network", "mention", "mean", "low", "high", "n"])
 
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from experiments.common.statistics import ratio_of_sums
 from experiments.interpret.look import Kind, cost_of, encode, reach_of
-from experiments.quality.intervals import ratio_of_sums
 from model.architecture.network import StoryNetwork
 from model.architecture.tokenizer import StoryTokenizer
 
@@ -38,7 +38,7 @@ def cost_by_reach(
         with nullcontext() if cut == "none" else reach_of(network, reach, _kind(cut)):
             bits = [float(np.nansum(cost_of(network, tokens))) / math.log(2) for tokens in stories]
         found = ratio_of_sums(bits, sizes)
-        rows.append((cut, reach, found.mean, found.low, found.high))
+        rows.append((cut, reach, found.value, found.low, found.high))
     return DataFrame(rows, columns=["cut", "reach", "mean", "low", "high"])
 
 

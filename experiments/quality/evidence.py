@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING, Any, Self
 from experiments.quality.facts import DIGEST, loss_rows, metrics_of, params_of, story_rows, tags_of
 from experiments.quality.report import QualityReport
 from model.errors import DataError, StoryError
-from training.tracking.observer import flat, without_folders
-from training.tracking.runs import now
+from training.tracking.runs import flat, now, without_folders
 from training.tracking.store import (
     LAST_SEEN,
     OWNER,

@@ -111,7 +111,7 @@ def metrics_of(report: QualityReport) -> list[Metric]:
     if report.written is not None:
         for name, estimate in report.written.estimates().items():
             figures |= {
-                f"written/{name}": estimate.mean,
+                f"written/{name}": estimate.value,
                 f"written/{name}_low": estimate.low,
                 f"written/{name}_high": estimate.high,
             }
@@ -119,7 +119,7 @@ def metrics_of(report: QualityReport) -> list[Metric]:
         figures["written/copied_words_max"] = None if longest is None else longest.words
     if report.floor_written is not None:
         for name, estimate in report.floor_written.estimates().items():
-            figures[f"floor/written/{name}"] = estimate.mean
+            figures[f"floor/written/{name}"] = estimate.value
     if report.judgement is not None:
         judged = report.judgement.as_dict()
         figures |= {f"judge/{name}": judged[name] for name in judged if name != "judge"}

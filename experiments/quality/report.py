@@ -6,9 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from experiments.common.statistics import Estimate, ratio_of_sums
 from experiments.quality.floor import Floor
 from experiments.quality.held_out import Figures, HeldOut, RuntimeName
-from experiments.quality.intervals import Estimate, ratio_of_sums
 from experiments.quality.judge import Judgement
 from experiments.quality.positions import PlaceLoss
 from experiments.quality.written import Written

@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from experiments.common.statistics import Estimate
 from experiments.quality.floor import Floor
-from experiments.quality.intervals import Estimate
 from experiments.quality.report import QualityReport
 from experiments.quality.written import FIGURES
 
@@ -98,7 +98,9 @@ def _written(report: QualityReport) -> Table:
             estimate = estimates[name]
             mean = _count(estimate) if name in COUNTS else _share(estimate)
             floor = below.get(name)
-            shown = NONE if floor is None else f"{floor.mean:.1f}" if name in COUNTS else f"{floor.mean:.1%}"
+            shown = (
+                NONE if floor is None else f"{floor.value:.1f}" if name in COUNTS else f"{floor.value:.1%}"
+            )
             table.add_row(MEANING[name], mean, shown)
     return table
 
@@ -145,8 +147,8 @@ def _number(value: float, interval: Estimate | None = None) -> str:
 
 
 def _share(estimate: Estimate) -> str:
-    return f"{estimate.mean:.1%} [{estimate.low:.1%}, {estimate.high:.1%}]"
+    return f"{estimate.value:.1%} [{estimate.low:.1%}, {estimate.high:.1%}]"
 
 
 def _count(estimate: Estimate) -> str:
-    return f"{estimate.mean:.1f} [{estimate.low:.1f}, {estimate.high:.1f}]"
+    return f"{estimate.value:.1f} [{estimate.low:.1f}, {estimate.high:.1f}]"

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from experiments.common.statistics import Estimate, mean_over_prompts
 from experiments.quality.generated import WrittenStory
-from experiments.quality.intervals import Estimate, mean_over_prompts
 from experiments.quality.memorised import Copy
 from experiments.quality.names import all_kept, share_kept, speaks_to_himself
 from experiments.quality.text import distinct, repeated, words
@@ -107,7 +107,7 @@ class Written:
                 value = getattr(figures, name)
                 if value is not None:
                     values_PS[story.number, seeds[story.seed]] = value
-            estimate = mean_over_prompts(values_PS, yes_or_no=name in YES_OR_NO)
+            estimate = mean_over_prompts(values_PS, binary=name in YES_OR_NO)
             if estimate is not None:
                 found[name] = estimate
         return found
@@ -139,7 +139,7 @@ class Written:
         longest = self.longest_copy
         return {
             "stories": len(self.stories), "seeds": self.seeds,
-            **{name: estimate.mean for name, estimate in estimates.items()},
+            **{name: estimate.value for name, estimate in estimates.items()},
             "copied_words_max": None if longest is None else longest.words,
             "intervals": {name: [estimate.low, estimate.high] for name, estimate in estimates.items()},
         }  # fmt: skip

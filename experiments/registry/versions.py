@@ -16,9 +16,9 @@ from experiments.registry.package import save_package
 from model.architecture.folder import ModelFolder
 from model.architecture.weights import read_weights
 from model.errors import InputError
-from training.tracking.observer import MODEL_NAME, flat
+from training.tracking.observer import MODEL_NAME
 from training.tracking.provenance import provenance
-from training.tracking.runs import RUN_FILE
+from training.tracking.runs import RUN_FILE, flat
 from training.tracking.store import open_experiment, open_store
 
 if TYPE_CHECKING:

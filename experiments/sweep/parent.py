@@ -16,9 +16,8 @@ from experiments.sweep.figures import draw_history, draw_importance
 from experiments.sweep.plan import Plan
 from experiments.sweep.shown import best_of, importance, rows, summary
 from experiments.sweep.study import RUN
-from training.tracking.observer import without_folders
 from training.tracking.provenance import provenance
-from training.tracking.runs import now, set_tags
+from training.tracking.runs import now, set_tags, without_folders
 from training.tracking.store import (
     LAST_SEEN,
     OWNER,

@@ -17,7 +17,7 @@ import logging
 import math
 import tempfile
 from contextlib import suppress
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from model.errors import StoryError, one_line
@@ -259,35 +259,6 @@ class MlflowObserver:
 
 COLUMNS = ("step", "tokens", "loss", "bits_per_byte", "prompt", "continuation")
 """Of the table of sample stories."""
-
-
-def flat(recipe: dict[str, Any]) -> dict[str, str]:
-    """A nested recipe as MLflow parameters: `{"model": {"width": 256}}` → `{"model.width": "256"}`.
-
-    Texts stay as they are, all else is written as JSON. Of an absolute path only the last name is shown.
-    """
-    params: dict[str, str] = {}
-    for key, value in without_folders(recipe).items():
-        if isinstance(value, dict) and value:
-            params |= {f"{key}.{inner}": text for inner, text in flat(value).items()}
-        else:
-            params[key] = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return params
-
-
-def without_folders(value: Any) -> Any:
-    """The same plain values, each absolute path cut down to its last name: folders may name people."""
-    if isinstance(value, dict):
-        return {str(key): without_folders(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [without_folders(inner) for inner in value]
-    if isinstance(value, Path):
-        value = str(value)
-    if isinstance(value, str):
-        for kind in (PurePosixPath, PureWindowsPath):
-            if kind(value).is_absolute():
-                return kind(value).name
-    return value
 
 
 def samples_page(report: EvaluationReport) -> str:

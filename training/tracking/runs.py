@@ -10,10 +10,9 @@ import json
 import logging
 import os
 import time
-from pathlib import Path
-from typing import TYPE_CHECKING
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import TYPE_CHECKING, Any
 
-from training.tracking.observer import flat, without_folders
 from training.tracking.provenance import Provenance, provenance
 from training.tracking.store import LAST_SEEN, OWNER, Owner, bury, owner_of
 from training.trainer.observers import RunStart
@@ -92,6 +91,35 @@ def set_tags(client: MlflowClient, run_id: str, tags: dict[str, str]) -> None:
     from mlflow.entities import RunTag
 
     client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()], synchronous=True)
+
+
+def flat(recipe: dict[str, Any]) -> dict[str, str]:
+    """A nested recipe as MLflow parameters: `{"model": {"width": 256}}` → `{"model.width": "256"}`.
+
+    Texts stay as they are, all else is written as JSON. Of an absolute path only the last name is shown.
+    """
+    params: dict[str, str] = {}
+    for key, value in without_folders(recipe).items():
+        if isinstance(value, dict) and value:
+            params |= {f"{key}.{inner}": text for inner, text in flat(value).items()}
+        else:
+            params[key] = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return params
+
+
+def without_folders(value: Any) -> Any:
+    """The same plain values, each absolute path cut down to its last name: folders may name people."""
+    if isinstance(value, dict):
+        return {str(key): without_folders(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_folders(inner) for inner in value]
+    if isinstance(value, Path):
+        value = str(value)
+    if isinstance(value, str):
+        for kind in (PurePosixPath, PureWindowsPath):
+            if kind(value).is_absolute():
+                return kind(value).name
+    return value
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -17,8 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote, urlsplit
 
-import psutil
-
 from model.errors import InputError, MissingExtraError, one_line
 from model.settings import load_settings
 
@@ -217,6 +215,8 @@ class Owner:
             return "unknown"
         if self.boot != _boot():
             return "dead"
+        import psutil  # which an installation for serving does not have
+
         try:
             process = psutil.Process(self.pid)
             if process.status() == psutil.STATUS_ZOMBIE:
@@ -230,11 +230,15 @@ class Owner:
 
 def owner_of(pid: int | None = None) -> Owner:
     """Identity of a living process of this machine, of this one by default."""
+    import psutil
+
     process = psutil.Process(pid)
     return Owner(_host(), _boot(), process.pid, round(_began(process), 2))
 
 
-def _began(process: psutil.Process) -> float:
+def _began(process: Any) -> float:
+    import psutil
+
     # Both terms are counted from the same boot time, so a clock that is set does not move the difference.
     return float(process.create_time() - psutil.boot_time())
 
@@ -252,4 +256,6 @@ def _boot() -> str:
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
+        import psutil
+
         return str(round(psutil.boot_time() / 60))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from experiments.benchmark.compare import Comparison, Ratio
+from experiments.benchmark.compare import Comparison
 from experiments.benchmark.memory import MemoryUse
 from experiments.benchmark.plan import Plan
 from experiments.benchmark.report import Report, make_report
 from experiments.benchmark.sample import Sample
+from experiments.common.statistics import Estimate
 from experiments.common.thresholds import Thresholds, load_thresholds
 from tests.experiments.benchmark.rows import failed, row
 from training.tracking.provenance import Provenance
@@ -41,7 +42,7 @@ def comparison() -> Comparison:
     return Comparison(
         against="local (older)",
         against_digest=OTHER,
-        ratios={"ttft": Ratio(1.1, 0.9, 1.3, 20), "tokens_per_second": Ratio(0.5, 0.45, 0.55, 20)},
+        ratios={"ttft": Estimate(1.1, 0.9, 1.3, 20), "tokens_per_second": Estimate(0.5, 0.45, 0.55, 20)},
         success_rate=1.0,
         against_success_rate=0.95,
         pairs=20,

@@ -119,7 +119,7 @@ def test_the_terminal_has_the_documented_sections_in_their_order() -> None:
     assert "stress 4 4 100.0 % 2.50 s 500 ms 1.00 s 4.8 4" in lines
     assert "success_rate 0.909 ≥ 0.8 PASS" in lines
     assert "tokens_per_second 0.500 0.450 to 0.550 20 differs" in lines
-    assert "ttft 1.100 0.900 to 1.300 20 not told apart" in lines
+    assert "ttft 1.100 0.900 to 1.300 20 no difference shown" in lines
 
 
 def test_no_word_or_figure_is_broken_on_a_narrow_terminal() -> None:

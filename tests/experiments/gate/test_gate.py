@@ -15,8 +15,8 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from rich.console import Console
 
+from experiments.common.statistics import ONE_SIDED, wilson
 from experiments.common.thresholds import load_thresholds
-from experiments.gate.bounds import share
 from experiments.gate.decide import decide
 from experiments.gate.evidence import Evidence, Found, save_baseline
 from experiments.gate.promotion import Move, PromotionError, promote, rollback
@@ -276,12 +276,14 @@ def test_written_stories_are_judged_by_their_rows_a_prompt_counting_once(tmp_pat
     assert looping is not None
     assert ended is not None
     assert copied is not None
-    assert looping.high == pytest.approx(share(0, 64).high), (
+    assert looping.high == pytest.approx(wilson(0, 64, level=ONE_SIDED).high), (
         "three stories of a prompt that agree are one answer"
     )
     assert ended.value == pytest.approx(60 / 64)
     assert ended.n == 192
-    assert ended.low == pytest.approx(share(60, 64).low, abs=0.03), "a bootstrap against the score test"
+    assert ended.low == pytest.approx(wilson(60, 64, level=ONE_SIDED).low, abs=0.03), (
+        "a bootstrap against the score test"
+    )
     assert copied.value == 4
     without = decide(
         Evidence(

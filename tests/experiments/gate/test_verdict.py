@@ -9,9 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from experiments.common.statistics import ONE_SIDED, Estimate, wilson
 from experiments.common.thresholds import Threshold
-from experiments.gate.bounds import Bounds, share
 from experiments.gate.verdict import Check, Decision, Verdict, judge, overall, without
+
+
+def share(successes: int, n: int) -> Estimate:
+    return wilson(successes, n, level=ONE_SIDED)
 
 
 def threshold(**changes: Any) -> Threshold:
@@ -31,21 +35,21 @@ SLOW: dict[str, Any] = {"metric": "avg_generation_time", "unit": "s", "at_least"
 @pytest.mark.parametrize(
     ("bounds", "verdict"),
     [
-        (Bounds(0.95, 0.85, 0.99, 40), "pass"),
-        (Bounds(0.85, 0.80, 0.90, 40), "pass"),
-        (Bounds(0.85, 0.79, 0.90, 40), "undecided"),
-        (Bounds(0.75, 0.60, 0.85, 40), "undecided"),
-        (Bounds(0.60, 0.50, 0.79, 40), "fail"),
+        (Estimate(0.95, 0.85, 0.99, 40), "pass"),
+        (Estimate(0.85, 0.80, 0.90, 40), "pass"),
+        (Estimate(0.85, 0.79, 0.90, 40), "undecided"),
+        (Estimate(0.75, 0.60, 0.85, 40), "undecided"),
+        (Estimate(0.60, 0.50, 0.79, 40), "fail"),
     ],
 )
-def test_a_lower_bound_is_decided_by_its_pessimistic_side(bounds: Bounds, verdict: Verdict) -> None:
+def test_a_lower_bound_is_decided_by_its_pessimistic_side(bounds: Estimate, verdict: Verdict) -> None:
     assert judge(threshold(), bounds).verdict == verdict
 
 
 def test_an_upper_bound_is_decided_the_other_way_round() -> None:
-    assert judge(threshold(**SLOW), Bounds(8, 7, 9, 30)).verdict == "pass"
-    assert judge(threshold(**SLOW), Bounds(8, 7, 11, 30)).verdict == "undecided"
-    assert judge(threshold(**SLOW), Bounds(12, 11, 13, 30)).verdict == "fail"
+    assert judge(threshold(**SLOW), Estimate(8, 7, 9, 30)).verdict == "pass"
+    assert judge(threshold(**SLOW), Estimate(8, 7, 11, 30)).verdict == "undecided"
+    assert judge(threshold(**SLOW), Estimate(12, 11, 13, 30)).verdict == "fail"
 
 
 def test_too_few_observations_decide_nothing_however_good_they_are() -> None:
@@ -81,9 +85,9 @@ def test_of_no_check_nothing_can_be_said() -> None:
 @given(st.floats(0, 1), st.floats(0, 1), st.floats(0, 1), st.integers(1, 1000))
 def test_nan_and_disorder_never_pass(low: float, value: float, high: float, n: int) -> None:
     low, value, high = sorted((low, value, high))
-    verdict = judge(threshold(), Bounds(value, low, high, n)).verdict
+    verdict = judge(threshold(), Estimate(value, low, high, n)).verdict
     assert (verdict == "pass") == (low >= 0.8)
-    assert judge(threshold(), Bounds(float("nan"), float("nan"), float("nan"), n)).verdict != "pass"
+    assert judge(threshold(), Estimate(float("nan"), float("nan"), float("nan"), n)).verdict != "pass"
 
 
 def test_the_exit_code_tells_the_verdict() -> None:

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.training.tracked import RECIPE, evaluation
-from training.tracking.observer import flat, folder_digest, samples_rows
+from training.tracking.observer import folder_digest, samples_rows
+from training.tracking.runs import flat
 
 
 def test_flat_parameters_are_the_recipe_s_leaves() -> None:

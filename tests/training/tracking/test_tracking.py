@@ -23,7 +23,8 @@ from tests.training.tracked import (
     step,
     text_of,
 )
-from training.tracking.observer import EXPERIMENT, STORIES, flat, folder_digest, samples_page
+from training.tracking.observer import EXPERIMENT, STORIES, folder_digest, samples_page
+from training.tracking.runs import flat
 from training.tracking.store import open_store
 from training.trainer.observers import Outcome
 

@@ -1,0 +1,124 @@
+"""Evidence runs in MLflow: every verb that judges a model logs its run, and finds earlier ones, through this file."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from model.errors import StoryError
+from training.tracking.runs import flat, now
+from training.tracking.store import (
+    LAST_SEEN,
+    OWNER,
+    bury_dead_runs,
+    open_experiment,
+    open_store,
+    owner_of,
+    unusable,
+)
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+DIGEST = "artifact.digest"
+"""Tag of a run and of a registered version: the digest of the model folder that was measured."""
+
+
+@contextmanager
+def store_errors(uri: str) -> Iterator[None]:
+    """Turn whatever SQLAlchemy, MLflow, a driver or the network raises into one `InputError` that names the store."""
+    try:
+        yield
+    except StoryError:
+        raise
+    except Exception as error:
+        raise unusable(uri, error) from error
+
+
+@dataclass(frozen=True, slots=True)
+class EvidenceRun:
+    """A run that is being logged."""
+
+    client: MlflowClient
+    run_id: str
+
+    def log_params(self, values: Mapping[str, Any]) -> None:
+        """Log nested plain values as flat parameters."""
+        from mlflow.entities import Param
+
+        self.client.log_batch(
+            self.run_id, params=[Param(key, text) for key, text in flat(dict(values)).items()]
+        )
+
+    def log_metrics(self, figures: Mapping[str, float | None], *, step: int = 0) -> None:
+        """Log the figures that are finite numbers."""
+        from mlflow.entities import Metric
+
+        timestamp = now()
+        known = {name: float(value) for name, value in figures.items() if value is not None}
+        metrics = [
+            Metric(name, value, timestamp, step) for name, value in known.items() if math.isfinite(value)
+        ]
+        self.client.log_batch(self.run_id, metrics=metrics)
+
+    @contextmanager
+    def artifacts(self) -> Iterator[Path]:
+        """An empty folder; its files become the run's artifacts when the context ends."""
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder)
+            self.client.log_artifacts(self.run_id, folder)
+
+
+class EvidenceStore:
+    """An experiment to which evidence runs are logged."""
+
+    def __init__(self, uri: str, experiment: str) -> None:
+        """Open it, and mark the runs of dead processes.
+
+        Raises:
+            InputError: the store cannot be used. `MissingExtraError`: MLflow is not installed.
+        """
+        self._uri = uri
+        self._opened = now()
+        self._client = open_store(uri)
+        with store_errors(uri):
+            self._experiment_id = open_experiment(self._client, uri, experiment)
+            bury_dead_runs(self._client, self._experiment_id)
+
+    @contextmanager
+    def run(self, name: str, tags: Mapping[str, str], *, began: int | None = None) -> Iterator[EvidenceRun]:
+        """Create a run for the body of a `with`, and end it: `FINISHED`, or `FAILED` if the body raises.
+
+        Only a finished run is evidence. `began` is in milliseconds since 1970; default: when the store was opened.
+
+        Raises:
+            InputError: the store failed meanwhile.
+        """
+        with store_errors(self._uri):
+            owned = {OWNER: owner_of().to_text(), LAST_SEEN: str(now())}
+            started = self._opened if began is None else began
+            run = self._client.create_run(self._experiment_id, started, {**tags, **owned}, name)
+            run_id = str(run.info.run_id)
+            try:
+                yield EvidenceRun(self._client, run_id)
+            except BaseException:
+                with suppress(Exception):
+                    self._client.set_terminated(run_id, "FAILED")
+                raise
+            self._client.set_terminated(run_id, "FINISHED")
+
+
+def finished_runs(client: MlflowClient, experiment: str, wanted: str, *, limit: int = 1) -> list[Run]:
+    """The newest finished runs of an experiment that fit `wanted`, in MLflow's filter language."""
+    found = client.get_experiment_by_name(experiment)
+    if found is None:
+        return []
+    query = f"{wanted} and attributes.status = 'FINISHED'"
+    order = ["attributes.start_time DESC"]
+    return list(client.search_runs([found.experiment_id], query, order_by=order, max_results=limit))
