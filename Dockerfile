@@ -3,8 +3,8 @@
 #     docker build -t write-me-a-story .
 #     docker run --rm --init -p 7860:7860 --read-only --tmpfs /tmp -v stories:/var/lib/write-me-a-story write-me-a-story
 #
-# The first stage builds and slims, the second one copies four folders out of it, the seldom changed ones first: of a
-# new release, a machine that has the one before fetches only the last two layers, some 32 MB packed.
+# The first stage builds and slims, the second one copies three folders out of it, rarely changed ones first: to update,
+# a machine that has an earlier release fetches only the last two layers, some 32 MB packed.
 # deploy/image/image_size.py prints what is in it.
 
 FROM python:3.12-slim AS build
@@ -46,7 +46,7 @@ RUN --mount=type=cache,target=/var/cache/pip \
         --target /opt/story/app /tmp/wheel/*.whl \
     && ls /opt/story/app/model/runtimes/native/_native*.so
 
-# The app writes a story here, or there is no image.
+# The app must generate a story here, or the build fails.
 RUN PATH="/opt/story/app/bin:/opt/story/venv/bin:$PATH" \
     PYTHONPYCACHEPREFIX=/opt/story/bytecode HOME=/tmp GRADIO_TEMP_DIR=/tmp/gradio STAGE=PROD \
     python deploy/image/warm.py story demo --host 127.0.0.1
@@ -64,7 +64,6 @@ RUN groupadd --gid 10001 story \
     && install -d -o story -g story -m 0750 /var/lib/write-me-a-story
 
 COPY --from=build /opt/story/venv /opt/story/venv
-COPY --from=build /src/deploy/image/healthy.py /opt/story/healthy.py
 COPY --from=build /opt/story/app /opt/story/app
 COPY --from=build /opt/story/bytecode /opt/story/bytecode
 
@@ -87,5 +86,5 @@ USER 10001:10001
 WORKDIR /var/lib/write-me-a-story
 EXPOSE 7860
 HEALTHCHECK --interval=15s --timeout=5s --start-period=20s --retries=3 \
-    CMD ["python", "/opt/story/healthy.py"]
+    CMD ["python", "/opt/story/app/deploy/image/healthy.py"]
 CMD ["story", "demo", "--host", "0.0.0.0"]

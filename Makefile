@@ -16,7 +16,7 @@ PARALLEL ?= -n 2 --dist loadfile
 help: ## List the commands
 	@echo "make demo      start the app on http://127.0.0.1:7860 (installs what serving needs on first use)"
 	@echo "make test      format, lint and type checks, then every test (installs what tests need on first use)"
-	@echo "make lint      ruff, import-linter (package layers) and the strict build of the manual; nothing is changed"
+	@echo "make lint      ruff, import-linter (layers), zizmor (workflows), strict build of the manual; changes nothing"
 	@echo "make types     mypy --strict"
 	@echo "make pytest    the tests alone; ARGS='-k engine -x' narrows them, ARGS='-m slow' runs the slow ones"
 	@echo "make format    ruff: format the code"
@@ -70,6 +70,7 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports --no-logo
 	$(MANUAL)
+	$(BIN)/zizmor --offline --quiet --persona pedantic .github
 
 types: $(VENV)/.dev
 	$(BIN)/mypy

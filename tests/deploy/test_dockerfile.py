@@ -70,7 +70,7 @@ def test_the_app_honours_its_port_and_is_checked_without_curl(repository: Path) 
     last = dict(stages(repository / "Dockerfile")[-1])
     assert json.loads(last["CMD"]) == ["story", "demo", "--host", "0.0.0.0"]  # and PORT, of the environment
     _, _, check = last["HEALTHCHECK"].partition("CMD ")
-    assert json.loads(check) == ["python", "/opt/story/healthy.py"]
+    assert json.loads(check) == ["python", "/opt/story/app/deploy/image/healthy.py"]
 
 
 def test_the_apps_image_gets_nothing_of_the_compiler_and_installs_nothing(repository: Path) -> None:
@@ -78,7 +78,7 @@ def test_the_apps_image_gets_nothing_of_the_compiler_and_installs_nothing(reposi
     assert any("apt-get install" in text for _, text in build)
     assert [text for name, text in last if name == "RUN" and re.search("apt|pip", text)] == []
     copied = [text for name, text in last if name == "COPY"]
-    assert all(text.startswith("--from=build /opt/story/") or "healthy.py" in text for text in copied)
+    assert all(text.startswith("--from=build /opt/story/") for text in copied)
 
 
 def test_the_decoder_in_c_is_built_for_any_processor(repository: Path) -> None:

@@ -15,7 +15,6 @@ import yaml
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 WORKFLOWS = REPOSITORY / ".github" / "workflows"
-EXPRESSION = re.compile(r"\$\{\{.*?\}\}", re.DOTALL)
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML ships no types
@@ -59,10 +58,13 @@ class Runner:
         self._git("init", "--quiet")
         self.commit("as it is")
         tools = self.place / "bin"
-        tools.mkdir()
-        (tools / "story").write_text(f'#!/bin/sh\nexec "{sys.executable}" "{self.checkout}/story.py" "$@"\n')
-        (tools / "python3").write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
-        for tool in tools.iterdir():
+        installed = self.checkout / ".venv" / "bin"
+        for tool, arguments in (
+            (installed / "story", f'"{self.checkout}/story.py"'),
+            (tools / "python3", ""),
+        ):
+            tool.parent.mkdir(parents=True)
+            tool.write_text(f'#!/bin/sh\nexec "{sys.executable}" {arguments} "$@"\n')
             tool.chmod(0o755)
         self.summary.touch()
         kept = {name: os.environ[name] for name in ("HOME", "LANG", "OMP_NUM_THREADS") if name in os.environ}
