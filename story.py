@@ -44,7 +44,7 @@ app = typer.Typer(
 app.add_typer(
     deploy_verbs,
     name="deploy",
-    help="Two colours of the story service: upload, deploy, check, switch and roll back.",
+    help="Two deployments of the story service: upload, deploy, check, switch and roll back.",
 )
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for a machine instead of text.")]

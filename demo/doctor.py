@@ -170,12 +170,12 @@ def _mlflow(settings: Settings) -> Finding:
 def _modal(settings: Settings) -> Finding:
     if settings.modal_endpoint_url is None:
         return Finding("endpoint", "off", "MODAL_ENDPOINT_URL is not set", "writing on a GPU at Modal")
-    from model.serving.deployments.colours import open_colours
+    from model.serving.deployments import open_deployments
     from model.serving.remote.exchange import introduce, proxy_auth
 
     try:
         headers = proxy_auth(settings)
-        url = open_colours(settings).endpoint(settings.modal_endpoint_url) or settings.modal_endpoint_url
+        url = open_deployments(settings).endpoint(settings.modal_endpoint_url) or settings.modal_endpoint_url
     except StoryError as error:
         return Finding("endpoint", "wrong", str(error), "writing on a GPU at Modal, once that is put right")
     token = "with a proxy token" if headers else "without a proxy token"

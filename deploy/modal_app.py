@@ -33,17 +33,17 @@ HOURS = 60 * MINUTES
 # ## Two deployments of one file
 #
 # Blue and green are two Apps of the same code. An App is what `modal deploy` replaces, rolls back and stops as a
-# whole, so with one App for each colour nothing that is done to one can touch the other. Which of the two is
+# whole, so with one App for each deployment nothing that is done to one can touch the other. Which of the two is
 # meant, and which model it serves, comes from the environment: `story deploy` sets both names. Modal imports this
 # file again inside the container, so the container is given the same two names and comes to the same answers.
 
 settings = load_settings()
-COLOUR = settings.story_colour
+DEPLOYMENT = settings.story_deployment
 REVISION = settings.story_revision or (PRETRAINED / "digest").read_text("ascii").strip()
 
-app = modal.App(app_name(COLOUR))
+app = modal.App(app_name(DEPLOYMENT))
 
-# Training and the page belong to no colour. They have an App of their own, which a switch never restarts.
+# Training and the page belong to no deployment. They have an App of their own, which a switch never restarts.
 
 workshop = modal.App("write-me-a-story")
 
@@ -107,7 +107,7 @@ training_image = image_with(*needs("train")).add_local_python_source(
 # ## Weights
 #
 # A model folder is uploaded once, under its digest, and never changed (`story deploy upload`). A container mounts
-# that one folder, read-only: it cannot see another version, nor harm this one, and two colours share one Volume.
+# that one folder, read-only: it cannot see another version, nor harm this one, and two deployments share one Volume.
 
 WEIGHTS = "/weights"
 
@@ -135,7 +135,7 @@ PORT = 8000
 DRAIN = 30  # seconds in which running stories may end when a container stops
 GRACE = DRAIN + 15  # seconds before Modal ends it by force: longer than the drain, or the drain would be cut
 IDLE = 5 * MINUTES  # a container without readers stops after this long, and costs nothing from then on
-MOST = 4  # containers of one colour; a bound on what a busy day can cost
+MOST = 4  # containers of one deployment; a bound on what a busy day can cost
 
 
 @app.server(
@@ -146,7 +146,7 @@ MOST = 4  # containers of one colour; a bound on what a busy day can cost
     volumes={WEIGHTS: weights},
     env={
         "STAGE": "PROD",
-        "STORY_COLOUR": COLOUR,
+        "STORY_DEPLOYMENT": DEPLOYMENT,
         "STORY_REVISION": REVISION,
         "STORY_GPU": settings.story_gpu,
     },
@@ -163,7 +163,7 @@ MOST = 4  # containers of one colour; a bound on what a busy day can cost
     enable_memory_snapshot=True,
 )
 class Story:
-    """The story service of one colour."""
+    """The story service of one deployment."""
 
     @modal.enter(snap=True)
     def prepare(self) -> None:
@@ -173,7 +173,7 @@ class Story:
         20 MB and are read after it: to save milliseconds they would have to be moved between devices.
         """
         self.container = Container(
-            Path(WEIGHTS), REVISION, name=COLOUR, slots=SLOTS, queue=QUEUE, drain=DRAIN
+            Path(WEIGHTS), REVISION, name=DEPLOYMENT, slots=SLOTS, queue=QUEUE, drain=DRAIN
         )
         self.container.prepare()
 
@@ -190,7 +190,7 @@ class Story:
 
 # ## Does it write?
 #
-# `modal run -m deploy.modal_app::smoke` writes one story on what is deployed as STORY_COLOUR, through the public
+# `modal run -m deploy.modal_app::smoke` writes one story on what is deployed as STORY_DEPLOYMENT, through the public
 # address and the proxy token, as a reader's story would be. `story deploy smoke` measures more.
 
 
@@ -199,7 +199,7 @@ def smoke(prompt: str = "Once upon a time, a robot found a seed.") -> None:
     """Write one story on the deployed endpoint and print it."""
     from deploy.release.smoke import write_one
 
-    url = modal.Server.from_name(app_name(COLOUR), SERVER).get_url()
+    url = modal.Server.from_name(app_name(DEPLOYMENT), SERVER).get_url()
     for piece in write_one(str(url), prompt, settings):
         print(piece, end="", flush=True)
     print()

@@ -244,12 +244,12 @@ class Settings(BaseSettings):
         le=2_592_000,
         description="Seconds for which such a story is remembered",
     )
-    story_colours: str | None = Field(
+    story_deployments: str | None = Field(
         default=None,
         description="File that says which of blue and green is active, where there is no `REDIS_URL`; "
-        "unset: `write-me-a-story/colours.json` in the user's state folder",
+        "unset: `write-me-a-story/deployments.json` in the user's state folder",
     )
-    story_colour: Literal["blue", "green"] = Field(
+    story_deployment: Literal["blue", "green"] = Field(
         default="blue",
         description="Which of the two deployments `modal deploy -m deploy.modal_app` makes; "
         "`story deploy` sets it",

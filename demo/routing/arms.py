@@ -1,8 +1,8 @@
 """The arms that `STORY_SPLIT` names, loaded: what the demo writes with, and what it remembers of that.
 
-An arm is a registered version (number, alias or digest), a model folder, a colour on Modal, or `default`, which is what
-would write without a test. Registered versions are looked up once, at the start: only then is MLflow imported, and an
-alias that moves later is seen at the next start.
+An arm is a registered version (number, alias or digest), a model folder, a deployment on Modal, or `default`, which is
+what would write without a test. Registered versions are looked up once, at the start: only then is MLflow imported, and
+an alias that moves later is seen at the next start.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from model.serving.backend import Backend, LocalBackend
 if TYPE_CHECKING:
     from model.settings import Settings
 
-COLOURS = ("blue", "green")
+DEPLOYMENTS = ("blue", "green")
 
 
 def divided(
@@ -63,10 +63,10 @@ def divided(
 def _load(arm: str, usual: Callable[[], Backend], settings: Settings) -> Arm:
     if arm == USUAL:
         return Arm(arm, usual())
-    if arm in COLOURS and settings.modal_endpoint_url is not None:
-        from model.serving.remote import open_colour  # which imports what talks to Modal
+    if arm in DEPLOYMENTS and settings.modal_endpoint_url is not None:
+        from model.serving.remote import open_deployment  # which imports what talks to Modal
 
-        return Arm(arm, open_colour(arm, settings))
+        return Arm(arm, open_deployment(arm, settings))
     if "/" in arm or Path(arm).is_dir():
         return Arm(arm, _local(Path(arm).expanduser(), settings))
     return _registered(arm, settings)

@@ -10,7 +10,7 @@ import typer
 
 if TYPE_CHECKING:
     from model.architecture.folder import ModelFolder
-    from model.serving.deployments.colours import ColourStore
+    from model.serving.deployments import DeploymentStore
     from model.settings import Settings
 
 app = typer.Typer(
@@ -28,11 +28,11 @@ On = Annotated[
     Literal["modal", "loopback"],
     typer.Option("--platform", help="Where: on Modal, or as processes of this machine."),
 ]
-AnyColour = Annotated[
-    Literal["blue", "green"] | None, typer.Option("--colour", help="Which one. Default: the active one.")
+AnyDeployment = Annotated[
+    Literal["blue", "green"] | None, typer.Option("--deployment", help="Which one. Default: the active one.")
 ]
-IdleColour = Annotated[
-    Literal["blue", "green"] | None, typer.Option("--colour", help="Which one. Default: the idle one.")
+IdleDeployment = Annotated[
+    Literal["blue", "green"] | None, typer.Option("--deployment", help="Which one. Default: the idle one.")
 ]
 Patience = Annotated[
     float, typer.Option(min=0, help="Seconds that a deployment may take to wake up; 0 does not ask it.")
@@ -57,12 +57,12 @@ def upload(model: Model = None, platform: On = "modal", as_json: Json = False) -
 @app.command()
 def deploy(
     model: Model = None,
-    colour: IdleColour = None,
+    deployment: IdleDeployment = None,
     platform: On = "modal",
     patience: Patience = 300.0,
     as_json: Json = False,
 ) -> None:
-    """Put a model on the idle colour, wake it and check it; new stories go there only after `switch`."""
+    """Put a model on the idle deployment, wake it and check it; new stories go there only after `switch`."""
     from deploy.release.platform import open_platform
     from deploy.release.release import release
 
@@ -74,7 +74,7 @@ def deploy(
         place,
         store,
         settings,
-        colour=colour,
+        deployment=deployment,
         patience=patience,
         tell=lambda line: typer.echo(line, err=True),
     )
@@ -82,27 +82,27 @@ def deploy(
         _print_json(done.as_dict())
     else:
         record = store.load()
-        active = record is not None and record.active == done.colour
+        active = record is not None and record.active == done.deployment
         hint = "new stories go there" if active else "`story deploy switch` sends new stories there"
-        typer.echo(f"{done.colour} is ready at {done.url}; {hint}")
+        typer.echo(f"{done.deployment} is ready at {done.url}; {hint}")
 
 
 @app.command()
-def url(colour: AnyColour = None, as_json: Json = False) -> None:
-    """Print where new stories go, or the address of one colour."""
+def url(deployment: AnyDeployment = None, as_json: Json = False) -> None:
+    """Print where new stories go, or the address of one deployment."""
     from deploy.release.release import address_of
 
     _settings, store = _opened()
-    chosen, address = address_of(store, colour)
+    chosen, address = address_of(store, deployment)
     if as_json:
-        _print_json({"colour": chosen, "url": address})
+        _print_json({"deployment": chosen, "url": address})
     else:
         typer.echo(address)
 
 
 @app.command()
 def status(as_json: Json = False) -> None:
-    """Tell what runs where; exit code 1 if the active colour could not write now. Asking may wake a colour."""
+    """Tell what runs where; exit code 1 if the active deployment could not write now. Asking may wake a deployment."""
     from deploy.release import release
 
     settings, store = _opened()
@@ -112,50 +112,50 @@ def status(as_json: Json = False) -> None:
     elif told["active"] is None:
         typer.echo("nothing is deployed yet")
     else:
-        for name, entry in told["colours"].items():
+        for name, entry in told["deployments"].items():
             mark = "active" if name == told["active"] else "idle"
             version = (entry["version"] or "-")[:12]
             typer.echo(f"{name:6} {mark:7} {version:13} {entry['health']:13} {entry['url'] or ''}".rstrip())
-    active = told["colours"].get(told["active"], {})
+    active = told["deployments"].get(told["active"], {})
     raise typer.Exit(0 if active.get("ready") else 1)
 
 
 @app.command()
 def switch(
     to: Annotated[
-        Literal["blue", "green"] | None, typer.Option(help="Which colour. Default: the idle one.")
+        Literal["blue", "green"] | None, typer.Option(help="Which deployment. Default: the idle one.")
     ] = None,
     patience: Patience = 60.0,
     as_json: Json = False,
 ) -> None:
-    """Send new stories to the idle colour, once it is awake. Running stories end where they are."""
+    """Send new stories to the idle deployment, once it is awake. Running stories end where they are."""
     from deploy.release import release
 
     settings, store = _opened()
     record = release.switch(store, settings, to, patience=patience)
-    _print_record(record.as_dict(), as_json)
+    _print_record(record.model_dump(), as_json)
 
 
 @app.command()
 def rollback(as_json: Json = False) -> None:
     """Undo the last switch, at once and without asking anyone."""
     _settings, store = _opened()
-    _print_record(store.rollback().as_dict(), as_json)
+    _print_record(store.rollback().model_dump(), as_json)
 
 
 @app.command()
-def smoke(colour: AnyColour = None, patience: Patience = 60.0, as_json: Json = False) -> None:
-    """Write a few stories on a colour and measure them; exit code 1 if they fail, 3 if it is too busy to tell."""
+def smoke(deployment: AnyDeployment = None, patience: Patience = 60.0, as_json: Json = False) -> None:
+    """Write a few stories on a deployment and measure them; exit code 1 if they fail, 3 if it is too busy to tell."""
     from deploy.release import smoke as checks
     from deploy.release.release import address_of
 
     settings, store = _opened()
-    chosen, address = address_of(store, colour)
+    chosen, address = address_of(store, deployment)
     if patience:
         checks.warm(address, settings, version=None, patience=patience)
     report = checks.check(address, settings)
     if as_json:
-        _print_json({"colour": chosen, "url": address, **report.as_dict()})
+        _print_json({"deployment": chosen, "url": address, **report.as_dict()})
     else:
         typer.echo(f"{chosen} {report.verdict}: {report.reason}")
         typer.echo(
@@ -166,29 +166,29 @@ def smoke(colour: AnyColour = None, patience: Patience = 60.0, as_json: Json = F
 
 @app.command()
 def stop(
-    colour: IdleColour = None,
+    deployment: IdleDeployment = None,
     platform: On = "modal",
     force: Annotated[bool, typer.Option("--force", help="Also if it is the active one.")] = False,
     as_json: Json = False,
 ) -> None:
-    """End the idle colour; it can be deployed to again."""
+    """End the idle deployment; it can be deployed to again."""
     from deploy.release import release
     from deploy.release.platform import open_platform
 
     settings, store = _opened()
-    chosen, ran = release.stop(open_platform(platform, settings), store, colour, force=force)
+    chosen, ran = release.stop(open_platform(platform, settings), store, deployment, force=force)
     if as_json:
-        _print_json({"colour": chosen, "stopped": ran})
+        _print_json({"deployment": chosen, "stopped": ran})
     else:
         typer.echo(f"{chosen} {'ended' if ran else 'did not run'}")
 
 
-def _opened() -> tuple[Settings, ColourStore]:
-    from model.serving.deployments.colours import open_colours
+def _opened() -> tuple[Settings, DeploymentStore]:
+    from model.serving.deployments import open_deployments
     from model.settings import load_settings
 
     settings = load_settings()
-    return settings, open_colours(settings)
+    return settings, open_deployments(settings)
 
 
 def _folder(given: Path | None, settings: Settings) -> ModelFolder:

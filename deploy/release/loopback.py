@@ -1,7 +1,7 @@
-"""Two colours as two processes of this machine, for a single server and for trying a switch out.
+"""Two deployments as two processes of this machine, for a single server and for trying a switch out.
 
 Each is a `python -m model.serving.http` on a free port of 127.0.0.1 that outlives the command which started it. What
-is kept lies in one folder: uploaded models by digest, and for each colour its log and a note of its process.
+is kept lies in one folder: uploaded models by digest, and for each deployment its log and a note of its process.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 
 from model.architecture.folder import ModelFolder
 from model.errors import DeployError, ModelError
-from model.serving.deployments.colours import Colour
+from model.serving.deployments import Deployment
 from model.settings import environment_names
 
 START_WITHIN = 60.0
@@ -53,13 +53,13 @@ class LoopbackPlatform:
             shutil.rmtree(fresh, ignore_errors=True)
         return True
 
-    def start(self, colour: Colour, digest: str) -> str:
-        """Replace the colour's process; see `Platform.start`."""
+    def start(self, deployment: Deployment, digest: str) -> str:
+        """Replace the deployment's process; see `Platform.start`."""
         model = self.folder / "models" / digest
         if not model.is_dir():
             raise ModelError(f"{digest[:12]} was not uploaded: run `story deploy upload --platform loopback`")
-        self.stop(colour)
-        log = self.folder / f"{colour}.log"
+        self.stop(deployment)
+        log = self.folder / f"{deployment}.log"
         order = [sys.executable, "-m", "model.serving.http", "--host", "127.0.0.1", "--port", "0"]
         # Not by `subprocess`, whose objects want to be waited for: this process outlives the command on purpose.
         # A session of its own, because Ctrl-C in this terminal is not meant for it.
@@ -67,7 +67,7 @@ class LoopbackPlatform:
         unlimited = {name: "off" for name in environment_names() if name.startswith("STORY_LIMIT_")}
         pid = os.posix_spawn(
             sys.executable,
-            [*order, "--model", str(model), "--name", colour],
+            [*order, "--model", str(model), "--name", deployment],
             {**os.environ, **unlimited},
             file_actions=[
                 (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
@@ -84,23 +84,23 @@ class LoopbackPlatform:
                 os.waitpid(pid, 0)
             raise
         note = {"pid": pid, "url": url, "version": digest}
-        self._note(colour).write_text(json.dumps(note) + "\n", "utf-8")
+        self._note(deployment).write_text(json.dumps(note) + "\n", "utf-8")
         return url
 
-    def stop(self, colour: Colour) -> bool:
+    def stop(self, deployment: Deployment) -> bool:
         """SIGTERM, on which the service lets its stories end; see `Platform.stop`."""
-        pid = self._pid(colour)
+        pid = self._pid(deployment)
         if pid is None:
             return False
         deadline = time.monotonic() + self._drain + CLOSING
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGTERM)
-            while self._runs(pid, colour):
+            while self._runs(pid, deployment):
                 if time.monotonic() > deadline:
                     os.kill(pid, signal.SIGKILL)
                 time.sleep(0.05)
             _ended(pid)
-        self._note(colour).unlink(missing_ok=True)
+        self._note(deployment).unlink(missing_ok=True)
         return True
 
     def _wait_for_address(self, pid: int, log: Path) -> str:
@@ -117,20 +117,20 @@ class LoopbackPlatform:
                 raise DeployError(f"the service did not listen within {START_WITHIN:.0f} s; see {log}")
             time.sleep(0.05)
 
-    def _note(self, colour: Colour) -> Path:
-        return self.folder / f"{colour}.json"
+    def _note(self, deployment: Deployment) -> Path:
+        return self.folder / f"{deployment}.json"
 
-    def _pid(self, colour: Colour) -> int | None:
-        """The colour's process, if it still runs."""
+    def _pid(self, deployment: Deployment) -> int | None:
+        """The deployment's process, if it still runs."""
         try:
-            pid = int(json.loads(self._note(colour).read_text("utf-8"))["pid"])
+            pid = int(json.loads(self._note(deployment).read_text("utf-8"))["pid"])
         except (OSError, ValueError, KeyError, TypeError):
             return None
-        return pid if self._runs(pid, colour) else None
+        return pid if self._runs(pid, deployment) else None
 
     @staticmethod
-    def _runs(pid: int, colour: Colour) -> bool:
-        """Whether `pid` is the colour's service: after a restart of the machine it may be anything."""
+    def _runs(pid: int, deployment: Deployment) -> bool:
+        """Whether `pid` is the deployment's service: after a restart of the machine it may be anything."""
         if Path("/proc/self/cmdline").exists():
             try:
                 words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
@@ -141,7 +141,7 @@ class LoopbackPlatform:
                 ["ps", "-o", "args=", "-p", str(pid)], capture_output=True, text=True, check=False
             )
             words = listed.stdout.split()
-        return "model.serving.http" in words and colour in words
+        return "model.serving.http" in words and deployment in words
 
 
 def _ended(pid: int) -> bool:

@@ -1,4 +1,4 @@
-"""The two colours on Modal: one App each, made by `modal deploy` from `deploy.modal_app`.
+"""The two deployments on Modal: one App each, made by `modal deploy` from `deploy.modal_app`.
 
 What the public client offers is used as it is: a Volume for the models, the `modal` command for deploying and
 stopping (it builds images and shows its progress), a lookup for the address.
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from experiments.common.modal_client import modal_errors
 from model.architecture.folder import ModelFolder
 from model.errors import DeployError, MissingExtraError, ModelError
-from model.serving.deployments.colours import Colour
+from model.serving.deployments import Deployment
 
 if TYPE_CHECKING:
     import modal
@@ -26,12 +26,12 @@ ROOT = Path(__file__).resolve().parents[2]
 DEFINITIONS = "deploy.modal_app"
 MODELS = "write-me-a-story-models"
 SERVER = "Story"
-"""Names that `deploy.modal_app` takes from here: importing that file decides which colour it defines."""
+"""Names that `deploy.modal_app` takes from here: importing that file decides which deployment it defines."""
 
 
-def app_name(colour: Colour) -> str:
-    """The App that is `colour`."""
-    return f"write-me-a-story-{colour}"
+def app_name(deployment: Deployment) -> str:
+    """The App that is `deployment`."""
+    return f"write-me-a-story-{deployment}"
 
 
 class ModalPlatform:
@@ -71,7 +71,7 @@ class ModalPlatform:
                     batch.put_file(folder.path / name, f"/{folder.digest}/{name}")
         return True
 
-    def start(self, colour: Colour, digest: str) -> str:
+    def start(self, deployment: Deployment, digest: str) -> str:
         """`modal deploy`. Containers of the version before end their stories within the grace period."""
         import modal
 
@@ -79,24 +79,24 @@ class ModalPlatform:
             raise ModelError(f"deploying needs a checkout of the project: {ROOT} has no constraints.txt")
         self._modal(
             ["deploy", "-m", DEFINITIONS, "--tag", digest[:12]],
-            {"STORY_COLOUR": colour, "STORY_REVISION": digest, "STORY_GPU": self._settings.story_gpu},
+            {"STORY_DEPLOYMENT": deployment, "STORY_REVISION": digest, "STORY_GPU": self._settings.story_gpu},
         )
         with modal_errors():
-            url = modal.Server.from_name(app_name(colour), SERVER, client=self._client).get_url()
+            url = modal.Server.from_name(app_name(deployment), SERVER, client=self._client).get_url()
         if not url:
-            raise DeployError(f"Modal tells no address for {app_name(colour)}")
+            raise DeployError(f"Modal tells no address for {app_name(deployment)}")
         return url.rstrip("/")
 
-    def stop(self, colour: Colour) -> bool:
-        """`modal app stop`, after which nothing of the colour is left but its logs."""
+    def stop(self, deployment: Deployment) -> bool:
+        """`modal app stop`, after which nothing of the deployment is left but its logs."""
         import modal
 
         with modal_errors():
             try:
-                modal.Server.from_name(app_name(colour), SERVER, client=self._client).hydrate()
+                modal.Server.from_name(app_name(deployment), SERVER, client=self._client).hydrate()
             except modal.exception.NotFoundError:
                 return False
-        self._modal(["app", "stop", app_name(colour), "--yes"], {})
+        self._modal(["app", "stop", app_name(deployment), "--yes"], {})
         return True
 
     @staticmethod

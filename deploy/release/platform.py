@@ -1,4 +1,4 @@
-"""What is asked of a place where the two colours run, whatever it is: Modal, or this machine."""
+"""What is asked of a place where the two deployments run, whatever it is: Modal, or this machine."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from model.architecture.folder import ModelFolder
 from model.errors import InputError
-from model.serving.deployments.colours import Colour
+from model.serving.deployments import Deployment
 
 if TYPE_CHECKING:
     from model.settings import Settings
@@ -15,7 +15,7 @@ PLATFORMS = ("modal", "loopback")
 
 
 class Platform(Protocol):
-    """Keeps model folders by digest and runs one deployment for each colour."""
+    """Keeps model folders by digest and runs the two deployments."""
 
     name: str
 
@@ -23,14 +23,14 @@ class Platform(Protocol):
         """Keep a copy of `folder` under its digest; False: it was there already."""
         ...
 
-    def start(self, colour: Colour, digest: str) -> str:
-        """Make `colour` serve the uploaded model `digest`, replacing what it served; returns its address.
+    def start(self, deployment: Deployment, digest: str) -> str:
+        """Make `deployment` serve the uploaded model `digest`, replacing what it served; returns its address.
 
-        Stories that `colour` is writing end first. Raises `DeployError` when it does not come up.
+        Stories that `deployment` is writing end first. Raises `DeployError` when it does not come up.
         """
         ...
 
-    def stop(self, colour: Colour) -> bool:
+    def stop(self, deployment: Deployment) -> bool:
         """End the deployment, running stories first; False: there was none."""
         ...
 
@@ -43,7 +43,7 @@ def open_platform(name: str, settings: Settings) -> Platform:
         return ModalPlatform.open(settings)
     if name == "loopback":
         from deploy.release.loopback import LoopbackPlatform
-        from model.serving.deployments.colours import state_folder
+        from model.serving.deployments import state_folder
 
         return LoopbackPlatform(state_folder() / "loopback", drain=settings.story_drain)
     raise InputError("platform", f"must be one of {', '.join(PLATFORMS)}, got {name!r}")

@@ -31,7 +31,7 @@ class Share:
     """One arm: what writes there, and how many parts of the readers it gets."""
 
     arm: str
-    """A registered version's number, alias or digest, a model folder, a Modal colour, or `default`."""
+    """A registered version's number, alias or digest, a model folder, a Modal deployment, or `default`."""
     parts: int
 
 

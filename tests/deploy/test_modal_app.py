@@ -24,7 +24,7 @@ from tests.deploy.release.modal_server import ControlPlane, control_plane, envir
 from tests.model.engines import until
 
 REVISION = "f" * 64
-GREEN = {"STORY_COLOUR": "green", "STORY_REVISION": REVISION, "STORY_GPU": "T4"}
+GREEN = {"STORY_DEPLOYMENT": "green", "STORY_REVISION": REVISION, "STORY_GPU": "T4"}
 
 
 def deploy(run: Run, plane: ControlPlane, home: Path, *reference: str, **settings: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""`python -m model.serving.http`: the service alone, as it runs in a container and as a colour on this machine."""
+"""`python -m model.serving.http`: the service alone, as it runs in a container and as a deployment on this machine."""
 
 from __future__ import annotations
 

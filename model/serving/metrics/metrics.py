@@ -45,8 +45,8 @@ Refusal = Literal["refused", "limited", "draining"]
 class _EngineGauges(Collector):
     """The backend's state at the moment of reading."""
 
-    def __init__(self, backend: Backend, colour: str) -> None:
-        self._backend, self._colour = backend, colour
+    def __init__(self, backend: Backend, deployment: str) -> None:
+        self._backend, self._deployment = backend, deployment
 
     def describe(self) -> Iterable[Metric]:
         return ()  # so that registering asks no engine
@@ -71,9 +71,9 @@ class _EngineGauges(Collector):
                 breaker.add_metric([state], float(state == health.breaker))
             yield breaker
         info = GaugeMetricFamily(
-            "story_info", "What writes here, in its labels.", labels=["colour", "version", "served_by"]
+            "story_info", "What writes here, in its labels.", labels=["deployment", "version", "served_by"]
         )
-        info.add_metric([self._colour, self._backend.model.version[:12], health.served_by], 1)
+        info.add_metric([self._deployment, self._backend.model.version[:12], health.served_by], 1)
         yield info
         used, room = resident(), memory_limit()
         if used is not None and room is not None:
@@ -83,10 +83,10 @@ class _EngineGauges(Collector):
 
 
 class Meter:
-    """All figures of one service; `colour` is the name of this copy, if it has one."""
+    """All figures of one service; `deployment` is the name of this copy, if it has one."""
 
-    def __init__(self, backend: Backend, colour: str = "") -> None:
-        self._backend, self._colour = backend, colour
+    def __init__(self, backend: Backend, deployment: str = "") -> None:
+        self._backend, self._deployment = backend, deployment
         self._writers: set[str] = set()
         self._versions: set[str] = set()
         self.registry = registry = CollectorRegistry(auto_describe=False)
@@ -94,7 +94,7 @@ class Meter:
             "story_streams",
             "Stories, by how they ended: stop, length, cancelled (by the reader or because one went away), "
             "error, refused (the line was full), limited (a limit was reached), draining.",
-            ["outcome", "served_by", "version", "colour"],
+            ["outcome", "served_by", "version", "deployment"],
             registry=registry,
         )
         for outcome in ("stop", "length", "cancelled", "error", "refused", "limited", "draining"):
@@ -120,7 +120,7 @@ class Meter:
         self._requests = Counter(
             "story_http_requests", "Answered requests.", ["route", "status"], registry=registry
         )
-        registry.register(_EngineGauges(backend, colour))
+        registry.register(_EngineGauges(backend, deployment))
 
     def begin(self, began: float) -> Timing:
         """A story has begun; `began` is when it was asked for, by `time.perf_counter`."""
@@ -133,7 +133,9 @@ class Meter:
 
     def _count(self, outcome: str, served_by: str, stories: float = 1) -> None:
         version = _bounded(self._versions, self._backend.model.version[:12])
-        self._streams.labels(outcome, _bounded(self._writers, served_by), version, self._colour).inc(stories)
+        self._streams.labels(outcome, _bounded(self._writers, served_by), version, self._deployment).inc(
+            stories
+        )
 
     def answered(self, path: str, status: int) -> str:
         """A request was answered, by a route or not; returns which, of a short list."""

@@ -32,16 +32,16 @@ def open_backend(kind: str, settings: Settings) -> Backend:
     return AutoBackend(_modal(settings, beside=local), local)
 
 
-def open_colour(colour: str, settings: Settings) -> ModalBackend:
+def open_deployment(deployment: str, settings: Settings) -> ModalBackend:
     """One deployment on Modal, whichever is active. Raises `InputError` when nothing proven runs there."""
-    from model.serving.deployments.colours import colour_named, open_colours
+    from model.serving.deployments import deployment_named, open_deployments
 
-    named = colour_named(colour)
-    record = open_colours(settings).read()
+    named = deployment_named(deployment)
+    record = open_deployments(settings).read()
     url = None if record is None else record.urls[named]
     if record is None or url is None:
-        raise InputError("STORY_SPLIT", f"names the arm {colour!r}, and nothing proven runs there")
-    model = ModelInfo(f"the model on {colour}", record.versions[named] or "unknown")
+        raise InputError("STORY_SPLIT", f"names the arm {deployment!r}, and nothing proven runs there")
+    model = ModelInfo(f"the model on {deployment}", record.versions[named] or "unknown")
     return _modal(settings, only=(url, model))
 
 
@@ -52,7 +52,7 @@ def _modal(
 
     `only`: one deployment's address and model, instead of the active one's.
     """
-    from model.serving.deployments.colours import open_colours
+    from model.serving.deployments import open_deployments
     from model.serving.remote.breaker import Breaker
     from model.serving.remote.exchange import TimeOuts, introduce, proxy_auth
     from model.serving.remote.remote import (
@@ -62,10 +62,10 @@ def _modal(
     default = settings.modal_endpoint_url
     if default is None:
         raise InputError("MODAL_ENDPOINT_URL", "must be set to write with Modal")
-    colours = open_colours(settings)
+    deployments = open_deployments(settings)
 
     def endpoint() -> str:
-        return (colours.endpoint(default) or default) if only is None else only[0]
+        return (deployments.endpoint(default) or default) if only is None else only[0]
 
     headers = proxy_auth(settings)
     known = only[1] if only is not None else beside.model if beside is not None else None

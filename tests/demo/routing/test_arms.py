@@ -14,7 +14,7 @@ from demo.routing.split import SplitBackend
 from model.architecture.folder import PRETRAINED
 from model.errors import InputError, MissingExtraError, ModelError
 from model.serving.backend import LocalBackend
-from model.serving.deployments.colours import open_colours
+from model.serving.deployments import open_deployments
 from model.serving.remote.remote import ModalBackend
 from model.settings import Settings
 from tests.demo.scripted import ScriptedBackend
@@ -58,17 +58,17 @@ def test_the_tests_name_deals_anew() -> None:
         made(story_split="default:1", story_split_name="x" * 101)
 
 
-def test_a_colour_on_modal_is_an_arm_where_modal_is_set_up() -> None:
+def test_a_deployment_on_modal_is_an_arm_where_modal_is_set_up() -> None:
     settings: dict[str, object] = {
         "story_split": "blue:1,green:1",
         "modal_endpoint_url": "http://127.0.0.1:1",
-        "story_colours": "colours.json",
+        "story_deployments": "deployments.json",
     }
     with pytest.raises(InputError, match="STORY_SPLIT names the arm 'blue', and nothing proven runs there"):
         made(**settings)
-    colours = open_colours(Settings(story_colours="colours.json"))
-    colours.set_colour("blue", "http://127.0.0.1:2", "aa" * 32)
-    colours.set_colour("green", "http://127.0.0.1:3", "bb" * 32)
+    deployments = open_deployments(Settings(story_deployments="deployments.json"))
+    deployments.set_deployment("blue", "http://127.0.0.1:2", "aa" * 32)
+    deployments.set_deployment("green", "http://127.0.0.1:3", "bb" * 32)
     arms = made(**settings).arms
     assert [arm.backend.model.version for arm in arms.values()] == ["aa" * 32, "bb" * 32]
     assert all(isinstance(arm.backend, ModalBackend) for arm in arms.values())

@@ -29,7 +29,7 @@ def container() -> Iterator[Container]:
     made.close()
 
 
-def test_it_serves_the_revision_under_its_colour(container: Container) -> None:
+def test_it_serves_the_revision_under_its_deployment(container: Container) -> None:
     answer = httpx.get(f"{container.url}/api/health", timeout=30)
     body = answer.json()
     assert (answer.status_code, body["status"], body["backend"]) == (200, "ok", "green")

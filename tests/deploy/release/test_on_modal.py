@@ -12,7 +12,7 @@ from typer.testing import CliRunner, Result
 
 import story
 from model.architecture.folder import PRETRAINED
-from model.serving.deployments.colour_stores import FileColours
+from model.serving.deployments import FileDeploymentStore
 from tests.deploy.release.conftest import Run
 from tests.deploy.release.modal_server import ControlPlane, environment
 from tests.model.serving.http.serving import paced, serving
@@ -30,7 +30,7 @@ def called(*arguments: str) -> Result:
 @pytest.fixture
 def told(plane: ControlPlane, tmp_path: Path) -> dict[str, str]:
     """The environment in which Modal is the stand-in."""
-    return {**environment(plane, tmp_path), "STORY_COLOURS": str(tmp_path / "colours.json")}
+    return {**environment(plane, tmp_path), "STORY_DEPLOYMENTS": str(tmp_path / "deployments.json")}
 
 
 def test_a_folder_is_uploaded_whole_under_its_digest_and_once(
@@ -59,8 +59,8 @@ def test_a_version_that_is_deployed_has_to_answer_at_the_address_that_modal_tell
     assert plane.deployed == {"write-me-a-story-blue"}
     (story_class,) = [request.function for request in plane.asked["FunctionCreate"]]
     assert story_class.volume_mounts[0].sub_path == f"/{DIGEST}"
-    assert FileColours(tmp_path / "colours.json").load() is None
-    stopped = run("story.py", "deploy", "stop", "--colour", "blue", **told)
+    assert FileDeploymentStore(tmp_path / "deployments.json").load() is None
+    stopped = run("story.py", "deploy", "stop", "--deployment", "blue", **told)
     assert (stopped.returncode, stopped.stdout) == (0, "blue ended\n"), stopped.stderr
     assert [request.app_id for request in plane.asked["AppStop"]] == ["ap-write-me-a-story-blue"]
 
@@ -78,10 +78,10 @@ def test_a_version_that_answers_and_writes_is_ready(
         smoke = run("story.py", "deploy", "smoke", "--json", **told)
         one = run("-m", "modal", "run", "-m", "deploy.modal_app::smoke", "--prompt", "Mia", **told)
     report: dict[str, Any] = json.loads(done.stdout)
-    assert (report["colour"], report["url"], report["version"]) == ("blue", service.url, DIGEST)
+    assert (report["deployment"], report["url"], report["version"]) == ("blue", service.url, DIGEST)
     assert json.loads(smoke.stdout)["verdict"] == "passed"
     assert (one.returncode, "Mia" in one.stdout) == (0, True), one.stdout + one.stderr
-    record = FileColours(tmp_path / "colours.json").load()
+    record = FileDeploymentStore(tmp_path / "deployments.json").load()
     assert record is not None
     assert (record.active, record.url, record.versions["blue"]) == ("blue", service.url, DIGEST)
 

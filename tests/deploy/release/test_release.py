@@ -1,4 +1,4 @@
-"""Two colours as real processes: a version's way onto one, and 20 running streams through a switch and back."""
+"""Two deployments as real processes: a version's way onto one, and 20 running streams through a switch and back."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from deploy.release import release, smoke
 from deploy.release.loopback import LoopbackPlatform
 from model.architecture.folder import DIGESTED, PRETRAINED, ModelFolder, compute_digest
 from model.errors import DeployError, InputError, ModelError
-from model.serving.deployments.colours import ColoursError, ColourStore, open_colours, state_folder
+from model.serving.deployments import DeploymentError, DeploymentStore, open_deployments, state_folder
 from model.settings import load_settings
 from tests.deploy.release.conftest import Run
 
@@ -29,12 +29,12 @@ STREAMS = 20
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A state folder that two colours live in for all tests of this file; starting them takes seconds."""
+    """A state folder that two deployments live in for all tests of this file; starting them takes seconds."""
     folder = tmp_path_factory.mktemp("state")
     yield folder
     platform = LoopbackPlatform(folder / "write-me-a-story" / "loopback", drain=1)
-    for colour in ("blue", "green"):
-        if (pid := platform._pid(colour)) is not None:
+    for deployment in ("blue", "green"):
+        if (pid := platform._pid(deployment)) is not None:
             os.kill(pid, signal.SIGKILL)
 
 
@@ -52,8 +52,8 @@ def platform(environment: dict[str, str]) -> LoopbackPlatform:
 
 
 @pytest.fixture
-def store(environment: dict[str, str]) -> ColourStore:
-    return open_colours(load_settings())
+def store(environment: dict[str, str]) -> DeploymentStore:
+    return open_deployments(load_settings())
 
 
 @pytest.fixture(scope="module")
@@ -68,19 +68,23 @@ def other_version(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_version_gets_onto_the_first_colour_and_receives_stories(run: Run, store: ColourStore) -> None:
+def test_a_version_gets_onto_the_first_deployment_and_receives_stories(
+    run: Run, store: DeploymentStore
+) -> None:
     done = run("story.py", "deploy", "deploy", "--platform", "loopback", "--json")
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     shipped = ModelFolder.open(PRETRAINED).digest
-    assert (told["colour"], told["version"], told["uploaded"]) == ("blue", shipped, True)
+    assert (told["deployment"], told["version"], told["uploaded"]) == ("blue", shipped, True)
     assert (told["smoke"]["verdict"], told["smoke"]["success_rate"]) == ("passed", 1.0)
     assert store.endpoint(None) == told["url"]
     health = httpx.get(f"{told['url']}/api/health").json()
     assert (health["backend"], health["model"]["version"]) == ("blue", shipped)
 
 
-def test_the_next_version_waits_on_the_idle_colour(run: Run, store: ColourStore, other_version: Path) -> None:
+def test_the_next_version_waits_on_the_idle_deployment(
+    run: Run, store: DeploymentStore, other_version: Path
+) -> None:
     before = store.endpoint(None)
     done = run("story.py", "deploy", "deploy", "--platform", "loopback", "--model", str(other_version))
     assert done.returncode == 0, done.stderr
@@ -96,14 +100,14 @@ def test_the_next_version_waits_on_the_idle_colour(run: Run, store: ColourStore,
 class Told:
     """One story that a reader was told."""
 
-    colour: str
+    deployment: str
     began: float
     ended: float
     finish: str | None
     whole: bool
 
 
-async def _read_stories(store: ColourStore, until: asyncio.Event, told: list[Told], seed: int) -> None:
+async def _read_stories(store: DeploymentStore, until: asyncio.Event, told: list[Told], seed: int) -> None:
     """One reader: story after story, each from where new stories go when it begins."""
     async with httpx.AsyncClient(timeout=60) as client:
         while not until.is_set():
@@ -113,7 +117,7 @@ async def _read_stories(store: ColourStore, until: asyncio.Event, told: list[Tol
             finish, done, began = None, False, time.time()
             async with client.stream("POST", f"{url}/v1/completions", json=body) as answer:
                 assert answer.status_code == 200, (await answer.aread()).decode()
-                colour = answer.headers["x-story-backend"]
+                deployment = answer.headers["x-story-backend"]
                 async for line in answer.aiter_lines():
                     if line == "data: [DONE]":
                         done = True
@@ -123,7 +127,7 @@ async def _read_stories(store: ColourStore, until: asyncio.Event, told: list[Tol
                         finish = next(
                             (c["finish_reason"] for c in event["choices"] if c["finish_reason"]), finish
                         )
-            told.append(Told(colour, began, time.time(), finish, done))
+            told.append(Told(deployment, began, time.time(), finish, done))
 
 
 async def _story(*arguments: str, repository: Path) -> dict[str, object]:
@@ -143,7 +147,7 @@ async def _story(*arguments: str, repository: Path) -> dict[str, object]:
 
 
 async def test_twenty_streams_live_through_a_switch_and_a_rollback(
-    store: ColourStore, repository: Path
+    store: DeploymentStore, repository: Path
 ) -> None:
     told: list[Told] = []
     until = asyncio.Event()
@@ -161,31 +165,34 @@ async def test_twenty_streams_live_through_a_switch_and_a_rollback(
     assert (switched["active"], back["active"], back["previous"]) == ("green", "blue", "green")
     assert all(story.whole and story.finish in ("stop", "length") for story in told), "no stream breaks"
     moved, moved_back = float(str(switched["changed"])), float(str(back["changed"]))
-    for since, moment, colour in ((0.0, moved, "blue"), (after_switch, moved_back, "green")):
+    for since, moment, deployment in ((0.0, moved, "blue"), (after_switch, moved_back, "green")):
         running = [story for story in told if since < story.began < moment - 0.2 and story.ended > moment]
         assert len(running) >= STREAMS // 4, "many were in mid-story when traffic moved"
-        assert {story.colour for story in running} == {colour}, "a running story ends where it began"
+        assert {story.deployment for story in running} == {deployment}, "a running story ends where it began"
     between = [story for story in told if after_switch < story.began < moved_back - 0.2]
-    assert {story.colour for story in between} == {"green"}, "new stories go to the other colour"
+    assert {story.deployment for story in between} == {"green"}, "new stories go to the other deployment"
     after = [story for story in told if story.began > after_rollback]
-    assert {story.colour for story in after} == {"blue"}, "and back after the rollback"
+    assert {story.deployment for story in after} == {"blue"}, "and back after the rollback"
 
 
-def test_status_tells_both_colours(run: Run, store: ColourStore) -> None:
+def test_status_tells_both_deployments(run: Run, store: DeploymentStore) -> None:
     done = run("story.py", "deploy", "status", "--json")
     told = json.loads(done.stdout)
     assert (done.returncode, told["active"], told["store"]) == (0, "blue", store.where)
-    assert {name: entry["health"] for name, entry in told["colours"].items()} == {"blue": "ok", "green": "ok"}
-    assert told["colours"]["blue"]["capacity"] == STREAMS + 64
+    assert {name: entry["health"] for name, entry in told["deployments"].items()} == {
+        "blue": "ok",
+        "green": "ok",
+    }
+    assert told["deployments"]["blue"]["capacity"] == STREAMS + 64
 
 
-def test_the_active_colour_is_not_replaced_under_its_readers(
-    platform: LoopbackPlatform, store: ColourStore
+def test_the_active_deployment_is_not_replaced_under_its_readers(
+    platform: LoopbackPlatform, store: DeploymentStore
 ) -> None:
     folder = ModelFolder.open(PRETRAINED)
-    with pytest.raises(InputError, match="colour must be green, the idle one: blue is active"):
+    with pytest.raises(InputError, match="deployment must be green, the idle one: blue is active"):
         release.release(
-            folder, platform, store, load_settings(), colour="blue", patience=1, tell=lambda line: None
+            folder, platform, store, load_settings(), deployment="blue", patience=1, tell=lambda line: None
         )
     with pytest.raises(InputError, match="blue is active"):
         release.stop(platform, store, "blue", force=False)
@@ -193,7 +200,7 @@ def test_the_active_colour_is_not_replaced_under_its_readers(
 
 
 def test_a_version_that_fails_its_check_cannot_be_switched_to(
-    platform: LoopbackPlatform, store: ColourStore, monkeypatch: pytest.MonkeyPatch
+    platform: LoopbackPlatform, store: DeploymentStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Judged too slow here: a real check, with a bound that no story keeps."""
     monkeypatch.setattr(smoke, "LONGEST_STORY", 0.0)
@@ -204,23 +211,23 @@ def test_a_version_that_fails_its_check_cannot_be_switched_to(
             platform,
             store,
             settings,
-            colour=None,
+            deployment=None,
             patience=60,
             tell=lambda line: None,
         )
     record = store.load()
     assert record is not None
     assert (record.active, record.urls["green"]) == ("blue", None)
-    with pytest.raises(ColoursError, match="green has no deployment that passed its check"):
+    with pytest.raises(DeploymentError, match="green has no deployment that passed its check"):
         release.switch(store, settings, None, patience=1)
-    with pytest.raises(ColoursError, match="there is nothing to roll back to"):
+    with pytest.raises(DeploymentError, match="there is nothing to roll back to"):
         store.rollback()
 
 
-def test_a_colour_that_does_not_wake_is_not_switched_to(
-    platform: LoopbackPlatform, store: ColourStore
+def test_a_deployment_that_does_not_wake_is_not_switched_to(
+    platform: LoopbackPlatform, store: DeploymentStore
 ) -> None:
-    store.set_colour("green", "http://127.0.0.1:1", "x")
+    store.set_deployment("green", "http://127.0.0.1:1", "x")
     with pytest.raises(DeployError, match="was not ready"):
         release.switch(store, load_settings(), None, patience=0.2)
     record = store.load()
@@ -229,7 +236,7 @@ def test_a_colour_that_does_not_wake_is_not_switched_to(
 
 
 def test_stopping_ends_the_process_and_takes_the_address_away(
-    platform: LoopbackPlatform, store: ColourStore
+    platform: LoopbackPlatform, store: DeploymentStore
 ) -> None:
     assert platform._pid("blue") is not None
     assert release.stop(platform, store, "blue", force=True) == ("blue", True)

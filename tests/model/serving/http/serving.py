@@ -50,7 +50,7 @@ class Running:
         for line in self.get("/metrics").text.splitlines():
             if line and not line.startswith("#"):
                 name, _, value = line.rpartition(" ")
-                name = re.sub(r'(served_by|version|colour)="[^"]*",?', "", name).replace(",}", "}")
+                name = re.sub(r'(served_by|version|deployment)="[^"]*",?', "", name).replace(",}", "}")
                 found[name] += float(value)
         return found
 

@@ -68,7 +68,7 @@ def meter(scripted: Scripted) -> Meter:
 
 
 def told(meter: Meter, outcome: str, served_by: str) -> float:
-    labels = {"outcome": outcome, "served_by": served_by, "version": "0123456789ab", "colour": "green"}
+    labels = {"outcome": outcome, "served_by": served_by, "version": "0123456789ab", "deployment": "green"}
     return meter.registry.get_sample_value("story_streams_total", labels) or 0
 
 
@@ -77,7 +77,7 @@ async def read(backend: MeteredBackend) -> str:
     return "".join([chunk.text async for chunk in stream])
 
 
-async def test_a_story_counts_under_its_ending_writer_version_and_colour(
+async def test_a_story_counts_under_its_ending_writer_version_and_deployment(
     scripted: Scripted, meter: Meter
 ) -> None:
     scripted.next = Told("length", "modal", None)
@@ -139,7 +139,7 @@ async def test_names_from_elsewhere_cannot_grow_without_end(scripted: Scripted, 
 def test_the_breaker_and_what_writes_can_be_seen(meter: Meter) -> None:
     value = meter.registry.get_sample_value
     assert [value("story_breaker", {"state": s}) for s in ("closed", "open", "half-open")] == [0, 1, 0]
-    assert value("story_info", {"colour": "green", "version": "0123456789ab", "served_by": "local"}) == 1
+    assert value("story_info", {"deployment": "green", "version": "0123456789ab", "served_by": "local"}) == 1
 
 
 def test_where_the_system_does_not_tell_memory_nothing_is_claimed(

@@ -18,7 +18,7 @@ from demo.form import Form
 from demo.handlers import Desk, View
 from model.architecture.tokenizer import StreamDecoder
 from model.serving.backend import Backend, LocalBackend, ModelInfo
-from model.serving.deployments.colour_stores import FileColours
+from model.serving.deployments import FileDeploymentStore
 from model.serving.remote.auto import AutoBackend
 from tests.model.engines import engine
 from tests.model.serving.http.serving import paced, serving
@@ -155,13 +155,13 @@ async def active(service: httpx.AsyncClient) -> float:
     return float(re.search(r"^story_slots_active (\S+)$", text, re.MULTILINE)[1])  # type: ignore[index]
 
 
-async def test_twenty_stories_go_on_where_they_are_when_the_colours_switch(tmp_path: Path) -> None:
-    store = FileColours(tmp_path / "colours.json")
+async def test_twenty_stories_go_on_where_they_are_when_the_deployments_switch(tmp_path: Path) -> None:
+    store = FileDeploymentStore(tmp_path / "deployments.json")
     blue, green = (paced(slots=24, queue=8, step_seconds=0.02)[0] for _ in range(2))
     with serving(blue, name="blue") as first, serving(green, name="green") as second:
-        store.set_colour("blue", first.url, "b" * 64)
-        store.set_colour("green", second.url, "c" * 64)
-        reading = FileColours(tmp_path / "colours.json")
+        store.set_deployment("blue", first.url, "b" * 64)
+        store.set_deployment("green", second.url, "c" * 64)
+        reading = FileDeploymentStore(tmp_path / "deployments.json")
         backend = auto(lambda: reading.endpoint("http://127.0.0.1:1") or "", times=CALM)
         forms = [Form(prompt=PROMPT, max_tokens=60, seed=seed) for seed in range(25)]
 

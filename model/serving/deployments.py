@@ -1,0 +1,369 @@
+"""Blue/green deployment state: which of two deployments serves new requests.
+
+Two deployments, `blue` and `green`, stand side by side. New requests go to the active one; a switch changes this
+record and nothing else, so a running request keeps its connection and ends where it began.
+
+    store = open_deployments(settings)
+    url = store.endpoint(settings.modal_endpoint_url)    # for each new request
+
+The record lives in Redis (key `story:deployments`) when `REDIS_URL` is set, so that apps on several machines see a
+switch at once; otherwise in a file, which the apps of one machine share. Reading is cheap enough for each request and
+never fails: while the store cannot be read, the last known record stands. Writing reads afresh, and changes nothing
+when another writer was faster or the store is gone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import tempfile
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from model.errors import InputError, StoryError
+from model.settings import without_password
+
+if TYPE_CHECKING:
+    import redis
+
+    from model.settings import Settings
+
+Deployment = Literal["blue", "green"]
+DEPLOYMENTS: tuple[Deployment, Deployment] = ("blue", "green")
+
+KEY = "story:deployments"
+READ_TIMEOUT = 0.2
+"""Seconds to wait for Redis on a read. A new request waits for it, so it is short."""
+WRITE_TIMEOUT = 5.0
+"""Seconds to wait for Redis in `story deploy`."""
+RETRY_AFTER = 2.0
+"""Seconds without a read after Redis failed: an outage must not slow down each request."""
+ATTEMPTS = 20
+"""Tries of a change while other writers are faster."""
+
+log = logging.getLogger(__name__)
+
+
+class DeploymentError(StoryError):
+    """The record cannot be read or written, or does not allow what was asked."""
+
+    exit_code = 1
+
+
+def other(deployment: Deployment) -> Deployment:
+    """Return the deployment that is not `deployment`."""
+    return "green" if deployment == "blue" else "blue"
+
+
+def deployment_named(name: str) -> Deployment:
+    """Return `name` as a deployment. Raises `InputError`."""
+    if name not in DEPLOYMENTS:
+        raise InputError("deployment", f"must be one of {', '.join(DEPLOYMENTS)}, got {name!r}")
+    return name
+
+
+class DeploymentState(BaseModel):
+    """The record. Each change makes a new one, with the next `generation`."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+    active: Deployment
+    """Serves new requests."""
+    urls: dict[Deployment, Annotated[str, Field(pattern=r"^https?://\S+$")] | None] = Field(
+        default={"blue": None, "green": None}
+    )
+    """Address of each deployment that passed its check; None: there is none, or it did not pass."""
+    versions: dict[Deployment, Annotated[str, Field(pattern=r"^\S+$")] | None] = Field(
+        default={"blue": None, "green": None}
+    )
+    """Digest of the model folder that each one serves."""
+    previous: Deployment | None = None
+    """Active before the last switch, if it still runs: the target of `rolled_back`."""
+    changed: Annotated[float, Field(allow_inf_nan=False)] = 0.0
+    """When this record was made, in seconds since 1970 (UTC)."""
+    generation: int = 0
+    """Counts changes, from 1."""
+
+    @field_validator("urls", "versions")
+    @classmethod
+    def _names_both(cls, value: dict[Deployment, str | None]) -> dict[Deployment, str | None]:
+        if len(value) != len(DEPLOYMENTS):
+            raise ValueError("blue and green must both have a text or null")
+        return value
+
+    @classmethod
+    def parse(cls, stored: str | bytes, where: str) -> DeploymentState:
+        """Read the stored form. Raises `DeploymentError` that names `where`."""
+        try:
+            return cls.model_validate_json(stored)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+            place = ".".join(map(str, first["loc"]))
+            raise DeploymentError(
+                f"{where} does not hold a deployment record: {place or 'it'}: {first['msg']}"
+            ) from None
+
+    @property
+    def idle(self) -> Deployment:
+        """The deployment that new versions are deployed to."""
+        return other(self.active)
+
+    @property
+    def url(self) -> str | None:
+        """Where new requests go."""
+        return self.urls[self.active]
+
+    def switched(self, to: Deployment) -> DeploymentState:
+        """Make `to` active. Raises `DeploymentError` when it has not passed its check."""
+        if self.urls[to] is None:
+            raise DeploymentError(f"{to} has no deployment that passed its check: run `story deploy deploy`")
+        if to == self.active:
+            return self
+        return self._next(active=to, previous=self.active)
+
+    def rolled_back(self) -> DeploymentState:
+        """Make active what was before the last switch. Raises `DeploymentError` if that is gone."""
+        if self.previous is None:
+            raise DeploymentError("there is nothing to roll back to: what ran before the last switch is gone")
+        return self.switched(self.previous)
+
+    def updated(self, deployment: Deployment, url: str | None, version: str | None) -> DeploymentState:
+        """Record that `deployment` runs at `url`; None for `url` removes it, as before it is replaced."""
+        if url is not None:
+            parts = urlsplit(url)
+            if parts.scheme not in ("http", "https") or not parts.hostname:
+                raise InputError("url", f"must be an http(s) address, got {url!r}")
+        version = version if url is not None else None
+        replaced = deployment == self.previous and version != self.versions[deployment]
+        return self._next(
+            urls={**self.urls, deployment: url and url.rstrip("/")},
+            versions={**self.versions, deployment: version},
+            previous=None if replaced else self.previous,
+        )
+
+    def _next(self, **changes: Any) -> DeploymentState:
+        return self.model_copy(update={**changes, "changed": time.time(), "generation": self.generation + 1})
+
+
+Change = Callable[[DeploymentState | None], DeploymentState]
+"""Makes the next record from the current one; returning the same one means that nothing changes."""
+
+
+class DeploymentStore(ABC):
+    """Where the record lives. Safe for any number of readers and writers, in threads and in processes."""
+
+    where: str
+    """Name of the place, without secrets."""
+    known: DeploymentState | None = None
+    """What `read` last saw."""
+    _failing = False
+
+    @abstractmethod
+    def load(self) -> DeploymentState | None:
+        """Return the current record; None: nothing was deployed yet. Raises `DeploymentError`."""
+
+    @abstractmethod
+    def look(self) -> DeploymentState | None:
+        """Do as `load`, as cheaply as possible: for requests. Raises `DeploymentError`."""
+
+    @abstractmethod
+    def change(self, how: Change) -> DeploymentState:
+        """Replace the record by `how` of it, atomically. Raises `DeploymentError`."""
+
+    def read(self) -> DeploymentState | None:
+        """Return the record; the last known one while the store cannot be read. Raises nothing.
+
+        With a file this costs one `stat`; with Redis one GET, of at most 0.2 s, on the calling thread.
+        """
+        try:
+            self.known = self.look()
+        except DeploymentError as error:
+            if not self._failing:
+                log.warning("%s; the last known deployment stays active", error)
+            self._failing = True
+        else:
+            self._failing = False
+        return self.known
+
+    def endpoint(self, default: str | None) -> str | None:
+        """Return the active deployment's address, or `default` where there is none."""
+        record = self.read()
+        return default if record is None or record.url is None else record.url
+
+    def switch(self, to: Deployment | None = None) -> DeploymentState:
+        """Make `to` active (None: the idle deployment). Raises `DeploymentError`."""
+
+        def how(record: DeploymentState | None) -> DeploymentState:
+            if record is None:
+                raise DeploymentError("nothing is deployed yet: run `story deploy deploy`")
+            return record.switched(record.idle if to is None else to)
+
+        return self.change(how)
+
+    def rollback(self) -> DeploymentState:
+        """Undo the last switch. Raises `DeploymentError`."""
+
+        def how(record: DeploymentState | None) -> DeploymentState:
+            if record is None:
+                raise DeploymentError("there is nothing to roll back to: nothing is deployed yet")
+            return record.rolled_back()
+
+        return self.change(how)
+
+    def set_deployment(self, deployment: Deployment, url: str | None, version: str | None) -> DeploymentState:
+        """Record what runs as `deployment`, None for nothing. The first one ever becomes active."""
+        return self.change(
+            lambda record: (record or DeploymentState(active=deployment)).updated(deployment, url, version)
+        )
+
+
+class FileDeploymentStore(DeploymentStore):
+    """The record in a JSON file that is replaced whole; a lock file beside it serialises writers."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.where = str(path)
+        self._seen: tuple[int, int, int] | None = None
+
+    def look(self) -> DeploymentState | None:
+        try:
+            stat = self.path.stat()
+        except FileNotFoundError:
+            self._seen = None
+            return None
+        except OSError as error:
+            raise DeploymentError(f"{self.path} cannot be read: {error.strerror}") from None
+        seen = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
+        if seen == self._seen:
+            return self.known
+        record = self.load()
+        self._seen = seen
+        return record
+
+    def load(self) -> DeploymentState | None:
+        try:
+            return DeploymentState.parse(self.path.read_bytes(), self.where)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise DeploymentError(f"{self.path} cannot be read: {error.strerror}") from None
+
+    def change(self, how: Change) -> DeploymentState:
+        try:
+            with self._locked():
+                before = self.load()
+                after = how(before)
+                if after is not before:
+                    self._write(after.model_dump_json(indent=2) + "\n")
+        except OSError as error:
+            raise DeploymentError(f"{self.path} cannot be written: {error.strerror}") from None
+        return after
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        # A file of its own: the record itself is replaced, and a lock on what is replaced keeps nobody out.
+        with open(f"{self.path}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    def _write(self, text: str) -> None:
+        descriptor, name = tempfile.mkstemp(dir=self.path.parent, prefix=f".{self.path.name}.")
+        try:
+            with open(descriptor, "w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(name, 0o644)  # the app may run as another user, and nothing in it is secret
+            os.replace(name, self.path)
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(name)
+            raise
+
+
+class RedisDeploymentStore(DeploymentStore):
+    """The record under one key of a Redis, changed by compare-and-set."""
+
+    def __init__(self, url: str) -> None:
+        """Connect at the first use. Raises `InputError` when `url` is not the address of a Redis."""
+        import redis
+
+        self.where = f"{without_password(url)} {KEY}"
+        try:
+            self._reader = self._client(url, READ_TIMEOUT)
+            self._writer = self._client(url, WRITE_TIMEOUT)
+        except ValueError:
+            raise InputError("REDIS_URL", "must start with redis://, rediss:// or unix://") from None
+        self._errors = (redis.RedisError, OSError)
+        self._retry_at = 0.0
+
+    @staticmethod
+    def _client(url: str, timeout: float) -> redis.Redis:
+        import redis
+        from redis.backoff import NoBackoff
+        from redis.retry import Retry
+
+        # One retry: a connection that lay idle may have been closed, and a new one costs little.
+        return redis.Redis.from_url(
+            url, socket_timeout=timeout, socket_connect_timeout=timeout, retry=Retry(NoBackoff(), 1)
+        )
+
+    def look(self) -> DeploymentState | None:
+        if time.monotonic() < self._retry_at:
+            return self.known
+        try:
+            return self._parse(self._reader.get(KEY))
+        except self._errors as error:
+            self._retry_at = time.monotonic() + RETRY_AFTER
+            raise DeploymentError(f"{self.where} cannot be read: {error}") from None
+
+    def load(self) -> DeploymentState | None:
+        try:
+            return self._parse(self._writer.get(KEY))
+        except self._errors as error:
+            raise DeploymentError(f"{self.where} cannot be read: {error}") from None
+
+    def change(self, how: Change) -> DeploymentState:
+        import redis
+
+        try:
+            for _ in range(ATTEMPTS):
+                with self._writer.pipeline() as pipe, contextlib.suppress(redis.WatchError):
+                    pipe.watch(KEY)  # type: ignore[no-untyped-call]
+                    before = self._parse(pipe.get(KEY))
+                    after = how(before)
+                    if after is not before:
+                        pipe.multi()
+                        pipe.set(KEY, after.model_dump_json())
+                        pipe.execute()
+                    self._retry_at = 0.0
+                    return after
+        except self._errors as error:
+            raise DeploymentError(f"{self.where} cannot be written: {error}") from None
+        raise DeploymentError(f"{self.where} cannot be written: other writers keep changing it")
+
+    def _parse(self, stored: Any) -> DeploymentState | None:
+        return None if stored is None else DeploymentState.parse(stored, self.where)
+
+
+def state_folder() -> Path:
+    """Return the project's folder among the user's state: the same one wherever a command runs."""
+    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(state) / "write-me-a-story"
+
+
+def open_deployments(settings: Settings) -> DeploymentStore:
+    """Open the store that the settings name. Raises `InputError` for an unusable `REDIS_URL`."""
+    if settings.redis_url is not None:
+        return RedisDeploymentStore(settings.redis_url.get_secret_value())
+    path = settings.story_deployments
+    return FileDeploymentStore(Path(path) if path else state_folder() / "deployments.json")
