@@ -119,7 +119,7 @@ def _model(settings: Settings) -> Finding:
             runtime=settings.story_runtime,
         ) as engine:
             name = engine.runtime_name
-            stream = engine.write(
+            stream = engine.submit(
                 GenerationRequest(
                     prompt="Once upon a time", max_tokens=16, sampling=SamplingParams(temperature=0)
                 )

@@ -96,7 +96,7 @@ def write_story(
         precision=settings.story_precision,
         runtime=settings.story_runtime,
     ) as engine:
-        stream = engine.write(request)
+        stream = engine.submit(request)
         if as_json:
             for _ in stream:
                 pass

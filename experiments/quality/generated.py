@@ -105,7 +105,7 @@ def write_stories(
     stories = []
     for seed in seeds:
         streams = [
-            engine.write(
+            engine.submit(
                 GenerationRequest(
                     prompt=prompt.text,
                     max_tokens=MAX_TOKENS,

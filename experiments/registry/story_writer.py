@@ -72,7 +72,7 @@ class StoryWriter(PythonModel):
             request = _request(rows[0], params)
         except StoryError as error:
             raise ValueError(str(error)) from None
-        with self._engine.write(request) as stream:
+        with self._engine.submit(request) as stream:
             for piece in stream:
                 if piece.text:
                     yield piece.text

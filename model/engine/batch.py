@@ -1,5 +1,4 @@
-"""The streams that decode together: their states in the runtime, their rows in the sampler, their next
-tokens.
+"""The streams that decode together: their states in the runtime, their rows in the sampler, their next tokens.
 
 Rows join at the end and leave by swap-remove, here as in the runtime's own batch, so that row numbers agree.
 
@@ -18,7 +17,7 @@ import numpy as np
 from model.architecture.tokenizer import END_ID
 from model.engine.job import Job
 from model.generation import FinishReason
-from model.runtimes.protocol import Batch, RowLogits, Runtime, Sampler, SamplingRuntime, Tokens
+from model.runtimes.protocol import Batch, Logits, RowLogits, Runtime, Sampler, SamplingRuntime, Tokens
 from model.runtimes.sampling import SamplingRows
 
 log = logging.getLogger("model.engine.engine")
@@ -43,7 +42,7 @@ class DecodeBatch:
 
     def __init__(self, runtime: Runtime, slots: int) -> None:
         self.jobs: list[Job] = []
-        self.tokens = 0  # written, all streams together
+        self.tokens = 0  # generated, all streams together
         self._runtime = runtime
         self._states: Batch | None = None
         self._next_B = np.zeros(slots, dtype=np.int64)  # the token that each row takes in next
@@ -58,30 +57,12 @@ class DecodeBatch:
             self._advance, self._rows = runtime.step, SamplingRows(slots, runtime.vocab_size)
             self._single = SamplingRows(1, runtime.vocab_size)
 
-    def join(self, job: Job) -> Ending | None:
-        """Add a job whose prompt has been read; how it ends, if its very first token ends it.
+    def join(self, job: Job, logits_V: Logits) -> Ending | None:
+        """Add a job whose prompt was read, with the logits after it; return how it ends, if its first token ends it.
 
         Raises whatever the runtime raises; the job has not joined then.
         """
-        position = job.base.position
-        if position == len(job.story):  # the logits are here already
-            ending = self._first_token(job, position)
-            if ending is not None:
-                return ending
-        if self._states is None:
-            self._states = self._runtime.new_batch()
-        row = self._states.append(job.base)
-        job.row = row
-        self.jobs.append(job)
-        self._next_B[row] = job.story[position]
-        self._position_B[row] = position
-        self._rows.set(row, job.request.sampling, job.story[1:])
-        job.replay = position + 1 if position + 1 < len(job.story) else 0
-        return None
-
-    def _first_token(self, job: Job, position: int) -> Ending | None:
-        logits_V = job.base_logits
-        assert logits_V is not None, "a state at the end of its story comes with its logits"
+        position = len(job.story)
         self._single.set(0, job.request.sampling, job.story[1:])
         token_B, usable_B = self._single.sample(logits_V[None], np.array([position]))
         if not usable_B[0]:
@@ -90,7 +71,17 @@ class DecodeBatch:
         self.tokens += token != END_ID
         wanted_V = logits_V if job.request.logprobs is not None else None
         reason = job.accept(token, wanted_V, time.perf_counter())
-        return None if reason is None else Ending(reason)
+        if reason is not None:
+            return Ending(reason)
+        if self._states is None:
+            self._states = self._runtime.new_batch()
+        row = self._states.append(job.state)
+        job.state = None
+        self.jobs.append(job)
+        self._next_B[row] = token
+        self._position_B[row] = position
+        self._rows.set(row, job.request.sampling, job.story[1:])
+        return None
 
     def step(self) -> list[tuple[int, Ending]]:
         """Advance every row by one token. Returns the rows that have ended, in descending order.
@@ -103,24 +94,16 @@ class DecodeBatch:
         position_B += 1
         chosen_B, usable_B = self._rows.sample(logits_BV, position_B)
         now = time.perf_counter()
-        chosen = chosen_B.tolist()
         unusable = set() if usable_B.all() else set((~usable_B).nonzero()[0].tolist())
         ended: list[tuple[int, Ending]] = []
-        for row, job in enumerate(self.jobs):
+        for row, (job, token) in enumerate(zip(self.jobs, chosen_B.tolist(), strict=True)):
             if row in unusable:
                 ended.append((row, Ending("error", NOT_FINITE)))
                 continue
-            if job.replay:  # a fork on its way from an earlier state: this token is known
-                chosen[row] = job.story[job.replay]
-                job.replay = job.replay + 1 if job.replay + 1 < len(job.story) else 0
-                continue
-            token = chosen[row]
             try:
                 reason = job.accept(token, logits_BV[row] if job.request.logprobs is not None else None, now)
                 if reason is None:
                     self._rows.note(row, token)
-                    if job.kept is not None and job.kept.wants(int(position_B[row])):
-                        job.kept.add(self.read(row))
             except Exception as error:
                 log.exception("one stream failed")
                 ended.append((row, Ending("error", failure(error))))
@@ -128,30 +111,15 @@ class DecodeBatch:
             self.tokens += token != END_ID
             if reason is not None:
                 ended.append((row, Ending(reason)))
-        self._next_B[:rows] = chosen
+        self._next_B[:rows] = chosen_B
         return ended[::-1]
 
-    def read(self, row: int) -> Any:
-        """A copy of a row's state."""
+    def leave(self, row: int) -> Job:
+        """Take a row out. Raises whatever the runtime raises."""
         assert self._states is not None, "there is no row without states"
-        return self._states.read(row)
-
-    def position(self, row: int) -> int:
-        """How many tokens a row has taken in."""
-        return int(self._position_B[row])
-
-    def leave(self, row: int, *, save: bool) -> Job:
-        """Take a row out, and with `save` keep its last state in the job. Raises whatever the runtime
-        raises.
-        """
-        assert self._states is not None, "there is no row without states"
-        job = self.jobs[row]
-        if save:
-            job.final = self._states.read(row)
+        job, last = self.jobs[row], len(self.jobs) - 1
         self._states.remove(row)
-        last = len(self.jobs) - 1
         self.jobs[row] = self.jobs[last]
-        self.jobs[row].row = row
         self._next_B[row] = self._next_B[last]
         self._position_B[row] = self._position_B[last]
         self._rows.move(last, row)

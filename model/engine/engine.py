@@ -1,14 +1,14 @@
-"""Stories for many readers at once from one runtime: the face of the scheduler.
+"""Generate many stories at once from one runtime.
 
     async with Engine(runtime, tokenizer) as engine:
         stream = engine.submit(GenerationRequest(prompt="Once upon a time"))
-        async for piece in stream:
-            print(piece.text, end="")
+        async for chunk in stream:
+            print(chunk.text, end="")
         print(stream.completion.finish_reason)
 
     with Engine(runtime, tokenizer) as engine:  # the same without an event loop
-        for piece in engine.write(GenerationRequest(prompt="Once upon a time")):
-            print(piece.text, end="")
+        for chunk in engine.submit(GenerationRequest(prompt="Once upon a time")):
+            print(chunk.text, end="")
 
 A story depends on its prompt, settings and seed alone: not on the other stories, nor on when they come.
 """
@@ -28,13 +28,11 @@ from typing import Self
 from model.architecture.tokenizer import StoryTokenizer
 from model.engine.job import Job
 from model.engine.scheduler import Scheduler
-from model.engine.snapshot import Snapshot
 from model.engine.stream import Stream
 from model.errors import ModelError, StoryError
 from model.generation import FinishReason, GenerationRequest
 from model.runtimes.protocol import Runtime
 
-MIB = 1 << 20
 SWITCH_INTERVAL = 0.0005
 
 
@@ -64,7 +62,7 @@ class EngineStats:
 
 
 class Engine:
-    """Writes stories from a runtime. Safe to use from any thread and any number of event loops."""
+    """Schedules requests over one runtime. Safe to use from any thread and any number of event loops."""
 
     def __init__(
         self,
@@ -74,33 +72,30 @@ class Engine:
         queue_limit: int = 64,
         slots: int | None = None,
         prefill_chunk: int = 64,
-        keep_limit: int = 64 * MIB,
     ) -> None:
         """Prepare the engine; its thread starts with the first request.
 
         Args:
             runtime: the network. Nobody else may call it while the engine lives.
-            tokenizer: of the same vocabulary. Raises `ModelError` if it has more pieces than the runtime.
+            tokenizer: of the same vocabulary. Raises `ModelError` if it has more tokens than the runtime.
             queue_limit: how many stories may wait for a slot; one more meets `BusyError`.
             slots: how many stories are written at once; at most, and by default, the runtime's `max_batch`.
             prefill_chunk: prompt tokens that are read between two decode steps. Stories of longer prompts
                 depend on it in their last bits, so it belongs to a deployment's settings like the precision.
-            keep_limit: bytes that a stream with `keep_states` may keep; beyond, it keeps fewer states.
         """
         if tokenizer.vocab_size > runtime.vocab_size:
             raise ModelError(
-                f"tokenizer and network do not belong together: {tokenizer.vocab_size} pieces, but logits "
+                f"tokenizer and network do not belong together: {tokenizer.vocab_size} tokens, but logits "
                 f"for {runtime.vocab_size}"
             )
         slots = runtime.max_batch if slots is None else slots
         if not 1 <= slots <= runtime.max_batch:
             raise StoryError(f"slots must be between 1 and the runtime's {runtime.max_batch}, got {slots}")
-        if queue_limit < 0 or prefill_chunk < 1 or keep_limit < 1:
-            raise StoryError("queue_limit must be 0 or more, prefill_chunk and keep_limit 1 or more")
+        if queue_limit < 0 or prefill_chunk < 1:
+            raise StoryError("queue_limit must be 0 or more, prefill_chunk 1 or more")
         self.runtime_name = str(getattr(runtime, "name", type(runtime).__name__))
         """Which runtime writes. The same seed may tell another story with another one."""
         self._tokenizer = tokenizer
-        self._keep_limit = keep_limit
         self._scheduler = Scheduler(
             runtime, slots=slots, queue_limit=queue_limit, prefill_chunk=prefill_chunk
         )
@@ -115,33 +110,15 @@ class Engine:
         """The vocabulary that the stories are written in."""
         return self._tokenizer
 
-    def submit(
-        self, request: GenerationRequest, *, snapshot: Snapshot | None = None, keep_states: bool = False
-    ) -> Stream:
-        """Begin a story, or continue one from `snapshot`; returns at once, before it is written.
+    def submit(self, request: GenerationRequest) -> Stream:
+        """Begin a story; returns at once. Read the stream with `for` or `async for`, then its `completion`.
 
-        With a snapshot, the request's prompt is text to add to the story there, usually none, and
-        `max_tokens` counts the new tokens. The same settings then give what the saved story itself would have
-        gone on with.
-
-        `keep_states` keeps the state of every token (as many as fit into `keep_limit`), so that the story can
-        be forked at any of its tokens for the price of a copy; without, a fork before the last token feeds
-        the tokens again from the prompt on.
-
-        Raises `BusyError` if the queue is full, `InputError` if text is added inside a character, and
-        `StoryError` if the engine is closed.
+        Raises `BusyError` if the queue is full, and `StoryError` if the engine is closed.
         """
-        keep_bytes = self._keep_limit if keep_states else 0
-        job = Job(request, self._tokenizer, time.perf_counter(), snapshot, keep_bytes)
+        job = Job(request, self._tokenizer, time.perf_counter())
         self._start()
         self._scheduler.submit(job)
         return Stream(job, self._scheduler, self)
-
-    def write(
-        self, request: GenerationRequest, *, snapshot: Snapshot | None = None, keep_states: bool = False
-    ) -> Stream:
-        """`submit`, to be read with `for`: pieces first, and then the stream's `completion`."""
-        return self.submit(request, snapshot=snapshot, keep_states=keep_states)
 
     def stats(self) -> EngineStats:
         """A picture of this moment; it costs no time of the engine."""

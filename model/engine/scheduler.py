@@ -1,16 +1,15 @@
-"""The one thread that owns the runtime: it admits, prefills, steps, samples and hands out, round after round.
+"""The one thread that owns the runtime: it admits, prefills, steps and samples, round after round.
 
-Each round: (1) forget cancelled streams; (2) make the snapshots asked for; (3) give free slots to the
-waiting, in order of arrival; (4) read a bounded number of prompt tokens; (5) advance all streams by one
-token; (6) wake the readers. Streams join and leave between any two rounds (continuous batching: Yu et al.
-2022, Orca).
+Each round: (1) drop cancelled streams; (2) give free slots to waiting requests, in order of arrival; (3) prefill a
+bounded number of prompt tokens; (4) advance all streams by one token; (5) wake the readers. Streams join and leave
+between any two rounds (continuous batching: Yu et al. 2022, Orca).
 
-Prompts are read in chunks cut at multiples of `prefill_chunk` from their own beginning, never where other
-streams happen to leave room: so a prompt's logits, and with them the story, do not depend on the load. A
-round reads at most one chunk's worth of tokens, and long prompts take turns: neither the streams that decode
-nor a short prompt waits for a long one.
+Prompts are read in chunks cut at multiples of `prefill_chunk` from their own beginning, never where other streams
+happen to leave room: so a prompt's logits, and with them the story, do not depend on the load. A round reads at most
+one chunk's worth of tokens, and long prompts take turns: neither decoding streams nor a short prompt wait for a long
+one.
 
-Shapes: B streams in the batch, V vocabulary.
+Shapes: V vocabulary.
 """
 
 from __future__ import annotations
@@ -18,18 +17,13 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter, deque
-from concurrent.futures import Future
-from typing import Any
-
-import numpy as np
 
 from model.engine.batch import DecodeBatch, Ending, failure, log
 from model.engine.job import Job
-from model.engine.snapshot import Snapshot
 from model.engine.stream import Waiter, wake
 from model.errors import BusyError, StoryError
 from model.generation import FinishReason
-from model.runtimes.protocol import Logits, Runtime
+from model.runtimes.protocol import Runtime
 
 
 class Scheduler:
@@ -49,10 +43,9 @@ class Scheduler:
         self._prefilling: deque[Job] = deque()
         self._batch = DecodeBatch(runtime, slots)
         self._to_wake: list[Waiter] = []
-        self._saves: deque[tuple[Job, int | None, Future[Snapshot]]] = deque()
         self._hold_seconds = 0.0  # how long a stream keeps its slot, a running mean
-        self._attention = False
-        self._closing = self._cancel_all = self._ended = False
+        self._cancelled = False
+        self._closing = self._cancel_all = False
         self._change = threading.Condition()
 
     @property
@@ -76,27 +69,16 @@ class Scheduler:
         """Seconds until a place in the queue should be free: as often as one of the slots turns over."""
         return min(max(self._hold_seconds / self.slots, 0.1), 60.0) if self._hold_seconds else 1.0
 
-    def attend(self) -> None:
+    def check_cancelled(self) -> None:
         """Look for cancelled jobs before the next step. Takes no lock: the garbage collector calls it too."""
-        self._attention = True
-
-    def save(self, job: Job, at: int | None) -> Future[Snapshot]:
-        """Make a snapshot between two steps, or at once if the job has ended."""
-        future: Future[Snapshot] = Future()
-        with self._change:
-            if not job.done and not self._ended:
-                self._saves.append((job, at, future))
-                self._change.notify()
-                return future
-        self._save(job, at, future)
-        return future
+        self._cancelled = True
 
     def stop(self, *, cancel: bool) -> None:
         """Take no more jobs, and end the thread when those it has are finished, or cancelled."""
         with self._change:
             self._closing = True
             self._cancel_all |= cancel
-            self._attention |= cancel
+            self._cancelled |= cancel
             self._change.notify()
 
     def run(self) -> None:
@@ -104,7 +86,7 @@ class Scheduler:
         try:
             while True:
                 with self._change:
-                    while not (self.held or self.waiting or self._saves or self._closing):
+                    while not (self.held or self.waiting or self._closing):
                         self._change.wait()
                     if self._closing and not (self.held or self.waiting):
                         break
@@ -116,19 +98,16 @@ class Scheduler:
                     self._wake()
         finally:
             with self._change:
-                self._ended = self._closing = True
+                self._closing = True
                 jobs = [*self._batch.jobs, *self._prefilling, *self.waiting]
             for job in jobs:
                 self._end(job, Ending("error", "the engine has stopped; the story ends here"))
             self._wake()
-            self._serve_saves()
 
     def _round(self) -> None:
-        if self._attention:
-            self._attention = False
+        if self._cancelled:
+            self._cancelled = False
             self._forget_cancelled()
-        if self._saves:
-            self._serve_saves()
         if self.waiting:
             self._admit()
         if self._prefilling:
@@ -152,22 +131,6 @@ class Scheduler:
             if self._batch.jobs[row].cancelled or self._cancel_all:
                 self._leave(row, Ending("cancelled"))
 
-    def _serve_saves(self) -> None:
-        while self._saves:
-            self._save(*self._saves.popleft())
-
-    def _save(self, job: Job, at: int | None, future: Future[Snapshot]) -> None:
-        try:
-            place = job.check_place(at)
-            found: tuple[Any, Logits | None]
-            if job.row >= 0 and self._batch.position(job.row) == job.first + place - 1:
-                found = self._batch.read(job.row), None
-            else:
-                found = job.state_before(place)
-            future.set_result(job.snapshot(place, *found))
-        except Exception as error:
-            future.set_exception(error)
-
     def _admit(self) -> None:
         now = time.perf_counter()
         while self.held < self.slots:
@@ -177,11 +140,7 @@ class Scheduler:
                 job = self.waiting.popleft()
                 self.held += 1
             job.admitted = now
-            if job.base is None:
-                self._prefilling.append(job)
-            else:  # a fork: its state is there, and what follows it is fed by decode steps
-                self.prompt_tokens += job.first - job.base.position
-                self._join(job)
+            self._prefilling.append(job)
 
     def _prefill(self) -> None:
         """Read one chunk's worth of prompt tokens, a chunk of each prompt in turn."""
@@ -191,32 +150,21 @@ class Scheduler:
             chunk = job.story[job.taken : min(job.taken + self._chunk, job.first)]
             budget -= len(chunk)
             try:
-                logits_V, job.reading = self._runtime.prefill(chunk, job.reading)
+                logits_V, job.state = self._runtime.prefill(chunk, job.state)
+                self.healthy = True
+                self.prompt_tokens += len(chunk)
                 job.taken += len(chunk)
-                if job.taken == job.first:
-                    job.base, job.reading = job.reading, None
-                    job.base_logits = np.array(logits_V, dtype=np.float32)
+                if job.taken < job.first:
+                    self._prefilling.append(job)
+                    continue
+                ending = self._batch.join(job, logits_V)
             except Exception as error:
                 self._unhealthy(error)
-                self._end(job, Ending("error", failure(error)))
-                continue
-            self.healthy = True
-            self.prompt_tokens += len(chunk)
-            if job.base is None:
-                self._prefilling.append(job)
+                ending = Ending("error", failure(error))
+            if ending is not None:
+                self._end(job, ending)
             else:
-                self._join(job)
-
-    def _join(self, job: Job) -> None:
-        try:
-            ending = self._batch.join(job)
-        except Exception as error:
-            self._unhealthy(error)
-            ending = Ending("error", failure(error))
-        if ending is not None:
-            self._end(job, ending)
-        else:
-            self._collect(job.waiters)
+                self._collect(job.waiters)
 
     def _step(self) -> None:
         try:
@@ -232,7 +180,7 @@ class Scheduler:
                 self._collect(job.waiters)
 
     def _leave(self, row: int, ending: Ending) -> None:
-        self._end(self._batch.leave(row, save=ending.reason != "error"), ending)
+        self._end(self._batch.leave(row), ending)
 
     def _fail(self, error: Exception) -> None:
         """The runtime failed while it held the batch: the streams in it end, and the next get a new one."""

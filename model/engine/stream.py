@@ -1,8 +1,7 @@
-"""What a reader holds: a story that arrives chunk by chunk, with or without an event loop.
+"""The stream of one story, read chunk by chunk with or without an event loop.
 
-Readers never take a lock that the engine holds. A reader that finds nothing leaves a note of whom to wake;
-the engine collects these notes over a whole step and wakes each event loop once. A reader that is late finds
-all that has come since in one chunk.
+Readers never take a lock that the engine holds. A reader that finds nothing registers a waiter; the engine collects the
+waiters of a whole step and wakes each event loop once. A late reader gets all that has come since in one chunk.
 """
 
 from __future__ import annotations
@@ -12,14 +11,15 @@ import contextlib
 import threading
 from collections import deque
 from collections.abc import Awaitable, Generator, Iterable, Iterator
-from concurrent.futures import Future
 from types import TracebackType
-from typing import Any, NamedTuple, Protocol, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from model.engine.job import Job
-from model.engine.snapshot import Snapshot
 from model.errors import StoryError
 from model.generation import Chunk, Completion, GenerationRequest
+
+if TYPE_CHECKING:
+    from model.engine.scheduler import Scheduler
 
 
 class LoopWaiter(NamedTuple):
@@ -52,43 +52,25 @@ def _release(group: list[LoopWaiter]) -> None:
             waiter.future.set_result(None)
 
 
-class Writer(Protocol):
-    """The side that writes, as far as a stream needs it."""
-
-    def attend(self) -> None:
-        """Look for cancelled jobs before the next step. Takes no lock."""
-        ...
-
-    def save(self, job: Job, at: int | None) -> Future[Snapshot]:
-        """Make a snapshot between two steps."""
-        ...
-
-
 class Stream:
-    """A story being written: iterate it with `for` or `async for`, from one reader at a time.
+    """A story being generated: iterate it with `for` or `async for`, from one reader at a time.
 
-    Iteration ends with the story; `completion` then says how it ended, an error too, which is not raised.
-    Letting go of the stream, leaving a `with` or `async with` block, or `cancel()` frees its slot at the next
-    step.
+    Iteration ends with the story; `completion` then says how it ended, an error too, which is not raised. Dropping the
+    stream, leaving a `with` or `async with` block, or `cancel()` frees its slot at the next step.
     """
 
     served_by = "local"
-    """Who writes, as `model.serving.backend.Stream` asks: always the engine in this process."""
+    """See `model.serving.backend.Stream`."""
 
-    def __init__(self, job: Job, writer: Writer, owner: object) -> None:
+    def __init__(self, job: Job, scheduler: Scheduler, owner: object) -> None:
         self._job = job
-        self._writer = writer
+        self._scheduler = scheduler
         self._owner = owner  # an engine lives as long as one of its streams is read
 
     @property
     def request(self) -> GenerationRequest:
         """What was asked for."""
         return self._job.request
-
-    @property
-    def prompt(self) -> str:
-        """The text of the story before this stream's own: the request's prompt, or all up to the fork."""
-        return self._job.prompt
 
     @property
     def tokens(self) -> tuple[int, ...]:
@@ -110,7 +92,7 @@ class Stream:
     def cancel(self) -> Awaitable[None]:
         """Stop the story. It takes effect at the engine's next step; await the result to wait for that."""
         self._job.cancelled = True
-        self._writer.attend()
+        self._scheduler.check_cancelled()
         return _Ended(self)
 
     async def finished(self) -> Completion:
@@ -126,20 +108,6 @@ class Stream:
         if not self._job.done and not event.wait(timeout):
             raise TimeoutError(f"the story was not finished within {timeout} s")
         return self.completion
-
-    def snapshot(self, at: int | None = None) -> Snapshot:
-        """Save the story after its first `at` tokens, or as it is now. Waits for at most one step of the
-        engine.
-
-        Raises `InputError` if the prompt has not been read yet, or `at` is beyond what was written. A story
-        that keeps its states gives any earlier one at once; otherwise its tokens are fed again when it is
-        continued.
-        """
-        return self._writer.save(self._job, at).result()
-
-    async def snapshot_async(self, at: int | None = None) -> Snapshot:
-        """`snapshot` that does not hold up the event loop."""
-        return await asyncio.wrap_future(self._writer.save(self._job, at))
 
     def __iter__(self) -> Iterator[Chunk]:
         return self
@@ -187,7 +155,7 @@ class Stream:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[None] = loop.create_future()
         waiters.append(LoopWaiter(loop, future))
-        # What came between the last look and the note would wake nobody: look again.
+        # What came before the waiter was registered would wake nobody: look again.
         if not pending and not self._job.done:
             await future
 
@@ -197,10 +165,6 @@ class Stream:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.cancel()
-
-    def close(self) -> None:
-        """Stop the story, as closing a generator would."""
         self.cancel()
 
     async def __aenter__(self) -> Self:
@@ -219,7 +183,7 @@ class Stream:
         # Runs wherever the last reference goes, in the engine's own thread too: so no lock, only flags.
         if not self._job.done:
             self._job.cancelled = True
-            self._writer.attend()
+            self._scheduler.check_cancelled()
 
 
 class _Ended:

@@ -48,7 +48,7 @@ class ScriptedEngine:
     def __exit__(self, *_: object) -> None:
         self.closed = True
 
-    def write(self, request: GenerationRequest) -> ScriptedEngine:
+    def submit(self, request: GenerationRequest) -> ScriptedEngine:
         self.asked.append(request)
         return self
 

@@ -42,7 +42,7 @@ print(json.dumps({"rows": rows, "pieces": pieces}))
 def alone(prompt: str, seed: int, tokens: int = 24) -> str:
     with load_engine(small_folder()) as engine:
         return (
-            engine.write(
+            engine.submit(
                 GenerationRequest(prompt=prompt, max_tokens=tokens, sampling=SamplingParams(seed=seed))
             )
             .wait(20)

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 
 from model.engine.stream import Stream
 from model.errors import BusyError, StoryError
-from model.generation import GenerationRequest
 from tests.model.engines import (
     CHUNK,
     LONG,
@@ -38,7 +37,7 @@ from tests.model.fake_runtime import FakeRuntime
 def test_a_story_is_what_the_runtime_gives_by_hand(prompt: str, temperature: float) -> None:
     asked = request(prompt, temperature=temperature, seed=7)
     with engine() as e:
-        stream = e.write(asked)
+        stream = e.submit(asked)
         pieces = list(stream)
     assert outcome(stream.completion, stream.tokens) == by_hand(asked)
     assert "".join(piece.text for piece in pieces) == stream.completion.text
@@ -52,7 +51,7 @@ async def test_with_and_without_an_event_loop_the_story_is_the_same() -> None:
     async with engine() as e:
         stream = e.submit(asked)
         text = "".join([piece.text async for piece in stream])
-        other = await asyncio.to_thread(lambda: "".join(piece.text for piece in e.write(asked)))
+        other = await asyncio.to_thread(lambda: "".join(piece.text for piece in e.submit(asked)))
     assert text == other == stream.completion.text == by_hand(asked)[1]
 
 
@@ -62,7 +61,7 @@ def test_a_stop_string_ends_the_story_and_stays_out_of_it(seed: int) -> None:
     stop = (free[20:23], "never there")
     asked = request(seed=seed, max_tokens=60, stop=stop)
     with engine(runtime(**NO_END)) as e:
-        stream = e.write(asked)
+        stream = e.submit(asked)
         text = "".join(piece.text for piece in stream)
     assert text == stream.completion.text == free[: free.index(stop[0])]
     assert stream.completion.finish_reason == "stop"
@@ -71,10 +70,10 @@ def test_a_stop_string_ends_the_story_and_stays_out_of_it(seed: int) -> None:
 
 def test_a_story_that_ends_itself_has_stopped_and_one_cut_short_has_length() -> None:
     with engine(runtime(end_bias=1000.0)) as e:
-        nothing = e.write(request()).wait(10)
+        nothing = e.submit(request()).wait(10)
     assert (nothing.text, nothing.finish_reason, nothing.usage.completion_tokens) == ("", "stop", 0)
     with engine(runtime(**NO_END)) as e:
-        one = e.write(request(max_tokens=1)).wait(10)
+        one = e.submit(request(max_tokens=1)).wait(10)
     assert (one.finish_reason, one.usage.completion_tokens) == ("length", 1)
 
 
@@ -82,13 +81,13 @@ def test_half_a_character_at_the_end_is_replaced_and_not_lost() -> None:
     network = runtime(**NO_END)
     with engine(network) as e:
         for seed in range(40):
-            stream = e.write(request(seed=seed, max_tokens=5))
+            stream = e.submit(request(seed=seed, max_tokens=5))
             assert "".join(piece.text for piece in stream) == TOKENIZER.decode(stream.tokens)
 
 
 def test_a_late_reader_finds_all_in_one_piece() -> None:
     with engine(runtime(**NO_END)) as e:
-        stream = e.write(request(max_tokens=30))
+        stream = e.submit(request(max_tokens=30))
         stream.wait(10)
         pieces = list(stream)
     assert len(pieces) == 1
@@ -98,9 +97,9 @@ def test_a_late_reader_finds_all_in_one_piece() -> None:
 
 def test_log_probabilities_and_alternatives_come_with_the_tokens() -> None:
     with engine() as e:
-        stream = e.write(request(seed=5, max_tokens=12, logprobs=3))
+        stream = e.submit(request(seed=5, max_tokens=12, logprobs=3))
         found = [logprob for piece in stream for logprob in piece.logprobs]
-        plain = e.write(request(seed=5, max_tokens=12))
+        plain = e.submit(request(seed=5, max_tokens=12))
         plain.wait(10)
     assert [each.token for each in found] == list(stream.tokens) == list(plain.tokens)
     assert tuple(found) == stream.completion.logprobs
@@ -122,7 +121,7 @@ def test_log_probabilities_and_alternatives_come_with_the_tokens() -> None:
 
 def test_times_are_in_order() -> None:
     with engine(runtime(step_seconds=0.001, **NO_END)) as e:
-        usage = e.write(request(max_tokens=10)).wait(10).usage
+        usage = e.submit(request(max_tokens=10)).wait(10).usage
     assert 0 <= usage.queued <= usage.ttft < usage.duration
     assert 0 < usage.tokens_per_second < 1000
 
@@ -130,7 +129,7 @@ def test_times_are_in_order() -> None:
 def test_the_completion_of_a_story_in_the_making_is_refused(gated: FakeRuntime) -> None:
     with engine(gated) as e:
         gated.gate.clear()
-        stream = e.write(request())
+        stream = e.submit(request())
         with pytest.raises(StoryError, match="still being written"):
             _ = stream.completion
         with pytest.raises(TimeoutError, match=r"within 0\.01 s"):
@@ -166,7 +165,7 @@ def test_the_same_seed_writes_the_same_story_alone_or_among_32_others(noise: int
 
 
 OPERATIONS = st.lists(
-    st.tuples(st.sampled_from(["submit", "submit", "cancel", "drop", "fork", "read"]), st.integers(0, 99)),
+    st.tuples(st.sampled_from(["submit", "submit", "cancel", "drop", "read"]), st.integers(0, 99)),
     max_size=40,
 )
 
@@ -178,7 +177,6 @@ def test_whatever_readers_do_every_story_is_its_own_and_every_slot_comes_back(
 ) -> None:
     with engine(slots=slots) as e:
         streams: list[Stream] = []
-        forks: list[tuple[GenerationRequest, Stream]] = []
         for name, number in operations:
             which = number % max(len(streams), 1)
             if name == "submit":
@@ -192,13 +190,6 @@ def test_whatever_readers_do_every_story_is_its_own_and_every_slot_comes_back(
                 del streams[which]
             elif name == "read":
                 next(streams[which], None)
-            elif count := len(streams[which].tokens):
-                asked, at = streams[which].request, number % (count + 1)
-                if at < asked.max_tokens:
-                    rest = request("", seed=asked.sampling.seed, max_tokens=asked.max_tokens - at)
-                    forks.append((asked, e.submit(rest, snapshot=streams[which].snapshot(at))))
-        for asked, fork in forks:
-            assert fork.prompt + fork.wait(30).text == asked.prompt + by_hand(asked)[1]
         while streams:
             last = streams.pop()
             last.wait(30)
@@ -277,10 +268,9 @@ def test_a_burst_that_fits_the_slots_needs_no_queue() -> None:
 def test_only_the_engines_own_thread_calls_the_runtime() -> None:
     network = runtime()
     with engine(network) as e:
-        streams = [e.write(request(seed=seed)) for seed in range(5)]
+        streams = [e.submit(request(seed=seed)) for seed in range(5)]
         for stream in streams:
             list(stream)
-            stream.snapshot()
     assert len(network.threads) == 1
     assert threading.get_ident() not in network.threads
 

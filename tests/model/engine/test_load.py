@@ -43,7 +43,7 @@ import json, sys
 from model.generation import GenerationRequest
 from model.engine.load import load_engine
 with load_engine() as engine:
-    stream = engine.write(GenerationRequest(prompt="Once upon a time", max_tokens=20))
+    stream = engine.submit(GenerationRequest(prompt="Once upon a time", max_tokens=20))
     text = "".join(piece.text for piece in stream)
     usage = stream.completion.usage
 loaded = sorted({name.partition(".")[0] for name in sys.modules})
@@ -96,7 +96,7 @@ def test_a_folder_that_is_replaced_goes_on_being_served(tmp_path: Path) -> None:
     expected = write(folder, precision="fp32").text
     with load_engine(folder, slots=1, precision="fp32") as engine:
         shutil.rmtree(folder)
-        assert "".join(piece.text for piece in engine.write(REQUEST)) == expected
+        assert "".join(piece.text for piece in engine.submit(REQUEST)) == expected
 
 
 def test_a_damaged_folder_is_named_and_never_served(tmp_path: Path) -> None:

@@ -77,18 +77,8 @@ def test_greedy_stories_are_those_of_the_embedded_runtime() -> None:
     with Engine(
         small("fp32"), StoryTokenizer.load(small_tokenizer()), prefill_chunk=PREFILL_CHUNK
     ) as writing:
-        expected = ["".join(piece.text for piece in writing.write(each)) for each in greedy]
+        expected = ["".join(piece.text for piece in writing.submit(each)) for each in greedy]
     assert [each.text for each in stories(device_runtime(), *greedy)] == expected
-
-
-def test_a_fork_goes_on_as_the_story_itself() -> None:
-    asked = request(3, max_tokens=20)
-    with engine(device_runtime()) as writing:
-        stream = writing.submit(asked)
-        whole = "".join(piece.text for piece in stream)
-        for at in (0, 7, 12):
-            fork = writing.submit(request(3, prompt="", max_tokens=20 - at), snapshot=stream.snapshot(at=at))
-            assert stream.snapshot(at=at).text + "".join(piece.text for piece in fork) == whole
 
 
 def test_logits_leave_the_device_only_for_streams_that_asked_for_log_probabilities(
@@ -142,7 +132,7 @@ def test_a_step_that_fails_ends_its_stories_and_the_next_ones_are_as_ever(
         assert "".join(piece.text for piece in broken) == expected[: len(broken.completion.text)]
         assert broken.completion.finish_reason == "error"
         assert "illegal" not in (broken.completion.error or "")
-        assert "".join(piece.text for piece in writing.write(request(4))) == expected
+        assert "".join(piece.text for piece in writing.submit(request(4))) == expected
 
 
 # From a folder
@@ -152,7 +142,7 @@ def test_the_engine_is_loaded_from_a_folder_for_a_device() -> None:
     with load_torch_engine(small_folder(), slots=3, device="cpu", queue_limit=5) as writing:
         stats = writing.stats()
         assert (stats.slots, stats.queue_limit) == (3, 5)
-        text = "".join(piece.text for piece in writing.write(request(2)))
+        text = "".join(piece.text for piece in writing.submit(request(2)))
     assert text == stories(small_torch(), request(2))[0].text
     runtime = load_torch_runtime(ModelFolder.open(small_folder()), slots=2, device="cpu")
     assert (type(runtime), runtime.max_batch) == (TorchRuntime, 2)

@@ -26,7 +26,7 @@ async def test_the_page_shows_the_story_that_the_engine_alone_would_write() -> N
         views = [view async for view in handlers.write(Desk.of(backend), "me", form)]
     with local_backend(end_bias=-50).engine as engine:
         request = GenerationRequest(prompt="One sunny day", max_tokens=60, sampling=SamplingParams(seed=5))
-        alone = engine.write(request).wait(10)
+        alone = engine.submit(request).wait(10)
     assert views[-1].told == alone.text
     assert f"{alone.usage.completion_tokens} tokens" in views[-1].status
     assert views[-1].phase == "open"  # it met the length

@@ -128,7 +128,7 @@ def test_32_stories_at_once_are_the_stories_that_each_is_alone(shipped: Running)
     assert isinstance(backend, LocalBackend)
     for seed, told in enumerate(together):
         asked = GenerationRequest(prompt="One day", max_tokens=40, sampling=SamplingParams(seed=seed))
-        assert backend.engine.write(asked).wait(30).text == told
+        assert backend.engine.submit(asked).wait(30).text == told
 
 
 def test_one_service_counts_nothing_of_another(shipped: Running) -> None:

@@ -55,4 +55,4 @@ def auto(
 def alone(request: GenerationRequest) -> Completion:
     """What the engine of `auto` writes when nobody else has a hand in it."""
     with paced()[0].engine as engine:
-        return engine.write(request).wait(10)
+        return engine.submit(request).wait(10)

@@ -87,7 +87,7 @@ def whole(told: str, form: Form) -> bool:
     """
     request = form.request()
     with paced()[0].engine as writer:
-        stream = writer.write(request)
+        stream = writer.submit(request)
         stream.wait(10)
         decoder, begun = StreamDecoder(writer.tokenizer), ""
         for count, token in enumerate(stream.tokens[:-1], 1):
@@ -98,7 +98,7 @@ def whole(told: str, form: Form) -> bool:
             if not told.startswith(begun):
                 return False
             rest = replace(request, prompt=form.prompt + begun, max_tokens=form.max_tokens - count)
-            if begun + writer.write(rest).wait(10).text == told:
+            if begun + writer.submit(rest).wait(10).text == told:
                 return True
     return False
 
