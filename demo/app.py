@@ -13,7 +13,6 @@ import contextlib
 import logging
 import os
 import signal
-import socket
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, replace
@@ -27,9 +26,9 @@ from demo.experiments_page import open_reader
 from demo.page import build, in_a_loop
 from demo.routing import noted
 from demo.routing.arms import divided
-from model.errors import InputError
 from model.serving.backend import Backend
 from model.serving.guard import Guard
+from model.serving.http.address import bound, free_port
 from model.serving.http.app import ServiceRoute, create_service
 from model.serving.http.options import ServiceOptions
 from model.serving.http.secured import SecurityHeaders
@@ -79,8 +78,8 @@ def serve(
     """
     # Gradio's server would believe anyone on this machine, tunnels too; `STORY_TRUSTED_PROXIES` says who counts.
     os.environ.setdefault("FORWARDED_ALLOW_IPS", "")
-    port = port or _free_port(host)
-    _check_address(host, port)
+    port = port or free_port(host)
+    bound(host, port).close()  # so that a taken address is one line here, not five of Gradio's
 
     options = replace(options or ServiceOptions(), public=share)
     service = create_service(backend, options, guard)
@@ -176,23 +175,3 @@ def launch(settings: Settings, *, host: str, port: int, share: bool = False, bac
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _free_port(host: str) -> int:
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.bind((host.strip("[]"), 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def _check_address(host: str, port: int) -> None:
-    """Say in one line that an address is taken, before Gradio says it in five."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host.strip("[]"), port))
-        except socket.gaierror:
-            raise InputError("host", f"must be an address of this machine, got {host!r}") from None
-        except OSError as error:
-            raise InputError("port", f"{port} on {host} cannot be used: {error.strerror or error}") from None

@@ -18,6 +18,8 @@ from typing import Any
 
 import pytest
 
+from model.serving.http.address import free_port
+
 
 @dataclass
 class PostgresServer:
@@ -69,9 +71,7 @@ def postgres_server() -> Iterator[PostgresServer]:
     programs = Path(found).resolve().parent if found else next(iter(below), None)
     if programs is None:
         pytest.skip("PostgreSQL is not installed on this machine (Debian package: postgresql)")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     server = PostgresServer(programs, Path(tempfile.mkdtemp(prefix="story-postgres-")), port)
     if os.geteuid() == 0:
         account = pwd.getpwnam("postgres")

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 import pytest
 
+from model.serving.http.address import free_port
+
 
 @dataclass
 class RedisServer:
@@ -52,9 +54,7 @@ def redis_server() -> Iterator[RedisServer]:
         if os.environ.get("CI"):
             pytest.fail(missing)
         pytest.skip(missing)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     server = RedisServer(port)
     server.start()
     try:

@@ -6,7 +6,6 @@ import dataclasses
 import math
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ from rich.console import Console
 
 from model.architecture.folder import PRETRAINED, read_config
 from model.errors import InputError, ModelError
+from model.serving.http.address import free_port
 from training.data.corpus import own_stories_folder
 from training.data.prepare import PrepareOptions, prepare
 from training.trainer.recipe import Recipe, overridden
@@ -121,7 +121,7 @@ def relaunch(processes: int, arguments: list[str]) -> int:
     """
     if processes < 1:
         raise InputError("processes", f"must be at least 1, got {processes}")
-    group = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+    group = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     workers: list[subprocess.Popen[bytes]] = []
 
     def pass_on(number: int, frame: FrameType | None) -> None:
@@ -154,12 +154,6 @@ def _wait(workers: list[subprocess.Popen[bytes]]) -> int:
         if failed and deadline == math.inf:
             deadline = time.monotonic() + GRACE_SECONDS
         time.sleep(0.05)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 SHARDS = Path("data/tinystories")

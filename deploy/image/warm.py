@@ -16,13 +16,14 @@ import json
 import os
 import py_compile
 import signal
-import socket
 import subprocess
 import sys
 import time
 import urllib.request
 import warnings
 from pathlib import Path
+
+from model.serving.http.address import free_port
 
 PATIENCE = 300
 """Seconds for a start without bytecode on a slow and busy builder, and for a stop."""
@@ -59,14 +60,6 @@ def wait_until_healthy(url: str, process: subprocess.Popen[bytes]) -> float:
         else:
             return time.monotonic() - began
     raise ColdError(f"the app was not healthy within {PATIENCE} seconds")
-
-
-def free_port() -> int:
-    """A port that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def try_out(command: list[str], *, write_bytecode: bool) -> dict[str, float]:

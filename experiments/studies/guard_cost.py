@@ -36,6 +36,7 @@ from model.errors import StoryError
 from model.generation import Chunk, GenerationRequest, SamplingParams
 from model.serving.cache.stores import Memory, Stories
 from model.serving.cache.story import Told, key_of
+from model.serving.http.address import free_port
 from model.serving.rate_limit.limiter import SETTINGS, Limiter
 from model.serving.rate_limit.quotas import read_quotas
 from model.serving.redis import RedisLink
@@ -224,9 +225,7 @@ def _service(settings: dict[str, str]) -> Iterator[tuple[str, psutil.Process]]:
 @contextlib.contextmanager
 def _redis() -> Iterator[str]:
     """A Redis of this run's own, that keeps nothing."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     with tempfile.TemporaryDirectory() as folder:
         order = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", folder]
         with subprocess.Popen(order, stdout=subprocess.DEVNULL) as process:

@@ -30,6 +30,13 @@ def bound(host: str, port: int) -> socket.socket:
     return made
 
 
+def free_port(host: str = "127.0.0.1") -> int:
+    """A port of `host` that nothing listens on now. Raises `InputError` for another machine's address."""
+    with bound(host, 0) as probe:
+        port: int = probe.getsockname()[1]
+        return port
+
+
 def url_of(listener: socket.socket, host: str) -> str:
     """The URL under which `listener` is reached."""
     shown = f"[{host.strip('[]')}]" if ":" in host else host

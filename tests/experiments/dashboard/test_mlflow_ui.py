@@ -15,13 +15,7 @@ import pytest
 
 from experiments.dashboard.mlflow_ui import port_is_free, serve_ui, ui_command
 from model.errors import InputError, MissingExtraError
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+from model.serving.http.address import free_port
 
 
 def test_only_this_machine_is_listened_to_and_answered() -> None:
@@ -64,7 +58,7 @@ def test_without_mlflow_the_message_says_how_to_get_it(monkeypatch: pytest.Monke
 def test_the_ui_answers_here_refuses_foreign_names_and_leaves_nothing_behind(
     number: signal.Signals, tmp_path: Path
 ) -> None:
-    port = _free_port()
+    port = free_port()
     ui = subprocess.Popen(
         [sys.executable, "-m", "story", "ui", "--port", str(port)],
         cwd=tmp_path,

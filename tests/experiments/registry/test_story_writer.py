@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ import pytest
 
 from model.engine.load import load_engine
 from model.generation import GenerationRequest, SamplingParams
+from model.serving.http.address import free_port
 from tests.model.small_model import small_folder
 
 PROMPTS = ("Once upon a time", "The fox")
@@ -94,9 +94,7 @@ def test_the_version_names_what_it_needs_and_torch_is_not_among_it(package: Path
 
 @pytest.mark.slow
 def test_mlflow_serves_the_version_over_http(package: Path, tmp_path: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [
         sys.executable,
         "-m",
