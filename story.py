@@ -18,7 +18,7 @@ import typer
 
 from demo.terminal import Verbs, model_folder, print_json, print_rows, write_story
 from deploy.release.cli import app as deploy_verbs
-from experiments.ab.command import ab
+from experiments.ab.cli import ab
 from experiments.benchmark.command import benchmark
 from experiments.compare.command import compare
 from experiments.gate.command import gate, promote, rollback

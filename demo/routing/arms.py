@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from demo.routing.split import Arm, SplitBackend
-from experiments.ab.address import address_of
-from experiments.ab.recorder import Recorder
-from experiments.ab.split import SETTING, USUAL, everyone, parse_split
+from experiments.ab.assignment import DEFAULT_VARIANT, SETTING, parse_split, without_test
+from experiments.ab.recorder import Recorder, database_url
 from model.errors import InputError, MissingExtraError
 from model.serving.backend import Backend, LocalBackend
 
@@ -47,21 +46,21 @@ def divided(
             )
         return over(usual())
     name = settings.story_split_name
-    split = everyone(name) if settings.story_split is None else parse_split(settings.story_split, name)
+    split = without_test(name) if settings.story_split is None else parse_split(settings.story_split, name)
     salt = settings.story_salt
     recorder = Recorder(
-        address_of(settings),
+        database_url(settings),
         salt="" if salt is None else salt.get_secret_value(),
         keeps_prompts=settings.story_keep_prompts,
     )
     # An arm without a share gets no reader, and so needs no memory either.
-    loaded = [_load(share.arm, usual, settings) for share in split.shares if share.parts]
+    loaded = [_load(variant.name, usual, settings) for variant in split.variants if variant.weight]
     arms = [replace(arm, backend=over(arm.backend)) for arm in loaded]
     return SplitBackend(split, arms, recorder)
 
 
 def _load(arm: str, usual: Callable[[], Backend], settings: Settings) -> Arm:
-    if arm == USUAL:
+    if arm == DEFAULT_VARIANT:
         return Arm(arm, usual())
     if arm in DEPLOYMENTS and settings.modal_endpoint_url is not None:
         from model.serving.remote import open_deployment  # which imports what talks to Modal

@@ -15,8 +15,8 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from experiments.ab.assignment import TrafficSplit
 from experiments.ab.events import Ending, Exposure, Outcome, Rating, new_id
-from experiments.ab.split import Split
 from model.errors import BusyError
 from model.generation import Chunk, Completion, FinishReason, GenerationRequest, Usage
 from model.serving.backend import Backend, Health, ModelInfo, Stream
@@ -50,7 +50,7 @@ class SplitBackend:
     Every arm of `split` that has a share must be among `arms`.
     """
 
-    def __init__(self, split: Split, arms: Sequence[Arm], recorder: Recorder) -> None:
+    def __init__(self, split: TrafficSplit, arms: Sequence[Arm], recorder: Recorder) -> None:
         self.split = split
         self.arms = {arm.name: arm for arm in arms}
         self.recorder = recorder
@@ -118,7 +118,7 @@ class SplitBackend:
         except Exception as error:
             outcome: Outcome = "refused" if isinstance(error, BusyError) else "failed"
             waited = time.perf_counter() - began
-            self._end(request, outcome, writer=arm.backend.name, usage=Usage(0, 0, waited, waited, waited))
+            self._end(request, outcome, served_by=arm.backend.name, usage=Usage(0, 0, waited, waited, waited))
             raise
         return RecordedStream(self, request, stream, began)
 
@@ -135,11 +135,11 @@ class SplitBackend:
         else:
             outcome = OUTCOMES[completion.finish_reason]
         if outcome == "stopped" and self._closing:
-            outcome = "cut"
+            outcome = "aborted"
         usage = stream.usage if completion is None else completion.usage
-        self._end(request, outcome, writer=stream.served_by, usage=usage)
+        self._end(request, outcome, served_by=stream.served_by, usage=usage)
 
-    def _end(self, request: GenerationRequest, outcome: Outcome, *, writer: str, usage: Usage) -> None:
+    def _end(self, request: GenerationRequest, outcome: Outcome, *, served_by: str, usage: Usage) -> None:
         tokens, rate = usage.completion_tokens, usage.tokens_per_second
         self.recorder.add(
             Ending(
@@ -149,7 +149,7 @@ class SplitBackend:
                 ttft=usage.ttft if tokens else None,
                 duration=usage.duration,
                 rate=rate if rate > 0 else None,
-                writer=writer,
+                served_by=served_by,
             )
         )
 
@@ -158,8 +158,8 @@ class SplitBackend:
             story=request.story_id,
             test=self.split.name,
             split=str(self.split),
-            arm=arm.name,
-            visitor=self.recorder.hashed(request.user),
+            variant=arm.name,
+            user_hash=self.recorder.hashed(request.user),
             digest=arm.backend.model.version,
             version=arm.version,
             prompt=request.prompt if self.recorder.keeps_prompts else None,
@@ -170,7 +170,7 @@ class SplitBackend:
         return next(iter(self.arms.values())).backend
 
     def _arm(self, visitor: str) -> Arm:
-        return self.arms[self.split.arm_of(visitor)]
+        return self.arms[self.split.assign(visitor)]
 
 
 def noting(backend: Backend) -> SplitBackend | None:

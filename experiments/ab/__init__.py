@@ -1,1 +1,1 @@
-"""Two versions tried on readers: who reads which, what came of it, and whether that decides."""
+"""A/B tests of model versions: assign users to variants, record what happens, and decide which variant is better."""

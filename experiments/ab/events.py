@@ -1,8 +1,7 @@
-"""What is remembered of a told story: that it began, how it ended, and what its reader thought of it.
+"""The events that a test records of each story: exposure, ending, and ratings.
 
-Events are only ever added, never changed, each by itself: whoever writes them, from any number of processes, can try
-again after a failure, and whoever reads them twice finds the first reading's events again, with new ones behind them.
-No event holds a text, but for the prompt, where that is switched on.
+Events are append-only, and each stands alone: any number of processes may write them, and retry after a failure. No
+event holds any text except the prompt, and that only where it is switched on.
 """
 
 from __future__ import annotations
@@ -13,38 +12,39 @@ import uuid
 from dataclasses import dataclass, field
 from typing import Literal
 
-Outcome = Literal["finished", "length", "stopped", "failed", "refused", "cut"]
-"""`finished`: the story told itself to its end. `length`: it met the length that was asked for. `stopped`: its reader
-stopped it or went away. `failed`: the model or the way to it did. `refused`: there was no place. `cut`: this side
-was shut down."""
+Outcome = Literal["finished", "length", "stopped", "failed", "refused", "aborted"]
+"""`finished`: the model ended the story. `length`: `max_tokens` was reached. `stopped`: the user stopped it or
+disconnected. `failed`: the backend failed. `refused`: the queue was full or a limit was reached. `aborted`: this
+server shut down."""
 
 
 def new_id() -> str:
-    """An id that nothing else has: 32 hexadecimal digits."""
+    """Return a unique id: 32 hexadecimal digits."""
     return uuid.uuid4().hex
 
 
-def hashed(visitor: str, salt: str) -> str:
-    """What is stored instead of a visitor's id: 32 hexadecimal digits, which lead back to it only by guessing."""
+def hashed(user: str, salt: str) -> str:
+    """Return the keyed hash that is stored instead of a user's id: 32 hexadecimal digits."""
     key = hashlib.blake2b(salt.encode(), digest_size=32).digest()
-    data = visitor.encode("utf-8", "surrogatepass")
+    data = user.encode("utf-8", "surrogatepass")
+    # The personalisation is part of every stored hash: with another one, returning users would count as new.
     return hashlib.blake2b(data, digest_size=16, key=key, person=b"story-visitor").hexdigest()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exposure:
-    """A reader's story was given to an arm."""
+    """A user's story was assigned to a variant."""
 
     story: str
     test: str
     split: str
-    arm: str
-    visitor: str
-    """Hashed."""
+    variant: str
+    user_hash: str
+    """See `hashed`."""
     digest: str
-    """Of the model folder that writes."""
+    """Of the model folder that serves."""
     version: str = ""
-    """Number of the registered version, where it is one."""
+    """Number of the registered version, if it is one."""
     prompt: str | None = None
     """None where prompts are not kept."""
     at: float = field(default_factory=time.time)
@@ -53,26 +53,26 @@ class Exposure:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ending:
-    """A story's telling came to an end. The first one of a story counts as its ending; later ones went on with it."""
+    """A generation ended. A story's first ending counts; later ones are continuations of it."""
 
     story: str
     outcome: Outcome
     tokens: int
     ttft: float | None
-    """Seconds from request to first token; None where none came."""
+    """Seconds from request to first token; None if there was no token."""
     duration: float
     """Seconds from request to last token."""
     rate: float | None
-    """Tokens a second after the first."""
-    writer: str
-    """Who wrote at the end: `local`, `modal`."""
+    """Tokens per second after the first token."""
+    served_by: str
+    """The backend that served the end of the story: `local`, `modal`."""
     key: str = field(default_factory=new_id)
     at: float = field(default_factory=time.time)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rating:
-    """A reader pressed a thumb: 1 up, -1 down, 0 took it back."""
+    """A user's verdict on a story: 1 thumb up, -1 thumb down, 0 taken back."""
 
     story: str
     rating: int

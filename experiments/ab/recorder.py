@@ -1,40 +1,75 @@
-"""Stories and verdicts on their way to the database, without any reader waiting for it.
+"""Record events in the database without delaying any request.
 
-Whoever tells stories only puts events down here; a thread of its own (`model.outbox`) writes them in
-batches. While the database is gone, locked or full they are kept, up to `LIMIT`, and tried again; what did not fit
-any more is counted. An outage is logged once, its end too.
+`Recorder.add` only queues an event; a background thread (`model.outbox`) writes batches. While the database is down,
+locked or full, up to `LIMIT` events are kept and retried; what does not fit is counted as lost. The start and the end
+of an outage are logged once each. SQLAlchemy (0.7 s) is imported by the background thread only.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.ab.events import Event, hashed
+from model.errors import InputError, MissingExtraError
 from model.outbox import Outbox
 from model.settings import without_password
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
 
+    from model.settings import Settings
+
+DEFAULT_DATABASE = "sqlite:///stories.db"
+"""In the working directory, beside MLflow's database."""
+SQLITE = "sqlite:///"
+ALLOWED_DATABASE = "must be sqlite:///FILE or postgresql://USER@HOST/NAME"
+
 LIMIT = 10_000
-"""Events that wait at most: some 5 MB, and minutes of an outage of the busiest demo."""
+"""Events queued at most: about 5 MB, and minutes of an outage of a busy demo."""
 PERIOD = 1.0
 """Seconds between two batches."""
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
-"""Seconds before the next try after a failure; doubled from one to the other."""
-LAST_CALL = 5.0
-"""Seconds that the last batch gets when the demo ends."""
+"""Seconds before the first retry after a failure, and before any; the pause doubles in between."""
+CLOSE_TIMEOUT = 5.0
+"""Seconds for the last batch at shutdown."""
 
 log = logging.getLogger(__name__)
 
 
+def database_url(settings: Settings) -> str:
+    """Return the database that the settings name. Raises as `check_database` does."""
+    given = settings.database_url
+    url = DEFAULT_DATABASE if given is None else given.get_secret_value()
+    check_database(url)
+    return url
+
+
+def check_database(url: str) -> None:
+    """Raise `InputError` for an unknown kind of database, `MissingExtraError` if its driver is not installed."""
+    if (file := sqlite_file(url)) is not None and file.name:
+        return
+    scheme, _, rest = url.partition("://")
+    if scheme not in ("postgresql", "postgres", "postgresql+psycopg") or not rest:
+        shown = without_password(url) if "://" in url else "something else"
+        raise InputError("DATABASE_URL", f"{ALLOWED_DATABASE}, got {shown}")
+    if importlib.util.find_spec("psycopg") is None:
+        raise MissingExtraError("PostgreSQL (DATABASE_URL)", "postgres")
+
+
+def sqlite_file(url: str) -> Path | None:
+    """Return the file of a SQLite database; None for any other database."""
+    return Path(url.removeprefix(SQLITE).partition("?")[0]) if url.startswith(SQLITE) else None
+
+
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """What became of the events of this process."""
+    """Counts of this process's events by what became of them."""
 
     written: int
     waiting: int
@@ -42,15 +77,15 @@ class Tally:
 
 
 class Recorder:
-    """Writes events to the database at `address` between entering and leaving `running`.
+    """Writes events to the database at `url` while `running` is entered.
 
-    `salt` goes into the hash of a visitor's id, `keeps_prompts` says whether prompts may be stored; `period`, `pause`
-    (the longest) and `limit` are for tests.
+    `salt` goes into the hash of a user's id; `keeps_prompts` says whether prompts may be stored; `period`, `pause` (the
+    longest) and `limit` are for tests.
     """
 
     def __init__(
         self,
-        address: str,
+        url: str,
         *,
         salt: str = "",
         keeps_prompts: bool = False,
@@ -58,7 +93,7 @@ class Recorder:
         pause: float = LONGEST_PAUSE,
         limit: int = LIMIT,
     ) -> None:
-        self.address = address
+        self.url = url
         self.keeps_prompts = keeps_prompts
         self._salt = salt
         self._options: dict[str, Any] = {
@@ -70,87 +105,81 @@ class Recorder:
         self._outbox: Outbox[Event] | None = None
         self._engine: sa.Engine | None = None
         self._written = self._lost = 0
-        self._told_of_loss = False
+        self._loss_is_logged = False
 
-    def hashed(self, visitor: str) -> str:
-        """What is stored instead of a visitor's id."""
-        return hashed(visitor, self._salt)
+    def hashed(self, user: str) -> str:
+        """Return what is stored instead of a user's id."""
+        return hashed(user, self._salt)
 
     def add(self, event: Event) -> None:
-        """Put an event down; returns at once, whatever the database does."""
+        """Queue an event and return at once, whatever the state of the database."""
         if self._outbox is None:
             self._lost += 1
             return
         self._outbox.add([event])
-        if not self._told_of_loss and self._outbox.state()[1]:
-            self._told_of_loss = True
-            log.warning("the database has been gone for long: the oldest unstored events are being lost")
+        if not self._loss_is_logged and self._outbox.state()[1]:
+            self._loss_is_logged = True
+            log.warning("the database has been down for long: the oldest unstored events are being lost")
 
     def tally(self) -> Tally:
-        """What became of the events so far."""
+        """Count the events so far."""
         waiting, dropped = (0, 0) if self._outbox is None else self._outbox.state()
         return Tally(self._written, waiting, self._lost + dropped)
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
-        """Write while this context is open; what is left at its end gets `LAST_CALL` seconds."""
+        """Write while this context is open; what is left at its end gets `CLOSE_TIMEOUT` seconds."""
         self._outbox = Outbox(
             self._send,
             on_failure=self._on_failure,
-            on_recovery=lambda: log.warning("stories and verdicts are being stored again"),
+            on_recovery=lambda: log.warning("events are being stored again"),
             **self._options,
         )
         try:
             yield
         finally:
             outbox, self._outbox = self._outbox, None
-            left = outbox.close(LAST_CALL)
-            self._let_go()
+            left = outbox.close(CLOSE_TIMEOUT)
+            self._disconnect()
             self._lost += len(left.items) + left.dropped
             if self._lost:
                 why = f" ({left.error})" if left.error else ""
-                log.warning("%d events of stories and verdicts were not stored%s", self._lost, why)
+                log.warning("%d events were not stored%s", self._lost, why)
 
     def _send(self, events: list[Event]) -> None:
-        from sqlalchemy.exc import DataError, IntegrityError  # 0.7 s, in this thread
-
-        from experiments.ab.database import connect, migrate, store
+        from experiments.ab.store import connect, migrate
 
         try:
             if self._engine is None:
-                self._engine = connect(self.address, writes=True)
+                self._engine = connect(self.url, writes=True)
                 migrate(self._engine)
-            store(self._engine, events)
-        except (DataError, IntegrityError):
-            self._send_singly(self._engine, events)
+            self._insert(self._engine, events)
         except Exception:
-            # It may come back as another one, and an empty one at that.
-            self._let_go()
+            # The database may come back as another, empty one: connect and migrate again.
+            self._disconnect()
             raise
-        else:
-            self._written += len(events)
 
-    def _let_go(self) -> None:
+    def _insert(self, engine: sa.Engine, events: list[Event]) -> None:
+        from sqlalchemy.exc import DataError, IntegrityError
+
+        from experiments.ab.store import insert_events
+
+        try:
+            insert_events(engine, events)
+            self._written += len(events)
+        except (DataError, IntegrityError) as error:
+            if len(events) > 1:  # one bad event must not keep the others out
+                for event in events:
+                    self._insert(engine, [event])
+            else:
+                self._lost += 1
+                log.warning("an event cannot be stored (%s)", type(error).__name__)
+
+    def _disconnect(self) -> None:
         engine, self._engine = self._engine, None
         if engine is not None:
             engine.dispose()
 
-    def _send_singly(self, engine: Any, events: list[Event]) -> None:
-        """One event that the database cannot hold must not keep the others from it."""
-        from sqlalchemy.exc import DataError, IntegrityError
-
-        from experiments.ab.database import store
-
-        for event in events:
-            try:
-                store(engine, [event])
-                self._written += 1
-            except (DataError, IntegrityError) as error:
-                self._lost += 1
-                log.warning("an event cannot be stored (%s)", type(error).__name__)
-
     def _on_failure(self, error: str) -> None:
-        shown = error.replace(self.address, without_password(self.address)).partition(" [SQL:")[0]
-        log.warning(
-            "stories and verdicts cannot be stored for now (%s); they are kept and tried again", shown
-        )
+        shown = error.replace(self.url, without_password(self.url)).partition(" [SQL:")[0]
+        log.warning("events cannot be stored for now (%s); they are kept and retried", shown)

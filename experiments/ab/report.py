@@ -1,70 +1,92 @@
-"""What a test says so far: a rate with its interval for each arm, each arm against the first, and one verdict.
+"""`story ab`: read the store, compare each variant with the first, decide, and log the look to MLflow.
 
-Two kinds of intervals stand in it. A rate's own (Wilson, 95 %) holds for one look and is there to be read; the
-difference's holds at all looks together (`sequential`), and it alone decides.
+There are two kinds of intervals. A rate's own (Wilson, 95 %) holds for one look and is descriptive. The difference's
+holds at all looks together (`sequential`), and it alone decides.
 """
 
 from __future__ import annotations
 
+import json
 import statistics
-import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from experiments.ab.ratio import Ratio, check_ratio
-from experiments.ab.read import HIGHER_IS_BETTER, METRICS, Arm, Evidence, Metric, Stream
-from experiments.ab.sequential import Comparison, block_sizes, compare
-from experiments.ab.split import parse_split
+from experiments.ab.assignment import parse_split
+from experiments.ab.evidence import (
+    HIGHER_IS_BETTER,
+    METRICS,
+    Evidence,
+    Metric,
+    Observations,
+    VariantEvidence,
+    gather,
+    known_tests,
+)
+from experiments.ab.recorder import sqlite_file
+from experiments.ab.sequential import Comparison, SampleRatio, block_sizes, check_sample_ratio, compare
+from experiments.ab.store import connect, migrate
+from experiments.common.evidence_runs import EvidenceStore
 from experiments.common.statistics import Estimate, wilson
+from model.errors import InputError, StoryError, one_line
+from model.settings import without_password
+from training.tracking.provenance import provenance
 
+EXPERIMENT = "story-ab"
 Verdict = Literal["better", "worse", "undecided"]
 EXIT_CODES: dict[Verdict, int] = {"better": 0, "worse": 1, "undecided": 3}
 
 
 @dataclass(frozen=True, slots=True)
-class Against:
-    """One arm against the first, in one figure."""
+class VariantComparison:
+    """One variant against the first, in one metric."""
 
-    arm: str
+    variant: str
     metric: Metric
     comparison: Comparison
     verdict: Verdict
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return plain values."""
         found = self.comparison
         return {
-            "arm": self.arm, "metric": self.metric, "verdict": self.verdict, "difference_low": found.low,
-            "difference_high": found.high, "e": found.e, "p": found.p, "blocks": found.blocks,
-            "used": list(found.used), "decided_at_block": found.decided,
-        }  # fmt: skip
+            "variant": self.variant,
+            "metric": self.metric,
+            "verdict": self.verdict,
+            "difference_low": found.low,
+            "difference_high": found.high,
+            "e": found.e,
+            "p": found.p,
+            "blocks": found.blocks,
+            "used": list(found.used),
+            "decided_at_block": found.decided,
+        }
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """The whole of it."""
+    """One look at a test."""
 
     evidence: Evidence
     metric: Metric
     """The one that decides."""
     alpha: float
-    """Chance of a wrong decision, of all arms against the first together."""
+    """Probability of a wrong decision, over all variants together."""
     rates: dict[str, dict[Metric, Estimate | None]]
-    comparisons: list[Against]
-    ratio: Ratio
+    comparisons: list[VariantComparison]
+    ratio: SampleRatio
     verdict: Verdict
     why: str
-    """One line for a reader."""
+    """One line."""
     made: str
 
     @property
     def exit_code(self) -> int:
-        """0: an arm is better than the first. 1: all are worse. 3: undecided."""
+        """Return 0 if a variant is better than the first, 1 if all are worse, 3 if undecided."""
         return EXIT_CODES[self.verdict]
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for `--json`; no visitor and no text among them."""
+        """Return plain values for `--json`, without any user or text."""
         return {
             "test": self.evidence.test,
             "split": str(self.evidence.split),
@@ -73,91 +95,186 @@ class Report:
             "alpha": self.alpha,
             "verdict": self.verdict,
             "why": self.why,
-            "arms": [self._arm(arm) for arm in self.evidence.arms.values()],
+            "variants": [self._variant(variant) for variant in self.evidence.variants.values()],
             "comparisons": [each.as_dict() for each in self.comparisons],
-            "sample_ratio": self.ratio.as_dict(),
+            "sample_ratio": {**asdict(self.ratio), "mismatch": self.ratio.mismatch},
             "left_out": self.evidence.left_out,
         }
 
-    def _arm(self, arm: Arm) -> dict[str, Any]:
+    def _variant(self, variant: VariantEvidence) -> dict[str, Any]:
         rates = {
-            name: None if found is None
-            else {"value": found.value, "low": found.low, "high": found.high, "visitors": found.n}
-            for name, found in self.rates[arm.name].items()
-        }  # fmt: skip
+            name: rate and {"value": rate.value, "low": rate.low, "high": rate.high, "users": rate.n}
+            for name, rate in self.rates[variant.name].items()
+        }
         return {
-            "arm": arm.name, "version": arm.version, "digest": arm.digest, "stories": arm.stories,
-            "visitors": arm.visitors, "likes": arm.likes, "dislikes": arm.dislikes, "endings": arm.endings,
-            "rates": rates, "median_tokens": middle(arm.tokens), "median_ttft": middle(arm.ttfts),
-            "median_tokens_per_second": middle(arm.rates),
-        }  # fmt: skip
+            "variant": variant.name,
+            "version": variant.version,
+            "digest": variant.digest,
+            "stories": variant.stories,
+            "users": variant.users,
+            "likes": variant.likes,
+            "dislikes": variant.dislikes,
+            "endings": variant.endings,
+            "rates": rates,
+            "median_tokens": median(variant.tokens),
+            "median_ttft": median(variant.ttfts),
+            "median_tokens_per_second": median(variant.rates),
+        }
 
 
-def middle(values: list[float] | list[int]) -> float | None:
-    """The median; None of nothing."""
+def median(values: list[float] | list[int]) -> float | None:
+    """Return the median; None of no values."""
     return float(statistics.median(values)) if values else None
 
 
+def look(
+    url: str,
+    test: str | None,
+    *,
+    metric: Metric = "like",
+    alpha: float = 0.05,
+    since: float | None = None,
+) -> Report:
+    """Report on `test`, or on the newest one in the database at `url`.
+
+    Raises:
+        InputError: there is no such database or test, or `alpha` is no probability.
+    """
+    from sqlalchemy.exc import SQLAlchemyError
+
+    if not 0 < alpha < 1:
+        raise InputError("alpha", f"must be above 0 and below 1, got {alpha:g}")
+    file = sqlite_file(url)
+    if file is not None and not file.exists():
+        raise InputError("DATABASE_URL", f"names {file}, which does not exist; `story demo` creates it")
+    try:
+        engine = connect(url, writes=False)
+        try:
+            migrate(engine)
+            with engine.connect() as connection:
+                test = test if test is not None else next(iter(known_tests(connection)), None)
+                if test is None:
+                    raise InputError("DATABASE_URL", "holds no stories yet; users of `story demo` add them")
+                evidence = gather(connection, test, since=since)
+        finally:
+            engine.dispose()
+    except SQLAlchemyError as error:
+        reason = one_line(error).partition(" [SQL:")[0]
+        raise InputError("DATABASE_URL", f"{without_password(url)} cannot be used ({reason})") from None
+    return make_report(evidence, metric=metric, alpha=alpha)
+
+
 def make_report(evidence: Evidence, *, metric: Metric = "like", alpha: float = 0.05) -> Report:
-    """Work it all out. With several arms beside the first, each may be wrong with its part of `alpha`."""
-    names = list(evidence.arms)
-    first, others = evidence.arms[names[0]], [evidence.arms[name] for name in names[1:]]
+    """Compare and decide. With several variants beside the first, each gets an equal part of `alpha`."""
+    first, *others = evidence.variants.values()
     each = alpha / max(1, len(others))
-    comparisons = [_against(first, arm, name, each) for arm in others for name in METRICS]
-    ratio = check_ratio(
-        [(parse_split(text, evidence.test).chances(), counts) for text, counts in evidence.first_seen]
+    comparisons = [_compare(first, variant, name, each) for variant in others for name in METRICS]
+    ratio = check_sample_ratio(
+        [(parse_split(text, evidence.test).shares(), counts) for text, counts in evidence.new_users]
     )
-    verdict, why = _decide(first.name, [found for found in comparisons if found.metric == metric], ratio)
+    deciding = [found for found in comparisons if found.metric == metric]
+    verdict, why = _decide(first.name, deciding, ratio)
     return Report(
         evidence=evidence,
         metric=metric,
         alpha=alpha,
-        rates={arm.name: {name: _rate(arm.streams[name]) for name in METRICS} for arm in (first, *others)},
+        rates={
+            variant.name: {name: _rate(variant.observed[name]) for name in METRICS}
+            for variant in (first, *others)
+        },
         comparisons=comparisons,
         ratio=ratio,
         verdict=verdict,
         why=why,
-        made=datetime.fromtimestamp(time.time(), UTC).isoformat(timespec="seconds"),
+        made=datetime.now(UTC).isoformat(timespec="seconds"),
     )
 
 
-def _rate(stream: Stream) -> Estimate | None:
-    values = stream.values
+def log(uri: str, report: Report) -> dict[str, str]:
+    """Log one look as a run; a failure is returned as `failed`, not raised: the report stays valid."""
+    from experiments.ab.render import markdown
+
+    evidence = report.evidence
+    tags = provenance().tags() | {"ab.verdict": report.verdict, "ab.test": evidence.test}
+    tags |= {f"{each.name}.digest": each.digest for each in evidence.variants.values() if each.digest}
+    try:
+        with EvidenceStore(uri, EXPERIMENT).run(f"{evidence.test}: {report.verdict}", tags) as run:
+            params = {
+                "test": evidence.test,
+                "split": evidence.split,
+                "metric": report.metric,
+                "alpha": report.alpha,
+            }
+            for key, value in params.items():
+                run.client.log_param(run.run_id, key, value)
+            run.log_metrics(_metrics(report))
+            with run.artifacts() as folder:
+                text = json.dumps(report.as_dict(), ensure_ascii=False, indent=2)
+                (folder / "report.json").write_text(text + "\n", encoding="utf-8")
+                (folder / "report.md").write_text(markdown(report), encoding="utf-8")
+    except StoryError as error:
+        return {"failed": str(error)}
+    return {"run_id": run.run_id, "experiment": EXPERIMENT}
+
+
+def _rate(observed: Observations) -> Estimate | None:
+    values = observed.values
     return wilson(sum(values), len(values)) if values else None
 
 
-def _against(first: Arm, arm: Arm, metric: Metric, alpha: float) -> Against:
-    a, b = first.streams[metric], arm.streams[metric]
+def _compare(
+    first: VariantEvidence, variant: VariantEvidence, metric: Metric, alpha: float
+) -> VariantComparison:
+    a, b = first.observed[metric], variant.observed[metric]
     known: dict[str, tuple[int, int]] = {}
     for text in set(a.splits):
-        parts = {share.arm: share.parts for share in parse_split(text, "any").shares}
-        known[text] = block_sizes(parts.get(first.name, 0), parts.get(arm.name, 0))
+        weights = {each.name: each.weight for each in parse_split(text, "any").variants}
+        known[text] = block_sizes(weights.get(first.name, 0), weights.get(variant.name, 0))
     sizes = [known[text] for text in a.splits] or [(1, 1)]
     found = compare(a.values, b.values, sizes, alpha=alpha)
     verdict: Verdict = "undecided"
     if found.decided is not None:
-        higher = found.low >= 0
-        verdict = "better" if higher == HIGHER_IS_BETTER[metric] else "worse"
-    return Against(arm.name, metric, found, verdict)
+        verdict = "better" if (found.low >= 0) == HIGHER_IS_BETTER[metric] else "worse"
+    return VariantComparison(variant.name, metric, found, verdict)
 
 
-def _decide(first: str, found: list[Against], ratio: Ratio) -> tuple[Verdict, str]:
+def _decide(first: str, found: list[VariantComparison], ratio: SampleRatio) -> tuple[Verdict, str]:
     if not found:
-        return "undecided", f"only {first} has told stories: there is nothing to compare it with"
+        return "undecided", f"only {first} has served stories: there is nothing to compare it with"
     if ratio.mismatch:
         return "undecided", (
-            "the arms did not get the readers that the split promised, so no figure can be trusted until the reason "
-            f"is found: {', '.join(f'{arm} {count}' for arm, count in ratio.found.items())}, promised were "
-            + ", ".join(f"{arm} {count:.0f}" for arm, count in ratio.expected.items())
+            "sample ratio mismatch: the variants did not get the users that the split promised, so no metric can be "
+            f"trusted until the cause is found: {', '.join(f'{name} {n}' for name, n in ratio.found.items())}; "
+            f"promised were {', '.join(f'{name} {n:.0f}' for name, n in ratio.expected.items())}"
         )
-    better = [each.arm for each in found if each.verdict == "better"]
-    if better:
-        return "better", f"{' and '.join(better)} {'is' if len(better) == 1 else 'are'} better than {first}"
-    if all(each.verdict == "worse" for each in found):
-        worse = [each.arm for each in found]
-        return "worse", f"{' and '.join(worse)} {'is' if len(worse) == 1 else 'are'} worse than {first}"
-    n = min(min(each.comparison.used) for each in found)
-    return (
-        "undecided",
-        f"{n} visitors of the smaller arm are not enough to tell yet; looking again costs nothing",
-    )
+    verdicts = {each.verdict for each in found}
+    verdict: Verdict = "better" if "better" in verdicts else "worse" if verdicts == {"worse"} else "undecided"
+    if verdict == "undecided":
+        n = min(min(each.comparison.used) for each in found)
+        return verdict, f"{n} users of the smaller variant are not enough yet; looking again costs nothing"
+    names = [each.variant for each in found if each.verdict == verdict]
+    return verdict, f"{' and '.join(names)} {'is' if len(names) == 1 else 'are'} {verdict} than {first}"
+
+
+def _metrics(report: Report) -> dict[str, float]:
+    """Name the figures as MLflow allows: letters, digits, and a few signs."""
+    found: dict[str, float] = {"sample_ratio/e": report.ratio.e}
+    for variant in report.evidence.variants.values():
+        prefix = _key(variant.name)
+        found |= {f"{prefix}/users": variant.users, f"{prefix}/stories": variant.stories}
+        rates = report.rates[variant.name].items()
+        found |= {f"{prefix}/{name}": rate.value for name, rate in rates if rate is not None}
+    for each in report.comparisons:
+        prefix = f"{_key(each.variant)}/{each.metric}"
+        found |= {
+            f"{prefix}_e": each.comparison.e,
+            f"{prefix}_difference_low": each.comparison.low,
+            f"{prefix}_difference_high": each.comparison.high,
+        }
+    return found
+
+
+def _key(name: str) -> str:
+    """Return a variant's name as part of a metric's name: the slashes of a folder would group metrics."""
+    kept = "".join(char if char.isalnum() or char in "_-. " else "_" for char in name)
+    return kept.strip(". ") or "variant"

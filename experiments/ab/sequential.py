@@ -1,22 +1,28 @@
-"""A comparison of two shares that may be looked at after every single reader, and stopped whenever it convinces.
+"""Anytime-valid tests: the report may look after every user, and stop as soon as the evidence is strong enough.
 
-An ordinary p-value holds for one look at a number of readers fixed beforehand; looked at daily until it is below 5 %,
-it is below 5 % far too often. Here the evidence is an e-process: a product of factors, one for each block of `n_a`
-observations of arm a and `n_b` of arm b, whose expectation is at most 1 as long as the null hypothesis is true. By
-Ville's inequality it then ever reaches 1/alpha with a chance of at most alpha, however often one looks.
+An ordinary p-value holds for one look at a sample size fixed in advance; looked at daily until it is below 5 %, it
+gets there far too often. Here the evidence is an e-process: a product of factors whose expectation is at most 1 while
+the null hypothesis is true. By Ville's inequality it ever reaches 1/alpha with probability at most alpha, however
+often one looks.
 
-The factor is that of Turner, Ly and Grünwald, "Generic E-Variables for Exact Sequential k-Sample Tests that Allow for
-Optional Stopping" (arXiv:2106.02693, Theorem 1 and, for two shares, section 3), and its extension from "no difference"
-to "a difference of delta", which gives intervals, that of Turner and Grünwald, "Exact Anytime-Valid Confidence
-Intervals for Contingency Tables and Beyond" (arXiv:2203.09785, section 3). Guess both shares from the blocks before, as
-p_a and p_b, and project the guess onto the null hypothesis: the q_a, q_b = q_a + delta with the smallest
-n_a KL(p_a, q_a) + n_b KL(p_b, q_b). The factor is the block's likelihood under p over that under q.
+**Two shares** (`compare`). Each factor belongs to a block of `n_a` observations of variant a and `n_b` of variant b,
+and is that of Turner, Ly and Grünwald, "Generic E-Variables for Exact Sequential k-Sample Tests that Allow for
+Optional Stopping" (arXiv:2106.02693, Theorem 1 and section 3). Its extension from "no difference" to "a difference of
+delta", which gives intervals, is that of Turner and Grünwald, "Exact Anytime-Valid Confidence Intervals for
+Contingency Tables and Beyond" (arXiv:2203.09785, section 3). Estimate both shares from the earlier blocks as p_a and
+p_b, and project them onto the null hypothesis: the q_a, q_b = q_a + delta with the smallest n_a KL(p_a, q_a) + n_b
+KL(p_b, q_b). The factor is the block's likelihood under p over that under q.
 
-Why its expectation is at most 1 under any true shares t_a, t_b = t_a + delta: that of one observation's factor in arm a
-is A = 1 + (t_a - q_a)(p_a - q_a) / (q_a (1 - q_a)), B likewise, and so the block's is A^n_a B^n_b, which is at most
+Its expectation is at most 1 under any true shares t_a, t_b = t_a + delta: that of one observation's factor in a is
+A = 1 + (t_a - q_a)(p_a - q_a) / (q_a (1 - q_a)), B likewise, and so the block's is A^n_a B^n_b, which is at most
 ((n_a A + n_b B) / (n_a + n_b))^(n_a + n_b). As t_a - q_a = t_b - q_b, the numerator is n_a + n_b plus that difference
-times the derivative that the projection has made 0. Nothing here is an approximation for many readers: it holds from
-the first one on, for any shares, whichever arm rates more often.
+times the derivative that the projection has made 0. Nothing is asymptotic: it holds from the first user on, for any
+shares, whichever variant has more users.
+
+**Sample ratio** (`check_sample_ratio`). If the variants did not get the promised shares of users, something loses or
+adds users of one variant (an engine that refuses them, a page that reloads, a robot), and no metric can be trusted.
+The evidence is the Bayes factor of a Dirichlet mixture against the promised shares, a martingale under them (Lindon
+and Malek, "Anytime-Valid Inference for Multinomial Count Data", NeurIPS 2022, section 3).
 
 Legend: `J` blocks, `G` differences on the grid.
 """
@@ -24,14 +30,14 @@ Legend: `J` blocks, `G` differences on the grid.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 PRIOR = 0.18
-"""Successes and failures that the guess of a share starts with; the papers' choice."""
+"""Successes and failures that the estimate of a share starts with; the papers' choice."""
 GRID = 20
 """Differences of the first grid in an interval of 1."""
 TENTHS = 10
@@ -39,28 +45,47 @@ TENTHS = 10
 FINEST = 0.0006
 """An interval is rounded outwards by less than that."""
 DOUBLING = 2_000
-"""Blocks after which they become twice as large: a million readers are then 18,000 blocks, and computed in seconds."""
+"""Blocks after which they become twice as large: a million users are then 18,000 blocks, and computed in seconds."""
 BISECTIONS = 44
 MOST = 4_000_000
 """Numbers in one array: 32 MB."""
+LARGEST_LOG = 700.0
+"""Above it, `exp` overflows."""
+SAMPLE_RATIO_ALPHA = 0.01
+"""Probability that a test without a fault is ever reported as a sample ratio mismatch."""
 
 Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
+class SampleRatio:
+    """Users that each variant should have had, and has had."""
+
+    expected: dict[str, float]
+    found: dict[str, int]
+    e: float
+    """Evidence against the promised shares; 1/`SAMPLE_RATIO_ALPHA` is a mismatch."""
+
+    @property
+    def mismatch(self) -> bool:
+        """Whether the shares are not those promised."""
+        return self.e >= 1 / SAMPLE_RATIO_ALPHA
+
+
+@dataclass(frozen=True, slots=True)
 class Blocks:
-    """The blocks of a comparison: successes of each arm in each, and what was guessed before each."""
+    """The blocks of a comparison: successes of each variant, and the shares estimated before each block."""
 
     sizes_J2: Floats
     hits_J2: Floats
-    guess_J2: Floats
+    estimate_J2: Floats
     used: tuple[int, int]
-    """Observations that lie in a whole block, by arm; the rest waits for its block."""
+    """Observations that lie in a whole block, by variant; the rest waits for its block."""
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """What can be said of arm b's share minus arm a's, at any time."""
+    """What can be said of variant b's share minus variant a's, at any time."""
 
     e: float
     """The largest value that the e-process against "no difference" has had; 1/alpha decides."""
@@ -71,27 +96,49 @@ class Comparison:
     """Holds the difference at all looks together, with confidence 1 - alpha."""
     blocks: int
     used: tuple[int, int]
-    """Observations of each arm that it stands on."""
+    """Observations of each variant that it stands on."""
     decided: int | None
     """The block at which 1/alpha was first reached."""
 
 
-def block_sizes(parts_a: int, parts_b: int) -> tuple[int, int]:
-    """Observations of each arm in a block, near the shares' ratio, at least one of them a single one.
+def check_sample_ratio(rounds: Sequence[tuple[Mapping[str, float], Mapping[str, int]]]) -> SampleRatio:
+    """Test counts against promised shares, over several rounds: each change of the split begins a new one.
 
-    Small blocks learn early; blocks that fit the shares leave few observations waiting.
+    Args:
+        rounds: for each, the promised shares by variant, which sum to 1, and the new users by variant.
     """
-    if parts_a < 1 or parts_b < 1:
+    expected: dict[str, float] = {}
+    found: dict[str, int] = {}
+    log_e = 0.0
+    for shares, counts in rounds:
+        total = sum(counts.values())
+        promised = {name: share for name, share in shares.items() if share > 0}
+        for name in {**shares, **counts}:
+            expected[name] = expected.get(name, 0.0) + total * shares.get(name, 0.0)
+            found[name] = found.get(name, 0) + counts.get(name, 0)
+        if any(count for name, count in counts.items() if name not in promised):
+            log_e = math.inf  # impossible under the promise: a variant of weight 0 has users
+        elif total and len(promised) > 1:
+            log_e += _log_bayes_factor(promised, counts)
+    return SampleRatio(expected, found, math.exp(min(log_e, LARGEST_LOG)))
+
+
+def block_sizes(weight_a: int, weight_b: int) -> tuple[int, int]:
+    """Return the observations of each variant in a block: near the weights' ratio, and one of them 1.
+
+    Small blocks learn early; blocks that fit the weights leave few observations waiting.
+    """
+    if weight_a < 1 or weight_b < 1:
         return 1, 1
-    if parts_a >= parts_b:
-        return max(1, round(parts_a / parts_b)), 1
-    return 1, max(1, round(parts_b / parts_a))
+    if weight_a >= weight_b:
+        return max(1, round(weight_a / weight_b)), 1
+    return 1, max(1, round(weight_b / weight_a))
 
 
 def make_blocks(a: Sequence[bool], b: Sequence[bool], sizes: Sequence[tuple[int, int]] = ((1, 1),)) -> Blocks:
     """Cut two streams of observations, each in its order of arrival, into blocks.
 
-    `sizes[i]` are those of a block that begins with observation `i` of arm a, the last of them hold from there on;
+    `sizes[i]` are those of a block that begins with observation `i` of variant a, the last of them hold from there on;
     later blocks are multiples of that. They must not depend on what was observed.
     """
     at_a = at_b = 0
@@ -109,12 +156,12 @@ def make_blocks(a: Sequence[bool], b: Sequence[bool], sizes: Sequence[tuple[int,
     table = np.array(rows, np.float64).reshape(-1, 6)
     sizes_J2, hits_J2, before_J2 = table[:, :2], table[:, 2:4], table[:, 4:]
     seen_J2 = np.cumsum(sizes_J2, axis=0) - sizes_J2
-    guess_J2 = (before_J2 + PRIOR) / (seen_J2 + 2 * PRIOR)
-    return Blocks(sizes_J2, hits_J2, guess_J2, (at_a, at_b))
+    estimate_J2 = (before_J2 + PRIOR) / (seen_J2 + 2 * PRIOR)
+    return Blocks(sizes_J2, hits_J2, estimate_J2, (at_a, at_b))
 
 
 def log_factors(blocks: Blocks, difference: float) -> Floats:
-    """Logarithm of each block's factor against "b's share is a's plus `difference`", (J,)."""
+    """Return the logarithm of each block's factor against "b's share is a's plus `difference`", (J,)."""
     factors_J: Floats = _log_factors(blocks, np.array([difference]))[0]
     return factors_J
 
@@ -137,7 +184,7 @@ def compare(
     reached = np.flatnonzero(path_J >= bar)
     low, high = _interval(blocks, bar)
     return Comparison(
-        e=math.exp(min(best, 700.0)),
+        e=math.exp(min(best, LARGEST_LOG)),
         p=math.exp(-best),
         low=low,
         high=high,
@@ -148,9 +195,9 @@ def compare(
 
 
 def _interval(blocks: Blocks, bar: float) -> tuple[float, float]:
-    """The smallest interval on the finest grid that holds every difference which was never refuted.
+    """Return the smallest interval on the finest grid that holds every difference never refuted.
 
-    What is seen, the difference of the shares so far, always counts as not refuted.
+    The observed difference always counts as not refuted.
     """
     shares = blocks.hits_J2.sum(axis=0) / blocks.sizes_J2.sum(axis=0)
     seen = float(shares[1] - shares[0])
@@ -172,7 +219,7 @@ def _interval(blocks: Blocks, bar: float) -> tuple[float, float]:
 
 
 def _peaks(blocks: Blocks, differences_G: Floats) -> Floats:
-    """For each difference, the largest logarithm that its e-process has had, (G,)."""
+    """Return the largest logarithm that each difference's e-process has had, (G,)."""
     count = len(blocks.sizes_J2)
     at_once = max(1, MOST // count)
     differences_G = np.clip(differences_G, -1 + 1e-9, 1 - 1e-9)
@@ -184,9 +231,9 @@ def _peaks(blocks: Blocks, differences_G: Floats) -> Floats:
 
 
 def _log_factors(blocks: Blocks, differences_G: Floats) -> Floats:
-    """(G, J)."""
+    """Return the logarithm of each block's factor against each difference, (G, J)."""
     n_a, n_b = blocks.sizes_J2.T
-    p_a, p_b = blocks.guess_J2.T
+    p_a, p_b = blocks.estimate_J2.T
     hit_a, hit_b = blocks.hits_J2.T
     shift = differences_G[:, None]
     q_a = _projected(p_a, p_b, n_a, n_b, shift)
@@ -201,7 +248,7 @@ def _log_factors(blocks: Blocks, differences_G: Floats) -> Floats:
 
 
 def _projected(p_a: Floats, p_b: Floats, n_a: Floats, n_b: Floats, shift_G1: Floats) -> Floats:
-    """The q_a for which n_a KL(p_a, q_a) + n_b KL(p_b, q_a + shift) is smallest, (G, J), by bisection.
+    """Return the q_a, (G, J), that minimises n_a KL(p_a, q_a) + n_b KL(p_b, q_a + shift), by bisection.
 
     The derivative rises from minus to plus infinity between the ends, so it has one zero.
     """
@@ -218,3 +265,14 @@ def _projected(p_a: Floats, p_b: Floats, n_a: Floats, n_b: Floats, shift_G1: Flo
         high = np.where(rising, q_a, high)
         low = np.where(rising, low, q_a)
     return (low + high) / 2
+
+
+def _log_bayes_factor(shares: Mapping[str, float], counts: Mapping[str, int]) -> float:
+    """Return the log of the mixture's likelihood over the promised one; the mixture's mean is the promise."""
+    prior = {name: share * len(shares) for name, share in shares.items()}
+    mass = sum(prior.values())
+    value = math.lgamma(mass) - math.lgamma(mass + sum(counts.get(name, 0) for name in shares))
+    for name, weight in prior.items():
+        count = counts.get(name, 0)
+        value += math.lgamma(weight + count) - math.lgamma(weight) - count * math.log(shares[name])
+    return value

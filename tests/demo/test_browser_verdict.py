@@ -10,10 +10,9 @@ from playwright.sync_api import Browser, expect
 
 from demo.app import serve
 from demo.routing.split import Arm, SplitBackend
-from experiments.ab.database import connect
+from experiments.ab.assignment import parse_split
 from experiments.ab.recorder import Recorder
-from experiments.ab.split import parse_split
-from experiments.ab.tables import endings, exposures, ratings
+from experiments.ab.store import connect, endings, exposures, ratings
 from tests.demo.engines import local_backend
 from tests.demo.tabs import IN_A_BROWSER, PATIENCE, Tab, chromium
 
@@ -68,6 +67,6 @@ def test_a_thumb_becomes_a_row_and_the_reader_is_known_again(browser: Browser) -
         ended = connection.execute(sa.select(endings).order_by(endings.c.id)).all()
     assert [(row.story, row.rating) for row in verdicts] == [(stories[0].story, 1), (stories[0].story, -1)]
     assert [row.outcome for row in ended] == ["length"] * 3
-    visitors = [row.visitor for row in stories]
+    visitors = [row.user_hash for row in stories]
     assert visitors[0] == visitors[1] != visitors[2]
-    assert stories[0].arm == stories[1].arm
+    assert stories[0].variant == stories[1].variant

@@ -13,8 +13,7 @@ import httpx
 import pytest
 import sqlalchemy as sa
 
-from experiments.ab.database import connect
-from experiments.ab.tables import endings, exposures
+from experiments.ab.store import connect, endings, exposures
 from tests.load.service_process import Readings, read_story, service_process
 from tests.postgres_server import postgres_server
 from tests.redis_server import redis_server

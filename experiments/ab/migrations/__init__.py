@@ -1,1 +1,1 @@
-"""How a database comes to hold the tables: one step a file, in order, each of them kept for good."""
+"""Alembic migrations of the event store, in order; a released one is never changed."""

@@ -1,10 +1,10 @@
-"""What Alembic runs around the steps. The connection, and its transaction, are handed in by `database.migrate`."""
+"""What Alembic runs around the steps. The connection, and its transaction, are handed in by `store.migrate`."""
 
 from __future__ import annotations
 
 from alembic import context
 
-from experiments.ab.tables import VERSION_TABLE, metadata
+from experiments.ab.store import VERSION_TABLE, metadata
 
 context.configure(
     connection=context.config.attributes["connection"],

@@ -77,7 +77,7 @@ def test_a_deployment_on_modal_is_an_arm_where_modal_is_set_up() -> None:
 @pytest.mark.parametrize(
     ("settings", "kind", "said"),
     [
-        ({"story_split": "champion"}, InputError, "STORY_SPLIT must be arms with shares"),
+        ({"story_split": "champion"}, InputError, "STORY_SPLIT must be variants with weights"),
         ({"story_split": "not/there:1"}, ModelError, "not/there is not a model folder"),
         ({"database_url": "mysql://x"}, InputError, "DATABASE_URL must be sqlite:///FILE or postgresql://"),
     ],

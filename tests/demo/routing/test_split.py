@@ -18,11 +18,10 @@ from demo.form import Form
 from demo.handlers import Desk
 from demo.page import build
 from demo.routing.split import Arm, SplitBackend
-from experiments.ab.database import connect
+from experiments.ab.assignment import parse_split, without_test
 from experiments.ab.events import hashed
 from experiments.ab.recorder import Recorder
-from experiments.ab.split import everyone, parse_split
-from experiments.ab.tables import endings, exposures, ratings
+from experiments.ab.store import connect, endings, exposures, ratings
 from model.errors import BusyError, StoryError
 from model.generation import GenerationRequest
 from model.serving.backend import Backend, ModelInfo, model_for
@@ -36,7 +35,7 @@ def split(*backends: Backend, keeps_prompts: bool = False) -> SplitBackend:
     """Arms a, b … of equal shares over these backends, or the usual one alone."""
     recorder = Recorder(ADDRESS, period=0.02, keeps_prompts=keeps_prompts, salt="s")
     if len(backends) == 1:
-        return SplitBackend(everyone("t"), [Arm("default", backends[0])], recorder)
+        return SplitBackend(without_test("t"), [Arm("default", backends[0])], recorder)
     names = "abcdefgh"[: len(backends)]
     arms = [Arm(name, backend) for name, backend in zip(names, backends, strict=True)]
     return SplitBackend(parse_split(",".join(f"{name}:1" for name in names), "t"), arms, recorder)
@@ -49,7 +48,7 @@ def two(**options: Any) -> tuple[SplitBackend, ScriptedBackend, ScriptedBackend]
 
 
 def visitor_of(backend: SplitBackend, arm: str) -> str:
-    return next(f"v{n}" for n in range(100) if backend.split.arm_of(f"v{n}") == arm)
+    return next(f"v{n}" for n in range(100) if backend.split.assign(f"v{n}") == arm)
 
 
 def rows(table: sa.Table) -> list[Any]:
@@ -85,10 +84,15 @@ async def test_each_story_is_noted_with_how_it_ended() -> None:
     async with backend.running():
         await told(backend, GenerationRequest(prompt="x", user=visitor_of(backend, "b"), story_id="s1"))
     (exposure,), (ending,) = rows(exposures), rows(endings)
-    assert (exposure.story, exposure.test, exposure.split, exposure.arm) == ("s1", "t", "a:1,b:1", "b")
+    assert (exposure.story, exposure.test, exposure.split, exposure.variant) == ("s1", "t", "a:1,b:1", "b")
     assert (exposure.digest, exposure.prompt) == ("bb" * 32, None)
-    assert exposure.visitor == hashed(visitor_of(backend, "b"), "s")
-    assert (ending.story, ending.outcome, ending.tokens, ending.writer) == ("s1", "finished", 3, "scripted")
+    assert exposure.user_hash == hashed(visitor_of(backend, "b"), "s")
+    assert (ending.story, ending.outcome, ending.tokens, ending.served_by) == (
+        "s1",
+        "finished",
+        3,
+        "scripted",
+    )
     assert ending.ttft == pytest.approx(0.012)
     assert ending.rate == pytest.approx(1000)
 
@@ -129,7 +133,7 @@ async def test_a_stop_a_closed_tab_and_a_shutdown_are_noted_once_each() -> None:
                 if view.told:
                     break
         await until(lambda: backend.recorder.tally().written == 4)
-        stream = await backend.submit(GenerationRequest(prompt="", max_tokens=1000, story_id="cut"))
+        stream = await backend.submit(GenerationRequest(prompt="", max_tokens=1000, story_id="aborted"))
 
         async def read() -> None:
             async for _ in stream:
@@ -138,7 +142,7 @@ async def test_a_stop_a_closed_tab_and_a_shutdown_are_noted_once_each() -> None:
         reading = asyncio.create_task(read())
         await asyncio.sleep(0.05)
     await reading
-    assert [row.outcome for row in rows(endings)] == ["stopped", "stopped", "cut"]
+    assert [row.outcome for row in rows(endings)] == ["stopped", "stopped", "aborted"]
     assert all(row.tokens > 0 for row in rows(endings))
 
 
@@ -229,7 +233,9 @@ def test_programs_take_part_by_the_name_of_their_user_and_are_told_who_wrote() -
     assert health["model"]["name"] == "one of 2 versions that are being compared"
     for private in ("a" * 64, "b" * 64, "a:1", 'arm="'):
         assert private not in str(health) + figures
-    assert {row.visitor for row in rows(exposures)} >= {hashed(visitor_of(backend, arm), "s") for arm in "ab"}
+    assert {row.user_hash for row in rows(exposures)} >= {
+        hashed(visitor_of(backend, arm), "s") for arm in "ab"
+    }
 
 
 async def test_it_is_ready_only_while_each_version_is() -> None:

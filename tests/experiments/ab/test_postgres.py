@@ -6,14 +6,15 @@ import dataclasses
 import threading
 from collections.abc import Iterator
 
+import psycopg
 import pytest
 import sqlalchemy as sa
 
-from experiments.ab.database import connect, migrate, revision, store
+from experiments.ab.events import hashed
 from experiments.ab.recorder import Recorder
-from experiments.ab.run import look
-from experiments.ab.tables import HEAD, exposures, metadata
-from tests.experiments.ab.events import exposure, readers
+from experiments.ab.report import look
+from experiments.ab.store import HEAD, connect, exposures, insert_events, metadata, migrate, revision
+from tests.experiments.ab.events import exposure, insert_first_revision_rows, read_back, users
 from tests.postgres_server import postgres_server
 
 pytestmark = pytest.mark.slow
@@ -27,7 +28,7 @@ def address() -> Iterator[str]:
 
 def test_replicas_that_start_together_migrate_once_and_lose_nothing(address: str) -> None:
     recorders = [Recorder(address, period=0.02) for _ in range(3)]
-    events = list(readers(300, {"champion": 0.3, "challenger": 0.8}))
+    events = list(users(300, {"champion": 0.3, "challenger": 0.8}))
 
     def write(recorder: Recorder, part: int) -> None:
         with recorder.running():
@@ -55,12 +56,23 @@ def test_replicas_that_start_together_migrate_once_and_lose_nothing(address: str
     assert look(address, "t").verdict == "better"
 
 
+def test_a_database_of_the_first_revision_is_migrated(address: str) -> None:
+    with psycopg.connect(address, autocommit=True) as connection:
+        connection.execute("CREATE DATABASE old")
+    engine = connect(f"{address.rpartition('/')[0]}/old", writes=True)
+    migrate(engine, "0001")
+    insert_first_revision_rows(engine)
+    migrate(engine)
+    assert read_back(engine) == [("old", "champion", hashed("lily", ""), None)]
+    engine.dispose()
+
+
 def test_a_retry_adds_nothing_and_a_zero_byte_is_no_error(address: str) -> None:
     engine = connect(address.replace("postgresql://", "postgres://"), writes=True)
     migrate(engine)
     event = dataclasses.replace(exposure("zero", test="zero"), prompt="A fox\0 came")
-    store(engine, [event])
-    store(engine, [event])
+    insert_events(engine, [event])
+    insert_events(engine, [event])
     with engine.connect() as connection:
         found = (
             connection.execute(sa.select(exposures.c.prompt).where(exposures.c.test == "zero"))

@@ -1,4 +1,4 @@
-"""No story waits for the store, and nothing is lost in silence: outages, a full disk, a full queue, a bad event."""
+"""No request waits for the database and no loss is silent: outages, a full disk, a full queue, a bad event."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from experiments.ab.database import connect
 from experiments.ab.events import Rating
 from experiments.ab.recorder import Recorder, Tally
-from experiments.ab.tables import metadata, ratings
+from experiments.ab.store import connect, metadata, ratings
 from tests.experiments.ab.events import ending, exposure
 
 ADDRESS = "sqlite:///stories.db"
@@ -61,55 +60,55 @@ def count(table: sa.Table) -> int:
         return int(connection.execute(sa.select(sa.func.count()).select_from(table)).scalar_one())
 
 
-def test_what_is_put_down_is_stored_also_the_last_of_it() -> None:
-    notes = Recorder(ADDRESS, period=3600)
-    with notes.running():
+def test_all_events_are_stored_including_the_last_batch() -> None:
+    events = Recorder(ADDRESS, period=3600)
+    with events.running():
         for number in range(2000):
-            notes.add(exposure(f"s{number}"))
-            notes.add(ending(f"s{number}"))
-        notes.add(Rating(story="s1", rating=-1))
-    assert notes.tally() == Tally(written=4001, waiting=0, lost=0)
+            events.add(exposure(f"s{number}"))
+            events.add(ending(f"s{number}"))
+        events.add(Rating(story="s1", rating=-1))
+    assert events.tally() == Tally(written=4001, waiting=0, lost=0)
     assert [count(table) for table in metadata.sorted_tables] == [2000, 2000, 1]
 
 
-def test_an_outage_holds_nobody_up_is_logged_once_and_loses_nothing(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_outage_delays_nobody_is_logged_once_and_loses_nothing(caplog: pytest.LogCaptureFixture) -> None:
     Path("stories.db").mkdir()  # no database can be opened there
-    notes = recorder()
-    with notes.running():
+    events = recorder()
+    with events.running():
         began = time.perf_counter()
         for number in range(100):
-            notes.add(exposure(f"s{number}"))
+            events.add(exposure(f"s{number}"))
         assert time.perf_counter() - began < 1
         wait_until(lambda: len(caplog.records) == 1)
         time.sleep(0.3)  # a dozen more tries
-        assert notes.tally() == Tally(written=0, waiting=100, lost=0)
+        assert events.tally() == Tally(written=0, waiting=100, lost=0)
         Path("stories.db").rmdir()
-        wait_until(lambda: notes.tally().written == 100)
+        wait_until(lambda: events.tally().written == 100)
         wait_until(lambda: len(caplog.records) == 2)
     first, second = (record.getMessage() for record in caplog.records)
-    assert first.startswith("stories and verdicts cannot be stored for now (")
+    assert first.startswith("events cannot be stored for now (")
     assert "\n" not in first
     assert "INSERT" not in first
-    assert second == "stories and verdicts are being stored again"
+    assert second == "events are being stored again"
     assert count(metadata.tables["story_exposures"]) == 100
 
 
-def test_what_no_longer_fits_is_counted_and_said(caplog: pytest.LogCaptureFixture) -> None:
+def test_events_that_do_not_fit_are_counted_and_logged(caplog: pytest.LogCaptureFixture) -> None:
     Path("stories.db").mkdir()
-    notes = recorder(limit=10)
-    with notes.running():
+    events = recorder(limit=10)
+    with events.running():
         for number in range(25):
-            notes.add(exposure(f"s{number}"))
+            events.add(exposure(f"s{number}"))
         wait_until(lambda: any("cannot be stored" in record.getMessage() for record in caplog.records))
-        assert notes.tally() == Tally(written=0, waiting=10, lost=15)
+        assert events.tally() == Tally(written=0, waiting=10, lost=15)
     said = [record.getMessage() for record in caplog.records]
     assert sum("are being lost" in line for line in said) == 1
-    assert said[-1].startswith("25 events of stories and verdicts were not stored")
-    assert notes.tally() == Tally(written=0, waiting=0, lost=25)
+    assert said[-1].startswith("25 events were not stored")
+    assert events.tally() == Tally(written=0, waiting=0, lost=25)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a limit of file sizes")
-def test_a_full_disk_delays_the_notes_and_nothing_else(repository: Path) -> None:
+def test_a_full_disk_delays_events_only(repository: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(repository)}
     run = subprocess.run(
         [sys.executable, "-c", FULL_DISK], env=environment, capture_output=True, text=True, check=False
@@ -117,46 +116,46 @@ def test_a_full_disk_delays_the_notes_and_nothing_else(repository: Path) -> None
     assert run.returncode == 0, run.stderr
     lines = run.stderr.splitlines()
     assert len(lines) == 2, run.stderr
-    assert "they are kept and tried again" in lines[0]
+    assert "they are kept and retried" in lines[0]
     assert count(metadata.tables["story_exposures"]) == 2
 
 
-def test_a_store_that_is_taken_away_is_made_again() -> None:
-    notes = recorder()
-    with notes.running():
-        notes.add(exposure("a"))
-        wait_until(lambda: notes.tally().written == 1)
+def test_a_removed_database_is_created_again() -> None:
+    events = recorder()
+    with events.running():
+        events.add(exposure("a"))
+        wait_until(lambda: events.tally().written == 1)
         for file in Path().glob("stories.db*"):
             file.unlink()
-        notes.add(exposure("b"))
-        wait_until(lambda: notes.tally().written == 2)
+        events.add(exposure("b"))
+        wait_until(lambda: events.tally().written == 2)
     assert count(metadata.tables["story_exposures"]) == 1
 
 
-def test_an_event_that_cannot_be_stored_does_not_keep_the_others_from_it(
+def test_an_invalid_event_does_not_keep_the_others_out(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    notes = recorder()
-    with notes.running():
-        notes.add(Rating(story="a", rating=1))
-        notes.add(Rating(story="a", rating=None))  # type: ignore[arg-type]
-        notes.add(Rating(story="b", rating=-1))
-        wait_until(lambda: notes.tally() == Tally(written=2, waiting=0, lost=1))
+    events = recorder()
+    with events.running():
+        events.add(Rating(story="a", rating=1))
+        events.add(Rating(story="a", rating=None))  # type: ignore[arg-type]
+        events.add(Rating(story="b", rating=-1))
+        wait_until(lambda: events.tally() == Tally(written=2, waiting=0, lost=1))
     assert count(ratings) == 2
     assert [record.levelno for record in caplog.records] == [logging.WARNING] * 2
 
 
 def test_a_password_stays_out_of_the_log(caplog: pytest.LogCaptureFixture) -> None:
-    notes = Recorder("postgresql://lily:hunter2@127.0.0.1:1/x", period=0.02, pause=0.02)
-    with notes.running():
-        notes.add(exposure("a"))
+    events = Recorder("postgresql://lily:hunter2@127.0.0.1:1/x", period=0.02, pause=0.02)
+    with events.running():
+        events.add(exposure("a"))
         wait_until(lambda: bool(caplog.records))
     assert "hunter2" not in caplog.text
-    assert notes.tally().lost == 1
+    assert events.tally().lost == 1
 
 
-def test_before_it_runs_nothing_is_written_and_that_is_counted() -> None:
-    notes = recorder()
-    notes.add(exposure("a"))
-    assert notes.tally() == Tally(written=0, waiting=0, lost=1)
+def test_events_added_before_it_runs_are_counted_as_lost() -> None:
+    events = recorder()
+    events.add(exposure("a"))
+    assert events.tally() == Tally(written=0, waiting=0, lost=1)
     assert not Path("stories.db").exists()

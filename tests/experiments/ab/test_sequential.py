@@ -1,4 +1,4 @@
-"""The comparison that may be looked at always: its promise, exactly and by simulation, and what it finds."""
+"""The anytime-valid tests: their guarantee, exactly and by simulation, and what they find."""
 
 from __future__ import annotations
 
@@ -10,13 +10,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments.ab.sequential import PRIOR, Blocks, block_sizes, compare, log_factors, make_blocks
+from experiments.ab.sequential import (
+    PRIOR,
+    Blocks,
+    block_sizes,
+    check_sample_ratio,
+    compare,
+    log_factors,
+    make_blocks,
+)
 
 ALPHA = 0.05
 
 
-def one_block(sizes: tuple[int, int], guess: tuple[float, float], hits: tuple[int, int]) -> Blocks:
-    rows = [np.array([pair], np.float64) for pair in (sizes, hits, guess)]
+def one_block(sizes: tuple[int, int], estimate: tuple[float, float], hits: tuple[int, int]) -> Blocks:
+    rows = [np.array([pair], np.float64) for pair in (sizes, hits, estimate)]
     return Blocks(rows[0], rows[1], rows[2], (0, 0))
 
 
@@ -26,13 +34,13 @@ shares = st.floats(0.001, 0.999)
 @settings(max_examples=50)
 @given(
     sizes=st.tuples(st.integers(1, 6), st.integers(1, 6)),
-    guess=st.tuples(shares, shares),
+    estimate=st.tuples(shares, shares),
     true_a=st.floats(0, 1),
     place=st.floats(0, 1),
     difference=st.floats(-0.95, 0.95),
 )
 def test_a_factors_expectation_is_at_most_one_under_every_truth_with_that_difference(
-    sizes: tuple[int, int], guess: tuple[float, float], true_a: float, place: float, difference: float
+    sizes: tuple[int, int], estimate: tuple[float, float], true_a: float, place: float, difference: float
 ) -> None:
     low, high = max(0.0, -difference), min(1.0, 1.0 - difference)
     true_a = low + place * (high - low)
@@ -43,7 +51,7 @@ def test_a_factors_expectation_is_at_most_one_under_every_truth_with_that_differ
             math.comb(n, k) * t**k * (1 - t) ** (n - k)
             for n, k, t in zip(sizes, hits, (true_a, true_b), strict=True)
         )
-        expected += chance * math.exp(float(log_factors(one_block(sizes, guess, hits), difference)[0]))
+        expected += chance * math.exp(float(log_factors(one_block(sizes, estimate, hits), difference)[0]))
     assert expected <= 1 + 1e-7
 
 
@@ -51,11 +59,11 @@ def paths(
     true: tuple[float, float], sizes: tuple[int, int], blocks: int, repeats: int, seed: int
 ) -> np.ndarray:
     """Each repeat's e-process against "no difference", as logarithms, (repeats, blocks): one look after each block."""
-    dice = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     found = np.empty((repeats, blocks))
     for number in range(repeats):
-        a = dice.random(blocks * sizes[0]) < true[0]
-        b = dice.random(blocks * sizes[1]) < true[1]
+        a = rng.random(blocks * sizes[0]) < true[0]
+        b = rng.random(blocks * sizes[1]) < true[1]
         found[number] = np.cumsum(log_factors(make_blocks(a.tolist(), b.tolist(), [sizes]), 0.0))
     return found
 
@@ -73,8 +81,8 @@ def test_without_a_difference_looking_after_every_block_is_wrong_no_more_often_t
 
 def test_an_ordinary_test_looked_at_so_often_is_wrong_far_more_often() -> None:
     """The reason for all this, and the proof that the simulation above could fail."""
-    dice = np.random.default_rng(5)
-    a, b = dice.random((2, 400, 400)) < 0.5
+    rng = np.random.default_rng(5)
+    a, b = rng.random((2, 400, 400)) < 0.5
     n = np.arange(1, 401)
     mean_a, mean_b = np.cumsum(a, axis=1) / n, np.cumsum(b, axis=1) / n
     spread = np.sqrt(np.maximum(mean_a * (1 - mean_a) + mean_b * (1 - mean_b), 1e-9) / n)
@@ -85,15 +93,15 @@ def test_an_ordinary_test_looked_at_so_often_is_wrong_far_more_often() -> None:
 def test_a_real_difference_is_found_and_in_not_much_more_time_than_a_fixed_test_needs() -> None:
     found = paths((0.6, 0.7), (1, 1), 1500, 60, 6) >= math.log(1 / ALPHA)
     assert found.any(axis=1).mean() > 0.95
-    # A test with one look at the end takes 357 visitors an arm to find it in 80 % of all cases.
+    # A test with one look at the end takes 357 users a variant to find it in 80 % of all cases.
     assert np.median(found.argmax(axis=1)) < 750
 
 
 def test_the_interval_holds_the_truth_at_all_looks_together() -> None:
-    dice = np.random.default_rng(7)
+    rng = np.random.default_rng(7)
     missed = 0
     for _ in range(24):
-        a, b = (dice.random(240) < 0.5).tolist(), (dice.random(240) < 0.65).tolist()
+        a, b = (rng.random(240) < 0.5).tolist(), (rng.random(240) < 0.65).tolist()
         looks = [compare(a[:n], b[:n]) for n in (10, 60, 240)]
         missed += any(not look.low <= 0.15 <= look.high for look in looks)
     assert missed <= 4  # 1.2 are expected at most; 5 or more come in 1 % of all cases
@@ -131,11 +139,11 @@ def test_nothing_is_known_of_nothing() -> None:
     assert (found.e, found.p, found.low, found.high, found.decided) == (1.0, 1.0, -1.0, 1.0, None)
 
 
-def test_a_guess_knows_the_blocks_before_it_and_no_other() -> None:
+def test_an_estimate_knows_the_blocks_before_it_and_no_other() -> None:
     blocks = make_blocks([True, False, True, True], [False, True], [(2, 1)])
     assert blocks.hits_J2.tolist() == [[1, 0], [2, 1]]
-    assert blocks.guess_J2[0].tolist() == [0.5, 0.5]
-    assert blocks.guess_J2[1] == pytest.approx([(1 + PRIOR) / (2 + 2 * PRIOR), PRIOR / (1 + 2 * PRIOR)])
+    assert blocks.estimate_J2[0].tolist() == [0.5, 0.5]
+    assert blocks.estimate_J2[1] == pytest.approx([(1 + PRIOR) / (2 + 2 * PRIOR), PRIOR / (1 + 2 * PRIOR)])
 
 
 def test_a_block_takes_the_sizes_of_the_split_under_which_it_begins() -> None:
@@ -153,9 +161,54 @@ def test_blocks_are_small_and_near_the_split(parts: tuple[int, int], sizes: tupl
 
 
 @pytest.mark.slow
-def test_a_million_visitors_are_computed_in_seconds() -> None:
-    dice = np.random.default_rng(8)
-    found = compare((dice.random(1_000_000) < 0.6).tolist(), (dice.random(1_000_000) < 0.61).tolist())
+def test_a_million_users_are_computed_in_seconds() -> None:
+    rng = np.random.default_rng(8)
+    found = compare((rng.random(1_000_000) < 0.6).tolist(), (rng.random(1_000_000) < 0.61).tolist())
     assert found.decided is not None
     assert 0 < found.low < 0.01 < found.high < 0.02
     assert found.blocks < 20_000
+
+
+NINETY_TEN = {"champion": 0.9, "challenger": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("counts", "mismatch"),
+    [({"champion": 905, "challenger": 95}, False), ({"champion": 850, "challenger": 150}, True)],
+)
+def test_counts_are_tested_against_the_promised_shares(counts: dict[str, int], mismatch: bool) -> None:
+    found = check_sample_ratio([(NINETY_TEN, counts)])
+    assert found.mismatch == mismatch
+    assert found.expected == {"champion": pytest.approx(900), "challenger": pytest.approx(100)}
+    assert found.found == counts
+
+
+def test_a_changed_split_is_tested_against_each_of_its_promises() -> None:
+    even = {"champion": 0.5, "challenger": 0.5}
+    rounds = [
+        (NINETY_TEN, {"champion": 902, "challenger": 98}),
+        (even, {"champion": 510, "challenger": 490}),
+    ]
+    found = check_sample_ratio(rounds)
+    assert not found.mismatch
+    assert found.found == {"champion": 1412, "challenger": 588}
+    assert check_sample_ratio([(NINETY_TEN, found.found)]).mismatch, "under one promise they would be wrong"
+
+
+def test_users_of_a_variant_of_weight_zero_are_a_mismatch() -> None:
+    assert check_sample_ratio([({"a": 1.0, "b": 0.0}, {"a": 50, "b": 1})]).mismatch
+
+
+@pytest.mark.parametrize("counts", [{}, {"champion": 0}, {"challenger": 2}])
+def test_few_users_are_no_mismatch(counts: dict[str, int]) -> None:
+    assert not check_sample_ratio([(NINETY_TEN, counts)]).mismatch
+
+
+def test_looking_after_every_user_finds_a_mismatch_no_more_often_than_promised() -> None:
+    rng = np.random.default_rng(3)
+    wrong = 0
+    for _ in range(200):
+        challengers = np.cumsum(rng.random(300) < 0.1)
+        looks = ({"champion": n - int(k), "challenger": int(k)} for n, k in enumerate(challengers, 1))
+        wrong += any(check_sample_ratio([(NINETY_TEN, counts)]).mismatch for counts in looks)
+    assert wrong <= 8  # 2 are expected at 1 %; 9 or more come in 0.02 % of all cases

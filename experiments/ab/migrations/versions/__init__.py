@@ -1,1 +1,1 @@
-"""The steps."""
+"""One module a migration."""

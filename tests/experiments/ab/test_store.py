@@ -1,4 +1,4 @@
-"""The store on real SQLite: made, brought further, written to by several processes, and read meanwhile."""
+"""The event store on real SQLite: created, migrated, written to by several processes, and read meanwhile."""
 
 from __future__ import annotations
 
@@ -14,26 +14,37 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
-from experiments.ab.database import MIGRATIONS, connect, migrate, revision, store
 from experiments.ab.events import Event, Rating, hashed
-from experiments.ab.tables import HEAD, VERSION_TABLE, exposures, metadata, ratings
+from experiments.ab.store import (
+    HEAD,
+    MIGRATIONS,
+    VERSION_TABLE,
+    connect,
+    endings,
+    exposures,
+    insert_events,
+    metadata,
+    migrate,
+    ratings,
+    revision,
+)
 from model.errors import InputError, MissingExtraError
-from tests.experiments.ab.events import ending, exposure, readers
+from tests.experiments.ab.events import ending, exposure, insert_first_revision_rows, read_back, users
 
 ADDRESS = "sqlite:///there/stories.db"
 
 WRITER = """
 import sys
-from experiments.ab.database import connect, migrate, store
-from tests.experiments.ab.events import readers
+from experiments.ab.store import connect, insert_events, migrate
+from tests.experiments.ab.events import users
 
 engine = connect(sys.argv[1], writes=True)
 print("ready", flush=True)
 sys.stdin.readline()
 migrate(engine)
-events = list(readers(200, {"champion": 0.5, "challenger": 0.5}, seed=int(sys.argv[2])))
+events = list(users(200, {"champion": 0.5, "challenger": 0.5}, seed=int(sys.argv[2])))
 for start in range(0, len(events), 6):
-    store(engine, events[start : start + 6])
+    insert_events(engine, events[start : start + 6])
 """
 
 
@@ -49,7 +60,7 @@ def count(engine: sa.Engine, table: sa.Table) -> int:
         return int(connection.execute(sa.select(sa.func.count()).select_from(table)).scalar_one())
 
 
-def test_an_empty_database_becomes_what_the_program_knows(engine: sa.Engine) -> None:
+def test_migrating_an_empty_database_gives_the_tables_of_the_program(engine: sa.Engine) -> None:
     assert revision(engine) == HEAD
     with engine.connect() as connection:
         context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
@@ -57,30 +68,32 @@ def test_an_empty_database_becomes_what_the_program_knows(engine: sa.Engine) -> 
         assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
 
 
-def test_the_newest_revision_is_the_one_the_program_names() -> None:
+def test_the_program_names_the_newest_revision() -> None:
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS))
     assert ScriptDirectory.from_config(config).get_heads() == [HEAD]
 
 
-def test_a_database_of_the_first_revision_keeps_its_stories_and_takes_new_ones() -> None:
+def test_a_database_of_an_old_revision_keeps_its_rows_under_the_new_names() -> None:
     engine = connect(ADDRESS, writes=True)
     migrate(engine, "0001")
     assert revision(engine) == "0001"
-    old = {name: value for name, value in _row("old").items() if name != "prompt"}
-    with engine.begin() as connection:
-        names, marks = ", ".join(f'"{name}"' for name in old), ", ".join(f":{name}" for name in old)
-        connection.execute(sa.text(f"INSERT INTO story_exposures ({names}) VALUES ({marks})"), old)
+    insert_first_revision_rows(engine)
     migrate(engine)
-    store(engine, [exposure("new")])
+    insert_events(engine, [exposure("new", user="rose"), ending("new")])
+    assert read_back(engine) == [
+        ("old", "champion", hashed("lily", ""), None),
+        ("new", "champion", hashed("rose", ""), None),
+    ]
     with engine.connect() as connection:
-        found = connection.execute(sa.select(exposures.c.story, exposures.c.prompt)).all()
-    assert [tuple(row) for row in found] == [("old", None), ("new", None)]
+        columns = (endings.c.story, endings.c.outcome, endings.c.served_by)
+        found = connection.execute(sa.select(*columns).order_by(endings.c.id)).all()
+    assert [tuple(row) for row in found] == [("old", "aborted", "local"), ("new", "finished", "local")]
 
 
 def test_migrating_again_changes_nothing_and_loads_no_alembic(engine: sa.Engine, repository: Path) -> None:
     program = (
-        "import sys\nfrom experiments.ab.database import connect, migrate\n"
+        "import sys\nfrom experiments.ab.store import connect, migrate\n"
         f"migrate(connect({ADDRESS.replace('there', str(Path('there').resolve()))!r}, writes=True))\n"
         "assert 'alembic' not in sys.modules"
     )
@@ -91,7 +104,7 @@ def test_migrating_again_changes_nothing_and_loads_no_alembic(engine: sa.Engine,
     assert revision(engine) == HEAD
 
 
-def test_a_database_of_a_newer_program_is_told_in_one_line(engine: sa.Engine) -> None:
+def test_a_database_of_a_newer_program_is_one_line(engine: sa.Engine) -> None:
     with engine.begin() as connection:
         connection.execute(sa.text(f"UPDATE {VERSION_TABLE} SET version_num = '9999'"))
     with pytest.raises(InputError, match=r"DATABASE_URL names a database of a newer version .*9999"):
@@ -100,8 +113,8 @@ def test_a_database_of_a_newer_program_is_told_in_one_line(engine: sa.Engine) ->
 
 def test_the_same_events_sent_twice_are_there_once(engine: sa.Engine) -> None:
     events: list[Event] = [exposure("a"), ending("a"), Rating(story="a", rating=1)]
-    store(engine, events)
-    store(engine, events[::-1])
+    insert_events(engine, events)
+    insert_events(engine, events[::-1])
     assert {count(engine, table) for table in metadata.sorted_tables} == {1}
 
 
@@ -131,15 +144,15 @@ def test_two_processes_that_start_and_write_together_lose_nothing(
 
 
 def test_a_report_is_read_while_a_writer_is_in_the_middle(engine: sa.Engine) -> None:
-    store(engine, list(readers(5, {"champion": 1, "challenger": 1})))
+    insert_events(engine, list(users(5, {"champion": 1, "challenger": 1})))
     with engine.begin() as writing:
         writing.execute(ratings.insert().values(key="k", story="s", at=1.0, rating=1))
         assert count(connect(ADDRESS, writes=False), ratings) == 5
     assert count(engine, ratings) == 6
 
 
-def test_a_zero_byte_in_a_prompt_is_no_reason_to_lose_the_story(engine: sa.Engine) -> None:
-    store(engine, [dataclasses.replace(exposure("a"), prompt="A fox\0 came")])
+def test_a_zero_byte_in_a_prompt_does_not_lose_the_story(engine: sa.Engine) -> None:
+    insert_events(engine, [dataclasses.replace(exposure("a"), prompt="A fox\0 came")])
     with engine.connect() as connection:
         assert connection.execute(sa.select(exposures.c.prompt)).scalar_one() == "A fox\ufffd came"
 
@@ -147,24 +160,20 @@ def test_a_zero_byte_in_a_prompt_is_no_reason_to_lose_the_story(engine: sa.Engin
 @pytest.mark.parametrize(
     "address", ["stories.db", "mysql://lily:hunter2@db/x", "sqlite:///", "postgresql://"]
 )
-def test_an_address_of_no_known_kind_is_told_without_its_password(address: str) -> None:
+def test_an_unknown_kind_of_database_is_shown_without_its_password(address: str) -> None:
     with pytest.raises(InputError, match=r"DATABASE_URL must be sqlite:///FILE or postgresql://") as caught:
         connect(address, writes=False)
     assert "hunter2" not in str(caught.value)
 
 
-def test_a_missing_driver_is_told_with_what_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_driver_names_the_extra_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     # The driver is installed where the tests run; only its absence can be made up.
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"PostgreSQL .* needs the 'postgres' packages"):
         connect("postgresql://lily:hunter2@db/x", writes=True)
 
 
-def test_a_visitors_hash_needs_the_salt_and_gives_nothing_away() -> None:
+def test_a_users_hash_depends_on_the_salt_and_reveals_nothing() -> None:
     assert hashed("lily", "salt") == hashed("lily", "salt") != hashed("lily", "pepper")
     assert hashed("lily", "") != hashed("rose", "")
     assert len(hashed("lily", "")) == 32
-
-
-def _row(story: str) -> dict[str, object]:
-    return dataclasses.asdict(exposure(story))
