@@ -92,7 +92,7 @@ def train(
     from training.trainer.parallel import Group
 
     if minutes is not None:
-        recipe = dataclasses.replace(recipe, minutes=minutes)
+        recipe = Recipe.from_dict(recipe.as_dict() | {"minutes": minutes})
     group = Group()
     if group.size > 1:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // group.size))
@@ -105,9 +105,13 @@ def train(
     finally:
         group.close()
     return TrainResult(
-        end.outcome, end.reason, end.step, end.tokens, end.best_bits_per_byte,
+        end.outcome,
+        end.reason,
+        end.step,
+        end.tokens,
+        end.best_bits_per_byte,
         str(end.checkpoint) if end.checkpoint else None,
-    )  # fmt: skip
+    )
 
 
 def relaunch(processes: int, arguments: list[str]) -> int:

@@ -25,10 +25,20 @@ MODEL = ModelConfig(
     vocab_size=512, width=32, pattern="RA", mlp_width=48, heads=2, head_dim=16, key_dim=8, window=16, chunk=16
 )
 RECIPE = Recipe(
-    name="smallest", model=MODEL, optimizer=OptimizerRecipe(warmup_steps=2), row_tokens=64, rows=4,
-    micro_rows=2, steps=12, eval_every=4, eval_stories=3, save_every=3, precision="fp32", compile=False,
+    name="smallest",
+    model=MODEL,
+    optimizer=OptimizerRecipe(warmup_steps=2),
+    row_tokens=64,
+    rows=4,
+    micro_rows=2,
+    steps=12,
+    eval_every=4,
+    eval_stories=3,
+    save_every=3,
+    precision="fp32",
+    compile=False,
     samples=(),
-)  # fmt: skip
+)
 
 REGULARISED = {"dropout": 0.2, "average": 0.8}
 """What keeps a run from learning its corpus by heart, as changes to the smallest one."""

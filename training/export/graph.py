@@ -216,9 +216,19 @@ def recurrence(g: GraphBuilder, x: str, layer: int) -> str:
     spread = g.constant("spread", np.repeat(np.eye(heads, dtype=np.float32), keys, axis=1))
     written = g.node("Mul", key, g.node("MatMul", write, spread))
     read, memory_out = g.node(
-        "LinearAttention", query, written, value, memory_in, log_decay,
-        outputs=2, domain=CONTRIB, update_rule="gated", q_num_heads=heads, kv_num_heads=heads, scale=keys**-0.5,
-    )  # fmt: skip
+        "LinearAttention",
+        query,
+        written,
+        value,
+        memory_in,
+        log_decay,
+        outputs=2,
+        domain=CONTRIB,
+        update_rule="gated",
+        q_num_heads=heads,
+        kv_num_heads=heads,
+        scale=keys**-0.5,
+    )
     skip = g.constant(prefix + "skip", np.repeat(g.weight(prefix + "skip"), values))
     read = g.node("Add", read, g.node("Mul", value, skip))
     normed = g.norm(g.node("Reshape", read, g.ints(0, 0, heads, values)), values)

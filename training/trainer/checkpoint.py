@@ -101,8 +101,9 @@ def read_initial(
             raise InputError(name, f"has model.{key} = {theirs[key]!r} ({folder}), and not {value!r}")
     if not same_tokenizer(folder / "tokenizer.json", tokenizer):
         raise InputError(
-            name, f"has another tokenizer ({folder}) than {tokenizer.parent}; "
+            name,
+            f"has another tokenizer ({folder}) than {tokenizer.parent}; "
             f"`story data --tokenizer {folder / 'tokenizer.json'}` makes data for it",
-        )  # fmt: skip
+        )
     del notes["format"], notes["model"]
     return network, {"digest": digest, **notes}

@@ -86,9 +86,10 @@ class Trainer:
             )
         if recipe.rows % (recipe.micro_rows * self.group.size):
             raise InputError(
-                "rows", f"must be a multiple of micro_rows x processes = "
+                "rows",
+                f"must be a multiple of micro_rows x processes = "
                 f"{recipe.micro_rows} x {self.group.size}, got {recipe.rows}",
-            )  # fmt: skip
+            )
         self.tokenizer = Tokenizer.from_file(str(data / "tokenizer.json"))
         self.rows = RowStream(TokenShard(data, "train"), recipe.row_tokens, recipe.seed)
         self.validation = Validation(TokenShard(data, "val"), self.tokenizer, recipe.eval_stories, self.group)
@@ -125,10 +126,15 @@ class Trainer:
             TrainingError: a loss or gradient was not finite.
         """
         start = RunStart(
-            recipe=self.recipe.as_dict(), parameters=self.network.parameter_count(), data=self.meta,
-            data_folder=self.data, out=self.out, world_size=self.group.size, resumed_from=self.resumed_from,
+            recipe=self.recipe.as_dict(),
+            parameters=self.network.parameter_count(),
+            data=self.meta,
+            data_folder=self.data,
+            out=self.out,
+            world_size=self.group.size,
+            resumed_from=self.resumed_from,
             init=self.origin["digest"] if self.origin else None,
-        )  # fmt: skip
+        )
         outcome: Outcome = "failed"
         reason = "an unexpected error"
         with _Interrupts(self._stop):
@@ -142,9 +148,13 @@ class Trainer:
             finally:
                 kept = find_checkpoint(self.out / BEST)
                 end = RunEnd(
-                    outcome=outcome, reason=reason, step=self.step, tokens=self.tokens,
-                    best_bits_per_byte=self.best, checkpoint=kept,
-                )  # fmt: skip
+                    outcome=outcome,
+                    reason=reason,
+                    step=self.step,
+                    tokens=self.tokens,
+                    best_bits_per_byte=self.best,
+                    checkpoint=kept,
+                )
                 for observer in self.observers:
                     observer.ended(end)
         return end
@@ -220,10 +230,15 @@ class Trainer:
         self.tokens += count
         seconds = time.monotonic() - began
         report = StepReport(
-            step=self.step, tokens=self.tokens, loss=loss_mean, grad_norm=norm,
-            elapsed=self.elapsed + seconds, learning_rate=share * recipe.optimizer.matrix_lr,
-            tokens_per_second=count / max(seconds, 1e-9), progress=progress,
-        )  # fmt: skip
+            step=self.step,
+            tokens=self.tokens,
+            loss=loss_mean,
+            grad_norm=norm,
+            elapsed=self.elapsed + seconds,
+            learning_rate=share * recipe.optimizer.matrix_lr,
+            tokens_per_second=count / max(seconds, 1e-9),
+            progress=progress,
+        )
         self._tell(lambda observer: observer.stepped(report))
 
     def _throw(self, index: int) -> None:
@@ -256,9 +271,14 @@ class Trainer:
             if better:
                 self._write(BEST)
             report = EvaluationReport(
-                step=self.step, tokens=self.tokens, loss=loss, bits_per_byte=bits, best=better,
-                samples=samples, elapsed=self.elapsed,
-            )  # fmt: skip
+                step=self.step,
+                tokens=self.tokens,
+                loss=loss,
+                bits_per_byte=bits,
+                best=better,
+                samples=samples,
+                elapsed=self.elapsed,
+            )
             self._tell(lambda observer: observer.evaluated(report))
 
     def _tell(self, report: Callable[[Observer], None]) -> None:
@@ -273,20 +293,30 @@ class Trainer:
     def _save(self) -> None:
         if self.group.first:
             state = {
-                "step": self.step, "tokens": self.tokens, "elapsed": self.elapsed, "best": self.best,
-                "worse": self.worse, "evaluated": self.evaluated, "part": self.part, "rows": self.rows.state(),
+                "step": self.step,
+                "tokens": self.tokens,
+                "elapsed": self.elapsed,
+                "best": self.best,
+                "worse": self.worse,
+                "evaluated": self.evaluated,
+                "part": self.part,
+                "rows": self.rows.state(),
                 "optimizers": self.optimizers.state_dict(),
                 "average": self.average.state_dict() if self.average else None,
-            }  # fmt: skip
+            }
             self._write(LAST, state)
         self.group.meet()  # so that nobody resumes from an earlier one
         self.saved = self.step
 
     def _write(self, name: str, trainer: dict[str, Any] | None = None) -> None:
         notes = {
-            "recipe": self.recipe.as_dict(), "data": self.meta.get("digest"), "step": self.step,
-            "tokens": self.tokens, "elapsed": round(self.elapsed, 1), "best_bits_per_byte": self.best,
-        }  # fmt: skip
+            "recipe": self.recipe.as_dict(),
+            "data": self.meta.get("digest"),
+            "step": self.step,
+            "tokens": self.tokens,
+            "elapsed": round(self.elapsed, 1),
+            "best_bits_per_byte": self.best,
+        }
         if self.origin:
             notes["init"] = self.origin
         tokenizer = self.data / "tokenizer.json"
@@ -302,9 +332,10 @@ class Trainer:
         for name in ours:
             if ours[name] != theirs.get(name):
                 raise InputError(
-                    name, f"must stay what the run in {self.out} was started with "
+                    name,
+                    f"must stay what the run in {self.out} was started with "
                     f"({theirs.get(name)!r}), got {ours[name]!r}",
-                )  # fmt: skip
+                )
         self.network.load_state_dict(network.state_dict())
         self.optimizers.load_state_dict(state["optimizers"])
         self.origin = notes.get("init")

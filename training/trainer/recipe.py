@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import tomllib
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
+
+from annotated_types import Ge, Gt, Le, Lt, MinLen
+from pydantic import ConfigDict, Field, ValidationError, model_validator
+from pydantic.dataclasses import dataclass
 
 from model.architecture.config import ModelConfig
 from model.errors import InputError, ModelError
@@ -20,83 +22,72 @@ from model.errors import InputError, ModelError
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 Precision = Literal["auto", "bf16", "fp32"]
 OptimizerName = Literal["muon", "adamw"]
-_HIGHEST = {
-    "matrix_lr": 10, "table_lr": 10, "vector_lr": 10, "weight_decay": 10, "clip": 1e9, "warmdown": 1,
-    "final_lr": 1, "momentum": 1, "beta1": 1, "beta2": 1,
-}  # fmt: skip
+
+Positive = Annotated[int, Ge(1)]
+Whole = Annotated[int, Ge(0)]
+Rate = Annotated[float, Ge(0), Le(10)]
+Share = Annotated[float, Ge(0), Le(1)]
+OpenShare = Annotated[float, Ge(0), Lt(1)]
+Record = TypeVar("Record")
+BOUNDS = ((Ge, "of at least"), (Gt, "above"), (Le, "at most"), (Lt, "below"))
+STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
 class OptimizerRecipe:
-    """Muon for the matrices inside the blocks, AdamW for all else; or AdamW for everything.
-
-    Raises `InputError` that names the bad value and what is allowed.
-    """
+    """Muon for the matrices inside the blocks, AdamW for all else; or AdamW for everything."""
 
     name: OptimizerName = "muon"
-    matrix_lr: float = 0.02
+    matrix_lr: Rate = 0.02
     """Peak rate of the matrices inside blocks."""
-    table_lr: float = 0.008
+    table_lr: Rate = 0.008
     """Peak rate of the embedding (always AdamW)."""
-    vector_lr: float = 0.008
+    vector_lr: Rate = 0.008
     """Peak rate of gains, biases, convolutions and decays (always AdamW)."""
-    momentum: float = 0.95
+    momentum: OpenShare = 0.95
     """Muon's."""
-    beta1: float = 0.9
-    beta2: float = 0.95
-    weight_decay: float = 0.02
+    beta1: OpenShare = 0.9
+    beta2: OpenShare = 0.95
+    weight_decay: Rate = 0.02
     """Of the matrices inside blocks, scaled by the learning rate."""
-    clip: float = 1.0
+    clip: Annotated[float, Ge(0), Le(1e9)] = 1.0
     """Bound on the gradient's norm over all parameters; 0 is none."""
-    warmup_steps: int = 20
-    warmdown: float = 0.6
+    warmup_steps: Whole = 20
+    warmdown: Share = 0.6
     """Share of the budget over which the rate falls in a line to `final_lr`."""
-    final_lr: float = 0.0
+    final_lr: Share = 0.0
     """As a share of the peak."""
 
-    def __post_init__(self) -> None:
-        _check_choice("optimizer.name", self.name, get_args(OptimizerName))
-        _check_whole("optimizer.warmup_steps", self.warmup_steps, 0)
-        for name, high in _HIGHEST.items():
-            value = getattr(self, name)
-            if not _is_number(value) or not 0 <= value <= high:
-                raise InputError(f"optimizer.{name}", f"must be between 0 and {high:g}, got {value!r}")
-        for name in ("momentum", "beta1", "beta2"):
-            if (value := getattr(self, name)) == 1:
-                raise InputError(
-                    f"optimizer.{name}", f"must be below 1 (which would never move), got {value!r}"
-                )
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
 class Recipe:
-    """Raises `InputError` that names the bad value and what is allowed."""
+    """Every choice of a training run. Read it with `from_dict` or `load_recipe`, which name what is wrong."""
 
-    name: str = "custom"
-    seed: int = 0
-    model: ModelConfig = field(default_factory=ModelConfig)
-    optimizer: OptimizerRecipe = field(default_factory=OptimizerRecipe)
-    row_tokens: int = 512
+    name: Annotated[str, MinLen(1)] = "custom"
+    seed: Whole = 0
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    optimizer: OptimizerRecipe = Field(default_factory=OptimizerRecipe)
+    row_tokens: Annotated[int, Ge(8)] = 512
     """Length of a packed row of whole stories."""
-    rows: int = 16
+    rows: Positive = 16
     """Rows in one optimiser step, over all processes."""
-    micro_rows: int = 8
+    micro_rows: Positive = 8
     """Rows in one forward pass of one process; gradients are accumulated over `rows`."""
-    steps: int = 2000
+    steps: Positive = 2000
     """The run ends here, or when its minutes are used, whichever comes first."""
-    minutes: float | None = None
+    minutes: Annotated[float, Gt(0)] | None = None
     """Wall-clock budget; the learning rate then follows the clock. None: `steps` alone."""
-    eval_every: int = 100
+    eval_every: Positive = 100
     """Steps between evaluations; with `minutes`, there is one at each eighth of them as well."""
-    eval_stories: int = 400
+    eval_stories: Whole = 400
     """Validation stories in each evaluation (the first ones); 0 is all."""
-    patience: int = 0
+    patience: Whole = 0
     """Stop after this many evaluations without a better one; 0 never stops early."""
-    save_every: int = 100
+    save_every: Positive = 100
     """Steps between resumable checkpoints; there is also one after each evaluation and at the end."""
-    dropout: float = 0.0
+    dropout: OpenShare = 0.0
     """Share of the embedded tokens' and of each branch's values that is dropped in training; 0 drops none."""
-    average: float = 0.0
+    average: OpenShare = 0.0
     """Of an average of the weights over steps: the share of itself that it keeps at a step. The average is what
     is validated and kept as the best. 0 keeps none: the weights themselves are."""
     precision: Precision = "auto"
@@ -106,26 +97,11 @@ class Recipe:
     samples: tuple[str, ...] = ("Once upon a time", "Lily and Ben went to the park.", "The little robot")
     """Prompts continued at each evaluation."""
 
-    def __post_init__(self) -> None:
-        for name in ("row_tokens", "rows", "micro_rows", "steps", "eval_every", "save_every"):
-            _check_whole(name, getattr(self, name), 8 if name == "row_tokens" else 1)
-        for name in ("eval_stories", "patience", "seed"):
-            _check_whole(name, getattr(self, name), 0)
-        for name in ("dropout", "average"):
-            value = getattr(self, name)
-            if not _is_number(value) or not 0 <= value < 1:
-                raise InputError(name, f"must be at least 0 and below 1, got {value!r}")
+    @model_validator(mode="after")
+    def _whole_passes(self) -> Recipe:
         if self.rows % self.micro_rows:
             raise InputError("micro_rows", f"must divide rows={self.rows}, got {self.micro_rows}")
-        _check_choice("precision", self.precision, get_args(Precision))
-        if not isinstance(self.compile, bool):
-            raise InputError("compile", f"must be true or false, got {self.compile!r}")
-        if not isinstance(self.name, str) or not self.name:
-            raise InputError("name", f"must be a text that is not empty, got {self.name!r}")
-        if self.minutes is not None and not (_is_number(self.minutes) and self.minutes > 0):
-            raise InputError("minutes", f"must be a number above 0, got {self.minutes!r}")
-        if not isinstance(self.samples, tuple) or not all(isinstance(text, str) for text in self.samples):
-            raise InputError("samples", f"must be a list of texts, got {self.samples!r}")
+        return self
 
     def as_dict(self) -> dict[str, Any]:
         """Nested plain values, as in a recipe file."""
@@ -133,32 +109,16 @@ class Recipe:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Recipe:
-        """The reverse of `as_dict`; an unknown name is an error that says which are known."""
+        """The reverse of `as_dict`. Raises `InputError` that names the bad value and what is allowed."""
         values = dict(values)
         try:
             model = ModelConfig.from_dict(_table(values.pop("model", {}), "model"))
         except ModelError as error:
             raise InputError("recipe", f"has a bad model table: {error}") from None
-        optimizer = _table(values.pop("optimizer", {}), "optimizer")
-        _reject_unknown(OptimizerRecipe, optimizer, "optimizer.")
-        _reject_unknown(cls, values, "")
+        optimizer = _checked(OptimizerRecipe, _table(values.pop("optimizer", {}), "optimizer"), "optimizer.")
         if isinstance(values.get("samples"), list):
             values["samples"] = tuple(values["samples"])
-        return cls(model=model, optimizer=OptimizerRecipe(**optimizer), **values)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _check_whole(name: str, value: object, lowest: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < lowest:
-        raise InputError(name, f"must be a whole number of at least {lowest}, got {value!r}")
-
-
-def _check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise InputError(name, f"must be one of {', '.join(allowed)}, got {value!r}")
+        return _checked(cls, values | {"model": model, "optimizer": optimizer})
 
 
 def _table(value: Any, name: str) -> dict[str, Any]:
@@ -167,10 +127,34 @@ def _table(value: Any, name: str) -> dict[str, Any]:
     return dict(value)
 
 
-def _reject_unknown(cls: type, values: dict[str, Any], prefix: str) -> None:
-    known = [entry.name for entry in dataclasses.fields(cls)]
+def _checked(record: type[Record], values: dict[str, Any], prefix: str = "") -> Record:
+    """The record with these values. Raises `InputError` for the first that is wrong."""
+    known = get_type_hints(record, include_extras=True)
     if unknown := sorted(set(values) - set(known)):
         raise InputError(prefix + unknown[0], f"is not known; allowed are {', '.join(known)}")
+    try:
+        return record(**values)
+    except ValidationError as error:
+        name = str(error.errors()[0]["loc"][0])
+        raise InputError(prefix + name, f"must be {_allowed(known[name])}, got {values[name]!r}") from None
+
+
+def _allowed(kind: Any) -> str:
+    """What a field of this type may be, in words."""
+    if None.__class__ in get_args(kind):
+        kind = get_args(kind)[0]
+    bounds = {type(bound): bound for bound in getattr(kind, "__metadata__", ())}
+    plain = getattr(kind, "__origin__", kind)
+    if plain is Literal:
+        return "one of " + ", ".join(get_args(kind))
+    if plain in (int, float):
+        words = [
+            f"{word} {getattr(bounds[mark], mark.__name__.lower()):g}"
+            for mark, word in BOUNDS
+            if mark in bounds
+        ]
+        return f"a {'whole ' * (plain is int)}number {' and '.join(words)}"
+    return {bool: "true or false", str: "a text that is not empty", tuple: "a list of texts"}[plain]
 
 
 def preset_names() -> list[str]:

@@ -60,7 +60,7 @@ def test_a_story_has_a_line_of_figures_under_the_clients_request_id(lines: list[
 def test_requests_have_a_line_each_but_for_good_health_checks(lines: list[dict[str, object]]) -> None:
     answered = [(line["route"], line["status"]) for line in lines if line["logger"] == "story.answered"]
     # In either order: a line is written behind its answer, and the next request may overtake it.
-    assert sorted(answered) == [("/v1/completions", 200), ("/v1/completions", 422)]  # type: ignore[type-var]
+    assert sorted(answered) == [("/v1/completions", 200), ("/v1/completions", 422)]
 
 
 def test_a_failure_keeps_its_traceback_in_one_line_and_libraries_are_quiet(

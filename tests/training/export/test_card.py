@@ -10,12 +10,21 @@ from training.export.acceptance import Acceptance
 from training.export.export import history, write_card
 
 FIRST: dict[str, Any] = {
-    "recipe": smallest(name="first").as_dict(), "data": "aa11", "step": 1200, "tokens": 5_000_000, "elapsed": 600.0,
-}  # fmt: skip
+    "recipe": smallest(name="first").as_dict(),
+    "data": "aa11",
+    "step": 1200,
+    "tokens": 5_000_000,
+    "elapsed": 600.0,
+}
 SECOND: dict[str, Any] = {
-    "recipe": smallest(name="second", seed=7, dropout=0.1, average=0.98).as_dict(), "data": "bb22", "step": 90,
-    "tokens": 70_000, "elapsed": 120.0, "best_bits_per_byte": 0.5, "init": {"digest": "c" * 64, **FIRST},
-}  # fmt: skip
+    "recipe": smallest(name="second", seed=7, dropout=0.1, average=0.98).as_dict(),
+    "data": "bb22",
+    "step": 90,
+    "tokens": 70_000,
+    "elapsed": 120.0,
+    "best_bits_per_byte": 0.5,
+    "init": {"digest": "c" * 64, **FIRST},
+}
 
 
 def card(folder: Path, notes: dict[str, Any]) -> str:

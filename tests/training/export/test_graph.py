@@ -124,10 +124,17 @@ def test_the_graph_takes_and_gives_what_its_module_says(precision: str) -> None:
     ring = ["B", 1, SMALL.window, SMALL.head_dim]
     states = {f"conv_{layer}": conv for layer in (0, 2)} | {f"memory_{layer}": memory for layer in (0, 2)}
     assert taken == {
-        "tokens": ["B", "T"], "take": ["taken"], "bias": ["B", "T", 1, "W_plus_T"],
-        "cos": ["B", "T", 1, SMALL.head_dim], "sin": ["B", "T", 1, SMALL.head_dim],
-        "keys_1": ring, "values_1": ring, "keys_3": ring, "values_3": ring, **states,
-    }  # fmt: skip
+        "tokens": ["B", "T"],
+        "take": ["taken"],
+        "bias": ["B", "T", 1, "W_plus_T"],
+        "cos": ["B", "T", 1, SMALL.head_dim],
+        "sin": ["B", "T", 1, SMALL.head_dim],
+        "keys_1": ring,
+        "values_1": ring,
+        "keys_3": ring,
+        "values_3": ring,
+        **states,
+    }
     given_back = {entry.name: list(entry.shape) for entry in session.get_outputs()}
     new = ["B", "T", SMALL.head_dim]
     assert given_back == {

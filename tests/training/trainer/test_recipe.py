@@ -192,9 +192,18 @@ def test_samples_must_all_be_texts() -> None:
 
 @pytest.mark.parametrize(
     ("name", "bad"),
-    [("width", 0), ("heads", 1.5), ("pattern", ""), ("pattern", "RAX"), ("pattern", 7), ("head_dim", 15),
-     ("rope_base", "x"), ("rope_base", 0), ("chunk", True)],
-)  # fmt: skip
+    [
+        ("width", 0),
+        ("heads", 1.5),
+        ("pattern", ""),
+        ("pattern", "RAX"),
+        ("pattern", 7),
+        ("head_dim", 15),
+        ("rope_base", "x"),
+        ("rope_base", 0),
+        ("chunk", True),
+    ],
+)
 def test_a_bad_size_of_the_model_is_named_too(name: str, bad: Any) -> None:
     values = load_recipe("tiny").as_dict()
     values["model"][name] = bad
