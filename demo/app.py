@@ -27,13 +27,13 @@ from demo.page import build, in_a_loop
 from demo.routing import noted
 from demo.routing.arms import divided
 from model.serving.backend import Backend
-from model.serving.guard import Guard
 from model.serving.http.address import bound, free_port
 from model.serving.http.app import ServiceRoute, create_service
 from model.serving.http.options import ServiceOptions
-from model.serving.http.secured import SecurityHeaders
+from model.serving.http.secured import SecurityHeadersMiddleware
 from model.serving.logs import configure_logs
 from model.serving.remote import open_backend
+from model.serving.shared_state import SharedState
 
 if TYPE_CHECKING:
     from experiments.dashboard.reader import StoreReader
@@ -66,12 +66,12 @@ def serve(
     port: int = 0,
     share: bool = False,
     options: ServiceOptions | None = None,
-    guard: Guard | None = None,
+    shared: SharedState | None = None,
     experiments: StoreReader | None = None,
 ) -> Iterator[Served]:
     """Serve page and service while this context is open; port 0 takes any free one.
 
-    `guard` keeps the limits of both; what it remembers stands before `backend` already. With `experiments`, the page
+    `shared` keeps the limits of both; what it remembers stands before `backend` already. With `experiments`, the page
     Experiments is served as well.
 
     Raises `InputError` when the address cannot be listened on.
@@ -82,7 +82,7 @@ def serve(
     bound(host, port).close()  # so that a taken address is one line here, not five of Gradio's
 
     options = replace(options or ServiceOptions(), public=share)
-    service = create_service(backend, options, guard)
+    service = create_service(backend, options, shared)
     noted.add_figures(service, backend)
     loops: list[asyncio.AbstractEventLoop] = []
 
@@ -93,12 +93,12 @@ def serve(
             yield
 
     def drain(seconds: float) -> None:
-        asyncio.run_coroutine_threadsafe(service.teller.drain(seconds), loops[0]).result()
+        asyncio.run_coroutine_threadsafe(service.manager.drain(seconds), loops[0]).result()
 
     def hurry() -> None:
-        loops[0].call_soon_threadsafe(service.teller.cut)
+        loops[0].call_soon_threadsafe(service.manager.abort)
 
-    page = build(service.teller.backend, service.guard.limiter, experiments)
+    page = build(service.manager.backend, service.shared.limiter, experiments)
 
     def start() -> tuple[Any, str, str]:
         return page.launch(
@@ -122,7 +122,7 @@ def serve(
             app_kwargs={
                 "lifespan": lifespan,
                 "routes": [ServiceRoute(service)],
-                "middleware": [Middleware(SecurityHeaders), *noted.middleware(backend)],
+                "middleware": [Middleware(SecurityHeadersMiddleware), *noted.middleware(backend)],
             },
         )
 
@@ -156,11 +156,11 @@ def launch(settings: Settings, *, host: str, port: int, share: bool = False, bac
     try:
         configure_logs(settings.story_log)
         options = ServiceOptions.of(settings)
-        guard = Guard.of(settings)
-        opened = divided(lambda: open_backend(backend, settings), settings, over=guard.over)
+        shared = SharedState.from_settings(settings)
+        opened = divided(lambda: open_backend(backend, settings), settings, over=shared.with_cache)
         reader = open_reader(settings)
         with serve(
-            opened, host=host, port=port, share=share, options=options, guard=guard, experiments=reader
+            opened, host=host, port=port, share=share, options=options, shared=shared, experiments=reader
         ) as served:
             hurry.append(served.hurry)
             print(f"Write me a story: {served.url}", flush=True)

@@ -22,11 +22,11 @@ from demo.experiments_page import open_reader
 from demo.page import build, in_a_loop
 from demo.routing import noted
 from demo.routing.arms import divided
-from model.serving.guard import Guard
 from model.serving.http.app import ServiceRoute, create_service
 from model.serving.http.options import ServiceOptions
-from model.serving.http.secured import SecurityHeaders
+from model.serving.http.secured import SecurityHeadersMiddleware
 from model.serving.remote import open_backend
+from model.serving.shared_state import SharedState
 from model.settings import load_settings
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 def create_app(
     backend: Backend | None = None,
     options: ServiceOptions | None = None,
-    guard: Guard | None = None,
+    shared: SharedState | None = None,
     experiments: StoreReader | None = None,
 ) -> FastAPI:
     """The application over `backend`, which runs while the application does.
@@ -47,11 +47,11 @@ def create_app(
     """
     if backend is None:
         settings = load_settings()
-        guard = guard or Guard.of(settings)
-        backend = divided(lambda: open_backend("auto", settings), settings, over=guard.over)
+        shared = shared or SharedState.from_settings(settings)
+        backend = divided(lambda: open_backend("auto", settings), settings, over=shared.with_cache)
         options = options or ServiceOptions.of(settings)
         experiments = experiments or open_reader(settings)
-    service = create_service(backend, options, guard)
+    service = create_service(backend, options, shared)
     noted.add_figures(service, backend)
 
     @contextlib.asynccontextmanager
@@ -65,9 +65,9 @@ def create_app(
         docs_url=None,
         redoc_url=None,
         openapi_url=None,
-        middleware=[Middleware(SecurityHeaders), *noted.middleware(backend)],
+        middleware=[Middleware(SecurityHeadersMiddleware), *noted.middleware(backend)],
     )
-    page = build(service.teller.backend, service.guard.limiter, experiments)
+    page = build(service.manager.backend, service.shared.limiter, experiments)
 
     def mount() -> None:
         # With more than one page Gradio says that it turns SSR off, which is off.

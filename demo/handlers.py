@@ -23,10 +23,10 @@ from experiments.ab.events import new_id
 from model.errors import BusyError, InputError, LimitError, StoryError
 from model.generation import Completion, Usage
 from model.serving.backend import Backend, Stream, model_for
-from model.serving.cache.flight import MEMORY
+from model.serving.cache.flight import CACHE
 from model.serving.logs import new_request_id, request_id
 from model.serving.rate_limit.clients import UNKNOWN
-from model.serving.rate_limit.limiter import Limiter, Ticket
+from model.serving.rate_limit.limiter import Limiter, Reservation
 
 log = logging.getLogger(__name__)
 
@@ -189,12 +189,12 @@ async def _tell(
     request_id.set(reference := new_request_id())
     view = replace(view, phase="waiting", status="Beginning…", spoken="Writing.")
     stream: Stream | None = None
-    ticket: Ticket | None = None
+    reservation: Reservation | None = None
     try:
         request = replace(form.request(view.text), user=visitor, story_id=view.story)
-        ticket = await desk.limiter.admit(client, [request])
+        reservation = await desk.limiter.admit(client, [request])
         stream = await desk.backend.submit(request)
-        ticket.begun()
+        reservation.commit(stories=1)
         desk.streams[session] = stream
         yield view
         tokens, first = 0, 0.0
@@ -202,8 +202,8 @@ async def _tell(
         async with contextlib.aclosing(coalesce(aiter(stream))) as pieces:
             async for piece in pieces:
                 now = time.perf_counter()
-                if stream.served_by != MEMORY:
-                    ticket.wrote(len(piece.tokens))
+                if stream.served_by != CACHE:
+                    reservation.commit(tokens=len(piece.tokens))
                 if piece.tokens or piece.text:  # the last text may come after the last token, alone
                     first = first if tokens else now
                     tokens += len(piece.tokens)
@@ -234,8 +234,8 @@ async def _tell(
         told = f"What is told so far is kept. (Reference {reference[:8]})"
         yield _failed(view, f"Something went wrong on this side. {told}")
     finally:
-        if ticket is not None:
-            ticket.close()
+        if reservation is not None:
+            reservation.release()
         if stream is not None:
             stream.cancel()
             if desk.streams.get(session) is stream:
@@ -292,8 +292,8 @@ def _line(tokens: int, rate: float, ttft: float, writers: list[str], seed: int) 
     """`212 tokens · 1,840 tokens/s · first after 9 ms · written locally · seed 7`. Times in seconds."""
     first = f"{ttft * 1000:.0f} ms" if ttft < 1 else f"{ttft:.1f} s"
     parts = [f"{tokens:,} token{'s' * (tokens != 1)}"]
-    if writers == [MEMORY]:  # no rate: nobody wrote at it
-        return " · ".join([*parts, "told from memory", f"seed {seed}"])
+    if writers == [CACHE]:  # no rate: nobody wrote at it
+        return " · ".join([*parts, "from the cache", f"seed {seed}"])
     if rate > 0:
         parts.append(f"{rate:,.0f} tokens/s")
     return " · ".join([*parts, f"first after {first}", f"written {_where(writers)}", f"seed {seed}"])

@@ -82,7 +82,7 @@ class Settings(BaseSettings):
         le=600,
         description="Seconds for one connection to Modal to be made",
     )
-    story_patience: float = Field(
+    story_response_timeout: float = Field(
         default=8.0,
         ge=0.01,
         le=600,
@@ -106,7 +106,7 @@ class Settings(BaseSettings):
         le=1_000,
         description="Failures in a row after which stories no longer try Modal; one that took a time-out is enough",
     )
-    story_breaker_pause: float = Field(
+    story_breaker_reset: float = Field(
         default=10.0,
         ge=0.01,
         le=3_600,

@@ -34,8 +34,8 @@ import psutil
 
 from model.errors import StoryError
 from model.generation import Chunk, GenerationRequest, SamplingParams
-from model.serving.cache.stores import Memory, Stories
-from model.serving.cache.story import Told, key_of
+from model.serving.cache.stores import LRUCache, ResponseCache
+from model.serving.cache.story import CachedResponse, key_of
 from model.serving.http.address import free_port
 from model.serving.rate_limit.limiter import SETTINGS, Limiter
 from model.serving.rate_limit.quotas import read_quotas
@@ -141,17 +141,17 @@ async def parts(url: str | None) -> dict[str, float]:
         for quota in read_quotas(name, LIMITS[name], scope, resource)
     ]
     request = GenerationRequest(prompt="One day, Lily", max_tokens=TOKENS, sampling=SamplingParams(seed=7))
-    told = Told(tuple(Chunk(" word", (number,)) for number in range(TOKENS)), "length", 5, TOKENS)
-    stories = Stories(Memory(2**24, 3_600), 3_600)
+    told = CachedResponse(tuple(Chunk(" word", (number,)) for number in range(TOKENS)), "length", 5, TOKENS)
+    stories = ResponseCache(LRUCache(2**24, 3_600), 3_600)
     stories.put(key_of("edition", request), told)
 
     async def let_in(limiter: Limiter, times: int, clients: int) -> float:
         began = time.process_time()
         for number in range(times):
-            ticket = await limiter.admit(f"client {number % clients}", [request])
-            ticket.begun()
-            ticket.wrote(150)
-            ticket.close()
+            reservation = await limiter.admit(f"client {number % clients}", [request])
+            reservation.commit(stories=1)
+            reservation.commit(tokens=150)
+            reservation.release()
         return (time.process_time() - began) / times * 1e6
 
     here = Limiter(quotas)

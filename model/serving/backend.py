@@ -98,23 +98,23 @@ class Backend(Protocol):
 
 
 @runtime_checkable
-class VersionedBackend(Backend, Protocol):
+class FingerprintedBackend(Backend, Protocol):
     """A backend that can say which edition of a model writes, so that its stories can be told again."""
 
-    async def edition(self) -> str | None:
+    async def fingerprint(self) -> str | None:
         """What would write a story that begins now: the model's digest, and what computes it where that matters.
 
         Two editions may tell different stories for the same request, one edition never does. None: not known.
         """
         ...
 
-    def edition_of(self, stream: Stream) -> str | None:
+    def fingerprint_of(self, stream: Stream) -> str | None:
         """What has written this stream of the backend's, which has ended; None: not known, or more than one."""
         ...
 
 
 @runtime_checkable
-class Divided(Protocol):
+class VariantRouter(Protocol):
     """A backend that does not write for everyone with the same model."""
 
     def model_for(self, user: str) -> ModelInfo:
@@ -124,7 +124,7 @@ class Divided(Protocol):
 
 def model_for(backend: Backend, user: str) -> ModelInfo:
     """Which model of `backend` writes for this user."""
-    return backend.model_for(user) if isinstance(backend, Divided) else backend.model
+    return backend.model_for(user) if isinstance(backend, VariantRouter) else backend.model
 
 
 class LocalBackend:
@@ -174,10 +174,10 @@ class LocalBackend:
         """Hand the request to the engine; see `Backend.submit`."""
         return self.engine.submit(request)
 
-    async def edition(self) -> str:
+    async def fingerprint(self) -> str:
         """The model, and the runtime with its precision: each rounds in its own way."""
         return f"{self.model.version} {self.engine.runtime_name}"
 
-    def edition_of(self, stream: Stream) -> str:
+    def fingerprint_of(self, stream: Stream) -> str:
         """Always the same."""
         return f"{self.model.version} {self.engine.runtime_name}"

@@ -1,8 +1,8 @@
-"""One Redis for limits and cache, without which everything goes on.
+"""Optional shared Redis for rate limits and cache. On failure, callers fall back to in-process state.
 
-Whoever asks gets an answer within `PATIENCE` or `RedisGoneError`, and once Redis has failed, that error at once: no
-request waits for a Redis that is gone. A task of its own, for which nobody waits, asks it again after growing pauses
-until it answers. Loss and return are logged once each.
+A call returns within `TIMEOUT` or raises `RedisUnavailableError`; once Redis has failed, it raises at once, so no
+request waits for a Redis that is down. A background task pings it after growing delays until it answers. Loss and
+return are logged once each.
 """
 
 from __future__ import annotations
@@ -10,17 +10,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from model.errors import InputError, StoryError
 
 if TYPE_CHECKING:
     import redis.asyncio
 
-PATIENCE = 0.25
+TIMEOUT = 0.25
 """Seconds for one answer, a new connection included. One that is well does in a millisecond."""
-PAUSES = (0.25, 0.5, 1.0, 2.0, 5.0, 10.0)
+RETRY_DELAYS = (0.25, 0.5, 1.0, 2.0, 5.0, 10.0)
 """Seconds before each attempt to bring it back; the last one repeats."""
 CONNECTIONS = 256
 
@@ -28,11 +31,11 @@ log = logging.getLogger(__name__)
 Answer = TypeVar("Answer")
 
 
-class RedisGoneError(StoryError):
+class RedisUnavailableError(StoryError):
     """Redis does not answer; whoever asked does without."""
 
 
-class RedisLink:
+class RedisLink(Collector):
     """A Redis that may go away. Used from one event loop, beginning with the first question."""
 
     def __init__(self, url: str) -> None:
@@ -45,8 +48,8 @@ class RedisLink:
             pool = redis.asyncio.ConnectionPool.from_url(
                 url,
                 max_connections=CONNECTIONS,
-                socket_timeout=PATIENCE,
-                socket_connect_timeout=PATIENCE,
+                socket_timeout=TIMEOUT,
+                socket_connect_timeout=TIMEOUT,
                 # One retry: a connection that lay idle may have been closed, and a new one costs little.
                 retry=Retry(NoBackoff(), 1),
             )
@@ -60,28 +63,40 @@ class RedisLink:
         self.losses = 0
         """How often it was lost."""
 
+    def describe(self) -> Iterable[Metric]:
+        return ()
+
+    def collect(self) -> Iterable[Metric]:
+        """Yield the connection's metrics."""
+        yield GaugeMetricFamily(
+            "story_redis_up", "1 while Redis answers; 0: limits and cache are per process.", self.up
+        )
+        yield CounterMetricFamily(
+            "story_redis_losses", "Times the connection to Redis was lost.", self.losses
+        )
+
     @property
     def up(self) -> bool:
         """Whether it answered when it was last asked; nobody has asked yet: True."""
         return self._up
 
-    async def ask(self, how: Callable[[], Awaitable[Answer]]) -> Answer:
-        """What `how` gets from the client. Raises `RedisGoneError`: at once while Redis is known to be gone."""
+    async def call(self, how: Callable[[], Awaitable[Answer]]) -> Answer:
+        """What `how` gets from the client. Raises `RedisUnavailableError`: at once while Redis is known to be gone."""
         if not self._up:
-            raise RedisGoneError("Redis is gone")
+            raise RedisUnavailableError("Redis is gone")
         try:
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(TIMEOUT):
                 return await how()
         except self._errors as error:
             self._lost(error)
-            raise RedisGoneError("Redis is gone") from None
+            raise RedisUnavailableError("Redis is gone") from None
 
-    def later(self, how: Callable[[], Awaitable[object]]) -> None:
+    def fire_and_forget(self, how: Callable[[], Awaitable[object]]) -> None:
         """Ask it something whose answer nobody waits for; while Redis is gone it is not asked."""
 
         async def asking() -> None:
-            with contextlib.suppress(RedisGoneError):
-                await self.ask(how)
+            with contextlib.suppress(RedisUnavailableError):
+                await self.call(how)
 
         if self._up:
             self._run(asking())
@@ -90,7 +105,7 @@ class RedisLink:
         """Say what is still to be said, and close the connections. The link can be used again afterwards."""
         tasks = list(self._tasks)
         if tasks:
-            await asyncio.wait(tasks, timeout=PATIENCE)
+            await asyncio.wait(tasks, timeout=TIMEOUT)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -116,10 +131,10 @@ class RedisLink:
     async def _bring_back(self) -> None:
         attempt = 0
         while True:
-            await asyncio.sleep(PAUSES[min(attempt, len(PAUSES) - 1)])
+            await asyncio.sleep(RETRY_DELAYS[min(attempt, len(RETRY_DELAYS) - 1)])
             attempt += 1
             with contextlib.suppress(*self._errors):
-                async with asyncio.timeout(PATIENCE):
+                async with asyncio.timeout(TIMEOUT):
                     await self.client.ping()
                 self._up = True
                 log.warning("Redis is back: limits and cache are shared again")

@@ -15,10 +15,10 @@ import socketio
 
 from demo.app import Served, serve
 from model.serving.backend import LocalBackend
-from model.serving.guard import Guard
 from model.serving.http.options import ServiceOptions
 from model.serving.rate_limit.limiter import Limiter
 from model.serving.rate_limit.quotas import read_quotas
+from model.serving.shared_state import SharedState
 from tests.demo.engines import local_backend
 
 
@@ -110,8 +110,8 @@ async def test_socket_io_answers_at_its_address(served: Served) -> None:
 
 
 def test_a_client_cannot_give_itself_another_address_and_each_story_counts_wherever_it_is_asked_for() -> None:
-    guard = Guard(Limiter(read_quotas("STORY_LIMIT_STORIES", "2/minute", "client", "stories")))
-    with serve(local_backend(), guard=guard) as served:
+    shared = SharedState(Limiter(read_quotas("STORY_LIMIT_STORIES", "2/minute", "client", "stories")))
+    with serve(local_backend(), shared=shared) as served:
         answers = [
             httpx.post(
                 f"{served.url}{path}",

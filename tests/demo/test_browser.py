@@ -24,10 +24,10 @@ from demo.links import encode
 from demo.page import EXAMPLES
 from model import generation
 from model.serving.backend import LocalBackend
-from model.serving.cache.stores import Memory, Stories
-from model.serving.guard import Guard
+from model.serving.cache.stores import LRUCache, ResponseCache
 from model.serving.rate_limit.limiter import Limiter
 from model.serving.rate_limit.quotas import read_quotas
+from model.serving.shared_state import SharedState
 from model.settings import Settings
 from tests.demo.engines import local_backend
 from tests.demo.tabs import IN_A_BROWSER, PATIENCE, Tab, chromium
@@ -75,12 +75,12 @@ def test_a_reader_at_the_limit_reads_when_there_is_more_and_a_story_opened_again
     opened: Callable[..., Tab],
 ) -> None:
     limiter = Limiter(read_quotas("STORY_LIMIT_STORIES", "2/minute", "client", "stories"))
-    guard = Guard(limiter, Stories(Memory(1_000_000, 60), 60))
-    with serve(guard.over(local_backend(slots=2, queue=2, end_bias=-50)), guard=guard) as served:
+    shared = SharedState(limiter, ResponseCache(LRUCache(1_000_000, 60), 60))
+    with serve(shared.with_cache(local_backend(slots=2, queue=2, end_bias=-50)), shared=shared) as served:
         tab = opened(url=served.url, query=f"?{encode(Form(prompt='One day', max_tokens=20, seed=7), '')}")
         expect(tab.page.locator("#prompt textarea")).to_have_value("One day")
         status = tab.page.locator("#book .status")
-        for expected in ("written locally", "told from memory", "You have had as many stories"):
+        for expected in ("written locally", "from the cache", "You have had as many stories"):
             tab.page.click("#write")
             expect(status).to_contain_text(expected)
         assert "Please try again in" in (status.text_content() or "")

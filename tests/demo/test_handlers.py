@@ -18,8 +18,8 @@ from demo.coalesce import coalesce
 from demo.form import FIELDS, Form
 from demo.handlers import Desk, View, buttons
 from model.errors import ModelError, StoryError
-from model.serving.cache.backend import remembering
-from model.serving.cache.stores import Memory, Stories
+from model.serving.cache.backend import cached_backend
+from model.serving.cache.stores import LRUCache, ResponseCache
 from model.serving.rate_limit.limiter import Limiter
 from model.serving.rate_limit.quotas import read_quotas
 from tests.demo.engines import local_backend
@@ -287,12 +287,12 @@ async def test_a_reader_pays_for_the_tokens_that_were_written_however_the_story_
 
 async def test_a_story_from_memory_says_so_and_boasts_of_no_speed() -> None:
     local = local_backend()
-    desk = Desk.of(remembering(local, Stories(Memory(1_000_000, 60), 60)))
+    desk = Desk.of(cached_backend(local, ResponseCache(LRUCache(1_000_000, 60), 60)))
     async with desk.backend.running():
         form = Form(prompt="One day", max_tokens=30, seed=7)
         first, again = [(await every(handlers.write(desk, "me", form)))[-1] for _ in range(2)]
     assert "written locally" in first.status
-    assert re.fullmatch(r"[\w ]+ · \d+ tokens · told from memory · seed 7", again.status)
+    assert re.fullmatch(r"[\w ]+ · \d+ tokens · from the cache · seed 7", again.status)
     assert (again.text, again.phase) == (first.text, first.phase)
 
 

@@ -70,7 +70,11 @@ def test_an_empty_value_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> None
         ("USE_MODAL", "maybe", "USE_MODAL must be true or false, got 'maybe'"),
         ("MODAL_ENDPOINT_URL", "stories.example", "must be an http(s) address, got 'stories.example'"),
         ("MODAL_ENDPOINT_URL", "http://a:99999", "must be an http(s) address, got 'http://a:99999'"),
-        ("STORY_PATIENCE", "nan", "STORY_PATIENCE must be a number between 0.01 and 600, got 'nan'"),
+        (
+            "STORY_RESPONSE_TIMEOUT",
+            "nan",
+            "STORY_RESPONSE_TIMEOUT must be a number between 0.01 and 600, got 'nan'",
+        ),
         ("STORY_TOKEN_TIMEOUT", "0", "STORY_TOKEN_TIMEOUT must be a number between 0.01 and 600, got '0'"),
         ("STORY_PRECISION", "int4", "STORY_PRECISION must be one of int8, fp32, got 'int4'"),
         ("STORY_RUNTIME", "c", "STORY_RUNTIME must be one of auto, native, onnx, got 'c'"),

@@ -1,8 +1,8 @@
-"""A backend that writes a story once and tells it as often as it is asked for.
+"""Serve repeated seeded requests from a cache and coalesce identical concurrent ones.
 
-Only what comes out the same each time is told again: the same prompt and settings, the same seed (or no chance at
-all), by the same edition of the model. While a backend cannot say which edition would write (`VersionedBackend`), it is
-asked each time. A story that failed or was stopped is not kept.
+Only deterministic responses are cached: same prompt and parameters, same seed (or greedy), same fingerprint of the
+backend. While the backend does not know its fingerprint (`FingerprintedBackend`), every request is forwarded. A
+response that failed or was cancelled is not kept.
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ import contextlib
 from collections.abc import AsyncIterator
 
 from model.generation import GenerationRequest
-from model.serving.backend import Backend, Health, ModelInfo, Stream, VersionedBackend
-from model.serving.cache.flight import Flight, Replay
-from model.serving.cache.stores import Stories
-from model.serving.cache.story import Told, key_of
+from model.serving.backend import Backend, FingerprintedBackend, Health, ModelInfo, Stream
+from model.serving.cache.flight import Replay, SingleFlight
+from model.serving.cache.stores import ResponseCache
+from model.serving.cache.story import CachedResponse, key_of
 
 
-class RememberingBackend:
+class CachingBackend:
     """`backend`, and the stories that it has told. Used from one event loop."""
 
-    def __init__(self, backend: VersionedBackend, stories: Stories) -> None:
+    def __init__(self, backend: FingerprintedBackend, stories: ResponseCache) -> None:
         self.backend = backend
         self.stories = stories
-        self._flights: dict[str, Flight] = {}
-        self._all: set[Flight] = set()  # those too that nobody can join
+        self._flights: dict[str, SingleFlight] = {}
+        self._all: set[SingleFlight] = set()  # those too that nobody can join
 
     @property
     def name(self) -> str:
@@ -60,55 +60,57 @@ class RememberingBackend:
 
     async def submit(self, request: GenerationRequest) -> Stream:
         """Tell the story from memory, follow it where it is being written just now, or have it written."""
-        asked = self.stories.asked
+        outcomes = self.stories.requests
         if not request.cacheable:
-            asked["bypassed"] += 1
+            outcomes["bypassed"] += 1
             return await self.backend.submit(request)
-        edition = await self.backend.edition()
-        key = None if edition is None else key_of(edition, request)
+        fingerprint = await self.backend.fingerprint()
+        key = None if fingerprint is None else key_of(fingerprint, request)
         flight = self._under_way(key)
         if flight is None and key is not None:
             told = await self.stories.get(key)
             if told is not None:
-                asked["hit"] += 1
+                outcomes["hit"] += 1
                 return Replay(told.chunks, told.finish_reason, told.prompt_tokens)
             flight = self._under_way(key)  # another reader may have been faster meanwhile
-        asked["miss" if flight is None else "joined"] += 1
+        outcomes["miss" if flight is None else "joined"] += 1
         reader = (flight or self._begin(key, request)).join()
         await reader.opened()
         return reader
 
-    def _under_way(self, key: str | None) -> Flight | None:
+    def _under_way(self, key: str | None) -> SingleFlight | None:
         flight = None if key is None else self._flights.get(key)
         return None if flight is None or flight.abandoned else flight
 
-    def _begin(self, key: str | None, request: GenerationRequest) -> Flight:
-        def ended(flight: Flight) -> None:
+    def _begin(self, key: str | None, request: GenerationRequest) -> SingleFlight:
+        def ended(flight: SingleFlight) -> None:
             if key is not None and self._flights.get(key) is flight:
                 del self._flights[key]
             self._keep(request, flight)
 
-        flight = Flight(lambda: self.backend.submit(request), ended)
+        flight = SingleFlight(lambda: self.backend.submit(request), ended)
         if key is not None:
             self._flights[key] = flight
         self._all.add(flight)
         flight.task.add_done_callback(lambda _task: self._all.discard(flight))
         return flight
 
-    def _keep(self, request: GenerationRequest, flight: Flight) -> None:
+    def _keep(self, request: GenerationRequest, flight: SingleFlight) -> None:
         completion, stream = flight.completion, flight.stream
         if completion is None or stream is None or completion.finish_reason not in ("stop", "length"):
             return
-        told = Told.of(flight.chunks, completion)
+        told = CachedResponse.of(flight.chunks, completion)
         # A writer that does not tell its tokens could not be told again with the same counts.
         complete = sum(len(chunk.tokens) for chunk in told.chunks) == told.completion_tokens
-        edition = self.backend.edition_of(stream)  # which may not be the one that was expected to write
-        if edition is not None and complete:
-            self.stories.put(key_of(edition, request), told)
+        fingerprint = self.backend.fingerprint_of(
+            stream
+        )  # which may not be the one that was expected to write
+        if fingerprint is not None and complete:
+            self.stories.put(key_of(fingerprint, request), told)
 
 
-def remembering(backend: Backend, stories: Stories | None) -> Backend:
+def cached_backend(backend: Backend, stories: ResponseCache | None) -> Backend:
     """`backend` with a memory, where there is one and the backend can say which edition of the model writes."""
-    if stories is None or not isinstance(backend, VersionedBackend):
+    if stories is None or not isinstance(backend, FingerprintedBackend):
         return backend
-    return RememberingBackend(backend, stories)
+    return CachingBackend(backend, stories)

@@ -17,14 +17,14 @@ from model.errors import StoryError
 from model.generation import Chunk, Completion, FinishReason, Usage, merge_chunks
 from model.serving.backend import Stream
 
-MEMORY = "memory"
-"""The `served_by` of a story that is told from memory."""
+CACHE = "cache"
+"""The `served_by` of a cache hit."""
 
 
-class Flight:
+class SingleFlight:
     """The story. `begin` opens its stream; `ended` is called once, when it is over and before any reader sees so."""
 
-    def __init__(self, begin: Callable[[], Awaitable[Stream]], ended: Callable[[Flight], None]) -> None:
+    def __init__(self, begin: Callable[[], Awaitable[Stream]], ended: Callable[[SingleFlight], None]) -> None:
         self._begin = begin
         self._ended = ended
         self.stream: Stream | None = None
@@ -42,12 +42,12 @@ class Flight:
         self._waiting: list[asyncio.Future[None]] = []
         self.task = asyncio.create_task(self._fly())
 
-    def join(self) -> Reader:
+    def join(self) -> Subscriber:
         """One more reader."""
         number = self._joined
         self._joined += 1
         self._readers.add(number)
-        return Reader(self, number)
+        return Subscriber(self, number)
 
     def leave(self, reader: int) -> None:
         """The reader of this number listens no more; with the last one the story ends. Harmless twice."""
@@ -107,10 +107,10 @@ class Flight:
                 self.wake()
 
 
-class Reader:
+class Subscriber:
     """A `model.serving.backend.Stream` of a flight, for one reader. Cancel it from any thread; read it in its loop."""
 
-    def __init__(self, flight: Flight, number: int) -> None:
+    def __init__(self, flight: SingleFlight, number: int) -> None:
         """Number 0 is the one who asked first."""
         self._flight = flight
         self._number = number
@@ -210,7 +210,7 @@ class Reader:
 class Replay:
     """A `model.serving.backend.Stream` of a story that was told before: all its chunks at once, one after the other."""
 
-    served_by = MEMORY
+    served_by = CACHE
 
     def __init__(self, chunks: tuple[Chunk, ...], finish: FinishReason, prompt_tokens: int) -> None:
         self._chunks = chunks
@@ -222,7 +222,7 @@ class Replay:
 
     @property
     def completion(self) -> Completion:
-        """As `Reader.completion`; its times are those of this telling."""
+        """As `Subscriber.completion`; its times are those of this telling."""
         if self._completion is None:
             raise StoryError("the story is still being told: its completion comes with its end")
         return self._completion

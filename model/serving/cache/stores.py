@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Literal, get_args
 
-from model.serving.cache.story import Told
-from model.serving.redis import RedisGoneError, RedisLink
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
-Asked = Literal["hit", "joined", "miss", "bypassed"]
-"""Told from memory; followed while it was written for another; written; not to be told from memory at all."""
+from model.serving.cache.story import CachedResponse
+from model.serving.redis import RedisLink, RedisUnavailableError
 
-ASKED: tuple[Asked, ...] = get_args(Asked)
+CacheOutcome = Literal["hit", "joined", "miss", "bypassed"]
+"""Served from the cache; coalesced with a running request; generated; not cacheable."""
+OUTCOMES: tuple[CacheOutcome, ...] = get_args(CacheOutcome)
 
 PREFIX = "story:told:"
 OVERHEAD = 300
@@ -22,7 +24,7 @@ LARGEST_SHARE = 8
 """A story larger than this part of the memory is not kept: it would push out all others."""
 
 
-class Memory:
+class LRUCache:
     """Stories by key, `limit` bytes of them at most, each for `ttl` seconds; the least asked for goes first."""
 
     def __init__(self, limit: int, ttl: float, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -68,34 +70,53 @@ class Memory:
         self.bytes -= len(data) + OVERHEAD
 
 
-class Stories:
+class ResponseCache(Collector):
     """Told stories: from memory, else from Redis, where there is one and it answers."""
 
-    def __init__(self, memory: Memory, ttl: int, link: RedisLink | None = None) -> None:
+    def __init__(self, memory: LRUCache, ttl: int, link: RedisLink | None = None) -> None:
         self.memory = memory
         self._ttl = ttl
         self._link = link
-        self.asked: Counter[Asked] = Counter()
-        """Stories that were asked for, by what was found."""
+        self.requests: Counter[CacheOutcome] = Counter()
 
-    async def get(self, key: str) -> Told | None:
+    def describe(self) -> Iterable[Metric]:
+        return ()
+
+    def collect(self) -> Iterable[Metric]:
+        """Yield the cache's metrics."""
+        requests = CounterMetricFamily(
+            "story_cache_requests",
+            "Requests by cache outcome: hit, joined (coalesced with a running request), miss, "
+            "bypassed (not cacheable, as without a seed).",
+            labels=["outcome"],
+        )
+        for outcome in OUTCOMES:
+            requests.add_metric([outcome], self.requests[outcome])
+        yield requests
+        yield GaugeMetricFamily("story_cache_bytes", "Memory used by cached responses.", self.memory.bytes)
+        yield GaugeMetricFamily("story_cache_stories", "Cached responses in memory.", len(self.memory))
+        yield CounterMetricFamily(
+            "story_cache_evictions", "Cached responses evicted before they expired.", self.memory.evictions
+        )
+
+    async def get(self, key: str) -> CachedResponse | None:
         """The story under `key`."""
         if (data := self.memory.get(key)) is not None:
-            return Told.from_bytes(data)
+            return CachedResponse.from_bytes(data)
         if (link := self._link) is None:
             return None
         try:
-            found = await link.ask(lambda: link.client.get(PREFIX + key))
-        except RedisGoneError:
+            found = await link.call(lambda: link.client.get(PREFIX + key))
+        except RedisUnavailableError:
             return None
-        if not isinstance(found, bytes) or (told := Told.from_bytes(found)) is None:
+        if not isinstance(found, bytes) or (told := CachedResponse.from_bytes(found)) is None:
             return None
         self.memory.put(key, found)
         return told
 
-    def put(self, key: str, told: Told) -> None:
+    def put(self, key: str, told: CachedResponse) -> None:
         """Keep a story; nobody waits for Redis to have it."""
         data = told.as_bytes()
         self.memory.put(key, data)
         if (link := self._link) is not None:
-            link.later(lambda: link.client.set(PREFIX + key, data, ex=self._ttl))
+            link.fire_and_forget(lambda: link.client.set(PREFIX + key, data, ex=self._ttl))

@@ -13,13 +13,13 @@ FORMAT = 1
 """Changes with the form of what is kept, so that a process never reads what another form has written."""
 
 
-def key_of(edition: str, request: GenerationRequest) -> str:
-    """The key of `request`'s story as `edition` (a model's digest, and what computes it) writes it."""
+def key_of(fingerprint: str, request: GenerationRequest) -> str:
+    """The key of `request`'s story as `fingerprint` (a model's digest, and what computes it) writes it."""
     sampling = request.sampling
     greedy = sampling.temperature == 0
     parts = [
         FORMAT,
-        edition,
+        fingerprint,
         request.prompt,
         request.max_tokens,
         float(sampling.temperature),
@@ -35,7 +35,7 @@ def key_of(edition: str, request: GenerationRequest) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class CachedResponse:
     """A whole story."""
 
     chunks: tuple[Chunk, ...]
@@ -44,7 +44,7 @@ class Told:
     completion_tokens: int
 
     @classmethod
-    def of(cls, chunks: list[Chunk], completion: Completion) -> Told:
+    def of(cls, chunks: list[Chunk], completion: Completion) -> CachedResponse:
         """What is kept of a story that ended so."""
         usage = completion.usage
         return cls(tuple(chunks), completion.finish_reason, usage.prompt_tokens, usage.completion_tokens)
@@ -56,7 +56,7 @@ class Told:
         return json.dumps(parts, ensure_ascii=False, separators=(",", ":")).encode()
 
     @classmethod
-    def from_bytes(cls, data: bytes) -> Told | None:
+    def from_bytes(cls, data: bytes) -> CachedResponse | None:
         """The story in `data`; None where there is none, for it may have been anywhere meanwhile."""
         try:
             finish, prompt_tokens, completion_tokens, chunks = json.loads(data)

@@ -65,17 +65,17 @@ def serve(
     with bound(settings.host, settings.port) as listener:
         # What can be wrong with the options has been told by now; what follows takes seconds to load.
         from model.serving.backend import LocalBackend
-        from model.serving.guard import Guard
         from model.serving.http.app import create_service
         from model.serving.http.server import DrainingServer
         from model.serving.logs import configure_logs
+        from model.serving.shared_state import SharedState
 
         configure_logs(settings.story_log)
         label = f"Story service {name}".rstrip()
         url = url_of(listener, settings.host)
-        guard = Guard.of(settings)
+        shared = SharedState.from_settings(settings)
         server = DrainingServer(
-            create_service(guard.over(LocalBackend.load(settings)), options, guard),
+            create_service(shared.with_cache(LocalBackend.load(settings)), options, shared),
             drain=settings.story_drain,
             ready=lambda: print(f"{label}: {url}", flush=True),
         )

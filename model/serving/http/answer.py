@@ -16,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from model.generation import Chunk, Completion, GenerationRequest
 from model.serving.http.errors import as_service_error
-from model.serving.http.telling import Event, Teller, Telling
+from model.serving.http.session import Event, GenerationManager, GenerationSession
 from model.serving.http.wire import EVENT_STREAM, KEEP_ALIVE, event, json_bytes
 
 STREAM_HEADERS = [
@@ -58,7 +58,7 @@ class StoryResponse(Response):
 
     def __init__(
         self,
-        teller: Teller,
+        manager: GenerationManager,
         requests: list[GenerationRequest],
         answer: Answer,
         *,
@@ -68,7 +68,7 @@ class StoryResponse(Response):
     ) -> None:
         """`name`: of this copy, empty for that of the writer; `keep_alive`: seconds between comments."""
         super().__init__()
-        self._teller = teller
+        self._manager = manager
         self._requests = requests
         self._answer = answer
         self._stream = stream
@@ -91,12 +91,14 @@ class StoryResponse(Response):
 
     async def _tell(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            async with self._teller.tell(self._requests, self._teller.limiter.clients.of(scope)) as telling:
+            async with self._manager.session(
+                self._requests, self._manager.limiter.clients.of(scope)
+            ) as session:
                 if self._stream:
-                    await self._tell_events(telling, send)
+                    await self._tell_events(session, send)
                     return
-                body = await self._tell_whole(telling)
-                headers = {"x-story-backend": self._name or telling.served_by}
+                body = await self._tell_whole(session)
+                headers = {"x-story-backend": self._name or session.served_by}
                 response = Response(json_bytes(body), headers=headers, media_type="application/json")
         except _ClientGoneError:
             return
@@ -104,10 +106,10 @@ class StoryResponse(Response):
             response = as_service_error(error).response()
         await response(scope, receive, send)
 
-    async def _tell_whole(self, telling: Telling) -> dict[str, Any]:
+    async def _tell_whole(self, session: GenerationSession) -> dict[str, Any]:
         chunks: list[list[Chunk]] = [[] for _ in self._requests]
         completions: dict[int, Completion] = {}
-        async for what in telling.events(self._keep_alive):
+        async for what in session.events(self._keep_alive):
             if what is None:
                 continue
             if what.error is not None:
@@ -117,18 +119,18 @@ class StoryResponse(Response):
             elif what.completion is not None:
                 completions[what.index] = what.completion
         ordered = [completions[index] for index in range(len(self._requests))]
-        return self._answer.whole(chunks, ordered, telling.served_by)
+        return self._answer.whole(chunks, ordered, session.served_by)
 
-    async def _tell_events(self, telling: Telling, send: Send) -> None:
-        served_by = (b"x-story-backend", (self._name or telling.served_by).encode("latin-1", "replace"))
+    async def _tell_events(self, session: GenerationSession, send: Send) -> None:
+        served_by = (b"x-story-backend", (self._name or session.served_by).encode("latin-1", "replace"))
         await send({"type": "http.response.start", "status": 200, "headers": [*STREAM_HEADERS, served_by]})
         completions: dict[int, Completion] = {}
         try:
             await _send(send, self._answer.opening())
-            async for what in telling.events(self._keep_alive):
+            async for what in session.events(self._keep_alive):
                 await _send(send, self._event(what, completions))
             ordered = [completions[index] for index in range(len(self._requests))]
-            await _send(send, self._answer.closing(ordered, telling.served_by))
+            await _send(send, self._answer.closing(ordered, session.served_by))
         except _ClientGoneError:
             raise
         except Exception as error:

@@ -11,16 +11,15 @@ from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from model.serving.backend import Backend
-from model.serving.guard import Guard
 from model.serving.http import completions, errors, simple, state
-from model.serving.http.edge import Edge
+from model.serving.http.edge import RequestContextMiddleware
 from model.serving.http.options import ServiceOptions
-from model.serving.http.secured import SecurityHeaders, cross_origin
+from model.serving.http.secured import SecurityHeadersMiddleware, cross_origin
+from model.serving.http.session import GenerationManager
 from model.serving.http.sockets import Sockets
-from model.serving.http.telling import Teller
-from model.serving.metrics.guard_figures import GuardFigures
 from model.serving.metrics.metered import MeteredBackend
 from model.serving.metrics.metrics import Meter
+from model.serving.shared_state import SharedState
 
 PREFIXES = ("/v1/", "/api/generate", "/api/health", "/metrics", "/socket.io")
 """Where the service's addresses begin, for an application that has others beside them."""
@@ -29,17 +28,17 @@ PREFIXES = ("/v1/", "/api/generate", "/api/health", "/metrics", "/socket.io")
 class Service(FastAPI):
     """The application, with what whoever serves it needs to start it and to let it end."""
 
-    teller: Teller
+    manager: GenerationManager
     """Through which stories are let end."""
     sockets: Sockets
-    guard: Guard
+    shared: SharedState
     meter: Meter
     """Whose registry also takes figures of whoever carries the service."""
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Run the backend, and close what clients hold open at the end."""
-        async with self.guard.running(), self.teller.backend.running():
+        async with self.shared.running(), self.manager.backend.running():
             try:
                 yield
             finally:
@@ -47,18 +46,20 @@ class Service(FastAPI):
 
 
 def create_service(
-    backend: Backend, options: ServiceOptions | None = None, guard: Guard | None = None
+    backend: Backend, options: ServiceOptions | None = None, shared: SharedState | None = None
 ) -> Service:
-    """The service over `backend`, which it starts and stops with itself; without a guard, it knows no limits.
+    """The service over `backend`, which it starts and stops with itself; without `shared`, there are no limits.
 
     Carried inside another application (`ServiceRoute`), it is that one's part to enter `Service.running`.
     """
     options = options or ServiceOptions()
-    guard = guard or Guard()
+    shared = shared or SharedState()
     meter = Meter(backend, options.name)
     backend = MeteredBackend(backend, meter)
-    meter.registry.register(GuardFigures(guard))
-    teller = Teller(backend, meter, guard.limiter)
+    for collector in (shared.limiter, shared.cache, shared.redis):
+        if collector is not None:
+            meter.registry.register(collector)
+    manager = GenerationManager(backend, meter, shared.limiter)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Service) -> AsyncIterator[None]:
@@ -73,17 +74,22 @@ def create_service(
         redoc_url=None,
         redirect_slashes=False,
     )
-    service.teller = teller
-    service.guard = guard
+    service.manager = manager
+    service.shared = shared
     service.meter = meter
-    service.sockets = Sockets(teller, options)
+    service.sockets = Sockets(manager, options)
     errors.install(service)
-    service.add_middleware(Edge, backend=backend, meter=meter, name=options.name, max_body=options.max_body)
-    for added in (*cross_origin(options.origins), Middleware(SecurityHeaders)):  # the last one is outermost
+    service.add_middleware(
+        RequestContextMiddleware, backend=backend, meter=meter, name=options.name, max_body=options.max_body
+    )
+    for added in (
+        *cross_origin(options.origins),
+        Middleware(SecurityHeadersMiddleware),
+    ):  # the last one is outermost
         service.add_middleware(added.cls, *added.args, **added.kwargs)
-    service.include_router(completions.router(teller, options))
-    service.include_router(simple.router(teller, options))
-    service.include_router(state.router(teller, meter, options))
+    service.include_router(completions.router(manager, options))
+    service.include_router(simple.router(manager, options))
+    service.include_router(state.router(manager, meter, options))
     service.mount("/socket.io", service.sockets.app)
     return service
 

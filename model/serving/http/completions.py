@@ -22,7 +22,7 @@ from model.serving.http.answer import StoryResponse, times_of, usage_of
 from model.serving.http.bodies import CompletionBody, as_asked, parse_object
 from model.serving.http.errors import unknown_model
 from model.serving.http.options import ServiceOptions
-from model.serving.http.telling import Teller
+from model.serving.http.session import GenerationManager
 from model.serving.http.wire import DONE, event, json_bytes
 
 MODEL_ID = "story-writer"
@@ -134,13 +134,13 @@ def _counts(completions: list[Completion], served_by: str) -> dict[str, Any]:
     return {"usage": usage_of(completions), "times": times_of(completions), "served_by": served_by}
 
 
-def router(teller: Teller, options: ServiceOptions) -> APIRouter:
+def router(manager: GenerationManager, options: ServiceOptions) -> APIRouter:
     """The routes under `/v1`."""
     routes = APIRouter()
     began = int(time.time())
 
     def model_object() -> dict[str, Any]:
-        info = teller.backend.model
+        info = manager.backend.model
         return {
             "id": MODEL_ID,
             "object": "model",
@@ -166,9 +166,9 @@ def router(teller: Teller, options: ServiceOptions) -> APIRouter:
             check_name(body.model)
         requests = as_asked(body.requests(), request.headers)
         return StoryResponse(
-            teller,
+            manager,
             requests,
-            CompletionAnswer(body, requests, model_for(teller.backend, requests[0].user)),
+            CompletionAnswer(body, requests, model_for(manager.backend, requests[0].user)),
             stream=body.stream,
             name=options.name,
             keep_alive=options.keep_alive,

@@ -28,7 +28,7 @@ SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 """What a client may call its request; anything else is replaced, for it ends up in logs and headers."""
 
 
-class Edge:
+class RequestContextMiddleware:
     """Wraps the application; see the module."""
 
     def __init__(self, app: ASGIApp, *, backend: Backend, meter: Meter, name: str, max_body: int) -> None:

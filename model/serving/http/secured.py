@@ -26,7 +26,7 @@ HEADERS = {
 }
 
 
-class SecurityHeaders:
+class SecurityHeadersMiddleware:
     """ASGI middleware: adds `HEADERS` where an answer does not say otherwise."""
 
     def __init__(self, app: ASGIApp) -> None:

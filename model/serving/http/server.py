@@ -60,9 +60,9 @@ class DrainingServer(uvicorn.Server):
         if self._draining is None:
             self._draining = asyncio.create_task(self._finish())
         else:
-            self._service.teller.cut()
+            self._service.manager.abort()
 
     async def _finish(self) -> None:
-        await self._service.teller.drain(self._drain)
+        await self._service.manager.drain(self._drain)
         await self._service.sockets.close()  # a client that polls would hold its connection for 25 s
         self.should_exit = True

@@ -20,7 +20,7 @@ from model.serving.http.answer import StoryResponse, times_of, usage_of
 from model.serving.http.bodies import SimpleBody, as_asked, parse_object
 from model.serving.http.completions import MODEL_ID
 from model.serving.http.options import ServiceOptions
-from model.serving.http.telling import Teller
+from model.serving.http.session import GenerationManager
 from model.serving.http.wire import event
 
 
@@ -68,7 +68,7 @@ class SimpleAnswer:
         }
 
 
-def router(teller: Teller, options: ServiceOptions) -> APIRouter:
+def router(manager: GenerationManager, options: ServiceOptions) -> APIRouter:
     """The one route."""
     routes = APIRouter()
     schema = {"requestBody": {"content": {"application/json": {"schema": SimpleBody.model_json_schema()}}}}
@@ -78,9 +78,9 @@ def router(teller: Teller, options: ServiceOptions) -> APIRouter:
         """Write one story, as events or whole."""
         body = SimpleBody.read(parse_object(await request.body()))
         requests = as_asked(body.requests(), request.headers)
-        answer = SimpleAnswer(requests[0], model_for(teller.backend, requests[0].user))
+        answer = SimpleAnswer(requests[0], model_for(manager.backend, requests[0].user))
         return StoryResponse(
-            teller,
+            manager,
             requests,
             answer,
             stream=body.stream,

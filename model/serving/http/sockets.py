@@ -19,8 +19,8 @@ from model.serving.backend import model_for
 from model.serving.http.bodies import SimpleBody
 from model.serving.http.errors import INVALID, ServiceError, as_service_error
 from model.serving.http.options import ServiceOptions
+from model.serving.http.session import GenerationManager, GenerationSession
 from model.serving.http.simple import SimpleAnswer
-from model.serving.http.telling import Teller, Telling
 
 
 @dataclass(slots=True)
@@ -28,21 +28,21 @@ class _Story:
     """The story of one client, from its request on."""
 
     task: asyncio.Task[Any] | None
-    telling: Telling | None = None
+    session: GenerationSession | None = None
     stopped: bool = False
 
     def stop(self) -> None:
         """End it, also where it has not begun yet."""
         self.stopped = True
-        if self.telling is not None:
-            self.telling.stop()
+        if self.session is not None:
+            self.session.stop()
 
 
 class Sockets:
     """The Socket.IO side of a service; `app` is what is mounted at `/socket.io`."""
 
-    def __init__(self, teller: Teller, options: ServiceOptions) -> None:
-        self._teller = teller
+    def __init__(self, manager: GenerationManager, options: ServiceOptions) -> None:
+        self._manager = manager
         self._every = options.keep_alive
         self._stories: dict[str, _Story] = {}
         self._server = socketio.AsyncServer(async_mode="asgi", max_http_buffer_size=options.max_body)
@@ -77,13 +77,13 @@ class Sockets:
         if not isinstance(data, dict):
             raise ServiceError(422, INVALID, "invalid_value", "generate_story needs an object with a prompt")
         request = SimpleBody.read(data).requests()[0]
-        answer = SimpleAnswer(request, model_for(self._teller.backend, request.user))
-        client = self._teller.limiter.clients.of(self._server.get_environ(sid)["asgi.scope"])
-        async with self._teller.tell([request], client) as telling:
-            story.telling = telling
+        answer = SimpleAnswer(request, model_for(self._manager.backend, request.user))
+        client = self._manager.limiter.clients.of(self._server.get_environ(sid)["asgi.scope"])
+        async with self._manager.session([request], client) as session:
+            story.session = session
             if story.stopped:
-                telling.stop()
-            async for what in telling.events(self._every):
+                session.stop()
+            async for what in session.events(self._every):
                 if what is None:
                     continue
                 if what.error is not None:
@@ -92,7 +92,7 @@ class Sockets:
                     token = {"id": answer.id, "text": what.chunk.text}
                     await self._server.emit("story_token", token, to=sid)
                 elif what.completion is not None:
-                    whole = answer.whole([], [what.completion], telling.served_by)
+                    whole = answer.whole([], [what.completion], session.served_by)
                     await self._server.emit("story_complete", whole, to=sid)
 
     async def _stop(self, sid: str, _data: Any = None) -> None:

@@ -15,7 +15,7 @@ from starlette.responses import Response
 
 from model.serving.http.completions import MODEL_ID
 from model.serving.http.options import ServiceOptions
-from model.serving.http.telling import Teller
+from model.serving.http.session import GenerationManager
 from model.serving.http.wire import json_bytes
 from model.serving.metrics.metrics import CONTENT_TYPE, Meter
 
@@ -23,21 +23,21 @@ FORWARDED = ("forwarded", "x-forwarded-for", "x-forwarded-host")
 """Headers by which a proxy says that it asks for somebody else."""
 
 
-def health_of(teller: Teller, options: ServiceOptions) -> tuple[bool, dict[str, Any]]:
+def health_of(manager: GenerationManager, options: ServiceOptions) -> tuple[bool, dict[str, Any]]:
     """Whether a story could be written now, and all there is to say of it."""
-    health = teller.backend.health()
-    ready = health.ready and not teller.draining
-    info = teller.backend.model
+    health = manager.backend.health()
+    ready = health.ready and not manager.draining
+    info = manager.backend.model
     body: dict[str, Any] = {
-        "status": "ok" if ready else "draining" if teller.draining else "unavailable",
+        "status": "ok" if ready else "draining" if manager.draining else "unavailable",
         "timestamp": datetime.now(UTC).isoformat(),
         "version": version(),
         "model": {"id": MODEL_ID, "name": info.name, "version": info.version},
         "backend": options.name or health.served_by,
         "served_by": health.served_by,
-        "detail": "ends its running stories and takes no new ones" if teller.draining else health.detail,
-        "open": teller.open,
-        "capacity": teller.backend.capacity,
+        "detail": "ends its running stories and takes no new ones" if manager.draining else health.detail,
+        "open": manager.open,
+        "capacity": manager.backend.capacity,
     }
     if health.breaker is not None:
         body["breaker"] = health.breaker
@@ -74,7 +74,7 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def router(teller: Teller, meter: Meter, options: ServiceOptions) -> APIRouter:
+def router(manager: GenerationManager, meter: Meter, options: ServiceOptions) -> APIRouter:
     """The two routes."""
     routes = APIRouter()
 
@@ -82,7 +82,7 @@ def router(teller: Teller, meter: Meter, options: ServiceOptions) -> APIRouter:
     @routes.get("/api/health")
     async def health() -> Response:
         """200 if a story could be written now, else 503 with the same body."""
-        ready, body = health_of(teller, options)
+        ready, body = health_of(manager, options)
         headers = {"cache-control": "no-store"} | ({} if ready else {"Retry-After": "1"})
         return Response(json_bytes(body), 200 if ready else 503, headers, "application/json")
 

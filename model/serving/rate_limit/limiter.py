@@ -9,8 +9,11 @@ And when Redis is gone, the windows here know what this process has let in, and 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from model.errors import InputError, LimitError
 from model.generation import GenerationRequest
@@ -18,7 +21,7 @@ from model.serving.rate_limit.clients import Clients
 from model.serving.rate_limit.quotas import OFF, Quota, Resource, Scope, read_quotas
 from model.serving.rate_limit.shared import SharedWindows
 from model.serving.rate_limit.windows import MemoryWindows, Taken
-from model.serving.redis import RedisGoneError, RedisLink
+from model.serving.redis import RedisLink, RedisUnavailableError
 
 if TYPE_CHECKING:
     from model.settings import Settings
@@ -32,27 +35,24 @@ SETTINGS: tuple[tuple[str, Scope, Resource, str], ...] = (
 """Names of the settings, and what holds in production where they are unset."""
 
 
-class Ticket:
-    """The right to tell stories. `close` it when they have ended, however that was; only the first time counts."""
+class Reservation:
+    """Tokens and stories reserved for one request; unused ones are refunded by `release`."""
 
     def __init__(self, shared: SharedWindows | None = None) -> None:
         self._shared = shared
         self._here: list[tuple[Quota, Taken]] = []
         self._there: list[tuple[Quota, str, int]] = []
-        self._begun = 0
-        self._written = 0
+        self._stories = 0
+        self._tokens = 0
         self._open = True
 
-    def begun(self) -> None:
-        """One of the stories has begun."""
-        self._begun += 1
+    def commit(self, *, stories: int = 0, tokens: int = 0) -> None:
+        """Count stories that were started and tokens that were generated against the reservation."""
+        self._stories += stories
+        self._tokens += tokens
 
-    def wrote(self, tokens: int) -> None:
-        """So many tokens of the stories were written."""
-        self._written += tokens
-
-    def close(self) -> None:
-        """Give back what was reserved and not used."""
+    def release(self) -> None:
+        """Refund what was reserved and not committed; only the first call counts."""
         if not self._open:
             return
         self._open = False
@@ -63,10 +63,10 @@ class Ticket:
                 self._shared.give_back(key, self._unused(quota, cost))
 
     def _unused(self, quota: Quota, cost: int) -> int:
-        return max(0, cost - quota.cost(self._begun, self._written))
+        return max(0, cost - quota.cost(self._stories, self._tokens))
 
 
-class Limiter:
+class Limiter(Collector):
     """See the module. Without quotas it lets everything in, at no cost. Used from one event loop."""
 
     def __init__(
@@ -86,7 +86,7 @@ class Limiter:
         """Requests that were refused, by the quota that they met."""
 
     @classmethod
-    def of(cls, settings: Settings, link: RedisLink | None = None) -> Limiter:
+    def from_settings(cls, settings: Settings, link: RedisLink | None = None) -> Limiter:
         """The limiter that the settings ask for; unset limits hold in production only."""
         quotas: list[Quota] = []
         for name, scope, resource, usual in SETTINGS:
@@ -94,29 +94,39 @@ class Limiter:
             quotas += read_quotas(name, text, scope, resource)
         return cls(quotas, clients=Clients.read(settings.story_trusted_proxies), link=link)
 
-    @property
-    def windows(self) -> int:
-        """Windows that are counted here."""
-        return len(self._windows)
+    def describe(self) -> Iterable[Metric]:
+        return ()
 
-    async def admit(self, client: str, requests: Sequence[GenerationRequest]) -> Ticket:
+    def collect(self) -> Iterable[Metric]:
+        """Yield the limiter's metrics."""
+        refused = CounterMetricFamily(
+            "story_limit_refusals",
+            "Requests refused by a rate limit, by the limit's scope and resource.",
+            labels=["scope", "resource"],
+        )
+        for scope, resource in sorted({(quota.scope, quota.resource) for quota in self.quotas}):
+            refused.add_metric([scope, resource], self.refusals[scope, resource])
+        yield refused
+        yield GaugeMetricFamily("story_limit_windows", "Rate-limit windows in memory.", len(self._windows))
+
+    async def admit(self, client: str, requests: Sequence[GenerationRequest]) -> Reservation:
         """Reserve what these stories of one request may come to.
 
         Raises `LimitError`, with the time to wait, when that is too much now, and `InputError` when it always is.
         """
-        ticket = Ticket(self._shared)
+        reservation = Reservation(self._shared)
         stories, tokens = len(requests), sum(request.max_tokens for request in requests)
         try:
             for quota in self.quotas:
-                self._take_here(ticket, quota, client, quota.cost(stories, tokens))
+                self._take_here(reservation, quota, client, quota.cost(stories, tokens))
             if self._shared is not None:
-                await self._take_there(self._shared, ticket, client, stories, tokens)
+                await self._take_there(self._shared, reservation, client, stories, tokens)
         except BaseException:
-            ticket.close()
+            reservation.release()
             raise
-        return ticket
+        return reservation
 
-    def _take_here(self, ticket: Ticket, quota: Quota, client: str, cost: int) -> None:
+    def _take_here(self, reservation: Reservation, quota: Quota, client: str, cost: int) -> None:
         if cost > quota.amount:
             field = "n" if quota.resource == "stories" else "max_tokens"
             raise InputError(field, f"asks for more than the limit here allows at all: {quota}")
@@ -124,18 +134,18 @@ class Limiter:
         if isinstance(taken, float):
             self._refuse(quota, taken)
         else:
-            ticket._here.append((quota, taken))
+            reservation._here.append((quota, taken))
 
     async def _take_there(
-        self, shared: SharedWindows, ticket: Ticket, client: str, stories: int, tokens: int
+        self, shared: SharedWindows, reservation: Reservation, client: str, stories: int, tokens: int
     ) -> None:
         try:
             for quota in self.quotas:
                 key, cost = quota.key(client), quota.cost(stories, tokens)
                 if wait := await shared.take(key, quota.amount, quota.seconds, cost):
                     self._refuse(quota, wait)
-                ticket._there.append((quota, key, cost))
-        except RedisGoneError:
+                reservation._there.append((quota, key, cost))
+        except RedisUnavailableError:
             return  # what is counted here stands
 
     def _refuse(self, quota: Quota, wait: float) -> None:

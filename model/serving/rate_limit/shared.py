@@ -17,7 +17,7 @@ PREFIX = "story:limits"
 
 
 class SharedWindows:
-    """The windows over a `RedisLink`. Every method raises `RedisGoneError` where the link does."""
+    """The windows over a `RedisLink`. Every method raises `RedisUnavailableError` where the link does."""
 
     def __init__(self, link: RedisLink) -> None:
         self._link = link
@@ -31,10 +31,10 @@ class SharedWindows:
 
     async def take(self, key: str, amount: int, seconds: int, cost: int) -> float:
         """Take `cost` as `MemoryWindows.take` does; returns 0, or the seconds until it may be taken."""
-        if await self._link.ask(lambda: self._storage.acquire_entry(key, amount, seconds, cost)):
+        if await self._link.call(lambda: self._storage.acquire_entry(key, amount, seconds, cost)):
             return 0.0
         # Newest first: when the entry at this place has aged, there is room.
-        blocking = await self._link.ask(lambda: self._link.client.lindex(f"{PREFIX}:{key}", amount - cost))
+        blocking = await self._link.call(lambda: self._link.client.lindex(f"{PREFIX}:{key}", amount - cost))
         return 1e-3 if blocking is None else max(float(blocking) + seconds - time.time(), 1e-3)
 
     def give_back(self, key: str, cost: int) -> None:
@@ -44,4 +44,4 @@ class SharedWindows:
         story took. To know its own, the library would have to tell under which time it noted them.
         """
         if cost > 0:
-            self._link.later(lambda: self._link.client.lpop(f"{PREFIX}:{key}", cost))
+            self._link.fire_and_forget(lambda: self._link.client.lpop(f"{PREFIX}:{key}", cost))

@@ -76,7 +76,7 @@ def _modal(
         endpoint,
         model=model,
         times=TimeOuts.of(settings),
-        breaker=Breaker(settings.story_breaker_failures, settings.story_breaker_pause),
+        breaker=Breaker(settings.story_breaker_failures, settings.story_breaker_reset),
         headers=headers,
-        hurry=beside is not None,
+        fail_fast=beside is not None,
     )

@@ -196,16 +196,16 @@ class AutoBackend:
         detail = f"{there.detail}; {'the embedded model writes' if here.ready else here.detail}"
         return Health(here.ready, here.served_by, detail, here.engine, there.breaker)
 
-    async def edition(self) -> str | None:
+    async def fingerprint(self) -> str | None:
         """That of the one who would begin the story."""
-        return await (self.modal if await self.modal.usable() else self.local).edition()
+        return await (self.modal if await self.modal.usable() else self.local).fingerprint()
 
-    def edition_of(self, stream: Stream) -> str | None:
+    def fingerprint_of(self, stream: Stream) -> str | None:
         """That of the one who wrote all of it."""
         whole = stream.whole if isinstance(stream, AutoStream) else stream
         if whole is None:
             return None
-        return (self.modal if isinstance(whole, ModalStream) else self.local).edition_of(whole)
+        return (self.modal if isinstance(whole, ModalStream) else self.local).fingerprint_of(whole)
 
     async def submit(self, request: GenerationRequest) -> Stream:
         """Begin a story; see `Backend.submit`. Only this process can be too busy for it."""

@@ -52,14 +52,16 @@ class TimeOuts:
             connect=settings.story_connect_timeout,
             first_token=settings.story_first_token_timeout,
             between_tokens=settings.story_token_timeout,
-            start=settings.story_patience,
+            start=settings.story_response_timeout,
         )
 
 
 class Exchange:
     """Talks to a story service through one pool of connections. Make it, and close it, in an event loop."""
 
-    def __init__(self, headers: dict[str, str], times: TimeOuts, *, connections: int, hurry: bool) -> None:
+    def __init__(
+        self, headers: dict[str, str], times: TimeOuts, *, connections: int, fail_fast: bool
+    ) -> None:
         """Open the pool.
 
         Args:
@@ -69,7 +71,7 @@ class Exchange:
             hurry: there is another backend, so try a second time at most, and never after a time-out.
         """
         self._times = times
-        self._hurry = hurry
+        self._fail_fast = fail_fast
         self._client = httpx.AsyncClient(
             headers=headers,
             # What is not a connection being made is timed by stage, in `talk`.
@@ -152,12 +154,12 @@ class Exchange:
             if not isinstance(error, RemoteError):
                 return False
             tries.append(error)
-            return error.again and not (self._hurry and error.slow)
+            return error.retryable and not (self._fail_fast and error.slow)
 
         retrying = AsyncRetrying(
             retry=worth_it,
-            stop=stop_after_attempt(2) if self._hurry else stop_never,
-            wait=wait_random_exponential(multiplier=0.1, max=0.2 if self._hurry else 2.0),
+            stop=stop_after_attempt(2) if self._fail_fast else stop_never,
+            wait=wait_random_exponential(multiplier=0.1, max=0.2 if self._fail_fast else 2.0),
             reraise=True,
         )
         response: httpx.Response = await retrying(self._ask, url.rstrip("/") + PATH, body(request))
@@ -173,10 +175,10 @@ class Exchange:
             )
             response = await self._client.send(request, stream=True)
         except httpx.TimeoutException as error:
-            raise from_exception(error, again=True, slow=True) from None
+            raise from_exception(error, retryable=True, slow=True) from None
         except httpx.TransportError as error:
             # Refused, reset, or a kept connection that the other side had just closed: nothing was written.
-            raise from_exception(error, again=True) from None
+            raise from_exception(error, retryable=True) from None
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise from_exception(error) from None
         if response.status_code == 200:

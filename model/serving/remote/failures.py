@@ -31,8 +31,8 @@ class RemoteError(StoryError):
         reader: str = UNREACHABLE,
         *,
         slow: bool = False,
-        again: bool = False,
-        counts: bool = True,
+        retryable: bool = False,
+        trips_breaker: bool = True,
         told: StoryError | None = None,
     ) -> None:
         """Describe a failure.
@@ -48,8 +48,8 @@ class RemoteError(StoryError):
         super().__init__(reader)
         self.reason = one_line(reason)
         self.slow = slow
-        self.again = again
-        self.counts = counts
+        self.retryable = retryable
+        self.trips_breaker = trips_breaker
         self.told: StoryError = told or self
 
 
@@ -59,9 +59,9 @@ def one_line(text: str) -> str:
     return line if len(line) <= LONGEST_REASON else f"{line[: LONGEST_REASON - 1]}…"
 
 
-def from_exception(error: Exception, *, again: bool = False, slow: bool = False) -> RemoteError:
+def from_exception(error: Exception, *, retryable: bool = False, slow: bool = False) -> RemoteError:
     """A failure of the connection itself."""
-    return RemoteError(f"{type(error).__name__}: {error}".rstrip(": "), slow=slow, again=again)
+    return RemoteError(f"{type(error).__name__}: {error}".rstrip(": "), slow=slow, retryable=retryable)
 
 
 def from_status(status: int, headers: Mapping[str, str], body: bytes) -> RemoteError:
@@ -73,7 +73,7 @@ def from_status(status: int, headers: Mapping[str, str], body: bytes) -> RemoteE
         return RemoteError(
             reason,
             f"the story service on Modal did not take this: {one_line(message)}".rstrip(": "),
-            counts=False,
+            trips_breaker=False,
             told=told,
         )
     if status in (401, 403):
@@ -81,7 +81,7 @@ def from_status(status: int, headers: Mapping[str, str], body: bytes) -> RemoteE
     if status == 429:
         wait = _seconds(headers.get("retry-after"))
         return RemoteError(reason, told=BusyError("every place on Modal is taken", retry_after=wait))
-    return RemoteError(reason, again=status in (502, 503, 504))
+    return RemoteError(reason, retryable=status in (502, 503, 504))
 
 
 def from_event(data: str) -> RemoteError:

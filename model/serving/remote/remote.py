@@ -26,19 +26,19 @@ from model.serving.remote.wire import Counts, WireEvent
 if TYPE_CHECKING:
     from model.serving.backend import Stream
 
-GREETING = 0.4
+ACCEPT_TIMEOUT = 0.4
 """Seconds that `submit` waits for the service to accept a story, so that a refusal comes from `submit` itself.
 
 A service that is awake answers within its network's delay. One that is being started does not, and then the
 stream is handed out while it still waits, so that its reader can see that, and stop."""
 
-WAKING = 150.0
+COLD_START_TIMEOUT = 150.0
 """Seconds that a probe waits for its first token: longer than a cold start. No reader waits for it."""
 
 PROBE = GenerationRequest(prompt="Once", max_tokens=1)
 """The least that proves a service: that it lets us in, has a place, and writes."""
 
-NEWS = 30.0
+FINGERPRINT_TTL = 30.0
 """Seconds for which the version that wrote the last story is taken to be the one that writes the next."""
 
 CONNECTIONS = 256
@@ -86,7 +86,7 @@ class _Story:
         self.news.set()
 
     @property
-    def edition(self) -> str | None:
+    def fingerprint(self) -> str | None:
         """What writes it, once the service has said so."""
         return None if self.version is None else f"{self.version} at {self.url}"
 
@@ -129,9 +129,9 @@ class ModalStream:
         return self._story.failure
 
     @property
-    def edition(self) -> str | None:
-        """See `VersionedBackend.edition_of`."""
-        return self._story.edition
+    def fingerprint(self) -> str | None:
+        """See `FingerprintedBackend.fingerprint_of`."""
+        return self._story.fingerprint
 
     @property
     def begun(self) -> bool:
@@ -188,7 +188,7 @@ class ModalBackend:
         times: TimeOuts,
         breaker: Breaker,
         headers: dict[str, str] | None = None,
-        hurry: bool = False,
+        fail_fast: bool = False,
     ) -> None:
         """Describe the service.
 
@@ -204,10 +204,14 @@ class ModalBackend:
         self.breaker = breaker
         self._endpoint = endpoint
         self._url: str | None = None
-        self._edition: tuple[str, str | None, float] = ("", None, 0.0)  # where, what, and when it was seen
+        self._fingerprint: tuple[str, str | None, float] = (
+            "",
+            None,
+            0.0,
+        )  # where, what, and when it was seen
         self._times = times
         self._headers = headers or {}
-        self._hurry = hurry
+        self._fail_fast = fail_fast
         self._exchange: Exchange | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._trouble = asyncio.Event()
@@ -215,7 +219,9 @@ class ModalBackend:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Keep connections, and look after a service that failed; on exit cancel what is left."""
-        self._exchange = Exchange(self._headers, self._times, connections=CONNECTIONS, hurry=self._hurry)
+        self._exchange = Exchange(
+            self._headers, self._times, connections=CONNECTIONS, fail_fast=self._fail_fast
+        )
         watch = asyncio.create_task(self._watch())
         try:
             yield
@@ -243,15 +249,15 @@ class ModalBackend:
             self._url = url
         return self.breaker.closed
 
-    async def edition(self) -> str | None:
+    async def fingerprint(self) -> str | None:
         """What wrote the last story there, while that is news: another version may be deployed at any time."""
         await self.usable()
-        url, edition, seen = self._edition
-        return edition if url == self._url and time.monotonic() - seen < NEWS else None
+        url, fingerprint, seen = self._fingerprint
+        return fingerprint if url == self._url and time.monotonic() - seen < FINGERPRINT_TTL else None
 
-    def edition_of(self, stream: Stream) -> str | None:
+    def fingerprint_of(self, stream: Stream) -> str | None:
         """What wrote it, as the service told with the story."""
-        return stream.edition if isinstance(stream, ModalStream) else None
+        return stream.fingerprint if isinstance(stream, ModalStream) else None
 
     async def submit(self, request: GenerationRequest) -> Stream:
         """Begin a story; see `Backend.submit`."""
@@ -271,7 +277,7 @@ class ModalBackend:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         stream = ModalStream(story, task)
-        await stream.accepted(GREETING)
+        await stream.accepted(ACCEPT_TIMEOUT)
         return stream
 
     async def _tell(self, exchange: Exchange, url: str, request: GenerationRequest, story: _Story) -> None:
@@ -282,7 +288,7 @@ class ModalBackend:
                 raise RemoteError("the service said that all is told, and not how it ended")
             story.end(story.finish)
             self.breaker.succeeded()
-            self._edition = (url, story.edition, time.monotonic())
+            self._fingerprint = (url, story.fingerprint, time.monotonic())
         except asyncio.CancelledError:
             story.end("cancelled")
             raise
@@ -297,7 +303,7 @@ class ModalBackend:
 
     def _failed(self, failure: RemoteError) -> None:
         log.warning("a story on Modal failed: %s", failure.reason)
-        if failure.counts:
+        if failure.trips_breaker:
             self.breaker.failed(failure.reason, slow=failure.slow)
             if not self.breaker.closed:
                 self._trouble.set()
@@ -315,7 +321,7 @@ class ModalBackend:
     async def _probe(self) -> None:
         """Have one token written, with all the time that a cold start takes."""
         assert self._exchange is not None, "probes are made while running"
-        times = replace(self._times, first_token=WAKING, start=WAKING)
+        times = replace(self._times, first_token=COLD_START_TIMEOUT, start=COLD_START_TIMEOUT)
         try:
             url = await asyncio.to_thread(self._endpoint)
             await self._exchange.talk(url, PROBE, accepted=_ignore, take=_ignore, times=times)

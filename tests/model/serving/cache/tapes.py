@@ -17,9 +17,9 @@ LENGTH = 5
 """Words of a story, each one token."""
 
 
-def words(edition: str, request: GenerationRequest) -> list[str]:
+def words(fingerprint: str, request: GenerationRequest) -> list[str]:
     """The story: it tells who wrote it, and for what."""
-    return [f"{edition}:{request.prompt}:{request.sampling.seed}:{number} " for number in range(LENGTH)]
+    return [f"{fingerprint}:{request.prompt}:{request.sampling.seed}:{number} " for number in range(LENGTH)]
 
 
 class Tape:
@@ -27,9 +27,9 @@ class Tape:
 
     served_by = "tape"
 
-    def __init__(self, edition: str, request: GenerationRequest) -> None:
-        self.edition = edition
-        self.words = words(edition, request)
+    def __init__(self, fingerprint: str, request: GenerationRequest) -> None:
+        self.fingerprint = fingerprint
+        self.words = words(fingerprint, request)
         self.allowed = 0
         self.cancelled = False
         self.ending: FinishReason = "stop"
@@ -74,7 +74,7 @@ class Tape:
 
 
 class Tapes:
-    """The backend. `edition` can change at any time, as when blue is switched to green."""
+    """The backend. `fingerprint` can change at any time, as when blue is switched to green."""
 
     name = "tapes"
     capacity = 8
@@ -94,12 +94,12 @@ class Tapes:
     def health(self) -> Health:
         return Health(True, self.name, "plays", None)
 
-    async def edition(self) -> str | None:
+    async def fingerprint(self) -> str | None:
         return self.now
 
-    def edition_of(self, stream: Stream) -> str | None:
+    def fingerprint_of(self, stream: Stream) -> str | None:
         assert isinstance(stream, Tape)
-        return stream.edition
+        return stream.fingerprint
 
     async def submit(self, request: GenerationRequest) -> Tape:
         await self.gate.wait()

@@ -10,24 +10,24 @@ import pytest
 
 from model.generation import Chunk, Completion, GenerationRequest, SamplingParams, merge_chunks
 from model.serving.backend import LocalBackend, Stream
-from model.serving.cache.backend import RememberingBackend, remembering
-from model.serving.cache.flight import Reader, Replay
-from model.serving.cache.stores import Memory, Stories
+from model.serving.cache.backend import CachingBackend, cached_backend
+from model.serving.cache.flight import Replay, Subscriber
+from model.serving.cache.stores import LRUCache, ResponseCache
 from tests.demo.scripted import ScriptedBackend
 from tests.model.fake_runtime import FakeRuntime
 from tests.model.serving.cache.tapes import LENGTH, Tapes
 from tests.model.serving.http.serving import paced
 
 
-def stories() -> Stories:
-    return Stories(Memory(1_000_000, 1000), 1000)
+def stories() -> ResponseCache:
+    return ResponseCache(LRUCache(1_000_000, 1000), 1000)
 
 
 @pytest.fixture
-async def desk() -> AsyncIterator[tuple[RememberingBackend, LocalBackend, FakeRuntime]]:
+async def desk() -> AsyncIterator[tuple[CachingBackend, LocalBackend, FakeRuntime]]:
     local, network = paced(slots=2, queue=0, end_bias=-3.0)
-    backend = remembering(local, stories())
-    assert isinstance(backend, RememberingBackend)
+    backend = cached_backend(local, stories())
+    assert isinstance(backend, CachingBackend)
     async with backend.running():
         yield backend, local, network
 
@@ -43,7 +43,7 @@ def story(seed: int = 1, **more: object) -> GenerationRequest:
 
 @pytest.mark.parametrize("logprobs", [None, 2])
 async def test_a_story_told_again_is_the_story_that_was_written(
-    desk: tuple[RememberingBackend, LocalBackend, FakeRuntime], logprobs: int | None
+    desk: tuple[CachingBackend, LocalBackend, FakeRuntime], logprobs: int | None
 ) -> None:
     backend, local, _ = desk
     alone, plain = await hear(await local.submit(story(logprobs=logprobs)))
@@ -52,7 +52,7 @@ async def test_a_story_told_again_is_the_story_that_was_written(
     steps = local.engine.stats().steps
     again = await backend.submit(story(logprobs=logprobs))
     replayed, two = await hear(again)
-    assert isinstance(first, Reader)
+    assert isinstance(first, Subscriber)
     assert isinstance(again, Replay)
     assert local.engine.stats().steps == steps, "the engine had nothing to do"
     assert merge_chunks(written) == merge_chunks(alone) == merge_chunks(replayed)
@@ -66,23 +66,23 @@ async def test_a_story_told_again_is_the_story_that_was_written(
         assert completion.usage.prompt_tokens == plain.usage.prompt_tokens
         assert completion.usage.completion_tokens == plain.usage.completion_tokens
     assert two.usage.ttft < 0.05
-    assert (first.served_by, again.served_by) == ("local", "memory")
-    assert dict(backend.stories.asked) == {"miss": 1, "hit": 1}
+    assert (first.served_by, again.served_by) == ("local", "cache")
+    assert dict(backend.stories.requests) == {"miss": 1, "hit": 1}
 
 
 async def test_what_is_not_to_be_remembered_is_written_each_time(
-    desk: tuple[RememberingBackend, LocalBackend, FakeRuntime],
+    desk: tuple[CachingBackend, LocalBackend, FakeRuntime],
 ) -> None:
     backend, local, _ = desk
     for _ in range(2):
         await hear(await backend.submit(story(cacheable=False)))
     assert sum(local.engine.stats().finished.values()) == 2
     assert len(backend.stories.memory) == 0
-    assert backend.stories.asked == {"bypassed": 2}
+    assert backend.stories.requests == {"bypassed": 2}
 
 
 async def test_ten_equal_requests_at_once_take_one_slot_and_stream_along(
-    desk: tuple[RememberingBackend, LocalBackend, FakeRuntime],
+    desk: tuple[CachingBackend, LocalBackend, FakeRuntime],
 ) -> None:
     backend, local, network = desk
     network.step_seconds = 0.002
@@ -101,7 +101,7 @@ async def test_ten_equal_requests_at_once_take_one_slot_and_stream_along(
 
 
 async def test_when_the_one_who_asked_first_leaves_the_others_hear_the_end(
-    desk: tuple[RememberingBackend, LocalBackend, FakeRuntime],
+    desk: tuple[CachingBackend, LocalBackend, FakeRuntime],
 ) -> None:
     backend, local, network = desk
     whole, _ = await hear(await local.submit(story()))
@@ -117,7 +117,7 @@ async def test_when_the_one_who_asked_first_leaves_the_others_hear_the_end(
 
 
 async def test_when_all_leave_the_slot_is_free_at_the_next_step(
-    desk: tuple[RememberingBackend, LocalBackend, FakeRuntime],
+    desk: tuple[CachingBackend, LocalBackend, FakeRuntime],
 ) -> None:
     backend, local, network = desk
     network.step_seconds = 0.01
@@ -135,7 +135,7 @@ async def test_when_all_leave_the_slot_is_free_at_the_next_step(
 
 
 async def test_a_story_that_failed_is_written_again(
-    desk: tuple[RememberingBackend, LocalBackend, FakeRuntime],
+    desk: tuple[CachingBackend, LocalBackend, FakeRuntime],
 ) -> None:
     backend, _, network = desk
     network.fail_next = RuntimeError("the pen broke")
@@ -146,10 +146,10 @@ async def test_a_story_that_failed_is_written_again(
 
 async def test_what_was_written_by_another_version_than_expected_is_kept_under_its_own_name() -> None:
     tapes = Tapes()
-    backend = RememberingBackend(tapes, stories())
+    backend = CachingBackend(tapes, stories())
     asked = GenerationRequest(prompt="Once", sampling=SamplingParams(seed=1))
     stream = await backend.submit(asked)
-    tapes.streams[0].edition = "green"  # the switch came between the question and the story
+    tapes.streams[0].fingerprint = "green"  # the switch came between the question and the story
     tapes.streams[0].play(LENGTH)
     await hear(stream)
     assert not isinstance(await backend.submit(asked), Replay)
@@ -159,13 +159,13 @@ async def test_what_was_written_by_another_version_than_expected_is_kept_under_i
 
 async def test_while_a_backend_does_not_know_who_would_write_it_is_asked_each_time() -> None:
     tapes = Tapes()
-    backend = RememberingBackend(tapes, stories())
+    backend = CachingBackend(tapes, stories())
     asked = GenerationRequest(prompt="Once")
     tapes.now = None  # type: ignore[assignment]
     told = [await backend.submit(asked) for _ in range(2)]
     assert len(tapes.streams) == 2
     for tape, name in zip(tapes.streams, ("blue", None), strict=True):
-        tape.edition = name  # type: ignore[assignment]  # what it turned out to be, if that is known
+        tape.fingerprint = name  # type: ignore[assignment]  # what it turned out to be, if that is known
         tape.play(LENGTH)
     for stream in told:
         await hear(stream)
@@ -176,12 +176,12 @@ async def test_while_a_backend_does_not_know_who_would_write_it_is_asked_each_ti
 
 def test_a_backend_that_knows_nothing_of_editions_is_left_alone() -> None:
     backend: Any = ScriptedBackend("a story")
-    assert remembering(backend, stories()) is backend
+    assert cached_backend(backend, stories()) is backend
 
 
 async def test_the_memory_ends_with_its_backend_and_breaks_off_what_is_being_told() -> None:
     local, network = paced(slots=2, step_seconds=0.01)
-    backend = remembering(local, stories())
+    backend = cached_backend(local, stories())
     async with backend.running():
         stream = await backend.submit(story())
         await anext(aiter(stream))

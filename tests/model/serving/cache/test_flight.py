@@ -14,9 +14,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from model.errors import StoryError
 from model.generation import Chunk, Completion, GenerationRequest, SamplingParams
 from model.serving.backend import Stream
-from model.serving.cache.backend import RememberingBackend
+from model.serving.cache.backend import CachingBackend
 from model.serving.cache.flight import Replay
-from model.serving.cache.stores import Memory, Stories
+from model.serving.cache.stores import LRUCache, ResponseCache
 from tests.model.serving.cache.tapes import LENGTH, Tape, Tapes, words
 
 
@@ -24,7 +24,7 @@ from tests.model.serving.cache.tapes import LENGTH, Tape, Tapes, words
 class Listener:
     """A reader with a task that reads, and what it knows."""
 
-    edition: str
+    fingerprint: str
     request: GenerationRequest
     stream: Stream
     source: Tape | None
@@ -46,7 +46,7 @@ class Listener:
 
     @property
     def story(self) -> str:
-        return "".join(words(self.edition, self.request))
+        return "".join(words(self.fingerprint, self.request))
 
     @property
     def done(self) -> bool:
@@ -69,7 +69,7 @@ class Readers(RuleBasedStateMachine):
 
     async def _open(self) -> None:
         self.tapes = Tapes()
-        self.backend = RememberingBackend(self.tapes, Stories(Memory(1_000_000, 1000), 1000))
+        self.backend = CachingBackend(self.tapes, ResponseCache(LRUCache(1_000_000, 1000), 1000))
 
     def settle(self) -> None:
         async def some() -> None:
@@ -81,22 +81,24 @@ class Readers(RuleBasedStateMachine):
     @rule(seed=st.integers(0, 1))
     def come(self, seed: int) -> None:
         request = GenerationRequest(prompt="Once", sampling=SamplingParams(seed=seed))
-        edition, before = self.tapes.now, len(self.tapes.streams)
+        fingerprint, before = self.tapes.now, len(self.tapes.streams)
         # Followed by somebody, and not yet over: it must not be written a second time.
-        running = [each for each in self.sources(edition, request) if not each.over and not each.cancelled]
+        running = [
+            each for each in self.sources(fingerprint, request) if not each.over and not each.cancelled
+        ]
         stream = self.loop.run_until_complete(self.backend.submit(request))
         new = self.tapes.streams[before:]
-        known = (edition, seed) in self.whole
+        known = (fingerprint, seed) in self.whole
         assert len(new) == (0 if known or running else 1)
         assert isinstance(stream, Replay) == known
         source = None if known else (running or new)[0]
-        listener = Listener(edition, request, stream, source)
+        listener = Listener(fingerprint, request, stream, source)
         listener.task = self.loop.create_task(listener.listen())
         self.listeners.append(listener)
         self.settle()
 
-    def sources(self, edition: str, request: GenerationRequest) -> list[Tape]:
-        return [each for each in self.tapes.streams if each.words == words(edition, request)]
+    def sources(self, fingerprint: str, request: GenerationRequest) -> list[Tape]:
+        return [each for each in self.tapes.streams if each.words == words(fingerprint, request)]
 
     @precondition(lambda self: any(not tape.over for tape in self.tapes.streams))
     @rule(data=st.data(), count=st.integers(1, 3))
@@ -105,7 +107,7 @@ class Readers(RuleBasedStateMachine):
         tape.play(count)
         self.settle()
         if tape.over and tape.completion.finish_reason in ("stop", "length"):
-            self.whole.add((tape.edition, int(tape.words[0].split(":")[2])))
+            self.whole.add((tape.fingerprint, int(tape.words[0].split(":")[2])))
 
     @precondition(lambda self: any(not each.done for each in self.listeners))
     @rule(data=st.data(), by=st.sampled_from(["cancel", "let go"]))
@@ -143,7 +145,7 @@ class Readers(RuleBasedStateMachine):
         if how == "raise":
             tape._completion = Completion("", "error", None)  # type: ignore[arg-type]  # it counts as over
         elif how == "length" and not tape.cancelled:
-            self.whole.add((tape.edition, int(tape.words[0].split(":")[2])))
+            self.whole.add((tape.fingerprint, int(tape.words[0].split(":")[2])))
 
     @rule()
     def switch(self) -> None:
@@ -199,7 +201,7 @@ TestReaders.settings = hypothesis.settings(max_examples=25, stateful_step_count=
 
 async def test_a_reader_who_gives_up_before_the_story_began_leaves_it_to_the_others() -> None:
     tapes = Tapes()
-    backend = RememberingBackend(tapes, Stories(Memory(1_000_000, 1000), 1000))
+    backend = CachingBackend(tapes, ResponseCache(LRUCache(1_000_000, 1000), 1000))
     request = GenerationRequest(prompt="Once", sampling=SamplingParams(seed=1))
     tapes.gate.clear()
     first, second = (asyncio.create_task(backend.submit(request)) for _ in range(2))
@@ -215,7 +217,7 @@ async def test_a_reader_who_gives_up_before_the_story_began_leaves_it_to_the_oth
 
 async def test_a_story_that_all_gave_up_before_it_began_is_not_begun() -> None:
     tapes = Tapes()
-    backend = RememberingBackend(tapes, Stories(Memory(1_000_000, 1000), 1000))
+    backend = CachingBackend(tapes, ResponseCache(LRUCache(1_000_000, 1000), 1000))
     tapes.gate.clear()
     task = asyncio.create_task(backend.submit(GenerationRequest(prompt="Once")))
     await asyncio.sleep(0.01)
@@ -228,7 +230,7 @@ async def test_a_story_that_all_gave_up_before_it_began_is_not_begun() -> None:
 
 async def test_a_full_line_is_told_to_all_who_wait_for_the_same_story() -> None:
     tapes = Tapes()
-    backend = RememberingBackend(tapes, Stories(Memory(1_000_000, 1000), 1000))
+    backend = CachingBackend(tapes, ResponseCache(LRUCache(1_000_000, 1000), 1000))
     tapes.refuse = StoryError("the line is full")
     answers = await asyncio.gather(
         *(backend.submit(GenerationRequest(prompt="Once")) for _ in range(2)), return_exceptions=True

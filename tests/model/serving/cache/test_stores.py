@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.generation import Chunk
-from model.serving.cache.stores import OVERHEAD, PREFIX, Memory, Stories
-from model.serving.cache.story import Told
+from model.serving.cache.stores import OVERHEAD, PREFIX, LRUCache, ResponseCache
+from model.serving.cache.story import CachedResponse
 from model.serving.redis import RedisLink
 from tests.redis_server import redis_server
 
-TOLD = Told((Chunk("Once", (1,)), Chunk(" upon", (2,))), "stop", 3, 2)
+TOLD = CachedResponse((Chunk("Once", (1,)), Chunk(" upon", (2,))), "stop", 3, 2)
 
 
 class Clock:
@@ -28,7 +28,7 @@ class Clock:
 @given(st.lists(st.tuples(st.sampled_from(["put", "get", "wait"]), st.integers(0, 9), st.integers(0, 900))))
 def test_it_is_a_table_that_forgets_the_least_used_and_the_old_and_never_grows_too_large(steps: Any) -> None:
     clock = Clock()
-    memory = Memory(limit=10_000, ttl=100, clock=clock)
+    memory = LRUCache(limit=10_000, ttl=100, clock=clock)
     known: dict[int, tuple[float, bytes]] = {}  # in the order of use
     for what, key, size in steps:
         if what == "wait":
@@ -49,7 +49,7 @@ def test_it_is_a_table_that_forgets_the_least_used_and_the_old_and_never_grows_t
 
 
 def test_one_story_cannot_push_out_all_others() -> None:
-    memory = Memory(limit=100_000, ttl=100)
+    memory = LRUCache(limit=100_000, ttl=100)
     memory.put("small", b"x" * 1000)
     memory.put("huge", b"x" * 50_000)
     assert (memory.get("small"), memory.get("huge")) == (b"x" * 1000, None)
@@ -59,7 +59,7 @@ def test_its_bytes_are_what_the_process_gives_for_it() -> None:
     tracemalloc.start()
     try:
         before = tracemalloc.get_traced_memory()[0]
-        memory = Memory(limit=1_000_000, ttl=100)
+        memory = LRUCache(limit=1_000_000, ttl=100)
         for number in range(1000):
             memory.put(f"{number:040d}", bytes(500))
         grown = tracemalloc.get_traced_memory()[0] - before
@@ -71,7 +71,7 @@ def test_its_bytes_are_what_the_process_gives_for_it() -> None:
 async def test_replicas_share_stories_through_redis_and_each_remembers_on_its_own() -> None:
     with redis_server() as server:
         links = [RedisLink(server.url) for _ in range(2)]
-        first, second = (Stories(Memory(1_000_000, 60), 60, link) for link in links)
+        first, second = (ResponseCache(LRUCache(1_000_000, 60), 60, link) for link in links)
         assert await second.get("k") is None
         first.put("k", TOLD)
         await asyncio.sleep(0.1)

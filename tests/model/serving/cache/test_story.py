@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.generation import Chunk, GenerationRequest, SamplingParams, TokenLogprob
-from model.serving.cache.story import Told, key_of
+from model.serving.cache.story import CachedResponse, key_of
 
 NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
 TEXTS = st.text(max_size=8)
@@ -21,7 +21,11 @@ PIECES = st.builds(
     Chunk, TEXTS, st.lists(TOKENS, max_size=3).map(tuple), st.lists(LOGPROBS, max_size=2).map(tuple)
 )
 STORIES = st.builds(
-    Told, st.lists(PIECES, max_size=5).map(tuple), st.sampled_from(["stop", "length"]), TOKENS, TOKENS
+    CachedResponse,
+    st.lists(PIECES, max_size=5).map(tuple),
+    st.sampled_from(["stop", "length"]),
+    TOKENS,
+    TOKENS,
 )
 
 REQUEST = GenerationRequest(
@@ -30,15 +34,15 @@ REQUEST = GenerationRequest(
 
 
 @given(STORIES)
-def test_a_story_comes_back_to_the_last_bit(told: Told) -> None:
-    assert Told.from_bytes(told.as_bytes()) == told
+def test_a_story_comes_back_to_the_last_bit(told: CachedResponse) -> None:
+    assert CachedResponse.from_bytes(told.as_bytes()) == told
 
 
 @given(
     st.binary(max_size=60) | st.builds(lambda told, cut: told.as_bytes()[:cut], STORIES, st.integers(0, 40))
 )
 def test_what_is_no_story_is_none(data: bytes) -> None:
-    told = Told.from_bytes(data)
+    told = CachedResponse.from_bytes(data)
     assert told is None or told.as_bytes()
 
 
@@ -46,7 +50,7 @@ def test_what_is_no_story_is_none(data: bytes) -> None:
     "data", [b"", b"[]", b"7", b'["cancelled",1,1,[]]', b'["stop","1",1,[]]', b'["stop",1,1,[[1,[]]]]']
 )
 def test_what_another_hand_has_put_there_is_none(data: bytes) -> None:
-    assert Told.from_bytes(data) is None
+    assert CachedResponse.from_bytes(data) is None
 
 
 @pytest.mark.parametrize(

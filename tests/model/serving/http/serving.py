@@ -19,11 +19,11 @@ from typing import Any
 import httpx
 
 from model.serving.backend import Backend, LocalBackend, ModelInfo
-from model.serving.guard import Guard
 from model.serving.http.address import bound, url_of
 from model.serving.http.app import Service, create_service
 from model.serving.http.options import ServiceOptions
 from model.serving.http.server import DrainingServer
+from model.serving.shared_state import SharedState
 from tests.model.engines import engine, runtime
 from tests.model.fake_runtime import FakeRuntime
 
@@ -57,10 +57,10 @@ class Running:
 
 @contextlib.contextmanager
 def serving(
-    backend: Backend, *, drain: float = 5.0, guard: Guard | None = None, **options: Any
+    backend: Backend, *, drain: float = 5.0, shared: SharedState | None = None, **options: Any
 ) -> Iterator[Running]:
     """Serve `backend` while this context is open."""
-    service = create_service(backend, ServiceOptions(**options), guard)
+    service = create_service(backend, ServiceOptions(**options), shared)
     listener = bound("127.0.0.1", 0)
     server = DrainingServer(service, drain=drain)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
@@ -71,7 +71,7 @@ def serving(
         with httpx.Client(base_url=url, timeout=30) as client:
             yield Running(url, service, server, client)
     finally:
-        service.teller.cut()
+        service.manager.abort()
         server.should_exit = True
         thread.join(20)
         assert not thread.is_alive(), "the server did not end"

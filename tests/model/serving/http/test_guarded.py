@@ -10,7 +10,7 @@ import httpx
 import pytest
 import socketio
 
-from model.serving.guard import Guard
+from model.serving.shared_state import SharedState
 from model.settings import load_settings
 from tests.model.serving.http.serving import Running, events, paced, serving, streaming
 
@@ -22,9 +22,9 @@ def guarded(monkeypatch: pytest.MonkeyPatch) -> Iterator[Running]:
     monkeypatch.setenv("STORY_LIMIT_TOKENS", "600/minute")
     monkeypatch.setenv("STORY_LIMIT_ALL_STORIES", "10/minute")
     monkeypatch.setenv("STORY_TRUSTED_PROXIES", "127.0.0.1")
-    guard = Guard.of(load_settings())
+    shared = SharedState.from_settings(load_settings())
     local, _ = paced(slots=4, queue=4, end_bias=-3.0)
-    with serving(guard.over(local), guard=guard) as running:
+    with serving(shared.with_cache(local), shared=shared) as running:
         yield running
 
 
@@ -109,7 +109,7 @@ def test_a_story_asked_again_is_told_from_memory_in_the_same_events(guarded: Run
         ) as answer:
             told.append((answer.headers["x-story-backend"], list(events(answer.iter_lines()))))
     (first, written), (second, replayed) = told
-    assert (first, second) == ("local", "memory")
+    assert (first, second) == ("local", "cache")
 
     def texts(which: list[tuple[str, Any]]) -> str:
         return "".join(
@@ -119,7 +119,7 @@ def test_a_story_asked_again_is_told_from_memory_in_the_same_events(guarded: Run
     assert texts(written) == texts(replayed)
     assert len(replayed) >= len(written), "in no larger pieces than the first client got"
     assert written[-2][1]["usage"] == replayed[-2][1]["usage"]
-    assert (written[-2][1]["served_by"], replayed[-2][1]["served_by"]) == ("local", "memory")
+    assert (written[-2][1]["served_by"], replayed[-2][1]["served_by"]) == ("local", "cache")
     figures = guarded.figures()
     assert figures['story_cache_requests_total{outcome="hit"}'] == 1
     assert figures['story_cache_requests_total{outcome="miss"}'] == 1
@@ -149,9 +149,9 @@ def test_without_a_seed_and_with_no_cache_a_story_is_written_anew(guarded: Runni
 
 
 def test_a_client_that_follows_another_hears_the_story_while_it_is_written() -> None:
-    guard = Guard.of(load_settings())
+    shared = SharedState.from_settings(load_settings())
     local, _ = paced(slots=1, queue=0, step_seconds=0.005)
-    with serving(guard.over(local), guard=guard) as running:
+    with serving(shared.with_cache(local), shared=shared) as running:
         asked: dict[str, Any] = {"prompt": "Once", "max_tokens": 100, "seed": 7}
         with streaming(running, **asked) as first:
             next(first)

@@ -33,7 +33,7 @@ def stories(count: int = 1, max_tokens: int = 100) -> list[GenerationRequest]:
 async def test_a_client_gets_its_share_and_hears_when_there_is_more() -> None:
     limiter = Limiter(quotas(client_stories="3/minute"))
     for _ in range(3):
-        (await limiter.admit("a", stories())).begun()
+        (await limiter.admit("a", stories())).commit(stories=1)
     with pytest.raises(LimitError, match="one client is reached: 3 stories per minute") as refused:
         await limiter.admit("a", stories())
     assert 59 < refused.value.retry_after <= 60
@@ -57,10 +57,10 @@ async def test_a_story_reserves_all_it_may_have_and_pays_for_what_it_got() -> No
     first = await limiter.admit("a", stories(max_tokens=600))
     with pytest.raises(LimitError):
         await limiter.admit("a", stories(max_tokens=600))
-    first.begun()
-    first.wrote(150)
-    first.close()
-    first.close()
+    first.commit(stories=1)
+    first.commit(tokens=150)
+    first.release()
+    first.release()
     await limiter.admit("a", stories(max_tokens=850))
     with pytest.raises(LimitError):
         await limiter.admit("a", stories(max_tokens=1))
@@ -68,17 +68,17 @@ async def test_a_story_reserves_all_it_may_have_and_pays_for_what_it_got() -> No
 
 async def test_a_story_that_never_began_costs_nothing() -> None:
     limiter = Limiter(quotas(client_stories="1/minute", client_tokens="100/minute"))
-    (await limiter.admit("a", stories())).close()
+    (await limiter.admit("a", stories())).release()
     await limiter.admit("a", stories())
 
 
 async def test_a_refusal_takes_nothing_from_the_limits_that_had_room() -> None:
     limiter = Limiter(quotas(client_stories="9/minute", client_tokens="100/minute"))
-    ticket = await limiter.admit("a", stories())
+    reservation = await limiter.admit("a", stories())
     for _ in range(20):
         with pytest.raises(LimitError):
             await limiter.admit("a", stories())
-    ticket.close()
+    reservation.release()
     for _ in range(9):
         await limiter.admit("a", stories(max_tokens=1))
 
@@ -99,17 +99,17 @@ async def test_never_more_tokens_are_written_and_reserved_than_the_limit_allows(
     limiter, written, running = Limiter(quotas(client_tokens="1000/minute")), 0, list[Any]()
     for asked, share, ends in steps:
         try:
-            ticket = await limiter.admit("a", stories(max_tokens=asked))
+            reservation = await limiter.admit("a", stories(max_tokens=asked))
         except LimitError:
             assert written + sum(most for _, most, _ in running) + asked > 1000
             continue
-        ticket.begun()
-        running.append((ticket, asked, int(asked * share)))
+        reservation.commit(stories=1)
+        running.append((reservation, asked, int(asked * share)))
         assert written + sum(most for _, most, _ in running) <= 1000
         if ends:
             done, _, tokens = running.pop(0)
-            done.wrote(tokens)
-            done.close()
+            done.commit(tokens=tokens)
+            done.release()
             written += tokens
 
 
@@ -119,12 +119,12 @@ async def test_replicas_share_their_limits_in_redis() -> None:
         first, second = (
             Limiter(quotas(client_stories="2/minute", all_tokens="900/minute"), link=link) for link in links
         )
-        ticket = await first.admit("a", stories(max_tokens=800))
+        reservation = await first.admit("a", stories(max_tokens=800))
         with pytest.raises(LimitError, match="all clients together"):
             await second.admit("b", stories(max_tokens=800))
-        ticket.begun()
-        ticket.wrote(20)
-        ticket.close()
+        reservation.commit(stories=1)
+        reservation.commit(tokens=20)
+        reservation.release()
         await asyncio.sleep(0.1)
         await second.admit("a", stories(max_tokens=800))
         with pytest.raises(LimitError, match="one client"):
@@ -140,11 +140,11 @@ async def test_replicas_share_their_limits_in_redis() -> None:
 
 
 def test_in_production_there_are_limits_unless_they_are_turned_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert Limiter.of(load_settings()).quotas == []
+    assert Limiter.from_settings(load_settings()).quotas == []
     monkeypatch.setenv("STAGE", "PROD")
     monkeypatch.setenv("STORY_LIMIT_TOKENS", "off")
     monkeypatch.setenv("STORY_LIMIT_STORIES", "2/second;9/hour")
-    assert [str(quota) for quota in Limiter.of(load_settings()).quotas] == [
+    assert [str(quota) for quota in Limiter.from_settings(load_settings()).quotas] == [
         "2 stories per second",
         "9 stories per hour",
         "600 stories per minute",

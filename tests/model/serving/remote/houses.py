@@ -25,7 +25,7 @@ def modal(
     failures: int = 3,
     pause: float = 30.0,
     headers: dict[str, str] | None = None,
-    hurry: bool = False,
+    fail_fast: bool = False,
 ) -> ModalBackend:
     """The service at `endpoint`."""
     return ModalBackend(
@@ -34,7 +34,7 @@ def modal(
         times=times,
         breaker=Breaker(failures, pause),
         headers=headers,
-        hurry=hurry,
+        fail_fast=fail_fast,
     )
 
 
@@ -48,7 +48,8 @@ def auto(
 ) -> AutoBackend:
     """That service, with a real engine beside it whose stories end only at their length."""
     return AutoBackend(
-        modal(endpoint, times=times, failures=failures, pause=pause, hurry=True), local or paced(slots=4)[0]
+        modal(endpoint, times=times, failures=failures, pause=pause, fail_fast=True),
+        local or paced(slots=4)[0],
     )
 
 

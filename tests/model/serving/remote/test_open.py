@@ -29,7 +29,7 @@ def test_with_use_modal_auto_has_both_and_takes_its_times_from_the_settings() ->
         story_slots=1,
         use_modal=True,
         modal_endpoint_url=NOWHERE,
-        story_patience=0.7,
+        story_response_timeout=0.7,
         story_breaker_failures=2,
     )
     backend = open_backend("auto", settings)

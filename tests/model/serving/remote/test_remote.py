@@ -188,17 +188,17 @@ def test_a_token_that_cannot_travel_is_named_and_not_shown(secret: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("codes", "hurry", "written", "asked"),
+    ("codes", "fail_fast", "written", "asked"),
     [
         ([503, 502, 200], False, True, 3),
         ([504, 200], True, True, 2),
         ([503, 503, 200], True, False, 2),
         ([500, 200], False, False, 1),
     ],
-    ids=["as long as patience lasts", "once in a hurry", "not twice in a hurry", "never after a fault"],
+    ids=["as long as patience lasts", "once, failing fast", "not twice, failing fast", "never after a fault"],
 )
 async def test_only_what_may_pass_is_tried_again_and_only_before_the_first_token(
-    codes: list[int], hurry: bool, written: bool, asked: int
+    codes: list[int], fail_fast: bool, written: bool, asked: int
 ) -> None:
     left = list(codes)
 
@@ -212,7 +212,7 @@ async def test_only_what_may_pass_is_tried_again_and_only_before_the_first_token
         await line.end()
 
     async with broken(script) as service:
-        backend = modal(service.url, hurry=hurry, times=CALM)
+        backend = modal(service.url, fail_fast=fail_fast, times=CALM)
         async with backend.running():
             if written:
                 assert (await read(await backend.submit(GenerationRequest(prompt="Once"))))[
@@ -284,7 +284,7 @@ def test_a_service_says_which_model_it_has() -> None:
 @pytest.mark.parametrize("url", ["http://127.0.0.1:1", "http://127.0.0.1:99999", "ftp://127.0.0.1"])
 async def test_an_address_that_leads_nowhere_is_a_failure_like_others(url: str) -> None:
     assert isinstance(introduce(url, {}), str)
-    backend = modal(url, hurry=True)
+    backend = modal(url, fail_fast=True)
     async with backend.running():
         with pytest.raises(RemoteError, match=UNREACHABLE):
             await read(await backend.submit(GenerationRequest(prompt="Once")))

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from model.errors import InputError
-from model.serving.guard import Guard
+from model.serving.shared_state import SharedState
 from model.settings import load_settings
 from tests.model.serving.http.serving import paced, serving, until
 from tests.redis_server import redis_server
@@ -27,7 +27,7 @@ def test_a_redis_that_is_killed_or_hangs_in_mid_load_fails_no_request_and_holds_
         monkeypatch.setenv("REDIS_URL", redis.url)
         monkeypatch.setenv("STORY_LIMIT_STORIES", "100000/minute")
         monkeypatch.setenv("STORY_LIMIT_ALL_TOKENS", "100000000/minute")
-        guard = Guard.of(load_settings())
+        shared = SharedState.from_settings(load_settings())
         local, _ = paced(slots=4, queue=64, step_seconds=0.001, end_bias=-3.0)
         over = threading.Event()
 
@@ -49,7 +49,7 @@ def test_a_redis_that_is_killed_or_hangs_in_mid_load_fails_no_request_and_holds_
             time.sleep(seconds)
             until(lambda: len(answers) > count + 10)
 
-        with serving(guard.over(local), guard=guard) as running:
+        with serving(shared.with_cache(local), shared=shared) as running:
             readers = [threading.Thread(target=load, args=(number,)) for number in range(4)]
             for reader in readers:
                 reader.start()
@@ -88,23 +88,23 @@ def test_a_redis_that_is_killed_or_hangs_in_mid_load_fails_no_request_and_holds_
 def test_an_address_that_is_no_redis_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REDIS_URL", "http://127.0.0.1:6379")
     with pytest.raises(InputError, match="REDIS_URL must start with redis://"):
-        Guard.of(load_settings())
+        SharedState.from_settings(load_settings())
 
 
 async def test_a_redis_that_was_never_there_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REDIS_URL", "redis://127.0.0.1:1")
     monkeypatch.setenv("STORY_LIMIT_STORIES", "1/minute")
-    guard = Guard.of(load_settings())
-    async with guard.running():
-        assert guard.stories is not None
-        assert await guard.stories.get("k") is None
-        assert guard.link is not None
-        assert not guard.link.up
-        (await guard.limiter.admit("a", [])).close()
+    shared = SharedState.from_settings(load_settings())
+    async with shared.running():
+        assert shared.cache is not None
+        assert await shared.cache.get("k") is None
+        assert shared.redis is not None
+        assert not shared.redis.up
+        (await shared.limiter.admit("a", [])).release()
 
 
 def test_without_the_cache_nothing_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STORY_CACHE", "off")
-    guard = Guard.of(load_settings())
+    shared = SharedState.from_settings(load_settings())
     local, _ = paced()
-    assert guard.over(local) is local
+    assert shared.with_cache(local) is local

@@ -1,8 +1,7 @@
-"""Several streams of a backend told as one sequence of events, and all of them accounted for.
+"""Merge the streams of one request into a single event sequence and settle its rate-limit reservation.
 
-Whoever tells a story over the wire opens a `Telling` here. It ends its streams however it is left, so a client
-that goes away frees its slots at the next step; and the `Teller` knows all that are open, so that a service
-can end without breaking a story off.
+Every route opens a `GenerationSession` here. It cancels its streams however it is left, so a client that disconnects
+frees its slots at the next step; and the `GenerationManager` knows all open sessions, so that a service can drain.
 """
 
 from __future__ import annotations
@@ -16,11 +15,11 @@ from dataclasses import dataclass
 from model.errors import LimitError
 from model.generation import Chunk, Completion, GenerationRequest
 from model.serving.backend import Backend, Stream
-from model.serving.cache.flight import MEMORY
+from model.serving.cache.flight import CACHE
 from model.serving.http.errors import as_service_error, broke_off, draining
 from model.serving.metrics.metrics import Meter
 from model.serving.rate_limit.clients import UNKNOWN
-from model.serving.rate_limit.limiter import Limiter, Ticket
+from model.serving.rate_limit.limiter import Limiter, Reservation
 
 AHEAD = 8
 """Pieces that are read ahead of a client; while one is slow, its backend's own stream keeps the rest."""
@@ -38,14 +37,14 @@ class Event:
     error: Exception | None = None
 
 
-class Telling:
-    """The streams of one request. Made by `Teller.tell`."""
+class GenerationSession:
+    """The streams of one request. Made by `GenerationManager.session`."""
 
-    def __init__(self, ticket: Ticket) -> None:
+    def __init__(self, reservation: Reservation) -> None:
         self.streams: list[Stream] = []
         self.stopped = False
-        self._ticket = ticket
-        self._cut = False
+        self._reservation = reservation
+        self._aborted = False
         self._queue: asyncio.Queue[Event | None] = asyncio.Queue(AHEAD)
         self._tasks: list[asyncio.Task[None]] = []
         self._told = 0
@@ -58,8 +57,8 @@ class Telling:
     def add(self, stream: Stream) -> None:
         """Tell `stream` too; it ends at once where the telling was ended while it was being opened."""
         self.streams.append(stream)
-        self._ticket.begun()
-        if self.stopped or self._cut:
+        self._reservation.commit(stories=1)
+        if self.stopped or self._aborted:
             stream.cancel()
 
     def stop(self) -> None:
@@ -67,9 +66,9 @@ class Telling:
         self.stopped = True
         self.cancel()
 
-    def cut(self) -> None:
+    def abort(self) -> None:
         """End the streams because the service ends; the client is told so."""
-        self._cut = True
+        self._aborted = True
         self.cancel()
 
     def cancel(self) -> None:
@@ -100,7 +99,7 @@ class Telling:
         # A cancelled task's error leads to its frame and so back here: left in place, each story's states would stay in
         # memory until the collector comes by, which took 200 MB with 16 readers and 600 with 64.
         self._tasks.clear()
-        self._ticket.close()
+        self._reservation.release()
 
     async def _beat(self, every: float) -> None:
         """Put None into the line after silence.
@@ -117,8 +116,8 @@ class Telling:
     async def _pump(self, index: int, stream: Stream) -> None:
         try:
             async for chunk in stream:
-                if stream.served_by != MEMORY:
-                    self._ticket.wrote(len(chunk.tokens))
+                if stream.served_by != CACHE:
+                    self._reservation.commit(tokens=len(chunk.tokens))
                 await self._queue.put(Event(index, time.time(), chunk=chunk))
             end = self._end(index, stream.completion)
         except Exception as error:
@@ -129,12 +128,12 @@ class Telling:
         if completion.finish_reason == "error":
             return Event(index, time.time(), error=broke_off(completion.error))
         if completion.finish_reason == "cancelled" and not self.stopped:
-            error = draining() if self._cut else broke_off("the story was stopped on this side")
+            error = draining() if self._aborted else broke_off("the story was stopped on this side")
             return Event(index, time.time(), error=error)
         return Event(index, time.time(), completion=completion)
 
 
-class Teller:
+class GenerationManager:
     """Opens tellings on a backend for one service, and knows those that are open."""
 
     def __init__(self, backend: Backend, meter: Meter, limiter: Limiter | None = None) -> None:
@@ -142,7 +141,7 @@ class Teller:
         self.limiter = limiter or Limiter()
         self.draining = False
         self._meter = meter
-        self._open: set[Telling] = set()
+        self._open: set[GenerationSession] = set()
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -152,9 +151,9 @@ class Teller:
         return len(self._open)
 
     @contextlib.asynccontextmanager
-    async def tell(
+    async def session(
         self, requests: Sequence[GenerationRequest], client: str = UNKNOWN
-    ) -> AsyncIterator[Telling]:
+    ) -> AsyncIterator[GenerationSession]:
         """Begin one story for each request of `client`; leaving this ends those that have not ended.
 
         Raises `ServiceError` while draining, `LimitError` where the client has had too much, and what the backend
@@ -164,25 +163,25 @@ class Teller:
             self._meter.refused("draining", len(requests))
             raise draining()
         try:
-            ticket = await self.limiter.admit(client, requests)
+            reservation = await self.limiter.admit(client, requests)
         except LimitError:
             self._meter.refused("limited", len(requests))
             raise
-        telling = Telling(ticket)
-        self._open.add(telling)
+        session = GenerationSession(reservation)
+        self._open.add(session)
         self._idle.clear()
         try:
             for request in requests:
-                telling.add(await self.backend.submit(request))
-            yield telling
+                session.add(await self.backend.submit(request))
+            yield session
         finally:
-            await asyncio.shield(self._close(telling))
+            await asyncio.shield(self._close(session))
 
-    async def _close(self, telling: Telling) -> None:
+    async def _close(self, session: GenerationSession) -> None:
         try:
-            await telling.close()
+            await session.close()
         finally:
-            self._open.discard(telling)
+            self._open.discard(session)
             if not self._open:
                 self._idle.set()
 
@@ -194,15 +193,15 @@ class Teller:
         self.draining = True
         if await self._wait_until_idle(seconds):
             return True
-        self.cut()
+        self.abort()
         await self._wait_until_idle(2.0)
         return False
 
-    def cut(self) -> None:
+    def abort(self) -> None:
         """End all stories now; their clients are told that the service ends."""
         self.draining = True
-        for telling in list(self._open):
-            telling.cut()
+        for session in list(self._open):
+            session.abort()
 
     async def _wait_until_idle(self, seconds: float) -> bool:
         try:

@@ -123,8 +123,8 @@ def test_32_stories_at_once_are_the_stories_that_each_is_alone(shipped: Running)
         together = list(pool.map(tell, range(32)))
     figures = shipped.figures()
     assert figures['story_streams_total{outcome="error"}'] == 0
-    assert isinstance(shipped.service.teller.backend, MeteredBackend)
-    backend = shipped.service.teller.backend.backend
+    assert isinstance(shipped.service.manager.backend, MeteredBackend)
+    backend = shipped.service.manager.backend.backend
     assert isinstance(backend, LocalBackend)
     for seed, told in enumerate(together):
         asked = GenerationRequest(prompt="One day", max_tokens=40, sampling=SamplingParams(seed=seed))
