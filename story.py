@@ -1,4 +1,4 @@
-"""The one command line, `story`: verbs only, the work is in the rooms.
+"""The one command line, `story`: verbs only, the work is in the packages.
 
 A verb imports what it needs when it runs, so that `story --help` answers at once and the serving verbs work
 without torch and MLflow. What went wrong is said in one line on stderr; only `--debug` shows a traceback.
@@ -72,7 +72,7 @@ def _all_verbs(
         typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and stop."),
     ] = False,
 ) -> None:
-    # ONNX Runtime reports usage to its maker unless it is told not to before it is imported.
+    # ONNX Runtime reports usage to its maker unless that is turned off before it is imported.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 
@@ -90,7 +90,7 @@ def demo(
         typer.Option(help="Where stories are written; auto: on Modal if USE_MODAL, locally when that fails."),
     ] = "auto",
 ) -> None:
-    """Start the app: a page on which a reader writes stories."""
+    """Start the app: a page on which people write stories."""
     settings = _settings()
     from demo.app import launch
 
@@ -153,7 +153,7 @@ def data(
     tokenizer: Annotated[
         Path | None, typer.Option(help="Use this tokenizer.json instead of training one.")
     ] = None,
-    vocab_size: Annotated[int, typer.Option(help="Pieces of a newly trained tokenizer.")] = 4096,
+    vocab_size: Annotated[int, typer.Option(help="Tokens of a newly trained tokenizer.")] = 4096,
     val_fraction: Annotated[
         float, typer.Option(help="Share of the stories split off where there is no --val; at most 0.5.")
     ] = 0.02,
@@ -239,7 +239,7 @@ def train(
         recipe_given=given,
         say=Console(stderr=True, quiet="RANK" in os.environ),
     )
-    # torchrun starts this same command once for each process, and tells each one its rank.
+    # torchrun starts this same command once for each process, and gives each one its rank.
     if processes != 1 and "RANK" not in os.environ:
         raise typer.Exit(relaunch(processes, sys.argv[1:]))
     if resume and preset is None and config is None:
@@ -296,7 +296,7 @@ def ui(
 
 @app.command()
 def doctor(as_json: Json = False) -> None:
-    """Tell what is here and what each missing thing would give; exit code 1 if no story can be written."""
+    """Show what is installed and what each missing part would add; exit code 1 if no story can be written."""
     from demo.doctor import examine, stories_can_be_written
 
     findings = examine()

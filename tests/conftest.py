@@ -84,12 +84,12 @@ def pytest_configure(config: pytest.Config) -> None:
     # remembers none; a database on top of that is a contradiction. Elsewhere, failures are kept in the checkout.
     examples = hypothesis.database.DirectoryBasedExampleDatabase(REPOSITORY / ".hypothesis")
     hypothesis.settings.register_profile(
-        "house",
+        "project",
         deadline=None,  # wall-clock deadlines fail on a busy machine, not on a slow function
         derandomize="CI" in os.environ,
         database=None if "CI" in os.environ else examples,
     )
-    hypothesis.settings.load_profile("house")
+    hypothesis.settings.load_profile("project")
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

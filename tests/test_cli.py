@@ -1,4 +1,4 @@
-"""The command line: verbs, options, exit codes, and what reaches the rooms behind them."""
+"""The command line: verbs, options, exit codes, and what reaches the packages behind them."""
 
 from __future__ import annotations
 
@@ -62,16 +62,16 @@ def test_every_option_has_help() -> None:
 
 
 def test_defaults_of_options_are_those_of_the_rooms() -> None:
-    """The options repeat some defaults, so that `--help` need import no room; here the two are compared."""
+    """The options repeat some defaults, so that `--help` need import nothing; here the two are compared."""
     from training.data.prepare import PrepareOptions
 
     options = {
         name: parameter.default for name, parameter in inspect.signature(story.data).parameters.items()
     }
-    room = {field.name: field.default for field in PrepareOptions.__dataclass_fields__.values()}
-    shared = options.keys() & room.keys()
+    own = {field.name: field.default for field in PrepareOptions.__dataclass_fields__.values()}
+    shared = options.keys() & own.keys()
     assert {"out", "vocab_size", "val_fraction", "skip_bad", "force", "download", "tokenizer"} <= shared
-    assert {name: options[name] for name in shared} == {name: room[name] for name in shared}
+    assert {name: options[name] for name in shared} == {name: own[name] for name in shared}
     written = inspect.signature(story.write).parameters
     for name in ("temperature", "top_p", "top_k", "min_p"):
         assert written[name].default == getattr(SamplingParams(), name)

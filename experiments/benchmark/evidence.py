@@ -29,7 +29,7 @@ from training.tracking.runs import now
 from training.tracking.store import (
     LAST_SEEN,
     OWNER,
-    bury_dead_runs,
+    mark_stale_runs,
     open_experiment,
     open_store,
     owner_of,
@@ -104,7 +104,7 @@ def log_benchmark(report: Report, samples: Sequence[Sample], uri: str) -> str:
     experiment = open_experiment(client, uri, EXPERIMENT)
     run_id = None
     try:
-        bury_dead_runs(client, experiment)
+        mark_stale_runs(client, experiment)
         name = f"{report.target} {report.digest[:8]}" if report.digest else report.target
         time = int(datetime.fromisoformat(report.began).timestamp() * 1000)
         tags = _tags(report) | {OWNER: owner_of().to_text(), LAST_SEEN: str(now())}

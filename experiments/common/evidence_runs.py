@@ -15,7 +15,7 @@ from training.tracking.runs import flat, now
 from training.tracking.store import (
     LAST_SEEN,
     OWNER,
-    bury_dead_runs,
+    mark_stale_runs,
     open_experiment,
     open_store,
     owner_of,
@@ -89,7 +89,7 @@ class EvidenceStore:
         self._client = open_store(uri)
         with store_errors(uri):
             self._experiment_id = open_experiment(self._client, uri, experiment)
-            bury_dead_runs(self._client, self._experiment_id)
+            mark_stale_runs(self._client, self._experiment_id)
 
     @contextmanager
     def run(self, name: str, tags: Mapping[str, str], *, began: int | None = None) -> Iterator[EvidenceRun]:

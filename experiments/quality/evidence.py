@@ -22,7 +22,7 @@ from training.tracking.runs import flat, now, without_folders
 from training.tracking.store import (
     LAST_SEEN,
     OWNER,
-    bury_dead_runs,
+    mark_stale_runs,
     open_experiment,
     open_store,
     owner_of,
@@ -87,7 +87,7 @@ class EvidenceStore:
         client = open_store(uri)
         try:
             experiment_id = open_experiment(client, uri, EXPERIMENT)
-            bury_dead_runs(client, experiment_id)
+            mark_stale_runs(client, experiment_id)
         except StoryError:
             raise
         except Exception as error:  # SQLAlchemy's, MLflow's, the driver's or the network's

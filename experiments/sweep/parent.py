@@ -21,7 +21,7 @@ from training.tracking.runs import now, set_tags, without_folders
 from training.tracking.store import (
     LAST_SEEN,
     OWNER,
-    bury_dead_runs,
+    mark_stale_runs,
     open_experiment,
     open_store,
     owner_of,
@@ -46,7 +46,7 @@ def begin_parent(uri: str, study: optuna.Study, plan: Plan) -> str:
     client = open_store(uri)
     experiment = open_experiment(client, uri, EXPERIMENT)
     try:
-        bury_dead_runs(client, experiment)
+        mark_stale_runs(client, experiment)
         tags = {OWNER: owner_of().to_text(), LAST_SEEN: str(now()), "outcome": "running"}
         run_id = _known(client, study)
         if run_id is not None:

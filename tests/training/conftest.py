@@ -33,7 +33,7 @@ def tracking_uri(_migrated_store: Path, tmp_path: Path) -> str:
 
 @pytest.fixture(scope="session")
 def shards() -> Path:
-    """Our own stories as `story data` makes them, with a tokenizer of 512 pieces; to be read only."""
+    """Our own stories as `story data` makes them, with a tokenizer of 512 tokens; to be read only."""
     from tests.training.own_shards import own_shards
 
     return own_shards()

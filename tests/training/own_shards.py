@@ -12,7 +12,7 @@ from training.data.prepare import PrepareOptions, prepare
 
 @cache
 def own_shards() -> Path:
-    """As `story data` makes them, with a tokenizer of 512 pieces; to be read only."""
+    """As `story data` makes them, with a tokenizer of 512 tokens; to be read only."""
     folder = Path(tempfile.mkdtemp(prefix="shards-", dir=Path.home())) / "own"
     prepare(PrepareOptions(sources=(own_stories_folder(),), out=folder, vocab_size=512))
     return folder

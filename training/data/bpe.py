@@ -1,7 +1,7 @@
 """The tokenizer: byte-level BPE, trained on the corpus that the model will read.
 
 Byte-level (Radford et al. 2019, section 2.2), so that any text can be written and nothing is unknown. 4,096
-pieces keep the tied embedding at a fifth of a 5 M-parameter model while a token still covers about four
+tokens keep the tied embedding at a fifth of a 5 M-parameter model while a token still covers about four
 bytes.
 """
 
@@ -44,10 +44,10 @@ def train_tokenizer(stories: Iterable[str], vocab_size: int = 4096) -> Tokenizer
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
-    """Read a `tokenizer.json` and make sure that it keeps the house's conventions.
+    """Read a `tokenizer.json` and make sure that it keeps the project's conventions.
 
     Raises:
-        DataError: it cannot be read, its id 0 is not `<|endoftext|>`, it has more than 65,536 pieces, or it
+        DataError: it cannot be read, its id 0 is not `<|endoftext|>`, it has more than 65,536 tokens, or it
         does not
             give every text back (so it is not byte-level).
     """
@@ -63,7 +63,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
         raise DataError(f"{path}: {END_OF_STORY} must have the id {END_OF_STORY_ID}, but it {what}")
     if tokenizer.get_vocab_size() > MAX_VOCAB:
         raise DataError(
-            f"{path}: has {tokenizer.get_vocab_size():,} pieces; at most {MAX_VOCAB:,} are allowed"
+            f"{path}: has {tokenizer.get_vocab_size():,} tokens; at most {MAX_VOCAB:,} are allowed"
         )
     tokenizer.no_padding()
     tokenizer.no_truncation()

@@ -147,7 +147,7 @@ def read_stories(
 
 
 class _MeteredFile(io.FileIO):
-    """A file that tells how many bytes were taken from it, so that progress is exact for compressed files
+    """A file that counts the bytes read from it, so that progress is exact for compressed files
     too.
     """
 
@@ -271,13 +271,13 @@ def _read_text(path: Path, bad: BadLineHandler, on_bytes: Callable[[int], None] 
                 bad(error)
             damage = True
             continue
-        pieces = line.split(END_OF_STORY) if marked else [line]
-        for index, piece in enumerate(pieces):
+        parts_of_line = line.split(END_OF_STORY) if marked else [line]
+        for index, part in enumerate(parts_of_line):
             if index or (not marked and not line.strip()):
                 yield from close()
-            if piece.strip() or (parts and marked):
+            if part.strip() or (parts and marked):
                 first = first or number
-                size += len(piece) + 1
+                size += len(part) + 1
                 if size > MAX_STORY_BYTES and not damage:
                     limit = f"longer than the {MAX_STORY_BYTES:,} bytes allowed"
                     bad(BadLineError(path, first, "story too long", f"the story is {limit}"))
@@ -285,7 +285,7 @@ def _read_text(path: Path, bad: BadLineHandler, on_bytes: Callable[[int], None] 
                 if damage:
                     parts.clear()
                 else:
-                    parts.append(piece)
+                    parts.append(part)
     yield from close()
 
 
@@ -293,7 +293,7 @@ Split = Literal["train", "heldout", "all"]
 
 
 def own_stories_folder() -> Path:
-    """Where the files lie; any reader of story files takes the folder as a source."""
+    """Where the files lie; `find_files` takes the folder as a source."""
     return Path(str(resources.files("training"))) / "stories"
 
 

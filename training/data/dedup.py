@@ -2,7 +2,7 @@
 
 A near copy shares at least 40 % of the shorter story's 8-word runs with a story that stays. Comparing all
 pairs of 2.5 M stories is out of the question, so MinHash (Broder 1997, "On the resemblance and containment of
-documents") proposes pairs and the true runs decide. All that is remembered of a story are `MINIMA` minima, of
+documents") proposes pairs and the true runs decide. All that is kept of a story are `MINIMA` minima, of
 which 16 bits each are enough (Li and König 2010, "b-Bit Minwise Hashing"). Two stories whose sets of runs
 have the Jaccard resemblance J agree in each minimum with probability J. They are proposed if they agree in
 two neighbouring minima (a *band*) and in at least `MIN_AGREEING` of all. Stories of equal length at the 40 %

@@ -27,8 +27,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-MIN_BYTES_PER_PIECE = 64
-"""A tokenizer needs this much training text for each piece (262,144 bytes for 4,096), or its pieces mean
+MIN_BYTES_PER_TOKEN = 64
+"""A tokenizer needs this much training text for each token (262,144 bytes for 4,096), or its tokens mean
 nothing.
 """
 
@@ -41,7 +41,7 @@ HELD_OUT_MARKS = frozenset({"heldout", "held-out", "val", "valid", "validation",
 _BATCH_CHARS = 1024 * 1024
 
 Step = Callable[[int], None]
-"""Told how much was done since the last call."""
+"""Called with the work done since the last call."""
 
 
 class StoryPool:
@@ -160,10 +160,10 @@ class StoryPool:
                 else "raise val_fraction or give val files"
             )
             raise DataError(f"no validation story is left: {advice} (dropped: {lost})")
-        if vocab_size is not None and size < MIN_BYTES_PER_PIECE * vocab_size:
+        if vocab_size is not None and size < MIN_BYTES_PER_TOKEN * vocab_size:
             raise DataError(
                 f"too small a corpus: {size:,} bytes of training text, but a tokenizer of {vocab_size:,} "
-                f"pieces needs {MIN_BYTES_PER_PIECE * vocab_size:,}; give more text, a smaller vocab_size "
+                f"tokens needs {MIN_BYTES_PER_TOKEN * vocab_size:,}; give more text, a smaller vocab_size "
                 f"or a ready tokenizer (dropped: {lost})"
             )
 
@@ -187,14 +187,14 @@ class StoryPool:
         if tokenizer.get_vocab_size() < vocab_size:
             raise DataError(
                 f"too small a corpus: its {size:,} bytes give {tokenizer.get_vocab_size():,} "
-                f"of {vocab_size:,} pieces; give more text or a smaller vocab_size"
+                f"of {vocab_size:,} tokens; give more text or a smaller vocab_size"
             )
         return tokenizer
 
     def write(
         self, split: str, folder: Path, tokenizer: Tokenizer, on_bytes: Step | None = None
     ) -> ShardWriter:
-        """Tokenise one split into its shard; the closed writer tells the counts."""
+        """Tokenise one split into its shard; the closed writer has the counts."""
         with ShardWriter(folder, split) as writer:
             for batch in _batches(self._spool.read(map(int, self.numbers(split)))):
                 for encoding in tokenizer.encode_batch_fast(batch, add_special_tokens=False):

@@ -59,7 +59,7 @@ class PrepareOptions:
     tokenizer: Path | None = None
     """Use this tokenizer.json instead of training one."""
     vocab_size: int = 4096
-    """Pieces of a newly trained tokenizer, with the 256 bytes and the end mark."""
+    """Tokens of a newly trained tokenizer, with the 256 bytes and the end mark."""
     val_fraction: float = 0.02
     """Share of the stories split off for validation where there are no val sources."""
     skip_bad: bool = False

@@ -19,7 +19,7 @@ from model.runtimes.protocol import Logits, Runtime
 
 BATCHES = (1, 2, 3, 8, 16, 32, 64)
 LIMITS = {"fp32": 1e-3, "int8": 1.0}
-"""Largest difference of any logit. int8 moves single logits of unlikely pieces; what that does to the story is
+"""Largest difference of any logit. int8 moves single logits of unlikely tokens; what that does to the story is
 bounded by bits per byte (within 0.3 %), which `story evaluate` prints for each runtime."""
 PREFILL, STEPS = 24, 24
 """Tokens of each story that are taken in at once, and then one by one."""

@@ -2,7 +2,7 @@
 
 A network that has read its corpus several times is surer than it is right, and one trained with dropout gets
 surer still when nothing is dropped any more. One scale mends both (temperature scaling, Guo et al. 2017). It changes
-no ranking of pieces, and it costs nothing afterwards: it goes into the embedding, which is normed on its way in
+no ranking of tokens, and it costs nothing afterwards: it goes into the embedding, which is normed on its way in
 and is the output matrix on the way out.
 """
 

@@ -70,7 +70,7 @@ def export_checkpoint(
     tokenizer = StoryTokenizer.load(checkpoint)
     if tokenizer.vocab_size > network.config.vocab_size:
         raise ModelError(
-            f"{checkpoint}: tokenizer.json has {tokenizer.vocab_size} pieces, the network {network.config.vocab_size}"
+            f"{checkpoint}: tokenizer.json has {tokenizer.vocab_size} tokens, the network {network.config.vocab_size}"
         )
     if blend_with is not None:
         notes["blend"] = blend(network, blend_with, checkpoint / "tokenizer.json")
@@ -144,17 +144,17 @@ SHARE = 0.5
 
 
 def blend(network: StoryNetwork, other: Path, tokenizer: Path) -> dict[str, Any]:
-    """Turn the network's weights into their mean with those in the folder `other`; returns what notes should tell.
+    """Turn the network's weights into their mean with those in the folder `other`; returns the record for the notes.
 
     Raises:
         InputError: `other` has other sizes or another tokenizer than `tokenizer`.
         ModelError, DataError: `other` is missing or damaged.
     """
-    theirs, told = read_initial(other, network.config, tokenizer, name="blend")
+    theirs, notes = read_initial(other, network.config, tokenizer, name="blend")
     with torch.no_grad():
         for mine, other_one in zip(network.parameters(), theirs.parameters(), strict=True):
             mine.lerp_(other_one, SHARE)
-    return {"share": SHARE, "digest": told["digest"]}
+    return {"share": SHARE, "digest": notes["digest"]}
 
 
 def history(notes: dict[str, Any]) -> list[dict[str, Any]]:
@@ -183,18 +183,20 @@ def _told(notes: dict[str, Any]) -> str:
 
 def _blended(notes: dict[str, Any]) -> list[str]:
     """Whose weights were mixed in, if any were."""
-    if not (told := notes.get("blend")):
+    if not (blend := notes.get("blend")):
         return []
-    return [f"- then the mean of these weights and, to {told['share']:.0%}, those of `{told['digest'][:12]}`"]
+    return [
+        f"- then the mean of these weights and, to {blend['share']:.0%}, those of `{blend['digest'][:12]}`"
+    ]
 
 
 def _calibrated(notes: dict[str, Any]) -> list[str]:
     """What calibration did, if there was one."""
-    if not (told := notes.get("calibration")):
+    if not (found := notes.get("calibration")):
         return []
     return [
-        f"- logits scaled by {told['scale']:.3f}, chosen on the first {told['stories']:,} validation stories: "
-        f"{told['bits_per_byte_before']:.4f} bits per byte there without it, {told['bits_per_byte']:.4f} with it"
+        f"- logits scaled by {found['scale']:.3f}, chosen on the first {found['stories']:,} validation stories: "
+        f"{found['bits_per_byte_before']:.4f} bits per byte there without it, {found['bits_per_byte']:.4f} with it"
     ]
 
 
@@ -206,8 +208,8 @@ def write_card(folder: Path, network: StoryNetwork, accepted: Sequence[Acceptanc
         "# A small story model",
         "",
         f"{network.parameter_count():,} parameters; layers `{config.pattern}` (R recurrence, A attention over "
-        f"{config.window} tokens), width {config.width}, byte-level BPE of {config.vocab_size:,} pieces. It "
-        "continues short, simple children's stories in English. Its memory of a story has a constant size.",
+        f"{config.window} tokens), width {config.width}, byte-level BPE of {config.vocab_size:,} tokens. It "
+        "continues short, simple children's stories in English. Its decoding state has a constant size.",
         "",
         "## How it was made",
         "",
@@ -232,7 +234,7 @@ def write_card(folder: Path, network: StoryNetwork, accepted: Sequence[Acceptanc
         "",
         "## Limits",
         "",
-        "It knows only what the small stories it read tell: simple words, happy endings, few facts. It can "
+        "It knows only what its small training stories hold: simple words, happy endings, few facts. It can "
         "contradict itself and mix up who is who, it is not for questions or instructions, and what it writes "
         "for a child should be read by an adult first. It writes English only.",
         "",

@@ -27,8 +27,8 @@ from training.tracking.provenance import Provenance
 from training.tracking.runs import begin_run, describe_run, now, set_tags
 from training.tracking.store import (
     LAST_SEEN,
-    bury_dead_runs,
     default_tracking_uri,
+    mark_stale_runs,
     open_experiment,
     open_store,
     unusable,
@@ -89,7 +89,7 @@ class MlflowObserver:
         self._client = open_store(self._uri)
         try:
             experiment_id = open_experiment(self._client, self._uri, self._experiment)
-            for run_id in bury_dead_runs(self._client, experiment_id):
+            for run_id in mark_stale_runs(self._client, experiment_id):
                 log.warning("MLflow run %s had been killed and is marked so now", run_id)
             run = begin_run(self._client, experiment_id, start)
             self.run_id = run.info.run_id

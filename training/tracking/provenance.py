@@ -1,6 +1,6 @@
 """Where a figure comes from: the revision of the code, the versions of the packages, the kind of machine.
 
-Every run and every report carries these facts, so that two figures can be compared or told apart later. A
+Every run and every report carries these facts, so that two figures can be compared later. A
 fact that cannot be found out is left out; looking for it never fails and never keeps a run from starting.
 Nothing here names a person, a folder or an address.
 """

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
 from training.tracking.provenance import Provenance, provenance
-from training.tracking.store import LAST_SEEN, OWNER, Owner, bury, owner_of
+from training.tracking.store import LAST_SEEN, OWNER, Owner, mark_killed, owner_of
 from training.trainer.observers import RunStart
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def begin_run(client: MlflowClient, experiment_id: str, start: RunStart) -> Run:
         # A new run takes the folder over, so nobody will ever finish the one before.
         owner = Owner.from_text(previous.data.tags.get(OWNER, ""))
         if owner is None or owner.state() != "alive":
-            bury(client, previous, "another run took its folder over")
+            mark_killed(client, previous, "another run took its folder over")
     run = client.create_run(experiment_id, run_name=start.out.resolve().name, tags=tags)
     write_whole(start.out / RUN_FILE, json.dumps({"run_id": run.info.run_id}) + "\n")
     return run

@@ -87,7 +87,7 @@ def open_store(uri: str, *, read_only: bool = False) -> MlflowClient:
             address = _read_only(database)
         elif database:
             database.parent.mkdir(parents=True, exist_ok=True)
-        # The registry is told as well: where it is not, models are looked for in MLflow's global store.
+        # The registry address is set as well: where it is not, models are looked for in MLflow's global store.
         client = MlflowClient(tracking_uri=address, registry_uri=address)
         client.search_experiments(max_results=1)
     except Exception as error:  # SQLAlchemy's, MLflow's, the driver's or the network's
@@ -157,7 +157,7 @@ def open_experiment(client: MlflowClient, uri: str, name: str) -> str:
     return str(found.experiment_id)
 
 
-def bury(client: MlflowClient, run: Run, reason: str) -> None:
+def mark_killed(client: MlflowClient, run: Run, reason: str) -> None:
     """Mark a run whose process is gone as `KILLED`, ended when it was last heard of."""
     last_seen = run.data.tags.get(LAST_SEEN, "")
     client.set_tag(run.info.run_id, "outcome", "killed")
@@ -165,29 +165,29 @@ def bury(client: MlflowClient, run: Run, reason: str) -> None:
     client.set_terminated(run.info.run_id, "KILLED", int(last_seen) if last_seen.isdecimal() else None)
 
 
-def bury_dead_runs(client: MlflowClient, experiment_id: str) -> list[str]:
+def mark_stale_runs(client: MlflowClient, experiment_id: str) -> list[str]:
     """Mark the `RUNNING` runs whose owner has died as `KILLED`; returns their ids.
 
     Runs of other machines and of other programs are left as they are: nothing can be known about them here.
     """
-    buried = []
+    marked = []
     for run in client.search_runs([experiment_id], "attributes.status = 'RUNNING'"):
         owner = Owner.from_text(run.data.tags.get(OWNER, ""))
         if owner is not None and owner.state() == "dead":
-            bury(client, run, "its process ended without a word")
-            buried.append(str(run.info.run_id))
-    return buried
+            mark_killed(client, run, "its process ended without an outcome")
+            marked.append(str(run.info.run_id))
+    return marked
 
 
 State = Literal["alive", "dead", "unknown"]
 
 SAME_MOMENT = 1.5
-"""Seconds: the kernel's boot time is told in whole ones and may jump by one between two looks."""
+"""Seconds: the kernel's boot time has whole ones and may jump by one between two looks."""
 
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """One process, told from all others of the past."""
+    """Identity of one process, unique over reboots and machines."""
 
     host: str
     """Hash of the machine's name and of the process-id namespace (two containers both have a process 1)."""

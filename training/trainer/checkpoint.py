@@ -71,7 +71,7 @@ def read_checkpoint(folder: Path) -> tuple[StoryNetwork, dict[str, Any], dict[st
     path = folder / "trainer.pt"
     try:
         trainer = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged bytes lead torch's reader to errors of many kinds and many lines
+    except Exception as error:  # damaged bytes raise errors of many kinds, some of many lines
         kind = type(error).__name__
         raise ModelError(f"{path} cannot be read, so this run cannot be resumed ({kind})") from None
     return load_network(folder), read_config(folder), trainer
@@ -80,7 +80,7 @@ def read_checkpoint(folder: Path) -> tuple[StoryNetwork, dict[str, Any], dict[st
 def read_initial(
     folder: Path, sizes: ModelConfig, tokenizer: Path, *, name: str = "init"
 ) -> tuple[StoryNetwork, dict[str, Any]]:
-    """The network in `folder` (a model folder or a checkpoint), and what a run's notes should tell of it.
+    """The network in `folder` (a model folder or a checkpoint), and the record of it for a run's notes.
 
     The notes are those of the folder (its recipe, data, steps …; `init` again, if it was a continuation
     itself) and its `digest`: a model folder's own, or SHA-256 of a checkpoint's weights. `name` is the option that

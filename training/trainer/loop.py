@@ -206,7 +206,7 @@ class Trainer:
             first = index * recipe.micro_rows
             inputs_BT, targets_BT = self._stack(rows[first : first + recipe.micro_rows])
             if recipe.dropout:
-                self._throw(index)
+                self._seed_pass(index)
             with self._autocast():
                 loss = self.loss_sum(inputs_BT, targets_BT) / count
             loss.backward()
@@ -239,20 +239,20 @@ class Trainer:
             tokens_per_second=count / max(seconds, 1e-9),
             progress=progress,
         )
-        self._tell(lambda observer: observer.stepped(report))
+        self._notify(lambda observer: observer.stepped(report))
 
-    def _throw(self, index: int) -> None:
-        """The dice of pass `index` of this step: they follow from seed and step, so a resume throws the same."""
-        dice = np.random.SeedSequence([self.recipe.seed, self.step, index])
-        torch.manual_seed(int(dice.generate_state(1, np.uint64)[0]))
+    def _seed_pass(self, index: int) -> None:
+        """Seed pass `index` of this step by recipe seed and step, so that a resume draws the same numbers."""
+        rng = np.random.SeedSequence([self.recipe.seed, self.step, index])
+        torch.manual_seed(int(rng.generate_state(1, np.uint64)[0]))
 
     def _evaluate(self) -> None:
         self.network.eval()
         with self.average.applied() if self.average else nullcontext():
-            self._judge()
+            self._validate()
         self.network.train()
 
-    def _judge(self) -> None:
+    def _validate(self) -> None:
         """Validate the network as it is now, and keep it if it is the best."""
         loss, bits = self.validation.measure(self.network)
         if not math.isfinite(bits):
@@ -279,10 +279,10 @@ class Trainer:
                 samples=samples,
                 elapsed=self.elapsed,
             )
-            self._tell(lambda observer: observer.evaluated(report))
+            self._notify(lambda observer: observer.evaluated(report))
 
-    def _tell(self, report: Callable[[Observer], None]) -> None:
-        """Tell all observers, and stop before the next step if one of them wants the run to end."""
+    def _notify(self, report: Callable[[Observer], None]) -> None:
+        """Notify all observers, and stop before the next step if one of them ends the run."""
         for observer in self.observers:
             try:
                 report(observer)

@@ -1,4 +1,4 @@
-"""What a training run tells the outside: a few plain records, and the protocol of whoever listens.
+"""Records of a training run, the protocol of its observers, and the observer that draws progress in a terminal.
 
 The loop knows nothing of MLflow or of terminals; it hands these records to its observers, which log them,
 draw them or test them. All times are seconds of the run itself, interruptions left out.
@@ -68,7 +68,7 @@ class EvaluationReport:
     best: bool
     """True when no earlier evaluation of this run was lower."""
     samples: tuple[tuple[str, str], ...]
-    """(prompt, continuation) pairs; the same prompts and dice at every evaluation."""
+    """(prompt, continuation) pairs; the same prompts and rng at every evaluation."""
     elapsed: float
 
 

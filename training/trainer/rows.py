@@ -1,8 +1,8 @@
 """Rows of whole stories for training: packed, shuffled, endless, and resumable at any row.
 
 A row starts at the start of a story, so that no prediction is asked for without its context. It is filled
-with the one or two further whole stories that leave the least room (best-fit packing after Ding et al. 2024,
-"Fewer Truncations Improve Language Modeling"). A story longer than a row is cut into row-long pieces; what is
+with the one or two further whole stories that leave the least space (best-fit packing after Ding et al. 2024,
+"Fewer Truncations Improve Language Modeling"). A story longer than a row is cut into row-long spans; what is
 left of it opens a row of its own, for behind another story it would read as that story's continuation. On
 TinyStories in rows of 512, 2 % of the places stay empty; plain best fit, longest first, left 7 %.
 
@@ -53,12 +53,12 @@ class RowStream:
                 self.epoch, self.block = self.epoch + 1, 0
                 self._order = self._shuffle(self.epoch)
             self._rows, self._next = self._pack(self.block), 0
-        pieces = self._rows[self._next]
+        spans = self._rows[self._next]
         self._next += 1
         inputs = np.zeros(self.row_tokens, np.int64)
         targets = np.full(self.row_tokens, IGNORED, np.int64)
         at = 0
-        for start, stop in pieces:
+        for start, stop in spans:
             length = stop - start
             # Reading one token further gives each input its target; the story's last target is its end.
             both = self.shard.tokens[start : stop + 1].astype(np.int64)
@@ -101,8 +101,8 @@ class RowStream:
                 row = [_take(waiting, opener)]
             else:
                 continue
-            room = limit - (row[0][1] - row[0][0])
-            row.extend(_take(waiting, length) for length in _best_fill(waiting, room))
+            space = limit - (row[0][1] - row[0][0])
+            row.extend(_take(waiting, length) for length in _best_fill(waiting, space))
             rows.append(row)
         return self._mixed(rows, block)
 
@@ -120,9 +120,9 @@ def _take(waiting: dict[int, list[Span]], length: int) -> Span:
     return span
 
 
-def _best_fill(waiting: dict[int, list[Span]], room: int) -> list[int]:
-    """One or two waiting lengths whose sum comes closest to `room` without passing it."""
-    for total in range(room, 0, -1):
+def _best_fill(waiting: dict[int, list[Span]], space: int) -> list[int]:
+    """One or two waiting lengths whose sum comes closest to `space` without passing it."""
+    for total in range(space, 0, -1):
         if total in waiting:
             return [total]
         for first in waiting:

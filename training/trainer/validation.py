@@ -81,12 +81,12 @@ def write_samples(
 ) -> tuple[tuple[str, str], ...]:
     """Continue each prompt at temperature 0.7 by the network's step form: (prompt, continuation) pairs.
 
-    All are written side by side, each with dice of its own.
+    All are generated as one batch, each with its own generator.
     """
     device = network.embedding.weight.device
     streams = [[END_OF_STORY_ID, *tokenizer.encode(prompt).ids] for prompt in prompts]
     given = [len(stream) for stream in streams]
-    dice = [torch.Generator().manual_seed(seed + index) for index in range(len(prompts))]
+    rng = [torch.Generator().manual_seed(seed + index) for index in range(len(prompts))]
     state = network.initial_state(len(prompts))
     unfinished, position = set(range(len(prompts))) if max_tokens > 0 else set(), 0
     while unfinished:
@@ -96,7 +96,7 @@ def write_samples(
         position += 1
         for index in [index for index in unfinished if len(streams[index]) == position]:
             chances_V = (logits_BV[index].float().cpu() / SAMPLE_TEMPERATURE).softmax(0)
-            token = int(torch.multinomial(chances_V, 1, generator=dice[index]))
+            token = int(torch.multinomial(chances_V, 1, generator=rng[index]))
             if token != END_OF_STORY_ID:
                 streams[index].append(token)
             if token == END_OF_STORY_ID or len(streams[index]) - given[index] == max_tokens:

@@ -21,7 +21,7 @@ from training.data.bpe import train_tokenizer
 from training.data.cleaning import repair
 from training.data.download import TinyStories
 from training.data.corpus import load_own_stories, own_stories_folder
-from training.data.pool import MIN_BYTES_PER_PIECE
+from training.data.pool import MIN_BYTES_PER_TOKEN
 from training.data.prepare import PrepareOptions, prepare
 from training.data.shards import TokenShard, read_meta, shards_digest
 
@@ -230,9 +230,9 @@ def test_a_bad_line_stops_or_is_counted_and_shown(options: PrepareOptions) -> No
 
 def test_a_corpus_too_small_for_its_tokenizer_says_what_it_needs(options: PrepareOptions) -> None:
     size = sum(len(text) for text in OWN[:100])
-    with pytest.raises(DataError, match=rf"{size:,} bytes of training text, .* 4,096 pieces needs 262,144"):
+    with pytest.raises(DataError, match=rf"{size:,} bytes of training text, .* 4,096 tokens needs 262,144"):
         prepare(replace(options, vocab_size=4096))
-    assert MIN_BYTES_PER_PIECE * 4096 == 262_144
+    assert MIN_BYTES_PER_TOKEN * 4096 == 262_144
 
 
 def test_a_text_too_uniform_for_its_tokenizer_is_refused(options: PrepareOptions) -> None:
@@ -240,7 +240,7 @@ def test_a_text_too_uniform_for_its_tokenizer_is_refused(options: PrepareOptions
     words = ["the", "cat", "sat", "on", "a", "mat"]
     stories = [" ".join(rng.choices(words, k=100)).capitalize() + "." for _ in range(200)]
     write(options.sources[0], *stories)
-    with pytest.raises(DataError, match=r"too small a corpus: its [\d,]+ bytes give \d+ of 600 pieces"):
+    with pytest.raises(DataError, match=r"too small a corpus: its [\d,]+ bytes give \d+ of 600 tokens"):
         prepare(replace(options, vocab_size=600))
 
 

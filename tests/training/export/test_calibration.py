@@ -80,15 +80,15 @@ def test_an_export_can_be_calibrated_and_tells_so(tmp_path: Path) -> None:
     )
     before = (small_checkpoint() / "model.safetensors").read_bytes()
     export_checkpoint(small_checkpoint(), out, calibrate_on=data)
-    told = ModelFolder.open(out).notes["calibration"]
-    assert told["stories"] == len(TokenShard(data, "val"))
-    assert told["bits_per_byte"] < told["bits_per_byte_before"]
+    notes = ModelFolder.open(out).notes["calibration"]
+    assert notes["stories"] == len(TokenShard(data, "val"))
+    assert notes["bits_per_byte"] < notes["bits_per_byte_before"]
     # Weights are kept in half precision.
-    assert bits(load_network(out), data, 0) == pytest.approx(told["bits_per_byte"], rel=1e-4)
+    assert bits(load_network(out), data, 0) == pytest.approx(notes["bits_per_byte"], rel=1e-4)
     assert bits(load_network(small_checkpoint()), data, 0) == pytest.approx(
-        told["bits_per_byte_before"], rel=1e-6
+        notes["bits_per_byte_before"], rel=1e-6
     )
-    assert f"logits scaled by {told['scale']:.3f}, chosen on the first" in (out / "card.md").read_text(
+    assert f"logits scaled by {notes['scale']:.3f}, chosen on the first" in (out / "card.md").read_text(
         "utf-8"
     )
     assert (small_checkpoint() / "model.safetensors").read_bytes() == before, "the checkpoint stays as it is"
@@ -100,10 +100,10 @@ def test_an_export_can_be_calibrated_and_tells_so(tmp_path: Path) -> None:
 def test_stories_cut_by_another_tokenizer_are_refused(
     network: StoryNetwork, shards: Path, tmp_path: Path
 ) -> None:
-    pieces = json.loads((shards / "tokenizer.json").read_text("utf-8"))
-    pieces["model"]["merges"].reverse()
+    tokenizer = json.loads((shards / "tokenizer.json").read_text("utf-8"))
+    tokenizer["model"]["merges"].reverse()
     other = tmp_path / "tokenizer.json"
-    other.write_text(json.dumps(pieces), "utf-8")
+    other.write_text(json.dumps(tokenizer), "utf-8")
     with pytest.raises(InputError, match=r"^calibrate has another tokenizer than the checkpoint"):
         calibrate(network, shards, other)
 

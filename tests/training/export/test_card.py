@@ -35,21 +35,21 @@ def card(folder: Path, notes: dict[str, Any]) -> str:
 
 
 def test_a_model_that_was_trained_in_one_run_tells_of_one(tmp_path: Path) -> None:
-    told = card(tmp_path, FIRST)
-    assert "- recipe `first`, seed 0, peak rate 0.02, 1,200 steps, 5,000,000 tokens, 10 minutes" in told
-    assert "from the weights of" not in told
-    assert "not validated" in told
+    notes = card(tmp_path, FIRST)
+    assert "- recipe `first`, seed 0, peak rate 0.02, 1,200 steps, 5,000,000 tokens, 10 minutes" in notes
+    assert "from the weights of" not in notes
+    assert "not validated" in notes
 
 
 def test_a_continuation_tells_each_run_in_order_and_what_was_other_in_it(tmp_path: Path) -> None:
-    told = card(tmp_path, SECOND)
-    lines = [line for line in told.splitlines() if "recipe `" in line]
+    notes = card(tmp_path, SECOND)
+    lines = [line for line in notes.splitlines() if "recipe `" in line]
     assert lines == [
         "- recipe `first`, seed 0, peak rate 0.02, 1,200 steps, 5,000,000 tokens, 10 minutes; data digest `aa11`",
         "- from the weights of `cccccccccccc`: recipe `second`, seed 7, peak rate 0.02, dropout 0.1, average of the "
         "weights 0.98, 90 steps, 70,000 tokens, 2 minutes; data digest `bb22`",
     ]
-    assert "0.5000 bits per byte" in told
+    assert "0.5000 bits per byte" in notes
 
 
 def test_the_history_begins_with_the_first_run() -> None:

@@ -39,13 +39,13 @@ def test_an_export_is_whole_accepted_and_told(tmp_path: Path) -> None:
     assert {path.name for path in out.iterdir()} == {*DIGESTED, "card.md", "digest"}
     assert list(out.parent.iterdir()) == [out]
     assert ModelFolder.open(out).digest == report.digest == compute_digest(out)
-    told = json.loads(json.dumps(report.as_dict()))
-    assert told["folder"] == str(out)
-    assert told["parameters"] == load_network(small_checkpoint()).parameter_count()
-    assert told["bytes"] == {path.name: path.stat().st_size for path in out.iterdir()}
-    assert [entry["precision"] for entry in told["acceptance"]] == ["int8", "fp32"]
+    notes = json.loads(json.dumps(report.as_dict()))
+    assert notes["folder"] == str(out)
+    assert notes["parameters"] == load_network(small_checkpoint()).parameter_count()
+    assert notes["bytes"] == {path.name: path.stat().st_size for path in out.iterdir()}
+    assert [entry["precision"] for entry in notes["acceptance"]] == ["int8", "fp32"]
     assert all(
-        list(entry["largest"]) == ["1", "2", "3", "8", "16", "32", "64"] for entry in told["acceptance"]
+        list(entry["largest"]) == ["1", "2", "3", "8", "16", "32", "64"] for entry in notes["acceptance"]
     )
 
 
@@ -234,7 +234,7 @@ def test_a_tokenizer_of_another_network_is_refused(tmp_path: Path) -> None:
         Path(training.export.export.__file__).parents[2] / "model" / "pretrained" / "tokenizer.json",
         checkpoint,
     )
-    with pytest.raises(ModelError, match=r"best: tokenizer\.json has 4096 pieces, the network 384"):
+    with pytest.raises(ModelError, match=r"best: tokenizer\.json has 4096 tokens, the network 384"):
         export_checkpoint(checkpoint, tmp_path / "model")
 
 

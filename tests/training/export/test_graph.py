@@ -149,8 +149,8 @@ def test_int8_is_made_of_8_bit_matrices_alone() -> None:
     products = [node for node in model.graph.node if node.op_type == "MatMulNBits"]
     assert len(products) == len(STORED_IN_FP32)
     for node in products:
-        told = {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
-        assert (told["bits"], told["block_size"], told["accuracy_level"]) == (8, 64, 4)
+        notes = {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
+        assert (notes["bits"], notes["block_size"], notes["accuracy_level"]) == (8, 64, 4)
 
 
 def test_the_shipped_graphs_share_one_copy_of_the_weights() -> None:

@@ -20,8 +20,8 @@ from model.errors import InputError
 from training.tracking.observer import EXPERIMENT, STORIES, default_tracking_uri
 from training.tracking.runs import RUN_FILE
 from training.tracking.store import (
-    bury_dead_runs,
     database_file,
+    mark_stale_runs,
     open_experiment,
     open_store,
     owner_of,
@@ -79,10 +79,10 @@ def test_only_the_dead_are_marked_as_killed(tracking_uri: str) -> None:
         process.kill()
     alive = client.create_run(experiment, tags={"owner": owner_of().to_text()}).info.run_id
     foreign = client.create_run(experiment).info.run_id
-    assert bury_dead_runs(client, experiment) == [dying]
+    assert mark_stale_runs(client, experiment) == [dying]
     statuses = {run: client.get_run(run).info.status for run in (dying, alive, foreign)}
     assert statuses == {dying: "KILLED", alive: "RUNNING", foreign: "RUNNING"}
-    assert bury_dead_runs(client, experiment) == []
+    assert mark_stale_runs(client, experiment) == []
 
 
 def test_a_resume_goes_on_in_the_same_run(tracking_uri: str, out: Path, tmp_path: Path) -> None:

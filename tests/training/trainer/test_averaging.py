@@ -54,9 +54,9 @@ def test_the_weights_it_began_with_are_soon_forgotten() -> None:
 def test_weights_that_jump_about_a_point_are_averaged_to_it() -> None:
     network = one_weight(0.0)
     average = Average(network, 0.99)
-    dice = torch.Generator().manual_seed(0)
+    rng = torch.Generator().manual_seed(0)
     for _ in range(1000):
-        put(network, 3.0 + float(torch.randn(1, generator=dice)))
+        put(network, 3.0 + float(torch.randn(1, generator=rng)))
         average.update()
     assert abs(averaged(network, average) - 3.0) < 0.25 < 1.0, "a tenth of the spread of one step's weights"
 

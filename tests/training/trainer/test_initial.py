@@ -54,14 +54,14 @@ def test_its_checkpoints_tell_what_it_started_from(
     whole: tuple[Recorder, Path], shards: Path, tmp_path: Path
 ) -> None:
     init = whole[1] / "best"
-    told = read_config(init)
-    del told["model"], told["format"]
+    notes = read_config(init)
+    del notes["model"], notes["format"]
     recorder = start(shards, tmp_path / "run", init)
     assert recorder.starts[0].init == digest_of(init)
     for name in ("last", "best"):
-        assert read_config(tmp_path / "run" / name)["init"] == {"digest": digest_of(init), **told}
+        assert read_config(tmp_path / "run" / name)["init"] == {"digest": digest_of(init), **notes}
     assert whole[0].starts[0].init is None
-    assert "init" not in told
+    assert "init" not in notes
 
 
 def test_a_continuation_of_a_continuation_tells_both(
@@ -70,10 +70,10 @@ def test_a_continuation_of_a_continuation_tells_both(
     second, third = tmp_path / "second" / "best", tmp_path / "third" / "best"
     start(shards, tmp_path / "second", whole[1] / "best", smallest(steps=2, eval_every=2, seed=1))
     start(shards, tmp_path / "third", second, smallest(steps=2, eval_every=2, seed=2))
-    told = read_config(third)
-    assert told["init"]["digest"] == digest_of(second)
-    assert told["init"]["init"]["digest"] == digest_of(whole[1] / "best")
-    assert [part["recipe"]["seed"] for part in history(told)] == [0, 1, 2]
+    notes = read_config(third)
+    assert notes["init"]["digest"] == digest_of(second)
+    assert notes["init"]["init"]["digest"] == digest_of(whole[1] / "best")
+    assert [part["recipe"]["seed"] for part in history(notes)] == [0, 1, 2]
 
 
 def test_an_interrupted_continuation_resumes_without_init_and_still_tells_it(
@@ -139,10 +139,10 @@ def test_another_tokenizer_of_the_same_size_is_refused(
 ) -> None:
     init = tmp_path / "init"
     shutil.copytree(whole[1] / "best", init)
-    pieces = json.loads((init / "tokenizer.json").read_text("utf-8"))
-    merges = pieces["model"]["merges"]
+    tokenizer = json.loads((init / "tokenizer.json").read_text("utf-8"))
+    merges = tokenizer["model"]["merges"]
     merges[-1], merges[-2] = merges[-2], merges[-1]
-    (init / "tokenizer.json").write_text(json.dumps(pieces), "utf-8")
+    (init / "tokenizer.json").write_text(json.dumps(tokenizer), "utf-8")
     with pytest.raises(InputError, match=r"^init has another tokenizer \(.*\) than ") as caught:
         start(shards, tmp_path / "run", init)
     assert f"story data --tokenizer {init / 'tokenizer.json'}" in str(caught.value)
@@ -153,8 +153,8 @@ def test_the_same_tokenizer_written_otherwise_is_accepted(
 ) -> None:
     init = tmp_path / "init"
     shutil.copytree(whole[1] / "best", init)
-    pieces = json.loads((init / "tokenizer.json").read_text("utf-8"))
-    (init / "tokenizer.json").write_text(json.dumps(pieces, indent=7), "utf-8")
+    tokenizer = json.loads((init / "tokenizer.json").read_text("utf-8"))
+    (init / "tokenizer.json").write_text(json.dumps(tokenizer, indent=7), "utf-8")
     Trainer(smallest(), data=shards, out=tmp_path / "run", init=init)
 
 

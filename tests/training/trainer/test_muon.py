@@ -19,8 +19,8 @@ JORDAN = (3.4445, -4.7750, 2.0315)
 def test_the_singular_values_come_near_one_and_their_vectors_stay(
     rows: int, columns: int, seed: int, scale: float
 ) -> None:
-    dice = torch.Generator().manual_seed(seed)
-    matrix = torch.randn(rows, columns, generator=dice, dtype=torch.float64) * scale
+    rng = torch.Generator().manual_seed(seed)
+    matrix = torch.randn(rows, columns, generator=rng, dtype=torch.float64) * scale
     result = orthogonalize(matrix, JORDAN, 5, 1e-7)
     left, singular, right = torch.linalg.svd(matrix, full_matrices=False)
     # The same polynomial of each singular value, computed one by one.
@@ -39,16 +39,16 @@ def test_a_matrix_of_zeros_stays_one() -> None:
 
 @pytest.mark.parametrize("nesterov", [True, False])
 def test_it_takes_the_steps_of_torchs_own_up_to_the_rounding_of_bf16(nesterov: bool) -> None:
-    dice = torch.Generator().manual_seed(0)
+    rng = torch.Generator().manual_seed(0)
     shapes = ((24, 8), (8, 24), (16, 16))
-    theirs = [torch.nn.Parameter(torch.randn(shape, generator=dice)) for shape in shapes]
+    theirs = [torch.nn.Parameter(torch.randn(shape, generator=rng)) for shape in shapes]
     ours = [torch.nn.Parameter(matrix.detach().clone()) for matrix in theirs]
     start = [matrix.detach().clone() for matrix in ours]
     options = {"lr": 0.02, "weight_decay": 0.1, "momentum": 0.9, "nesterov": nesterov}
     one, other = torch.optim.Muon(theirs, **options), PreciseMuon(ours, **options)  # type: ignore[arg-type]
     for _ in range(4):
         for first, second in zip(theirs, ours, strict=True):
-            first.grad = torch.randn(first.shape, generator=dice)
+            first.grad = torch.randn(first.shape, generator=rng)
             second.grad = first.grad.clone()
         one.step()
         other.step()

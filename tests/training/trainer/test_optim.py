@@ -21,9 +21,9 @@ def network(config: ModelConfig = MODEL) -> StoryNetwork:
 
 
 def set_gradients(net: StoryNetwork, seed: int) -> None:
-    dice = torch.Generator().manual_seed(seed)
+    rng = torch.Generator().manual_seed(seed)
     for parameter in net.parameters():
-        parameter.grad = torch.randn(parameter.shape, generator=dice)
+        parameter.grad = torch.randn(parameter.shape, generator=rng)
 
 
 def steps(net: StoryNetwork, optimizers: Optimizers, seeds: range) -> None:

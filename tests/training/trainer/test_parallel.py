@@ -101,9 +101,9 @@ def test_ctrl_c_lets_all_processes_of_story_train_save_and_end(
         process.wait()
     assert process.returncode == 0, said
     assert "Traceback" not in said
-    told = json.loads(printed)
-    assert (told["outcome"], told["reason"]) == ("stopped", "interrupted by hand")
-    assert saved_step(out) == told["step"] >= 2
+    notes = json.loads(printed)
+    assert (notes["outcome"], notes["reason"]) == ("stopped", "interrupted by hand")
+    assert saved_step(out) == notes["step"] >= 2
 
 
 def saved_step(out: Path) -> int:

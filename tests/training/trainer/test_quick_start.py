@@ -1,4 +1,4 @@
-"""Where a run starts when `story train` is told nothing, or only a part."""
+"""Where a run starts when `story train` is notes nothing, or only a part."""
 
 from __future__ import annotations
 

@@ -61,11 +61,11 @@ def test_each_step_drops_something_else_and_each_pass_of_a_step_too(shards: Path
     losses = []
     for step, index in [(0, 0), (0, 1), (1, 0), (1, 1)]:
         trainer.step = step
-        trainer._throw(index)
+        trainer._seed_pass(index)
         losses.append(float(trainer.loss_sum(*row).detach()))
     assert len(set(losses)) == 4
-    trainer._throw(1)
-    assert float(trainer.loss_sum(*row).detach()) == losses[-1], "the same step throws the same dice"
+    trainer._seed_pass(1)
+    assert float(trainer.loss_sum(*row).detach()) == losses[-1], "the same step throws the same rng"
 
 
 def load_network_of_training(shards: Path, tmp_path: Path) -> dict[str, torch.Tensor]:

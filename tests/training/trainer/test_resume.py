@@ -160,11 +160,11 @@ def test_a_run_killed_at_random_moments_can_always_be_resumed_to_the_same_weight
     # Saving after every step, so that most kills fall into the writing of a checkpoint.
     recipe = smallest(save_every=1)
     run = Elsewhere(processes, shards, tmp_path / "run")
-    dice = random.Random(0)
+    rng = random.Random(0)
     for kill, step in enumerate((1, 3, 5, 8, 10)):
         process = run.start(recipe, resume=kill > 0)
         run.wait_for_step(step)
-        time.sleep(dice.uniform(0.0, 0.03))
+        time.sleep(rng.uniform(0.0, 0.03))
         process.kill()
         process.join(60)
         assert find_checkpoint(run.out / "last") is not None

@@ -23,7 +23,7 @@ LENGTHS = st.lists(st.integers(0, 60), min_size=1, max_size=40)
 
 
 def write_shard(folder: Path, lengths: list[int]) -> TokenShard:
-    """Stories of these lengths in which no token occurs twice, so that each one can be told apart."""
+    """Stories of these lengths in which no token occurs twice, so that each one can be notes apart."""
     with ShardWriter(folder, "train") as writer:
         first = 1
         for length in lengths:
