@@ -1,10 +1,9 @@
-"""What the environment may say, read and checked once at the edge.
+"""Read the settings from the environment and check them once.
 
-Every name that the project listens to is a field of `Settings`; nothing else reads the environment for a
-setting. `docs/configuration.md` has them as a table, made by `model.reference`. A name that
-starts with `STORY_` and is not in the table is an error, because a mistyped setting that is silently ignored
-looks exactly like one that works. A secret may also lie in a file, as orchestrators mount them: for `REDIS_URL` the
-file is named by `REDIS_URL_FILE`.
+Every name that the project reads is a field of `Settings`; nothing else reads the environment for a setting.
+`docs/configuration.md` lists them in a table that `model.reference` makes. An unknown name that starts with `STORY_`
+is an error, because a mistyped setting that is silently ignored looks exactly like one that works. A secret may also
+be read from a file, as orchestrators mount them: `REDIS_URL_FILE` names the file for `REDIS_URL`.
 """
 
 from __future__ import annotations
@@ -48,45 +47,46 @@ class Settings(BaseSettings):
 
     stage: Literal["DEV", "PROD", "TEST"] = Field(
         default="DEV",
-        description="What this process is for: development, production or a test",
+        description="Purpose of this process: development, production or a test",
     )
     host: str = Field(
         default="127.0.0.1",
-        description="Address the app listens on; `0.0.0.0` lets other machines in",
+        description="Address that the app listens on; `0.0.0.0` lets other machines in",
     )
     port: int = Field(
         default=7860,
         ge=0,
         le=65_535,
-        description="Port the app listens on; 0 takes any free one",
+        description="Port that the app listens on; 0 takes any free one",
     )
     use_modal: bool = Field(
         default=False,
-        description="Whether `--backend auto` writes on Modal while that answers; off: always here",
+        description="Whether `--backend auto` generates at `MODAL_ENDPOINT_URL` while that answers; off: "
+        "always locally",
     )
     modal_endpoint_url: str | None = Field(
         default=None,
-        description="Address of the story service on Modal, without a path",
+        description="Address of the remote story service, without a path",
     )
     modal_key: str | None = Field(
         default=None,
-        description="Proxy-auth token's id for that address, with `MODAL_SECRET`",
+        description="Id of the proxy token for that address, with `MODAL_SECRET`",
     )
     modal_secret: SecretStr | None = Field(
         default=None,
-        description="Proxy-auth token's secret, with `MODAL_KEY`",
+        description="Secret of that proxy token, with `MODAL_KEY`",
     )
     story_connect_timeout: float = Field(
         default=3.0,
         ge=0.01,
         le=600,
-        description="Seconds for one connection to Modal to be made",
+        description="Seconds to connect to the remote service",
     )
     story_response_timeout: float = Field(
         default=8.0,
         ge=0.01,
         le=600,
-        description="Seconds for Modal to answer at all, tries again and a cold start included",
+        description="Seconds until the remote service must answer, retries and a cold start included",
     )
     story_first_token_timeout: float = Field(
         default=5.0,
@@ -98,42 +98,41 @@ class Settings(BaseSettings):
         default=5.0,
         ge=0.01,
         le=600,
-        description="Seconds from one token to the next before Modal counts as lost",
+        description="Seconds between two tokens before the remote service counts as failed",
     )
     story_breaker_failures: int = Field(
         default=3,
         ge=1,
         le=1_000,
-        description="Failures in a row after which stories no longer try Modal; one that took a time-out is enough",
+        description="Failures in a row that open the circuit breaker; a single time-out opens it too",
     )
     story_breaker_reset: float = Field(
         default=10.0,
         ge=0.01,
         le=3_600,
-        description="Seconds between such a failure and the probe that may bring Modal back",
+        description="Seconds that an open circuit breaker waits before it probes the service",
     )
     mlflow_tracking_uri: str = Field(
         default="sqlite:///mlflow.db",
-        description="MLflow store that runs are written to: a database or a server",
+        description="MLflow store that runs are logged to: a database or a server",
     )
     story_experiments: Literal["auto", "true", "false"] = Field(
         default="auto",
-        description="Whether the app has the page Experiments, which shows that store to all its visitors; "
-        "`auto`: unless `STAGE` is PROD",
+        description="Whether the app has the page Experiments, which shows that store to everyone; `auto`: "
+        "unless `STAGE` is PROD",
     )
     redis_url: SecretStr | None = Field(
         default=None,
-        description="Redis that all replicas of the app share: limits, remembered stories, and which of blue and "
-        "green is active",
+        description="Redis that all replicas share: rate limits, response cache, active deployment",
     )
     database_url: SecretStr | None = Field(
         default=None,
-        description="Database of told stories and readers' verdicts, without texts: `sqlite:///FILE`, or "
-        "`postgresql://…` for several replicas; unset: `sqlite:///stories.db`; sweeps too if PostgreSQL",
+        description="Database of A/B tests, without texts: `sqlite:///FILE`, or `postgresql://…` for several "
+        "replicas; unset: `sqlite:///stories.db`. PostgreSQL also holds sweeps",
     )
     story_feedback: bool = Field(
         default=True,
-        description="Whether the page asks readers what they think, and stores that and how stories end there",
+        description="Whether the page asks users for a rating, and stores it with the outcome of each story",
     )
     story_keep_prompts: bool = Field(
         default=False,
@@ -141,108 +140,109 @@ class Settings(BaseSettings):
     )
     story_salt: SecretStr | None = Field(
         default=None,
-        description="Secret that visitors' ids are hashed with there; the same on all replicas",
+        description="Secret that user ids are hashed with there; the same on all replicas",
     )
     story_split: str | None = Field(
         default=None,
-        description="Versions that readers are split between, and their shares: `champion:90,challenger:10`; "
-        "also model folders, and `default` for the usual model; unset: no test",
+        description="Variants of an A/B test with their weights, `champion:90,challenger:10`; also model "
+        "folders, and `default` for the usual model; unset: no test",
     )
     story_split_name: str = Field(
         default="stories",
-        description="Name of that test; another name deals all readers anew",
+        description="Name of that test; another name assigns all users anew",
     )
     story_model: str | None = Field(
         default=None,
-        description="Folder of the model that writes; unset: the one in `model/pretrained`",
+        description="Folder of the model to serve; unset: `model/pretrained`",
     )
     story_precision: Literal["int8", "fp32"] = Field(
         default="int8",
-        description="Which of the model's decode graphs is used",
+        description="Precision of the decode graph",
     )
     story_runtime: Literal["auto", "native", "onnx"] = Field(
         default="auto",
-        description="What computes: the compiled decoder, ONNX Runtime, or the first that can; int8 only for `native`",
+        description="Native decoder, ONNX Runtime, or the first of them that works; `native` is int8 only",
     )
     story_threads: int = Field(
         default=1,
         ge=1,
         le=64,
-        description="Threads of ONNX Runtime; more than one slows down on busy cores",
+        description="Threads of ONNX Runtime; more than one is slower on busy cores",
     )
     story_slots: int = Field(
         default=16,
         ge=1,
         le=256,
-        description="Stories written at once",
+        description="Stories that are generated at once",
     )
     story_queue: int = Field(
         default=64,
         ge=0,
         le=10_000,
-        description="Stories that may wait for a slot before others are turned away",
+        description="Requests that may wait for a slot; one more is refused",
     )
     story_metrics_token: SecretStr | None = Field(
         default=None,
-        description="What `/metrics` asks for as `Authorization: Bearer …`; unset: it answers this machine only, "
-        "and no one through a proxy or a share link",
+        description="Token that `/metrics` asks for as `Authorization: Bearer …`; unset: it answers this "
+        "machine only, and nobody through a proxy or a share link",
     )
     story_log: Literal["text", "json"] = Field(
         default="text",
-        description="How lines of the log are written; a story's line holds figures, never its text or prompt",
+        description="Format of the log; it holds figures, never a story or a prompt",
     )
     story_drain: int = Field(
         default=30,
         ge=0,
         le=3600,
-        description="Seconds that running stories get to end when the service is told to stop",
+        description="Seconds that running stories get to finish when the service stops",
     )
     story_max_body: int = Field(
         default=65_536,
         ge=1_024,
         le=16_777_216,
-        description="Bytes of a request's body; a longer one is refused",
+        description="Most bytes of a request's body",
     )
     story_origins: str | None = Field(
         default=None,
-        description="Other sites whose pages may ask the service, such as `https://a.example`, with commas between; "
-        "unset: none",
+        description="Origins of other sites whose pages may call the API, such as `https://a.example`, with "
+        "commas between; unset: none",
     )
     story_limit_stories: str | None = Field(
         default=None,
-        description="Stories that one client may ask for in a time; unset: `30/minute` in PROD, else no limit",
+        description="Requests of one client; unset: `30/minute` in PROD, else no limit",
     )
     story_limit_tokens: str | None = Field(
         default=None,
-        description="Tokens that may be written for one client; unset: `20000/minute` in PROD, else no limit",
+        description="Tokens generated for one client; unset: `20000/minute` in PROD, else no limit",
     )
     story_limit_all_stories: str | None = Field(
         default=None,
-        description="Stories that all clients together may ask for; unset: `600/minute` in PROD, else no limit",
+        description="Requests of all clients together; unset: `600/minute` in PROD, else no limit",
     )
     story_limit_all_tokens: str | None = Field(
         default=None,
-        description="Tokens that may be written for all together; unset: `200000/minute` in PROD, else no limit",
+        description="Tokens generated for all clients together; unset: `200000/minute` in PROD, else no limit",
     )
     story_trusted_proxies: str | None = Field(
         default=None,
-        description="Proxies whose `X-Forwarded-For` tells who asks; unset: none, who connects is the client",
+        description="Proxies whose `X-Forwarded-For` names the client; unset: none, the client is who "
+        "connects",
     )
     story_cache: bool = Field(
         default=True,
-        description="Whether a story that is asked for again with the same seed is told from memory",
+        description="Whether repeated seeded requests are served from the response cache",
     )
     story_cache_bytes: int = Field(
         default=16_777_216,
         ge=65_536,
         le=17_179_869_184,
-        description="Memory for such stories; those not asked for longest go first",
+        description="Memory of that cache; the least recently used stories are evicted",
     )
     story_cache_ttl: int = Field(
         default=3_600,
         ge=1,
         le=2_592_000,
-        description="Seconds for which such a story is remembered",
+        description="Seconds that a story stays in that cache",
     )
     story_deployments: str | None = Field(
         default=None,
@@ -261,7 +261,7 @@ class Settings(BaseSettings):
     )
     story_gpu: str = Field(
         default="L4",
-        description="GPU that Modal gives to writing and to training",
+        description="GPU that Modal uses for serving and training",
     )
 
     @field_validator(
