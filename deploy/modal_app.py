@@ -4,13 +4,12 @@
     modal run deploy/modal_app.py::train --preset small   # a training run
     modal deploy -m deploy.modal_app::workshop            # the page, under an address that stays
 
-Read it from top to bottom. Nothing here computes: what runs in the containers is the same service, engine and
-commands as on any other machine, and this file says on which machines, from which image, and how many.
+Read it from top to bottom. Nothing here computes: the containers run the same service, engine and commands as any
+other machine. This file says on which machines, from which image, and how many.
 """
 
 from __future__ import annotations
 
-import importlib
 import os
 import signal
 import subprocess
@@ -23,7 +22,7 @@ from typing import Any
 import modal
 
 from deploy.release.container import Container
-from deploy.release.on_modal import MODELS, SERVER, app_name
+from deploy.release.platforms import MODELS, SERVER, app_name
 from model.architecture.folder import PRETRAINED
 from model.settings import load_settings
 
@@ -34,8 +33,8 @@ HOURS = 60 * MINUTES
 #
 # Blue and green are two Apps of the same code. An App is what `modal deploy` replaces, rolls back and stops as a
 # whole, so with one App for each deployment nothing that is done to one can touch the other. Which of the two is
-# meant, and which model it serves, comes from the environment: `story deploy` sets both names. Modal imports this
-# file again inside the container, so the container is given the same two names and comes to the same answers.
+# meant, and which model it serves, comes from the environment: `story deploy` sets both variables. Modal imports this
+# file again inside the container, so the container gets the same two variables.
 
 settings = load_settings()
 DEPLOYMENT = settings.story_deployment
@@ -49,9 +48,9 @@ workshop = modal.App("write-me-a-story")
 
 # ## Images
 #
-# Every version is the tested one: `constraints.txt` goes into a layer of its own and binds all that is installed
-# after it, dependencies of dependencies included. The service gets only what it imports: no Gradio, no MLflow, no
-# ONNX. Our own source comes last and is mounted, not built in, so a change of code rebuilds nothing.
+# Every version is the tested one: `constraints.txt` goes into a layer of its own and constrains all packages that are
+# installed after it, dependencies included. The service gets only what it imports: no Gradio, no MLflow, no ONNX. Our
+# own source comes last and is mounted, not built in, so a change of code rebuilds nothing.
 
 ROOT = Path(__file__).resolve().parents[1]
 PYTHON = "3.11"  # the version that the constraints were resolved for
@@ -74,7 +73,7 @@ SERVING = (
 
 
 def needs(*extras: str) -> list[str]:
-    """What pyproject.toml asks for, with these optional sets. In a container the image exists already: []."""
+    """The requirements in pyproject.toml, with these extras. Empty in a container, whose image exists already."""
     if not modal.is_local():
         return []
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
@@ -92,22 +91,29 @@ def image_with(*packages: str) -> modal.Image:
     )
 
 
-NO_RUBBISH = ["**/__pycache__", "**/*.pyc"]
-"""Left out of the source. By default only `.py` files come along; page and training need their data files too."""
+BYTECODE = ["**/__pycache__", "**/*.pyc"]
 
-serving_image = image_with(*SERVING).add_local_python_source("model", "deploy", ignore=NO_RUBBISH)
-page_image = image_with(*needs()).add_local_python_source(
-    "model", "training", "experiments", "demo", "deploy", ignore=NO_RUBBISH
-)
+
+def with_data(image: modal.Image) -> modal.Image:
+    """The image with our packages and their data files, which page and training need.
+
+    By default only `.py` files are mounted, and so it stays for `deploy`, below which compose keeps its passwords.
+    """
+    packages = ("model", "training", "experiments", "demo")
+    return image.add_local_python_source("deploy", "story").add_local_python_source(
+        *packages, ignore=BYTECODE
+    )
+
+
+serving_image = image_with(*SERVING).add_local_python_source("model", "deploy")
+page_image = with_data(image_with(*needs()))
 # torch.compile builds a launcher for its kernels when it first runs; Modal's Debian brings the compiler for that.
-training_image = image_with(*needs("train")).add_local_python_source(
-    "model", "training", "experiments", "demo", "deploy", "story", ignore=NO_RUBBISH
-)
+training_image = with_data(image_with(*needs("train")))
 
 # ## Weights
 #
 # A model folder is uploaded once, under its digest, and never changed (`story deploy upload`). A container mounts
-# that one folder, read-only: it cannot see another version, nor harm this one, and two deployments share one Volume.
+# that one folder, read-only: it can neither see another version nor change this one. Both deployments share a Volume.
 
 WEIGHTS = "/weights"
 
@@ -117,24 +123,24 @@ weights = models.with_mount_options(read_only=True, sub_path=f"/{REVISION}")
 # ## The service
 #
 # Why `@app.server` and not `@modal.asgi_app`: with `asgi_app` each request is an input of a Function. It passes
-# through Modal's input queue on its way in and every piece of the answer is carried back as a message; a limit on
-# concurrency makes further readers wait silently in that queue. A server is reached directly: each event leaves
-# when its token exists, a reader who goes away closes a real connection and so frees a slot, a full container
-# answers 429 at once, and there is a grace period in which running stories end (up to an hour, against 30 seconds
-# of an exit handler). It also asks for a proxy token unless told otherwise, which is what we want.
+# through Modal's input queue, every chunk of the response is carried back as a message, and a concurrency limit makes
+# further clients wait silently in that queue. A server is reached directly: each event leaves when its token exists, a
+# client that disconnects closes a real connection and so frees a slot, a full container returns 429 at once, and
+# running requests get a grace period to finish in (up to an hour, against 30 seconds of an exit handler). It also
+# requires a proxy token by default, which is what we want.
 #
-# The numbers follow from the engine. One step costs a GPU about the same for 1 story as for 64 of them, so the
-# slots are many; the autoscaler aims below that, so that a new container comes before readers have to wait; and
-# the hard limit is slots plus the engine's own line: what would neither be written nor wait is sent elsewhere.
+# The numbers follow from the engine. One step costs a GPU about the same for 1 sequence as for 64, so there are many
+# slots; the autoscaler aims below that, so that a new container starts before requests queue; and the hard limit is
+# slots plus the engine's own queue: requests beyond it go to another container.
 
-SLOTS = 64  # stories written at once in one container
-QUEUE = 16  # stories that may wait in it; short, because another container is better than a long line
+SLOTS = 64  # sequences decoded at once in one container
+QUEUE = 16  # requests that may wait in it; short, because another container is better than a long queue
 TARGET = 48  # requests per container that the autoscaler aims at
 LIMIT = SLOTS + QUEUE  # requests per container, at most
 PORT = 8000
-DRAIN = 30  # seconds in which running stories may end when a container stops
-GRACE = DRAIN + 15  # seconds before Modal ends it by force: longer than the drain, or the drain would be cut
-IDLE = 5 * MINUTES  # a container without readers stops after this long, and costs nothing from then on
+DRAIN = 30  # seconds in which running requests may finish when a container stops
+GRACE = DRAIN + 15  # seconds before Modal kills it: longer than the drain, or the drain would be cut short
+IDLE = 5 * MINUTES  # a container without requests stops after this long, and costs nothing from then on
 MOST = 4  # containers of one deployment; a bound on what a busy day can cost
 
 
@@ -159,7 +165,7 @@ MOST = 4  # containers of one deployment; a bound on what a busy day can cost
     startup_timeout=5 * MINUTES,  # the first start of a version makes the snapshot, which takes longer
     exit_grace_period=GRACE,
     name=SERVER,
-    unauthenticated=False,  # the default, said aloud: a request needs Modal-Key and Modal-Secret
+    unauthenticated=False,  # the default, made explicit: a request needs Modal-Key and Modal-Secret
     enable_memory_snapshot=True,
 )
 class Story:
@@ -169,8 +175,8 @@ class Story:
     def prepare(self) -> None:
         """Before the snapshot, where there is no GPU yet: import torch and the service, verify the weights.
 
-        Importing is what a cold start spends its seconds on, so that is what the snapshot saves. The weights are
-        20 MB and are read after it: to save milliseconds they would have to be moved between devices.
+        A cold start spends its seconds on imports, which the snapshot saves. The weights are 20 MB and are read
+        after it: saving those milliseconds would mean moving tensors between devices.
         """
         self.container = Container(
             Path(WEIGHTS), REVISION, name=DEPLOYMENT, slots=SLOTS, queue=QUEUE, drain=DRAIN
@@ -184,48 +190,47 @@ class Story:
 
     @modal.exit()
     def end(self) -> None:
-        """Refuse new stories, let the running ones end, close."""
+        """Refuse new requests, drain, close."""
         self.container.close()
 
 
-# ## Does it write?
+# ## Smoke test
 #
-# `modal run -m deploy.modal_app::smoke` writes one story on what is deployed as STORY_DEPLOYMENT, through the public
-# address and the proxy token, as a reader's story would be. `story deploy smoke` measures more.
+# `modal run -m deploy.modal_app::smoke` generates one story on what is deployed as STORY_DEPLOYMENT, through the public
+# address and with the proxy token, like any client. `story deploy smoke` measures more.
 
 
 @app.local_entrypoint()
 def smoke(prompt: str = "Once upon a time, a robot found a seed.") -> None:
-    """Write one story on the deployed endpoint and print it."""
-    from deploy.release.smoke import write_one
+    """Generate one story on the deployed endpoint and print it."""
+    from deploy.release.smoke import stream_story
 
     url = modal.Server.from_name(app_name(DEPLOYMENT), SERVER).get_url()
-    for piece in write_one(str(url), prompt, settings):
-        print(piece, end="", flush=True)
+    print(prompt, end="", flush=True)
+    for text in stream_story(str(url), prompt, settings):
+        print(text, end="", flush=True)
     print()
 
 
 # ## Training
 #
-# Rooms import downwards only: `model` knows nothing of `training`. So the run is started by name, as the same
-# `story train` that runs on a desk. State lies on a Volume. Machines may be taken away at any time: then Modal
-# starts the function again, and it resumes exactly where the last checkpoint was. Committing makes a checkpoint
-# visible outside and safe; it is done every few minutes, and once more when the container has to go.
+# A run is the same `story train` as on any machine, in a process of its own that can be asked to save and stop. State
+# lies on a Volume. Machines may be preempted at any time: then Modal starts the function again, and it resumes exactly
+# at the last checkpoint. Committing the Volume makes a checkpoint durable and visible outside; that happens every few
+# minutes, and once more when the container stops.
 
 RUNS = "write-me-a-story-runs"
 RUNS_AT = "/runs"
 SOURCE_AT = "/root"  # where Modal puts the source of the image
-COMMIT_EVERY = 2 * MINUTES  # at most so much work is done twice after a machine was lost
+COMMIT_EVERY = 2 * MINUTES  # at most so much work is repeated after a preemption
 STOP_WITHIN = 25  # seconds that `story train` gets to write its last checkpoint; Modal gives 30 in all
 
 runs = modal.Volume.from_name(RUNS, create_if_missing=True)
 
 
 def tracking() -> dict[str, str | None]:
-    """MLflow's settings as they are here; a store that is a file here becomes one on the Volume there."""
-    chosen: dict[str, str | None] = {
-        name: value for name, value in os.environ.items() if name.startswith("MLFLOW_")
-    }
+    """MLflow's settings as they are here; a store that is a local file becomes one on the Volume."""
+    chosen: dict[str, str | None] = {k: v for k, v in os.environ.items() if k.startswith("MLFLOW_")}
     if settings.mlflow_tracking_uri.startswith(("sqlite:", "file:", "/", ".")):
         chosen["MLFLOW_TRACKING_URI"] = f"sqlite:///{RUNS_AT}/mlflow.db"
     return chosen
@@ -256,18 +261,18 @@ def train(
     """
     out, shards = Path(RUNS_AT) / name, Path(RUNS_AT) / "data" / data
     make_shards(shards)
-    order = ["train", "--preset", preset, "--data", str(shards), "--out", str(out), *fields.split()]
+    arguments = ["--preset", preset, "--data", str(shards), "--out", str(out), *fields.split()]
     if minutes:
-        order += ["--minutes", str(minutes)]
+        arguments += ["--minutes", str(minutes)]
     if any((out / kept / "config.json").is_file() for kept in ("last", "last.old")):
-        order.append("--resume")
-    return story(*order)
+        arguments.append("--resume")
+    return run_story("train", *arguments)
 
 
 def make_shards(shards: Path) -> None:
-    """TinyStories as token shards, where there are none."""
+    """Make token shards of TinyStories where there are none."""
     if not (shards / "train.bin").exists():
-        story("data", "--download", "--out", str(shards))
+        run_story("data", "--download", "--out", str(shards))
 
 
 @workshop.function(image=training_image, cpu=4.0, memory=16_384, volumes={RUNS_AT: runs}, timeout=2 * HOURS)
@@ -279,8 +284,8 @@ def prepare(data: str = "tinystories") -> None:
 # ## A sweep
 #
 # `story sweep NAME --on modal --workers 8` calls this Function once for each trial, eight at once. The study stays with
-# whoever called; the trial reports to it on a Queue and is told there whether to go on. A container that was taken
-# away is started again by Modal and goes on from the last checkpoint on the Volume.
+# the caller; the trial reports to it on a Queue and learns there whether to go on. Modal restarts a preempted
+# container, which resumes from the last checkpoint on the Volume.
 
 
 @workshop.function(
@@ -295,13 +300,14 @@ def prepare(data: str = "tinystories") -> None:
 )
 def sweep_trial(job: dict[str, Any], wire: modal.Queue) -> None:
     """Train one trial of a sweep; `experiments.sweep.on_modal` calls it."""
+    from experiments.sweep.remote import train as train_trial
+
     runs.reload()
-    # By name: `model` may not import `experiments`, which stands above it.
-    importlib.import_module("experiments.sweep.remote").train(job, wire, Path(RUNS_AT), runs.commit)
+    train_trial(job, wire, Path(RUNS_AT), runs.commit)
 
 
-def story(*arguments: str) -> int:
-    """Run the `story` command to its end, committing the Volume meanwhile. Raises where it failed."""
+def run_story(*arguments: str) -> int:
+    """Run a `story` command to its end, committing the Volume meanwhile. Raises `CalledProcessError` if it fails."""
     process = subprocess.Popen([sys.executable, "-m", "story", *arguments], cwd=SOURCE_AT)
     committed = time.monotonic()
     try:
@@ -322,18 +328,17 @@ def story(*arguments: str) -> int:
 
 # ## The page, for a team
 #
-# Gradio keeps a reader's session in one process, so there is one container, which serves many readers at once:
-# they wait for the GPU elsewhere, not for this machine. It is public to whoever has the address, as a browser
-# cannot send a proxy token. What it needs to know of the service (USE_MODAL, MODAL_ENDPOINT_URL, MODAL_KEY,
-# MODAL_SECRET, REDIS_URL) is taken from the environment of whoever deploys it. With REDIS_URL it follows each
-# switch; without, it stays with MODAL_ENDPOINT_URL. Where Modal's GPU is asleep, its own small model writes.
+# Gradio keeps a session in one process, so there is one container, which serves many users at once: they wait for the
+# GPU elsewhere, not for this machine. It is public to everyone who has the address, as a browser cannot send a proxy
+# token. The settings that it needs (USE_MODAL, MODAL_ENDPOINT_URL, MODAL_KEY, MODAL_SECRET, REDIS_URL) are taken from
+# the environment of whoever deploys it. With REDIS_URL it follows each switch; without, it stays with
+# MODAL_ENDPOINT_URL. While Modal's GPU is asleep, its own embedded model generates.
 
-READERS = 100  # pages open at once
-PAGE = "demo.asgi:create_app"
+USERS = 100  # pages open at once
 
 
-def told() -> dict[str, str | None]:
-    """The settings of this environment that the page has to know."""
+def page_settings() -> dict[str, str | None]:
+    """The settings of this environment that the page needs."""
     names = ("USE_MODAL", "MODAL_ENDPOINT_URL", "MODAL_KEY", "MODAL_SECRET", "REDIS_URL")
     return {name: os.environ[name] for name in names if os.environ.get(name)}
 
@@ -342,16 +347,16 @@ def told() -> dict[str, str | None]:
     image=page_image,
     cpu=2.0,
     memory=2048,  # MiB
-    secrets=[modal.Secret.from_dict({"STAGE": "PROD", **told()})],
+    secrets=[modal.Secret.from_dict({"STAGE": "PROD", **page_settings()})],
     timeout=1 * HOURS,  # a page holds one connection open for as long as it is on a screen
     min_containers=0,
     max_containers=1,
     scaledown_window=20 * MINUTES,
 )
-@modal.concurrent(max_inputs=READERS)
+@modal.concurrent(max_inputs=USERS)
 @modal.asgi_app(label="write-me-a-story")
 def page() -> Any:
     """The Gradio page, under https://WORKSPACE--write-me-a-story.modal.run."""
-    # By name, as uvicorn would: `model` may not import `demo`, which stands above it.
-    module, _, factory = PAGE.partition(":")
-    return getattr(importlib.import_module(module), factory)()
+    from demo.asgi import create_app
+
+    return create_app()

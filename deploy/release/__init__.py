@@ -1,5 +1,5 @@
-"""Two deployments side by side: uploaded, started, warmed, checked, switched between.
+"""Blue/green releases: upload, start, check and switch between two deployments.
 
-`cli` has the verbs of `story deploy`, `release` what they do, `platform` what is asked of a place where
-deployments run, `loopback` and `on_modal` two such places, `smoke` the check, `container` what a GPU container runs.
+`cli` has the verbs of `story deploy`, `release` what they do, `smoke` the check, `platforms` the places where
+deployments run, `container` what a GPU container runs.
 """

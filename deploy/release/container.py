@@ -1,7 +1,7 @@
-"""What one serving container runs: the GPU engine behind the story service, started in two halves.
+"""What one serving container runs: the GPU engine behind the HTTP service, started in two halves.
 
 Kept apart from `deploy.modal_app`, which says where and how often it runs, so that it can be run and tested on any
-machine. `prepare` is all that needs no GPU and can be kept in a memory snapshot, `listen` the rest, `close` the end.
+machine. `prepare` needs no GPU and can be kept in a memory snapshot, `listen` does the rest, `close` drains.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from model.errors import ModelError
 if TYPE_CHECKING:
     from model.serving.http.server import DrainingServer
 
-CLOSING = 10
+CLOSE_TIMEOUT = 10
 """Seconds beyond the drain that the server gets to close its connections."""
 
 
 class Container:
-    """The service over one model folder. `prepare`, then `listen`, then `close`."""
+    """The service over one model folder. Call `prepare`, then `listen`, then `close`."""
 
     def __init__(
         self,
@@ -40,10 +40,10 @@ class Container:
         Args:
             folder: the model folder.
             revision: the digest that it must have.
-            name: which copy this is, told to clients: `blue`.
-            slots: stories written at once.
-            queue: stories that may wait for a slot.
-            drain: seconds that running stories get when the container ends.
+            name: which copy this is, as clients see it: `blue`.
+            slots: sequences decoded at once.
+            queue: requests that may wait for a slot.
+            drain: seconds that running requests get when the container stops.
             device: where PyTorch computes.
         """
         self._folder = folder
@@ -59,18 +59,23 @@ class Container:
         """Where it listens, once it does."""
 
     def prepare(self) -> None:
-        """Import what is slow to import and verify the folder; asks nothing of a GPU.
+        """Import what is slow to import and verify the folder, without a GPU.
 
         torch must not be asked for its GPUs here: where there is none yet it would remember that.
 
         Raises `ModelError` when the folder is damaged, or is not the revision that was deployed.
         """
+        # These imports take most of a cold start; made here, they are in the snapshot.
+        import model.runtimes.torch.runtime  # noqa: F401
+        import model.serving.http.app  # noqa: F401
+        import model.serving.http.server  # noqa: F401
+
         found = ModelFolder.open(self._folder).digest
         if found != self._revision:
             raise ModelError(f"{self._folder} holds {found[:12]}, but {self._revision[:12]} was deployed")
 
     def listen(self, host: str, port: int) -> None:
-        """Load the engine and answer on `port` (0: any free one). Raises `ModelError` and `InputError`."""
+        """Load the engine and serve on `port` (0: any free one). Raises `ModelError` and `InputError`."""
         from model.engine.load import load_torch_engine
         from model.serving.backend import LocalBackend, ModelInfo
         from model.serving.http.address import bound, url_of
@@ -94,12 +99,12 @@ class Container:
         self._thread.start()
         while not ready.wait(0.1):
             if not self._thread.is_alive():
-                raise ModelError(f"the service over {self._folder} did not start; its log says why")
+                raise ModelError(f"the service over {self._folder} did not start; see its log")
         self.url = url_of(listener, host)
 
     def close(self) -> None:
-        """Refuse new stories, let those at hand end, for at most the drain; then close. Harmless twice."""
+        """Refuse new requests, drain for at most the configured time, then close. Harmless twice."""
         if self._server is None or self._thread is None or not self._thread.is_alive():
             return
         self._server.handle_exit(signal.SIGTERM, None)
-        self._thread.join(self._drain + CLOSING)
+        self._thread.join(self._drain + CLOSE_TIMEOUT)

@@ -1,8 +1,8 @@
-"""What the verbs of `story deploy` do: a version's way onto a deployment, and the traffic's way between deployments.
+"""Bring a version onto the idle deployment, and traffic from one deployment to the other.
 
-A deployment counts as ready, and can be switched to, only while the record holds an address for it. That address is
-taken out before the deployment is replaced and put back when the new version has passed its check, so a deployment that
-failed half way can never receive a story.
+A deployment counts as ready, and can be switched to, only while the state holds an address for it. `release` removes
+that address before it replaces the deployment and sets it when the new version has passed its check, so a deployment
+that failed half way never receives a request.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from deploy.release import smoke
-from deploy.release.platform import Platform
+from deploy.release.platforms import Platform
 from deploy.release.smoke import SmokeReport
 from model.architecture.folder import ModelFolder
 from model.errors import DeployError, InputError
@@ -21,22 +21,19 @@ from model.serving.deployments import DEPLOYMENTS, Deployment, DeploymentState, 
 if TYPE_CHECKING:
     from model.settings import Settings
 
-ASK_TIMEOUT = 5.0
-"""Seconds in which a deployment has to answer `story deploy status`; one that sleeps does not."""
-
-Tell = Callable[[str], None]
-"""Shows a line of progress."""
+STATUS_TIMEOUT = 5.0
+"""Seconds in which a deployment has to answer `story deploy status`; one that is scaled to zero does not."""
 
 
 class UndecidedError(DeployError):
-    """The check could not tell whether a deployment works."""
+    """The check could not decide whether a deployment works."""
 
     exit_code = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """A version that was deployed and passed."""
+    """A version that was deployed and passed its check."""
 
     deployment: Deployment
     url: str
@@ -46,28 +43,17 @@ class Release:
     """Seconds from its address being known to its being ready."""
     smoke: SmokeReport
 
-    def as_dict(self) -> dict[str, Any]:
-        """For `--json`."""
-        return {
-            "deployment": self.deployment,
-            "url": self.url,
-            "version": self.version,
-            "uploaded": self.uploaded,
-            "cold_start_s": self.cold_start_s,
-            "smoke": self.smoke.as_dict(),
-        }
 
-
-def choose_deployment(record: DeploymentState | None, wanted: Deployment | None) -> Deployment:
-    """Where a new version goes: the idle deployment. Raises `InputError` when the active one is wanted."""
-    if record is None or record.url is None:
+def choose_deployment(state: DeploymentState | None, wanted: Deployment | None) -> Deployment:
+    """Return where a new version goes: the idle deployment. Raises `InputError` when the active one is wanted."""
+    if state is None or state.url is None:
         return wanted or "blue"
-    if wanted == record.active:
+    if wanted == state.active:
         raise InputError(
             "deployment",
-            f"must be {record.idle}, the idle one: {wanted} is active, and readers would see its replacement",
+            f"must be {state.idle}, the idle one: {wanted} is active, and users would notice its replacement",
         )
-    return record.idle
+    return state.idle
 
 
 def release(
@@ -77,59 +63,53 @@ def release(
     settings: Settings,
     *,
     deployment: Deployment | None,
-    patience: float,
-    tell: Tell,
+    timeout: float,
+    progress: Callable[[str], None],
 ) -> Release:
-    """Upload, start on the idle deployment, warm, check, and only then note it as ready.
+    """Upload, start on the idle deployment, wait until it is ready, check it, and only then record it as ready.
 
-    Raises `DeployError` when it does not come up or fails its check, `UndecidedError` when that stays open.
+    Raises `DeployError` when it does not come up or fails its check, `UndecidedError` when the check cannot decide.
     """
-    record = store.load()
-    chosen = choose_deployment(record, deployment)
+    state = store.load()
+    chosen = choose_deployment(state, deployment)
     uploaded = platform.upload(folder)
-    tell(f"{folder.digest[:12]} {'uploaded' if uploaded else 'was uploaded already'}")
-    if record is not None and record.urls[chosen] is not None:
+    progress(f"{folder.digest[:12]} {'uploaded' if uploaded else 'was uploaded already'}")
+    if state is not None and state.urls[chosen] is not None:
         store.set_deployment(chosen, None, None)
-    tell(f"starting {chosen} on {platform.name}")
+    progress(f"starting {chosen} on {platform.name}")
     url = platform.start(chosen, folder.digest)
-    tell(f"waking {url}")
-    took = smoke.warm(url, settings, version=folder.digest, patience=patience)
-    report = checked(chosen, url, settings)
-    tell(f"{chosen} passed: {report.reason}")
+    progress(f"waiting for {url}")
+    took = smoke.wait_until_ready(url, settings, version=folder.digest, timeout=timeout)
+    report = smoke.check(url, settings)
+    if report.verdict == "failed":
+        raise DeployError(f"{chosen} did not pass its check: {report.reason}")
+    if report.verdict == "undecided":
+        raise UndecidedError(f"{chosen} could not be checked: {report.reason}")
+    progress(f"{chosen} passed: {report.reason}")
     store.set_deployment(chosen, url, folder.digest)
     return Release(chosen, url, folder.digest, uploaded, took, report)
 
 
-def checked(deployment: Deployment, url: str, settings: Settings) -> SmokeReport:
-    """The report of a check that passed. Raises `DeployError` or `UndecidedError`."""
-    report = smoke.check(url, settings)
-    if report.verdict == "failed":
-        raise DeployError(f"{deployment} did not pass its check: {report.reason}")
-    if report.verdict == "undecided":
-        raise UndecidedError(f"{deployment} could not be checked: {report.reason}")
-    return report
-
-
 def switch(
-    store: DeploymentStore, settings: Settings, to: Deployment | None, *, patience: float
+    store: DeploymentStore, settings: Settings, to: Deployment | None, *, timeout: float
 ) -> DeploymentState:
-    """Send new stories to the idle deployment (or `to`), once it is awake; a patience of 0 does not ask it."""
-    record = store.load()
-    if record is not None and patience > 0:
-        target = to or record.idle
-        url = record.urls[target]
+    """Send new requests to the idle deployment (or `to`) once it is ready; a timeout of 0 does not ask it."""
+    state = store.load()
+    if state is not None and timeout > 0:
+        target = to or state.idle
+        url = state.urls[target]
         if url is not None:
-            smoke.warm(url, settings, version=record.versions[target], patience=patience)
+            smoke.wait_until_ready(url, settings, version=state.versions[target], timeout=timeout)
     return store.switch(to)
 
 
 def address_of(store: DeploymentStore, deployment: Deployment | None) -> tuple[Deployment, str]:
-    """(deployment, address) of the deployment, None for the active one. Raises `DeployError` where there is none."""
-    record = store.load()
-    if record is None:
+    """Return (name, address) of a deployment, None for the active one. Raises `DeployError` where there is none."""
+    state = store.load()
+    if state is None:
         raise DeployError("nothing is deployed yet: run `story deploy deploy`")
-    chosen = deployment or record.active
-    url = record.urls[chosen]
+    chosen = deployment or state.active
+    url = state.urls[chosen]
     if url is None:
         raise DeployError(f"{chosen} has no deployment that passed its check: run `story deploy deploy`")
     return chosen, url
@@ -138,35 +118,31 @@ def address_of(store: DeploymentStore, deployment: Deployment | None) -> tuple[D
 def stop(
     platform: Platform, store: DeploymentStore, deployment: Deployment | None, *, force: bool
 ) -> tuple[Deployment, bool]:
-    """End a deployment, None for the idle one; the active one only if forced. Returns (deployment, whether it ran)."""
-    record = store.load()
-    if record is None and deployment is None:
+    """End a deployment, None for the idle one; the active one only if forced. Return (its name, whether it ran)."""
+    state = store.load()
+    if state is None and deployment is None:
         raise DeployError("nothing is deployed yet")
-    chosen = deployment or (record.idle if record is not None else "blue")
-    if record is not None and record.urls[chosen] is not None:
-        if chosen == record.active and not force:
+    chosen = deployment or (state.idle if state is not None else "blue")
+    if state is not None and state.urls[chosen] is not None:
+        if chosen == state.active and not force:
             raise InputError("deployment", f"{chosen} is active; --force ends it all the same")
         store.set_deployment(chosen, None, None)
     return chosen, platform.stop(chosen)
 
 
 def status(store: DeploymentStore, settings: Settings) -> dict[str, Any]:
-    """The record, and what each deployment says of itself; asking may wake a deployment that sleeps."""
-    record = store.load()
-    told: dict[str, Any] = {
-        "store": store.where,
-        "active": record.active if record else None,
-        "deployments": {},
-    }
-    if record is None:
-        return told
-    told |= {"previous": record.previous, "changed": record.changed, "generation": record.generation}
-    for deployment in DEPLOYMENTS:
-        url = record.urls[deployment]
-        entry: dict[str, Any] = {"url": url, "version": record.versions[deployment], "health": "not deployed"}
+    """Return the state and each deployment's own health; asking may wake one that is scaled to zero."""
+    state = store.load()
+    result: dict[str, Any] = {"store": store.where, "active": state and state.active, "deployments": {}}
+    if state is None:
+        return result
+    result |= {"previous": state.previous, "changed": state.changed, "generation": state.generation}
+    for name in DEPLOYMENTS:
+        url = state.urls[name]
+        entry: dict[str, Any] = {"url": url, "version": state.versions[name], "health": "not deployed"}
         if url is not None:
-            code, body = smoke.ask_health(url, settings, ASK_TIMEOUT)
+            code, body = smoke.ask_health(url, settings, STATUS_TIMEOUT)
             entry |= {"health": body.get("status", f"HTTP {code}"), "ready": code == 200}
-            entry |= {name: body[name] for name in ("open", "capacity", "detail") if name in body}
-        told["deployments"][deployment] = entry
-    return told
+            entry |= {key: body[key] for key in ("open", "capacity", "detail") if key in body}
+        result["deployments"][name] = entry
+    return result

@@ -1,7 +1,7 @@
-"""Does a deployment write? Wake it, see that it serves the version meant, and measure a few stories.
+"""Check a deployment: wait until it serves the expected version, and measure a few stories.
 
-Everything goes over the public address and with the proxy token, as a reader's story does. The check is small on
-purpose: it has to end within a minute on a machine that just woke up, and is no benchmark of quality or load. Its
+Everything goes through the public address and with the proxy token, like any client's request. The check is small on
+purpose: it has to end within a minute on a machine that just started, and is no benchmark of quality or load. Its
 bounds are the documented ones: three streams at once without an error, no story longer than 15 seconds.
 """
 
@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from model.errors import AccountError, DeployError
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
     from model.settings import Settings
 
-PATIENCE = 300.0
-"""Seconds that a deployment may take to wake up: a first start builds a container and a snapshot."""
-ASK_AGAIN = 1.0
-"""Seconds between two questions to a deployment that wakes up."""
+READY_TIMEOUT = 300.0
+"""Seconds that a deployment may take to become ready: a first start builds a container and a snapshot."""
+POLL_INTERVAL = 1.0
+"""Seconds between two health requests to a deployment that starts."""
 CONNECT = 10.0
-"""Seconds until a connection must stand."""
+"""Seconds in which a connection must be made."""
 SILENCE = 60.0
 """Seconds without a byte after which a story counts as broken off."""
 
@@ -58,10 +58,6 @@ class SmokeReport:
     ttft_max: float
     """Seconds from the request to the first text."""
     total_tokens_per_second: float
-
-    def as_dict(self) -> dict[str, Any]:
-        """For `--json`."""
-        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,39 +93,33 @@ def ask_health(url: str, settings: Settings, timeout: float) -> tuple[int, dict[
     return answer.status_code, body if isinstance(body, dict) else {"status": f"HTTP {answer.status_code}"}
 
 
-def warm(
-    url: str,
-    settings: Settings,
-    *,
-    version: str | None,
-    patience: float = PATIENCE,
-    waiting: Callable[[float], None] = lambda seconds: None,
+def wait_until_ready(
+    url: str, settings: Settings, *, version: str | None, timeout: float = READY_TIMEOUT
 ) -> float:
-    """Wait until `url` could write a story, and serves `version` if one is given; returns the seconds it took.
+    """Wait until `url` is healthy and serves `version`, if one is given; return the seconds it took.
 
     Raises:
-        AccountError: it asks for a proxy token, or refuses the one it got.
-        DeployError: it does not wake up within `patience`, or serves another version all that time.
+        AccountError: it requires a proxy token, or refuses the one it got.
+        DeployError: it is not ready within `timeout`, or serves another version all that time.
     """
     began = time.monotonic()
     while True:
-        status, body = ask_health(url, settings, timeout=max(1.0, min(30.0, patience)))
+        status, body = ask_health(url, settings, timeout=max(1.0, min(30.0, timeout)))
         if status in (401, 403):
             raise AccountError(
                 f"{url} asks for a proxy token: set MODAL_KEY and MODAL_SECRET to the two halves of one"
             )
-        serves = body.get("model")
-        serves = serves.get("version") if isinstance(serves, dict) else None
+        model = body.get("model")
+        serves = model.get("version") if isinstance(model, dict) else None
         if status == 200 and (version is None or serves == version):
             return time.monotonic() - began
         waited = time.monotonic() - began
-        if waited > patience:
-            said = body.get("detail") or body.get("status") or f"HTTP {status}"
+        if waited > timeout:
+            reason = body.get("detail") or body.get("status") or f"HTTP {status}"
             if status == 200:
-                said = f"it serves {str(serves)[:12]}, not {str(version)[:12]}"
-            raise DeployError(f"{url} was not ready after {waited:.0f} s: {said}")
-        waiting(waited)
-        time.sleep(min(ASK_AGAIN, max(patience / 10, 0.05)))
+                reason = f"it serves {str(serves)[:12]}, not {str(version)[:12]}"
+            raise DeployError(f"{url} was not ready after {waited:.0f} s: {reason}")
+        time.sleep(min(POLL_INTERVAL, max(timeout / 10, 0.05)))
 
 
 def check(url: str, settings: Settings, *, stories: int = STORIES, at_once: int = AT_ONCE) -> SmokeReport:
@@ -208,30 +198,26 @@ async def _tell(client: httpx.AsyncClient, prompt: str, seed: int) -> Told:
     return Told(took, first, tokens, None)
 
 
-def write_one(url: str, prompt: str, settings: Settings, *, max_tokens: int = 200) -> Iterator[str]:
-    """The prompt, then a story's text as it comes. Raises `DeployError` when there is none."""
+def stream_story(url: str, prompt: str, settings: Settings, *, max_tokens: int = 200) -> Iterator[str]:
+    """Yield a story's text as it arrives. Raises `DeployError` when there is none."""
     import httpx
+    from httpx_sse import connect_sse
 
-    async def pieces() -> AsyncIterator[str]:
-        timeout = httpx.Timeout(PATIENCE, connect=CONNECT)  # nothing was warmed before
-        async with httpx.AsyncClient(base_url=url, headers=headers(settings), timeout=timeout) as client:
-            async for event in _events(client, _body(prompt, max_tokens, None)):
-                for choice in event["choices"]:
-                    yield choice["text"]
-
-    yield prompt
-    with asyncio.Runner() as runner:
-        stream = pieces()
-        try:
-            while True:
-                try:
-                    yield runner.run(anext(stream))  # type: ignore[arg-type]
-                except StopAsyncIteration:
+    timeout = httpx.Timeout(READY_TIMEOUT, connect=CONNECT)  # the deployment may be scaled to zero
+    body = _body(prompt, max_tokens, None)
+    try:
+        with (
+            httpx.Client(headers=headers(settings), timeout=timeout) as client,
+            connect_sse(client, "POST", f"{url}/v1/completions", json=body) as source,
+        ):
+            source.response.raise_for_status()
+            for event in source.iter_sse():
+                if event.data == "[DONE]":
                     return
-        except (httpx.HTTPError, _Refused) as error:
-            raise DeployError(f"{url} wrote no story: {error}") from None
-        finally:
-            runner.run(stream.aclose())  # type: ignore[attr-defined]
+                for choice in json.loads(event.data)["choices"]:
+                    yield choice["text"]
+    except (httpx.HTTPError, KeyError, ValueError) as error:
+        raise DeployError(f"{url} generated no story: {error}") from None
 
 
 class _Refused(Exception):

@@ -19,8 +19,8 @@ from packaging.utils import canonicalize_name
 
 from deploy import modal_app
 from model.architecture.folder import PRETRAINED
-from tests.deploy.release.conftest import Run
-from tests.deploy.release.modal_server import ControlPlane, control_plane, environment
+from tests.deploy.conftest import Run
+from tests.deploy.modal_server import ControlPlane, control_plane, environment
 from tests.model.engines import until
 
 REVISION = "f" * 64
@@ -55,8 +55,8 @@ def sources(plane: ControlPlane) -> set[str]:
     }
 
 
-def test_importing_the_definitions_is_silent_and_needs_no_torch(run: Run) -> None:
-    heavy = "{'torch', 'onnxruntime', 'gradio', 'mlflow'}"
+def test_importing_the_definitions_is_silent_and_needs_only_what_the_service_has(run: Run) -> None:
+    heavy = "{'torch', 'onnxruntime', 'gradio', 'mlflow', 'training', 'experiments', 'demo', 'story'}"
     program = f"import sys, deploy.modal_app; print(sorted({heavy} & set(sys.modules)))"
     done = run("-c", program)
     assert (done.returncode, done.stdout, done.stderr) == (0, "[]\n", "")
@@ -124,7 +124,7 @@ def test_the_image_is_pinned_and_holds_nothing_that_serving_does_not_need(
 def test_training_and_page_are_asked_for_as_they_were_meant(
     run: Run, plane: ControlPlane, tmp_path: Path
 ) -> None:
-    told = {
+    shared = {
         "USE_MODAL": "true",
         "MODAL_ENDPOINT_URL": "https://green.example",
         "MODAL_KEY": "wk-1",
@@ -134,7 +134,7 @@ def test_training_and_page_are_asked_for_as_they_were_meant(
         "MLFLOW_TRACKING_TOKEN": "secret",
     }
     functions = deploy(
-        run, plane, tmp_path, "-m", "deploy.modal_app::workshop", DATABASE_URL="unrelated", **told
+        run, plane, tmp_path, "-m", "deploy.modal_app::workshop", DATABASE_URL="unrelated", **shared
     )
     assert set(functions) == {"train", "page", "prepare", "sweep_trial"}
     assert plane.deployed == {"write-me-a-story"}
@@ -161,11 +161,11 @@ def test_training_and_page_are_asked_for_as_they_were_meant(
     assert page.resources.gpu_config.count == 0
     assert page.webhook_config.requested_suffix == "write-me-a-story"
     assert not page.webhook_config.requires_proxy_auth, "a browser cannot send a proxy token"
-    assert page.max_concurrent_inputs == modal_app.READERS
-    assert page.autoscaler_settings.max_containers == 1, "a reader's session lives in one process"
+    assert page.max_concurrent_inputs == modal_app.USERS
+    assert page.autoscaler_settings.max_containers == 1, "a session lives in one process"
     # Of the tests' own environment, and of what other tests brought into it.
     quiet = {name: value for name, value in os.environ.items() if name.startswith("MLFLOW_")}
-    assert given(plane) == {"STAGE": "PROD", **told, **quiet}
+    assert given(plane) == {"STAGE": "PROD", **shared, **quiet}
     sent = sources(plane)
     assert {"story.py", "demo/assets/page.css", "training/recipes/small.toml"} <= sent
     assert {"experiments/sweep/remote.py", "experiments/sweep/spaces/small.yaml"} <= sent
@@ -226,16 +226,16 @@ def volume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Committed:
     return committed
 
 
-def _note_orders(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
-    """The orders that `story` would get; training for real takes minutes."""
-    orders: list[tuple[str, ...]] = []
+def _record_commands(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
+    """The commands that `story` would get; training for real takes minutes."""
+    commands: list[tuple[str, ...]] = []
 
-    def story(*order: str) -> int:
-        orders.append(order)
+    def run_story(*arguments: str) -> int:
+        commands.append(arguments)
         return 0
 
-    monkeypatch.setattr(modal_app, "story", story)
-    return orders
+    monkeypatch.setattr(modal_app, "run_story", run_story)
+    return commands
 
 
 def _train(**options: Any) -> int:
@@ -246,21 +246,21 @@ def _train(**options: Any) -> int:
 def test_training_prepares_missing_shards_and_resumes_a_run_that_is_there(
     volume: Committed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    orders = _note_orders(monkeypatch)
+    commands = _record_commands(monkeypatch)
     runs = tmp_path / "runs"
     assert _train(preset="tiny", name="a", minutes=5.0, fields="steps=3 rows=4") == 0
     shards = str(runs / "data" / "tinystories")
     order = ("train", "--preset", "tiny", "--data", shards, "--out", str(runs / "a"), "steps=3", "rows=4")
-    assert orders == [("data", "--download", "--out", shards), (*order, "--minutes", "5.0")]
-    orders.clear()
+    assert commands == [("data", "--download", "--out", shards), (*order, "--minutes", "5.0")]
+    commands.clear()
     (runs / "data" / "tinystories").mkdir(parents=True)
     (runs / "data" / "tinystories" / "train.bin").write_bytes(b"")
     for kept in ("last", "last.old"):
         (runs / kept / kept).mkdir(parents=True)
         (runs / kept / kept / "config.json").write_text("{}", "utf-8")
         assert _train(name=kept) == 0
-        assert orders[-1][-1] == "--resume"
-    assert len(orders) == 2, "the shards are made once"
+        assert commands[-1][-1] == "--resume"
+    assert len(commands) == 2, "the shards are made once"
 
 
 def test_a_trial_is_trained_by_the_sweep_s_own_code_on_what_the_volume_holds_now(
@@ -281,24 +281,24 @@ def test_a_trial_is_trained_by_the_sweep_s_own_code_on_what_the_volume_holds_now
 def test_shards_are_made_once_for_all_trials(
     volume: Committed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    orders = _note_orders(monkeypatch)
+    commands = _record_commands(monkeypatch)
     with pytest.warns(UserWarning, match="executing locally"):
         modal_app.prepare.local()
     shards = tmp_path / "runs" / "data" / "tinystories"
-    assert orders == [("data", "--download", "--out", str(shards))]
+    assert commands == [("data", "--download", "--out", str(shards))]
 
 
-def test_the_orders_are_ones_that_story_understands(
+def test_the_commands_are_ones_that_story_understands(
     volume: Committed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from typer.main import get_command
 
     import story
 
-    orders = _note_orders(monkeypatch)
+    commands = _record_commands(monkeypatch)
     _train(minutes=2.0, fields="steps=3")
     group: Any = get_command(story.app)
-    for verb, *arguments in orders:
+    for verb, *arguments in commands:
         assert group.commands[verb].make_context(
             verb, [*arguments, *(["--resume"] if verb == "train" else [])]
         )
@@ -315,7 +315,7 @@ def test_a_run_commits_meanwhile_and_at_its_end(
 ) -> None:
     monkeypatch.setattr(modal_app, "COMMIT_EVERY", 0.5)
     _stub_story(tmp_path, monkeypatch, "import time; time.sleep(2.5)")
-    assert modal_app.story("train") == 0
+    assert modal_app.run_story("train") == 0
     assert volume.times >= 2
 
 
@@ -324,7 +324,7 @@ def test_a_run_that_fails_is_an_error_so_that_modal_tries_again(
 ) -> None:
     _stub_story(tmp_path, monkeypatch, "import sys; sys.exit(1)")
     with pytest.raises(subprocess.CalledProcessError):
-        modal_app.story("train")
+        modal_app.run_story("train")
     assert volume.times == 1
 
 
@@ -352,13 +352,13 @@ def test_when_the_machine_is_taken_away_the_run_saves_and_the_volume_is_committe
     taker = threading.Thread(target=take_away)
     taker.start()
     with pytest.raises(KeyboardInterrupt):
-        modal_app.story("train")
+        modal_app.run_story("train")
     taker.join()
     assert (tmp_path / "saved").read_text() == "yes"
     assert (committed[0], committed[-1]) == (False, True)
 
 
-def test_the_page_is_made_by_the_factory_that_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_page_is_made_by_the_factory_of_the_demo(monkeypatch: pytest.MonkeyPatch) -> None:
     """`tests/demo/test_asgi.py` has the factory itself; loading Gradio takes seconds."""
     module = types.ModuleType("demo.asgi")
     monkeypatch.setattr(module, "create_app", lambda: "the application", raising=False)

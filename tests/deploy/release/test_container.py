@@ -15,7 +15,7 @@ from deploy import modal_app
 from deploy.release.container import Container
 from model.architecture.folder import PRETRAINED, ModelFolder
 from model.errors import ModelError
-from tests.deploy.release.conftest import Run
+from tests.deploy.conftest import Run
 
 DIGEST = (PRETRAINED / "digest").read_text("ascii").strip()
 
@@ -37,14 +37,14 @@ def test_it_serves_the_revision_under_its_deployment(container: Container) -> No
     assert (body["engine"]["slots"], body["capacity"]) == (2, 3)
 
 
-def test_it_writes_with_the_engine_that_a_gpu_would_have(container: Container) -> None:
+def test_it_generates_with_the_engine_that_a_gpu_would_have(container: Container) -> None:
     body = {"prompt": "Once upon a time", "max_tokens": 12, "temperature": 0}
     answer = httpx.post(f"{container.url}/v1/completions", json=body, timeout=60).json()
     assert answer["choices"][0]["text"].startswith(", there was a little")
     assert answer["usage"]["completion_tokens"] == 12
 
 
-def test_when_it_closes_a_running_story_is_told_to_its_end(container: Container) -> None:
+def test_a_running_request_finishes_when_it_closes(container: Container) -> None:
     body = {"prompt": "The boat", "max_tokens": 120, "stream": True, "seed": 3}
     url = f"{container.url}/v1/completions"
     with httpx.stream("POST", url, json=body, timeout=60) as running:
@@ -102,7 +102,7 @@ image = closure({modal_app.SERVING!r})
 owners = metadata.packages_distributions()
 absent = {{top for top, names in owners.items()
           if not any(re.sub(r"[-_.]+", "-", name).lower() in image for name in names)}}
-absent -= {{"model"}}
+absent -= {{"model", "deploy"}}
 
 class OnlyTheImage(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
@@ -114,6 +114,7 @@ assert "gradio" in absent and "mlflow" in absent
 from deploy.release.container import Container
 container = Container(Path({str(PRETRAINED)!r}), {DIGEST!r}, name="blue", slots=1, queue=0, drain=1, device="cpu")
 container.prepare()
+assert {{"torch", "uvicorn"}} <= set(sys.modules), "the snapshot would not hold them"
 container.listen("127.0.0.1", 0)
 container.close()
 print("served")

@@ -13,8 +13,8 @@ from typer.testing import CliRunner, Result
 import story
 from model.architecture.folder import PRETRAINED
 from model.serving.deployments import FileDeploymentStore
-from tests.deploy.release.conftest import Run
-from tests.deploy.release.modal_server import ControlPlane, environment
+from tests.deploy.conftest import Run
+from tests.deploy.modal_server import ControlPlane, environment
 from tests.model.serving.http.serving import paced, serving
 
 DIGEST = (PRETRAINED / "digest").read_text("ascii").strip()
@@ -28,16 +28,16 @@ def called(*arguments: str) -> Result:
 
 
 @pytest.fixture
-def told(plane: ControlPlane, tmp_path: Path) -> dict[str, str]:
+def modal(plane: ControlPlane, tmp_path: Path) -> dict[str, str]:
     """The environment in which Modal is the stand-in."""
     return {**environment(plane, tmp_path), "STORY_DEPLOYMENTS": str(tmp_path / "deployments.json")}
 
 
 def test_a_folder_is_uploaded_whole_under_its_digest_and_once(
-    run: Run, plane: ControlPlane, told: dict[str, str]
+    run: Run, plane: ControlPlane, modal: dict[str, str]
 ) -> None:
-    first = run("story.py", "deploy", "upload", **told)
-    second = run("story.py", "deploy", "upload", "--json", **told)
+    first = run("story.py", "deploy", "upload", **modal)
+    second = run("story.py", "deploy", "upload", "--json", **modal)
     assert (first.returncode, first.stdout, first.stderr) == (0, f"{DIGEST[:12]} uploaded\n", "")
     assert json.loads(second.stdout) == {"version": DIGEST, "uploaded": False}
     whole = {f"{DIGEST}/{path.name}" for path in PRETRAINED.iterdir() if path.is_file()}
@@ -45,14 +45,14 @@ def test_a_folder_is_uploaded_whole_under_its_digest_and_once(
     assert len(plane.asked["VolumePutFiles"]) == 1
 
 
-def test_a_version_that_is_deployed_has_to_answer_at_the_address_that_modal_tells(
-    run: Run, plane: ControlPlane, told: dict[str, str], tmp_path: Path
+def test_a_deployed_version_must_answer_at_the_address_that_modal_returns(
+    run: Run, plane: ControlPlane, modal: dict[str, str], tmp_path: Path
 ) -> None:
-    """The service behind the address is real; that it says another version is seen before it gets a story."""
+    """The service behind the address is real, and serves another version."""
     backend, _ = paced(slots=4, queue=4)
     with serving(backend) as service:
         plane.address = service.url
-        done = run("story.py", "deploy", "deploy", "--patience", "1", **told)
+        done = run("story.py", "deploy", "deploy", "--timeout", "1", **modal)
     assert done.returncode == 1
     assert f"{service.url} was not ready after" in done.stderr
     assert f"it serves 0123456789ab, not {DIGEST[:12]}" in done.stderr
@@ -60,23 +60,23 @@ def test_a_version_that_is_deployed_has_to_answer_at_the_address_that_modal_tell
     (story_class,) = [request.function for request in plane.asked["FunctionCreate"]]
     assert story_class.volume_mounts[0].sub_path == f"/{DIGEST}"
     assert FileDeploymentStore(tmp_path / "deployments.json").load() is None
-    stopped = run("story.py", "deploy", "stop", "--deployment", "blue", **told)
+    stopped = run("story.py", "deploy", "stop", "--deployment", "blue", **modal)
     assert (stopped.returncode, stopped.stdout) == (0, "blue ended\n"), stopped.stderr
     assert [request.app_id for request in plane.asked["AppStop"]] == ["ap-write-me-a-story-blue"]
 
 
-def test_a_version_that_answers_and_writes_is_ready(
-    run: Run, plane: ControlPlane, told: dict[str, str], tmp_path: Path
+def test_a_version_that_answers_and_generates_is_ready(
+    run: Run, plane: ControlPlane, modal: dict[str, str], tmp_path: Path
 ) -> None:
     from model.serving.backend import LocalBackend
     from model.settings import load_settings
 
     with serving(LocalBackend.load(load_settings())) as service:
         plane.address = service.url
-        done = run("story.py", "deploy", "deploy", "--json", **told)
+        done = run("story.py", "deploy", "deploy", "--json", **modal)
         assert done.returncode == 0, done.stderr
-        smoke = run("story.py", "deploy", "smoke", "--json", **told)
-        one = run("-m", "modal", "run", "-m", "deploy.modal_app::smoke", "--prompt", "Mia", **told)
+        smoke = run("story.py", "deploy", "smoke", "--json", **modal)
+        one = run("-m", "modal", "run", "-m", "deploy.modal_app::smoke", "--prompt", "Mia", **modal)
     report: dict[str, Any] = json.loads(done.stdout)
     assert (report["deployment"], report["url"], report["version"]) == ("blue", service.url, DIGEST)
     assert json.loads(smoke.stdout)["verdict"] == "passed"
@@ -86,11 +86,11 @@ def test_a_version_that_answers_and_writes_is_ready(
     assert (record.active, record.url, record.versions["blue"]) == ("blue", service.url, DIGEST)
 
 
-def test_a_token_that_modal_refuses_is_told_as_none(
-    run: Run, plane: ControlPlane, told: dict[str, str]
+def test_a_refused_token_is_reported_like_a_missing_one(
+    run: Run, plane: ControlPlane, modal: dict[str, str]
 ) -> None:
     plane.known_token = False
-    done = run("story.py", "deploy", "upload", **told)
+    done = run("story.py", "deploy", "upload", **modal)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(NO_ACCOUNT)
     assert done.stderr.count("\n") == 1
@@ -125,7 +125,7 @@ def test_without_the_package_one_line_says_what_to_install(monkeypatch: pytest.M
         (["upload", "--platform", "loopback", "--model", "none"], 2, "none is not a model folder"),
     ],
 )
-def test_what_cannot_be_done_is_told_with_its_exit_code(
+def test_errors_are_one_line_and_have_an_exit_code(
     arguments: list[str], code: int, said: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))

@@ -17,12 +17,12 @@ import httpx
 import pytest
 
 from deploy.release import release, smoke
-from deploy.release.loopback import LoopbackPlatform
+from deploy.release.platforms import LoopbackPlatform
 from model.architecture.folder import DIGESTED, PRETRAINED, ModelFolder, compute_digest
 from model.errors import DeployError, InputError, ModelError
 from model.serving.deployments import DeploymentError, DeploymentStore, open_deployments, state_folder
 from model.settings import load_settings
-from tests.deploy.release.conftest import Run
+from tests.deploy.conftest import Run
 
 STREAMS = 20
 
@@ -34,7 +34,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     yield folder
     platform = LoopbackPlatform(folder / "write-me-a-story" / "loopback", drain=1)
     for deployment in ("blue", "green"):
-        if (pid := platform._pid(deployment)) is not None:
+        if (pid := platform.pid(deployment)) is not None:
             os.kill(pid, signal.SIGKILL)
 
 
@@ -73,12 +73,12 @@ def test_a_version_gets_onto_the_first_deployment_and_receives_stories(
 ) -> None:
     done = run("story.py", "deploy", "deploy", "--platform", "loopback", "--json")
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
+    report = json.loads(done.stdout)
     shipped = ModelFolder.open(PRETRAINED).digest
-    assert (told["deployment"], told["version"], told["uploaded"]) == ("blue", shipped, True)
-    assert (told["smoke"]["verdict"], told["smoke"]["success_rate"]) == ("passed", 1.0)
-    assert store.endpoint(None) == told["url"]
-    health = httpx.get(f"{told['url']}/api/health").json()
+    assert (report["deployment"], report["version"], report["uploaded"]) == ("blue", shipped, True)
+    assert (report["smoke"]["verdict"], report["smoke"]["success_rate"]) == ("passed", 1.0)
+    assert store.endpoint(None) == report["url"]
+    health = httpx.get(f"{report['url']}/api/health").json()
     assert (health["backend"], health["model"]["version"]) == ("blue", shipped)
 
 
@@ -97,8 +97,8 @@ def test_the_next_version_waits_on_the_idle_deployment(
 
 
 @dataclass(frozen=True)
-class Told:
-    """One story that a reader was told."""
+class Stream:
+    """One story that a client received."""
 
     deployment: str
     began: float
@@ -107,8 +107,10 @@ class Told:
     whole: bool
 
 
-async def _read_stories(store: DeploymentStore, until: asyncio.Event, told: list[Told], seed: int) -> None:
-    """One reader: story after story, each from where new stories go when it begins."""
+async def _request_stories(
+    store: DeploymentStore, until: asyncio.Event, streams: list[Stream], seed: int
+) -> None:
+    """Act as one client: request story after story, each from where new requests go at that moment."""
     async with httpx.AsyncClient(timeout=60) as client:
         while not until.is_set():
             url = store.endpoint(None)
@@ -127,7 +129,7 @@ async def _read_stories(store: DeploymentStore, until: asyncio.Event, told: list
                         finish = next(
                             (c["finish_reason"] for c in event["choices"] if c["finish_reason"]), finish
                         )
-            told.append(Told(deployment, began, time.time(), finish, done))
+            streams.append(Stream(deployment, began, time.time(), finish, done))
 
 
 async def _story(*arguments: str, repository: Path) -> dict[str, object]:
@@ -149,9 +151,11 @@ async def _story(*arguments: str, repository: Path) -> dict[str, object]:
 async def test_twenty_streams_live_through_a_switch_and_a_rollback(
     store: DeploymentStore, repository: Path
 ) -> None:
-    told: list[Told] = []
+    streams: list[Stream] = []
     until = asyncio.Event()
-    readers = [asyncio.create_task(_read_stories(store, until, told, number)) for number in range(STREAMS)]
+    clients = [
+        asyncio.create_task(_request_stories(store, until, streams, number)) for number in range(STREAMS)
+    ]
     await asyncio.sleep(1.0)
     switched = await _story("switch", repository=repository)
     after_switch = time.time()
@@ -160,39 +164,39 @@ async def test_twenty_streams_live_through_a_switch_and_a_rollback(
     after_rollback = time.time()
     await asyncio.sleep(1.0)
     until.set()
-    await asyncio.gather(*readers)  # raises what a reader met
+    await asyncio.gather(*clients)  # raises a client's error
 
     assert (switched["active"], back["active"], back["previous"]) == ("green", "blue", "green")
-    assert all(story.whole and story.finish in ("stop", "length") for story in told), "no stream breaks"
+    assert all(story.whole and story.finish in ("stop", "length") for story in streams), "no stream breaks"
     moved, moved_back = float(str(switched["changed"])), float(str(back["changed"]))
     for since, moment, deployment in ((0.0, moved, "blue"), (after_switch, moved_back, "green")):
-        running = [story for story in told if since < story.began < moment - 0.2 and story.ended > moment]
+        running = [story for story in streams if since < story.began < moment - 0.2 and story.ended > moment]
         assert len(running) >= STREAMS // 4, "many were in mid-story when traffic moved"
         assert {story.deployment for story in running} == {deployment}, "a running story ends where it began"
-    between = [story for story in told if after_switch < story.began < moved_back - 0.2]
+    between = [story for story in streams if after_switch < story.began < moved_back - 0.2]
     assert {story.deployment for story in between} == {"green"}, "new stories go to the other deployment"
-    after = [story for story in told if story.began > after_rollback]
+    after = [story for story in streams if story.began > after_rollback]
     assert {story.deployment for story in after} == {"blue"}, "and back after the rollback"
 
 
-def test_status_tells_both_deployments(run: Run, store: DeploymentStore) -> None:
+def test_status_shows_both_deployments(run: Run, store: DeploymentStore) -> None:
     done = run("story.py", "deploy", "status", "--json")
-    told = json.loads(done.stdout)
-    assert (done.returncode, told["active"], told["store"]) == (0, "blue", store.where)
-    assert {name: entry["health"] for name, entry in told["deployments"].items()} == {
+    status = json.loads(done.stdout)
+    assert (done.returncode, status["active"], status["store"]) == (0, "blue", store.where)
+    assert {name: entry["health"] for name, entry in status["deployments"].items()} == {
         "blue": "ok",
         "green": "ok",
     }
-    assert told["deployments"]["blue"]["capacity"] == STREAMS + 64
+    assert status["deployments"]["blue"]["capacity"] == STREAMS + 64
 
 
-def test_the_active_deployment_is_not_replaced_under_its_readers(
+def test_the_active_deployment_is_not_replaced_under_its_clients(
     platform: LoopbackPlatform, store: DeploymentStore
 ) -> None:
     folder = ModelFolder.open(PRETRAINED)
     with pytest.raises(InputError, match="deployment must be green, the idle one: blue is active"):
         release.release(
-            folder, platform, store, load_settings(), deployment="blue", patience=1, tell=lambda line: None
+            folder, platform, store, load_settings(), deployment="blue", timeout=1, progress=print
         )
     with pytest.raises(InputError, match="blue is active"):
         release.stop(platform, store, "blue", force=False)
@@ -212,14 +216,14 @@ def test_a_version_that_fails_its_check_cannot_be_switched_to(
             store,
             settings,
             deployment=None,
-            patience=60,
-            tell=lambda line: None,
+            timeout=60,
+            progress=print,
         )
     record = store.load()
     assert record is not None
     assert (record.active, record.urls["green"]) == ("blue", None)
     with pytest.raises(DeploymentError, match="green has no deployment that passed its check"):
-        release.switch(store, settings, None, patience=1)
+        release.switch(store, settings, None, timeout=1)
     with pytest.raises(DeploymentError, match="there is nothing to roll back to"):
         store.rollback()
 
@@ -229,7 +233,7 @@ def test_a_deployment_that_does_not_wake_is_not_switched_to(
 ) -> None:
     store.set_deployment("green", "http://127.0.0.1:1", "x")
     with pytest.raises(DeployError, match="was not ready"):
-        release.switch(store, load_settings(), None, patience=0.2)
+        release.switch(store, load_settings(), None, timeout=0.2)
     record = store.load()
     assert record is not None
     assert record.active == "blue"
@@ -238,9 +242,9 @@ def test_a_deployment_that_does_not_wake_is_not_switched_to(
 def test_stopping_ends_the_process_and_takes_the_address_away(
     platform: LoopbackPlatform, store: DeploymentStore
 ) -> None:
-    assert platform._pid("blue") is not None
+    assert platform.pid("blue") is not None
     assert release.stop(platform, store, "blue", force=True) == ("blue", True)
-    assert platform._pid("blue") is None
+    assert platform.pid("blue") is None
     assert store.endpoint("https://default.example") == "https://default.example"
     assert release.stop(platform, store, "blue", force=True) == ("blue", False)
     assert release.stop(platform, store, "green", force=True)[1]
@@ -266,7 +270,7 @@ def test_a_process_that_does_not_come_up_says_why(tmp_path: Path) -> None:
     assert LoopbackPlatform(tmp_path, drain=1).stop("blue") is False
 
 
-def test_a_note_of_a_process_that_is_somebody_elses_ends_nobody(tmp_path: Path) -> None:
+def test_a_record_of_a_foreign_process_ends_nothing(tmp_path: Path) -> None:
     (tmp_path / "blue.json").write_text(json.dumps({"pid": os.getpid()}), "utf-8")
     assert LoopbackPlatform(tmp_path, drain=1).stop("blue") is False
     (tmp_path / "green.json").write_text("{", "utf-8")

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deploy.release import smoke
-from deploy.release.smoke import Told, check, judge, warm, write_one
+from deploy.release.smoke import Told, check, judge, stream_story, wait_until_ready
 from model.errors import AccountError, DeployError
 from model.settings import Settings, load_settings
 from tests.demo.engines import local_backend
@@ -60,7 +60,7 @@ def answering(status: int, body: str, kind: str = "application/json") -> Iterato
 
 def test_a_service_that_writes_passes(settings: Settings) -> None:
     with serving(local_backend(slots=4, queue=4, step_seconds=0.002, end_bias=-50)) as service:
-        assert warm(service.url, settings, version="0123456789abcdef" * 4, patience=10) < 10
+        assert wait_until_ready(service.url, settings, version="0123456789abcdef" * 4, timeout=10) < 10
         report = check(service.url, settings, stories=6)
     assert (report.verdict, report.requests, report.success_rate) == ("passed", 6, 1.0)
     assert report.concurrent_handling == 3
@@ -114,7 +114,7 @@ def test_the_proxy_token_goes_with_each_request(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("MODAL_KEY", "wk-1")
     monkeypatch.setenv("MODAL_SECRET", "ws-1")
     with answering(200, json.dumps({"status": "ok"})) as (url, got):
-        warm(url, load_settings(), version=None, patience=5)
+        wait_until_ready(url, load_settings(), version=None, timeout=5)
         check(url, load_settings(), stories=1)
     assert [(headers["Modal-Key"], headers["Modal-Secret"]) for headers in got] == [("wk-1", "ws-1")] * 2
 
@@ -125,14 +125,13 @@ def test_a_missing_token_is_told_at_once(status: int, settings: Settings) -> Non
         answering(status, "modal-http: invalid credentials", "text/plain") as (url, _),
         pytest.raises(AccountError, match="set MODAL_KEY and MODAL_SECRET"),
     ):
-        warm(url, settings, version=None, patience=60)
+        wait_until_ready(url, settings, version=None, timeout=60)
 
 
-def test_a_deployment_that_wakes_up_late_is_waited_for(settings: Settings) -> None:
+def test_a_deployment_that_starts_late_is_waited_for(settings: Settings) -> None:
     backend = local_backend()
     with serving(backend) as first:
         port = int(first.url.rpartition(":")[2])
-    waited: list[float] = []
 
     def begin() -> None:
         time.sleep(0.6)
@@ -156,12 +155,11 @@ def test_a_deployment_that_wakes_up_late_is_waited_for(settings: Settings) -> No
     starting = threading.Thread(target=begin)
     starting.start()
     try:
-        took = warm(f"http://127.0.0.1:{port}", settings, version="v2", patience=15, waiting=waited.append)
+        took = wait_until_ready(f"http://127.0.0.1:{port}", settings, version="v2", timeout=15)
     finally:
         stop.set()
         starting.join()
     assert took >= 0.5
-    assert waited
 
 
 class _Ready(http.server.BaseHTTPRequestHandler):
@@ -183,30 +181,25 @@ def test_a_deployment_that_serves_another_version_is_not_ready(settings: Setting
         answering(200, json.dumps({"status": "ok", "model": {"version": "a" * 64}})) as (url, _),
         pytest.raises(DeployError, match="it serves aaaaaaaaaaaa, not bbbbbbbbbbbb"),
     ):
-        warm(url, settings, version="b" * 64, patience=0.2)
+        wait_until_ready(url, settings, version="b" * 64, timeout=0.2)
 
 
-def test_patience_ends(settings: Settings) -> None:
+def test_waiting_ends_at_the_timeout(settings: Settings) -> None:
     with pytest.raises(DeployError, match=r"^http://127.0.0.1:1 was not ready after 0 s: "):
-        warm("http://127.0.0.1:1", settings, version=None, patience=0.2)
+        wait_until_ready("http://127.0.0.1:1", settings, version=None, timeout=0.2)
 
 
-def test_one_story_is_written_as_it_comes(settings: Settings) -> None:
+def test_one_story_is_streamed(settings: Settings) -> None:
     with serving(local_backend(step_seconds=0.005, end_bias=-50)) as service:
-        stream = write_one(service.url, "Once upon a time", settings, max_tokens=30)
-        assert next(stream) == "Once upon a time"
-        at = []
-        text = ""
-        for piece in stream:
-            text += piece
-            at.append(time.monotonic())
-    assert text
-    assert at[-1] - at[0] > 0.05, "pieces come while the story is being written"
+        stream = stream_story(service.url, "Once upon a time", settings, max_tokens=30)
+        arrivals = [(time.monotonic(), text) for text in stream]
+    assert "".join(text for _, text in arrivals)
+    assert arrivals[-1][0] - arrivals[0][0] > 0.05, "text arrives while the story is being generated"
 
 
-def test_one_story_left_half_way_is_ended_there_too(settings: Settings) -> None:
+def test_an_abandoned_stream_is_cancelled_on_the_server(settings: Settings) -> None:
     with serving(local_backend(step_seconds=0.01, end_bias=-50)) as service:
-        stream = write_one(service.url, "Once", settings, max_tokens=2000)
+        stream = stream_story(service.url, "Once", settings, max_tokens=2000)
         assert [next(stream) for _ in range(3)]
         stream.close()  # type: ignore[attr-defined]
         deadline = time.monotonic() + 5
@@ -215,9 +208,9 @@ def test_one_story_left_half_way_is_ended_there_too(settings: Settings) -> None:
             time.sleep(0.02)
 
 
-def test_no_story_is_told_in_one_line(settings: Settings) -> None:
-    with pytest.raises(DeployError, match=r"^http://127.0.0.1:1 wrote no story: "):
-        list(write_one("http://127.0.0.1:1", "Once", settings))
+def test_a_failed_stream_is_an_error_of_one_line(settings: Settings) -> None:
+    with pytest.raises(DeployError, match=r"^http://127.0.0.1:1 generated no story: "):
+        list(stream_story("http://127.0.0.1:1", "Once", settings))
 
 
 _told = st.builds(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.deploy.release.modal_server import ControlPlane, control_plane
+from tests.deploy.modal_server import ControlPlane, control_plane
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
