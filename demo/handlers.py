@@ -22,8 +22,7 @@ from demo.routing.split import noting
 from experiments.ab.events import new_id
 from model.errors import BusyError, InputError, LimitError, StoryError
 from model.generation import Completion, Usage
-from model.serving.backend import Backend, Stream, model_for
-from model.serving.cache.flight import CACHE
+from model.serving.backend import CACHE, Backend, Stream, model_for
 from model.serving.logs import new_request_id, request_id
 from model.serving.rate_limit.clients import UNKNOWN
 from model.serving.rate_limit.limiter import Limiter, Reservation

@@ -20,7 +20,7 @@ from experiments.ab.events import Ending, Exposure, Outcome, Rating, new_id
 from model.errors import BusyError
 from model.generation import Chunk, Completion, FinishReason, GenerationRequest, Usage
 from model.serving.backend import Backend, Health, ModelInfo, Stream
-from model.serving.metrics.metered import MeteredBackend
+from model.serving.metrics import MeteredBackend
 
 if TYPE_CHECKING:
     from experiments.ab.recorder import Recorder

@@ -34,8 +34,7 @@ import psutil
 
 from model.errors import StoryError
 from model.generation import Chunk, GenerationRequest, SamplingParams
-from model.serving.cache.stores import LRUCache, ResponseCache
-from model.serving.cache.story import CachedResponse, key_of
+from model.serving.cache.store import CachedResponse, LRUCache, ResponseCache, cache_key
 from model.serving.http.address import free_port
 from model.serving.rate_limit.limiter import SETTINGS, Limiter
 from model.serving.rate_limit.quotas import read_quotas
@@ -143,7 +142,7 @@ async def parts(url: str | None) -> dict[str, float]:
     request = GenerationRequest(prompt="One day, Lily", max_tokens=TOKENS, sampling=SamplingParams(seed=7))
     told = CachedResponse(tuple(Chunk(" word", (number,)) for number in range(TOKENS)), "length", 5, TOKENS)
     stories = ResponseCache(LRUCache(2**24, 3_600), 3_600)
-    stories.put(key_of("edition", request), told)
+    stories.put(cache_key("edition", request), told)
 
     async def let_in(limiter: Limiter, times: int, clients: int) -> float:
         began = time.process_time()
@@ -165,7 +164,7 @@ async def parts(url: str | None) -> dict[str, float]:
         await link.aclose()
     began = time.process_time()
     for _ in range(200):
-        assert await stories.get(key_of("edition", request)) is not None
+        assert await stories.get(cache_key("edition", request)) is not None
     found[f"find a story of {TOKENS} tokens in memory"] = (time.process_time() - began) / 200 * 1e6
     return found
 

@@ -1,29 +1,33 @@
-"""Where stories come from, seen from page and service: an engine in this process, or one elsewhere.
+"""The interface between whoever asks for stories and whatever generates them.
 
-Page and service know only `Backend`. A stream is iterated for its chunks, can be cancelled at any time from
-anywhere, and afterwards knows how it ended; so a stop travels the whole way back to the slot, whatever lies
-between.
+Page and service know only `Backend`: the engine in this process or a service elsewhere. A stream is iterated for its
+chunks, can be cancelled at any time from anywhere, and knows its completion when it has ended, so that a cancel
+travels the whole way back to the slot.
 """
 
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar, runtime_checkable
 
 from model.architecture.folder import PRETRAINED, ModelFolder
-from model.generation import Chunk, Completion, GenerationRequest
+from model.generation import Chunk, Completion, FinishReason, GenerationRequest, Usage, merge_chunks
 
 if TYPE_CHECKING:
     from model.engine.engine import Engine, EngineStats
     from model.settings import Settings
 
+CACHE = "cache"
+"""`Stream.served_by` of a cache hit: nothing was generated for it."""
+
 
 class Stream(Protocol):
-    """One story being written. Iterate it once; it ends by itself, at a limit, or soon after `cancel`."""
+    """One story being generated. Iterate it once; it ends by itself, at a limit, or soon after `cancel`."""
 
     def __aiter__(self) -> AsyncIterator[Chunk]: ...
 
@@ -33,18 +37,18 @@ class Stream(Protocol):
 
     @property
     def completion(self) -> Completion:
-        """How the stream ended, known once its iteration is over."""
+        """How the stream ended; known once its iteration is over, `StoryError` before."""
         ...
 
     @property
     def served_by(self) -> str:
-        """Who writes it at this moment: `local`, or the name of where else; it may change in mid-story."""
+        """Which backend generates now: `local`, `modal`, `cache`; it may change in mid-story."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """Which model writes."""
+    """Identity of a model."""
 
     name: str
     version: str
@@ -53,82 +57,158 @@ class ModelInfo:
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """Whether a story could be written now, and by whom."""
+    """Whether a request could be served now, and by which backend."""
 
     ready: bool
     served_by: str
-    """Who would write it."""
+    """Which backend would serve it."""
     detail: str
-    """One line for an operator; nothing private."""
+    """One line for an operator, without secrets."""
     engine: EngineStats | None
-    """The embedded engine's figures, where there is one."""
+    """State of the embedded engine, where there is one."""
     breaker: str | None = None
-    """Where stories may be written elsewhere: `closed` (they are), `open` or `half-open` (it is being tried)."""
+    """State of the circuit breaker of a remote service: `closed`, `open` or `half-open`."""
 
 
 class Backend(Protocol):
-    """Something that writes stories. It works between entering and leaving `running`."""
+    """Generates stories. It works between entering and leaving `running`."""
 
     @property
     def name(self) -> str:
-        """`local`, `modal`, or `auto` for the one of them that can."""
+        """`local`, `modal`, or `auto` for whichever of them is available."""
         ...
 
     @property
     def model(self) -> ModelInfo:
-        """Which model writes; known before `running`."""
+        """The model that generates; known before `running`."""
         ...
 
     @property
     def capacity(self) -> int:
-        """Streams that can be open at once, those that wait in line included."""
+        """Streams that can be open at once, queued ones included."""
         ...
 
     def running(self) -> AbstractAsyncContextManager[None]:
-        """Start on entry; on exit cancel what is left and stop."""
+        """Start on entry; on exit cancel open streams and stop."""
         ...
 
     def health(self) -> Health:
-        """What is known at this moment, without asking anyone: cheap enough for every health check."""
+        """Return the known state without a request to anyone: cheap enough for every health check."""
         ...
 
     async def submit(self, request: GenerationRequest) -> Stream:
-        """Begin a story. Raises `BusyError` when the line is full, `ModelError` when there is no model."""
+        """Start a stream. Raises `BusyError` when the queue is full, `ModelError` when there is no model."""
         ...
 
 
 @runtime_checkable
 class FingerprintedBackend(Backend, Protocol):
-    """A backend that can say which edition of a model writes, so that its stories can be told again."""
+    """A backend that knows the fingerprint of what generates, so that its responses can be cached."""
 
     async def fingerprint(self) -> str | None:
-        """What would write a story that begins now: the model's digest, and what computes it where that matters.
+        """Return the model's digest and runtime that would serve a request now; None: not known.
 
-        Two editions may tell different stories for the same request, one edition never does. None: not known.
+        Equal seeded requests with equal fingerprints have equal responses.
         """
         ...
 
     def fingerprint_of(self, stream: Stream) -> str | None:
-        """What has written this stream of the backend's, which has ended; None: not known, or more than one."""
+        """Return what generated this finished stream of the backend; None: not known, or more than one."""
         ...
 
 
 @runtime_checkable
 class VariantRouter(Protocol):
-    """A backend that does not write for everyone with the same model."""
+    """A backend that serves different users with different models."""
 
     def model_for(self, user: str) -> ModelInfo:
-        """Which model writes for this user (`GenerationRequest.user`)."""
+        """Return the model for this user (`GenerationRequest.user`)."""
         ...
 
 
 def model_for(backend: Backend, user: str) -> ModelInfo:
-    """Which model of `backend` writes for this user."""
+    """Return the model of `backend` for this user."""
     return backend.model_for(user) if isinstance(backend, VariantRouter) else backend.model
 
 
+B = TypeVar("B", bound=Backend)
+
+
+class BackendWrapper(Generic[B]):
+    """A backend around another one. Subclasses override what they change, usually `submit`."""
+
+    def __init__(self, backend: B) -> None:
+        self.backend = backend
+
+    @property
+    def name(self) -> str:
+        return self.backend.name
+
+    @property
+    def model(self) -> ModelInfo:
+        return self.backend.model
+
+    def model_for(self, user: str) -> ModelInfo:
+        return model_for(self.backend, user)
+
+    @property
+    def capacity(self) -> int:
+        return self.backend.capacity
+
+    def running(self) -> AbstractAsyncContextManager[None]:
+        return self.backend.running()
+
+    def health(self) -> Health:
+        return self.backend.health()
+
+
+class StreamTimer:
+    """Counts a stream's tokens and times the first and the last of them, as `Usage` reports them."""
+
+    __slots__ = ("first_at", "last_at", "started", "tokens")
+
+    def __init__(self, started: float | None = None) -> None:
+        """`started`: when the request arrived, by `time.perf_counter`; None: now."""
+        self.started = time.perf_counter() if started is None else started
+        self.first_at = self.last_at = 0.0
+        self.tokens = 0
+
+    def add(self, chunk: Chunk) -> None:
+        """Count a chunk that has just come."""
+        if chunk.tokens:
+            self.last_at = time.perf_counter()
+            self.first_at = self.first_at or self.last_at
+            self.tokens += len(chunk.tokens)
+
+    def usage(self, prompt_tokens: int = 0, *, queued: float = 0.0) -> Usage:
+        """Return counts and times up to the last token; up to now where no token came."""
+        duration = (self.last_at or time.perf_counter()) - self.started
+        ttft = self.first_at - self.started if self.first_at else duration
+        return Usage(prompt_tokens, self.tokens, queued, ttft, duration)
+
+
+class StreamRecorder(StreamTimer):
+    """Collects a stream's chunks, to make its `Completion`."""
+
+    __slots__ = ("chunks",)
+
+    def __init__(self, started: float | None = None) -> None:
+        super().__init__(started)
+        self.chunks: list[Chunk] = []
+
+    def add(self, chunk: Chunk) -> None:
+        """Keep a chunk that has just come."""
+        super().add(chunk)
+        self.chunks.append(chunk)
+
+    def completion(self, finish: FinishReason, usage: Usage, error: str | None = None) -> Completion:
+        """Return what was collected as a completion."""
+        merged = merge_chunks(self.chunks)
+        return Completion(merged.text, finish, usage, merged.logprobs, error)
+
+
 class LocalBackend:
-    """The engine in this process: no network between the page and the model."""
+    """The engine in this process."""
 
     name = "local"
 
@@ -140,7 +220,7 @@ class LocalBackend:
     @classmethod
     def load(cls, settings: Settings) -> LocalBackend:
         """Load the model folder that the settings name. Raises `ModelError` when it is missing or damaged."""
-        from model.engine.load import load_engine  # a runtime is loaded only where one writes
+        from model.engine.load import load_engine  # a runtime is loaded only where it is used
 
         folder = Path(settings.story_model) if settings.story_model else PRETRAINED
         version = ModelFolder.open(folder).digest
@@ -158,17 +238,17 @@ class LocalBackend:
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Run the engine's scheduler for as long as this context is open."""
+        """Run the engine's scheduler while this context is open."""
         async with self.engine:
             yield
 
     def health(self) -> Health:
-        """The engine's own word: ready while its last step succeeded and the line is not full."""
+        """Ready while the engine's last step succeeded and its queue is not full."""
         stats = self.engine.stats()
         full = stats.waiting - (stats.slots - stats.active) >= stats.queue_limit
-        detail = "the line is full" if full else (stats.last_error or "the model failed")
+        detail = "the queue is full" if full else (stats.last_error or "the model failed")
         ready = stats.healthy and not full
-        return Health(ready, self.name, "writes" if ready else detail, stats)
+        return Health(ready, self.name, "ready" if ready else detail, stats)
 
     async def submit(self, request: GenerationRequest) -> Stream:
         """Hand the request to the engine; see `Backend.submit`."""

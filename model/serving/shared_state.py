@@ -16,7 +16,7 @@ from model.serving.backend import Backend
 from model.serving.rate_limit.limiter import Limiter
 
 if TYPE_CHECKING:
-    from model.serving.cache.stores import ResponseCache
+    from model.serving.cache.store import ResponseCache
     from model.serving.redis import RedisLink
     from model.settings import Settings
 
@@ -32,7 +32,7 @@ class SharedState:
     @classmethod
     def from_settings(cls, settings: Settings) -> SharedState:
         """Make what the settings ask for. Raises `InputError`."""
-        from model.serving.cache.stores import LRUCache, ResponseCache
+        from model.serving.cache.store import LRUCache, ResponseCache
         from model.serving.redis import RedisLink
 
         redis = None if settings.redis_url is None else RedisLink(settings.redis_url.get_secret_value())

@@ -24,7 +24,7 @@ from demo.links import encode
 from demo.page import EXAMPLES
 from model import generation
 from model.serving.backend import LocalBackend
-from model.serving.cache.stores import LRUCache, ResponseCache
+from model.serving.cache.store import LRUCache, ResponseCache
 from model.serving.rate_limit.limiter import Limiter
 from model.serving.rate_limit.quotas import read_quotas
 from model.serving.shared_state import SharedState

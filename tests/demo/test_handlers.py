@@ -19,7 +19,7 @@ from demo.form import FIELDS, Form
 from demo.handlers import Desk, View, buttons
 from model.errors import ModelError, StoryError
 from model.serving.cache.backend import cached_backend
-from model.serving.cache.stores import LRUCache, ResponseCache
+from model.serving.cache.store import LRUCache, ResponseCache
 from model.serving.rate_limit.limiter import Limiter
 from model.serving.rate_limit.quotas import read_quotas
 from tests.demo.engines import local_backend

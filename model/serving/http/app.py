@@ -17,8 +17,7 @@ from model.serving.http.options import ServiceOptions
 from model.serving.http.secured import SecurityHeadersMiddleware, cross_origin
 from model.serving.http.session import GenerationManager
 from model.serving.http.sockets import Sockets
-from model.serving.metrics.metered import MeteredBackend
-from model.serving.metrics.metrics import Meter
+from model.serving.metrics import Meter, MeteredBackend
 from model.serving.shared_state import SharedState
 
 PREFIXES = ("/v1/", "/api/generate", "/api/health", "/metrics", "/socket.io")

@@ -16,11 +16,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from model.serving.backend import Backend
 from model.serving.http.errors import as_service_error, too_large
 from model.serving.logs import new_request_id, request_id
-from model.serving.metrics.metrics import Meter
+from model.serving.metrics import Meter
 
 log = logging.getLogger(__name__)
 
-told = logging.getLogger("story.answered")
+told = logging.getLogger("story.request")
 
 WATCHING = ("/api/health", "/metrics")
 """Asked so often that good answers would drown the rest of the log."""

@@ -14,10 +14,9 @@ from dataclasses import dataclass
 
 from model.errors import LimitError
 from model.generation import Chunk, Completion, GenerationRequest
-from model.serving.backend import Backend, Stream
-from model.serving.cache.flight import CACHE
+from model.serving.backend import CACHE, Backend, Stream
 from model.serving.http.errors import as_service_error, broke_off, draining
-from model.serving.metrics.metrics import Meter
+from model.serving.metrics import Meter
 from model.serving.rate_limit.clients import UNKNOWN
 from model.serving.rate_limit.limiter import Limiter, Reservation
 

@@ -17,7 +17,7 @@ from model.serving.http.completions import MODEL_ID
 from model.serving.http.options import ServiceOptions
 from model.serving.http.session import GenerationManager
 from model.serving.http.wire import json_bytes
-from model.serving.metrics.metrics import CONTENT_TYPE, Meter
+from model.serving.metrics import CONTENT_TYPE, Meter
 
 FORWARDED = ("forwarded", "x-forwarded-for", "x-forwarded-host")
 """Headers by which a proxy says that it asks for somebody else."""

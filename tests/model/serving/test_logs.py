@@ -50,7 +50,7 @@ def lines() -> list[dict[str, object]]:
 
 
 def test_a_story_has_a_line_of_figures_under_the_clients_request_id(lines: list[dict[str, object]]) -> None:
-    told = [line for line in lines if line["logger"] == "story.told"]
+    told = [line for line in lines if line["logger"] == "story.stream"]
     assert len(told) == 1
     assert (told[0]["request_id"], told[0]["outcome"], told[0]["tokens"]) == ("reader-7", "length", 5)
     assert told[0]["level"] == "INFO"
@@ -58,7 +58,7 @@ def test_a_story_has_a_line_of_figures_under_the_clients_request_id(lines: list[
 
 
 def test_requests_have_a_line_each_but_for_good_health_checks(lines: list[dict[str, object]]) -> None:
-    answered = [(line["route"], line["status"]) for line in lines if line["logger"] == "story.answered"]
+    answered = [(line["route"], line["status"]) for line in lines if line["logger"] == "story.request"]
     # In either order: a line is written behind its answer, and the next request may overtake it.
     assert sorted(answered) == [("/v1/completions", 200), ("/v1/completions", 422)]
 

@@ -10,9 +10,8 @@ import pytest
 
 from model.generation import Chunk, Completion, GenerationRequest, SamplingParams, merge_chunks
 from model.serving.backend import LocalBackend, Stream
-from model.serving.cache.backend import CachingBackend, cached_backend
-from model.serving.cache.flight import Replay, Subscriber
-from model.serving.cache.stores import LRUCache, ResponseCache
+from model.serving.cache.backend import CachedStream, CachingBackend, Subscriber, cached_backend
+from model.serving.cache.store import LRUCache, ResponseCache
 from tests.demo.scripted import ScriptedBackend
 from tests.model.fake_runtime import FakeRuntime
 from tests.model.serving.cache.tapes import LENGTH, Tapes
@@ -53,7 +52,7 @@ async def test_a_story_told_again_is_the_story_that_was_written(
     again = await backend.submit(story(logprobs=logprobs))
     replayed, two = await hear(again)
     assert isinstance(first, Subscriber)
-    assert isinstance(again, Replay)
+    assert isinstance(again, CachedStream)
     assert local.engine.stats().steps == steps, "the engine had nothing to do"
     assert merge_chunks(written) == merge_chunks(alone) == merge_chunks(replayed)
     assert len(replayed) > 1, "chunk by chunk, not in one; on a busy machine they are longer"
@@ -67,7 +66,7 @@ async def test_a_story_told_again_is_the_story_that_was_written(
         assert completion.usage.completion_tokens == plain.usage.completion_tokens
     assert two.usage.ttft < 0.05
     assert (first.served_by, again.served_by) == ("local", "cache")
-    assert dict(backend.stories.requests) == {"miss": 1, "hit": 1}
+    assert dict(backend.cache.requests) == {"miss": 1, "hit": 1}
 
 
 async def test_what_is_not_to_be_remembered_is_written_each_time(
@@ -77,8 +76,8 @@ async def test_what_is_not_to_be_remembered_is_written_each_time(
     for _ in range(2):
         await hear(await backend.submit(story(cacheable=False)))
     assert sum(local.engine.stats().finished.values()) == 2
-    assert len(backend.stories.memory) == 0
-    assert backend.stories.requests == {"bypassed": 2}
+    assert len(backend.cache.memory) == 0
+    assert backend.cache.requests == {"bypassed": 2}
 
 
 async def test_ten_equal_requests_at_once_take_one_slot_and_stream_along(
@@ -97,7 +96,7 @@ async def test_ten_equal_requests_at_once_take_one_slot_and_stream_along(
         stream.cancel()
     await asyncio.sleep(0.05)
     assert local.engine.stats().active == 0
-    assert len(backend.stories.memory) == 0
+    assert len(backend.cache.memory) == 0
 
 
 async def test_when_the_one_who_asked_first_leaves_the_others_hear_the_end(
@@ -113,7 +112,7 @@ async def test_when_the_one_who_asked_first_leaves_the_others_hear_the_end(
     chunks, completion = await hear(second)
     assert merge_chunks(chunks) == merge_chunks(whole)
     assert completion.usage.completion_tokens == len(merge_chunks(whole).tokens)
-    assert isinstance(await backend.submit(story()), Replay)
+    assert isinstance(await backend.submit(story()), CachedStream)
 
 
 async def test_when_all_leave_the_slot_is_free_at_the_next_step(
@@ -152,9 +151,9 @@ async def test_what_was_written_by_another_version_than_expected_is_kept_under_i
     tapes.streams[0].fingerprint = "green"  # the switch came between the question and the story
     tapes.streams[0].play(LENGTH)
     await hear(stream)
-    assert not isinstance(await backend.submit(asked), Replay)
+    assert not isinstance(await backend.submit(asked), CachedStream)
     tapes.now = "green"
-    assert isinstance(await backend.submit(asked), Replay)
+    assert isinstance(await backend.submit(asked), CachedStream)
 
 
 async def test_while_a_backend_does_not_know_who_would_write_it_is_asked_each_time() -> None:
@@ -170,8 +169,8 @@ async def test_while_a_backend_does_not_know_who_would_write_it_is_asked_each_ti
     for stream in told:
         await hear(stream)
     tapes.now = "blue"
-    assert isinstance(await backend.submit(asked), Replay)
-    assert len(backend.stories.memory) == 1
+    assert isinstance(await backend.submit(asked), CachedStream)
+    assert len(backend.cache.memory) == 1
 
 
 def test_a_backend_that_knows_nothing_of_editions_is_left_alone() -> None:

@@ -14,9 +14,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from model.errors import StoryError
 from model.generation import Chunk, Completion, GenerationRequest, SamplingParams
 from model.serving.backend import Stream
-from model.serving.cache.backend import CachingBackend
-from model.serving.cache.flight import Replay
-from model.serving.cache.stores import LRUCache, ResponseCache
+from model.serving.cache.backend import CachedStream, CachingBackend
+from model.serving.cache.store import LRUCache, ResponseCache
 from tests.model.serving.cache.tapes import LENGTH, Tape, Tapes, words
 
 
@@ -90,7 +89,7 @@ class Readers(RuleBasedStateMachine):
         new = self.tapes.streams[before:]
         known = (fingerprint, seed) in self.whole
         assert len(new) == (0 if known or running else 1)
-        assert isinstance(stream, Replay) == known
+        assert isinstance(stream, CachedStream) == known
         source = None if known else (running or new)[0]
         listener = Listener(fingerprint, request, stream, source)
         listener.task = self.loop.create_task(listener.listen())

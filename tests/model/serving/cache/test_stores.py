@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.generation import Chunk
-from model.serving.cache.stores import OVERHEAD, PREFIX, LRUCache, ResponseCache
-from model.serving.cache.story import CachedResponse
+from model.serving.cache.store import OVERHEAD, PREFIX, CachedResponse, LRUCache, ResponseCache
 from model.serving.redis import RedisLink
 from tests.redis_server import redis_server
 

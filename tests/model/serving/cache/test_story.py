@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.generation import Chunk, GenerationRequest, SamplingParams, TokenLogprob
-from model.serving.cache.story import CachedResponse, key_of
+from model.serving.cache.store import CachedResponse, cache_key
 
 NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
 TEXTS = st.text(max_size=8)
@@ -69,7 +69,7 @@ def test_what_another_hand_has_put_there_is_none(data: bytes) -> None:
     ],
 )
 def test_every_field_that_changes_a_story_changes_its_key(other: GenerationRequest) -> None:
-    assert key_of("blue", other) != key_of("blue", REQUEST)
+    assert cache_key("blue", other) != cache_key("blue", REQUEST)
 
 
 def test_every_field_of_a_request_is_in_the_key_or_is_known_not_to_matter() -> None:
@@ -79,12 +79,12 @@ def test_every_field_of_a_request_is_in_the_key_or_is_known_not_to_matter() -> N
 
 
 def test_each_edition_has_keys_of_its_own() -> None:
-    assert key_of("blue", REQUEST) != key_of("green", REQUEST)
+    assert cache_key("blue", REQUEST) != cache_key("green", REQUEST)
 
 
 def test_a_greedy_story_is_the_same_for_every_seed_and_0_is_0() -> None:
     keys = {
-        key_of(
+        cache_key(
             "blue",
             GenerationRequest(prompt="Once", sampling=SamplingParams(temperature=temperature, seed=seed)),
         )

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from model.engine.job import Job
 from model.generation import GenerationRequest, SamplingParams
 from model.serving.backend import LocalBackend
-from model.serving.metrics.metered import MeteredBackend
+from model.serving.metrics import MeteredBackend
 from tests.model.serving.http.serving import Running, paced, serving, streaming, until
 
 

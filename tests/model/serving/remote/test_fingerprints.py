@@ -7,7 +7,7 @@ import asyncio
 from model.generation import GenerationRequest, SamplingParams
 from model.serving.backend import LocalBackend, ModelInfo
 from model.serving.cache.backend import CachingBackend
-from model.serving.cache.stores import LRUCache, ResponseCache
+from model.serving.cache.store import LRUCache, ResponseCache
 from model.serving.remote.remote import FINGERPRINT_TTL
 from tests.model.serving.http.serving import paced, serving
 from tests.model.serving.remote.broken import Line, broken
@@ -58,8 +58,8 @@ async def test_a_switch_to_another_deployment_asks_for_the_story_anew() -> None:
             urls.append(two.url)
             told += [await tell(memory) for _ in range(3)]
     assert [writer for _, writer in told] == ["modal", "cache", "cache"] * 2
-    assert memory.stories.memory.evictions == 0
-    assert len(memory.stories.memory) == 2, "one story of each version"
+    assert memory.cache.memory.evictions == 0
+    assert len(memory.cache.memory) == 2, "one story of each version"
 
 
 async def test_a_story_that_two_writers_share_is_not_kept() -> None:
@@ -72,7 +72,7 @@ async def test_a_story_that_two_writers_share_is_not_kept() -> None:
         memory = cached_backend(auto(service.url, local=local, times=CALM))
         async with memory.running():
             await tell(memory)
-            assert len(memory.stories.memory) == 0
+            assert len(memory.cache.memory) == 0
             assert await memory.backend.fingerprint() is None, (
                 "Modal would begin the next, and has not said who it is"
             )

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import resource
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
 from model.errors import BusyError
 from model.generation import Chunk, Completion, FinishReason, GenerationRequest, Usage
+from model.serving import metrics
 from model.serving.backend import Health, ModelInfo
-from model.serving.metrics import metrics
-from model.serving.metrics.metered import MeteredBackend
-from model.serving.metrics.metrics import MOST_NAMES, Meter
+from model.serving.metrics import MOST_NAMES, Meter, MeteredBackend, memory_limit, resident
 
 ASKED = GenerationRequest(prompt="Once", max_tokens=9)
 
@@ -148,3 +150,36 @@ def test_where_the_system_does_not_tell_memory_nothing_is_claimed(
     monkeypatch.setattr(metrics, "resident", lambda: None)
     names = {family.name for family in Meter(scripted).registry.collect()}
     assert not any(name.startswith("story_memory") for name in names)
+
+
+@pytest.fixture(autouse=True)
+def _fresh() -> None:
+    memory_limit.cache_clear()
+
+
+def test_resident_memory_grows_with_what_is_touched_and_stays_below_the_peak() -> None:
+    before = resident()
+    assert before is not None
+    held = bytearray(os.urandom(1 << 20) * 64)
+    after = resident()
+    assert after is not None
+    assert after - before > 50 << 20
+    assert after <= resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    assert len(held) == 64 << 20
+
+
+@pytest.mark.parametrize(("text", "limited"), [("123456789\n", True), ("max\n", False), ("9" * 18, False)])
+def test_the_limit_is_the_containers_or_else_the_machines(
+    text: str, limited: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "memory.max").write_text(text)
+    monkeypatch.setattr(metrics, "CGROUP_LIMITS", (tmp_path / "none", tmp_path / "memory.max"))
+    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert memory_limit() == (123456789 if limited else machine)
+
+
+def test_where_there_is_no_such_file_nothing_is_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(metrics, "STATM", tmp_path / "none")
+    assert resident() is None
