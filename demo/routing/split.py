@@ -19,7 +19,7 @@ from experiments.ab.assignment import TrafficSplit
 from experiments.ab.events import Ending, Exposure, Outcome, Rating, new_id
 from model.errors import BusyError
 from model.generation import Chunk, Completion, FinishReason, GenerationRequest, Usage
-from model.serving.backend import Backend, Health, ModelInfo, Stream
+from model.serving.backend import Backend, Health, ModelInfo, Stream, StreamTimer
 from model.serving.metrics import MeteredBackend
 
 if TYPE_CHECKING:
@@ -187,9 +187,7 @@ class RecordedStream:
         self, backend: SplitBackend, request: GenerationRequest, stream: Stream, began: float
     ) -> None:
         self.failed = False
-        self._began = began
-        self._tokens = 0
-        self._first_at = self._last_at = 0.0
+        self._timer = StreamTimer(began)
         self._backend = backend
         self._request = request
         self._stream = stream
@@ -207,9 +205,7 @@ class RecordedStream:
     @property
     def usage(self) -> Usage:
         """What has come so far, as it was seen here: for a story that is left before it has a completion."""
-        last = (self._last_at or time.perf_counter()) - self._began
-        first = self._first_at - self._began if self._first_at else last
-        return Usage(0, self._tokens, 0.0, first, last)
+        return self._timer.usage()
 
     def cancel(self) -> object:
         """End the story at the next step."""
@@ -219,10 +215,7 @@ class RecordedStream:
         completion: Completion | None = None
         try:
             async for chunk in self._stream:
-                if chunk.tokens:
-                    self._last_at = time.perf_counter()
-                    self._first_at = self._first_at or self._last_at
-                    self._tokens += len(chunk.tokens)
+                self._timer.add(chunk)
                 yield chunk
             completion = self._stream.completion
         except Exception:
