@@ -24,7 +24,7 @@ from experiments.compare.command import compare
 from experiments.gate.command import gate, promote, rollback
 from experiments.quality.command import evaluate
 from experiments.registry.command import models, register
-from experiments.sweep.command import sweep
+from experiments.sweep.cli import sweep
 from model.generation import GenerationRequest, SamplingParams
 
 if TYPE_CHECKING:

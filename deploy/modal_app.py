@@ -300,10 +300,10 @@ def prepare(data: str = "tinystories") -> None:
 )
 def sweep_trial(job: dict[str, Any], wire: modal.Queue) -> None:
     """Train one trial of a sweep; `experiments.sweep.on_modal` calls it."""
-    from experiments.sweep.remote import train as train_trial
+    from experiments.sweep.on_modal import train_remotely
 
     runs.reload()
-    train_trial(job, wire, Path(RUNS_AT), runs.commit)
+    train_remotely(job, wire, Path(RUNS_AT), runs.commit)
 
 
 def run_story(*arguments: str) -> int:

@@ -1,7 +1,10 @@
 """A sweep whose trials train on Modal: as many containers at once as there are workers, one study, one MLflow store.
 
-The study, the verdicts and the log stay in this process. A worker is a thread that claims a trial, calls the deployed
-Function with its recipe, and hands what comes up the wire to the observers that a local trial would have.
+The study, the prune checks and the log stay in the sweep's process, so nothing secret travels and no database has to be
+open to the world. There a worker is a thread: it claims a trial, calls the deployed Function with its recipe, and hands
+the container's reports to the same observers that a local trial has. In the container, `train_remotely` sends these
+reports over a queue, and at each eighth of its budget waits for the result of the prune check. Where none comes, the
+sweep is gone: the run saves and stops, so that it costs no more money.
 """
 
 from __future__ import annotations
@@ -16,35 +19,54 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from experiments.common.modal_client import modal_errors
-from experiments.sweep.objective import Job, Runner, Tell, Work
-from experiments.sweep.parent import EXPERIMENT
 from experiments.sweep.plan import Plan
-from experiments.sweep.remote import Begun, Wire
 from experiments.sweep.study import open_study
-from experiments.sweep.trial import Ended
-from experiments.sweep.worker import FAILED, STOPPED, Order, Steps, child_tags
-from model.errors import DeployError, MissingExtraError, StoryError, one_line
-from training.tracking.observer import MlflowObserver
-from training.trainer.observers import EvaluationReport, Observer, Outcome, RunEnd
+from experiments.sweep.trial import Runner, Say, SweepWorker, TrialEnd, TrialJob, run_trial
+from experiments.sweep.worker import FAILED, STOPPED, LineObserver, WorkerConfig
+from model.errors import DataError, DeployError, MissingExtraError, StoryError, one_line
+from training.tracking.provenance import Provenance, provenance
+from training.trainer.observers import (
+    EndRun,
+    EvaluationReport,
+    Observer,
+    Outcome,
+    RunEnd,
+    RunStart,
+    StepReport,
+)
+from training.trainer.recipe import Recipe
 
 if TYPE_CHECKING:
     import modal
 
 APP, FUNCTION = "write-me-a-story", "sweep_trial"
 CALL = "modal.call"
-"""What a trial notes of itself: the call that trains it, so that a later try can end one that still runs."""
+"""Note of a trial: the call that trains it, so that a later attempt can cancel one that still runs."""
 POLL = 1.0
-"""Seconds between two looks at whether a silent call still lives."""
+"""Seconds between two checks whether a silent call is still running."""
+CHECK_TIMEOUT = 120.0
+"""Seconds that a container waits for a prune check."""
+STEPS_AT_ONCE = 500
+"""Steps in one message; a message may hold 1 MB."""
+
+
+class Wire(Protocol):
+    """The part of `modal.Queue` that is used: messages in order, in independent partitions."""
+
+    def put(self, v: Any, *, partition: str) -> None: ...
+
+    def get(self, *, timeout: float, partition: str) -> Any:
+        """Raise `queue.Empty` after `timeout` seconds."""
 
 
 class Call(Protocol):
-    """`modal.FunctionCall`, as far as it is used."""
+    """The part of `modal.FunctionCall` that is used."""
 
     @property
     def object_id(self) -> str: ...
 
     def get(self, timeout: float | None = None) -> Any:
-        """Raises `TimeoutError` while it runs."""
+        """Raise `TimeoutError` while it runs."""
 
     def cancel(self) -> None: ...
 
@@ -58,7 +80,7 @@ class Calls(Protocol):
 
 
 class ModalCalls:
-    """Calls of the deployed Function, with the wire that they report on."""
+    """Calls of the deployed Function, with the queue that they report on."""
 
     def __init__(self, function: modal.Function[..., Any, Any], wire: modal.Queue) -> None:
         self._function, self._wire = function, wire
@@ -75,14 +97,101 @@ class ModalCalls:
             modal.FunctionCall.from_id(call_id).cancel()
 
 
-class RemoteError(StoryError):
+class RemoteTrialError(StoryError):
     """A trial failed in its container."""
 
     exit_code = FAILED
 
 
-def run_on_modal(order: Order, plan: Plan, at_once: int, tell: Tell, stopping: Callable[[], bool]) -> int:
-    """Run trials on Modal until enough are counted; returns an exit code.
+@dataclasses.dataclass(frozen=True, slots=True)
+class RemoteStart:
+    """The first message: how the run starts, and the code and machine that it runs on."""
+
+    start: RunStart
+    origin: Provenance
+
+
+# In the container.
+
+
+class WireObserver:
+    """Sends a run's reports, and asks for prune checks. `commit` saves what was written to the Volume."""
+
+    def __init__(self, wire: Wire, key: str, commit: Callable[[], None]) -> None:
+        self._wire, self._up, self._down, self._commit = wire, f"{key}.up", f"{key}.down", commit
+        self._steps: list[StepReport] = []
+        self._unsaved = False
+
+    def started(self, start: RunStart) -> None:
+        self._send(RemoteStart(start, provenance()))
+
+    def stepped(self, report: StepReport) -> None:
+        self._steps.append(report)
+        if len(self._steps) >= STEPS_AT_ONCE:
+            self._send_steps()
+        if self._unsaved:  # the checkpoint that follows each evaluation is written by now
+            self._unsaved = False
+            self._commit()
+
+    def evaluated(self, report: EvaluationReport) -> None:
+        self._send_steps()
+        self._send(report)
+        self._unsaved = True
+
+    def ended(self, end: RunEnd) -> None:
+        self._send_steps()
+        self._send(end)
+        self._commit()
+
+    def prune_check(self, part: int, bits: float) -> str | None:
+        """Ask the sweep whether to go on."""
+        self._send((part, bits))
+        try:
+            reason: str | None = self._wire.get(timeout=CHECK_TIMEOUT, partition=self._down)
+        except queue.Empty:
+            raise EndRun("the sweep no longer answers") from None
+        return reason
+
+    def _send_steps(self) -> None:
+        if self._steps:
+            self._send(self._steps)
+            self._steps = []
+
+    def _send(self, message: Any) -> None:
+        self._wire.put(message, partition=self._up)
+
+
+def train_remotely(job: dict[str, Any], wire: Wire, root: Path, commit: Callable[[], None]) -> None:
+    """Train the trial of `job` in the Volume at `root`; its `TrialEnd`, or an error's text, is the last message.
+
+    `job`: `key` of the partitions, `recipe`, name of the `data`, and the folders of the sweep and the trial.
+    """
+    data = root / "data" / job["data"]
+    observer = WireObserver(wire, job["key"], commit)
+    try:
+        if not (data / "meta.json").is_file():
+            raise DataError(
+                f"the Volume holds no shards {job['data']}; `modal run -m deploy.modal_app::prepare` makes tinystories"
+            )
+        end: object = run_trial(
+            Recipe.from_dict(job["recipe"]),
+            data=data,
+            out=root / "sweeps" / job["sweep"] / job["folder"],
+            prune_check=observer.prune_check,
+            observers=[observer],
+        )
+    except StoryError as error:
+        end = str(error)  # as text, because some errors cannot be pickled
+    wire.put(end, partition=f"{job['key']}.up")
+
+
+# In the sweep's process.
+
+
+def run_on_modal(
+    config: WorkerConfig, plan: Plan, at_once: int, say: Say, stopping: Callable[[], bool]
+) -> int:
+    """Run trials on Modal until enough are counted; return an exit code.
 
     Raises:
         StoryError: there is no account, or the Function is not deployed. MissingExtraError: no `modal` package.
@@ -101,93 +210,107 @@ def run_on_modal(order: Order, plan: Plan, at_once: int, tell: Tell, stopping: C
                     f"{APP} is not deployed with {FUNCTION}: modal deploy -m deploy.modal_app::workshop"
                 ) from None
             wire = open_while_running.enter_context(modal.Queue.ephemeral())
-        return run_calls(order, plan, at_once, tell, stopping, ModalCalls(function, wire), wire)
+        return run_calls(config, plan, at_once, say, stopping, ModalCalls(function, wire), wire)
 
 
 def run_calls(
-    order: Order, plan: Plan, at_once: int, tell: Tell, stopping: Callable[[], bool], calls: Calls, wire: Wire
+    config: WorkerConfig,
+    plan: Plan,
+    at_once: int,
+    say: Say,
+    stopping: Callable[[], bool],
+    calls: Calls,
+    wire: Wire,
 ) -> int:
-    """The same with calls and a wire of any kind."""
-    shares = [
-        Work(
-            open_study(order.storage, order.name), Path(order.out), runner(order, plan, tell, stopping, calls, wire),
-            trials=order.trials, tell=tell, stopping=stopping,
+    """Do the same with any kind of calls and queue."""
+    runner = remote_runner(config, plan, say, stopping, calls, wire)
+    workers = [
+        SweepWorker(
+            open_study(config.storage, config.name),
+            Path(config.out),
+            runner,
+            trials=config.trials,
+            say=say,
+            stopping=stopping,
         )
         for _ in range(at_once)
-    ]  # fmt: skip
+    ]
     errors: list[BaseException] = []
 
-    def run(share: Work) -> None:
+    def run(worker: SweepWorker) -> None:
         try:
-            share.run()
+            worker.run()
         except BaseException as error:  # for the thread that waits
             errors.append(error)
 
-    threads = [threading.Thread(target=run, args=(share,), name="sweep worker") for share in shares]
+    threads = [threading.Thread(target=run, args=(worker,), name="sweep worker") for worker in workers]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     if errors:
         raise errors[0]
-    if stopping() or any(share.interrupted for share in shares):
+    if stopping() or any(worker.interrupted for worker in workers):
         return STOPPED
-    return FAILED if any(share.failures for share in shares) else 0
+    return FAILED if any(worker.failures for worker in workers) else 0
 
 
-def runner(
-    order: Order, plan: Plan, tell: Tell, stopping: Callable[[], bool], calls: Calls, wire: Wire
+def remote_runner(
+    config: WorkerConfig, plan: Plan, say: Say, stopping: Callable[[], bool], calls: Calls, wire: Wire
 ) -> Runner:
-    """Trains a job by a call, and watches it as if it were here."""
+    """Return a runner that trains a job by a call and follows it."""
 
-    def run(job: Job) -> Ended:
-        if (before := job.noted.get(CALL)) is not None:
+    def run(job: TrialJob) -> TrialEnd:
+        if (before := job.notes.get(CALL)) is not None:
             calls.cancel(before)  # of a process that is gone; two calls must not write to one folder
         key = uuid.uuid4().hex
         call = calls.spawn(
             {
-                "key": key, "recipe": job.recipe.as_dict(), "data": plan.data, "sweep": order.name,
+                "key": key,
+                "recipe": job.recipe.as_dict(),
+                "data": plan.data,
+                "sweep": config.name,
                 "folder": job.folder.name,
             }
-        )  # fmt: skip
-        job.note(CALL, call.object_id)
-        watched = _Watched(order, job, tell)
+        )
+        job.save_note(CALL, call.object_id)
+        remote = _RemoteRun(config, job, say)
         try:
-            return _follow(call, watched, job, wire, key, stopping)
+            return _follow(call, remote, job, wire, key, stopping)
         except BaseException as error:
             with contextlib.suppress(Exception):
                 call.cancel()
-            watched.end("failed", one_line(error))
+            remote.end("failed", one_line(error))
             raise
 
     return run
 
 
 def _follow(
-    call: Call, watched: _Watched, job: Job, wire: Wire, key: str, stopping: Callable[[], bool]
-) -> Ended:
-    """Take what comes up the wire until the trial has ended."""
+    call: Call, remote: _RemoteRun, job: TrialJob, wire: Wire, key: str, stopping: Callable[[], bool]
+) -> TrialEnd:
+    """Handle the container's messages until the trial has ended."""
     over = False
     while True:
         if stopping():
             call.cancel()
-            return watched.end("stopped", "interrupted by hand")
+            return remote.end("stopped", "interrupted by hand")
         try:
             message = wire.get(timeout=POLL, partition=f"{key}.up")
         except queue.Empty:
             if over:
-                raise RemoteError("its container ended without a word") from None
-            over = _is_over(call)  # what it said last may still be on its way: one more look
+                raise RemoteTrialError("its container ended without a result") from None
+            over = _is_over(call)  # its last message may still be on its way: look once more
             continue
         match message:
-            case Ended():
+            case TrialEnd():
                 return message
             case str():
-                raise RemoteError(message)
+                raise RemoteTrialError(message)
             case (int() as part, float() as bits):
-                wire.put(job.judge(part, bits), partition=f"{key}.down")
+                wire.put(job.prune_check(part, bits), partition=f"{key}.down")
             case _:
-                watched.tell(message)
+                remote.handle(message)
 
 
 def _is_over(call: Call) -> bool:
@@ -199,28 +322,22 @@ def _is_over(call: Call) -> bool:
     return True
 
 
-class _Watched:
-    """The observers of one remote run."""
+class _RemoteRun:
+    """Passes one remote run's reports on to observers here."""
 
-    def __init__(self, order: Order, job: Job, tell: Tell) -> None:
-        self._order, self._job = order, job
-        self._observers: list[Observer] = [Steps(job.number, tell)]
+    def __init__(self, config: WorkerConfig, job: TrialJob, say: Say) -> None:
+        self._config, self._job = config, job
+        self._observers: list[Observer] = [LineObserver(job.number, say)]
         self._step = self._tokens = 0
         self._best: float | None = None
 
-    def tell(self, message: Any) -> None:
-        """Pass a report on to whom it belongs."""
+    def handle(self, message: Any) -> None:
         match message:
-            case Begun():
-                self._job.begun(message.start)
-                if self._order.parent_run is not None:
-                    self._observers.append(
-                        MlflowObserver(
-                            self._order.tracking_uri, experiment=EXPERIMENT, system_seconds=None, keep_model=False,
-                            tags=child_tags(self._order, self._job.number), origin=message.origin,
-                        )
-                    )  # fmt: skip
-                # What is noted beside the run's files is noted here.
+            case RemoteStart():
+                self._job.on_start(message.start)
+                if self._config.parent_run is not None:
+                    self._observers.append(self._config.mlflow_observer(self._job.number, message.origin))
+                # What is written beside the run's files is written on this machine.
                 start = dataclasses.replace(message.start, out=self._job.folder)
                 for observer in self._observers:
                     observer.started(start)
@@ -236,15 +353,19 @@ class _Watched:
             case RunEnd():
                 self._end(dataclasses.replace(message, checkpoint=None))
 
-    def end(self, outcome: Outcome, reason: str) -> Ended:
-        """End them, for a run that says nothing more itself."""
+    def end(self, outcome: Outcome, reason: str) -> TrialEnd:
+        """End the observers, for a run that reports no more itself."""
         self._end(
             RunEnd(
-                outcome=outcome, reason=reason, step=self._step, tokens=self._tokens,
-                best_bits_per_byte=self._best, checkpoint=None,
+                outcome=outcome,
+                reason=reason,
+                step=self._step,
+                tokens=self._tokens,
+                best_bits_per_byte=self._best,
+                checkpoint=None,
             )
-        )  # fmt: skip
-        return Ended("stopped", reason, self._best, self._step, self._tokens)
+        )
+        return TrialEnd("stopped", reason, self._best, self._step, self._tokens)
 
     def _end(self, end: RunEnd) -> None:
         observers, self._observers = self._observers, []

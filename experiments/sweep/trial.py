@@ -1,33 +1,61 @@
-"""One trial: a real training run that reports to a judge at each eighth of its budget, and ends when it is told to.
+"""Trials: what Optuna minimises, and the training run behind it.
 
-It knows nothing of Optuna, so the same code runs in a worker of this machine and in a container on Modal. A folder in
-which an earlier try of the same recipe left a checkpoint is gone on with.
+`SweepWorker` claims a trial, draws its recipe, has a `Runner` train it (`worker` in this process, `on_modal` in a
+container) and reports the result to Optuna. `run_trial` is that training run: it asks at each eighth of its budget
+whether to go on. It knows nothing of Optuna, so the same code runs on this machine and on Modal.
 """
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import math
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from experiments.sweep.plan import part_of
-from model.errors import StoryError, TrainingError
+from experiments.sweep.plan import PARTS, Plan, part_of
+from experiments.sweep.study import (
+    FIRST,
+    PLAN,
+    REASON,
+    RECIPE,
+    STEP,
+    TOKENS,
+    claim,
+    claim_lock,
+    count_trials,
+    plan_of,
+    pruner_of,
+    requeue_stale_trials,
+    retry,
+    sampler_of,
+    suggest,
+)
+from model.errors import InputError, StoryError, TrainingError, one_line
 from training.trainer.observers import EndRun, EvaluationReport, Observer, RunEnd, RunStart, StepReport
 from training.trainer.recipe import Recipe
 
-Judge = Callable[[int, float], str | None]
-"""(part of the budget, bits per byte) → why the trial should end now, or None."""
-How = Literal["finished", "judged", "stopped", "diverged"]
-"""`finished`: the budget is used. `judged`: the judge ended it. `stopped`: by hand. `diverged`: a loss that is not
+if TYPE_CHECKING:
+    import optuna
+
+MAX_FAILURES = 3
+"""Trials that may fail in a row before a worker gives up: the fault is not theirs then."""
+
+PruneCheck = Callable[[int, float], str | None]
+"""(eighths of the budget used, bits per byte) → why the trial should end now, or None."""
+Say = Callable[[str], None]
+"""Reports what happens to a trial, in one line."""
+How = Literal["finished", "pruned", "stopped", "diverged"]
+"""`finished`: the budget is used. `pruned`: the check ended it. `stopped`: by hand. `diverged`: a loss that is not
 finite."""
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
-    """How a trial went."""
+class TrialEnd:
+    """How a trial ended."""
 
     how: How
     reason: str
@@ -37,38 +65,61 @@ class Ended:
     tokens: int
 
 
-class Judged:
-    """The observer that asks the judge. `begun` may look at how the run starts."""
+@dataclass(frozen=True, slots=True)
+class TrialJob:
+    """A trial as a runner gets it."""
+
+    number: int
+    recipe: Recipe
+    folder: Path
+    """For its checkpoints, on this machine."""
+    prune_check: PruneCheck
+    on_start: Callable[[RunStart], None]
+    """Called with the run's start; refuses other data than the sweep's."""
+    save_note: Callable[[str, str], None]
+    """Stores a fact with the trial, for a later attempt at it."""
+    notes: Mapping[str, str]
+    """What earlier attempts stored."""
+
+
+Runner = Callable[[TrialJob], TrialEnd]
+"""Trains a job's recipe until its budget, its prune check or a stop ends it."""
+
+
+class TrialObserver:
+    """Ends a training run when the prune check or `stopping` says so."""
 
     def __init__(
-        self, recipe: Recipe, judge: Judge, begun: Callable[[RunStart], None] = lambda start: None
+        self,
+        recipe: Recipe,
+        prune_check: PruneCheck,
+        on_start: Callable[[RunStart], None] = lambda start: None,
+        stopping: Callable[[], bool] = lambda: False,
     ) -> None:
-        self._recipe, self._judge, self._begun = recipe, judge, begun
-        self._step = self._tokens = 0
+        self._recipe, self._prune_check, self._on_start = recipe, prune_check, on_start
+        self._stopping = stopping
+        self.step = self.tokens = 0
         self.best: float | None = None
-        self.verdict: str | None = None
+        self.pruned = False
 
     def started(self, start: RunStart) -> None:
-        self._begun(start)
+        self._on_start(start)
 
     def stepped(self, report: StepReport) -> None:
-        self._step, self._tokens = report.step, report.tokens
+        self.step, self.tokens = report.step, report.tokens
+        if self._stopping():
+            raise EndRun("interrupted by hand")
 
     def evaluated(self, report: EvaluationReport) -> None:
-        self._step, self._tokens = report.step, report.tokens
-        if self.best is None or report.bits_per_byte < self.best:
-            self.best = report.bits_per_byte
+        self.step, self.tokens = report.step, report.tokens
+        self.best = min(self.best or report.bits_per_byte, report.bits_per_byte)
         part = part_of(self._recipe, report.step, report.elapsed)
-        if part and (verdict := self._judge(part, report.bits_per_byte)) is not None:
-            self.verdict = verdict
-            raise EndRun(verdict)
+        if part and (reason := self._prune_check(part, report.bits_per_byte)) is not None:
+            self.pruned = True
+            raise EndRun(reason)
 
     def ended(self, end: RunEnd) -> None:
-        """Nothing is left to ask."""
-
-    def as_diverged(self, reason: str) -> Ended:
-        """The trial's end by a loss that was not finite."""
-        return Ended("diverged", reason, self.best, self._step, self._tokens)
+        """Nothing is left to do."""
 
 
 def run_trial(
@@ -76,11 +127,12 @@ def run_trial(
     *,
     data: Path,
     out: Path,
-    judge: Judge,
-    begun: Callable[[RunStart], None] = lambda start: None,
+    prune_check: PruneCheck,
+    on_start: Callable[[RunStart], None] = lambda start: None,
+    stopping: Callable[[], bool] = lambda: False,
     observers: Sequence[Observer] = (),
-) -> Ended:
-    """Train `recipe` on `data` with its checkpoints in `out`.
+) -> TrialEnd:
+    """Train `recipe` on `data` with its checkpoints in `out`, resuming an earlier attempt at the same recipe.
 
     Raises:
         StoryError: data or recipe are not usable; a loss that is not finite is no error, but a bad trial.
@@ -89,29 +141,168 @@ def run_trial(
 
     from training.run import train
 
-    judged = Judged(recipe, judge, begun)
+    own = TrialObserver(recipe, prune_check, on_start, stopping)
     try:
         result = train(
-            recipe, data=data, out=out, resume=_is_begun(recipe, out), observers=[judged, *observers]
+            recipe, data=data, out=out, resume=_can_resume(recipe, out), observers=[own, *observers]
         )
     except TrainingError as error:
-        return judged.as_diverged(str(error))
+        return TrialEnd("diverged", str(error), own.best, own.step, own.tokens)
     finally:
-        # What was compiled for this trial's network is of no use to the next one, and there is a limit to it.
+        # What was compiled for this network is of no use to the next trial, and the cache is limited.
         torch.compiler.reset()
         gc.collect()
-    how: How = "finished" if result.outcome == "finished" else "judged" if judged.verdict else "stopped"
-    return Ended(how, result.reason, result.best_bits_per_byte, result.step, result.tokens)
+    how: How = "finished" if result.outcome == "finished" else "pruned" if own.pruned else "stopped"
+    return TrialEnd(how, result.reason, result.best_bits_per_byte, result.step, result.tokens)
 
 
-def _is_begun(recipe: Recipe, out: Path) -> bool:
-    """Whether a checkpoint of this very recipe can be gone on with; the folder of any other run is cleared."""
+def _can_resume(recipe: Recipe, out: Path) -> bool:
+    """Whether `out` holds a checkpoint of this very recipe; the folder of any other run is removed."""
     from training.run import resumed_recipe
 
-    try:
+    with contextlib.suppress(StoryError):  # there is none, or it is damaged
         if resumed_recipe(out, []) == recipe:
             return True
-    except StoryError:
-        pass  # there is none, or it is damaged
     shutil.rmtree(out, ignore_errors=True)
     return False
+
+
+class _InterruptedError(Exception):
+    """The trial was stopped by hand; its values are queued again."""
+
+
+class SweepWorker:
+    """Claims and runs trials until `trials` are counted, `stopping` says so, or too many fail in a row."""
+
+    def __init__(
+        self,
+        study: optuna.Study,
+        out: Path,
+        runner: Runner,
+        *,
+        trials: int,
+        say: Say,
+        stopping: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.study, self.out, self.runner, self.trials = study, out, runner, trials
+        self.plan: Plan = plan_of(study)
+        self.say, self.stopping = say, stopping
+        self.failures: list[str] = []
+        """What went wrong with failed trials, in a line each."""
+        self.interrupted = False
+        """Whether a trial was stopped by hand."""
+
+    def run(self) -> None:
+        """Run trial after trial."""
+        self.study.pruner = pruner_of(self.plan.space.prune)
+        in_a_row = 0
+        while not self.stopping() and not self.interrupted and in_a_row < MAX_FAILURES:
+            before = len(self.failures)
+            if not self._run_one():
+                return
+            in_a_row = in_a_row + 1 if len(self.failures) > before else 0
+
+    def _run_one(self) -> bool:
+        """Claim and run a trial; return False where none is left."""
+        with contextlib.ExitStack() as claiming:
+            claiming.enter_context(claim_lock(self.out))
+            for number in requeue_stale_trials(self.study):
+                self.say(f"trial {number}: its worker died; it is queued again")
+            if count_trials(self.study) >= self.trials:
+                return False
+
+            def objective(trial: optuna.Trial) -> float:
+                first = claim(trial)
+                claiming.close()  # the next worker may claim
+                return self._objective(trial, first)
+
+            self.study.sampler = sampler_of(self.plan.seed, len(self.study.get_trials(deepcopy=False)))
+            # Optuna sends this trial's heartbeat meanwhile, and gives up trials whose heartbeat has stopped.
+            self.study.optimize(objective, n_trials=1, catch=(Exception,))
+        return True
+
+    def _objective(self, trial: optuna.Trial, first: int) -> float:
+        import optuna
+
+        number = trial.number
+        try:
+            values = {name: suggest(trial, name, one) for name, one in self.plan.space.search.items()}
+            try:
+                recipe = self.plan.recipe(values)
+            except InputError as error:
+                trial.set_user_attr(REASON, f"no possible recipe: {error}")
+                raise optuna.TrialPruned from None
+            trial.set_user_attr(RECIPE, recipe.as_dict())
+            notes = {name: fact for name, fact in trial.user_attrs.items() if isinstance(fact, str)}
+            folder = self.plan.folder(self.out, first)
+            check = self._prune_check(trial)
+            end = self.runner(
+                TrialJob(number, recipe, folder, check, self._check_data, trial.set_user_attr, notes)
+            )
+        except optuna.TrialPruned:
+            self.say(f"trial {number}: pruned, {trial.user_attrs[REASON]}")
+            raise
+        except Exception as error:
+            reason = one_line(error)
+            trial.set_user_attr(REASON, reason)
+            self.failures.append(f"trial {number}: {reason}")
+            self.say(f"trial {number}: failed: {reason}")
+            raise
+        return self._result(trial, end, folder)
+
+    def _result(self, trial: optuna.Trial, end: TrialEnd, folder: Path) -> float:
+        """Report a trial's end to Optuna, and keep its checkpoint only if no other is better."""
+        import optuna
+
+        for name, fact in ((REASON, end.reason), (STEP, end.step), (TOKENS, end.tokens)):
+            trial.set_user_attr(name, fact)
+        best = "none yet" if end.bits_per_byte is None else f"{end.bits_per_byte:.4f} bits/byte"
+        if end.how == "stopped":
+            self.interrupted = True
+            self.say(f"trial {trial.number}: stopped at step {end.step}; it is queued again")
+            retry(self.study, self.study.trials[trial.number], counts=False)
+            raise _InterruptedError
+        if end.how != "finished" or end.bits_per_byte is None:
+            shutil.rmtree(folder, ignore_errors=True)
+            self.say(f"trial {trial.number}: pruned, {end.reason} (best {best})")
+            raise optuna.TrialPruned
+        self.say(f"trial {trial.number}: {best}")
+        self._keep_if_best(end.bits_per_byte, folder)
+        return end.bits_per_byte
+
+    def _keep_if_best(self, bits: float, folder: Path) -> None:
+        """Remove all checkpoints but the best: one with its optimiser takes 60 MB."""
+        from optuna.trial import TrialState
+
+        others = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        if min((other.value for other in others if other.value is not None), default=math.inf) <= bits:
+            shutil.rmtree(folder, ignore_errors=True)
+            return
+        for other in others:
+            first = int(other.user_attrs.get(FIRST, other.number))
+            shutil.rmtree(self.plan.folder(self.out, first), ignore_errors=True)
+
+    def _prune_check(self, trial: optuna.Trial) -> PruneCheck:
+        known = set(self.study.trials[trial.number].intermediate_values)
+
+        def check(part: int, bits: float) -> str | None:
+            if part not in known:  # an earlier attempt at this trial may have come this far
+                known.add(part)
+                trial.report(bits, part)
+            if part < PARTS and trial.should_prune():
+                return f"behind the others at {part}/{PARTS} of its budget with {bits:.4f} bits/byte"
+            return None
+
+        return check
+
+    def _check_data(self, start: RunStart) -> None:
+        """Refuse other data than the sweep's; on Modal the first trial says which data that is."""
+        digest = str(start.data.get("digest"))
+        plan: dict[str, Any] = self.study.user_attrs[PLAN]
+        if plan["digest"] is None:
+            self.study.set_user_attr(PLAN, plan | {"digest": digest})
+        elif plan["digest"] != digest:
+            raise InputError(
+                "data",
+                f"must be what the sweep was begun with (digest {plan['digest'][:12]}), got {digest[:12]}",
+            )

@@ -1,7 +1,7 @@
-"""A worker of a sweep on this machine: trains one trial after the other, in this process or in one of its own.
+"""Workers of a sweep on this machine: in this process, or several processes that meet only in the study.
 
-`python -m experiments.sweep.worker` reads an `Order` as JSON from its standard input (an address with a password does
-not belong on a command line), and ends with 0, with 1 where a trial failed, or with 130 where it was stopped.
+`python -m experiments.sweep.worker` reads a `WorkerConfig` as JSON from standard input (an address with a password does
+not belong on a command line), and exits with 0, with 1 where a trial failed, or with 130 where it was stopped.
 """
 
 from __future__ import annotations
@@ -11,26 +11,40 @@ import dataclasses
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from experiments.sweep.objective import Job, Runner, Tell, Work
-from experiments.sweep.study import open_study
-from experiments.sweep.trial import Ended, run_trial
-from training.trainer.observers import EndRun, EvaluationReport, Observer, RunEnd, RunStart, StepReport
+from experiments.sweep.study import EXPERIMENT, open_study
+from experiments.sweep.trial import Runner, Say, SweepWorker, TrialEnd, TrialJob, run_trial
+from model.errors import StoryError
+from training.tracking.observer import MlflowObserver
+from training.tracking.provenance import Provenance
+from training.trainer.observers import (
+    EvaluationReport,
+    Observer,
+    ProgressObserver,
+    RunEnd,
+    RunStart,
+    StepReport,
+)
 
 FAILED, STOPPED = 1, 130
 """Exit codes."""
+ROOT = Path(__file__).resolve().parents[2]
+RESTARTS = 3
+"""Workers that are replaced, at most, after something has killed them."""
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
-    """What a worker is told."""
+class WorkerConfig:
+    """What a worker needs to know."""
 
     storage: str
     name: str
@@ -43,86 +57,136 @@ class Order:
     parent_run: str | None
     """The sweep's MLflow run; None: nothing is logged."""
 
-
-class Watch:
-    """The observer that ends a run when `stopping` says so: a stop may have come while no step was being made."""
-
-    def __init__(self, stopping: Callable[[], bool]) -> None:
-        self._stopping = stopping
-
-    def started(self, start: RunStart) -> None:
-        """Nothing can be ended yet."""
-
-    def stepped(self, report: StepReport) -> None:
-        if self._stopping():
-            raise EndRun("interrupted by hand")
-
-    def evaluated(self, report: EvaluationReport) -> None:
-        """A step comes next."""
-
-    def ended(self, end: RunEnd) -> None:
-        """It has ended."""
+    def mlflow_observer(self, number: int, origin: Provenance | None = None) -> MlflowObserver:
+        """Return the observer that logs trial `number` as a child of the sweep's run."""
+        tags = {"mlflow.parentRunId": self.parent_run or "", "sweep": self.name, "sweep.trial": str(number)}
+        return MlflowObserver(
+            self.tracking_uri,
+            experiment=EXPERIMENT,
+            system_seconds=None,
+            keep_model=False,
+            tags=tags,
+            origin=origin,
+        )
 
 
-class Steps:
-    """The observer that tells a trial's evaluations in lines, for workers that share a terminal."""
+class LineObserver:
+    """Reports a trial's evaluations in lines, for workers that share a terminal."""
 
-    def __init__(self, number: int, tell: Tell) -> None:
-        self._number, self._tell = number, tell
+    def __init__(self, number: int, say: Say) -> None:
+        self._number, self._say = number, say
 
     def started(self, start: RunStart) -> None:
-        begin = f"going on after step {start.resumed_from}" if start.resumed_from else "starting"
-        self._tell(f"trial {self._number}: {begin}, {start.parameters:,} parameters")
+        begin = f"resuming after step {start.resumed_from}" if start.resumed_from else "starting"
+        self._say(f"trial {self._number}: {begin}, {start.parameters:,} parameters")
 
     def stepped(self, report: StepReport) -> None:
-        """Too often for lines."""
+        """Steps are too frequent for lines."""
 
     def evaluated(self, report: EvaluationReport) -> None:
-        self._tell(f"trial {self._number}: step {report.step}, {report.bits_per_byte:.4f} bits/byte")
+        self._say(f"trial {self._number}: step {report.step}, {report.bits_per_byte:.4f} bits/byte")
 
     def ended(self, end: RunEnd) -> None:
-        """How the trial went is told by whoever judges it."""
+        """`SweepWorker` reports the end."""
 
 
-def child_tags(order: Order, number: int) -> dict[str, str]:
-    """Tags by which MLflow shows a trial's run below the sweep's."""
-    return {"mlflow.parentRunId": order.parent_run or "", "sweep": order.name, "sweep.trial": str(number)}
+def local_runner(config: WorkerConfig, say: Say, stopping: Callable[[], bool], *, bar: bool) -> Runner:
+    """Return a runner that trains in this process. `bar`: with a progress bar, for a single worker."""
 
-
-def local_runner(order: Order, tell: Tell, stopping: Callable[[], bool], *, bar: bool) -> Runner:
-    """Trains in this process. `bar`: with a progress bar of its own, for one worker alone."""
-    from experiments.sweep.parent import EXPERIMENT
-    from training.tracking.observer import MlflowObserver
-    from training.trainer.observers import ProgressObserver
-
-    def run(job: Job) -> Ended:
-        observers: list[Observer] = [Watch(stopping), ProgressObserver() if bar else Steps(job.number, tell)]
-        if order.parent_run is not None:
-            observers.append(
-                MlflowObserver(
-                    order.tracking_uri, experiment=EXPERIMENT, system_seconds=None, keep_model=False,
-                    tags=child_tags(order, job.number),
-                )
-            )  # fmt: skip
+    def run(job: TrialJob) -> TrialEnd:
+        observers: list[Observer] = [ProgressObserver() if bar else LineObserver(job.number, say)]
+        if config.parent_run is not None:
+            observers.append(config.mlflow_observer(job.number))
         return run_trial(
-            job.recipe, data=Path(order.data), out=job.folder, judge=job.judge, begun=job.begun,
+            job.recipe,
+            data=Path(config.data),
+            out=job.folder,
+            prune_check=job.prune_check,
+            on_start=job.on_start,
+            stopping=stopping,
             observers=observers,
-        )  # fmt: skip
+        )
 
     return run
 
 
+def work(config: WorkerConfig, say: Say, stopping: Callable[[], bool], *, bar: bool) -> int:
+    """Run trials in this process until enough are counted; return an exit code."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(config.threads)
+    try:
+        runner = local_runner(config, say, stopping, bar=bar)
+        study = open_study(config.storage, config.name)
+        worker = SweepWorker(
+            study, Path(config.out), runner, trials=config.trials, say=say, stopping=stopping
+        )
+        worker.run()
+    finally:
+        torch.set_num_threads(before)
+    return STOPPED if worker.interrupted or stopping() else FAILED if worker.failures else 0
+
+
+def run_workers(config: WorkerConfig, count: int, say: Say, stopping: Callable[[], bool]) -> int:
+    """Run `count` worker processes to their ends; return 0 or the first exit code that is not.
+
+    A worker that was killed is replaced, and its trial is retried. When `stopping` says so, all are asked to save and
+    stop, and get as much time as they need for it.
+    """
+    workers = [_start(config) for _ in range(count)]
+    codes: list[int] = []
+    restarts, asked = RESTARTS, False
+    try:
+        while workers:
+            if stopping() and not asked:
+                asked = True
+                for worker in workers:
+                    worker.send_signal(signal.SIGTERM)
+            for worker in [worker for worker in workers if worker.poll() is not None]:
+                workers.remove(worker)
+                if worker.returncode < 0 and not asked and restarts:
+                    restarts -= 1
+                    say(f"a worker was killed by signal {-worker.returncode}; another takes its place")
+                    workers.append(_start(config))
+                elif worker.returncode < 0:
+                    codes.append(STOPPED if asked else 1)
+                else:
+                    codes.append(worker.returncode)
+            time.sleep(0.05)
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.wait()
+    return STOPPED if asked else next((code for code in codes if code), 0)
+
+
+def _start(config: WorkerConfig) -> subprocess.Popen[bytes]:
+    """Start a worker away from the terminal's Ctrl-C, which reaches only the sweep and is passed on by it."""
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    worker = subprocess.Popen(
+        [sys.executable, "-m", __name__],
+        stdin=subprocess.PIPE,
+        env=os.environ | {"OMP_NUM_THREADS": str(config.threads), "PYTHONPATH": path},
+        start_new_session=True,
+    )
+    assert worker.stdin is not None
+    worker.stdin.write(json.dumps(dataclasses.asdict(config)).encode())
+    worker.stdin.close()
+    return worker
+
+
 @contextlib.contextmanager
 def stop_signals() -> Iterator[threading.Event]:
-    """While inside, Ctrl-C and SIGTERM only set the event; outside the main thread, nothing can be caught."""
+    """Let Ctrl-C and SIGTERM only set the event; outside the main thread, nothing can be caught."""
     stop = threading.Event()
     previous: dict[int, Any] = {}
 
-    def note(number: int, frame: FrameType | None) -> None:
+    def on_signal(number: int, frame: FrameType | None) -> None:
         stop.set()
 
     if threading.current_thread() is threading.main_thread():
-        previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+        previous = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield stop
     finally:
@@ -130,49 +194,26 @@ def stop_signals() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def work(order: Order, tell: Tell, stopping: Callable[[], bool], *, bar: bool) -> int:
-    """Run trials until enough are counted; returns an exit code."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(order.threads)
-    try:
-        runner = local_runner(order, tell, stopping, bar=bar)
-        study = open_study(order.storage, order.name)
-        mine = Work(study, Path(order.out), runner, trials=order.trials, tell=tell, stopping=stopping)
-        mine.run()
-    finally:
-        torch.set_num_threads(before)
-    return STOPPED if mine.interrupted or stopping() else FAILED if mine.failures else 0
-
-
 def say(line: str) -> None:
-    """A line on standard error, in one piece: standard output belongs to `--json`."""
+    """Write a line to standard error at once: standard output belongs to `--json`."""
     sys.stderr.write(f"{line}\n")
     sys.stderr.flush()
 
 
 def main() -> int:
-    """Be a worker process."""
+    """Run as a worker process."""
     parent = os.getppid()
     with stop_signals() as stop:
-        order = Order(**json.load(sys.stdin))
+        config = WorkerConfig(**json.load(sys.stdin))
 
         def stopping() -> bool:
             return stop.is_set() or os.getppid() != parent  # a worker does not outlive its sweep
 
-        from model.errors import StoryError
-
         try:
-            return work(order, say, stopping, bar=False)
+            return work(config, say, stopping, bar=False)
         except StoryError as error:
             say(f"story: {error}")
             return error.exit_code
-
-
-def as_json(order: Order) -> str:
-    """An order as a worker reads it."""
-    return json.dumps(dataclasses.asdict(order))
 
 
 if __name__ == "__main__":

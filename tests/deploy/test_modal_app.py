@@ -168,7 +168,7 @@ def test_training_and_page_are_asked_for_as_they_were_meant(
     assert given(plane) == {"STAGE": "PROD", **shared, **quiet}
     sent = sources(plane)
     assert {"story.py", "demo/assets/page.css", "training/recipes/small.toml"} <= sent
-    assert {"experiments/sweep/remote.py", "experiments/sweep/spaces/small.yaml"} <= sent
+    assert {"experiments/sweep/on_modal.py", "experiments/sweep/spaces/small.yaml"} <= sent
     assert {"model/pretrained/model.safetensors", "demo/asgi.py"} <= sent
 
 
@@ -268,9 +268,7 @@ def test_a_trial_is_trained_by_the_sweep_s_own_code_on_what_the_volume_holds_now
 ) -> None:
     """`tests/experiments/sweep/test_on_modal.py` has that code itself."""
     trained: list[tuple[Any, ...]] = []
-    module = types.ModuleType("experiments.sweep.remote")
-    monkeypatch.setattr(module, "train", lambda *given: trained.append(given), raising=False)
-    monkeypatch.setitem(sys.modules, "experiments.sweep.remote", module)
+    monkeypatch.setattr("experiments.sweep.on_modal.train_remotely", lambda *given: trained.append(given))
     wire: Any = object()
     with pytest.warns(UserWarning, match="executing locally"):
         modal_app.sweep_trial.local({"key": "k"}, wire)

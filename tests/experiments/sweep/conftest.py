@@ -30,7 +30,7 @@ class Swept:
 @pytest.fixture(scope="session")
 def swept(_migrated_store: Path, shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Swept:
     """The recipe as it stands, then two trials, of which one cannot learn and is ended early."""
-    from experiments.sweep.run import Asked, run_sweep
+    from experiments.sweep.run import SweepOptions, run_sweep
 
     folder = tmp_path_factory.mktemp("sweep")
     shutil.copy(_migrated_store, folder / "mlflow.db")
@@ -39,7 +39,7 @@ def swept(_migrated_store: Path, shards: Path, tmp_path_factory: pytest.TempPath
     before = os.getcwd()
     os.chdir(folder)
     try:
-        asked = Asked(
+        asked = SweepOptions(
             name="first", storage=storage, trials=3, steps=STEPS, space=small_space(folder), data=str(shards),
             threads=1, tracking_uri=uri, seed=3,
         )  # fmt: skip

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from experiments.sweep.objective import Job, Work
-from experiments.sweep.plan import Budget, Plan
-from experiments.sweep.space import Dimension, Prune, Space
+from experiments.sweep.plan import Budget, Dimension, Plan, Prune, Space
 from experiments.sweep.study import begin_study, open_study
-from experiments.sweep.trial import Ended
+from experiments.sweep.trial import SweepWorker, TrialEnd, TrialJob
 from tests.training.runs import smallest
 
 if TYPE_CHECKING:
@@ -42,44 +40,44 @@ def small_space(folder: Path) -> Path:
     return path
 
 
-def pretended_plan(prune: Prune | None = None, *, place: str = "here") -> Plan:
+def fake_plan(prune: Prune | None = None, *, place: Literal["here", "modal"] = "here") -> Plan:
     """A plan over one field. Who pretends to train it takes the field's distance from 0.1 for the bits per byte."""
     space = Space(
-        smallest(dropout=0.5),
-        ("--preset", "tiny"),
-        {"dropout": Dimension(low=0.0, high=0.9)},
-        prune or Prune(by="none"),
+        base=smallest(dropout=0.5),
+        origin=("--preset", "tiny"),
+        search={"dropout": Dimension(low=0.0, high=0.9)},
+        prune=prune or Prune(by="none"),
     )
-    return Plan(space, Budget(steps=STEPS), "shards", "0" * 64, place)
+    return Plan(space=space, budget=Budget(steps=STEPS), data="shards", digest="0" * 64, place=place)
 
 
-def pretend(job: Job) -> Ended:
+def pretend(job: TrialJob) -> TrialEnd:
     """A training that is over at once; nothing of Optuna, of the claims or of the rules for trials is pretended."""
     bits = 1 + abs(job.recipe.dropout - 0.1)
     for part in range(1, 9):
-        if (verdict := job.judge(part, bits + (8 - part))) is not None:
-            return Ended("judged", verdict, bits + (8 - part), part, part * 100)
+        if (verdict := job.prune_check(part, bits + (8 - part))) is not None:
+            return TrialEnd("pruned", verdict, bits + (8 - part), part, part * 100)
     job.folder.mkdir(parents=True, exist_ok=True)
-    return Ended("finished", "the budget is used", bits, 8, 800)
+    return TrialEnd("finished", "the budget is used", bits, 8, 800)
 
 
-def pretended_work(
+def fake_work(
     folder: Path,
-    runner: Callable[[Job], Ended] = pretend,
+    runner: Callable[[TrialJob], TrialEnd] = pretend,
     *,
     trials: int,
     name: str = "p",
     plan: Plan | None = None,
     stopping: Callable[[], bool] = lambda: False,
-) -> tuple[optuna.Study, Work, list[str]]:
-    """A worker of the sweep `name` in `folder`, begun where it is new; with what it will tell."""
+) -> tuple[optuna.Study, SweepWorker, list[str]]:
+    """A worker of the sweep `name` in `folder`, begun where it is new; with what it will say."""
     from experiments.sweep.study import study_names
 
     storage = f"sqlite:///{folder}/sweeps.db"
     if name in study_names(storage):
         study = open_study(storage, name)
     else:
-        study = begin_study(storage, name, plan or pretended_plan())
+        study = begin_study(storage, name, plan or fake_plan())
     lines: list[str] = []
-    work = Work(study, folder / "out", runner, trials=trials, tell=lines.append, stopping=stopping)
+    work = SweepWorker(study, folder / "out", runner, trials=trials, say=lines.append, stopping=stopping)
     return study, work, lines

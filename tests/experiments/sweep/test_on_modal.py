@@ -16,14 +16,14 @@ from typing import Any
 
 import pytest
 
-from experiments.sweep import on_modal, remote
+from experiments.sweep import on_modal
 from experiments.sweep.on_modal import CALL, run_calls
-from experiments.sweep.parent import EXPERIMENT, begin_parent
-from experiments.sweep.plan import Budget, Plan
-from experiments.sweep.shown import rows
-from experiments.sweep.space import load_space
-from experiments.sweep.study import begin_study, open_study
-from experiments.sweep.worker import FAILED, STOPPED, Order
+from experiments.sweep.plan import Budget, Plan, load_space
+from experiments.sweep.render import rows
+from experiments.sweep.run import begin_run
+from experiments.sweep.study import EXPERIMENT, begin_study, open_study
+from experiments.sweep.trial import TrialEnd
+from experiments.sweep.worker import FAILED, STOPPED, WorkerConfig
 from tests.experiments.sweep.sweeps import STEPS, small_space
 from training.tracking.store import open_store
 
@@ -62,7 +62,9 @@ class Thread:
 class Containers:
     """Stands for the deployed Function; a call does what `deploy.modal_app.sweep_trial` does."""
 
-    def __init__(self, root: Path, wire: Partitions, run: Callable[..., None] = remote.train) -> None:
+    def __init__(
+        self, root: Path, wire: Partitions, run: Callable[..., None] = on_modal.train_remotely
+    ) -> None:
         self.root, self.wire, self.run = root, wire, run
         self.calls: list[Thread] = []
         self.jobs: list[dict[str, Any]] = []
@@ -81,19 +83,24 @@ class Containers:
         self.commits += 1
 
 
+def modal_plan(folder: Path) -> Plan:
+    space = load_space(small_space(folder))
+    return Plan(space=space, budget=Budget(steps=STEPS), data="own", digest=None, place="modal", seed=3)
+
+
 class Sweep:
     """A sweep with its study and a Volume in a folder."""
 
     def __init__(self, folder: Path, shards: Path | None, uri: str | None = None) -> None:
         self.folder, self.wire = folder, Partitions()
-        self.plan = Plan(load_space(small_space(folder)), Budget(steps=STEPS), "own", None, "modal", 3)
+        self.plan = modal_plan(folder)
         storage = f"sqlite:///{folder}/sweeps.db"
         study = begin_study(storage, "m", self.plan)
         if shards is not None:
             shutil.copytree(shards, folder / "volume" / "data" / "own")
-        parent = None if uri is None else begin_parent(uri, study, self.plan)
-        self.order = Order(storage, "m", str(folder / "out"), "own", 0, 1, uri, parent)
-        self.told: list[str] = []
+        parent = None if uri is None else begin_run(uri, study, self.plan)
+        self.config = WorkerConfig(storage, "m", str(folder / "out"), "own", 0, 1, uri, parent)
+        self.lines: list[str] = []
 
     def run(
         self,
@@ -104,12 +111,12 @@ class Sweep:
     ) -> int:
         import dataclasses
 
-        order = dataclasses.replace(self.order, trials=trials)
-        return run_calls(order, self.plan, at_once, self.told.append, stopping, containers, self.wire)
+        config = dataclasses.replace(self.config, trials=trials)
+        return run_calls(config, self.plan, at_once, self.lines.append, stopping, containers, self.wire)
 
     @property
     def rows(self) -> list[dict[str, Any]]:
-        return rows(open_study(self.order.storage, "m"))
+        return rows(open_study(self.config.storage, "m"))
 
 
 @pytest.fixture(autouse=True)
@@ -122,11 +129,11 @@ def test_trials_train_elsewhere_and_are_judged_and_logged_here(
 ) -> None:
     sweep = Sweep(tmp_path, shards, tracking_uri)
     containers = Containers(tmp_path / "volume", sweep.wire)
-    assert sweep.run(containers, trials=1) == 0, sweep.told
-    assert sweep.run(containers, trials=3, at_once=2) == 0, sweep.told
+    assert sweep.run(containers, trials=1) == 0, sweep.lines
+    assert sweep.run(containers, trials=3, at_once=2) == 0, sweep.lines
     found = sweep.rows
     assert [row["state"] for row in found] == ["complete", *(row["state"] for row in found[1:])]
-    assert {row["state"] for row in found} == {"complete", "pruned"}, sweep.told
+    assert {row["state"] for row in found} == {"complete", "pruned"}, sweep.lines
     assert sum(row["step"] < STEPS for row in found) == sum(row["state"] == "pruned" for row in found)
     assert containers.commits >= 3
     assert (tmp_path / "volume" / "sweeps" / "m" / "trial-0000" / "best" / "config.json").exists()
@@ -135,12 +142,12 @@ def test_trials_train_elsewhere_and_are_judged_and_logged_here(
     assert experiment is not None
     runs = client.search_runs([experiment.experiment_id], "tags.`sweep.trial` = '0'")
     (child,) = runs
-    assert child.data.tags["mlflow.parentRunId"] == sweep.order.parent_run
+    assert child.data.tags["mlflow.parentRunId"] == sweep.config.parent_run
     assert child.info.status == "FINISHED"
     assert len(client.get_metric_history(child.info.run_id, "train/loss")) == STEPS
     curve = [point.value for point in client.get_metric_history(child.info.run_id, "val/bits_per_byte")]
     assert min(curve) == found[0]["value"]
-    digest = open_study(sweep.order.storage, "m").user_attrs["plan"]["digest"]
+    digest = open_study(sweep.config.storage, "m").user_attrs["plan"]["digest"]
     assert child.data.tags["data.digest"] == digest, "which data it is comes from the first trial"
 
 
@@ -156,7 +163,7 @@ def test_a_trial_that_is_stopped_here_is_cancelled_there_and_ended_before_it_is_
     def finishes(job: dict[str, Any], wire: Partitions, *_: Any) -> None:
         wire.put((8, 1.5), partition=f"{job['key']}.up")
         assert wire.get(timeout=60, partition=f"{job['key']}.down") is None
-        wire.put(remote_end(1.5), partition=f"{job['key']}.up")
+        wire.put(finished(1.5), partition=f"{job['key']}.up")
 
     again = Containers(tmp_path, sweep.wire, finishes)
     assert sweep.run(again, trials=1) == 0
@@ -165,14 +172,13 @@ def test_a_trial_that_is_stopped_here_is_cancelled_there_and_ended_before_it_is_
         [job["folder"] for job in again.jobs] == ["trial-0000"] == [job["folder"] for job in containers.jobs]
     )
     assert again.jobs[0]["recipe"] == containers.jobs[0]["recipe"]
-    assert open_study(sweep.order.storage, "m").trials[1].user_attrs[CALL] == "fc-0"
+    assert open_study(sweep.config.storage, "m").trials[1].user_attrs[CALL] == "fc-0"
     assert sweep.rows[1]["value"] == 1.5
 
 
-def remote_end(bits: float) -> Any:
-    from experiments.sweep.trial import Ended
+def finished(bits: float) -> Any:
 
-    return Ended("finished", "the budget is used", bits, STEPS, 100)
+    return TrialEnd("finished", "the budget is used", bits, STEPS, 100)
 
 
 def test_a_container_that_ends_without_a_word_or_lacks_its_data_is_a_failure_with_a_reason(
@@ -180,7 +186,7 @@ def test_a_container_that_ends_without_a_word_or_lacks_its_data_is_a_failure_wit
 ) -> None:
     sweep = Sweep(tmp_path, None)
     assert sweep.run(Containers(tmp_path, sweep.wire, lambda *_: None), trials=1) == FAILED
-    assert sweep.rows[0]["reason"] == "its container ended without a word"
+    assert sweep.rows[0]["reason"] == "its container ended without a result"
     assert sweep.run(Containers(tmp_path, sweep.wire), trials=1) == FAILED
     assert (
         "the Volume holds no shards own; `modal run -m deploy.modal_app::prepare`" in sweep.rows[-1]["reason"]
@@ -190,9 +196,9 @@ def test_a_container_that_ends_without_a_word_or_lacks_its_data_is_a_failure_wit
 def test_a_run_whose_sweep_is_gone_saves_and_stops(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(remote, "PATIENCE", 0.1)
+    monkeypatch.setattr(on_modal, "CHECK_TIMEOUT", 0.1)
     shutil.copytree(shards, tmp_path / "data" / "own")
-    plan = Plan(load_space(small_space(tmp_path)), Budget(steps=STEPS), "own", None, "modal", 3)
+    plan = modal_plan(tmp_path)
     wire, commits = Partitions(), []
     job = {
         "key": "k",
@@ -201,9 +207,9 @@ def test_a_run_whose_sweep_is_gone_saves_and_stops(
         "sweep": "m",
         "folder": "trial-0000",
     }
-    remote.train(job, wire, tmp_path, lambda: commits.append(1))
+    on_modal.train_remotely(job, wire, tmp_path, lambda: commits.append(1))
     *_, ended = wire.queues["k.up"].queue
-    assert (ended.how, ended.reason) == ("stopped", "the sweep does not answer any more")
+    assert (ended.how, ended.reason) == ("stopped", "the sweep no longer answers")
     assert ended.step < STEPS
     assert (tmp_path / "sweeps" / "m" / "trial-0000" / "last" / "trainer.pt").exists()
     assert commits

@@ -1,22 +1,150 @@
-"""What a trial may use, and how far it has come."""
+"""Search spaces, budgets and plans: what the files say is what recipes get, and a mistake is named with its line."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
+import shlex
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments.sweep.plan import PARTS, Budget, Plan, part_of
+from experiments.sweep.plan import (
+    PARTS,
+    SPACES,
+    Budget,
+    Dimension,
+    Plan,
+    Space,
+    SpaceError,
+    as_overrides,
+    load_space,
+    part_of,
+)
 from model.errors import InputError
-from tests.experiments.sweep.sweeps import pretended_plan
+from tests.experiments.sweep.sweeps import fake_plan
 from tests.training.runs import smallest
 from training.trainer.loop import EVALUATED_PARTS
+from training.trainer.recipe import load_recipe, overridden
+
+BASE = "preset: tiny\nsearch:\n"
 
 
-def test_a_trial_is_looked_at_where_the_training_loop_looks() -> None:
+def written(folder: Path, text: str) -> Path:
+    path = folder / "space.yaml"
+    path.write_text(text, "utf-8")
+    return path
+
+
+@pytest.mark.parametrize("path", sorted(SPACES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_shipped_space_contains_its_base_recipe(path: Path) -> None:
+    space = load_space(path)
+    values = space.base_values()
+    assert values is not None, "the base recipe is a sweep's first trial"
+    assert space.recipe(values) == space.base
+    assert Space.model_validate(json.loads(space.model_dump_json())) == space
+
+
+def test_the_origin_gives_story_train_the_same_recipe(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "mine.toml").write_text('rows = 8\nmicro_rows = 4\n[optimizer]\nname = "adamw"\n')
+    text = (
+        "recipe: mine.toml\nset: {samples: [A cat.], precision: fp32}\nsearch:\n  rows: {choices: [4, 8]}\n"
+    )
+    space = load_space(written(tmp_path, text))
+    assert space.base.optimizer.name == "adamw"
+    option, file, *overrides = shlex.split(shlex.join(space.origin))
+    assert option == "--config"
+    assert load_recipe(None, Path(file), overrides) == space.base
+    assert space.recipe({"rows": 4}).rows == 4
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "message"),
+    [
+        (BASE + "  optimizer.matrix_lrr: {low: 0.1, high: 1.0}", 3, "optimizer.matrix_lrr is no field of a recipe"),
+        (BASE + "  dropout: {low: 0.0, high: 0.1}\n  minutes: {low: 1, high: 2}", 4, "minutes is equal for all trials"),
+        (BASE + "  dropout: {low: 0.2, high: 0.1}", 3, "dropout: must be below high=0.1, got 0.2"),
+        (BASE + "  dropout:\n    low: 0.0\n    high: 1.5", 5, "dropout must be at least 0 and below 1, got 1.5"),
+        (BASE + "  dropout: {low: 0.0, high: 0.1, log: true}", 3, "must be above 0 where log is true"),
+        (BASE + "  dropout: {low: 0.0, high: 0.1, step: 0.03}", 3, "0.03 must lead from low=0.0 to high=0.1"),
+        (BASE + "  dropout: {low: 0.0}", 3, "dropout: is missing (or give choices)"),
+        (BASE + "  dropout: {low: 0.0, heigh: 0.1}", 3, "heigh is not known here"),
+        (BASE + "  dropout: 0.1", 3, "dropout must be {low, high, log, step} or {choices}"),
+        (BASE + "  rows: {choices: [4]}", 3, "must be at least two different values, got [4]"),
+        (BASE + "  rows: {choices: [4, 6]}", 3, "rows: micro_rows must divide rows=6"),
+        (BASE + "  rows: {low: 4, high: 8.5}", 3, "high must be whole, got 8.5"),
+        (BASE + "  model.pattern: {low: 1, high: 2}", 3, "model.pattern is no number and needs choices"),
+        (BASE + "  model.pattern: {choices: [RRA, RXA]}", 3, "must be letters R and A"),
+        (BASE + "  dropout: {low: 0, high: 0.1}\n  dropout: {low: 0, high: 0.2}", 4, "dropout is said twice"),
+        ("preset: tinny\nsearch:\n  rows: {choices: [4, 8]}", 1, "preset must be one of"),
+        ("preset: tiny\nset: {rows: 8}\nsearch:\n  rows: {choices: [4, 8]}", 2, "rows is both set and searched"),
+        ("preset: tiny\nset:\n  rowz: 8\nsearch:\n  rows: {choices: [4, 8]}", 3, "rowz is not known"),
+        ("preset: tiny\nsearch: {}", 2, "search names no field"),
+        ("preset: tiny\nsearch:\n  rows: {choices: [4, 8]}\nprune:\n  by: mean", 5, "by"),
+        ("preset: tiny", 1, "search is missing"),
+        ("- preset", 1, "must be a mapping"),
+        ("preset: [", 1, "not valid YAML"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_named_with_file_line_and_key(
+    text: str, line: int, message: str, tmp_path: Path
+) -> None:
+    path = written(tmp_path, text)
+    with pytest.raises(SpaceError) as caught:
+        load_space(path)
+    shown = str(caught.value)
+    assert shown.startswith(f"{path}, line {line}")
+    assert message in shown
+
+
+def test_a_space_names_one_recipe(tmp_path: Path) -> None:
+    with pytest.raises(SpaceError, match="must name a preset or a recipe file"):
+        load_space(written(tmp_path, "search:\n  rows: {choices: [4, 8]}"))
+    with pytest.raises(SpaceError, match="no such file"):
+        load_space(tmp_path / "nowhere.yaml")
+
+
+@given(
+    st.floats(1e-12, 9.9),
+    st.floats(0, 0.99),
+    st.integers(0, 10**6),
+    st.booleans(),
+    st.sampled_from(["bf16", "fp32"]),
+)
+def test_overrides_keep_values(
+    rate: float, dropout: float, warmup: int, compiled: bool, precision: str
+) -> None:
+    values = {
+        "optimizer.matrix_lr": rate, "dropout": dropout, "optimizer.warmup_steps": warmup, "compile": compiled,
+        "precision": precision,
+    }  # fmt: skip
+    words = shlex.split(shlex.join(as_overrides(values)))
+    recipe = load_recipe("tiny", overrides=words)
+    assert (recipe.optimizer.matrix_lr, recipe.dropout, recipe.optimizer.warmup_steps) == (
+        rate,
+        dropout,
+        warmup,
+    )
+    assert (recipe.compile, recipe.precision) == (compiled, precision)
+
+
+@given(st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"])))
+def test_overrides_keep_text_as_text(text: str) -> None:
+    assert overridden({}, as_overrides({"name": text}))["name"] == text
+
+
+@given(st.integers(0, 20), st.sampled_from([0.05, 0.1, 0.25]))
+def test_a_grid_contains_its_own_points_only(point: int, step: float) -> None:
+    dimension = Dimension(low=0.0, high=20 * step, step=step)
+    assert dimension.contains(point * step)
+    assert not dimension.contains((point + 0.5) * step)
+    assert not dimension.contains(20 * step + 1)
+
+
+def test_trials_are_evaluated_where_the_training_loop_evaluates() -> None:
     assert PARTS == EVALUATED_PARTS
 
 
@@ -27,12 +155,14 @@ def test_trials_of_equal_steps_see_equally_many_tokens(steps: int, rows: int, ro
     wanted = steps * base.rows * base.row_tokens
     if recipe.steps > PARTS:
         assert abs(recipe.steps * rows * row_tokens - wanted) <= rows * row_tokens / 2
-    looks = {part_of(recipe, step, 0.0) for step in range(0, recipe.steps, recipe.eval_every)}
-    assert len(looks) == len(range(0, recipe.steps, recipe.eval_every)), "no two looks are at the same part"
+    evaluated = {part_of(recipe, step, 0.0) for step in range(0, recipe.steps, recipe.eval_every)}
+    assert len(evaluated) == len(range(0, recipe.steps, recipe.eval_every)), (
+        "no two evaluations are at the same part"
+    )
     assert part_of(recipe, recipe.steps, 0.0) == PARTS
 
 
-def test_a_budget_in_minutes_is_the_clock_s_alone() -> None:
+def test_a_budget_in_minutes_counts_time_only() -> None:
     recipe = Budget(minutes=2.0).given_to(smallest(steps=3, patience=2), smallest())
     assert (recipe.minutes, recipe.patience) == (2.0, 0)
     assert [part_of(recipe, 50, seconds) for seconds in (0.0, 14.9, 15.0, 119.9, 120.0, 500.0)] == [
@@ -55,11 +185,11 @@ def test_a_budget_in_minutes_is_the_clock_s_alone() -> None:
         ({"steps": 7}, "must be at least 8"),
     ],
 )
-def test_a_budget_that_is_none_is_refused(given_: dict[str, float], message: str) -> None:
+def test_an_invalid_budget_is_refused(given_: dict[str, float], message: str) -> None:
     with pytest.raises(InputError, match=message):
         Budget(**given_)  # type: ignore[arg-type]
 
 
-def test_a_plan_survives_the_database() -> None:
-    for plan in (pretended_plan(), dataclasses.replace(pretended_plan(), digest=None, seed=3, place="modal")):
-        assert Plan.from_dict(json.loads(json.dumps(plan.as_dict()))) == plan
+def test_a_plan_survives_json() -> None:
+    for plan in (fake_plan(), fake_plan().model_copy(update={"digest": None, "seed": 3, "place": "modal"})):
+        assert Plan.model_validate(json.loads(json.dumps(plan.model_dump(mode="json")))) == plan

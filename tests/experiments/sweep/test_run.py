@@ -15,11 +15,10 @@ import pytest
 from typer.testing import CliRunner, Result
 
 import story
-from experiments.sweep.parent import EXPERIMENT, TRIALS
-from experiments.sweep.run import UNDECIDED, Asked, run_sweep
-from experiments.sweep.shown import best_of, rows, summary
-from experiments.sweep.study import OWNER, RECIPE, open_study
-from experiments.sweep.trial import Ended
+from experiments.sweep.render import best_of, rows, summary
+from experiments.sweep.run import TRIALS, UNDECIDED, SweepOptions, run_sweep
+from experiments.sweep.study import EXPERIMENT, OWNER, RECIPE, open_study
+from experiments.sweep.trial import TrialEnd
 from experiments.sweep.worker import STOPPED
 from model.errors import InputError
 from tests.experiments.sweep.conftest import Swept
@@ -30,19 +29,19 @@ from training.tracking.store import Owner, open_store
 from training.trainer.recipe import Recipe, load_recipe
 
 
-def asked(swept: Swept, **changes: Any) -> Asked:
+def asked(swept: Swept, **changes: Any) -> SweepOptions:
     """A call for the finished sweep's own plan."""
     given: dict[str, Any] = {"name": "first", "storage": swept.storage, "trials": 3, "threads": 1}
-    return Asked(**given | changes)
+    return SweepOptions(**given | changes)
 
 
-def new(tmp_path: Path, data: Path, **changes: Any) -> Asked:
+def new(tmp_path: Path, data: Path, **changes: Any) -> SweepOptions:
     """A call for a new sweep of the same small space, not logged."""
     given: dict[str, Any] = {
         "name": "new", "storage": f"sqlite:///{tmp_path}/sweeps.db", "steps": STEPS, "data": str(data), "threads": 1,
         "space": small_space(tmp_path), "out": tmp_path / "out",
     }  # fmt: skip
-    return Asked(**given | changes)
+    return SweepOptions(**given | changes)
 
 
 def wait_for(condition: Any, seconds: float = 120) -> Any:
@@ -113,7 +112,7 @@ def test_the_best_trial_can_be_trained_again_from_what_was_recorded(swept: Swept
     study = open_study(swept.storage, "first")
     best = best_of(study)
     assert best is not None
-    program, verb, *words = shlex.split(best["again"])
+    program, verb, *words = shlex.split(best["exact_command"])
     assert (program, verb, words[:2]) == ("story", "train", ["--preset", "tiny"])
     recipe = load_recipe("tiny", overrides=words[2:])
     assert recipe == Recipe.from_dict(study.trials[best["number"]].user_attrs[RECIPE])
@@ -127,9 +126,9 @@ def test_the_best_trial_can_be_trained_again_from_what_was_recorded(swept: Swept
 
 
 def test_a_sweep_that_has_its_trials_is_only_shown(swept: Swept) -> None:
-    told: list[str] = []
-    study, code = run_sweep(asked(swept), told.append)
-    assert (len(study.trials), code, told) == (3, 0, [])
+    lines: list[str] = []
+    study, code = run_sweep(asked(swept), lines.append)
+    assert (len(study.trials), code, lines) == (3, 0, [])
 
 
 @pytest.mark.parametrize(
@@ -159,7 +158,7 @@ def test_another_space_under_the_same_name_is_refused(swept: Swept, tmp_path: Pa
 def test_a_new_sweep_needs_a_budget_and_fitting_data(shards: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--minutes or --steps"):
         run_sweep(new(tmp_path, shards, steps=None))
-    with pytest.raises(InputError, match=r"512 pieces where the space's recipe has model\.vocab_size 4096"):
+    with pytest.raises(InputError, match=r"512 tokens where the space's recipe has model\.vocab_size 4096"):
         run_sweep(new(tmp_path, shards, space=None))
 
 
@@ -169,9 +168,9 @@ def test_the_command_shows_a_sweep_as_a_table_and_as_json(swept: Swept) -> None:
     assert "best: trial 0" in shown.stdout
     assert "story train --preset tiny model.pattern=RA" in shown.stdout
     assert "optimizer.matrix_lr=0.02 optimizer.table_lr=0.008\n" in shown.stdout
-    told = json.loads(run(swept, "first", "--show", "--json").stdout)
-    assert told == json.loads(json.dumps(summary(open_study(swept.storage, "first"))))
-    assert told["best"]["value"] == told["rows"][told["best"]["number"]]["value"]
+    shown_json = json.loads(run(swept, "first", "--show", "--json").stdout)
+    assert shown_json == json.loads(json.dumps(summary(open_study(swept.storage, "first"))))
+    assert shown_json["best"]["value"] == shown_json["rows"][shown_json["best"]["number"]]["value"]
     assert run(swept).stdout == "first\n"
     assert json.loads(run(swept, "--json").stdout) == {"sweeps": ["first"]}
     missing = run(swept, "second", "--show")
@@ -184,7 +183,7 @@ def test_a_sweep_of_which_no_trial_came_to_its_end_is_undecided(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The training is pretended: no recipe is known that surely diverges within eight steps."""
-    diverged = Ended("diverged", "step 3: loss nan", None, 3, 300)
+    diverged = TrialEnd("diverged", "step 3: loss nan", None, 3, 300)
     monkeypatch.setattr("experiments.sweep.worker.run_trial", lambda *_, **__: diverged)
     study, code = run_sweep(new(tmp_path, shards, trials=2), lambda line: None)
     assert [row["state"] for row in rows(study)] == ["pruned", "pruned"]
@@ -204,14 +203,14 @@ def test_ctrl_c_saves_the_trial_and_the_next_call_goes_on_with_it(
 
     thread = threading.Thread(target=interrupt)
     thread.start()
-    told: list[str] = []
-    study, code = run_sweep(call, told.append)
+    lines: list[str] = []
+    study, code = run_sweep(call, lines.append)
     thread.join()
     assert code == STOPPED
     first, waiting = rows(study)
     assert (first["state"], first["reason"], waiting["state"]) == ("failed", "interrupted by hand", "waiting")
     assert 0 < first["step"] < STEPS
-    study, code = run_sweep(call, told.append)
+    study, code = run_sweep(call, lines.append)
     assert code == 0
     assert [row["state"] for row in rows(study)] == ["failed", "complete"]
     assert rows(study)[1]["step"] == STEPS
@@ -228,9 +227,9 @@ def test_ctrl_c_saves_the_trial_and_the_next_call_goes_on_with_it(
 
 def test_two_workers_finish_a_sweep_though_one_of_them_is_killed(shards: Path, tmp_path: Path) -> None:
     call = new(tmp_path, shards, trials=3, workers=2)
-    told: list[str] = []
+    lines: list[str] = []
     ended: list[Any] = []
-    sweep = threading.Thread(target=lambda: ended.append(run_sweep(call, told.append)))
+    sweep = threading.Thread(target=lambda: ended.append(run_sweep(call, lines.append)))
     sweep.start()
 
     def at_work() -> list[tuple[int, int]]:
@@ -254,10 +253,10 @@ def test_two_workers_finish_a_sweep_though_one_of_them_is_killed(shards: Path, t
     assert not sweep.is_alive()
     study, code = ended[0]
     found = rows(study)
-    assert code == 0, told
-    assert "a worker was killed by signal 9; another takes its place" in told
+    assert code == 0, lines
+    assert "a worker was killed by signal 9; another takes its place" in lines
     assert found[number]["state"] == "failed"
-    (again,) = [row for row in found if row["again"] == number]
+    (again,) = [row for row in found if row["retry_of"] == number]
     assert again["params"] == found[number]["params"]
     assert again["state"] in ("complete", "pruned")
     assert sum(row["state"] in ("complete", "pruned") for row in found) == 3

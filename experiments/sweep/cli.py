@@ -1,6 +1,6 @@
-"""The verb `story sweep`: its options, and nothing that takes time to load.
+"""The command `story sweep`: its options, and nothing that is slow to import.
 
-`story.py` imports this for every verb, so that `story --help` can list it.
+`story.py` imports this for every command, so that `story --help` can list it.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+
+from experiments.common.cli_options import Json
 
 
 def sweep(
@@ -36,7 +38,7 @@ def sweep(
     out: Annotated[
         Path | None, typer.Option(help="Folder for the best trial's checkpoint. Default: runs/sweeps/NAME.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Of what is drawn from the space. Default: 0.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the sampler. Default: 0.")] = None,
     workers: Annotated[int, typer.Option(help="Trials at once: processes here, containers on Modal.")] = 1,
     threads: Annotated[
         int | None, typer.Option(help="Threads of each process. Default: the cores, shared out.")
@@ -53,17 +55,14 @@ def sweep(
     ] = None,
     show: Annotated[bool, typer.Option("--show", help="Train nothing: show the sweep as it stands.")] = False,
     track: Annotated[bool, typer.Option(help="Log the sweep and its trials to MLflow.")] = True,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print JSON for a machine instead of text.")
-    ] = False,
+    as_json: Json = False,
 ) -> None:
-    """Search for a better recipe: many short trainings, the hopeless ones ended early. Ctrl-C stops safely."""
+    """Search for a better recipe: many short trainings, the worse ones pruned early. Ctrl-C stops safely."""
     from rich.console import Console
 
-    from experiments.sweep.run import Asked, run_sweep
-    from experiments.sweep.shown import print_sweep, summary
-    from experiments.sweep.storage import storage_url
-    from experiments.sweep.study import open_study, study_names
+    from experiments.sweep.render import print_sweep, summary
+    from experiments.sweep.run import SweepOptions, run_sweep
+    from experiments.sweep.study import open_study, storage_url, study_names
     from model.settings import load_settings
 
     settings = load_settings()
@@ -77,12 +76,22 @@ def sweep(
         study = open_study(url, name)
     else:
         study, code = run_sweep(
-            Asked(
-                name=name, storage=url, trials=trials, minutes=minutes, steps=steps, space=space, data=data, out=out,
-                seed=seed, workers=workers, threads=threads, place=on,
+            SweepOptions(
+                name=name,
+                storage=url,
+                trials=trials,
+                minutes=minutes,
+                steps=steps,
+                space=space,
+                data=data,
+                out=out,
+                seed=seed,
+                workers=workers,
+                threads=threads,
+                place=on,
                 tracking_uri=settings.mlflow_tracking_uri if track else None,
             )
-        )  # fmt: skip
+        )
     if as_json:
         typer.echo(json.dumps(summary(study), ensure_ascii=False, indent=2))
     else:
