@@ -1,7 +1,7 @@
-"""Makes the secrets of `compose.yaml`: one file each in `deploy/secrets/`, random, and only those that are missing.
+"""Make the missing secrets of `compose.yaml`: random, one file each in `deploy/secrets/`.
 
-The folder can be opened by its owner alone. The files in it can be read by everyone who gets that far, for a container
-sees a mounted secret with the rights that it has here, and each runs as a user of its own.
+Only the folder's owner can open it. The files in it are readable by everyone who can get that far, because a container
+sees a mounted secret with the permissions that it has here, and each runs as a user of its own.
 
     python3 deploy/make_secrets.py
 """
@@ -14,12 +14,15 @@ import sys
 from pathlib import Path
 
 FOLDER = Path(__file__).parent / "secrets"
-BYTES = 24
-"""Of chance in each password; they are written in letters that mean nothing in an address or a configuration."""
+
+
+def password() -> str:
+    """Return 24 random bytes, in characters that mean nothing in a URL or a configuration file."""
+    return secrets.token_urlsafe(24)
 
 
 def read_or_make(folder: Path, name: str, value: str) -> str:
-    """The secret `name`: what its file holds, or else `value`, which is then written there."""
+    """Return the secret `name` from its file, or write `value` there and return it."""
     path = folder / name
     try:
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o444)
@@ -33,16 +36,11 @@ def read_or_make(folder: Path, name: str, value: str) -> str:
 
 
 def make_all(folder: Path) -> None:
-    """Make what is missing. What consists of a password says the same one as its file."""
+    """Make what is missing. A URL contains the same password as its server's file."""
     folder.mkdir(mode=0o700, exist_ok=True)
     folder.chmod(0o700)
-
-    def password() -> str:
-        return secrets.token_urlsafe(BYTES)
-
-    read_or_make(folder, "mlflow_db_password", password())
-    read_or_make(folder, "grafana_password", password())
-    read_or_make(folder, "metrics_token", password())
+    for name in ("mlflow_db_password", "grafana_password", "metrics_token"):
+        read_or_make(folder, name, password())
     stories = read_or_make(folder, "stories_db_password", password())
     read_or_make(folder, "database_url", f"postgresql://stories:{stories}@postgres:5432/stories")
     redis = read_or_make(folder, "redis_auth", f"requirepass {password()}").removeprefix("requirepass ")

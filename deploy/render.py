@@ -1,12 +1,12 @@
-"""A deployment on Render that counts only once the new model answers, and a word about how it went.
+"""Deploy on Render and wait until the new model answers; post the outcome to a webhook.
 
-`python3 deploy/render.py deploy` asks Render for a deployment of this commit (or, of a service that runs a prebuilt
-image, of `IMAGE`), waits until Render calls it live, and then until `/api/health` of the app answers, several times in
-a row, with the model whose digest lies in `model/pretrained/digest`. `python3 deploy/render.py notify` posts one line
-to a webhook. Only Python itself is needed, so that the job with the keys installs nothing.
+`python3 deploy/render.py deploy` asks Render for a deployment of this commit (or, for a service that runs a prebuilt
+image, of `IMAGE`), waits until Render calls it live, and then until `/api/health` of the app reports the model in
+`model/pretrained/digest`, several times in a row. `python3 deploy/render.py notify` posts one line to a webhook. Only
+the standard library is needed, so that the job with the keys installs nothing.
 
 Environment: `RENDER_API_KEY`, `RENDER_SERVICE_ID`, `APP_URL`, `GITHUB_SHA`, `IMAGE` (name@digest), `RENDER_API`
-(another address of the interface), `NOTIFY_URL` (unset: nothing is posted), `OUTCOME` (of the deployment).
+(another address of the API), `NOTIFY_URL` (unset: nothing is posted), `OUTCOME` (of the deployment).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,102 +25,98 @@ from typing import Any
 API = "https://api.render.com/v1"
 DIGEST = Path(__file__).resolve().parents[1] / "model" / "pretrained" / "digest"
 FAILED = ("build_failed", "update_failed", "pre_deploy_failed", "canceled", "deactivated")
-SECONDS = 30.0
-"""That one request may take."""
+REQUEST_TIMEOUT = 30.0
+"""Seconds."""
 
 
-class DeployError(Exception):
-    """The deployment failed; the message says how in one line, without a key."""
+class RenderError(Exception):
+    """The deployment failed; the message is one line and holds no key."""
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
-    """How long is waited for what."""
+class Timing:
+    """How long to wait, in seconds."""
 
     live: float = 1800.0
-    """Seconds until Render must call the deployment live."""
+    """Until Render must call the deployment live."""
     healthy: float = 300.0
-    """Seconds from then until the app must answer with the new model."""
-    pause: float = 10.0
-    """Seconds between two looks."""
+    """From then until the app must answer with the new model."""
+    interval: float = 10.0
+    """Between two requests."""
     in_a_row: int = 3
-    """Answers with the new model that are wanted: behind a balancer one of several instances may still be old."""
+    """Answers with the new model that are needed: behind a balancer one of several instances may still be old."""
 
 
-def deploy(environment: Mapping[str, str], pace: Pace, *, sleep: Callable[[float], None] = time.sleep) -> str:
-    """Deploy and wait; returns what is live, in one line.
+def deploy(environment: Mapping[str, str], timing: Timing) -> str:
+    """Deploy and wait; return what is live, in one line.
 
     Raises:
-        DeployError: a variable is missing, Render refused or failed, or the app did not answer with the new model.
+        RenderError: a variable is missing, Render refused or failed, or the app did not answer with the new model.
     """
     key, service, app = (
-        _needed(environment, name) for name in ("RENDER_API_KEY", "RENDER_SERVICE_ID", "APP_URL")
+        _required(environment, name) for name in ("RENDER_API_KEY", "RENDER_SERVICE_ID", "APP_URL")
     )
-    wanted = DIGEST.read_text("ascii").strip()
+    digest = DIGEST.read_text("ascii").strip()
     root = f"{environment.get('RENDER_API') or API}/services/{service}"
-
-    def ask(path: str, body: dict[str, str] | None = None) -> Any:
-        return _ask(root + path, key=key, body=body)
-
-    details = ask("").get("serviceDetails") or {}
+    details = _request(root, key=key).get("serviceDetails") or {}
     if "image" in (details.get("runtime"), details.get("env")):
-        what = {"imageUrl": _needed(environment, "IMAGE")}
+        source = {"imageUrl": _required(environment, "IMAGE")}
     else:
-        what = {"commitId": _needed(environment, "GITHUB_SHA")}
-    number = str(ask("/deploys", what)["id"])
-    print(f"deployment {number} of {next(iter(what.values()))}", flush=True)
-    _wait_until_live(lambda: str(ask(f"/deploys/{number}")["status"]), pace, sleep)
-    version = _wait_until_healthy(f"{app.rstrip('/')}/api/health", wanted, pace, sleep)
-    return f"live: version {version}, model {wanted[:12]}"
+        source = {"commitId": _required(environment, "GITHUB_SHA")}
+    number = str(_request(f"{root}/deploys", key=key, body=source)["id"])
+    print(f"deployment {number} of {next(iter(source.values()))}", flush=True)
+    _wait_until_live(f"{root}/deploys/{number}", key, timing)
+    version = _wait_until_healthy(f"{app.rstrip('/')}/api/health", digest, timing)
+    return f"live: version {version}, model {digest[:12]}"
 
 
 def notify(environment: Mapping[str, str]) -> str:
-    """Post how the deployment went to `NOTIFY_URL`; returns what was done. Raises `DeployError`."""
+    """Post the outcome of the deployment to `NOTIFY_URL`; return what was done. Raises `RenderError`."""
     url = environment.get("NOTIFY_URL")
     if not url:
-        return "no NOTIFY_URL, so nobody is told"
-    outcome = environment.get("OUTCOME") or "unknown"
+        return "no NOTIFY_URL, nothing is posted"
     text = (
         f"{environment.get('GITHUB_REPOSITORY', 'write-me-a-story')} {environment.get('GITHUB_SHA', '')[:12]}: "
-        f"deployment {outcome}. {environment.get('APP_URL', '')}"
-    )
-    _ask(url, body={"text": text.strip(), "content": text.strip()}, name="the webhook")
-    return "told"
+        f"deployment {environment.get('OUTCOME') or 'unknown'}. {environment.get('APP_URL', '')}"
+    ).strip()
+    _request(url, body={"text": text, "content": text}, name="the webhook")
+    return "posted"
 
 
-def _wait_until_live(status: Callable[[], str], pace: Pace, sleep: Callable[[float], None]) -> None:
-    until, before = time.monotonic() + pace.live, ""
-    while (now := status()) != "live":
-        if now != before:
-            print(f"Render: {now}", flush=True)
-        if now in FAILED:
-            raise DeployError(f"Render: {now}; its log tells why")
-        if time.monotonic() > until:
-            raise DeployError(f"Render still says {now} after {pace.live:g} s")
-        before = now
-        sleep(pace.pause)
+def _wait_until_live(url: str, key: str, timing: Timing) -> None:
+    deadline, before = time.monotonic() + timing.live, ""
+    while (status := str(_request(url, key=key)["status"])) != "live":
+        if status != before:
+            print(f"Render: {status}", flush=True)
+        if status in FAILED:
+            raise RenderError(f"Render: {status}; see its log")
+        if time.monotonic() > deadline:
+            raise RenderError(f"Render still says {status} after {timing.live:g} s")
+        before = status
+        time.sleep(timing.interval)
 
 
-def _wait_until_healthy(url: str, wanted: str, pace: Pace, sleep: Callable[[float], None]) -> str:
-    until, good, seen = time.monotonic() + pace.healthy, 0, "no answer"
+def _wait_until_healthy(url: str, digest: str, timing: Timing) -> str:
+    deadline, good, seen = time.monotonic() + timing.healthy, 0, "no answer"
     while True:
         try:
-            health = _ask(url, name="/api/health")
-            found, seen = str(health["model"]["version"]), f"model {health['model']['version']}"
-            good = good + 1 if health["status"] == "ok" and found == wanted else 0
-        except (DeployError, KeyError, TypeError) as error:
+            health = _request(url, name="/api/health")
+            found = str(health["model"]["version"])
+            seen = f"model {found}"
+            good = good + 1 if health["status"] == "ok" and found == digest else 0
+        except (RenderError, KeyError, TypeError) as error:
             good, seen = 0, str(error) or type(error).__name__
-        if good == pace.in_a_row:
+        if good == timing.in_a_row:
             return str(health.get("version", "unknown"))
-        if time.monotonic() > until:
-            raise DeployError(
-                f"after {pace.healthy:g} s the app does not answer with {wanted[:12]}: {seen[:200]}"
+        if time.monotonic() > deadline:
+            raise RenderError(
+                f"after {timing.healthy:g} s the app does not answer with {digest[:12]}: {seen[:200]}"
             )
-        sleep(pace.pause)
+        time.sleep(timing.interval)
 
 
-def _ask(url: str, *, key: str = "", body: dict[str, str] | None = None, name: str = "Render") -> Any:
-    """JSON of an answer, {} of an empty or another one. Raises `DeployError`, which names no address and no key."""
+def _request(url: str, *, key: str = "", body: dict[str, str] | None = None, name: str = "Render") -> Any:
+    """Return the JSON of a response, {} if it holds none. Raises `RenderError`, which names no address and no key."""
     headers = {
         "Accept": "application/json",
         "Content-Type": "application/json",
@@ -131,36 +127,36 @@ def _ask(url: str, *, key: str = "", body: dict[str, str] | None = None, name: s
     try:
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(url, data=data, headers=headers)
-        with urllib.request.urlopen(request, timeout=SECONDS) as answer:
+        with urllib.request.urlopen(request, timeout=REQUEST_TIMEOUT) as answer:
             content = answer.read()
     except urllib.error.HTTPError as error:
         error.close()
-        raise DeployError(f"{name} answered {error.code}") from None
+        raise RenderError(f"{name} answered {error.code}") from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
-        raise DeployError(f"{name} did not answer: {type(reason).__name__}") from None
+        raise RenderError(f"{name} did not answer: {type(reason).__name__}") from None
     try:
         return json.loads(content)
     except ValueError:
         return {}
 
 
-def _needed(environment: Mapping[str, str], name: str) -> str:
+def _required(environment: Mapping[str, str], name: str) -> str:
     if value := environment.get(name):
         return value
-    raise DeployError(f"{name} is not set")
+    raise RenderError(f"{name} is not set")
 
 
 def main(
-    arguments: Sequence[str], environment: Mapping[str, str] = os.environ, pace: Pace | None = None
+    arguments: Sequence[str], environment: Mapping[str, str] = os.environ, timing: Timing | None = None
 ) -> int:
-    """Run one of the two; returns the exit code."""
+    """Run `deploy` or `notify`; return the exit code."""
     if list(arguments) not in (["deploy"], ["notify"]):
         print("usage: render.py deploy|notify", file=sys.stderr)
         return 2
     try:
-        print(deploy(environment, pace or Pace()) if arguments[0] == "deploy" else notify(environment))
-    except DeployError as error:
+        print(deploy(environment, timing or Timing()) if arguments[0] == "deploy" else notify(environment))
+    except RenderError as error:
         print(f"render: {error}", file=sys.stderr)
         return 1
     return 0

@@ -1,7 +1,7 @@
-"""Says by its exit code whether the app of this container could write a story now: 0 yes, 1 no.
+"""The image's health check: exit with 0 if the app in this container is healthy, else with 1.
 
-The image's health check. It runs several times a minute for as long as the app does, so it imports nothing of the
-project and no package, and it needs no curl. It listens to PORT as the app does.
+It runs several times a minute for as long as the app does, so it imports nothing but the standard library and needs
+no curl. It asks at PORT, where the app listens.
 """
 
 from __future__ import annotations
@@ -10,19 +10,19 @@ import http.client
 import os
 import sys
 
-PATIENCE = 4
-"""Seconds; less than the health check's own time-out, so that the reason is told."""
+TIMEOUT = 4
+"""Seconds; less than the health check's own timeout, so that the reason is printed."""
 
 
 def main() -> int:
-    """Ask once and print what was answered."""
+    """Ask once and print the response."""
     port = int(os.environ.get("PORT") or 7860)
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=TIMEOUT)
     try:
         connection.request("GET", "/api/health")
-        answer = connection.getresponse()
-        print(answer.status, answer.read(400).decode(errors="replace"))
-        return 0 if answer.status == 200 else 1
+        response = connection.getresponse()
+        print(response.status, response.read(400).decode(errors="replace"))
+        return 0 if response.status == 200 else 1
     except (OSError, http.client.HTTPException) as error:
         print(f"port {port} does not answer: {error}")
         return 1

@@ -1,14 +1,14 @@
-"""What an installation or a whole image weighs, package by package, so that growth is noticed.
+"""Print what an installation or a whole image weighs, package by package, so that growth is noticed.
 
-It reads the file lists that pip keeps, adds up what is really there, and puts all else under the folder it lies in.
-With `--most` it is a check: exit code 1 names by how much the budget is missed. It needs nothing but Python, so it
-can also be sent into an image that does not hold it:
+It reads the file lists that pip keeps, adds up the files that exist, and counts all others under their folder. With
+`--most` it is a check: exit code 1 says by how much the budget is exceeded. It needs nothing but Python, so it can
+also be piped into an image that does not contain it:
 
     python deploy/image/image_size.py .venv
     docker run --rm -i write-me-a-story python - / --most 420 < deploy/image/image_size.py
 
-`--compressed` also packs each part as a registry would (gzip), which takes about half a minute; the parts' sum comes
-within some per cent of the image's layers.
+`--compressed` also packs each part as a registry would (gzip), which takes about half a minute; the sum is within
+some per cent of the image's layers.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Part:
 
 
 def files_below(root: Path) -> Iterator[Path]:
-    """All files on the disk of `root` itself, hard links once; what is mounted below it (/proc) stays out."""
+    """Yield all files on the disk of `root` itself, hard links once; mounts below it (/proc) stay out."""
     device = root.lstat().st_dev
     seen: set[int] = set()
     for folder, names, files in os.walk(root):
@@ -57,7 +57,7 @@ def files_below(root: Path) -> Iterator[Path]:
 
 
 def owners(root: Path) -> dict[Path, str]:
-    """Which package each file was installed by, from the `RECORD`s below `root`."""
+    """Return which package installed each file, from the `RECORD`s below `root`."""
     owned: dict[Path, str] = {}
     for record in sorted(root.rglob("*.dist-info/RECORD")):
         name = record.parent.name.removesuffix(".dist-info").replace("-", " ", 1)
@@ -67,19 +67,13 @@ def owners(root: Path) -> dict[Path, str]:
     return owned
 
 
-def unpackaged(path: Path, root: Path) -> str:
-    """The name of the part that holds a file of no package: the first folders of its path."""
-    parts = path.relative_to(root).parts[:-1]
-    return "/".join(("", *parts[:DEPTH])) if parts else "/"
-
-
 def weigh(root: Path, *, compress: bool = False) -> list[Part]:
-    """The parts of what lies below `root`, heaviest first."""
+    """Return the parts below `root`, heaviest first. A file of no package counts for its path's first folders."""
     owned = owners(root)
     parts: dict[str, Part] = defaultdict(lambda: Part(""))
     packers: dict[str, Any] = {}
     for path in files_below(root):
-        name = owned.get(path) or unpackaged(path, root)
+        name = owned.get(path) or "/" + "/".join(path.relative_to(root).parts[:-1][:DEPTH])
         part = parts[name]
         part.name = name
         part.files += 1
@@ -92,14 +86,12 @@ def weigh(root: Path, *, compress: bool = False) -> list[Part]:
     return sorted(parts.values(), key=lambda part: (-part.bytes, part.name))
 
 
-def show(parts: list[Part], most_rows: int) -> None:
-    """Print a table of the heaviest parts, and one row for the rest."""
-    shown, rest = parts[:most_rows], parts[most_rows:]
+def print_table(parts: list[Part], rows: int, *, packed: bool) -> None:
+    """Print the heaviest parts, and one row for the rest."""
+    shown, rest = parts[:rows], parts[rows:]
     if rest:
-        names = f"{len(rest)} others"
         totals = (sum(p.bytes for p in rest), sum(p.compressed for p in rest), sum(p.files for p in rest))
-        shown = [*shown, Part(names, *totals)]
-    packed = any(part.compressed for part in parts)
+        shown = [*shown, Part(f"{len(rest)} others", *totals)]
     print(f"{'MB':>8}  {'packed':>8}  files  part" if packed else f"{'MB':>8}  files  part")
     for part in shown:
         middle = f"{part.compressed / MB:8.1f}  " if packed else ""
@@ -107,10 +99,8 @@ def show(parts: list[Part], most_rows: int) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Weigh one folder. Exit code 1: it is over a budget; 2: there is no such folder."""
-    parser = argparse.ArgumentParser(
-        description="What an installation or an image weighs, package by package."
-    )
+    """Weigh one folder. Exit code 1: it exceeds a budget; 2: there is no such folder."""
+    parser = argparse.ArgumentParser(description="Print what an installation or an image weighs.")
     parser.add_argument("root", type=Path, help="a virtual environment, an unpacked image, or / inside one")
     parser.add_argument("--most", type=float, metavar="MB", help=f"budget; the image's is {BUDGET_MB}")
     parser.add_argument("--compressed", action="store_true", help="also pack each part with gzip")
@@ -126,7 +116,8 @@ def main(arguments: list[str] | None = None) -> int:
     if not chosen.root.is_dir():
         print(f"{chosen.root} is not a folder", file=sys.stderr)
         return 2
-    parts = weigh(chosen.root.resolve(), compress=chosen.compressed or chosen.most_compressed is not None)
+    compress = chosen.compressed or chosen.most_compressed is not None
+    parts = weigh(chosen.root.resolve(), compress=compress)
     total, packed = sum(part.bytes for part in parts), sum(part.compressed for part in parts)
     if chosen.json:
         rows = [
@@ -134,8 +125,8 @@ def main(arguments: list[str] | None = None) -> int:
         ]
         print(json.dumps({"bytes": total, "compressed": packed, "parts": rows}))
     else:
-        show(parts, chosen.rows)
-        print(f"{total / MB:8.1f} MB" + (f", {packed / MB:.1f} MB packed" if packed else ""))
+        print_table(parts, chosen.rows, packed=compress)
+        print(f"{total / MB:8.1f} MB" + (f", {packed / MB:.1f} MB packed" if compress else ""))
     over = False
     for what, budget, found in (("", chosen.most, total), (" packed", chosen.most_compressed, packed)):
         if budget is not None and found > budget * MB:

@@ -1,11 +1,10 @@
-"""Starts the app as the image will, writes a story with it, and keeps the bytecode of all that was imported.
+"""Run the app as the image will, generate a story with it, and keep the bytecode of all modules that it imports.
 
 An image without bytecode compiles every module at each start, which costs several seconds; bytecode of everything
-costs some 40 MB, most of it for modules that serving never imports. So the app is run once while the image is built,
-and Python writes the bytecode of what it imports, its own library included, below PYTHONPYCACHEPREFIX. Then all of it
-is marked as valid without a look at the source, whose time stamps a registry may change. A
-second run uses it. Both are also a test: an image whose app cannot show the page, tell a story and stop cleanly is not
-built.
+costs some 40 MB, most of it for modules that serving never imports. So the build runs the app once, and Python writes
+the bytecode of what it imports, the standard library included, below PYTHONPYCACHEPREFIX. All of it is then marked as
+valid without a check of the source, whose time stamps a registry may change. A second run uses it. Both runs are also
+a test: the build fails if the app cannot show the page, stream a story and stop cleanly.
 
     PYTHONPYCACHEPREFIX=/opt/story/bytecode python deploy/image/warm.py story demo --host 127.0.0.1
 """
@@ -25,75 +24,74 @@ from pathlib import Path
 
 from model.serving.http.address import free_port
 
-PATIENCE = 300
+TIMEOUT = 300
 """Seconds for a start without bytecode on a slow and busy builder, and for a stop."""
 UNCHECKED = py_compile.PycInvalidationMode.UNCHECKED_HASH
 STORY = {"prompt": "Once upon a time", "max_tokens": 40, "seed": 1, "stream": True}
 
 
-class ColdError(Exception):
-    """In one line: what the app did not do."""
+class WarmError(Exception):
+    """What the app failed to do, in one line."""
 
 
-def ask(url: str, body: dict[str, object] | None = None) -> str:
-    """The text behind an address, fetched or, with a body, asked for. Raises `ColdError` for any other answer."""
+def fetch(url: str, body: dict[str, object] | None = None) -> str:
+    """Return the text of a GET, or of a POST where there is a body. Raises `WarmError` for any failure."""
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url, data, {"content-type": "application/json"} if data else {})
     try:
-        with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
+        with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
             text: str = answer.read().decode()
             return text
-    except OSError as error:  # `HTTPError` and `URLError` are among them
-        raise ColdError(f"{url}: {error}") from None
+    except OSError as error:  # includes `HTTPError` and `URLError`
+        raise WarmError(f"{url}: {error}") from None
 
 
 def wait_until_healthy(url: str, process: subprocess.Popen[bytes]) -> float:
-    """Seconds until the app says that a story could be written. Raises `ColdError` if it ends or never does."""
+    """Return the seconds until the app is healthy. Raises `WarmError` if it exits or never is."""
     began = time.monotonic()
-    while time.monotonic() < began + PATIENCE:
+    while time.monotonic() < began + TIMEOUT:
         if process.poll() is not None:
-            raise ColdError(f"the app ended with exit code {process.returncode} before it served")
+            raise WarmError(f"the app ended with exit code {process.returncode} before it served")
         try:
-            ask(f"{url}/api/health")
-        except ColdError:
+            fetch(f"{url}/api/health")
+        except WarmError:
             time.sleep(0.05)
         else:
             return time.monotonic() - began
-    raise ColdError(f"the app was not healthy within {PATIENCE} seconds")
+    raise WarmError(f"the app was not healthy within {TIMEOUT} seconds")
 
 
-def try_out(command: list[str], *, write_bytecode: bool) -> dict[str, float]:
-    """Run the app by `command`, use all of it once, stop it; how long each part took, in seconds.
+def try_app(command: list[str], *, write_bytecode: bool) -> dict[str, float]:
+    """Run the app by `command`, use each part of it once and stop it; return how many seconds each step took.
 
     Raises:
-        ColdError: it did not start, answer, write or stop as it should.
+        WarmError: it did not start, answer, generate or stop as it should.
     """
     port = free_port()
     url = f"http://127.0.0.1:{port}"
-    own = {
-        "PORT": str(port),
-        "PYTHONDONTWRITEBYTECODE": "" if write_bytecode else "1",
-    }  # empty counts as unset
-    process = subprocess.Popen(command, env={**os.environ, **own})
+    flag = "" if write_bytecode else "1"  # empty counts as unset
+    process = subprocess.Popen(
+        command, env={**os.environ, "PORT": str(port), "PYTHONDONTWRITEBYTECODE": flag}
+    )
     try:
         took = {"healthy after": wait_until_healthy(url, process)}
-        if "gradio" not in ask(f"{url}/").lower():
-            raise ColdError(f"{url}/ is not the page")
+        if "gradio" not in fetch(f"{url}/").lower():
+            raise WarmError(f"{url}/ is not the page")
         for path in ("config", "metrics", "v1/models", "socket.io/?EIO=4&transport=polling"):
-            ask(f"{url}/{path}")
+            fetch(f"{url}/{path}")
         began = time.monotonic()
-        told = ask(f"{url}/api/generate", STORY)
-        if told.count("data:") < 10:
-            raise ColdError(f"the app streamed no story, but {told[:200]!r}")
+        events = fetch(f"{url}/api/generate", STORY)
+        if events.count("data:") < 10:
+            raise WarmError(f"the app streamed no story, but {events[:200]!r}")
         took["a story of 40 tokens"] = time.monotonic() - began
         began = time.monotonic()
         process.send_signal(signal.SIGTERM)
         try:
-            code = process.wait(PATIENCE)
+            code = process.wait(TIMEOUT)
         except subprocess.TimeoutExpired:
-            raise ColdError(f"the app still ran {PATIENCE} seconds after SIGTERM") from None
+            raise WarmError(f"the app still ran {TIMEOUT} seconds after SIGTERM") from None
         if code != 0:
-            raise ColdError(f"the app answered SIGTERM with exit code {code}")
+            raise WarmError(f"the app answered SIGTERM with exit code {code}")
         took["stopped within"] = time.monotonic() - began
         return took
     finally:
@@ -102,8 +100,8 @@ def try_out(command: list[str], *, write_bytecode: bool) -> dict[str, float]:
             process.wait()
 
 
-def keep(bytecode: Path) -> int:
-    """Make all bytecode below `bytecode` valid as it stands, and return how many modules that is."""
+def mark_valid(bytecode: Path) -> int:
+    """Make all bytecode below `bytecode` valid without a check of its source; return the number of modules."""
     count = 0
     for compiled in sorted(bytecode.rglob("*.pyc")):
         module = compiled.name.split(".", 1)[0] + ".py"
@@ -118,17 +116,17 @@ def keep(bytecode: Path) -> int:
 
 
 def main(command: list[str]) -> int:
-    """Try the app out by `command` and keep the bytecode. Exit code 1: it does not work, 2: bad use."""
+    """Try the app that `command` starts and keep its bytecode. Exit code 1: it does not work, 2: bad use."""
     prefix = os.environ.get("PYTHONPYCACHEPREFIX")
     if not command or not prefix:
         print("usage: PYTHONPYCACHEPREFIX=DIR python deploy/image/warm.py COMMAND…", file=sys.stderr)
         return 2
     try:
-        try_out(command, write_bytecode=True)
-        print(f"bytecode of {keep(Path(prefix))} modules in {prefix}; with it:")
-        for what, seconds in try_out(command, write_bytecode=False).items():
-            print(f"{what} {seconds:.2f} s")
-    except ColdError as error:
+        try_app(command, write_bytecode=True)
+        print(f"bytecode of {mark_valid(Path(prefix))} modules in {prefix}; with it:")
+        for step, seconds in try_app(command, write_bytecode=False).items():
+            print(f"{step} {seconds:.2f} s")
+    except WarmError as error:
         print(error, file=sys.stderr)
         return 1
     return 0

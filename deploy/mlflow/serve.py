@@ -1,8 +1,8 @@
-"""Starts MLflow's server on PostgreSQL, with a password that comes out of a file.
+"""Start MLflow's server on PostgreSQL, with a password that comes from a file.
 
-MLflow takes its database as one address, password and all. Here the address and the file with the password are two
-settings, and the whole goes to the server in its environment, so that it stands in no list of processes. The server
-keeps artifacts itself (clients need no access to the volume) and answers only to the host names that it was told.
+MLflow takes its database as one URL that includes the password. Here the URL and the file with the password are two
+settings, and the result goes to the server in its environment, so that no process list shows it. The server stores
+artifacts itself (clients need no access to the volume) and answers only for the allowed host names.
 
 Environment: `DATABASE` (without a password), `PASSWORD_FILE`, `ALLOWED_HOSTS`; `HOST`, `PORT`, `ARTIFACTS` and
 `WORKERS` have defaults for the container.
@@ -18,7 +18,7 @@ from urllib.parse import quote, urlsplit, urlunsplit
 
 
 def with_password(address: str, password: str) -> str:
-    """`scheme://user@host/db` with the password put in, whatever characters it holds."""
+    """Return `scheme://user@host/db` with the password inserted, quoted."""
     parts = urlsplit(address)
     user, at, host = parts.netloc.rpartition("@")
     if not at or ":" in user:
@@ -29,7 +29,7 @@ def with_password(address: str, password: str) -> str:
 
 
 def command(environment: Mapping[str, str]) -> list[str]:
-    """How MLflow is called."""
+    """Return MLflow's command line."""
     return [
         *(sys.executable, "-m", "mlflow", "server"),
         *("--host", environment.get("HOST", "0.0.0.0"), "--port", environment.get("PORT", "5000")),
@@ -41,7 +41,7 @@ def command(environment: Mapping[str, str]) -> list[str]:
 
 
 def main() -> None:
-    """Become the server. Ends with one line when a setting is missing."""
+    """Replace this process by the server. Exit with one line when a setting is missing."""
     missing = [name for name in ("DATABASE", "PASSWORD_FILE", "ALLOWED_HOSTS") if not os.environ.get(name)]
     if missing:
         raise SystemExit(f"{', '.join(missing)} must be set")

@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 from experiments.gate.shown import MARK
 from model.architecture.folder import ModelFolder
 from model.runtimes.native.library import library_file
-from tests.workflows.json_server import PullRequest, json_server
+from tests.json_server import PullRequest, json_server
 from tests.workflows.workflow import WORKFLOWS, Runner, read, run_steps
 
 WORKFLOW = read(WORKFLOWS / "validate-model.yml")

@@ -1,14 +1,9 @@
-"""The check of a deployment, against real services that write, and real servers that do not."""
+"""The check of a deployment, against real services that generate, and real servers that do not."""
 
 from __future__ import annotations
 
-import http.server
-import json
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
 
 import pytest
 from hypothesis import given
@@ -17,8 +12,10 @@ from hypothesis import strategies as st
 from deploy.release import smoke
 from deploy.release.smoke import Told, check, judge, stream_story, wait_until_ready
 from model.errors import AccountError, DeployError
+from model.serving.http.address import free_port
 from model.settings import Settings, load_settings
 from tests.demo.engines import local_backend
+from tests.json_server import Text, json_server
 from tests.model.serving.http.serving import serving
 
 
@@ -27,38 +24,7 @@ def settings() -> Settings:
     return load_settings()
 
 
-@contextmanager
-def answering(status: int, body: str, kind: str = "application/json") -> Iterator[tuple[str, list[Any]]]:
-    """A server that says the same to everyone, and the headers it got."""
-    got: list[Any] = []
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            got.append(dict(self.headers))
-            self.rfile.read(int(self.headers.get("content-length", 0)))
-            self.send_response(status)
-            self.send_header("content-type", kind)
-            self.send_header("content-length", str(len(body.encode())))
-            self.end_headers()
-            self.wfile.write(body.encode())
-
-        do_POST = do_GET
-
-        def log_message(self, *_arguments: Any) -> None:
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}", got
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
-
-
-def test_a_service_that_writes_passes(settings: Settings) -> None:
+def test_a_service_that_generates_passes(settings: Settings) -> None:
     with serving(local_backend(slots=4, queue=4, step_seconds=0.002, end_bias=-50)) as service:
         assert wait_until_ready(service.url, settings, version="0123456789abcdef" * 4, timeout=10) < 10
         report = check(service.url, settings, stories=6)
@@ -101,10 +67,10 @@ def test_nothing_there_is_a_failure(settings: Settings) -> None:
         ),
     ],
 )
-def test_what_answers_but_writes_no_story_is_a_failure(
+def test_an_answer_without_a_story_is_a_failure(
     status: int, body: str, kind: str, reason: str, settings: Settings
 ) -> None:
-    with answering(status, body, kind) as (url, _):
+    with json_server(lambda asked: (status, Text(body, kind))) as (url, _):
         report = check(url, settings, stories=1)
     assert report.verdict == "failed"
     assert reason in report.reason
@@ -113,72 +79,43 @@ def test_what_answers_but_writes_no_story_is_a_failure(
 def test_the_proxy_token_goes_with_each_request(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MODAL_KEY", "wk-1")
     monkeypatch.setenv("MODAL_SECRET", "ws-1")
-    with answering(200, json.dumps({"status": "ok"})) as (url, got):
+    with json_server(lambda asked: (200, {"status": "ok"})) as (url, seen):
         wait_until_ready(url, load_settings(), version=None, timeout=5)
         check(url, load_settings(), stories=1)
-    assert [(headers["Modal-Key"], headers["Modal-Secret"]) for headers in got] == [("wk-1", "ws-1")] * 2
+    tokens = [(asked.headers["modal-key"], asked.headers["modal-secret"]) for asked in seen]
+    assert tokens == [("wk-1", "ws-1")] * 2
 
 
 @pytest.mark.parametrize("status", [401, 403])
-def test_a_missing_token_is_told_at_once(status: int, settings: Settings) -> None:
+def test_a_missing_token_is_reported_at_once(status: int, settings: Settings) -> None:
     with (
-        answering(status, "modal-http: invalid credentials", "text/plain") as (url, _),
+        json_server(lambda asked: (status, Text("modal-http: invalid credentials"))) as (url, _),
         pytest.raises(AccountError, match="set MODAL_KEY and MODAL_SECRET"),
     ):
         wait_until_ready(url, settings, version=None, timeout=60)
 
 
 def test_a_deployment_that_starts_late_is_waited_for(settings: Settings) -> None:
-    backend = local_backend()
-    with serving(backend) as first:
-        port = int(first.url.rpartition(":")[2])
+    port, done = free_port(), threading.Event()
 
-    def begin() -> None:
+    def start_late() -> None:
         time.sleep(0.6)
-        with serving_on(port):
-            stop.wait(20)
+        with json_server(lambda asked: (200, {"status": "ok", "model": {"version": "v2"}}), port):
+            done.wait(20)
 
-    stop = threading.Event()
-
-    @contextmanager
-    def serving_on(port: int) -> Iterator[None]:
-        server = http.server.ThreadingHTTPServer(("127.0.0.1", port), _Ready)
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-        thread.start()
-        try:
-            yield
-        finally:
-            server.shutdown()
-            thread.join()
-            server.server_close()
-
-    starting = threading.Thread(target=begin)
+    starting = threading.Thread(target=start_late)
     starting.start()
     try:
         took = wait_until_ready(f"http://127.0.0.1:{port}", settings, version="v2", timeout=15)
     finally:
-        stop.set()
+        done.set()
         starting.join()
     assert took >= 0.5
 
 
-class _Ready(http.server.BaseHTTPRequestHandler):
-    """Says that it serves version v2."""
-
-    def do_GET(self) -> None:
-        body = json.dumps({"status": "ok", "model": {"version": "v2"}}).encode()
-        self.send_response(200)
-        self.send_header("content-length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_arguments: Any) -> None:
-        pass
-
-
 def test_a_deployment_that_serves_another_version_is_not_ready(settings: Settings) -> None:
     with (
-        answering(200, json.dumps({"status": "ok", "model": {"version": "a" * 64}})) as (url, _),
+        json_server(lambda asked: (200, {"status": "ok", "model": {"version": "a" * 64}})) as (url, _),
         pytest.raises(DeployError, match="it serves aaaaaaaaaaaa, not bbbbbbbbbbbb"),
     ):
         wait_until_ready(url, settings, version="b" * 64, timeout=0.2)

@@ -11,7 +11,7 @@ import pytest
 
 from experiments.gate.comment import LONGEST, PAGE, main
 from experiments.gate.shown import MARK
-from tests.workflows.json_server import Asked, PullRequest, json_server
+from tests.json_server import Asked, PullRequest, json_server
 
 
 @pytest.fixture
@@ -37,8 +37,8 @@ Github = tuple[PullRequest, list[Asked], dict[str, str]]
 def test_a_second_verdict_takes_the_place_of_the_first(report: Path, github: Github, tmp_path: Path) -> None:
     pull_request, seen, environment = github
     for number in range(2 * PAGE + 1):
-        pull_request.say(f"comment {number}")
-    pull_request.say(f"{MARK}\nis what a reader quotes")
+        pull_request.add(f"comment {number}")
+    pull_request.add(f"{MARK}\nis what a user quotes")
     assert main([str(report)], environment) == 0
     written = pull_request.comments[-1]
     assert written["body"] == report.read_text()
@@ -49,7 +49,7 @@ def test_a_second_verdict_takes_the_place_of_the_first(report: Path, github: Git
     assert "<details>" in written["body"]
     assert "# Figures" in written["body"]
     assert len(pull_request.comments) == 2 * PAGE + 3
-    assert pull_request.comments[-2]["body"].endswith("is what a reader quotes")
+    assert pull_request.comments[-2]["body"].endswith("is what a user quotes")
     before = [asked.method for asked in seen].count("PATCH")
     assert main([str(report), "--details", str(tmp_path / "benchmark.md")], environment) == 0
     assert [asked.method for asked in seen].count("PATCH") == before, "an equal verdict notifies nobody"

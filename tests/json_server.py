@@ -1,4 +1,4 @@
-"""A real HTTP server on the loopback that answers JSON by a function, and remembers what it was asked."""
+"""A real HTTP server on the loopback that answers by a function and records the requests."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import json
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -18,12 +18,28 @@ class Asked:
     method: str
     path: str
     """With its query."""
-    token: str
+    headers: dict[str, str]
+    """Names in lower case."""
     body: Any
+
+    @property
+    def token(self) -> str:
+        """The Authorization header."""
+        return self.headers.get("authorization", "")
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A body that is not JSON."""
+
+    text: str
+    kind: str = "text/plain"
 
 
 @contextlib.contextmanager
-def json_server(answer: Callable[[Asked], tuple[int, Any]]) -> Iterator[tuple[str, list[Asked]]]:
+def json_server(
+    answer: Callable[[Asked], tuple[int, Any]], port: int = 0
+) -> Iterator[tuple[str, list[Asked]]]:
     """(address, requests so far) of a server that sends the status and the value that `answer` returns."""
     seen: list[Asked] = []
 
@@ -31,21 +47,22 @@ def json_server(answer: Callable[[Asked], tuple[int, Any]]) -> Iterator[tuple[st
         def _serve(self) -> None:
             size = int(self.headers.get("Content-Length") or 0)
             body = json.loads(self.rfile.read(size)) if size else None
-            asked = Asked(self.command, self.path, self.headers.get("Authorization", ""), body)
-            seen.append(asked)
-            status, value = answer(asked)
-            content = json.dumps(value).encode()
+            headers = {name.lower(): value for name, value in self.headers.items()}
+            seen.append(Asked(self.command, self.path, headers, body))
+            status, value = answer(seen[-1])
+            text = value if isinstance(value, Text) else Text(json.dumps(value), "application/json")
             self.send_response(status)
-            self.send_header("Content-Length", str(len(content)))
+            self.send_header("Content-Type", text.kind)
+            self.send_header("Content-Length", str(len(text.text.encode())))
             self.end_headers()
-            self.wfile.write(content)
+            self.wfile.write(text.text.encode())
 
         do_GET = do_POST = do_PATCH = _serve
 
         def log_message(self, *_arguments: Any) -> None:
-            """Say nothing."""
+            """Print nothing."""
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
     thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     try:
@@ -56,24 +73,24 @@ def json_server(answer: Callable[[Asked], tuple[int, Any]]) -> Iterator[tuple[st
         thread.join(10)
 
 
+@dataclass
 class PullRequest:
-    """The comments of a pull request as GitHub's interface keeps them."""
+    """The comments of a pull request as GitHub's API keeps them."""
 
-    def __init__(self) -> None:
-        self.comments: list[dict[str, Any]] = []
+    comments: list[dict[str, Any]] = field(default_factory=list)
 
-    def say(self, body: str, kind: str = "User") -> None:
-        """A comment is there already."""
+    def add(self, body: str, kind: str = "User") -> None:
+        """Add a comment."""
         self.comments.append({"id": 1000 + len(self.comments), "body": body, "user": {"type": kind}})
 
     def answer(self, asked: Asked) -> tuple[int, Any]:
-        """What GitHub answers."""
+        """Answer as GitHub does."""
         if asked.token != "Bearer right":
             return 401, {"message": "Bad credentials"}
         root = "/repos/someone/write-me-a-story/issues"
         path, _, query = asked.path.partition("?")
         if (asked.method, path) == ("POST", f"{root}/7/comments"):
-            self.say(asked.body["body"], "Bot")
+            self.add(asked.body["body"], "Bot")
             return 201, self.comments[-1]
         if (asked.method, path) == ("GET", f"{root}/7/comments"):
             size, page = (int(part.partition("=")[2]) for part in query.split("&"))
