@@ -171,7 +171,7 @@ def _modal(settings: Settings) -> Finding:
     if settings.modal_endpoint_url is None:
         return Finding("endpoint", "off", "MODAL_ENDPOINT_URL is not set", "writing on a GPU at Modal")
     from model.serving.deployments import open_deployments
-    from model.serving.remote.exchange import introduce, proxy_auth
+    from model.serving.remote.client import fetch_model_info, proxy_auth
 
     try:
         headers = proxy_auth(settings)
@@ -181,7 +181,7 @@ def _modal(settings: Settings) -> Finding:
     token = "with a proxy token" if headers else "without a proxy token"
     used = "used by `--backend auto`" if settings.use_modal else "not used: USE_MODAL is off"
     shown = f"{without_password(url)}, {token}, {used}"
-    answer = introduce(url, headers, MODAL_PATIENCE)
+    answer = fetch_model_info(url, headers, MODAL_PATIENCE)
     if isinstance(answer, str):
         gives = (
             "writing on a GPU at Modal; it may be starting (ask again), or not be deployed, or want a token"

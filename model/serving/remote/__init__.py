@@ -1,7 +1,7 @@
-"""The backends that the page can write with, by name.
+"""The backends by name.
 
-`local` is the engine in this process, `modal` the service at `MODAL_ENDPOINT_URL`, and `auto` the two together:
-Modal first where `USE_MODAL` is on, and the engine here whenever Modal does not do its part.
+`local` is the engine in this process, `modal` the service at `MODAL_ENDPOINT_URL`, and `auto` both together: Modal
+first where `USE_MODAL` is on, and the engine here whenever Modal fails.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from model.errors import InputError
 from model.serving.backend import Backend, LocalBackend, ModelInfo
 
 if TYPE_CHECKING:
-    from model.serving.remote.remote import ModalBackend
+    from model.serving.remote.modal import ModalBackend
     from model.settings import Settings
 
 BACKENDS = ("auto", "local", "modal")
 
 
 def open_backend(kind: str, settings: Settings) -> Backend:
-    """The backend called `kind`. Raises `InputError` for another name, and where Modal's address is missing."""
+    """Open the backend called `kind`. Raises `InputError` for another name, and without Modal's address."""
     if kind not in BACKENDS:
         raise InputError("backend", f"must be one of {', '.join(BACKENDS)}, got {kind!r}")
     if kind == "modal":
@@ -27,56 +27,55 @@ def open_backend(kind: str, settings: Settings) -> Backend:
     local = LocalBackend.load(settings)
     if kind == "local" or not settings.use_modal:
         return local
-    from model.serving.remote.auto import AutoBackend  # as below
+    from model.serving.remote.failover import FailoverBackend  # as below
 
-    return AutoBackend(_modal(settings, beside=local), local)
+    return FailoverBackend(_modal(settings, fallback=local), local)
 
 
 def open_deployment(deployment: str, settings: Settings) -> ModalBackend:
-    """One deployment on Modal, whichever is active. Raises `InputError` when nothing proven runs there."""
+    """Open one deployment on Modal, active or not. Raises `InputError` when nothing proven runs there."""
     from model.serving.deployments import deployment_named, open_deployments
 
-    named = deployment_named(deployment)
+    name = deployment_named(deployment)
     record = open_deployments(settings).read()
-    url = None if record is None else record.urls[named]
+    url = None if record is None else record.urls[name]
     if record is None or url is None:
-        raise InputError("STORY_SPLIT", f"names the arm {deployment!r}, and nothing proven runs there")
-    model = ModelInfo(f"the model on {deployment}", record.versions[named] or "unknown")
-    return _modal(settings, only=(url, model))
+        raise InputError("STORY_SPLIT", f"names the variant {deployment!r}, and nothing proven runs there")
+    model = ModelInfo(f"the model on {deployment}", record.versions[name] or "unknown")
+    return _modal(settings, fixed=(url, model))
 
 
 def _modal(
-    settings: Settings, *, beside: LocalBackend | None = None, only: tuple[str, ModelInfo] | None = None
+    settings: Settings, *, fallback: LocalBackend | None = None, fixed: tuple[str, ModelInfo] | None = None
 ) -> ModalBackend:
-    """The service on Modal; `beside` is the writer that steps in for it, if there is one.
+    """Open the service on Modal.
 
-    `only`: one deployment's address and model, instead of the active one's.
+    `fallback`: the backend that steps in for it. `fixed`: one deployment's address and model, instead of the active
+    one's.
     """
+    # What only talks to Modal is loaded where it is used.
     from model.serving.deployments import open_deployments
-    from model.serving.remote.breaker import Breaker
-    from model.serving.remote.exchange import TimeOuts, introduce, proxy_auth
-    from model.serving.remote.remote import (
-        ModalBackend,  # what only talks to Modal is loaded where it is used
-    )
+    from model.serving.remote.client import Timeouts, fetch_model_info, proxy_auth
+    from model.serving.remote.modal import Breaker, ModalBackend
 
     default = settings.modal_endpoint_url
     if default is None:
-        raise InputError("MODAL_ENDPOINT_URL", "must be set to write with Modal")
+        raise InputError("MODAL_ENDPOINT_URL", "must be set to use Modal")
     deployments = open_deployments(settings)
 
     def endpoint() -> str:
-        return (deployments.endpoint(default) or default) if only is None else only[0]
+        return (deployments.endpoint(default) or default) if fixed is None else fixed[0]
 
     headers = proxy_auth(settings)
-    known = only[1] if only is not None else beside.model if beside is not None else None
-    model = introduce(endpoint(), headers) if known is None else known
+    known = fixed[1] if fixed is not None else fallback.model if fallback is not None else None
+    model = fetch_model_info(endpoint(), headers) if known is None else known
     if isinstance(model, str):  # it does not answer yet, which is no reason not to open
         model = ModelInfo("the model on Modal", "unknown")
     return ModalBackend(
         endpoint,
         model=model,
-        times=TimeOuts.of(settings),
+        timeouts=Timeouts.from_settings(settings),
         breaker=Breaker(settings.story_breaker_failures, settings.story_breaker_reset),
         headers=headers,
-        fail_fast=beside is not None,
+        fail_fast=fallback is not None,
     )

@@ -15,7 +15,7 @@ from model.architecture.folder import PRETRAINED
 from model.errors import InputError, MissingExtraError, ModelError
 from model.serving.backend import LocalBackend
 from model.serving.deployments import open_deployments
-from model.serving.remote.remote import ModalBackend
+from model.serving.remote.modal import ModalBackend
 from model.settings import Settings
 from tests.demo.scripted import ScriptedBackend
 
@@ -64,7 +64,9 @@ def test_a_deployment_on_modal_is_an_arm_where_modal_is_set_up() -> None:
         "modal_endpoint_url": "http://127.0.0.1:1",
         "story_deployments": "deployments.json",
     }
-    with pytest.raises(InputError, match="STORY_SPLIT names the arm 'blue', and nothing proven runs there"):
+    with pytest.raises(
+        InputError, match="STORY_SPLIT names the variant 'blue', and nothing proven runs there"
+    ):
         made(**settings)
     deployments = open_deployments(Settings(story_deployments="deployments.json"))
     deployments.set_deployment("blue", "http://127.0.0.1:2", "aa" * 32)

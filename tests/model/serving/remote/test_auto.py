@@ -16,9 +16,9 @@ from demo.app import Served, serve
 from demo.form import Form
 from demo.handlers import Desk, View
 from model.generation import GenerationRequest, SamplingParams
-from model.serving.remote.auto import AutoBackend
+from model.serving.remote.failover import FailoverBackend
+from tests.model.serving.remote.backends import alone, auto
 from tests.model.serving.remote.broken import Line, Script, broken, text_of
-from tests.model.serving.remote.houses import alone, auto
 
 LENGTH = 60
 PROMPT = "Once upon a time a fox"
@@ -191,7 +191,7 @@ def door() -> Iterator[Door]:
         yield doors[0]
 
 
-async def read(backend: AutoBackend, form: Form) -> list[View]:
+async def read(backend: FailoverBackend, form: Form) -> list[View]:
     return [view async for view in handlers.write(Desk.of(backend), "me", form)]
 
 

@@ -11,11 +11,11 @@ from model.architecture.tokenizer import StoryTokenizer
 from model.errors import BusyError, StoryError
 from model.generation import MAX_PROMPT_CHARS, Chunk, Completion, GenerationRequest, SamplingParams
 from model.serving.backend import Stream
-from model.serving.remote.auto import AutoBackend, AutoStream
+from model.serving.remote.failover import FailoverBackend, FailoverStream
 from tests.model.engines import TOKENIZER
 from tests.model.serving.http.serving import paced, serving
+from tests.model.serving.remote.backends import CALM, QUICK, alone, auto
 from tests.model.serving.remote.broken import Line, Script, broken, text_of
-from tests.model.serving.remote.houses import CALM, QUICK, alone, auto
 
 ASKED = GenerationRequest(prompt="Once upon a time a fox", max_tokens=40, sampling=SamplingParams(seed=3))
 
@@ -36,7 +36,7 @@ def tells(*events: object) -> Script:
     return script
 
 
-async def told(script: Script, request: GenerationRequest) -> tuple[list[Chunk], Completion, AutoBackend]:
+async def told(script: Script, request: GenerationRequest) -> tuple[list[Chunk], Completion, FailoverBackend]:
     """A story that begins with `script`."""
     async with broken(script) as service:
         backend = auto(service.url)
@@ -135,7 +135,7 @@ async def test_a_cancel_reaches_whoever_writes() -> None:
         backend = auto(service.url, local=paced(step_seconds=0.01)[0])
         async with backend.running():
             stream = await backend.submit(replace(ASKED, max_tokens=2000))
-            assert isinstance(stream, AutoStream)
+            assert isinstance(stream, FailoverStream)
             with pytest.raises(StoryError, match="still being written"):
                 _ = stream.completion
             count = 0
@@ -154,7 +154,7 @@ async def test_a_cancel_while_modal_starts_begins_nothing_here() -> None:
         await line.closed()
 
     async with broken(script) as service:
-        backend = auto(service.url, times=CALM)
+        backend = auto(service.url, timeouts=CALM)
         async with backend.running():
             stream = await backend.submit(ASKED)
             stream.cancel()
@@ -201,7 +201,7 @@ async def test_failures_in_a_row_open_the_breaker_and_one_probe_closes_it() -> N
         await line.end()
 
     async with broken(script) as service:
-        backend = auto(service.url, failures=3, pause=0.3)
+        backend = auto(service.url, failures=3, reset=0.3)
         async with backend.running():
             for asked in (1, 2, 3):
                 assert backend.health().breaker == "closed"
@@ -235,7 +235,7 @@ async def test_a_cold_start_costs_one_reader_the_patience_and_the_probe_sits_it_
 
     loop = asyncio.get_running_loop()
     async with broken(script) as service:
-        backend = auto(service.url, pause=0.1)
+        backend = auto(service.url, reset=0.1)
         async with backend.running():
             began = loop.time()
             _, first = await read(await backend.submit(ASKED))

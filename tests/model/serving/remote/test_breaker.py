@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from model.serving.remote.breaker import Breaker
+from model.serving.remote.modal import Breaker
 
 
 class Clock:

@@ -18,8 +18,8 @@ from model.serving.backend import Backend, LocalBackend, ModelInfo
 from tests.demo.tabs import IN_A_BROWSER, PATIENCE, Tab, chromium
 from tests.model.engines import engine
 from tests.model.serving.http.serving import paced, serving
+from tests.model.serving.remote.backends import CALM, auto
 from tests.model.serving.remote.copies import Copies
-from tests.model.serving.remote.houses import CALM, auto
 from tests.model.serving.remote.stamps import Stamped
 
 pytestmark = IN_A_BROWSER
@@ -75,7 +75,7 @@ def test_the_first_word_is_in_the_browser_before_the_tenth_token_is_made(
     with contextlib.ExitStack() as stack:
         backend: Backend = writer
         if where == "modal":
-            backend = auto(stack.enter_context(serving(writer)).url, times=CALM)
+            backend = auto(stack.enter_context(serving(writer)).url, timeouts=CALM)
         tab = stack.enter_context(opened(browser, backend))
         # The first story of a page also loads what the page has not needed before.
         write(tab, 3, "another story")
@@ -95,7 +95,7 @@ def test_stop_in_the_browser_frees_the_slot_on_modal_within_200_ms(browser: Brow
     with (
         serving(paced(step_seconds=0.02)[0]) as running,
         httpx.Client(base_url=running.url) as asking,
-        opened(browser, auto(running.url, times=CALM)) as tab,
+        opened(browser, auto(running.url, timeouts=CALM)) as tab,
     ):
         tab.page.evaluate(NOTE_STOP)
         for _ in range(4):
@@ -132,7 +132,7 @@ def _watch(service: httpx.Client, busy: threading.Event, freed: list[float]) -> 
 def test_a_reader_sees_that_modal_was_lost_and_who_goes_on(browser: Browser, repository: Path) -> None:
     copies = Copies(repository, 1)
     try:
-        with opened(browser, auto(copies.start(), times=CALM)) as tab:
+        with opened(browser, auto(copies.start(), timeouts=CALM)) as tab:
             write(tab, 150)
             status(tab, "written on Modal ·")
             shown = tab.told()

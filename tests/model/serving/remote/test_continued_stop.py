@@ -6,7 +6,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from model.engine.stop import StopMatcher
-from model.serving.remote.continued_stop import ContinuedStop
+from model.serving.remote.failover import ContinuedStop
 
 letters = st.text("ab", max_size=12)
 

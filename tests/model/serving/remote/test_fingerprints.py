@@ -8,10 +8,10 @@ from model.generation import GenerationRequest, SamplingParams
 from model.serving.backend import LocalBackend, ModelInfo
 from model.serving.cache.backend import CachingBackend
 from model.serving.cache.store import LRUCache, ResponseCache
-from model.serving.remote.remote import FINGERPRINT_TTL
+from model.serving.remote.modal import FINGERPRINT_TTL
 from tests.model.serving.http.serving import paced, serving
+from tests.model.serving.remote.backends import CALM, auto, modal
 from tests.model.serving.remote.broken import Line, broken
-from tests.model.serving.remote.houses import CALM, auto, modal
 
 STORY = GenerationRequest(prompt="Once upon", max_tokens=20, sampling=SamplingParams(seed=5, temperature=0.9))
 PAPER = "0123456789ab"
@@ -32,7 +32,7 @@ def cached_backend(backend: object) -> CachingBackend:
 
 async def test_the_version_there_is_known_once_it_has_written_and_while_that_is_news() -> None:
     with serving(paced()[0]) as running:
-        backend = modal(running.url, times=CALM)
+        backend = modal(running.url, timeouts=CALM)
         memory = cached_backend(backend)
         async with memory.running():
             assert await backend.fingerprint() is None
@@ -52,7 +52,7 @@ async def test_a_switch_to_another_deployment_asks_for_the_story_anew() -> None:
     green = LocalBackend(green.engine, ModelInfo("green", "9" * 64), capacity=4)
     with serving(paced()[0]) as one, serving(green) as two:
         urls = [one.url]
-        memory = cached_backend(modal(lambda: urls[-1], times=CALM))
+        memory = cached_backend(modal(lambda: urls[-1], timeouts=CALM))
         async with memory.running():
             told = [await tell(memory) for _ in range(3)]
             urls.append(two.url)
@@ -69,7 +69,7 @@ async def test_a_story_that_two_writers_share_is_not_kept() -> None:
 
     local, _ = paced(slots=4)
     async with broken(breaks) as service:
-        memory = cached_backend(auto(service.url, local=local, times=CALM))
+        memory = cached_backend(auto(service.url, local=local, timeouts=CALM))
         async with memory.running():
             await tell(memory)
             assert len(memory.cache.memory) == 0

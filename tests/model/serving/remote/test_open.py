@@ -10,8 +10,8 @@ import story
 from model.errors import InputError
 from model.serving.backend import LocalBackend
 from model.serving.remote import BACKENDS, open_backend
-from model.serving.remote.auto import AutoBackend
-from model.serving.remote.remote import ModalBackend
+from model.serving.remote.failover import FailoverBackend
+from model.serving.remote.modal import ModalBackend
 from model.settings import Settings
 from tests.model.serving.http.serving import paced, serving
 
@@ -33,7 +33,7 @@ def test_with_use_modal_auto_has_both_and_takes_its_times_from_the_settings() ->
         story_breaker_failures=2,
     )
     backend = open_backend("auto", settings)
-    assert isinstance(backend, AutoBackend)
+    assert isinstance(backend, FailoverBackend)
     assert backend.capacity == backend.modal.capacity
     health = backend.health()
     assert (health.ready, health.served_by, health.breaker) == (True, "modal", "closed")
@@ -41,7 +41,7 @@ def test_with_use_modal_auto_has_both_and_takes_its_times_from_the_settings() ->
 
 
 def test_modal_alone_needs_an_address() -> None:
-    with pytest.raises(InputError, match=r"^MODAL_ENDPOINT_URL must be set to write with Modal$"):
+    with pytest.raises(InputError, match=r"^MODAL_ENDPOINT_URL must be set to use Modal$"):
         open_backend("modal", Settings())
 
 

@@ -19,11 +19,11 @@ from demo.handlers import Desk, View
 from model.architecture.tokenizer import StreamDecoder
 from model.serving.backend import Backend, LocalBackend, ModelInfo
 from model.serving.deployments import FileDeploymentStore
-from model.serving.remote.auto import AutoBackend
+from model.serving.remote.failover import FailoverBackend
 from tests.model.engines import engine
 from tests.model.serving.http.serving import paced, serving
+from tests.model.serving.remote.backends import CALM, alone, auto
 from tests.model.serving.remote.copies import Copies
-from tests.model.serving.remote.houses import CALM, alone, auto
 from tests.model.serving.remote.stamps import Stamped
 
 PROMPT = "Once upon a time a fox"
@@ -40,7 +40,7 @@ def tell(backend: Backend, form: Form, name: str = "me") -> AsyncGenerator[View,
     return handlers.write(Desk.of(backend), name, form)
 
 
-async def closed_again(backend: AutoBackend, seconds: float = 20.0) -> None:
+async def closed_again(backend: FailoverBackend, seconds: float = 20.0) -> None:
     async with asyncio.timeout(seconds):
         while backend.health().breaker != "closed":
             await asyncio.sleep(0.02)
@@ -48,7 +48,7 @@ async def closed_again(backend: AutoBackend, seconds: float = 20.0) -> None:
 
 async def test_a_copy_killed_in_mid_story_loses_nothing_and_comes_back_by_itself(copies: Copies) -> None:
     url = await asyncio.to_thread(copies.start)
-    backend = auto(url, times=CALM, failures=1, pause=0.2)
+    backend = auto(url, timeouts=CALM, failures=1, reset=0.2)
     form = Form(prompt=PROMPT, max_tokens=80, seed=4)
     async with backend.running():
         views: list[View] = []
@@ -112,7 +112,7 @@ def stamped(where: str) -> Iterator[tuple[Backend, Stamped]]:
         yield local, network
     else:
         with serving(local) as running:
-            yield auto(running.url, times=CALM), network
+            yield auto(running.url, timeouts=CALM), network
 
 
 @pytest.mark.parametrize("where", ["modal", "local"])
@@ -132,7 +132,7 @@ async def test_the_first_token_is_on_the_page_before_the_tenth_is_made(where: st
 
 async def test_stop_frees_the_slot_at_the_other_end_within_200_ms() -> None:
     with serving(paced(step_seconds=0.01)[0]) as running:
-        backend = auto(running.url, times=CALM)
+        backend = auto(running.url, timeouts=CALM)
         desk = Desk.of(backend)
         took = []
         async with backend.running(), httpx.AsyncClient(base_url=running.url) as asking:
@@ -162,7 +162,7 @@ async def test_twenty_stories_go_on_where_they_are_when_the_deployments_switch(t
         store.set_deployment("blue", first.url, "b" * 64)
         store.set_deployment("green", second.url, "c" * 64)
         reading = FileDeploymentStore(tmp_path / "deployments.json")
-        backend = auto(lambda: reading.endpoint("http://127.0.0.1:1") or "", times=CALM)
+        backend = auto(lambda: reading.endpoint("http://127.0.0.1:1") or "", timeouts=CALM)
         forms = [Form(prompt=PROMPT, max_tokens=60, seed=seed) for seed in range(25)]
 
         async def last(form: Form) -> View:

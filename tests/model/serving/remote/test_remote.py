@@ -11,13 +11,13 @@ import pytest
 from model.errors import BusyError, InputError, StoryError
 from model.generation import Chunk, Completion, GenerationRequest, SamplingParams
 from model.serving.backend import Stream
-from model.serving.remote.exchange import introduce, proxy_auth
-from model.serving.remote.failures import UNREACHABLE, UNWELCOME, RemoteError
-from model.serving.remote.remote import ModalBackend, ModalStream
+from model.serving.remote.client import fetch_model_info, proxy_auth
+from model.serving.remote.modal import ModalBackend, ModalStream
+from model.serving.remote.protocol import REFUSED, UNREACHABLE, RemoteError
 from model.settings import Settings
 from tests.model.serving.http.serving import Running, paced, serving
+from tests.model.serving.remote.backends import CALM, QUICK, alone, modal
 from tests.model.serving.remote.broken import Line, broken, text_of
-from tests.model.serving.remote.houses import CALM, QUICK, alone, modal
 
 REQUESTS = {
     "plain": GenerationRequest(prompt="Once upon", max_tokens=40, sampling=SamplingParams(seed=5)),
@@ -54,7 +54,7 @@ async def begin(backend: ModalBackend, request: GenerationRequest) -> ModalStrea
 async def test_a_story_over_the_wire_is_the_one_that_the_engine_writes(request_: GenerationRequest) -> None:
     expected = alone(request_)
     with serving(paced()[0]) as running:
-        backend = modal(running.url, times=CALM)
+        backend = modal(running.url, timeouts=CALM)
         async with backend.running():
             chunks, completion = await read(await backend.submit(request_))
     assert completion.text == "".join(chunk.text for chunk in chunks) == expected.text
@@ -71,7 +71,7 @@ async def test_a_story_over_the_wire_is_the_one_that_the_engine_writes(request_:
 
 async def test_the_next_story_goes_over_the_same_connection() -> None:
     with serving(paced()[0]) as running:
-        backend = modal(running.url, times=CALM)
+        backend = modal(running.url, timeouts=CALM)
         async with backend.running():
             for _ in range(3):
                 await read(await backend.submit(GenerationRequest(prompt="Once", max_tokens=5)))
@@ -88,7 +88,7 @@ async def slot_free(running: Running, seconds: float) -> None:
 
 async def test_a_cancel_ends_the_story_at_once_and_frees_the_slot_at_the_other_end() -> None:
     with serving(paced(step_seconds=0.01)[0]) as running:
-        backend = modal(running.url, times=CALM)
+        backend = modal(running.url, timeouts=CALM)
         async with backend.running():
             stream = await begin(backend, GenerationRequest(prompt="Once", max_tokens=2000))
             chunks = []
@@ -107,7 +107,7 @@ async def test_a_cancel_ends_the_story_at_once_and_frees_the_slot_at_the_other_e
 
 async def test_a_stream_that_is_let_go_of_frees_its_slot() -> None:
     with serving(paced(step_seconds=0.01)[0]) as running:
-        backend = modal(running.url, times=CALM)
+        backend = modal(running.url, timeouts=CALM)
         async with backend.running():
             stream = await begin(backend, GenerationRequest(prompt="Once", max_tokens=2000))
             await anext(stream)
@@ -118,7 +118,7 @@ async def test_a_stream_that_is_let_go_of_frees_its_slot() -> None:
 
 async def test_leaving_the_backend_ends_what_is_being_told() -> None:
     with serving(paced(step_seconds=0.01)[0]) as running:
-        backend = modal(running.url, times=CALM)
+        backend = modal(running.url, timeouts=CALM)
         async with backend.running():
             stream = await begin(backend, GenerationRequest(prompt="Once", max_tokens=2000))
             with pytest.raises(StoryError, match="still being written"):
@@ -132,7 +132,7 @@ async def test_leaving_the_backend_ends_what_is_being_told() -> None:
 
 async def test_a_full_line_there_is_a_busy_error_that_says_when_to_come_back() -> None:
     with serving(paced(slots=1, queue=0, step_seconds=0.01)[0]) as running:
-        backend = modal(running.url, times=CALM)
+        backend = modal(running.url, timeouts=CALM)
         async with backend.running():
             first = await begin(backend, GenerationRequest(prompt="Once", max_tokens=2000))
             await anext(first)
@@ -169,7 +169,7 @@ async def test_a_token_is_sent_and_a_refused_one_is_the_operators_affair(
         async with broken(script) as service:
             backend = modal(service.url, headers=proxy_auth(settings))
             async with backend.running():
-                with pytest.raises(RemoteError, match=UNWELCOME):
+                with pytest.raises(RemoteError, match=REFUSED):
                     await backend.submit(GenerationRequest(prompt="Once"))
                 health = backend.health()
     head = service.heads[0].lower()
@@ -212,7 +212,7 @@ async def test_only_what_may_pass_is_tried_again_and_only_before_the_first_token
         await line.end()
 
     async with broken(script) as service:
-        backend = modal(service.url, fail_fast=fail_fast, times=CALM)
+        backend = modal(service.url, fail_fast=fail_fast, timeouts=CALM)
         async with backend.running():
             if written:
                 assert (await read(await backend.submit(GenerationRequest(prompt="Once"))))[
@@ -262,7 +262,7 @@ async def test_while_a_service_starts_the_stream_is_there_already_and_can_be_sto
         await line.closed()
 
     async with broken(script) as service:
-        backend = modal(service.url, times=CALM)
+        backend = modal(service.url, timeouts=CALM)
         async with backend.running():
             async with asyncio.timeout(2):
                 stream = await begin(backend, GenerationRequest(prompt="Once"))
@@ -277,13 +277,16 @@ async def test_while_a_service_starts_the_stream_is_there_already_and_can_be_sto
 def test_a_service_says_which_model_it_has() -> None:
     backend = paced()[0]
     with serving(backend) as running:
-        assert introduce(running.url, {}) == backend.model
-        assert introduce(f"{running.url}/nowhere", {}) == "HTTP 404: there is nothing at /nowhere/v1/models"
+        assert fetch_model_info(running.url, {}) == backend.model
+        assert (
+            fetch_model_info(f"{running.url}/nowhere", {})
+            == "HTTP 404: there is nothing at /nowhere/v1/models"
+        )
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:1", "http://127.0.0.1:99999", "ftp://127.0.0.1"])
 async def test_an_address_that_leads_nowhere_is_a_failure_like_others(url: str) -> None:
-    assert isinstance(introduce(url, {}), str)
+    assert isinstance(fetch_model_info(url, {}), str)
     backend = modal(url, fail_fast=True)
     async with backend.running():
         with pytest.raises(RemoteError, match=UNREACHABLE):

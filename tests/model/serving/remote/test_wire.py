@@ -18,8 +18,7 @@ from model.serving.backend import ModelInfo
 from model.serving.http.bodies import CompletionBody, parse_object
 from model.serving.http.completions import CompletionAnswer
 from model.serving.http.wire import KEEP_ALIVE
-from model.serving.remote.failures import RemoteError
-from model.serving.remote.wire import Counts, WireEvent, body, parse, read_events
+from model.serving.remote.protocol import Counts, RemoteError, WireEvent, body, parse, read_events
 
 words = st.text(st.characters(codec="utf-8"), max_size=8)
 numbers = st.floats(-1e6, 0)

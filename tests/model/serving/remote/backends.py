@@ -6,14 +6,13 @@ from collections.abc import Callable
 
 from model.generation import Completion, GenerationRequest
 from model.serving.backend import LocalBackend, ModelInfo
-from model.serving.remote.auto import AutoBackend
-from model.serving.remote.breaker import Breaker
-from model.serving.remote.exchange import TimeOuts
-from model.serving.remote.remote import ModalBackend
+from model.serving.remote.client import Timeouts
+from model.serving.remote.failover import FailoverBackend
+from model.serving.remote.modal import Breaker, ModalBackend
 from tests.model.serving.http.serving import paced
 
-QUICK = TimeOuts(connect=1.0, start=0.5, first_token=0.5, between_tokens=0.5)
-CALM = TimeOuts(connect=10.0, start=10.0, first_token=10.0, between_tokens=10.0)
+QUICK = Timeouts(connect=1.0, start=0.5, first_token=0.5, between_tokens=0.5)
+CALM = Timeouts(connect=10.0, start=10.0, first_token=10.0, between_tokens=10.0)
 """For a service that does its part on a machine that may be busy."""
 REMOTE = ModelInfo(name="a model elsewhere", version="fedcba9876543210" * 4)
 
@@ -21,9 +20,9 @@ REMOTE = ModelInfo(name="a model elsewhere", version="fedcba9876543210" * 4)
 def modal(
     endpoint: str | Callable[[], str],
     *,
-    times: TimeOuts = QUICK,
+    timeouts: Timeouts = QUICK,
     failures: int = 3,
-    pause: float = 30.0,
+    reset: float = 30.0,
     headers: dict[str, str] | None = None,
     fail_fast: bool = False,
 ) -> ModalBackend:
@@ -31,8 +30,8 @@ def modal(
     return ModalBackend(
         endpoint if callable(endpoint) else lambda: endpoint,
         model=REMOTE,
-        times=times,
-        breaker=Breaker(failures, pause),
+        timeouts=timeouts,
+        breaker=Breaker(failures, reset),
         headers=headers,
         fail_fast=fail_fast,
     )
@@ -42,13 +41,13 @@ def auto(
     endpoint: str | Callable[[], str],
     *,
     local: LocalBackend | None = None,
-    times: TimeOuts = QUICK,
+    timeouts: Timeouts = QUICK,
     failures: int = 3,
-    pause: float = 30.0,
-) -> AutoBackend:
+    reset: float = 30.0,
+) -> FailoverBackend:
     """That service, with a real engine beside it whose stories end only at their length."""
-    return AutoBackend(
-        modal(endpoint, times=times, failures=failures, pause=pause, fail_fast=True),
+    return FailoverBackend(
+        modal(endpoint, timeouts=timeouts, failures=failures, reset=reset, fail_fast=True),
         local or paced(slots=4)[0],
     )
 
