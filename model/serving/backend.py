@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar, runtime_checkable
 
 from model.architecture.folder import PRETRAINED, ModelFolder
+from model.errors import StoryError
 from model.generation import Chunk, Completion, FinishReason, GenerationRequest, Usage, merge_chunks
 
 if TYPE_CHECKING:
@@ -160,6 +161,13 @@ class BackendWrapper(Generic[B]):
 
     def health(self) -> Health:
         return self.backend.health()
+
+
+def finished(completion: Completion | None) -> Completion:
+    """Return the completion of a stream that has ended. Raises `StoryError` while it is None."""
+    if completion is None:
+        raise StoryError("the story is still being written: its completion comes with its end")
+    return completion
 
 
 class StreamTimer:

@@ -26,10 +26,9 @@ from model.serving.backend import (
     FingerprintedBackend,
     Stream,
     StreamRecorder,
+    finished,
 )
 from model.serving.cache.store import CachedResponse, ResponseCache, cache_key
-
-UNFINISHED = "the stream has not ended: its completion is not known yet"
 
 
 class SingleFlight:
@@ -141,9 +140,7 @@ class Subscriber:
     @property
     def completion(self) -> Completion:
         """How the stream ended for this subscriber. Raises `StoryError` while it is being read."""
-        if self._completion is None:
-            raise StoryError(UNFINISHED)
-        return self._completion
+        return finished(self._completion)
 
     def cancel(self) -> None:
         """Leave. The stream ends here, and everywhere if nobody else is subscribed."""
@@ -221,9 +218,7 @@ class CachedStream:
     @property
     def completion(self) -> Completion:
         """As `Subscriber.completion`; its times are those of this read."""
-        if self._completion is None:
-            raise StoryError(UNFINISHED)
-        return self._completion
+        return finished(self._completion)
 
     def cancel(self) -> None:
         """End before the next chunk."""

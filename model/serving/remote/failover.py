@@ -23,7 +23,7 @@ from model.generation import (
     GenerationRequest,
     merge_chunks,
 )
-from model.serving.backend import Health, LocalBackend, ModelInfo, Stream, StreamRecorder
+from model.serving.backend import Health, LocalBackend, ModelInfo, Stream, StreamRecorder, finished
 from model.serving.remote.modal import ModalBackend, ModalStream
 
 log = logging.getLogger(__name__)
@@ -86,9 +86,7 @@ class FailoverStream:
     @property
     def completion(self) -> Completion:
         """How the stream ended. Raises `StoryError` while it is open."""
-        if self._completion is None:
-            raise StoryError("the stream has not ended: its completion is not known yet")
-        return self._completion
+        return finished(self._completion)
 
     @property
     def whole(self) -> Stream | None:

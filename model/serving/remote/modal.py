@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal, Self
 
 from model.errors import StoryError
 from model.generation import Chunk, Completion, FinishReason, GenerationRequest
-from model.serving.backend import Health, ModelInfo, StreamRecorder
+from model.serving.backend import Health, ModelInfo, StreamRecorder, finished
 from model.serving.remote.client import ServiceClient, Timeouts
 from model.serving.remote.protocol import Counts, RemoteError, WireEvent
 
@@ -201,9 +201,7 @@ class ModalStream:
     @property
     def completion(self) -> Completion:
         """How the stream ended. Raises `StoryError` while it is open."""
-        if self._state.completion is None:
-            raise StoryError("the stream has not ended: its completion is not known yet")
-        return self._state.completion
+        return finished(self._state.completion)
 
     def cancel(self) -> None:
         """Close the connection at once. Harmless when the stream has ended."""

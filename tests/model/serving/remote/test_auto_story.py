@@ -209,7 +209,7 @@ async def test_failures_in_a_row_open_the_breaker_and_one_probe_closes_it() -> N
                 assert service.connections == asked
             health = backend.health()
             assert (health.ready, health.served_by, health.breaker) == (True, "local", "open")
-            assert health.detail == "Modal failed: HTTP 500: out of order; the embedded model writes"
+            assert health.detail == "Modal failed: HTTP 500: out of order; the embedded model is used"
             assert (await backend.submit(ASKED)).served_by == "local"
             assert service.connections == 3, "nobody asks while it is open"
             await asyncio.sleep(0.5)
