@@ -10,9 +10,11 @@ import json
 import os
 import signal
 import sys
+import weakref
 from pathlib import Path
 
 import torch
+import torch.distributed
 
 from tests.training.runs import REGULARISED, Recorder, smallest
 from training.trainer.loop import Trainer
@@ -25,6 +27,7 @@ INTERRUPTED_AT = 5
 def main(data: Path, folder: Path) -> None:
     torch.set_num_threads(1)
     group = Group()
+    world = weakref.ref(torch.distributed.group.WORLD)
     recorders = {"whole": Recorder(), "interrupted": Recorder(), "regularised": Recorder()}
 
     def trainer(name: str, *, resume: bool = False) -> Trainer:
@@ -67,6 +70,7 @@ def main(data: Path, folder: Path) -> None:
         }
         (folder / "result.json").write_text(json.dumps(result))
     group.close()
+    assert world() is None, "a group that outlives its end may abort the process at the interpreter's"
 
 
 if __name__ == "__main__":

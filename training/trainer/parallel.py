@@ -12,6 +12,11 @@ from collections.abc import Iterable
 
 import torch
 import torch.distributed as dist
+
+# Imported before a group exists: its functions take the world's group as a default argument, and whatever imports it
+# later (torch.compile and the optimisers do) would keep the group, with gloo's threads, beyond `close` to the end of
+# the interpreter. A thread of gloo that lets go of a tensor then aborts the process behind a good run.
+import torch.distributed.nn.functional
 from torch import Tensor, nn
 
 
