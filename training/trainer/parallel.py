@@ -16,7 +16,7 @@ import torch.distributed as dist
 # Imported before a group exists: its functions take the world's group as a default argument, and whatever imports it
 # later (torch.compile and the optimisers do) would keep the group, with gloo's threads, beyond `close` to the end of
 # the interpreter. A thread of gloo that lets go of a tensor then aborts the process behind a good run.
-import torch.distributed.nn.functional
+import torch.distributed.nn.functional  # noqa: F401
 from torch import Tensor, nn
 
 
