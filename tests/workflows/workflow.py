@@ -49,7 +49,7 @@ class Runner:
         self.checkout.mkdir()
         listed = self._git("ls-files", "-z", "--cached", "--others", "--exclude-standard", at=REPOSITORY)
         names = [name for name in listed.split("\0") if name and (REPOSITORY / name).is_file()]
-        names += [str(path.relative_to(REPOSITORY)) for path in (REPOSITORY / "model").glob("_native*.so")]
+        names += [str(path.relative_to(REPOSITORY)) for path in (REPOSITORY / "model").rglob("_native*.so")]
         for name in names:
             target = self.checkout / name
             target.parent.mkdir(parents=True, exist_ok=True)
