@@ -12,9 +12,9 @@ import math
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self, get_type_hints
+from typing import Annotated, Any, Literal, Self, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from experiments.common.yaml_file import Place, YamlFile, read_yaml
 from model.architecture.config import ModelConfig
@@ -110,10 +110,14 @@ class _File(BaseModel):
     prune: dict[str, Any] = {}
 
 
+def _as_recipe(value: Any) -> Any:
+    return Recipe.from_dict(value) if isinstance(value, dict) else value
+
+
 class Space(BaseModel):
     """A recipe, and which of its fields are searched."""
 
-    base: Recipe
+    base: Annotated[Recipe, BeforeValidator(_as_recipe)]
     """The recipe that trials differ from, with the file's `set` applied."""
     origin: tuple[str, ...]
     """The same as arguments of `story train`: `--preset NAME` or `--config FILE`, and `set` as `key=value`."""
