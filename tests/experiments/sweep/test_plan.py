@@ -67,7 +67,7 @@ def test_the_origin_gives_story_train_the_same_recipe(
         (BASE + "  optimizer.matrix_lrr: {low: 0.1, high: 1.0}", 3, "optimizer.matrix_lrr is no field of a recipe"),
         (BASE + "  dropout: {low: 0.0, high: 0.1}\n  minutes: {low: 1, high: 2}", 4, "minutes is equal for all trials"),
         (BASE + "  dropout: {low: 0.2, high: 0.1}", 3, "dropout: must be below high=0.1, got 0.2"),
-        (BASE + "  dropout:\n    low: 0.0\n    high: 1.5", 5, "dropout must be a number of at least 0 and below 1, got 1.5"),
+        (BASE + "  dropout:\n    low: 0.0\n    high: 1.5", 5, "a number of at least 0 and below 1, got 1.5"),
         (BASE + "  dropout: {low: 0.0, high: 0.1, log: true}", 3, "must be above 0 where log is true"),
         (BASE + "  dropout: {low: 0.0, high: 0.1, step: 0.03}", 3, "0.03 must lead from low=0.0 to high=0.1"),
         (BASE + "  dropout: {low: 0.0}", 3, "dropout: is missing (or give choices)"),
