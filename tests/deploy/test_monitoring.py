@@ -17,7 +17,7 @@ import yaml
 
 from experiments.common.thresholds import load_thresholds
 from model.serving.http.address import free_port
-from tests.model.serving.http.serving import paced, serving
+from tests.model.serving.http.serving import paced, serving, until
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PROMETHEUS = REPOSITORY / "deploy" / "prometheus"
@@ -72,6 +72,8 @@ def test_rules_and_dashboard_query_metrics_that_the_service_has() -> None:
     backend, _ = paced()
     with serving(backend) as running:
         running.post("/v1/completions", prompt="x", max_tokens=2)
+        # Counted behind the answer, so the next request may overtake it.
+        until(lambda: any(name.startswith("story_http_requests_total") for name in running.figures()))
         known = {name.partition("{")[0] for name in running.figures()}
         text = running.get("/metrics").text
     # Without Modal, Redis or a limit there is no metric of theirs; their own tests check those names.
