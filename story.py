@@ -19,11 +19,11 @@ import typer
 from demo.terminal import Verbs, model_folder, print_json, print_rows, write_story
 from deploy.release.cli import app as deploy_verbs
 from experiments.ab.cli import ab
-from experiments.benchmark.command import benchmark
+from experiments.benchmark.cli import benchmark
 from experiments.compare.command import compare
 from experiments.gate.command import gate, promote, rollback
 from experiments.quality.command import evaluate
-from experiments.registry.command import models, register
+from experiments.registry.cli import models, register
 from experiments.sweep.cli import sweep
 from model.generation import GenerationRequest, SamplingParams
 

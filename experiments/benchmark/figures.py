@@ -1,7 +1,4 @@
-"""The run as pictures: how latencies are spread, how throughput grows with the load, what flowed when.
-
-Drawn without a display, straight into files, and from the rows alone.
-"""
+"""Pictures of a run: how latencies are distributed, how throughput grows with the load, when each stream ran."""
 
 from __future__ import annotations
 
@@ -9,18 +6,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.benchmark.measures import groups, latency_phase, phase_figures
-from experiments.benchmark.sample import Sample
+from experiments.benchmark.measures import Sample, groups, latency_phase, phase_figures
+from experiments.common.plotting import COLORS, GREY, new_figure, save
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 SIZE = (7.0, 4.2)
 BINS = 40
-DPI = 110
-PHASE_COLORS = {"single": "#4c72b0", "concurrent": "#dd8452", "stress": "#8172b3", "open": "#55a868"}
-FAILED = "#c44e52"
-WAITING = "#d0d0d0"
+PHASE_COLORS = dict(zip(("single", "concurrent", "open", "stress"), (*COLORS[:3], COLORS[4]), strict=True))
+FAILED = COLORS[3]
 MOST_STREAMS = 120
 """Rows of the timeline; more cannot be told apart in a picture."""
 
@@ -28,25 +23,15 @@ Draw = Callable[["Axes", Sequence[Sample]], None]
 
 
 def draw_figures(samples: Sequence[Sample], folder: Path) -> list[Path]:
-    """Draw every picture that the rows have something for; returns the files, PNG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    folder.mkdir(parents=True, exist_ok=True)
+    """Draw every picture for which there are rows; returns the files, PNG."""
     own = [sample for sample in samples if sample.target == "target" and sample.phase != "compare"]
     paths = []
     for name, (draw, rows) in _pictures(own).items():
         if not rows:
             continue
-        figure = Figure(figsize=SIZE, layout="constrained")
-        FigureCanvasAgg(figure)
-        axes = figure.add_subplot()
-        axes.spines[["top", "right"]].set_visible(False)
+        figure, (axes,) = new_figure(*SIZE)
         draw(axes, rows)
-        path = folder / f"{name}.png"
-        # Nothing of this machine or moment, so that equal rows give equal files.
-        figure.savefig(path, dpi=DPI, metadata={"Software": None})
-        paths.append(path)
+        paths.append(save(figure, folder / f"{name}.png"))
     return paths
 
 
@@ -70,7 +55,7 @@ def _latency_cdf(axes: Axes, rows: Sequence[Sample]) -> None:
         times = np.sort([sample.generation_time for sample in group])
         shares = np.arange(1, len(times) + 1) / len(times)
         axes.step(times, shares, where="post", label=f"{phase} (n = {len(times)})", color=PHASE_COLORS[phase])
-    axes.set(title="Time until the story is whole", xlabel="seconds", ylabel="share of requests")
+    axes.set(title="Generation time", xlabel="seconds", ylabel="share of requests")
     axes.set_xlim(left=0)
     axes.set_ylim(0, 1.02)
     axes.legend(frameon=False)
@@ -108,16 +93,16 @@ def _throughput(axes: Axes, rows: Sequence[Sample]) -> None:
 
 
 def _timeline(axes: Axes, rows: Sequence[Sample]) -> None:
-    """A line a request of the latency phase: grey while it waits, coloured while it flows, red where it failed."""
+    """One bar a request of the latency phase: grey while it waits, coloured while it streams, red where it failed."""
     phase = latency_phase(rows)
     shown = [sample for sample in rows if sample.phase == phase][:MOST_STREAMS]
     begin = min(sample.scheduled for sample in shown)
     styles: dict[str, Any] = {"height": 0.8}
     for place, sample in enumerate(shown):
         first = sample.ended if sample.first is None else sample.first
-        axes.barh(place, first - sample.scheduled, left=sample.scheduled - begin, color=WAITING, **styles)
+        axes.barh(place, first - sample.scheduled, left=sample.scheduled - begin, color=GREY, **styles)
         color = PHASE_COLORS[sample.phase] if sample.ok else FAILED
-        # A failed request without a token would have no length at all, and would not be seen.
+        # A failed request without a token would have no length and not be visible.
         length = max(sample.ended - first, 0.0 if sample.ok else 0.01)
         axes.barh(place, length, left=first - begin, color=color, **styles)
     axes.invert_yaxis()

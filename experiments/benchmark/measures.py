@@ -1,16 +1,17 @@
-"""The definitions of all figures, as functions of rows and of nothing else.
+"""What one request leaves behind, and the definitions of all figures as functions of these rows.
 
 They follow vLLM's `bench serve`. Of the requests that succeeded:
 
 - TTFT: from when the request was due to the first message with tokens.
 - ITL: from one message with tokens to the next, all gaps of all requests in one pool.
 - TPOT: (last token − first token) / (tokens − 1), one value a request.
-- generation time (vLLM's E2EL): from when it was due until the story was whole.
+- generation time (vLLM's E2EL): from when it was due until the story was complete.
 - throughput: their tokens, over the time from the first due request to the last end.
 - goodput: requests within both limits (TTFT, TPOT), a second; and as a share of all requests.
 
 "Due" is when the request was sent in a closed loop, and its scheduled time in the open loop. A figure without
-observations is left out: it was not measured. Percentiles interpolate linearly.
+observations is left out: it was not measured. Percentiles interpolate linearly. Times are seconds since the run began,
+on one monotonic clock.
 """
 
 from __future__ import annotations
@@ -18,18 +19,91 @@ from __future__ import annotations
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 
 from experiments.benchmark.memory import MemoryUse
-from experiments.benchmark.sample import FailureKind, Phase, Sample
 
+Phase = Literal["cold", "warmup", "single", "concurrent", "stress", "open", "compare"]
+FailureKind = Literal["refused", "busy", "timeout", "rejected", "http_5xx", "truncated", "malformed", "error"]
+"""`refused`: no connection. `busy`: 429, or 503 with `Retry-After`. `timeout`: not done in the time allowed.
+`rejected`: another 4xx. `http_5xx`: the server failed before the first token. `truncated`: the stream ended early.
+`malformed`: the answer breaks the protocol. `error`: the server reported a failed generation."""
 COUNTED: tuple[Phase, ...] = ("single", "concurrent", "open")
-"""Phases whose requests make up the generation times and the success rate. Warm-up is excluded, a cold start has
-a figure of its own, and the stress phase goes beyond what is promised on purpose."""
+"""Phases whose requests make up generation times and success rate. Warm-up is excluded, a cold start has its own
+figure, and the stress phase overloads the target on purpose."""
 LATENCY_PHASES: tuple[Phase, ...] = ("open", "concurrent", "single")
 """TTFT, ITL, TPOT and goodput come from the first of these that was run."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Sample:
+    """One request."""
+
+    phase: Phase
+    level: int
+    """Requests kept open at once; 0 in the open loop."""
+    number: int
+    """Which request of its phase (and level) it is, from 0."""
+    seed: int
+    scheduled: float
+    """When it was due. In a closed loop that is when it was sent."""
+    started: float
+    """When it was sent."""
+    arrivals: list[float] = field(default_factory=list)
+    """When each message with tokens came."""
+    counts: list[int] = field(default_factory=list)
+    """Tokens of each of these messages; 0 where the target tells only the total."""
+    ended: float = 0.0
+    """When the end of the story, or its failure, was known."""
+    tokens: int = 0
+    """As counted by the server's usage or by token ids, never by messages."""
+    finish: str = ""
+    """`stop` or `length`; empty for a failure."""
+    error: FailureKind | None = None
+    message: str = ""
+    """The failure in one line."""
+    target: str = "target"
+    """`target`, or `against` for the other side of a comparison."""
+
+    @property
+    def ok(self) -> bool:
+        """Whether the story arrived complete."""
+        return self.error is None
+
+    @property
+    def first(self) -> float | None:
+        """When the first token came."""
+        return self.arrivals[0] if self.arrivals else None
+
+    @property
+    def last(self) -> float | None:
+        """When the last token came."""
+        return self.arrivals[-1] if self.arrivals else None
+
+    @property
+    def generation_time(self) -> float:
+        """Seconds from when it was due until the story was complete."""
+        return self.ended - self.scheduled
+
+    @property
+    def ttft(self) -> float | None:
+        """Time to first token: seconds from when it was due."""
+        return None if self.first is None else self.first - self.scheduled
+
+    @property
+    def gaps(self) -> list[float]:
+        """Inter-token latencies: seconds between messages with tokens."""
+        return [after - before for before, after in zip(self.arrivals, self.arrivals[1:], strict=False)]
+
+    @property
+    def tpot(self) -> float | None:
+        """Time per output token after the first, in seconds, however tokens were packed into messages."""
+        if self.first is None or self.last is None or self.tokens < 2:
+            return None
+        return (self.last - self.first) / (self.tokens - 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,16 +130,16 @@ def wall_time(samples: Sequence[Sample]) -> float:
 
 
 def is_good(sample: Sample, ttft_limit: float, itl_limit: float) -> bool:
-    """Whether the story came whole, began in time, and flowed: its mean gap a token is within `itl_limit`.
+    """Whether the story arrived complete, with TTFT within `ttft_limit` and TPOT within `itl_limit`.
 
-    A story of no token begins when it ends, and one of a single token has no gap.
+    A story without tokens begins when it ends; one of a single token has no TPOT.
     """
     begun = sample.generation_time if sample.ttft is None else sample.ttft
     return sample.ok and begun <= ttft_limit and (sample.tpot or 0.0) <= itl_limit
 
 
 def most_at_once(samples: Iterable[Sample]) -> int:
-    """The largest number of successful stories that flowed at the same moment: first token come, end not yet."""
+    """The largest number of successful streams that were open at once, from first token to end."""
     changes = [
         change
         for sample in samples
@@ -88,26 +162,26 @@ def phase_figures(samples: Sequence[Sample], *, ttft_limit: float, itl_limit: fl
     """All figures of one phase's (or level's) requests."""
     if not samples:
         return {}
-    whole = [sample for sample in samples if sample.ok]
+    complete = [sample for sample in samples if sample.ok]
     seconds = wall_time(samples)
     good = sum(is_good(sample, ttft_limit, itl_limit) for sample in samples)
     count = len(samples)
     figures: Figures = {
         "requests": Figure(count, count),
-        "success_rate": Figure(len(whole) / count, count),
-        "error_rate": Figure(1 - len(whole) / count, count),
+        "success_rate": Figure(len(complete) / count, count),
+        "error_rate": Figure(1 - len(complete) / count, count),
         "goodput_share": Figure(good / count, count),
         "streams_at_once": Figure(most_at_once(samples), count),
     }
     if seconds > 0:
-        tokens = sum(sample.tokens for sample in whole)
+        tokens = sum(sample.tokens for sample in complete)
         figures["goodput"] = Figure(good / seconds, count)
-        figures["requests_per_second"] = Figure(len(whole) / seconds, count)
+        figures["requests_per_second"] = Figure(len(complete) / seconds, count)
         figures["total_tokens_per_second"] = Figure(tokens / seconds, count)
-    figures |= _generation_times(whole)
-    figures |= _percentiles("ttft", [sample.ttft for sample in whole if sample.ttft is not None])
-    figures |= _percentiles("itl", [gap for sample in whole for gap in sample.gaps])
-    paces = [sample for sample in whole if sample.tpot is not None]
+    figures |= _generation_times(complete)
+    figures |= _percentiles("ttft", [sample.ttft for sample in complete if sample.ttft is not None])
+    figures |= _percentiles("itl", [gap for sample in complete for gap in sample.gaps])
+    paces = [sample for sample in complete if sample.tpot is not None]
     figures |= _percentiles("tpot", [sample.tpot for sample in paces if sample.tpot is not None])
     if rate := _rate(paces):
         figures["tokens_per_second"] = Figure(rate, len(paces))
@@ -117,10 +191,10 @@ def phase_figures(samples: Sequence[Sample], *, ttft_limit: float, itl_limit: fl
 def headline(
     samples: Sequence[Sample], *, ttft_limit: float, itl_limit: float, memory: MemoryUse | None
 ) -> Figures:
-    """The figures that the report begins with and that thresholds name; each from the phase it is defined on.
+    """The figures that thresholds name, each from the phase it is defined on.
 
-    `tokens_per_second` is one stream's pace alone, `total_tokens_per_second` and `error_rate` are the concurrent
-    phase's, `concurrent_handling` is the most stories that flowed at once where none failed.
+    `tokens_per_second` is that of one stream alone, `total_tokens_per_second` and `error_rate` are those of the
+    concurrent phase, `concurrent_handling` is the most streams open at once where no request failed.
     """
 
     def of(*phases: Phase) -> Figures:
@@ -168,14 +242,12 @@ def groups(samples: Iterable[Sample], *phases: Phase) -> dict[tuple[Phase, int],
     return found
 
 
-def _generation_times(whole: Sequence[Sample]) -> Figures:
-    times = [sample.generation_time for sample in whole]
+def _generation_times(complete: Sequence[Sample]) -> Figures:
+    times = [sample.generation_time for sample in complete]
     if not times:
         return {}
-    values = {
-        "avg": statistics.fmean(times), "median": statistics.median(times), "min": min(times), "max": max(times),
-        "p95": percentile(times, 95), "p99": percentile(times, 99),
-    }  # fmt: skip
+    values = {"avg": statistics.fmean(times), "median": statistics.median(times), "min": min(times)}
+    values |= {"max": max(times), "p95": percentile(times, 95), "p99": percentile(times, 99)}
     return {f"{name}_generation_time": Figure(value, len(times)) for name, value in values.items()}
 
 
@@ -188,6 +260,6 @@ def _percentiles(name: str, values: Sequence[float]) -> Figures:
 
 
 def _rate(paces: Sequence[Sample]) -> float:
-    """Tokens a second while a story flows, its first token (which waits for the prompt) left out."""
+    """Tokens a second after the first one, which waits for the prompt."""
     seconds = sum((sample.last or 0.0) - (sample.first or 0.0) for sample in paces)
     return sum(sample.tokens - 1 for sample in paces) / seconds if seconds > 0 else 0.0

@@ -1,18 +1,18 @@
 """What is asked of a target, and how: fixed before the first request, so that a run can be repeated.
 
-No two requests of a run are the same, so that a cache in front of a model cannot answer for it; two runs of one
-seed ask the same.
+No two requests of a run are equal, so a cache in front of a model cannot answer for it. Two runs of one seed send the
+same requests.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
-from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal, get_args
 
-from experiments.benchmark.sample import Phase
-from model.errors import InputError
+from pydantic import Field
+
+from experiments.benchmark.measures import Phase
+from experiments.common.options import Options
 from model.generation import MAX_TOKENS, GenerationRequest, SamplingParams
 
 PROMPTS = (
@@ -25,56 +25,36 @@ PROMPTS = (
     "Ben and Anna were building a tower of blocks. It was taller than Ben, and then it was taller than Anna.",
     "Far away, behind the green mountain,",
 )
-CHOICES: tuple[Phase, ...] = ("cold", "single", "concurrent", "stress", "open", "compare")
-DEFAULT_PHASES: tuple[Phase, ...] = CHOICES[:-1]
+Choice = Literal["cold", "single", "concurrent", "stress", "open", "compare"]
+CHOICES: tuple[Choice, ...] = get_args(Choice)
+DEFAULT_PHASES = CHOICES[:-1]
 REQUESTS = 30
 """Enough to claim 80 % success with 95 % confidence if all but two succeed."""
-WARMUP = 3
-"""Readers of the warm-up, of two stories each."""
-LONGEST_SEED = 2**31 - 1
+WARMUP_CLIENTS = 3
+"""Clients of the warm-up, with two requests each."""
+Seconds = Annotated[float, Field(gt=0, le=3600)]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """The options of a run. Raises `InputError` that names the bad one."""
+class Plan(Options):
+    """The options of a run."""
 
-    requests: int | None = None
-    """Of each phase (of each level of the stress phase). None: 30, or as many as `duration` takes."""
-    concurrency: int = 8
-    """Requests open at once in the concurrent phase; the stress phase goes to four times that."""
-    rate: float = 2.0
+    requests: int | None = Field(None, ge=1, le=100_000)
+    """Of each phase (of each level of the stress phase). None: 30, or as many as `duration` allows."""
+    concurrency: int = Field(8, ge=1, le=512)
+    """Open requests in the concurrent phase; the stress phase goes to four times that."""
+    rate: float = Field(2.0, gt=0, le=10_000)
     """Requests a second, on average, in the open loop."""
-    duration: float | None = None
+    duration: float | None = Field(None, gt=0, le=86_400)
     """Seconds after which a phase starts no more requests."""
-    seed: int = 0
-    max_tokens: int = 200
-    phases: tuple[Phase, ...] = DEFAULT_PHASES
-    timeout: float = 60.0
+    seed: int = Field(0, ge=0, le=2**31 - 1)
+    max_tokens: int = Field(200, ge=1, le=MAX_TOKENS)
+    phases: Annotated[tuple[Choice, ...], Field(min_length=1)] = DEFAULT_PHASES
+    timeout: Seconds = 60.0
     """Seconds that one request may take."""
-    ttft_limit: float = 1.0
-    """A good request's first token comes within so many seconds of when it was due,"""
-    itl_limit: float = 0.1
-    """and its tokens follow each other, on average, within so many seconds."""
-
-    def __post_init__(self) -> None:
-        if self.requests is not None and not 1 <= self.requests <= 100_000:
-            raise InputError("requests", f"must be between 1 and 100000, got {self.requests}")
-        if not 1 <= self.concurrency <= 512:
-            raise InputError("concurrency", f"must be between 1 and 512, got {self.concurrency}")
-        if not 1 <= self.max_tokens <= MAX_TOKENS:
-            raise InputError("max_tokens", f"must be between 1 and {MAX_TOKENS}, got {self.max_tokens}")
-        if not 0 <= self.seed <= LONGEST_SEED:
-            raise InputError("seed", f"must be between 0 and {LONGEST_SEED}, got {self.seed}")
-        for name, high in (("rate", 10_000), ("timeout", 3600), ("ttft_limit", 3600), ("itl_limit", 3600)):
-            value = getattr(self, name)
-            if not 0 < value <= high:
-                raise InputError(name, f"must be above 0 and at most {high}, got {value:g}")
-        if self.duration is not None and not 0 < self.duration <= 86_400:
-            raise InputError("duration", f"must be above 0 and at most 86400 seconds, got {self.duration:g}")
-        unknown = [name for name in self.phases if name not in CHOICES]
-        if unknown or not self.phases:
-            got = ", ".join(unknown) or "none"
-            raise InputError("phases", f"must be among {', '.join(CHOICES)}, got {got}")
+    ttft_limit: Seconds = 1.0
+    """Goodput counts requests whose first token comes within so many seconds of the scheduled time,"""
+    itl_limit: Seconds = 0.1
+    """and whose tokens follow each other, on average, within so many seconds."""
 
     @property
     def limit(self) -> int | None:
@@ -83,20 +63,40 @@ class Plan:
 
     @property
     def levels(self) -> tuple[int, ...]:
-        """The stress phase's numbers of open requests: powers of two, up to four times `concurrency`."""
+        """Open requests in the stress phase: powers of two, up to four times `concurrency`."""
         top = 4 * self.concurrency
         return (*(2**power for power in range(top.bit_length()) if 2**power < top), top)
 
+    @property
+    def batch(self) -> int:
+        """Requests that a round of the comparison sends at once, after the single one."""
+        return max(2, self.concurrency)
+
     def request(self, phase: Phase, number: int, level: int = 0) -> GenerationRequest:
         """The `number`th request of a phase and level."""
-        # 48 bits: seeds that never meet, and that any reader of JSON takes as they are.
+        # 48 bits: seeds do not collide, and every JSON parser reads them exactly.
         mixed = hashlib.blake2b(f"{self.seed} {phase} {level} {number}".encode(), digest_size=6).digest()
-        seed = int.from_bytes(mixed, "big")
-        prompt = PROMPTS[number % len(PROMPTS)]
         return GenerationRequest(
-            prompt=prompt, max_tokens=self.max_tokens, sampling=SamplingParams(seed=seed)
+            prompt=PROMPTS[number % len(PROMPTS)],
+            max_tokens=self.max_tokens,
+            sampling=SamplingParams(seed=int.from_bytes(mixed, "big")),
         )
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values."""
-        return {**dataclasses.asdict(self), "phases": list(self.phases), "requests": self.limit}
+        return {**self.model_dump(), "phases": list(self.phases), "requests": self.limit}
+
+    def expected_requests(self, cold_starts: int) -> int | None:
+        """Requests of a whole run without warm-up; None when only the time decides."""
+        limit = self.limit
+        if limit is None or self.duration is not None:
+            return None
+        counts = {
+            "cold": cold_starts,
+            "single": limit,
+            "concurrent": limit,
+            "stress": sum(max(limit, 2 * level) for level in self.levels),
+            "open": limit,
+            "compare": 2 * (limit + self.batch * -(-limit // 4)),
+        }
+        return sum(counts[phase] for phase in self.phases)

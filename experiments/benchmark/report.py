@@ -1,17 +1,16 @@
-"""What a run found, as one record: figures, phases, failures, thresholds. Every output is made from it.
-
-As JSON its headline figures stand at the top, under the names that MLflow and thresholds use.
-"""
+"""What a run found, as one record: figures, phases, failures, thresholds. Every output is made from it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from experiments.benchmark.compare import Comparison
 from experiments.benchmark.measures import (
     Figures,
+    Phase,
+    Sample,
     failures,
     groups,
     headline,
@@ -20,20 +19,19 @@ from experiments.benchmark.measures import (
 )
 from experiments.benchmark.memory import MemoryUse
 from experiments.benchmark.plan import Plan
-from experiments.benchmark.sample import Phase, Sample
 from experiments.common.thresholds import Threshold, Thresholds
 from training.tracking.provenance import Provenance
 
-SHOWN: tuple[Phase, ...] = ("single", "concurrent", "stress", "open")
+REPORTED: tuple[Phase, ...] = ("single", "concurrent", "stress", "open")
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One threshold held against its figure."""
+    """One threshold compared with its figure."""
 
     threshold: Threshold
     value: float | None
-    """None: the phase that measures it was not run, or nothing of it succeeded."""
+    """None: the phase that measures it was not run, or none of its requests succeeded."""
     n: int
 
     @property
@@ -61,18 +59,13 @@ class Check:
 
 
 @dataclass(frozen=True, slots=True)
-class Loaded:
+class PhaseReport:
     """One phase, or one level of the stress phase."""
 
     phase: Phase
     level: int
     figures: Figures
     failures: dict[str, int]
-
-    @property
-    def name(self) -> str:
-        """`single`, `stress at 16`."""
-        return f"{self.phase} at {self.level}" if self.phase == "stress" else self.phase
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +82,7 @@ class Report:
     latency_phase: Phase | None
     """Where TTFT, ITL, TPOT and goodput come from."""
     cold_start_means: str
-    phases: tuple[Loaded, ...]
+    phases: tuple[PhaseReport, ...]
     checks: tuple[Check, ...]
     thresholds_digest: str
     comparison: Comparison | None
@@ -98,7 +91,7 @@ class Report:
     """The machine's one-minute load average before and after; NaN where there is none."""
     run_id: str | None = None
     """MLflow's, once it is logged."""
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -106,7 +99,7 @@ class Report:
         return not any(check.passed is False for check in self.checks)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values; the headline figures at the top."""
+        """Plain values; the headline figures at the top, under the names that MLflow and thresholds use."""
         return {
             "target": self.target,
             "digest": self.digest,
@@ -135,63 +128,50 @@ class Report:
 def make_report(
     samples: Sequence[Sample],
     *,
-    target: str,
-    digest: str | None,
-    began: str,
-    seconds: float,
     plan: Plan,
-    cold_start_means: str,
+    digest: str | None,
     memory: MemoryUse | None,
     comparison: Comparison | None,
     thresholds: Thresholds,
-    origin: Provenance,
-    load: tuple[float, float],
+    **facts: Any,
 ) -> Report:
-    """Compute all figures of a run's rows and hold the thresholds against them."""
+    """Compute all figures of a run's rows and check the thresholds; `facts` are the report's other fields."""
     limits = {"ttft_limit": plan.ttft_limit, "itl_limit": plan.itl_limit}
     own = [sample for sample in samples if sample.target == "target"]
     figures = headline(own, **limits, memory=memory)
     if comparison is not None:
         figures |= comparison.figures()
-    parts = tuple(
-        Loaded(phase, level, phase_figures(rows, **limits), {str(k): n for k, n in failures(rows).items()})
-        for (phase, level), rows in groups(own, *SHOWN).items()
-    )
     notes = []
     if digest is None:
         notes.append(
-            "the target does not tell its model's digest, so these figures are evidence for no version"
+            "the target does not state its model's digest: these figures are evidence for no version"
         )
     if memory is None:
-        notes.append(
-            "the serving process is not on this machine or not visible, so its memory was not measured"
-        )
+        notes.append("the serving process is not on this machine or not visible: memory was not measured")
     return Report(
-        target=target,
-        digest=digest,
-        began=began,
-        seconds=seconds,
         plan=plan,
+        digest=digest,
         figures=figures,
         latency_phase=latency_phase(own),
-        cold_start_means=cold_start_means,
-        phases=parts,
+        phases=tuple(
+            PhaseReport(
+                phase, level, phase_figures(rows, **limits), {str(k): n for k, n in failures(rows).items()}
+            )
+            for (phase, level), rows in groups(own, *REPORTED).items()
+        ),
         checks=tuple(checks(figures, thresholds, compared=comparison is not None)),
         thresholds_digest=thresholds.digest,
         comparison=comparison,
-        origin=origin,
-        load=load,
         notes=tuple(notes),
+        **facts,
     )
 
 
 def checks(figures: Figures, thresholds: Thresholds, *, compared: bool) -> Iterable[Check]:
     """The benchmark's thresholds, and of a comparison those on its ratios."""
     for threshold in thresholds:
-        mine = threshold.scope == "benchmark" or (
-            compared and threshold.scope == "compare" and threshold.unit == "ratio"
-        )
-        if mine:
+        ratio = threshold.scope == "compare" and threshold.unit == "ratio"
+        if threshold.scope == "benchmark" or (compared and ratio):
             figure = figures.get(threshold.metric)
             yield Check(threshold, figure.value if figure else None, figure.n if figure else 0)
 

@@ -1,4 +1,4 @@
-"""One benchmark from beginning to end: targets opened, phases run in order, figures made, the run logged."""
+"""One benchmark from beginning to end: targets opened, phases run in order, figures computed, the run logged."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from training.tracking.provenance import provenance
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from experiments.benchmark.measures import Sample
     from experiments.benchmark.memory import MemoryUse
-    from experiments.benchmark.plan import Plan
+    from experiments.benchmark.plan import Choice, Plan
     from experiments.benchmark.report import Report
-    from experiments.benchmark.sample import Phase, Sample
-    from experiments.benchmark.targets.base import Target
+    from experiments.benchmark.targets import Target
     from model.settings import Settings
 
 Result = TypeVar("Result")
 Done = Callable[["Sample"], None]
 COLD_TIMEOUT = 300.0
-"""Seconds that a cold start may take, however short other requests must be."""
-NEEDED = ("mlflow", "pandas", "psutil", "yaml")
+"""Seconds that a cold start may take, however short the timeout of other requests is."""
+NEEDED = ("mlflow", "pandas", "psutil", "scipy", "yaml")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,16 +47,13 @@ class Measured:
 async def measure(
     target: Target, plan: Plan, *, against: Target | None = None, done: Done = lambda sample: None
 ) -> Measured:
-    """Run the plan's phases on a target that is already running, each on an otherwise idle target.
+    """Run the plan's phases, one after another, on targets that are running.
 
-    Warm-up comes after the cold start and before all else; its rows are kept, and count in no figure.
+    Warm-up follows the cold start; its rows are kept, and count in no figure.
     """
-    from experiments.benchmark.compare import compare
-    from experiments.benchmark.load.closed_loop import closed_loop
-    from experiments.benchmark.load.one import Clock, ask
-    from experiments.benchmark.load.open_loop import open_loop
+    from experiments.benchmark.load import Clock, ask, closed_loop, in_turn, open_loop
     from experiments.benchmark.memory import MemoryWatch
-    from experiments.benchmark.plan import WARMUP
+    from experiments.benchmark.plan import WARMUP_CLIENTS
 
     clock = Clock()
     samples: list[Sample] = []
@@ -68,30 +65,30 @@ async def measure(
             )
             samples.append(row)
             done(row)
-    unhurried = dataclasses.replace(plan, duration=None)
-    for side in (target, against):
+    untimed = plan.model_copy(update={"duration": None})
+    for side, name in ((target, "target"), (against, "against")):
         if side is not None:
             rows = await closed_loop(
-                side, unhurried, clock, phase="warmup", readers=WARMUP, requests=2 * WARMUP
+                side, untimed, clock, phase="warmup", clients=WARMUP_CLIENTS, requests=2 * WARMUP_CLIENTS
             )
             for row in rows:
-                row.target = "target" if side is target else "against"
+                row.target = name
             samples += rows
     with MemoryWatch(target.processes()) as watch:
         if "single" in plan.phases:
-            samples += await closed_loop(target, plan, clock, phase="single", readers=1, done=done)
+            samples += await closed_loop(target, plan, clock, phase="single", clients=1, done=done)
         if "concurrent" in plan.phases:
-            readers = plan.concurrency
-            samples += await closed_loop(target, plan, clock, phase="concurrent", readers=readers, done=done)
+            clients = plan.concurrency
+            samples += await closed_loop(target, plan, clock, phase="concurrent", clients=clients, done=done)
         for level in plan.levels if "stress" in plan.phases else ():
             requests = None if plan.limit is None else max(plan.limit, 2 * level)
             samples += await closed_loop(
-                target, plan, clock, phase="stress", readers=level, requests=requests, done=done
+                target, plan, clock, phase="stress", clients=level, requests=requests, done=done
             )
         if "open" in plan.phases:
             samples += await open_loop(target, plan, clock, done=done)
         if against is not None and "compare" in plan.phases:
-            samples += await compare(target, against, plan, clock, done=done)
+            samples += await in_turn(target, against, plan, clock, done=done)
     return Measured(samples, watch.peak)
 
 
@@ -104,11 +101,11 @@ def benchmark(
     thresholds: Path | None = None,
     console: Console | None = None,
 ) -> tuple[Report, list[Sample]]:
-    """Measure `target` (and compare it with `against`), and judge it by the thresholds.
+    """Measure `target` (and compare it with `against`), and check the thresholds.
 
     Args:
         target: `local`, an http(s) address, `models:/NAME/VERSION` or a model folder; so is `against`.
-        settings: what decides about an engine in this process, and where MLflow is.
+        settings: decide about an engine in this process, and where MLflow is.
         thresholds: a file of thresholds; None: the project's own.
         console: where a progress bar is drawn; None: nowhere.
 
@@ -119,14 +116,14 @@ def benchmark(
         raise MissingExtraError("story benchmark", "train")
     from experiments.benchmark.compare import summarise
     from experiments.benchmark.report import make_report
-    from experiments.benchmark.targets.choose import open_target
+    from experiments.benchmark.targets import open_target
     from experiments.common.thresholds import THRESHOLDS, load_thresholds
 
     if ("compare" in plan.phases) != (against is not None):
         hint = "--against TARGET" if against is None else "compare among --phases"
         raise InputError("phases", f"compare and --against belong together: add {hint}")
     bounds = load_thresholds(thresholds or THRESHOLDS)
-    began, start, load = datetime.now(UTC), time.perf_counter(), _load()
+    began, start, load = datetime.now(UTC), time.perf_counter(), _load_average()
     with contextlib.ExitStack() as stack:
         asked = stack.enter_context(open_target(target, settings))
         other = None
@@ -134,33 +131,33 @@ def benchmark(
             other = stack.enter_context(open_target(against, settings, option="against"))
         done = stack.enter_context(_progress(plan, asked, console))
 
-        async def go() -> Measured:
+        async def run() -> Measured:
             async with contextlib.AsyncExitStack() as running:
                 await running.enter_async_context(asked.running())
                 if other is not None:
                     await running.enter_async_context(other.running())
                 return await measure(asked, plan, against=other, done=done)
 
-        measured = finished(go())
+        measured = run_coroutine(run())
     report = make_report(
         measured.samples,
-        target=asked.name,
-        digest=asked.digest,
-        began=began.isoformat(timespec="milliseconds"),
-        seconds=time.perf_counter() - start,
         plan=plan,
-        cold_start_means=asked.cold_start_means,
+        digest=asked.digest,
         memory=measured.memory,
         comparison=None if other is None else summarise(measured.samples, other, seed=plan.seed),
         thresholds=bounds,
+        target=asked.name,
+        began=began.isoformat(timespec="milliseconds"),
+        seconds=time.perf_counter() - start,
+        cold_start_means=asked.cold_start_means,
         origin=provenance(),
-        load=(load, _load()),
+        load=(load, _load_average()),
     )
     return report, measured.samples
 
 
-def finished(work: Coroutine[Any, Any, Result]) -> Result:
-    """Run `work` to its end: in this thread, or in another where this one has a loop already, as a notebook's has."""
+def run_coroutine(work: Coroutine[Any, Any, Result]) -> Result:
+    """Run `work` to its end: in this thread, or in another where this one has a running loop, as in a notebook."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:
@@ -169,7 +166,7 @@ def finished(work: Coroutine[Any, Any, Result]) -> Result:
         return elsewhere.submit(asyncio.run, work).result()
 
 
-def _load() -> float:
+def _load_average() -> float:
     try:
         return os.getloadavg()[0]
     except OSError:
@@ -178,20 +175,18 @@ def _load() -> float:
 
 @contextlib.contextmanager
 def _progress(plan: Plan, target: Target, console: Console | None) -> Iterator[Done]:
-    """A bar over all requests, where their number is known; the function to be told of each that is done."""
+    """A progress bar over all requests; the function to call with each that is done."""
     if console is None:
         yield lambda sample: None
         return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from experiments.benchmark.shown import progress_line
+    from experiments.benchmark.render import progress_line
 
-    columns = (
-        TextColumn("{task.description:24}"), BarColumn(), MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]:.1f} requests/s"), TimeRemainingColumn(),
-    )  # fmt: skip
+    text, rate = TextColumn("{task.description:24}"), TextColumn("{task.fields[rate]:.1f} requests/s")
+    columns = (text, BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("starting", total=expected_requests(plan, target), rate=0.0)
+        task = bar.add_task("starting", total=plan.expected_requests(target.cold_starts), rate=0.0)
         begin = time.perf_counter()
 
         def done(sample: Sample) -> None:
@@ -201,32 +196,15 @@ def _progress(plan: Plan, target: Target, console: Console | None) -> Iterator[D
         yield done
 
 
-def expected_requests(plan: Plan, target: Target) -> int | None:
-    """How many requests a run makes, warm-up not counted; None when only the time decides."""
-    limit = plan.limit
-    if limit is None or plan.duration is not None:
-        return None
-    together = max(2, plan.concurrency)
-    counts = {
-        "cold": target.cold_starts,
-        "single": limit,
-        "concurrent": limit,
-        "stress": sum(max(limit, 2 * level) for level in plan.levels),
-        "open": limit,
-        "compare": 2 * (limit + together * -(-limit // 4)),
-    }
-    return sum(counts[phase] for phase in plan.phases)
-
-
-def phases_of(text: str | None, *, against: bool) -> tuple[Phase, ...]:
-    """The phases that a comma-separated option names; default: all, and `compare` where there is a second side.
+def phases_of(text: str | None, *, against: bool) -> tuple[Choice, ...]:
+    """The phases of a comma-separated option; default: all, and `compare` where there is a second side.
 
     Raises `InputError` for an unknown one.
     """
     from experiments.benchmark.plan import CHOICES, DEFAULT_PHASES
 
     if text is None:
-        return (*DEFAULT_PHASES, "compare") if against else DEFAULT_PHASES
+        return CHOICES if against else DEFAULT_PHASES
     named = {name.strip() for name in text.split(",")} - {""}
     if not named or named - set(CHOICES):
         got = ", ".join(sorted(named - set(CHOICES))) or "none"
@@ -234,7 +212,7 @@ def phases_of(text: str | None, *, against: bool) -> tuple[Phase, ...]:
     return tuple(phase for phase in CHOICES if phase in named)
 
 
-def tell(
+def publish(
     report: Report,
     samples: list[Sample],
     *,
@@ -242,13 +220,13 @@ def tell(
     track: str | None = None,
     as_json: bool = False,
 ) -> None:
-    """Log the run to the store `track` (None: nowhere), and print the report to standard output.
+    """Log the run to the store `track` (None: not logged), and print the report to standard output.
 
-    What was measured is told even if it cannot be logged; that is raised afterwards, as an `InputError`.
+    The report is printed even if logging fails; the `InputError` is raised afterwards.
     """
     from rich.console import Console
 
-    from experiments.benchmark import shown
+    from experiments.benchmark import render
 
     try:
         if track is not None:
@@ -257,8 +235,8 @@ def tell(
             report = dataclasses.replace(report, run_id=log_benchmark(report, samples, track))
     finally:
         if markdown is not None:
-            markdown.write_text(shown.markdown(report), encoding="utf-8")
+            markdown.write_text(render.markdown(report), encoding="utf-8")
         if as_json:
             print(json.dumps(report.as_dict(), ensure_ascii=False, indent=2))
         else:
-            shown.show(report, Console())
+            render.print_report(report, Console())

@@ -30,6 +30,12 @@ DIGEST = "artifact.digest"
 """Tag of a run and of a registered version: the digest of the model folder that was measured."""
 
 
+class EvidenceError(StoryError):
+    """A run's evidence is missing or damaged, so nothing can be decided by it."""
+
+    exit_code = 3
+
+
 @contextmanager
 def store_errors(uri: str) -> Iterator[None]:
     """Turn whatever SQLAlchemy, MLflow, a driver or the network raises into one `InputError` that names the store."""
@@ -122,3 +128,9 @@ def finished_runs(client: MlflowClient, experiment: str, wanted: str, *, limit: 
     query = f"{wanted} and attributes.status = 'FINISHED'"
     order = ["attributes.start_time DESC"]
     return list(client.search_runs([found.experiment_id], query, order_by=order, max_results=limit))
+
+
+def read_artifact(client: MlflowClient, run_id: str, path: str) -> bytes:
+    """The content of one artifact of a run."""
+    with tempfile.TemporaryDirectory() as folder:
+        return Path(client.download_artifacts(run_id, path, folder)).read_bytes()

@@ -15,8 +15,7 @@ import numpy as np
 
 from experiments.benchmark.compare import ratios_of
 from experiments.benchmark.evidence import BenchmarkEvidence
-from experiments.benchmark.measures import headline
-from experiments.benchmark.sample import Sample
+from experiments.benchmark.measures import Sample, headline
 from experiments.common.statistics import (
     ONE_SIDED,
     Estimate,

@@ -59,11 +59,13 @@ def evaluate(
     from experiments.quality.evaluate import RUNTIMES, evaluate_and_log
     from experiments.quality.status import working
     from experiments.quality.tables import print_report
-    from experiments.registry.trial import model_to_judge
+    from experiments.registry.resolve import challenger_reference, resolve_model
 
-    with model_to_judge(model, settings) as folder, working(Console(stderr=True)) as tell:
+    reference = model or settings.story_model or challenger_reference(settings)
+    uri = settings.mlflow_tracking_uri
+    with resolve_model(reference, uri) as found, working(Console(stderr=True)) as tell:
         report, evidence = evaluate_and_log(
-            folder,
+            found.path,
             data or None,
             tracking_uri=settings.mlflow_tracking_uri if track else None,
             runtimes=RUNTIMES if runtime == "all" else (runtime,),

@@ -1,7 +1,7 @@
 """A model folder as an MLflow model: code, signature, example and requirements put around it.
 
-What a version needs travels with it: the model folder as its artifact, and the serving half of this project as
-code. A machine that has the named packages loads it without this checkout, and without torch.
+A version carries the model folder as its artifact and the generating part of `model` as code. A machine that has the
+named packages loads it without this checkout and without torch.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import model
 from model.architecture.folder import DIGESTED, ModelFolder
 from model.generation import GenerationRequest, SamplingParams
 
@@ -19,9 +20,10 @@ if TYPE_CHECKING:
     from mlflow.models import ModelSignature
 
 CODE = Path(__file__).with_name("story_writer.py")
-SERVING = Path(__file__).resolve().parents[2] / "model"
+PACKED = ("__init__.py", "errors.py", "generation.py", "architecture", "runtimes", "engine")
+"""Parts of `model` that a version carries: what generates, without HTTP, settings and deployment."""
 REQUIREMENTS = ("mlflow", "numpy", "onnxruntime", "pandas", "tokenizers")
-"""What the code of a version imports; each is named with the version that is installed here."""
+"""Packages that a version's code imports; each is pinned to the version that is installed here."""
 
 
 def signature() -> ModelSignature:
@@ -30,23 +32,17 @@ def signature() -> ModelSignature:
     from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
     from mlflow.types.schema import AnyType
 
-    kinds = {
-        "max_tokens": DataType.long, "temperature": DataType.double, "top_k": DataType.long,
-        "top_p": DataType.double, "min_p": DataType.double, "repetition_penalty": DataType.double,
-        "seed": DataType.long,
-    }  # fmt: skip
+    whole, real = DataType.long, DataType.double
+    kinds = {"max_tokens": whole, "temperature": real, "top_k": whole, "top_p": real, "min_p": real}
+    kinds |= {"repetition_penalty": real, "seed": whole}
     usual: dict[str, Any] = {"max_tokens": GenerationRequest(prompt="").max_tokens}
     usual |= {name: getattr(SamplingParams(), name) for name in kinds if name != "max_tokens"}
     prompt = ColSpec(DataType.string, "prompt")
-    # Any type: a column of whole numbers with a gap has become one of floats, which MLflow would not take for
-    # either kind. Each row's values are checked by `GenerationRequest`, which says what is allowed.
+    # Any type: a column of integers with a gap becomes one of floats, which MLflow would refuse for either type.
+    # `GenerationRequest` checks each row's values.
     inputs = Schema([prompt, *(ColSpec(AnyType(), name, required=False) for name in kinds)])
-    outputs = Schema(
-        [
-            ColSpec(DataType.string, "story"), ColSpec(DataType.string, "finish_reason"),
-            ColSpec(DataType.long, "tokens"), ColSpec(DataType.string, "error"),
-        ]
-    )  # fmt: skip
+    columns = {"story": DataType.string, "finish_reason": DataType.string, "tokens": whole}
+    outputs = Schema([ColSpec(kind, name) for name, kind in (columns | {"error": DataType.string}).items()])
     params = ParamSchema([ParamSpec(name, kind, usual[name]) for name, kind in kinds.items()])
     return ModelSignature(inputs, outputs, params)
 
@@ -60,11 +56,17 @@ def example() -> pd.DataFrame:
 
 
 def save_package(folder: ModelFolder, out: Path, scratch: Path) -> None:
-    """Write the MLflow model of `folder` to `out` (new). `scratch` is an empty folder for copies on the way."""
+    """Write the MLflow model of `folder` to `out` (new). `scratch` is an empty folder for temporary copies."""
     from mlflow import pyfunc
 
-    code = scratch / "model"
-    shutil.copytree(SERVING, code, ignore=shutil.ignore_patterns("pretrained", "__pycache__", "*.pyc"))
+    code, source = scratch / "model", Path(str(model.__file__)).parent
+    code.mkdir()
+    for name in PACKED:
+        if (source / name).is_dir():
+            ignored = shutil.ignore_patterns("__pycache__", "*.pyc")
+            shutil.copytree(source / name, code / name, ignore=ignored)
+        else:
+            shutil.copy(source / name, code / name)
     artifact = scratch / "folder"
     artifact.mkdir()
     for name in (*DIGESTED, "digest", "card.md"):

@@ -1,8 +1,8 @@
-"""A registered version, as MLflow loads it: this file itself is the model's code (models-from-code).
+"""A registered version as MLflow loads it: this file is the model's code (models-from-code).
 
-`mlflow.pyfunc.load_model("models:/story-writer@champion").predict(frame)` and `mlflow models serve` run it. It
-stands on the same engine as everything else that serves, needs neither torch nor this checkout (the serving code
-travels with the version), and a row with a seed gives the story that `story write` gives for that seed.
+`mlflow.pyfunc.load_model("models:/story-writer@champion").predict(frame)` and `mlflow models serve` run it, on the
+engine that serves everywhere else. It needs neither torch nor this checkout (`package` packs the code), and a seeded
+row gives the story that `story write` gives for that seed.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 ARTIFACT = "model"
 """The artifact that holds the model folder."""
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
-WHOLE = ("max_tokens", "top_k", "seed")
-"""Values that are whole numbers, whatever a frame or a JSON body made of them."""
+INTEGERS = ("max_tokens", "top_k", "seed")
+"""Integers, even where a frame or a JSON body made floats of them."""
 SLOTS = 16
 
 
@@ -42,10 +42,10 @@ class StoryWriter(PythonModel):
     def predict(
         self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> pd.DataFrame:
-        """One row a prompt: `story` (the continuation), `finish_reason`, `tokens`, `seed`, `error`.
+        """One row a prompt: `story` (the continuation), `finish_reason`, `tokens`, `error`.
 
-        All rows are written side by side. A row whose values are not allowed says so in `error`, and costs the
-        other rows nothing.
+        All rows are generated as one batch. A row with a value that is not allowed says so in `error`; the other
+        rows are not affected.
         """
         streams: list[Stream | str] = []
         for values in _rows(model_input):
@@ -60,7 +60,7 @@ class StoryWriter(PythonModel):
     def predict_stream(
         self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> Iterator[str]:
-        """The one row's story, piece by piece as it is written. Closing the iterator stops the story.
+        """Stream the story of one row. Closing the iterator stops it.
 
         Raises:
             ValueError: not exactly one row, or a value that is not allowed.
@@ -73,9 +73,9 @@ class StoryWriter(PythonModel):
         except StoryError as error:
             raise ValueError(str(error)) from None
         with self._engine.submit(request) as stream:
-            for piece in stream:
-                if piece.text:
-                    yield piece.text
+            for chunk in stream:
+                if chunk.text:
+                    yield chunk.text
 
 
 def _rows(model_input: pd.DataFrame) -> Iterator[dict[str, Any]]:
@@ -91,7 +91,7 @@ def _rows(model_input: pd.DataFrame) -> Iterator[dict[str, Any]]:
 def _request(values: Mapping[str, Any], params: Mapping[str, Any] | None) -> GenerationRequest:
     """The request of one row; what the row does not say, `params` say. Raises `InputError`."""
     merged = {**{name: value for name, value in (params or {}).items() if value is not None}, **values}
-    for name in WHOLE:
+    for name in INTEGERS:
         if isinstance(merged.get(name), float) and float(merged[name]).is_integer():
             merged[name] = int(merged[name])  # a column with a gap has become one of floats
     sampling = SamplingParams(**{name: merged[name] for name in SAMPLING if name in merged})

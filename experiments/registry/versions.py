@@ -1,7 +1,7 @@
-"""The registered versions of our model: made once for each artifact, found by number, alias or digest.
+"""Registered versions of the model in MLflow: one for each artifact, found by number, alias or digest.
 
-A version is a model folder with a digest; everything that is measured names that digest, so that no figure is ever
-taken for another artifact's. Registering the same folder again gives the version that is there.
+A version is a model folder with a digest. All evidence names that digest, so no figure is taken for another
+artifact's. Registering a folder again gives the version that exists.
 """
 
 from __future__ import annotations
@@ -12,23 +12,22 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from experiments.common.evidence_runs import DIGEST, EvidenceStore
 from experiments.registry.package import save_package
 from model.architecture.folder import ModelFolder
 from model.architecture.weights import read_weights
 from model.errors import InputError
-from training.tracking.observer import MODEL_NAME
+from training.tracking.observer import EXPERIMENT, MODEL_NAME
 from training.tracking.provenance import provenance
-from training.tracking.runs import RUN_FILE, flat
-from training.tracking.store import open_experiment, open_store
+from training.tracking.runs import RUN_FILE
+from training.tracking.store import open_store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
-NAME = "story-writer"
+NAME = MODEL_NAME
 CHALLENGER, CHAMPION, PREVIOUS = "challenger", "champion", "previous"
-DIGEST = "artifact.digest"
-EXPERIMENT = "story-training"
 FOLDER = "artifacts/folder"
 """Where in a version's files its model folder lies."""
 
@@ -93,11 +92,22 @@ def versions_in(client: MlflowClient) -> list[Version]:
     return sorted((_read(client, each) for each in whole), key=lambda each: -each.number)
 
 
-def find(uri: str, wanted: str) -> Version:
-    """The version called `wanted`: a number, an alias, or the first characters of a digest (at least 8).
+def holder(uri: str, alias: str) -> Version | None:
+    """The version that holds an alias, if one does."""
+    return next((each for each in versions(uri) if alias in each.aliases), None)
+
+
+def find(uri: str, reference: str) -> Version:
+    """The version that `reference` names: a number, an alias, the first characters of a digest (at least 8), or
+    `models:/story-writer/3`, `models:/story-writer@champion`.
 
     Raises `InputError` that names what there is.
     """
+    wanted = reference
+    if reference.startswith("models:/"):
+        name, _, wanted = reference.removeprefix("models:/").replace("@", "/").partition("/")
+        if name != NAME:
+            raise InputError("version", f"must be one of {NAME}, got {reference!r}")
     every = versions(uri)
     for version in every:
         if wanted == str(version.number) or wanted in version.aliases:
@@ -154,19 +164,17 @@ def _training_run(client: MlflowClient, folder: Path | None) -> str | None:
         return None
 
 
-def _imported_run(client: MlflowClient, uri: str, folder: ModelFolder) -> str:
-    """A run that stands for the training of a model from elsewhere: the store asks for one behind each version."""
-    experiment = open_experiment(client, uri, EXPERIMENT)
-    run = client.create_run(experiment, run_name=f"imported-{folder.digest[:8]}", tags={"imported": "true"})
+def _imported_run(uri: str, folder: ModelFolder) -> str:
+    """A run that stands for the training of a model from elsewhere: MLflow wants one behind each version."""
     recipe = folder.notes.get("recipe")
-    for key, value in flat(recipe if isinstance(recipe, dict) else {}).items():
-        client.log_param(run.info.run_id, key, value, synchronous=True)
-    client.set_terminated(run.info.run_id)
-    return str(run.info.run_id)
+    store = EvidenceStore(uri, EXPERIMENT)
+    with store.run(f"imported-{folder.digest[:8]}", {"imported": "true"}) as run:
+        run.log_params(recipe if isinstance(recipe, dict) else {})
+    return run.run_id
 
 
 def _create(client: MlflowClient, uri: str, folder: ModelFolder, trained: str | None) -> ModelVersion:
-    run_id = trained or _imported_run(client, uri, folder)
+    run_id = trained or _imported_run(uri, folder)
     experiment = client.get_run(run_id).info.experiment_id
     origin = provenance()
     tags = {DIGEST: folder.digest} | {f"model.{name}": text for name, text in _notes(folder).items()}
@@ -191,10 +199,7 @@ def _create(client: MlflowClient, uri: str, folder: ModelFolder, trained: str | 
 
 
 def _notes(folder: ModelFolder) -> dict[str, str]:
-    """What the folder says of its making, as far as it is short: step, tokens, data digest, recipe's name.
-
-    And how many parameters it has.
-    """
+    """Short facts of the folder's making: step, tokens, data digest, name of the recipe, number of parameters."""
     recipe = folder.notes.get("recipe")
     named = {"recipe": recipe.get("name")} if isinstance(recipe, dict) else {}
     chosen = {name: folder.notes.get(name) for name in ("data", "step", "tokens", "best_bits_per_byte")}

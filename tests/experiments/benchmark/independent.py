@@ -1,6 +1,6 @@
 """A load client that shares nothing with the benchmark: threads and blocking sockets, figures of its own.
 
-    python -m tests.experiments.benchmark.independent http://127.0.0.1:8000 --requests 40 --readers 4
+    python -m tests.experiments.benchmark.independent http://127.0.0.1:8000 --requests 40 --clients 4
 
 Each thread asks for a story, reads the raw lines of the answer as they come and notes the time of each message with
 tokens. It prints what it found as JSON.
@@ -48,15 +48,15 @@ def read_story(connection: http.client.HTTPConnection, seed: int, max_tokens: in
     return story
 
 
-def load(url: str, *, requests: int, readers: int, max_tokens: int, seed: int = 0) -> dict[str, float]:
-    """Figures of `requests` stories, at most `readers` at once."""
+def load(url: str, *, requests: int, clients: int, max_tokens: int, seed: int = 0) -> dict[str, float]:
+    """Figures of `requests` stories, at most `clients` at once."""
     stories: list[Story] = []
     numbers = iter(range(requests))
     lock = threading.Lock()
 
     parts = urlsplit(url)
 
-    def reader() -> None:
+    def client() -> None:
         connection = http.client.HTTPConnection(parts.hostname or "", parts.port or 80, timeout=60)
         while True:
             with lock:
@@ -68,7 +68,7 @@ def load(url: str, *, requests: int, readers: int, max_tokens: int, seed: int = 
             with lock:
                 stories.append(story)
 
-    threads = [threading.Thread(target=reader) for _ in range(readers)]
+    threads = [threading.Thread(target=client) for _ in range(clients)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -99,11 +99,11 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("url")
     parser.add_argument("--requests", type=int, default=40)
-    parser.add_argument("--readers", type=int, default=4)
+    parser.add_argument("--clients", type=int, default=4)
     parser.add_argument("--max-tokens", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1_000_000)
     chosen = parser.parse_args()
     figures = load(
-        chosen.url, requests=chosen.requests, readers=chosen.readers, max_tokens=chosen.max_tokens, seed=chosen.seed
+        chosen.url, requests=chosen.requests, clients=chosen.clients, max_tokens=chosen.max_tokens, seed=chosen.seed
     )  # fmt: skip
     print(json.dumps(figures, indent=2))

@@ -1,15 +1,16 @@
-"""A run made by hand, as `measure` would leave it, and the report on it."""
+"""Rows made by hand, whose figures can be worked out by hand; a whole run of them, and the report on it."""
 
 from __future__ import annotations
 
+from typing import Any
+
 from experiments.benchmark.compare import Comparison
+from experiments.benchmark.measures import Phase, Sample
 from experiments.benchmark.memory import MemoryUse
 from experiments.benchmark.plan import Plan
 from experiments.benchmark.report import Report, make_report
-from experiments.benchmark.sample import Sample
 from experiments.common.statistics import Estimate
 from experiments.common.thresholds import Thresholds, load_thresholds
-from tests.experiments.benchmark.rows import failed, row
 from training.tracking.provenance import Provenance
 
 DIGEST = "ab" * 32
@@ -18,6 +19,33 @@ ORIGIN = Provenance(
     git_sha="f" * 40, git_dirty=False, packages={"numpy": "2"}, machine={"cores": 2, "cpu": "Z80"}
 )
 MEMORY = MemoryUse(peak_rss_mb=150.0, memory_percent=0.6, samples=9)
+
+
+def row(
+    phase: Phase = "single",
+    *,
+    due: float = 0.0,
+    arrivals: tuple[float, ...] = (0.5, 1.0, 1.5),
+    ended: float = 2.0,
+    **options: Any,
+) -> Sample:
+    """A story of one token a message, sent when it was due."""
+    values: dict[str, Any] = {
+        "level": 1,
+        "number": 0,
+        "seed": 0,
+        "started": due,
+        "tokens": len(arrivals),
+        "counts": [1] * len(arrivals),
+        "finish": "stop",
+        **options,
+    }
+    return Sample(phase=phase, scheduled=due, arrivals=list(arrivals), ended=ended, **values)
+
+
+def failed(phase: Phase = "single", *, error: str = "busy", due: float = 0.0, **options: Any) -> Sample:
+    """A request that brought nothing."""
+    return row(phase, due=due, arrivals=(), ended=due + 0.1, error=error, finish="", message="no", **options)
 
 
 def samples() -> list[Sample]:

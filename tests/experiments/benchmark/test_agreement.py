@@ -7,7 +7,6 @@ machine that is busy with other tests, otherwise measure each other.
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import threading
 import time
 from collections.abc import Callable
@@ -15,12 +14,10 @@ from itertools import pairwise
 
 import pytest
 
-from experiments.benchmark.load.closed_loop import closed_loop
-from experiments.benchmark.load.one import Clock
-from experiments.benchmark.measures import phase_figures
+from experiments.benchmark.load import Clock, closed_loop
+from experiments.benchmark.measures import Sample, phase_figures
 from experiments.benchmark.plan import Plan
-from experiments.benchmark.sample import Sample
-from experiments.benchmark.targets.web import WebTarget
+from experiments.benchmark.targets import WebTarget
 from model.runtimes.protocol import Logits, Tokens
 from model.serving.backend import LocalBackend
 from tests.experiments.benchmark import independent
@@ -33,16 +30,16 @@ WITHIN = 0.05
 TRIES = 4
 
 
-def run_loop(url: str, plan: Plan, readers: int, start: Callable[[], None] = lambda: None) -> list[Sample]:
+def run_loop(url: str, plan: Plan, clients: int, start: Callable[[], None] = lambda: None) -> list[Sample]:
     """The rows of a closed loop after a warm-up; `start` is called between the two."""
 
     async def go() -> list[Sample]:
         target = WebTarget(url)
         async with target.running():
-            warm = dataclasses.replace(plan, max_tokens=5)
-            await closed_loop(target, warm, Clock(), phase="warmup", readers=readers, requests=readers)
+            warm = plan.model_copy(update={"max_tokens": 5})
+            await closed_loop(target, warm, Clock(), phase="warmup", clients=clients, requests=clients)
             start()
-            return await closed_loop(target, plan, Clock(), phase="concurrent", readers=readers)
+            return await closed_loop(target, plan, Clock(), phase="concurrent", clients=clients)
 
     return asyncio.run(go())
 
@@ -56,7 +53,7 @@ def test_it_agrees_with_an_independent_client_on_the_same_run_within_5_percent()
     backend, _ = paced(slots=4, queue=8, step_seconds=STEP)
     apart: list[dict[str, float]] = []
     with serving(backend) as running:
-        independent.load(running.url, requests=2, readers=2, max_tokens=5)  # its code made warm too
+        independent.load(running.url, requests=2, clients=2, max_tokens=5)  # its code made warm too
         while len(apart) < TRIES and not (apart and max(apart[-1].values()) <= WITHIN):
             apart.append(one_run(running.url))
     assert max(apart[-1].values()) <= WITHIN, apart
@@ -67,10 +64,10 @@ def one_run(url: str) -> dict[str, float]:
     others: dict[str, float] = {}
 
     def other() -> None:
-        others.update(independent.load(url, requests=4, readers=2, max_tokens=40))
+        others.update(independent.load(url, requests=4, clients=2, max_tokens=40))
 
     thread = threading.Thread(target=other)
-    samples = run_loop(url, Plan(requests=4, max_tokens=40), readers=2, start=thread.start)
+    samples = run_loop(url, Plan(requests=4, max_tokens=40), clients=2, start=thread.start)
     thread.join()
     ours = {name: fig.value for name, fig in phase_figures(samples, ttft_limit=9, itl_limit=9).items()}
     assert all(sample.ok for sample in samples)
@@ -100,7 +97,7 @@ def test_it_agrees_with_the_times_at_which_the_server_made_its_tokens() -> None:
     model = paced()[0].model
     with serving(LocalBackend(engine(network, queue_limit=4), model, capacity=5)) as running:
         run = Plan(requests=2, max_tokens=30)
-        samples = run_loop(running.url, run, readers=1, start=network.stepped.clear)
+        samples = run_loop(running.url, run, clients=1, start=network.stepped.clear)
     # The first token of each story comes of the prompt, the others of a step each.
     made = [network.stepped[start : start + 29] for start in range(0, len(network.stepped), 29)]
     for sample, steps in zip(samples, made, strict=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pandas
 import pytest
@@ -16,25 +16,24 @@ from experiments.benchmark.evidence import (
     EXPERIMENT,
     REPORT,
     SAMPLES,
-    EvidenceError,
     from_frame,
     load_benchmark_evidence,
     log_benchmark,
     to_frame,
 )
+from experiments.benchmark.measures import FailureKind, Sample
 from experiments.benchmark.plan import Plan
-from experiments.benchmark.sample import FAILURES, Sample
+from experiments.common.evidence_runs import EvidenceError
 from experiments.common.thresholds import load_thresholds
 from model.errors import InputError
-from tests.experiments.benchmark.made import DIGEST, OTHER, comparison, report, samples
-from tests.experiments.benchmark.rows import row
+from tests.experiments.benchmark.made import DIGEST, OTHER, comparison, report, row, samples
 from training.tracking.store import open_store
 
 
 @pytest.fixture(autouse=True)
 def _undrawn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes a second a run; only the test that looks for the pictures waits for them."""
-    if request.function is not test_a_run_is_logged_whole:
+    if request.function is not test_a_run_is_logged_completely:
         monkeypatch.setattr("experiments.benchmark.evidence.draw_figures", lambda rows, folder: [])
 
 
@@ -45,7 +44,7 @@ def artifact(uri: str, run_id: str, path: str) -> Path:
     return base / path
 
 
-def test_a_run_is_logged_whole(tracking_uri: str) -> None:
+def test_a_run_is_logged_completely(tracking_uri: str) -> None:
     run_id = log_benchmark(report(compared=comparison()), samples(), tracking_uri)
     client = open_store(tracking_uri)
     run = client.get_run(run_id)
@@ -197,7 +196,7 @@ TIME = st.floats(0, 1e6, allow_nan=False)
             due=TIME,
             arrivals=st.lists(TIME, max_size=4).map(tuple),
             ended=TIME,
-            error=st.sampled_from([None, *FAILURES]),
+            error=st.sampled_from([None, *get_args(FailureKind)]),
             message=st.text(max_size=5).filter(str.isprintable),
             seed=st.integers(0, 2**48 - 1),
         ),

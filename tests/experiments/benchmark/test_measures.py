@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import statistics
+from typing import get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from experiments.benchmark.measures import (
+    Phase,
+    Sample,
     failures,
     groups,
     headline,
@@ -20,8 +23,7 @@ from experiments.benchmark.measures import (
     wall_time,
 )
 from experiments.benchmark.memory import MemoryUse
-from experiments.benchmark.sample import PHASES, Sample
-from tests.experiments.benchmark.rows import failed, row
+from tests.experiments.benchmark.made import failed, row
 
 LIMITS = {"ttft_limit": 1.0, "itl_limit": 0.1}
 TIMES = st.floats(min_value=0.0, max_value=1e6, allow_nan=False)
@@ -74,12 +76,12 @@ def test_tokens_are_counted_by_usage_and_gaps_by_message() -> None:
 
 
 def test_failed_requests_count_in_the_rates_and_in_no_time() -> None:
-    samples = [row(), failed(error="busy"), failed(error="cut"), failed(error="busy")]
+    samples = [row(), failed(error="busy"), failed(error="truncated"), failed(error="busy")]
     told = values_of(samples)
     assert (told["success_rate"], told["error_rate"], told["requests"]) == (0.25, 0.75, 4)
     assert told["max_generation_time"] == 2.0
     assert told["goodput_share"] == 0.0  # the one that came had a gap of 0.5 s a token
-    assert failures(samples) == {"busy": 2, "cut": 1}
+    assert failures(samples) == {"busy": 2, "truncated": 1}
 
 
 def test_where_all_failed_no_time_is_told() -> None:
@@ -182,8 +184,10 @@ def stories(draw: st.DrawFn) -> Sample:
     gaps = draw(st.lists(st.floats(1e-4, 2.0), max_size=6))
     times = [due + sum(gaps[: count + 1]) for count in range(len(gaps))]
     ended = (times[-1] if times else due) + draw(st.floats(1e-4, 1.0))
-    error = draw(st.sampled_from([None, None, None, "cut"]))
-    return row(draw(st.sampled_from(PHASES)), due=due, arrivals=tuple(times), ended=ended, error=error)
+    error = draw(st.sampled_from([None, None, None, "truncated"]))
+    return row(
+        draw(st.sampled_from(get_args(Phase))), due=due, arrivals=tuple(times), ended=ended, error=error
+    )
 
 
 @given(st.lists(stories(), min_size=1, max_size=12), st.floats(1e-3, 3), st.floats(1e-3, 3))

@@ -14,16 +14,14 @@ from model.errors import InputError
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"requests": 0}, "requests must be between 1 and 100000, got 0"),
-        ({"concurrency": 513}, "concurrency must be between 1 and 512, got 513"),
-        ({"max_tokens": 0}, "max_tokens must be between 1 and 4096, got 0"),
-        ({"seed": -1}, "seed must be between 0 and 2147483647, got -1"),
-        ({"rate": 0.0}, "rate must be above 0 and at most 10000, got 0"),
-        ({"rate": float("nan")}, "rate must be above 0 and at most 10000, got nan"),
-        ({"timeout": -1.0}, "timeout must be above 0 and at most 3600, got -1"),
-        ({"duration": 0.0}, "duration must be above 0 and at most 86400 seconds, got 0"),
-        ({"phases": ("single", "warmup")}, f"phases must be among {', '.join(CHOICES)}, got warmup"),
-        ({"phases": ()}, f"phases must be among {', '.join(CHOICES)}, got none"),
+        ({"requests": 0}, "requests must be greater than or equal to 1, got 0"),
+        ({"concurrency": 513}, "concurrency must be less than or equal to 512, got 513"),
+        ({"max_tokens": 0}, "max_tokens must be greater than or equal to 1, got 0"),
+        ({"rate": 0.0}, "rate must be greater than 0, got 0.0"),
+        ({"rate": float("nan")}, "rate must be a finite number, got nan"),
+        ({"phases": ("single", "warmup")}, "phases must be 'cold', .* or 'compare', got 'warmup'"),
+        ({"phases": ()}, r"phases must have at least 1 item.*, got \(\)"),
+        ({"phase": "single"}, "phase is not known.*"),
     ],
 )
 def test_bad_use_names_the_option_and_what_is_allowed(options: dict[str, Any], message: str) -> None:

@@ -1,19 +1,23 @@
-"""The report: figures at the top of the JSON, thresholds held against them, the same sections for every reader."""
+"""The report: figures at the top of the JSON, thresholds, the same sections in every format, and pictures."""
 
 from __future__ import annotations
 
 import io
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from rich.console import Console
 
+from experiments.benchmark.figures import draw_figures
+from experiments.benchmark.render import markdown, print_report, progress_line, sections, verdict
 from experiments.benchmark.report import Report
-from experiments.benchmark.shown import markdown, progress_line, sections, show, verdict
+from experiments.common.tables import markdown_text
 from experiments.common.thresholds import METRICS, load_thresholds
-from tests.experiments.benchmark.made import DIGEST, comparison, report, samples
-from tests.experiments.benchmark.rows import failed, row
+from tests.experiments.benchmark.made import DIGEST, comparison, failed, report, row, samples
 
 CONTRACT = (
     "avg_generation_time", "median_generation_time", "min_generation_time", "max_generation_time",
@@ -74,7 +78,7 @@ def test_what_was_not_measured_neither_passes_nor_fails() -> None:
     assert made.passed
     assert verdict(made) == "PASSED (3 not measured)"
     assert made.notes == (
-        "the serving process is not on this machine or not visible, so its memory was not measured",
+        "the serving process is not on this machine or not visible: memory was not measured",
     )
 
 
@@ -100,7 +104,7 @@ def test_the_other_sides_rows_are_no_figures_of_the_target() -> None:
 
 def printed(made: Report, width: int) -> str:
     console = Console(file=io.StringIO(), width=width, color_system=None)
-    show(made, console)
+    print_report(made, console)
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
 
@@ -136,7 +140,7 @@ def test_markdown_says_the_same_in_tables() -> None:
     for section in sections(made):
         assert f"## {section.title}" in page
         for cells in section.rows:
-            assert "| " + " | ".join(cells) + " |" in page
+            assert f"| {' | '.join(map(markdown_text, cells))} |" in page
     assert page.endswith("**Overall validation: PASSED (1 not measured)**\n")
     assert "- model: abababababab" in page
     assert "- machine: 2 cores, Z80, load 0.5 before and 1.5 after" in page
@@ -159,4 +163,50 @@ def test_a_failed_threshold_is_named_last(tmp_path: Path) -> None:
 def test_the_progress_line_says_where_the_run_is_and_what_failed() -> None:
     assert progress_line(row("stress", level=8)) == "stress at 8"
     assert progress_line(row("open", level=0)) == "open"
-    assert progress_line(failed("single", error="cut")) == "single: cut"
+    assert progress_line(failed("single", error="truncated")) == "single: truncated"
+
+
+ALL = ["latency_cdf", "ttft_histogram", "itl_histogram", "throughput", "timeline"]
+
+
+def test_all_five_are_drawn_and_are_no_empty_pages(tmp_path: Path) -> None:
+    paths = draw_figures(samples(), tmp_path / "figures")
+    assert [path.stem for path in paths] == ALL
+    for path in paths:
+        with Image.open(path) as picture:
+            assert picture.size == (770, 462)
+            colors = picture.convert("RGB").getcolors(maxcolors=1 << 20)
+        assert colors is not None
+        assert len(colors) > 20, f"{path.name} shows nothing"
+
+
+def test_equal_rows_give_equal_files_and_other_rows_other_ones(tmp_path: Path) -> None:
+    once, again = (draw_figures(samples(), tmp_path / name) for name in ("a", "b"))
+    assert [path.read_bytes() for path in once] == [path.read_bytes() for path in again]
+    slower = [*samples(), row("open", level=0, number=9, due=30.0, arrivals=(35.0, 36.0), ended=39.0)]
+    other = {path.stem: path.read_bytes() for path in draw_figures(slower, tmp_path / "c")}
+    changed = [path.stem for path in once if other[path.stem] != path.read_bytes()]
+    assert changed == ["latency_cdf", "ttft_histogram", "itl_histogram", "timeline"]
+
+
+def test_what_was_not_run_is_not_drawn(tmp_path: Path) -> None:
+    assert draw_figures([], tmp_path) == []
+    drawn = draw_figures([row("single"), failed("single")], tmp_path)
+    assert [path.stem for path in drawn] == ["latency_cdf", "ttft_histogram", "itl_histogram"]
+    only_failed = draw_figures([failed("open"), failed("open", due=1.0)], tmp_path)
+    assert [path.stem for path in only_failed] == ["timeline"]
+
+
+def test_no_display_and_no_global_state_is_used() -> None:
+    program = (
+        "import sys; from pathlib import Path; from experiments.benchmark.figures import draw_figures\n"
+        "from tests.experiments.benchmark.made import samples; draw_figures(samples(), Path('.'))\n"
+        "assert 'matplotlib.pyplot' not in sys.modules; print('drawn')"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.path[:0] = {sys.path!r}\n{program}"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (run.stdout, run.returncode) == ("drawn\n", 0), run.stderr

@@ -8,19 +8,15 @@ import threading
 from pathlib import Path
 
 import pytest
-from pydantic import SecretStr
 from typer.testing import CliRunner, Result
 
 import story
 from experiments.benchmark.evidence import load_benchmark_evidence
+from experiments.benchmark.measures import Sample
 from experiments.benchmark.plan import Plan
-from experiments.benchmark.run import expected_requests, finished, measure, phases_of
-from experiments.benchmark.sample import Sample
-from experiments.benchmark.targets.choose import open_target
-from experiments.benchmark.targets.local import LocalTarget
-from experiments.benchmark.targets.web import WebTarget
-from model.architecture.folder import PRETRAINED, ModelFolder
-from model.errors import InputError
+from experiments.benchmark.run import measure, phases_of, run_coroutine
+from experiments.benchmark.targets import LocalTarget
+from model.architecture.folder import ModelFolder
 from model.serving.backend import LocalBackend
 from model.settings import Settings
 from tests.model.serving.http.serving import paced, serving
@@ -37,10 +33,10 @@ def test_it_also_runs_where_a_loop_runs_already_as_in_a_notebook() -> None:
         return threading.get_ident()
 
     async def cell() -> int:
-        return finished(work())
+        return run_coroutine(work())
 
     here = threading.get_ident()
-    assert finished(work()) == here
+    assert run_coroutine(work()) == here
     assert asyncio.run(cell()) != here
 
 
@@ -124,7 +120,7 @@ def test_a_delay_in_decoding_is_seen_against_the_same_model_without_it() -> None
         (("--target", "nowhere"), "target must be local, an http(s) address, models:/NAME/VERSION, "),
         (
             ("--target", "models:/other/1"),
-            "target must name a version of story-writer, got 'models:/other/1'",
+            "version must be one of story-writer, got 'models:/other/1'",
         ),
         (("--phases", "single,warm"), "phases must be among cold, single, "),
         (("--phases", "compare"), "phases compare and --against belong together: add --against TARGET"),
@@ -133,7 +129,7 @@ def test_a_delay_in_decoding_is_seen_against_the_same_model_without_it() -> None
             "phases compare and --against belong together: add compare among --phases",
         ),
         (("--model", "a", "--target", "http://127.0.0.1"), "model goes with --target local only"),
-        (("--concurrency", "0"), "concurrency must be between 1 and 512, got 0"),
+        (("--concurrency", "0"), "concurrency must be greater than or equal to 1, got 0"),
         (("--thresholds", "none.yaml"), "none.yaml: no such file or directory"),
     ],
 )
@@ -150,49 +146,6 @@ def test_what_was_measured_is_told_even_if_it_cannot_be_logged(monkeypatch: pyte
     assert result.exit_code == 2
     assert json.loads(result.stdout)["success_rate"] == 1.0
     assert result.stderr.startswith("story: MLFLOW_TRACKING_URI tale:/runs cannot be used")
-
-
-def test_a_registered_version_is_measured_as_the_folder_it_was_made_of(tmp_path: Path) -> None:
-    from experiments.registry.versions import register
-
-    uri = f"sqlite:///{tmp_path}/registry.db"
-    digest = register(ModelFolder.open(small_folder()), uri).digest
-    for name in ("models:/story-writer/1", "models:/story-writer@challenger"):
-        with open_target(name, Settings(mlflow_tracking_uri=uri)) as target:
-            assert (target.name, target.digest) == (name, digest)
-    with (
-        pytest.raises(InputError, match="version must be a number, an alias or a digest"),
-        open_target("models:/story-writer/7", Settings(mlflow_tracking_uri=uri)),
-    ):
-        raise AssertionError("there is no version 7")
-
-
-def test_only_its_own_endpoint_is_sent_the_proxy_token() -> None:
-    settings = Settings(
-        modal_endpoint_url="https://stories.example/app", modal_key="wk-1", modal_secret=SecretStr("ws-2")
-    )
-    own = ("https://stories.example/app", "https://stories.example/app/", "https://stories.example/app/v1")
-    for address in own:
-        with open_target(address, settings) as target:
-            assert isinstance(target, WebTarget)
-            assert target._headers == {"Modal-Key": "wk-1", "Modal-Secret": "ws-2"}
-            assert "ws-2" not in target.name
-    for address in (
-        "https://stories.example/apple",
-        "https://other.example/app",
-        "http://stories.example/app",
-    ):
-        with open_target(address, settings) as target:
-            assert isinstance(target, WebTarget)
-            assert target._headers == {}
-
-
-def test_the_settings_choose_the_local_model() -> None:
-    with open_target("local", Settings()) as target:
-        assert (target.name, target.digest) == ("local", ModelFolder.open(PRETRAINED).digest)
-    with open_target("local", Settings(story_model=str(small_folder()))) as target:
-        assert target.name == "local (model)"
-        assert target.digest == ModelFolder.open(small_folder()).digest
 
 
 def test_the_phases_are_run_in_their_order_and_compared_where_there_is_a_second_side() -> None:
@@ -214,5 +167,5 @@ def test_the_bar_knows_how_many_requests_there_will_be() -> None:
             await measure(target, plan, done=seen.append)
 
     asyncio.run(go())
-    assert expected_requests(plan, target) == len(seen) == 6 + 6 + (6 + 6 + 8 + 16) + 6
-    assert expected_requests(Plan(duration=1.0), target) is None
+    assert plan.expected_requests(target.cold_starts) == len(seen) == 6 + 6 + (6 + 6 + 8 + 16) + 6
+    assert Plan(duration=1.0).expected_requests(3) is None

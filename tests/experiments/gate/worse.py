@@ -24,8 +24,7 @@ from experiments.benchmark.evidence import log_benchmark
 from experiments.benchmark.plan import Plan
 from experiments.benchmark.report import Report, make_report
 from experiments.benchmark.run import measure
-from experiments.benchmark.targets.base import Ending, Failed, Listener
-from experiments.benchmark.targets.local import LocalTarget
+from experiments.benchmark.targets import Ending, Failed, Listener, LocalTarget
 from experiments.common.thresholds import Thresholds, load_thresholds
 from experiments.quality.evaluate import evaluate_and_log
 from model.architecture.folder import ModelFolder
@@ -119,7 +118,7 @@ class Failing:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._target, name)
 
-    async def write(self, request: GenerationRequest, listener: Listener) -> Ending:
+    async def generate(self, request: GenerationRequest, listener: Listener) -> Ending:
         self._asked += 1
         if self._asked % 3 == 0:
             raise Failed("error", "this door is shut")

@@ -9,12 +9,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from experiments.registry.shown import print_versions
-from experiments.registry.source import opened
+from experiments.registry.cli import print_versions
 from experiments.registry.versions import Version, download, find, register, versions
-from model.architecture.folder import PRETRAINED, ModelFolder
+from model.architecture.folder import ModelFolder
 from model.errors import InputError, ModelError
-from tests.model.small_model import small_checkpoint, small_folder
+from tests.model.small_model import small_folder
 from training.tracking.store import open_store
 
 
@@ -82,24 +81,3 @@ def test_the_table_shows_number_alias_and_verdict(registered: tuple[str, Version
     shown = io.StringIO()
     print_versions(versions(registered[0]), Console(file=shown, width=120))
     assert all(text in shown.getvalue() for text in ("challenger", registered[1].digest[:12], "not judged"))
-
-
-def test_a_checkpoint_is_exported_beside_itself_and_belongs_to_its_run(tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    shutil.copytree(small_checkpoint(), run / "best")
-    (run / "last").mkdir()
-    folder, belongs_to = opened(run / "best")
-    assert folder.path == run / "model"
-    assert belongs_to == run
-    assert folder.digest == ModelFolder.open(small_folder()).digest  # the same checkpoint, exported elsewhere
-
-
-def test_without_a_source_the_last_training_is_taken_and_else_the_shipped_model(tmp_path: Path) -> None:
-    assert opened(None)[0].path == PRETRAINED
-    shutil.copytree(small_checkpoint(), tmp_path / "runs/story/best")
-    assert opened(None)[0].path == tmp_path / "runs/story/model"
-
-
-def test_a_folder_that_is_neither_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="must be a model folder or a checkpoint"):
-        opened(tmp_path)

@@ -1,7 +1,4 @@
-"""The verb `story benchmark`: its options, and nothing else that takes time to load.
-
-`story.py` imports this for every verb, so that `story --help` can list it.
-"""
+"""The verb `story benchmark`. `story --help` imports this file, so it loads nothing heavy."""
 
 from __future__ import annotations
 
@@ -9,6 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from experiments.common.cli_options import Json, MarkdownFile, ThresholdsFile, Track
 
 
 def benchmark(
@@ -52,20 +51,18 @@ def benchmark(
     itl_limit: Annotated[
         float, typer.Option(help="Goodput: seconds that a token may take on average after that.")
     ] = 0.1,
-    thresholds: Annotated[
-        Path | None, typer.Option(help="File of thresholds. Default: experiments/thresholds.yaml.")
-    ] = None,
-    markdown: Annotated[Path | None, typer.Option(help="Also write the report as Markdown here.")] = None,
-    track: Annotated[bool, typer.Option(help="Log the run to MLflow.")] = True,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print JSON for a machine instead of text.")
-    ] = False,
+    thresholds: ThresholdsFile = None,
+    markdown: MarkdownFile = None,
+    track: Track = True,
+    as_json: Json = False,
 ) -> None:
     """Measure latency and load, alone and among many; exit code 1 if a threshold fails."""
+    from rich.console import Console
+
     from experiments.benchmark.plan import Plan
     from experiments.benchmark.run import benchmark as measure
-    from experiments.benchmark.run import phases_of, tell
-    from experiments.registry.trial import challenger_name
+    from experiments.benchmark.run import phases_of, publish
+    from experiments.registry.resolve import challenger_reference
     from model.errors import InputError
     from model.settings import load_settings
 
@@ -86,8 +83,10 @@ def benchmark(
         if target not in (None, "local"):
             raise InputError("model", f"goes with --target local only, got --target {target}")
         target = str(model)
-    target = target or challenger_name(settings) or "local"
-    report, samples = measure(target, plan, settings, against=against, thresholds=thresholds)
-    tell(report, samples, markdown=markdown, track=settings.mlflow_tracking_uri if track else None,
-         as_json=as_json)  # fmt: skip
+    target = target or challenger_reference(settings) or "local"
+    terminal = Console(stderr=True)
+    console = terminal if terminal.is_terminal else None
+    report, samples = measure(target, plan, settings, against=against, thresholds=thresholds, console=console)
+    uri = settings.mlflow_tracking_uri if track else None
+    publish(report, samples, markdown=markdown, track=uri, as_json=as_json)
     raise typer.Exit(0 if report.passed else 1)

@@ -1,4 +1,4 @@
-"""A service at an address: our own one for real, and a server that is broken on purpose for each kind of failure."""
+"""Targets: the engine in this process, its cold start, our own service, and a server for each kind of failure."""
 
 from __future__ import annotations
 
@@ -8,44 +8,146 @@ import json
 import os
 import socket
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import SecretStr
 
-from experiments.benchmark.load.one import Clock, ask
+from experiments.benchmark.load import Clock, ask
+from experiments.benchmark.measures import Phase, Sample
 from experiments.benchmark.plan import Plan
-from experiments.benchmark.sample import Sample
-from experiments.benchmark.targets.base import Ending, Failed
-from experiments.benchmark.targets.web import UnreachableError, WebTarget, _Reading
+from experiments.benchmark.targets import (
+    Ending,
+    Failed,
+    LocalTarget,
+    Target,
+    UnreachableError,
+    WebTarget,
+    _StreamReader,
+    open_target,
+)
+from model.architecture.folder import PRETRAINED, ModelFolder
 from model.errors import InputError
+from model.settings import Settings
 from tests.experiments.benchmark.broken_server import DONE, END, USAGE, Answer, answering, chunk
 from tests.model.serving.http.serving import paced, serving
+from tests.model.small_model import small_folder
 
 PLAN = Plan(max_tokens=12)
 
 
-def rows(target: WebTarget, count: int = 1, timeout: float = 5.0, plan: Plan = PLAN) -> list[Sample]:
+def rows(
+    target: Target, count: int = 1, *, phase: Phase = "single", timeout: float = 20.0, plan: Plan = PLAN
+) -> list[Sample]:
     """`count` requests at once."""
 
-    async def go() -> list[Sample]:
+    async def run() -> list[Sample]:
         async with target.running():
             clock = Clock()
             asked = (
-                ask(
-                    target,
-                    plan.request("single", n),
-                    clock,
-                    phase="single",
-                    level=1,
-                    number=n,
-                    timeout=timeout,
-                )
+                ask(target, plan.request(phase, n), clock, phase=phase, level=1, number=n, timeout=timeout)
                 for n in range(count)
             )
             return list(await asyncio.gather(*asked))
 
-    return asyncio.run(go())
+    return asyncio.run(run())
+
+
+def test_tokens_are_counted_as_the_engine_made_them() -> None:
+    backend, network = paced(slots=2)
+    told = rows(LocalTarget(backend, None), count=2)
+    assert [(row.tokens, row.finish, sum(row.counts)) for row in told] == [(12, "length", 12)] * 2
+    rows_decoded = sum(size for kind, size in network.calls if kind == "step")
+    assert rows_decoded == 2 * 11  # the first token of each comes of its prompt
+    assert all(row.started <= row.arrivals[0] <= row.arrivals[-1] <= row.ended for row in told)
+
+
+def test_a_full_queue_is_busy() -> None:
+    backend, _ = paced(slots=1, queue=1, step_seconds=0.005)
+    errors = [row.error for row in rows(LocalTarget(backend, None), count=5)]
+    assert (errors.count("busy"), errors.count(None)) == (3, 2)
+
+
+def test_a_model_that_fails_is_an_error_and_the_next_story_is_written() -> None:
+    backend, network = paced(slots=1)
+    network.fail_next = RuntimeError("the device is gone")
+    broken, after = rows(LocalTarget(backend, None), count=2)
+    assert (broken.error, broken.ok, broken.finish) == ("error", False, "")
+    assert broken.message
+    assert after.ok
+
+
+def test_a_request_whose_time_is_up_frees_its_slot() -> None:
+    backend, _ = paced(slots=1, step_seconds=0.1)
+    (row,) = rows(LocalTarget(backend, None), timeout=0.25)
+    assert row.error == "timeout"
+    assert row.tokens < 12
+    assert backend.engine.stats().active == 0
+
+
+def test_the_target_is_the_settings_model_and_knows_its_digest() -> None:
+    target = LocalTarget.load(Settings())
+    assert target.digest == ModelFolder.open(PRETRAINED).digest
+    assert target.processes() == [os.getpid()]
+
+
+def test_a_cold_start_is_a_new_process_up_to_its_first_token() -> None:
+    (row,) = rows(LocalTarget.load(Settings()), phase="cold", timeout=60.0)
+    assert (row.error, row.tokens, row.message) == (None, 1, "")
+    assert row.ttft is not None
+    assert row.ttft > 0.2, "importing ONNX Runtime alone takes longer"
+
+
+def test_a_cold_start_that_fails_says_why(tmp_path: Path) -> None:
+    backend, _ = paced()
+    (row,) = rows(LocalTarget(backend, tmp_path / "nowhere"), phase="cold", timeout=60.0)
+    assert row.error == "error"
+    assert "nowhere is not a model folder" in row.message
+
+
+def test_a_registered_version_is_measured_as_the_folder_it_was_made_of(tmp_path: Path) -> None:
+    from experiments.registry.versions import register
+
+    uri = f"sqlite:///{tmp_path}/registry.db"
+    digest = register(ModelFolder.open(small_folder()), uri).digest
+    for name in ("models:/story-writer/1", "models:/story-writer@challenger"):
+        with open_target(name, Settings(mlflow_tracking_uri=uri)) as target:
+            assert (target.name, target.digest) == (name, digest)
+    with (
+        pytest.raises(InputError, match="version must be a number, an alias or a digest"),
+        open_target("models:/story-writer/7", Settings(mlflow_tracking_uri=uri)),
+    ):
+        raise AssertionError("there is no version 7")
+
+
+def test_only_its_own_endpoint_is_sent_the_proxy_token() -> None:
+    settings = Settings(
+        modal_endpoint_url="https://stories.example/app", modal_key="wk-1", modal_secret=SecretStr("ws-2")
+    )
+    own = ("https://stories.example/app", "https://stories.example/app/", "https://stories.example/app/v1")
+    for address in own:
+        with open_target(address, settings) as target:
+            assert isinstance(target, WebTarget)
+            assert target._headers == {"Modal-Key": "wk-1", "Modal-Secret": "ws-2"}
+            assert "ws-2" not in target.name
+    for address in (
+        "https://stories.example/apple",
+        "https://other.example/app",
+        "http://stories.example/app",
+    ):
+        with open_target(address, settings) as target:
+            assert isinstance(target, WebTarget)
+            assert target._headers == {}
+
+
+def test_the_settings_choose_the_local_model() -> None:
+    with open_target("local", Settings()) as target:
+        assert (target.name, target.digest) == ("local", ModelFolder.open(PRETRAINED).digest)
+    with open_target("local", Settings(story_model=str(small_folder()))) as target:
+        assert target.name == "local (model)"
+        assert target.digest == ModelFolder.open(small_folder()).digest
 
 
 @pytest.mark.parametrize("path", ["", "/", "/v1", "/v1/", "/v1/completions"])
@@ -71,7 +173,7 @@ def test_the_serving_process_of_this_machine_is_found_by_its_port() -> None:
         assert WebTarget(f"http://stories.example:{port}").processes() == []
 
 
-def test_a_full_line_is_busy_and_the_others_are_written() -> None:
+def test_a_full_queue_of_the_service_is_busy_and_the_others_are_written() -> None:
     backend, _ = paced(slots=1, queue=1, step_seconds=0.01)
     with serving(backend) as running:
         told = rows(WebTarget(running.url), count=5)
@@ -101,9 +203,9 @@ HTML = {"Content-Type": "text/html"}
         (Answer(b"gone wrong", 503, HTML), "http_5xx", "503: gone wrong"),
         (Answer(b'{"error":null}', 500), "http_5xx", '500: {"error":null}'),
         (Answer(b'{"error":{"message":"who are you"}}', 401), "rejected", "401: who are you"),
-        (Answer(chunk("a", token_ids=[1])), "cut", "the stream ended before [DONE], after 1 messages"),
-        (Answer(chunk("a", token_ids=[1]) + b"data: {", reset=True), "cut", ""),
-        (Answer(b""), "cut", "the stream ended before [DONE], after 0 messages"),
+        (Answer(chunk("a", token_ids=[1])), "truncated", "the stream ended before [DONE], after 1 messages"),
+        (Answer(chunk("a", token_ids=[1]) + b"data: {", reset=True), "truncated", ""),
+        (Answer(b""), "truncated", "the stream ended before [DONE], after 0 messages"),
         (Answer(b"<p>hello</p>", 200, HTML), "malformed", "Expected response header Content-Type"),
         (Answer(b"data: {oops\n\n"), "malformed", "an event is not JSON: '{oops'"),
         (Answer(b"data: 7\n\n"), "malformed", "an event is not an object: '7'"),
@@ -183,7 +285,7 @@ class Heard:
     def arrived(self, tokens: int) -> None:
         self.counts.append(tokens)
 
-    def whole(self) -> None:
+    def complete(self) -> None:
         pass
 
 
@@ -201,11 +303,11 @@ JSON = st.recursive(
 
 @given(st.lists(JSON.map(json.dumps) | st.text(max_size=8), max_size=3))
 def test_whatever_a_server_sends_is_an_ending_or_a_failure(events: list[str]) -> None:
-    reading = _Reading(Heard())
+    reader = _StreamReader(Heard())
     with contextlib.suppress(Failed):  # what else is raised fails this test
         for event in [*events, "[DONE]"]:
-            reading.take(event)
-        ending = reading.ending()
+            reader.take(event)
+        ending = reader.ending()
         assert isinstance(ending, Ending)
         assert ending.finish in ("stop", "length")
         assert ending.tokens >= 0

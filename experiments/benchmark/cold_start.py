@@ -1,8 +1,8 @@
-"""A process that loads the model as the settings say, writes one token, says so and ends: a cold start.
+"""A cold start: a process that loads the model of the settings, generates one token, reports it and ends.
 
-    python -m experiments.benchmark.targets.cold "Once upon a time"
+    python -m experiments.benchmark.cold_start "Once upon a time"
 
-It imports what serving imports and nothing more, so that its start is a server's own.
+It imports only what serving imports, so its start takes as long as a server's.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sys
 
 
 async def first_token(prompt: str) -> None:
-    """Print `first` when the first token of a story is there."""
+    """Print `first` when the first token has arrived."""
     from model.generation import GenerationRequest
     from model.serving.backend import LocalBackend
     from model.settings import load_settings
@@ -21,8 +21,8 @@ async def first_token(prompt: str) -> None:
     backend = LocalBackend.load(load_settings())
     async with backend.running():
         stream = await backend.submit(GenerationRequest(prompt=prompt, max_tokens=1))
-        async for piece in stream:
-            if piece.tokens:
+        async for chunk in stream:
+            if chunk.tokens:
                 sys.stdout.write("first\n")
                 sys.stdout.flush()
         if stream.completion.error is not None:

@@ -1,0 +1,388 @@
+"""What can be benchmarked: an engine in this process, or a service at an address; both behind one protocol."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import sys
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+import httpx
+from httpx_sse import SSEError, aconnect_sse
+
+from experiments.benchmark import cold_start
+from experiments.benchmark.measures import FailureKind
+from experiments.benchmark.memory import listening_processes
+from experiments.registry.resolve import MODELS, resolve_model
+from model.errors import BusyError, InputError, StoryError
+from model.generation import GenerationRequest
+from model.serving.backend import LocalBackend
+from model.settings import Settings
+from training.tracking.provenance import ROOT
+
+CONNECT_SECONDS = 10.0
+LONGEST_MESSAGE = 200
+
+
+class Listener(Protocol):
+    """Records when things happen to one request; each method is called at the moment that it describes."""
+
+    def arrived(self, tokens: int) -> None:
+        """A message brought so many tokens; 0: the target does not say how many."""
+        ...
+
+    def complete(self) -> None:
+        """The target said that the story has ended; closing the stream is not part of its time."""
+        ...
+
+
+class Failed(Exception):
+    """The request was not answered with a complete story."""
+
+    def __init__(self, kind: FailureKind, message: str) -> None:
+        super().__init__(" ".join(message.split())[:300])
+        self.kind = kind
+
+
+class UnreachableError(StoryError):
+    """The service to be measured does not answer at all, so there is nothing to measure."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a story ended."""
+
+    finish: str
+    """`stop` or `length`."""
+    tokens: int
+    """By the server's usage, else by token ids."""
+
+
+class Target(Protocol):
+    """Something that generates stories between entering and leaving `running`."""
+
+    @property
+    def name(self) -> str:
+        """A name for reports: no secret, no folder above the model's own."""
+        ...
+
+    @property
+    def digest(self) -> str | None:
+        """Digest of the model folder; None: the target does not say. Known while `running`."""
+        ...
+
+    @property
+    def cold_start_means(self) -> str:
+        """What `generate_cold` measures here, in words."""
+        ...
+
+    @property
+    def cold_starts(self) -> int:
+        """How many cold starts can be measured: a service that was woken once may stay awake."""
+        ...
+
+    def running(self) -> AbstractAsyncContextManager[None]:
+        """Start on entry, stop on exit. Raises `StoryError` if the target cannot be used at all."""
+        ...
+
+    async def generate(self, request: GenerationRequest, listener: Listener) -> Ending:
+        """Generate one story. Raises `Failed`."""
+        ...
+
+    async def generate_cold(self, request: GenerationRequest, listener: Listener) -> Ending:
+        """Generate one story from as cold as this target can be made. Raises `Failed`."""
+        ...
+
+    def processes(self) -> list[int]:
+        """Ids of the processes of this machine that serve; empty: none, or not to be found."""
+        ...
+
+
+@contextlib.contextmanager
+def open_target(text: str, settings: Settings, *, option: str = "target") -> Iterator[Target]:
+    """The target that `text` names: `local`, an http(s) address, a registered version or a model folder.
+
+    `local` is the model of the settings, in this process. The settings decide about slots, threads and precision of
+    whatever runs in this process; only their own endpoint is sent their token. Downloads are deleted when the context
+    ends.
+
+    Raises:
+        InputError: `text` names no target. `ModelError`: the model is missing or damaged.
+    """
+    if text.startswith(("http://", "https://")):
+        yield WebTarget(text, headers=_headers(text, settings))
+        return
+    reference = settings.story_model if text == "local" else text
+    if text != "local" and not text.startswith(MODELS) and not Path(text).is_dir():
+        allowed = "local, an http(s) address, models:/NAME/VERSION, models:/NAME@ALIAS or a model folder"
+        raise InputError(option, f"must be {allowed}, got {text!r}")
+    with resolve_model(reference, settings.mlflow_tracking_uri) as found:
+        name = text
+        if reference is not None and not text.startswith(MODELS):
+            name = f"local ({Path(reference).resolve().name})"
+        yield LocalTarget.load(settings.model_copy(update={"story_model": str(found.path)}), name=name)
+
+
+def _headers(address: str, settings: Settings) -> dict[str, str]:
+    """The proxy token, for the endpoint that it belongs to and for no other address."""
+    own = settings.modal_endpoint_url
+    if own is None or settings.modal_key is None or settings.modal_secret is None:
+        return {}
+    if address.rstrip("/") != own.rstrip("/") and not address.startswith(own.rstrip("/") + "/"):
+        return {}
+    return {"Modal-Key": settings.modal_key, "Modal-Secret": settings.modal_secret.get_secret_value()}
+
+
+class LocalTarget:
+    """An engine in this process, without a network between. `folder` is what a new process loads for a cold start."""
+
+    cold_start_means = "a new process, from its start to its first token"
+    cold_starts = 3
+
+    def __init__(self, backend: LocalBackend, folder: Path | None, *, name: str = "local") -> None:
+        self.name = name
+        self._backend = backend
+        self._folder = folder
+
+    @classmethod
+    def load(cls, settings: Settings, *, name: str = "local") -> LocalTarget:
+        """The engine that the settings describe. Raises `ModelError` when the model is missing or damaged."""
+        folder = Path(settings.story_model) if settings.story_model else None
+        return cls(LocalBackend.load(settings), folder, name=name)
+
+    @property
+    def digest(self) -> str | None:
+        """Of the model folder."""
+        return self._backend.model.version
+
+    def running(self) -> AbstractAsyncContextManager[None]:
+        """Run the engine for as long as this context is open."""
+        return self._backend.running()
+
+    async def generate(self, request: GenerationRequest, listener: Listener) -> Ending:
+        """Generate one story in this process."""
+        try:
+            stream = await self._backend.submit(request)
+        except StoryError as error:
+            raise Failed("busy" if isinstance(error, BusyError) else "error", str(error)) from None
+        try:
+            async for chunk in stream:
+                if chunk.tokens:
+                    listener.arrived(len(chunk.tokens))
+            listener.complete()
+        finally:
+            stream.cancel()  # frees the slot of a request that timed out; harmless when it has ended
+        done = stream.completion
+        if done.finish_reason not in ("stop", "length"):
+            raise Failed("error", done.error or f"the story ended as {done.finish_reason}")
+        return Ending(done.finish_reason, done.usage.completion_tokens)
+
+    async def generate_cold(self, request: GenerationRequest, listener: Listener) -> Ending:
+        """Start a process that loads the model and generates the first token."""
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)])}
+        if self._folder is not None:
+            environment["STORY_MODEL"] = str(self._folder)
+        child = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", cold_start.__name__, request.prompt),
+            env=environment,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        try:
+            assert child.stdout is not None
+            if await child.stdout.readline() == b"first\n":
+                listener.arrived(1)
+                listener.complete()
+            _, stderr = await child.communicate()
+        finally:
+            if child.returncode is None:
+                child.kill()
+                await child.wait()
+        if child.returncode != 0:
+            last = stderr.decode(errors="replace").strip().splitlines()[-1:] or ["no message"]
+            raise Failed("error", f"the process ended with status {child.returncode}: {last[0]}")
+        return Ending("length", 1)
+
+    def processes(self) -> list[int]:
+        """This process: engine and benchmark in one."""
+        return [os.getpid()]
+
+
+class WebTarget:
+    """A service that speaks the OpenAI completions protocol over server-sent events.
+
+    `address` is the server's root, its `/v1`, or the completions route itself. Tokens are counted by the server's own
+    `usage`, and while it streams by `token_ids` where it sends them; never by messages.
+    """
+
+    cold_start_means = "the first request to a service that was already running, over a new connection"
+    cold_starts = 1
+
+    def __init__(self, address: str, *, headers: Mapping[str, str] | None = None) -> None:
+        parts = urlsplit(address)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise InputError("target", f"must be an http(s) address, got {address!r}")
+        path = parts.path.rstrip("/").removesuffix("/completions").removesuffix("/v1")
+        host = parts.netloc.rpartition("@")[2]
+        self.name = f"{parts.scheme}://{host}{path}"
+        self.digest: str | None = None
+        self._root = parts._replace(path=path, query="", fragment="").geturl()
+        self._port = parts.port or (443 if parts.scheme == "https" else 80)
+        self._here = parts.hostname in ("127.0.0.1", "localhost", "::1")
+        self._headers = dict(headers or {})
+        self._model: str | None = None
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Hold connections open, and ask once which model serves. Raises `UnreachableError` when nobody answers."""
+        async with self._new_client() as self._client:
+            await self._ask_model()
+            yield
+
+    def _new_client(self) -> httpx.AsyncClient:
+        # As many connections as open requests: waiting for a pool would be measured as the server's latency. How long
+        # a request may take is up to the load generator.
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+        timeout = httpx.Timeout(None, connect=CONNECT_SECONDS)
+        return httpx.AsyncClient(headers=self._headers, limits=limits, timeout=timeout)
+
+    async def _ask_model(self) -> None:
+        try:
+            answer = await self._client.get(f"{self._root}/v1/models", timeout=CONNECT_SECONDS)
+        except httpx.HTTPError as error:
+            raise UnreachableError(f"{self.name} does not answer: {_message(error)}") from None
+        try:
+            entry = answer.json()["data"][0] if answer.status_code == 200 else {}
+            self._model = entry.get("id")
+            version = entry.get("version")
+        except (ValueError, LookupError, TypeError, AttributeError):
+            return  # a server without this route is measured too; its figures then belong to no version
+        if isinstance(version, str) and len(version) == 64:
+            self.digest = version
+
+    async def generate(self, request: GenerationRequest, listener: Listener) -> Ending:
+        """Generate one story over a connection that is kept for the next."""
+        return await self._generate(self._client, request, listener)
+
+    async def generate_cold(self, request: GenerationRequest, listener: Listener) -> Ending:
+        """Generate one story over a connection of its own."""
+        async with self._new_client() as client:
+            return await self._generate(client, request, listener)
+
+    def processes(self) -> list[int]:
+        """The processes that listen at this port of this machine."""
+        return listening_processes(self._port) if self._here else []
+
+    def _body(self, request: GenerationRequest) -> dict[str, Any]:
+        sampling = request.sampling
+        body = {
+            "prompt": request.prompt,
+            "max_tokens": request.max_tokens,
+            "seed": sampling.seed,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            "return_token_ids": True,
+        }
+        return body if self._model is None else {"model": self._model, **body}
+
+    async def _generate(
+        self, client: httpx.AsyncClient, request: GenerationRequest, listener: Listener
+    ) -> Ending:
+        reader = _StreamReader(listener)
+        try:
+            url = f"{self._root}/v1/completions"
+            async with aconnect_sse(client, "POST", url, json=self._body(request)) as source:
+                if source.response.status_code != 200:
+                    raise await _refusal(source.response)
+                # Read on after [DONE]: a connection whose answer was not read to its end is not used again.
+                async for event in source.aiter_sse():
+                    reader.take(event.data)
+        except (SSEError, httpx.DecodingError) as error:  # first: SSEError is a TransportError
+            raise Failed("malformed", _message(error)) from None
+        except httpx.TransportError as error:
+            raise Failed(_kind_of(error), _message(error)) from None
+        return reader.ending()
+
+
+class _StreamReader:
+    """Reads the events of one completion."""
+
+    def __init__(self, listener: Listener) -> None:
+        self._listener = listener
+        self._done = False
+        self._messages = 0
+        self._ids = 0
+        self._finish: str | None = None
+        self._usage: int | None = None
+
+    def take(self, data: str) -> None:
+        """Read one event. Raises `Failed`."""
+        if self._done or data == "[DONE]":
+            self._done = True
+            return
+        try:
+            chunk = json.loads(data)
+        except (ValueError, RecursionError):
+            raise Failed("malformed", f"an event is not JSON: {data[:80]!r}") from None
+        if not isinstance(chunk, dict):
+            raise Failed("malformed", f"an event is not an object: {data[:80]!r}")
+        if error := chunk.get("error"):
+            raise Failed("error", str(error.get("message") if isinstance(error, dict) else error))
+        choices, usage = chunk.get("choices"), chunk.get("usage")
+        if not isinstance(choices, list) or not all(isinstance(choice, dict) for choice in choices):
+            raise Failed("malformed", f"an event has no choices: {data[:80]!r}")
+        for choice in choices:
+            ids, text = choice.get("token_ids"), choice.get("text")
+            count = len(ids) if isinstance(ids, list) else 0
+            if count or (text and not isinstance(ids, list)):
+                self._listener.arrived(count)
+                self._messages += 1
+                self._ids += count
+            if choice.get("finish_reason"):
+                self._finish = choice["finish_reason"]
+                self._listener.complete()
+        if isinstance(usage, dict) and isinstance(tokens := usage.get("completion_tokens"), int):
+            self._usage = tokens
+
+    def ending(self) -> Ending:
+        """How the story ended. Raises `Failed` when the server did not say."""
+        if not self._done:
+            raise Failed("truncated", f"the stream ended before [DONE], after {self._messages} messages")
+        if self._finish not in ("stop", "length"):
+            raise Failed("error" if self._finish else "malformed", f"the finish reason is {self._finish}")
+        if self._usage is None and self._messages and not self._ids:
+            raise Failed("malformed", "neither usage nor token ids were sent, so tokens cannot be counted")
+        return Ending(self._finish, self._ids if self._usage is None else self._usage)
+
+
+async def _refusal(response: httpx.Response) -> Failed:
+    """The failure that a status other than 200 stands for."""
+    text = (await response.aread()).decode(errors="replace")
+    try:
+        message = str(json.loads(text)["error"]["message"])
+    except (ValueError, LookupError, TypeError):
+        message = text
+    status = response.status_code
+    kind: FailureKind = "http_5xx" if status >= 500 else "rejected"
+    if status == 429 or (status == 503 and "retry-after" in response.headers):
+        kind = "busy"
+    return Failed(kind, f"{status}: {message[:LONGEST_MESSAGE]}")
+
+
+def _kind_of(error: httpx.TransportError) -> FailureKind:
+    if isinstance(error, httpx.ConnectError):
+        return "refused"
+    return "timeout" if isinstance(error, httpx.TimeoutException) else "truncated"
+
+
+def _message(error: Exception) -> str:
+    return str(error) or type(error).__name__

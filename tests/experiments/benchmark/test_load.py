@@ -1,0 +1,229 @@
+"""Closed loops, open loops and comparisons against targets whose behaviour is known to the millisecond.
+
+The targets are scripted: what is tested is when requests are sent and what their rows say, not a model.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from itertools import islice, pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from experiments.benchmark.compare import Comparison, summarise
+from experiments.benchmark.load import Clock, arrival_times, ask, closed_loop, in_turn, open_loop
+from experiments.benchmark.measures import Sample, phase_figures
+from experiments.benchmark.plan import Plan
+from experiments.benchmark.targets import Ending, Failed, Listener
+from model.generation import GenerationRequest
+from tests.experiments.benchmark.made import failed, row
+
+
+@dataclass
+class Scripted:
+    """Serves one story at a time, each in `service` seconds; stalls once, for `stall` seconds from `stalls_at`."""
+
+    service: float = 0.01
+    stalls_at: float | None = None
+    stall: float = 0.0
+    fail: Exception | None = None
+    seen: list[int] = field(default_factory=list)
+    open: int = 0
+    most: int = 0
+    _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _clock: Clock | None = None
+
+    async def generate(self, request: GenerationRequest, listener: Listener) -> Ending:
+        self._clock = self._clock or Clock()
+        self.seen.append(request.sampling.seed)
+        self.open += 1
+        self.most = max(self.most, self.open)
+        try:
+            if self.fail is not None:
+                raise self.fail
+            async with self._turn:
+                now = self._clock.now()
+                if self.stalls_at is not None and now >= self.stalls_at:
+                    self.stalls_at = None
+                    await asyncio.sleep(self.stall)
+                await asyncio.sleep(self.service)
+                listener.arrived(1)
+                listener.complete()
+                return Ending("stop", 1)
+        finally:
+            self.open -= 1
+
+    generate_cold = generate
+
+
+def p95(samples: list[Sample]) -> float:
+    return phase_figures(samples, ttft_limit=1, itl_limit=1)["p95_generation_time"].value
+
+
+def closed(target: Scripted, plan: Plan, clients: int) -> list[Sample]:
+    return asyncio.run(closed_loop(target, plan, Clock(), phase="concurrent", clients=clients))  # type: ignore[arg-type]
+
+
+def opened(target: Scripted, plan: Plan) -> list[Sample]:
+    return asyncio.run(open_loop(target, plan, Clock()))  # type: ignore[arg-type]
+
+
+def test_an_open_loop_shows_a_stall_that_a_closed_loop_hides() -> None:
+    """Coordinated omission: one closed-loop client sends nothing while it waits, the clients of the world do.
+
+    Sixty stories of 10 ms with one stall of 0.8 s. In the closed loop one request in sixty meets it; at 40
+    requests a second half of them come while it lasts or while the queue behind it is served.
+    """
+    stall = 0.8
+    hidden = closed(Scripted(stalls_at=0.1, stall=stall), Plan(requests=60), clients=1)
+    shown = opened(Scripted(stalls_at=0.1, stall=stall), Plan(requests=60, rate=40.0))
+    assert max(sample.generation_time for sample in hidden) > stall  # it is there, once
+    assert p95(hidden) < stall / 4
+    assert p95(shown) > stall / 2
+    late = [sample for sample in shown if sample.generation_time > stall / 4]
+    assert len(late) > 10
+
+
+def test_a_closed_loop_keeps_exactly_its_clients_busy() -> None:
+    target = Scripted(service=0.002)
+    samples = closed(target, Plan(requests=12), clients=3)
+    assert target.most == 3
+    assert [sample.number for sample in samples] == list(range(12))
+    assert [sample.level for sample in samples] == [3] * 12
+    assert all(sample.scheduled == sample.started for sample in samples)
+    plan = Plan()
+    assert sorted(target.seen) == sorted(plan.request("concurrent", n, 3).sampling.seed for n in range(12))
+
+
+def test_a_duration_ends_a_phase_and_requests_end_it_sooner() -> None:
+    samples = closed(Scripted(service=0.02), Plan(duration=0.3), clients=2)
+    assert 2 <= len(samples) <= 40
+    # What is sent last is sent before the time is up, whatever a busy machine adds to "now".
+    assert sorted(sample.started for sample in samples)[-2] < 0.3
+    assert len(closed(Scripted(service=0.02), Plan(requests=4, duration=5.0), clients=2)) == 4
+    assert len(opened(Scripted(), Plan(requests=3, duration=5.0, rate=200.0))) == 3
+    few = opened(Scripted(), Plan(duration=0.2, rate=50.0))
+    assert max(sample.scheduled for sample in few) < 0.25
+
+
+def test_the_open_loop_sends_at_its_times_whether_or_not_it_is_answered() -> None:
+    plan = Plan(requests=20, rate=200.0, seed=4)
+    target = Scripted(service=0.05)  # a fifth of what would be needed to keep up
+    samples = opened(target, plan)
+    due = [sample.scheduled - samples[0].scheduled for sample in samples]
+    times = list(islice(arrival_times(200.0, 4), 20))
+    assert due == pytest.approx([time - times[0] for time in times])
+    assert target.most > 10
+    assert all(sample.started >= sample.scheduled for sample in samples)
+    assert samples[-1].generation_time > 10 * 0.05
+
+
+@given(st.integers(0, 2**31 - 1), st.floats(0.1, 500))
+def test_arrivals_are_a_poisson_process_of_their_seed(seed: int, rate: float) -> None:
+    times = list(islice(arrival_times(rate, seed), 400))
+    assert times == list(islice(arrival_times(rate, seed), 400))
+    gaps = [after - before for before, after in pairwise([0.0, *times])]
+    assert min(gaps) >= 0
+    # Exponential: mean and deviation are both 1/rate; 400 draws have them within 25 % and 40 %.
+    assert np.mean(gaps) * rate == pytest.approx(1, rel=0.25)
+    assert np.std(gaps) * rate == pytest.approx(1, rel=0.4)
+
+
+def test_a_failure_is_a_row_and_a_timeout_too() -> None:
+    plan = Plan(requests=1)
+
+    async def one(target: Scripted, timeout: float) -> Sample:
+        return await ask(
+            target, plan.request("single", 0), Clock(), phase="single", level=1, number=0, timeout=timeout  # type: ignore[arg-type]
+        )  # fmt: skip
+
+    busy = asyncio.run(one(Scripted(fail=Failed("busy", "the queue\nis full")), 5.0))
+    assert (busy.error, busy.message, busy.ok, busy.finish) == ("busy", "the queue is full", False, "")
+    slow_target = Scripted(service=30.0)
+    slow = asyncio.run(one(slow_target, 0.05))
+    assert (slow.error, slow.message, slow.tokens) == ("timeout", "not done within 0.05 s", 0)
+    assert slow.ended - slow.started == pytest.approx(0.05, abs=0.2)
+    assert slow_target.open == 0, "the request was given up, not left behind"
+
+
+@dataclass
+class Paced:
+    """Writes a token every `step` seconds (scripted: the pace is what is tested), and fails each `every`th time."""
+
+    step: float
+    log: list[tuple[str, int]]
+    name: str = "paced"
+    digest: str | None = None
+    every: int = 0
+    asked: int = field(default=0)
+
+    async def generate(self, request: GenerationRequest, listener: Listener) -> Ending:
+        self.log.append((self.name, request.sampling.seed))
+        self.asked += 1
+        if self.every and self.asked % self.every == 0:
+            raise Failed("busy", "no")
+        for _ in range(4):
+            await asyncio.sleep(self.step)
+            listener.arrived(1)
+        listener.complete()
+        return Ending("length", 4)
+
+    generate_cold = generate
+
+
+def both(ours: Paced, theirs: Paced, plan: Plan) -> tuple[list[Sample], Comparison]:
+    samples = asyncio.run(in_turn(ours, theirs, plan, Clock()))  # type: ignore[arg-type]
+    return samples, summarise(samples, theirs, seed=plan.seed)  # type: ignore[arg-type]
+
+
+def test_a_target_that_is_half_as_fast_is_told_apart() -> None:
+    log: list[tuple[str, int]] = []
+    ours, theirs = Paced(0.02, log, "ours"), Paced(0.01, log, "theirs", digest="ab" * 32)
+    _, found = both(ours, theirs, Plan(requests=10, concurrency=3))
+    assert found.ratios["itl"].value == pytest.approx(2, rel=0.25)
+    assert found.ratios["generation_time"].value == pytest.approx(2, rel=0.25)
+    assert found.ratios["tokens_per_second"].value == pytest.approx(0.5, rel=0.25)
+    assert found.ratios["total_tokens_per_second"].value == pytest.approx(0.5, rel=0.25)
+    assert all(ratio.excludes(1) for ratio in found.ratios.values())
+    assert (found.against, found.against_digest) == ("theirs", "ab" * 32)
+    assert {name: figure.n for name, figure in found.figures().items()} == {
+        "generation_time_ratio": 10, "ttft_ratio": 10, "itl_ratio": 10, "tokens_per_second_ratio": 10,
+        "total_tokens_per_second_ratio": 3,
+    }  # fmt: skip
+
+
+def test_both_are_asked_the_same_in_turn_and_who_begins_changes() -> None:
+    log: list[tuple[str, int]] = []
+    samples, found = both(
+        Paced(0.0, log, "ours"), Paced(0.0, log, "theirs"), Plan(requests=12, concurrency=2)
+    )
+    seeds = {name: [seed for who, seed in log if who == name] for name in ("ours", "theirs")}
+    assert seeds["ours"] == seeds["theirs"]
+    assert len(set(seeds["ours"])) == len(seeds["ours"]) == 12 + 3 * 2
+    alone = [row for row in samples if row.level == 1]
+    for first, second in zip(alone[::2], alone[1::2], strict=True):
+        assert {first.target, second.target} == {"target", "against"}
+        assert (first.number, first.seed) == (second.number, second.seed)
+    assert len({first.target for first in alone[::2]}) == 2
+    assert (found.pairs, found.success_rate, found.against_success_rate) == (18, 1.0, 1.0)
+
+
+def test_a_round_in_which_one_side_failed_counts_in_the_success_rate_only() -> None:
+    log: list[tuple[str, int]] = []
+    _, found = both(
+        Paced(0.001, log, "ours", every=3), Paced(0.001, log, "theirs"), Plan(requests=9, concurrency=2)
+    )
+    # 9 alone and 3 rounds of two: of 15 requests each third failed.
+    assert (found.success_rate, found.against_success_rate) == pytest.approx((10 / 15, 1.0))
+    assert found.ratios["ttft"].n < 9
+
+
+def test_without_a_pair_nothing_is_claimed() -> None:
+    rows = [failed("compare"), row("compare", target="against")]
+    found = summarise(rows, Paced(0.0, [], "theirs"), seed=0)  # type: ignore[arg-type]
+    assert found.ratios == {}
+    assert (found.success_rate, found.against_success_rate) == (0.0, 1.0)

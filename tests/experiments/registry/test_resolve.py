@@ -1,0 +1,99 @@
+"""Model references: folders, registered versions by every name they have, and the challenger as the default."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from experiments.registry import resolve
+from experiments.registry.resolve import challenger_reference, folder_to_register, resolve_model
+from experiments.registry.versions import Version
+from model.architecture.folder import PRETRAINED, ModelFolder
+from model.errors import InputError
+from model.settings import Settings
+from tests.model.small_model import small_checkpoint, small_folder
+
+
+def settings(uri: str, **more: Any) -> Settings:
+    return Settings(mlflow_tracking_uri=uri, **more)
+
+
+@pytest.mark.parametrize(
+    "reference", ["models:/story-writer/1", "models:/story-writer@challenger", "1", "challenger", "digest"]
+)
+def test_a_registered_version_is_downloaded_while_it_is_needed(
+    reference: str, registered: tuple[str, Version]
+) -> None:
+    uri, version = registered
+    reference = version.digest[:10] if reference == "digest" else reference
+    with resolve_model(reference, uri, bare_names=True) as found:
+        assert found.version is not None
+        assert found.version.digest == ModelFolder.open(found.path).digest == version.digest
+    assert not found.path.exists()
+
+
+def test_a_path_is_itself_and_nothing_is_the_shipped_model(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    for reference, path in (
+        (small_folder(), small_folder()),
+        ("./there", Path("./there")),
+        (None, PRETRAINED),
+    ):
+        with resolve_model(reference, uri, bare_names=True) as found:
+            assert (found.path, found.version) == (path, None)
+    with resolve_model("challenger", uri) as found:
+        assert found.path == Path("challenger"), "without bare names a word is a folder"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_version_of_another_model_is_refused(registered: tuple[str, Version]) -> None:
+    with (
+        pytest.raises(InputError, match="version must be one of story-writer, got 'models:/other/1'"),
+        resolve_model("models:/other/1", registered[0]),
+    ):
+        pass
+
+
+def test_the_challenger_is_the_default_unless_the_settings_name_a_model(
+    registered: tuple[str, Version],
+) -> None:
+    uri, version = registered
+    assert challenger_reference(settings(uri)) == f"models:/story-writer/{version.number}"
+    assert challenger_reference(settings(uri, story_model="there")) is None
+
+
+def test_where_there_is_no_store_none_is_made(tmp_path: Path) -> None:
+    assert challenger_reference(settings(f"sqlite:///{tmp_path}/mlflow.db")) is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_mlflow_there_is_no_challenger(
+    registered: tuple[str, Version], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Stands in for an installation that only serves; this one has MLflow.
+    monkeypatch.setattr(resolve, "find_spec", lambda name: None)
+    assert challenger_reference(settings(registered[0])) is None
+
+
+def test_a_checkpoint_is_exported_beside_itself_and_belongs_to_its_run(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(small_checkpoint(), run / "best")
+    (run / "last").mkdir()
+    folder, belongs_to = folder_to_register(run / "best")
+    assert folder.path == run / "model"
+    assert belongs_to == run
+    assert folder.digest == ModelFolder.open(small_folder()).digest  # the same checkpoint, exported elsewhere
+
+
+def test_without_a_source_the_last_training_is_taken_and_else_the_shipped_model(tmp_path: Path) -> None:
+    assert folder_to_register(None)[0].path == PRETRAINED
+    shutil.copytree(small_checkpoint(), tmp_path / "runs/story/best")
+    assert folder_to_register(None)[0].path == tmp_path / "runs/story/model"
+
+
+def test_a_folder_that_is_neither_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="must be a model folder or a checkpoint"):
+        folder_to_register(tmp_path)
