@@ -7,7 +7,6 @@ life: in the weights, in the decode step, at the door.
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import json
 import shutil
 import time
@@ -40,7 +39,7 @@ from training.export.export import export_checkpoint
 from training.tracking.provenance import provenance
 
 PLAN = Plan(requests=30, concurrency=4, rate=40.0, max_tokens=12, phases=("single", "concurrent", "open"))
-SHORT = dataclasses.replace(PLAN, requests=12, max_tokens=8, phases=("concurrent", "open"))
+SHORT = PLAN.model_copy(update={"requests": 12, "max_tokens": 8, "phases": ("concurrent", "open")})
 """For a model that takes its time."""
 THRESHOLDS = """
 thresholds:
@@ -122,7 +121,7 @@ class Failing:
         self._asked += 1
         if self._asked % 3 == 0:
             raise Failed("error", "this door is shut")
-        return await self._target.write(request, listener)
+        return await self._target.generate(request, listener)
 
 
 def local_target(folder: ModelFolder, delay: float = 0.0) -> LocalTarget:
@@ -148,7 +147,7 @@ def log_speed(
         target = Failing(target)
     other = local_target(against) if against is not None else None
     if other is not None:
-        plan = dataclasses.replace(plan, phases=(*plan.phases, "compare"))
+        plan = plan.model_copy(update={"phases": (*plan.phases, "compare")})
 
     async def go() -> Sequence[Any]:
         async with target.running():
