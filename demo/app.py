@@ -155,7 +155,7 @@ def launch(settings: Settings, *, host: str, port: int, share: bool = False, bac
     before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         configure_logs(settings.story_log)
-        options = ServiceOptions.of(settings)
+        options = ServiceOptions.from_settings(settings)
         shared = SharedState.from_settings(settings)
         opened = divided(lambda: open_backend(backend, settings), settings, over=shared.with_cache)
         reader = open_reader(settings)

@@ -49,7 +49,7 @@ def create_app(
         settings = load_settings()
         shared = shared or SharedState.from_settings(settings)
         backend = divided(lambda: open_backend("auto", settings), settings, over=shared.with_cache)
-        options = options or ServiceOptions.of(settings)
+        options = options or ServiceOptions.from_settings(settings)
         experiments = experiments or open_reader(settings)
     service = create_service(backend, options, shared)
     noted.add_figures(service, backend)

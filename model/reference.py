@@ -25,7 +25,7 @@ def settings_table() -> str:
     return _markdown(
         ("variable", "default", "allowed", "meaning"),
         [
-            (f"`{name.upper()}`", _default(field), allowed_values(name.upper()), field.description or "")
+            (f"`{name.upper()}`", _default(field), allowed_values(name.upper()), _description(field))
             for name, field in Settings.model_fields.items()
         ],
     )
@@ -36,7 +36,7 @@ def fields_table(body: type[BaseModel]) -> str:
     return _markdown(
         ("field", "default", "allowed"),
         [
-            (f"`{name}`", "required" if field.is_required() else _default(field), field.description or "")
+            (f"`{name}`", "required" if field.is_required() else _default(field), _description(field))
             for name, field in body.model_fields.items()
         ],
     )
@@ -52,6 +52,10 @@ TABLES: dict[str, Callable[[], str]] = {
 def with_tables(page: str) -> str:
     """Return a page with each table between `<!-- table: NAME -->` and `<!-- /table -->` made again."""
     return _TABLE.sub(lambda found: f"{found[1]}\n{TABLES[found[2]]()}\n{found[3]}", page)
+
+
+def _description(field: FieldInfo) -> str:
+    return " ".join((field.description or "").split()).removesuffix(".")
 
 
 def _default(field: FieldInfo) -> str:

@@ -11,30 +11,110 @@ from __future__ import annotations
 import difflib
 import os
 import re
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 from urllib.parse import urlsplit
 
 from annotated_types import Ge, Le
-from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
-from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 
 from model.errors import InputError
 
+if TYPE_CHECKING:
+    from limits import RateLimitItem
+
 PREFIX = "STORY_"
 """Names that begin so belong to this project alone, which is why an unknown one is a mistake."""
-
+OFF = "off"
+MAX_LIMIT_SECONDS = 86_400 * 31
+"""Longest period of a rate limit: counts are kept for so long."""
+MAX_PROXIES = 32
 
 IN_WORDS = {
     "MODAL_ENDPOINT_URL": "an http(s) address",
-    "STORY_LIMIT_": "like `30/minute` or `5/second; 2000/day`, or `off`",
-    "STORY_TRUSTED_PROXIES": "addresses and networks like `10.0.0.0/8`, or how many proxies",
+    "STORY_LIMIT_": f"like `30/minute` or `5/second; 2000/day` (at most a month), or `{OFF}`",
+    "STORY_ORIGINS": "origins like `https://a.example`, with commas between",
+    "STORY_TRUSTED_PROXIES": "addresses and networks like `10.0.0.0/8`, with commas between, or how many proxies "
+    f"(at most {MAX_PROXIES})",
 }
-"""What texts of a certain form may be, by how their names begin."""
+"""Allowed values of settings with a syntax of their own, by how their names begin."""
+
+
+def parse_limits(text: str) -> list[RateLimitItem]:
+    """Read `30/minute`, `5/second; 2000/day`, or `off` for none. Raises `ValueError`."""
+    if text.strip().lower() == OFF:
+        return []
+    from limits import parse_many  # takes 0.2 s to load
+
+    try:
+        items = parse_many(text)
+    except OverflowError as error:
+        raise ValueError(str(error)) from None
+    if not items or any(
+        not 1 <= item.amount <= 10**9 or not 1 <= item.get_expiry() <= MAX_LIMIT_SECONDS for item in items
+    ):
+        raise ValueError("no such limit")
+    return items
+
+
+def _limit(text: str) -> str:
+    parse_limits(text)
+    return text
+
+
+def _web_address(text: str) -> str:
+    parts = urlsplit(text)  # `port` raises `ValueError` for one that cannot be
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
+        raise ValueError("not an http(s) address")
+    return text
+
+
+def _origin(text: str) -> str:
+    parts = urlsplit(_web_address(text))
+    if text != f"{parts.scheme}://{parts.netloc}" or "@" in parts.netloc or "*" in text:
+        raise ValueError("not an origin")
+    return text
+
+
+def _origins(value: Any) -> Any:
+    """Split a list with commas; `*` is no origin."""
+    if not isinstance(value, str):
+        return value
+    return [part.strip().rstrip("/") for part in value.split(",") if part.strip().rstrip("/")]
+
+
+def _proxies(value: Any) -> Any:
+    """Read a number of proxies, or split a list of their networks."""
+    if not isinstance(value, str):
+        return value
+    text = value.strip()
+    return int(text) if text.isascii() and text.isdigit() else [part.strip() for part in text.split(",")]
+
+
+Seconds = Annotated[float, Field(ge=0.01, le=600)]
+Limit = Annotated[str, AfterValidator(_limit)]
+WebAddress = Annotated[str, AfterValidator(_web_address)]
+# With `NoDecode`, pydantic-settings leaves the text to us; else it would read JSON.
+Origins = Annotated[
+    tuple[Annotated[str, AfterValidator(_origin)], ...] | None, NoDecode, BeforeValidator(_origins)
+]
+Proxies = Annotated[
+    Annotated[int, Field(ge=0, le=MAX_PROXIES)] | tuple[IPv4Network | IPv6Network, ...] | None,
+    NoDecode,
+    BeforeValidator(_proxies),
+]
 
 
 class Settings(BaseSettings):
-    """All settings, typed. `load_settings` makes one and turns what is wrong into one line for a reader."""
+    """All settings, typed. `load_settings` makes one and turns an error into one line."""
 
     model_config = SettingsConfigDict(
         alias_generator=str.upper,
@@ -43,259 +123,109 @@ class Settings(BaseSettings):
         env_ignore_empty=True,
         extra="forbid",
         frozen=True,
+        use_attribute_docstrings=True,
     )
 
-    stage: Literal["DEV", "PROD", "TEST"] = Field(
-        default="DEV",
-        description="Purpose of this process: development, production or a test",
-    )
-    host: str = Field(
-        default="127.0.0.1",
-        description="Address that the app listens on; `0.0.0.0` lets other machines in",
-    )
-    port: int = Field(
-        default=7860,
-        ge=0,
-        le=65_535,
-        description="Port that the app listens on; 0 takes any free one",
-    )
-    use_modal: bool = Field(
-        default=False,
-        description="Whether `--backend auto` generates at `MODAL_ENDPOINT_URL` while that answers; off: "
-        "always locally",
-    )
-    modal_endpoint_url: str | None = Field(
-        default=None,
-        description="Address of the remote story service, without a path",
-    )
-    modal_key: str | None = Field(
-        default=None,
-        description="Id of the proxy token for that address, with `MODAL_SECRET`",
-    )
-    modal_secret: SecretStr | None = Field(
-        default=None,
-        description="Secret of that proxy token, with `MODAL_KEY`",
-    )
-    story_connect_timeout: float = Field(
-        default=3.0,
-        ge=0.01,
-        le=600,
-        description="Seconds to connect to the remote service",
-    )
-    story_response_timeout: float = Field(
-        default=8.0,
-        ge=0.01,
-        le=600,
-        description="Seconds until the remote service must answer, retries and a cold start included",
-    )
-    story_first_token_timeout: float = Field(
-        default=5.0,
-        ge=0.01,
-        le=600,
-        description="Seconds from that answer to the first token",
-    )
-    story_token_timeout: float = Field(
-        default=5.0,
-        ge=0.01,
-        le=600,
-        description="Seconds between two tokens before the remote service counts as failed",
-    )
-    story_breaker_failures: int = Field(
-        default=3,
-        ge=1,
-        le=1_000,
-        description="Failures in a row that open the circuit breaker; a single time-out opens it too",
-    )
-    story_breaker_reset: float = Field(
-        default=10.0,
-        ge=0.01,
-        le=3_600,
-        description="Seconds that an open circuit breaker waits before it probes the service",
-    )
-    mlflow_tracking_uri: str = Field(
-        default="sqlite:///mlflow.db",
-        description="MLflow store that runs are logged to: a database or a server",
-    )
-    story_experiments: Literal["auto", "true", "false"] = Field(
-        default="auto",
-        description="Whether the app has the page Experiments, which shows that store to everyone; `auto`: "
-        "unless `STAGE` is PROD",
-    )
-    redis_url: SecretStr | None = Field(
-        default=None,
-        description="Redis that all replicas share: rate limits, response cache, active deployment",
-    )
-    database_url: SecretStr | None = Field(
-        default=None,
-        description="Database of A/B tests, without texts: `sqlite:///FILE`, or `postgresql://…` for several "
-        "replicas; unset: `sqlite:///stories.db`. PostgreSQL also holds sweeps",
-    )
-    story_feedback: bool = Field(
-        default=True,
-        description="Whether the page asks users for a rating, and stores it with the outcome of each story",
-    )
-    story_keep_prompts: bool = Field(
-        default=False,
-        description="Whether prompts are stored there too",
-    )
-    story_salt: SecretStr | None = Field(
-        default=None,
-        description="Secret that user ids are hashed with there; the same on all replicas",
-    )
-    story_split: str | None = Field(
-        default=None,
-        description="Variants of an A/B test with their weights, `champion:90,challenger:10`; also model "
-        "folders, and `default` for the usual model; unset: no test",
-    )
-    story_split_name: str = Field(
-        default="stories",
-        description="Name of that test; another name assigns all users anew",
-    )
-    story_model: str | None = Field(
-        default=None,
-        description="Folder of the model to serve; unset: `model/pretrained`",
-    )
-    story_precision: Literal["int8", "fp32"] = Field(
-        default="int8",
-        description="Precision of the decode graph",
-    )
-    story_runtime: Literal["auto", "native", "onnx"] = Field(
-        default="auto",
-        description="Native decoder, ONNX Runtime, or the first of them that works; `native` is int8 only",
-    )
-    story_threads: int = Field(
-        default=1,
-        ge=1,
-        le=64,
-        description="Threads of ONNX Runtime; more than one is slower on busy cores",
-    )
-    story_slots: int = Field(
-        default=16,
-        ge=1,
-        le=256,
-        description="Stories that are generated at once",
-    )
-    story_queue: int = Field(
-        default=64,
-        ge=0,
-        le=10_000,
-        description="Requests that may wait for a slot; one more is refused",
-    )
-    story_metrics_token: SecretStr | None = Field(
-        default=None,
-        description="Token that `/metrics` asks for as `Authorization: Bearer …`; unset: it answers this "
-        "machine only, and nobody through a proxy or a share link",
-    )
-    story_log: Literal["text", "json"] = Field(
-        default="text",
-        description="Format of the log; it holds figures, never a story or a prompt",
-    )
-    story_drain: int = Field(
-        default=30,
-        ge=0,
-        le=3600,
-        description="Seconds that running stories get to finish when the service stops",
-    )
-    story_max_body: int = Field(
-        default=65_536,
-        ge=1_024,
-        le=16_777_216,
-        description="Most bytes of a request's body",
-    )
-    story_origins: str | None = Field(
-        default=None,
-        description="Origins of other sites whose pages may call the API, such as `https://a.example`, with "
-        "commas between; unset: none",
-    )
-    story_limit_stories: str | None = Field(
-        default=None,
-        description="Requests of one client; unset: `30/minute` in PROD, else no limit",
-    )
-    story_limit_tokens: str | None = Field(
-        default=None,
-        description="Tokens generated for one client; unset: `20000/minute` in PROD, else no limit",
-    )
-    story_limit_all_stories: str | None = Field(
-        default=None,
-        description="Requests of all clients together; unset: `600/minute` in PROD, else no limit",
-    )
-    story_limit_all_tokens: str | None = Field(
-        default=None,
-        description="Tokens generated for all clients together; unset: `200000/minute` in PROD, else no limit",
-    )
-    story_trusted_proxies: str | None = Field(
-        default=None,
-        description="Proxies whose `X-Forwarded-For` names the client; unset: none, the client is who "
-        "connects",
-    )
-    story_cache: bool = Field(
-        default=True,
-        description="Whether repeated seeded requests are served from the response cache",
-    )
-    story_cache_bytes: int = Field(
-        default=16_777_216,
-        ge=65_536,
-        le=17_179_869_184,
-        description="Memory of that cache; the least recently used stories are evicted",
-    )
-    story_cache_ttl: int = Field(
-        default=3_600,
-        ge=1,
-        le=2_592_000,
-        description="Seconds that a story stays in that cache",
-    )
-    story_deployments: str | None = Field(
-        default=None,
-        description="File that says which of blue and green is active, where there is no `REDIS_URL`; "
-        "unset: `write-me-a-story/deployments.json` in the user's state folder",
-    )
-    story_deployment: Literal["blue", "green"] = Field(
-        default="blue",
-        description="Which of the two deployments `modal deploy -m deploy.modal_app` makes; "
-        "`story deploy` sets it",
-    )
-    story_revision: str | None = Field(
-        default=None,
-        description="Digest of the uploaded model folder that it serves; `story deploy` sets it; "
-        "unset: the model that ships with the project",
-    )
-    story_gpu: str = Field(
-        default="L4",
-        description="GPU that Modal uses for serving and training",
-    )
-
-    @field_validator(
-        "story_limit_stories", "story_limit_tokens", "story_limit_all_stories", "story_limit_all_tokens"
-    )
-    @classmethod
-    def _is_a_limit(cls, value: str | None, info: ValidationInfo) -> str | None:
-        if value is not None:
-            from model.serving.rate_limit.quotas import read_quotas  # its library takes 0.2 s to load
-
-            assert info.field_name is not None
-            read_quotas(info.field_name.upper(), value, "client", "tokens")
-        return value
-
-    @field_validator("story_trusted_proxies")
-    @classmethod
-    def _are_proxies(cls, value: str | None) -> str | None:
-        if value is not None:
-            from model.serving.rate_limit.clients import Clients
-
-            Clients.read(value)
-        return value
-
-    @field_validator("modal_endpoint_url")
-    @classmethod
-    def _is_a_web_address(cls, value: str | None) -> str | None:
-        if value is not None:
-            parts = urlsplit(value)  # `port` raises `ValueError` for one that cannot be
-            if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
-                raise ValueError("not an http(s) address")
-        return value
+    stage: Literal["DEV", "PROD", "TEST"] = "DEV"
+    """Purpose of this process: development, production or a test."""
+    host: str = "127.0.0.1"
+    """Address that the app listens on; `0.0.0.0` lets other machines in."""
+    port: int = Field(default=7860, ge=0, le=65_535)
+    """Port that the app listens on; 0 takes any free one."""
+    use_modal: bool = False
+    """Whether `--backend auto` generates at `MODAL_ENDPOINT_URL` while that answers; off: always locally."""
+    modal_endpoint_url: WebAddress | None = None
+    """Address of the remote story service, without a path."""
+    modal_key: str | None = None
+    """Id of the proxy token for that address, with `MODAL_SECRET`."""
+    modal_secret: SecretStr | None = None
+    """Secret of that proxy token, with `MODAL_KEY`."""
+    story_connect_timeout: Seconds = 3.0
+    """Seconds to connect to the remote service."""
+    story_response_timeout: Seconds = 8.0
+    """Seconds until the remote service must answer, retries and a cold start included."""
+    story_first_token_timeout: Seconds = 5.0
+    """Seconds from that answer to the first token."""
+    story_token_timeout: Seconds = 5.0
+    """Seconds between two tokens before the remote service counts as failed."""
+    story_breaker_failures: int = Field(default=3, ge=1, le=1_000)
+    """Failures in a row that open the circuit breaker; a single time-out opens it too."""
+    story_breaker_reset: float = Field(default=10.0, ge=0.01, le=3_600)
+    """Seconds that an open circuit breaker waits before it probes the service."""
+    mlflow_tracking_uri: str = "sqlite:///mlflow.db"
+    """MLflow store that runs are logged to: a database or a server."""
+    story_experiments: Literal["auto", "true", "false"] = "auto"
+    """Whether the app has the page Experiments, which shows that store to everyone; `auto`: unless `STAGE` is
+    PROD."""
+    redis_url: SecretStr | None = None
+    """Redis that all replicas share: rate limits, response cache, active deployment."""
+    database_url: SecretStr | None = None
+    """Database of A/B tests, without texts: `sqlite:///FILE`, or `postgresql://…` for several replicas; unset:
+    `sqlite:///stories.db`. PostgreSQL also holds sweeps."""
+    story_feedback: bool = True
+    """Whether the page asks users for a rating, and stores it with the outcome of each story."""
+    story_keep_prompts: bool = False
+    """Whether prompts are stored there too."""
+    story_salt: SecretStr | None = None
+    """Secret that user ids are hashed with there; the same on all replicas."""
+    story_split: str | None = None
+    """Variants of an A/B test with their weights, `champion:90,challenger:10`; also model folders, and `default`
+    for the usual model; unset: no test."""
+    story_split_name: str = "stories"
+    """Name of that test; another name assigns all users anew."""
+    story_model: str | None = None
+    """Folder of the model to serve; unset: `model/pretrained`."""
+    story_precision: Literal["int8", "fp32"] = "int8"
+    """Precision of the decode graph."""
+    story_runtime: Literal["auto", "native", "onnx"] = "auto"
+    """Native decoder, ONNX Runtime, or the first of them that works; `native` is int8 only."""
+    story_threads: int = Field(default=1, ge=1, le=64)
+    """Threads of ONNX Runtime; more than one is slower on busy cores."""
+    story_slots: int = Field(default=16, ge=1, le=256)
+    """Stories that are generated at once."""
+    story_queue: int = Field(default=64, ge=0, le=10_000)
+    """Requests that may wait for a slot; one more is refused."""
+    story_metrics_token: SecretStr | None = None
+    """Token that `/metrics` asks for as `Authorization: Bearer …`; unset: it answers this machine only, and nobody
+    through a proxy or a share link."""
+    story_log: Literal["text", "json"] = "text"
+    """Format of the log; it holds figures, never a story or a prompt."""
+    story_drain: int = Field(default=30, ge=0, le=3600)
+    """Seconds that running stories get to finish when the service stops."""
+    story_max_body: int = Field(default=65_536, ge=1_024, le=16_777_216)
+    """Most bytes of a request's body."""
+    story_origins: Origins = None
+    """Origins of other sites whose pages may call the API, such as `https://a.example`, with commas between; unset:
+    none."""
+    story_limit_stories: Limit | None = None
+    """Requests of one client; unset: `30/minute` in PROD, else no limit."""
+    story_limit_tokens: Limit | None = None
+    """Tokens generated for one client; unset: `20000/minute` in PROD, else no limit."""
+    story_limit_all_stories: Limit | None = None
+    """Requests of all clients together; unset: `600/minute` in PROD, else no limit."""
+    story_limit_all_tokens: Limit | None = None
+    """Tokens generated for all clients together; unset: `200000/minute` in PROD, else no limit."""
+    story_trusted_proxies: Proxies = None
+    """Proxies whose `X-Forwarded-For` names the client; unset: none, the client is who connects."""
+    story_cache: bool = True
+    """Whether repeated seeded requests are served from the response cache."""
+    story_cache_bytes: int = Field(default=16_777_216, ge=65_536, le=17_179_869_184)
+    """Memory of that cache; the least recently used stories are evicted."""
+    story_cache_ttl: int = Field(default=3_600, ge=1, le=2_592_000)
+    """Seconds that a story stays in that cache."""
+    story_deployments: str | None = None
+    """File that says which of blue and green is active, where there is no `REDIS_URL`; unset:
+    `write-me-a-story/deployments.json` in the user's state folder."""
+    story_deployment: Literal["blue", "green"] = "blue"
+    """Which of the two deployments `modal deploy -m deploy.modal_app` makes; `story deploy` sets it."""
+    story_revision: str | None = None
+    """Digest of the uploaded model folder that it serves; `story deploy` sets it; unset: the model that ships with
+    the project."""
+    story_gpu: str = "L4"
+    """GPU that Modal uses for serving and training."""
 
     @model_validator(mode="after")
-    def _belongs_together(self) -> Settings:
+    def _check_together(self) -> Settings:
         if self.use_modal and self.modal_endpoint_url is None:
             raise InputError("MODAL_ENDPOINT_URL", "must be set when USE_MODAL is on")
         if (self.modal_key is None) != (self.modal_secret is None):

@@ -36,8 +36,7 @@ from model.errors import StoryError
 from model.generation import Chunk, GenerationRequest, SamplingParams
 from model.serving.cache.store import CachedResponse, LRUCache, ResponseCache, cache_key
 from model.serving.http.address import free_port
-from model.serving.rate_limit.limiter import SETTINGS, Limiter
-from model.serving.rate_limit.quotas import read_quotas
+from model.serving.rate_limit.limiter import SETTINGS, Limiter, quotas_of
 from model.serving.redis import RedisLink
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -135,9 +134,7 @@ def _row(name: str, readers: int, turns: list[Round], plain: list[Round], storie
 async def parts(url: str | None) -> dict[str, float]:
     """Microseconds of this process's own time for each part, without any HTTP around it; `url`: of a Redis."""
     quotas = [
-        quota
-        for name, scope, resource, _ in SETTINGS
-        for quota in read_quotas(name, LIMITS[name], scope, resource)
+        quota for name, scope, resource, _ in SETTINGS for quota in quotas_of(LIMITS[name], scope, resource)
     ]
     request = GenerationRequest(prompt="One day, Lily", max_tokens=TOKENS, sampling=SamplingParams(seed=7))
     told = CachedResponse(tuple(Chunk(" word", (number,)) for number in range(TOKENS)), "length", 5, TOKENS)
@@ -158,7 +155,7 @@ async def parts(url: str | None) -> dict[str, float]:
     found = {"let in and settle, 5,000 clients in memory": await let_in(here, 5_000, 5_000)}
     if url is not None:
         link = RedisLink(url)
-        shared = Limiter(quotas, link=link)
+        shared = Limiter(quotas, redis=link)
         await let_in(shared, 100, 10)
         found["let in and settle, Redis too"] = await let_in(shared, 1_000, 10)
         await link.aclose()

@@ -16,8 +16,7 @@ import socketio
 from demo.app import Served, serve
 from model.serving.backend import LocalBackend
 from model.serving.http.options import ServiceOptions
-from model.serving.rate_limit.limiter import Limiter
-from model.serving.rate_limit.quotas import read_quotas
+from model.serving.rate_limit.limiter import Limiter, quotas_of
 from model.serving.shared_state import SharedState
 from tests.demo.engines import local_backend
 
@@ -110,7 +109,7 @@ async def test_socket_io_answers_at_its_address(served: Served) -> None:
 
 
 def test_a_client_cannot_give_itself_another_address_and_each_story_counts_wherever_it_is_asked_for() -> None:
-    shared = SharedState(Limiter(read_quotas("STORY_LIMIT_STORIES", "2/minute", "client", "stories")))
+    shared = SharedState(Limiter(quotas_of("2/minute", "client", "stories")))
     with serve(local_backend(), shared=shared) as served:
         answers = [
             httpx.post(

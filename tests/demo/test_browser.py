@@ -25,8 +25,7 @@ from demo.page import EXAMPLES
 from model import generation
 from model.serving.backend import LocalBackend
 from model.serving.cache.store import LRUCache, ResponseCache
-from model.serving.rate_limit.limiter import Limiter
-from model.serving.rate_limit.quotas import read_quotas
+from model.serving.rate_limit.limiter import Limiter, quotas_of
 from model.serving.shared_state import SharedState
 from model.settings import Settings
 from tests.demo.engines import local_backend
@@ -74,7 +73,7 @@ def wait_until(condition: Callable[[], bool], what: str, seconds: float = 20.0) 
 def test_a_reader_at_the_limit_reads_when_there_is_more_and_a_story_opened_again_comes_from_memory(
     opened: Callable[..., Tab],
 ) -> None:
-    limiter = Limiter(read_quotas("STORY_LIMIT_STORIES", "2/minute", "client", "stories"))
+    limiter = Limiter(quotas_of("2/minute", "client", "stories"))
     shared = SharedState(limiter, ResponseCache(LRUCache(1_000_000, 60), 60))
     with serve(shared.with_cache(local_backend(slots=2, queue=2, end_bias=-50)), shared=shared) as served:
         tab = opened(url=served.url, query=f"?{encode(Form(prompt='One day', max_tokens=20, seed=7), '')}")

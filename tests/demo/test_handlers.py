@@ -20,8 +20,7 @@ from demo.handlers import Desk, View, buttons
 from model.errors import ModelError, StoryError
 from model.serving.cache.backend import cached_backend
 from model.serving.cache.store import LRUCache, ResponseCache
-from model.serving.rate_limit.limiter import Limiter
-from model.serving.rate_limit.quotas import read_quotas
+from model.serving.rate_limit.limiter import Limiter, quotas_of
 from tests.demo.engines import local_backend
 from tests.demo.scripted import ScriptedBackend, busy
 
@@ -248,7 +247,7 @@ def test_errors_have_one_base_so_that_every_one_of_them_is_shown() -> None:
 
 
 async def test_a_client_at_its_limit_is_told_so_in_a_friendly_way_and_others_read_on() -> None:
-    limiter = Limiter(read_quotas("STORY_LIMIT_STORIES", "1/minute", "client", "stories"))
+    limiter = Limiter(quotas_of("1/minute", "client", "stories"))
     desk = Desk.of(ScriptedBackend(STORY), limiter)
     form = Form(prompt="One day")
     ended = [(await every(handlers.write(desk, "me", form, who)))[-1] for who in ("a", "a", "b")]
@@ -261,7 +260,7 @@ async def test_a_client_at_its_limit_is_told_so_in_a_friendly_way_and_others_rea
 
 
 async def test_a_limit_of_all_together_is_nobodys_fault() -> None:
-    limiter = Limiter(read_quotas("STORY_LIMIT_ALL_STORIES", "1/hour", "all", "stories"))
+    limiter = Limiter(quotas_of("1/hour", "all", "stories"))
     desk = Desk.of(ScriptedBackend(STORY), limiter)
     await every(handlers.write(desk, "me", Form(prompt="One day"), "a"))
     last = (await every(handlers.write(desk, "you", Form(prompt="One day"), "b")))[-1]
@@ -270,7 +269,7 @@ async def test_a_limit_of_all_together_is_nobodys_fault() -> None:
 
 
 async def test_a_reader_pays_for_the_tokens_that_were_written_however_the_story_ended() -> None:
-    limiter = Limiter(read_quotas("STORY_LIMIT_TOKENS", "100/minute", "client", "tokens"))
+    limiter = Limiter(quotas_of("100/minute", "client", "tokens"))
     desk = Desk.of(ScriptedBackend(STORY), limiter)
     for _ in range(
         10

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_network
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,6 +11,9 @@ from hypothesis import strategies as st
 from model.errors import InputError
 from model.reference import settings_table
 from model.settings import Settings, environment_names, load_settings, without_password
+
+REST = "or `5/second; 2000/day` (at most a month), or `off`"
+PROXIES = ", with commas between, or how many proxies (at most 32), got "
 
 
 @pytest.mark.parametrize(
@@ -80,6 +85,43 @@ def test_an_empty_value_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> None
         ("STORY_RUNTIME", "c", "STORY_RUNTIME must be one of auto, native, onnx, got 'c'"),
         ("STORY_THREADS", "0", "STORY_THREADS must be a whole number between 1 and 64, got '0'"),
         ("STORY_SLOTS", "1.5", "STORY_SLOTS must be a whole number between 1 and 256, got '1.5'"),
+        *(
+            (
+                "STORY_LIMIT_TOKENS",
+                value,
+                f"STORY_LIMIT_TOKENS must be like `30/minute` {REST}, got {value!r}",
+            )
+            for value in (
+                "30",
+                "0/minute",
+                "minute",
+                "30/fortnight",
+                "-1/minute",
+                "5/second,",
+                "2/2year",
+                "many",
+            )
+        ),
+        *(
+            (
+                "STORY_TRUSTED_PROXIES",
+                value,
+                f"must be addresses and networks like `10.0.0.0/8`{PROXIES}{value!r}",
+            )
+            for value in ("10.0.0.0/99", "proxy.example", "10.0.0.1,", "99", "-1", "10.0.0.1/8", "9" * 5000)
+        ),
+        *(
+            ("STORY_ORIGINS", value, "must be origins like `https://a.example`, with commas between, got")
+            for value in (
+                "*",
+                "https://*.example",
+                "a.example",
+                "ftp://a.example",
+                "https://b.example,https://a.example/x",
+                "https://u:p@a.example",
+                "null",
+            )
+        ),
     ],
 )
 def test_a_wrong_value_is_told_with_what_is_allowed(
@@ -130,6 +172,23 @@ def test_a_secret_shows_up_nowhere(name: str, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv(name, "hunter2-in-a-hat")
     settings = load_settings()
     assert "hunter2" not in f"{settings!r} {settings} {settings.model_dump_json()}"
+
+
+def test_lists_are_read_with_commas_between() -> None:
+    origins = "https://a.example/ , http://localhost:3000"
+    settings = load_settings(story_origins=origins, story_trusted_proxies="10.0.0.0/8, 192.0.2.7")
+    assert settings.story_origins == ("https://a.example", "http://localhost:3000")
+    assert settings.story_trusted_proxies == (ip_network("10.0.0.0/8"), ip_network("192.0.2.7"))
+    assert load_settings(story_origins=" , ", story_trusted_proxies="2").story_trusted_proxies == 2
+
+
+@given(st.text(max_size=40))
+def test_any_text_is_a_list_of_origins_or_refused(text: str) -> None:
+    try:
+        origins = load_settings(story_origins=text).story_origins or ()
+    except InputError:
+        return
+    assert all(origin.startswith(("http://", "https://")) and "*" not in origin for origin in origins)
 
 
 def test_the_table_has_one_row_for_each_name_with_its_default() -> None:

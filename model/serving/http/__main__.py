@@ -61,7 +61,7 @@ def serve(
         story_queue=queue,
         story_drain=drain,
     )
-    options = ServiceOptions.of(settings, name=name)
+    options = ServiceOptions.from_settings(settings, name=name)
     with bound(settings.host, settings.port) as listener:
         # What can be wrong with the options has been told by now; what follows takes seconds to load.
         from model.serving.backend import LocalBackend

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from model.errors import InputError
-from model.serving.http.secured import read_origins
 
 if TYPE_CHECKING:
     from model.settings import Settings
@@ -39,13 +38,13 @@ class ServiceOptions:
             raise InputError("name", f"must be at most 40 letters, digits, dots, - and _, got {self.name!r}")
 
     @classmethod
-    def of(cls, settings: Settings, *, name: str = "") -> ServiceOptions:
+    def from_settings(cls, settings: Settings, *, name: str = "") -> ServiceOptions:
         """The options that the environment's settings say."""
         token = settings.story_metrics_token
         return cls(
             name=name,
             max_body=settings.story_max_body,
             drain=settings.story_drain,
-            origins=read_origins(settings.story_origins),
+            origins=settings.story_origins or (),
             metrics_token=None if token is None else token.get_secret_value(),
         )

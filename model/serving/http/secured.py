@@ -6,14 +6,11 @@ The page's address can hold a prompt (a link opens it), so no other site is told
 from __future__ import annotations
 
 from collections.abc import Sequence
-from urllib.parse import urlsplit
 
 from starlette.datastructures import MutableHeaders
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-
-from model.errors import InputError
 
 HEADERS = {
     "x-content-type-options": "nosniff",
@@ -46,27 +43,6 @@ class SecurityHeadersMiddleware:
             await send(message)
 
         await self._app(scope, receive, send_with_headers)
-
-
-def read_origins(text: str | None) -> tuple[str, ...]:
-    """Origins of a setting such as `https://a.example, http://localhost:3000`. Raises `InputError`; `*` is none."""
-    origins = []
-    for part in (text or "").split(","):
-        origin = part.strip().rstrip("/")
-        if not origin:
-            continue
-        try:
-            split = urlsplit(origin)
-            usable = split.scheme in ("http", "https") and bool(split.hostname) and split.port != 0
-        except ValueError:
-            usable = False
-        if not usable or origin != f"{split.scheme}://{split.netloc}" or "@" in split.netloc or "*" in origin:
-            raise InputError(
-                "STORY_ORIGINS",
-                f"must be origins such as https://a.example with commas between, got {part.strip()!r}",
-            )
-        origins.append(origin)
-    return tuple(origins)
 
 
 def cross_origin(origins: Sequence[str]) -> list[Middleware]:

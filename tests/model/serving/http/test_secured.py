@@ -5,11 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from model.errors import InputError
-from model.serving.http.secured import HEADERS, read_origins
+from model.serving.http.secured import HEADERS
 from tests.model.serving.http.serving import Running, paced, serving
 
 FRIEND, STRANGER = "https://friend.example", "https://stranger.example"
@@ -50,37 +47,3 @@ def test_pages_of_a_named_site_may_ask_and_no_others(running: Running) -> None:
 def test_without_the_setting_no_other_site_may(shipped: Running) -> None:
     answer = shipped.client.get("/api/health", headers={"origin": FRIEND})
     assert not [name for name in answer.headers if name.startswith("access-control")]
-
-
-def test_origins_are_read_from_a_list() -> None:
-    assert read_origins(None) == read_origins(" , ") == ()
-    assert read_origins("https://a.example/ , http://localhost:3000") == (
-        "https://a.example",
-        "http://localhost:3000",
-    )
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        "*",
-        "https://*.example",
-        "a.example",
-        "ftp://a.example",
-        "https://a.example/x",
-        "https://u:p@a.example",
-        "null",
-    ],
-)
-def test_what_is_no_origin_is_named(wrong: str) -> None:
-    with pytest.raises(InputError, match="STORY_ORIGINS must be origins such as"):
-        read_origins(f"https://a.example,{wrong}")
-
-
-@given(st.text(max_size=40))
-def test_whatever_is_set_is_an_origin_or_refused(text: str) -> None:
-    try:
-        origins = read_origins(text)
-    except InputError:
-        return
-    assert all(origin.startswith(("http://", "https://")) and "*" not in origin for origin in origins)
