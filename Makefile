@@ -23,7 +23,7 @@ help: ## List the commands
 	@echo "make serving   install what serving needs, start nothing"
 	@echo "make dev       install what changing the project needs, start nothing"
 	@echo "make docs      build the manual in docs/ into site/; fails on a broken link"
-	@echo "make notebooks execute the notebooks and store them with what they show; ONLY='02 03' names some"
+	@echo "make notebooks execute the notebooks and store their outputs; ONLY='02 03' names some"
 	@echo "make clean     remove caches and build leftovers; .venv, data and runs stay"
 
 # The first Python that runs, is new enough and can make environments. A name on the PATH may be a shim that
@@ -87,8 +87,10 @@ docs: $(VENV)/.dev
 	$(BIN)/python -m model.reference
 	$(MANUAL)
 
+notebooks: NOTEBOOKS = $(or $(ONLY:%=notebooks/%*.ipynb),notebooks/*.ipynb)
 notebooks: $(VENV)/.dev
-	$(BIN)/python -m experiments.notebook.stored $(ONLY)
+	$(BIN)/jupyter execute --inplace --timeout=1800 $(NOTEBOOKS)
+	$(BIN)/python -m experiments.notebook.stored $(NOTEBOOKS)
 
 # One after the other, cheapest first, also under `make -j`.
 test: $(VENV)/.dev

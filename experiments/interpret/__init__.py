@@ -1,5 +1,5 @@
-"""Inside the network: what its recurrences remember of a story, and what its attention looks at.
+"""Look inside the network: what its recurrences remember of a story, and what its attention attends to.
 
-`readings` both kinds of layer written out as weights between tokens, held to the layers' own output · `look` one
-story through the network, with all of it · `mentions` what a name costs each time that it comes · `figures` pictures.
+`trace` one story through the network, with each layer's weights between tokens · `ablation` what stories and names cost
+when a kind of layer sees fewer tokens · `figures` pictures.
 """

@@ -1,4 +1,4 @@
-"""What happens inside the network, as pictures: one idea each, with its units."""
+"""Figures of what happens inside the network, one idea each, with units."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from experiments.common.plotting import COLORS, DPI, new_figure
-from experiments.interpret.look import Look
+from experiments.interpret.trace import StoryTrace
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -20,30 +20,30 @@ RECURRENCE_SHADES = ("#1f3b6e", "#4c72b0", "#85a3d1", "#bccbe6")
 TEXT_COLUMNS = 88
 """Letters in a line of a coloured text."""
 LINE_INCHES, LETTER_INCHES = 0.235, 9 / DPI
-"""Whole pixels a letter: a renderer rounds them, and a long word would outgrow its ground."""
+"""Whole pixels a letter: a renderer rounds them, and a long word would be wider than its background."""
 LETTER_POINTS = LETTER_INCHES * 72 / 0.602
 """A letter of DejaVu Sans Mono is 0.602 of its size wide."""
 TITLE_INCHES, SCALE_INCHES = 0.34, 0.5
 
 
-def draw_half_lives(seen: Look) -> Figure:
-    """Every head's half-life in tokens: a mark at the story's mean rate, a line over the middle 80 % of its tokens."""
+def draw_half_lives(trace: StoryTrace) -> Figure:
+    """Draw every head's half-life in tokens: at the story's mean rate, and over the middle 80 % of its tokens."""
     figure, (axes,) = new_figure(7.5, 3.6)
     width = 0.0
-    for place, (number, reading) in enumerate(sorted(seen.recurrences.items())):
-        middle = reading.half_life().numpy()
-        rates_TH = -reading.keep_TH.log().numpy()
+    for index, (number, weights) in enumerate(sorted(trace.recurrences.items())):
+        middle = weights.half_life().numpy()
+        rates_TH = -weights.keep_TH.log().numpy()
         fast, slow = (np.log(2) / np.quantile(rates_TH, share, axis=0) for share in (0.9, 0.1))
         order = np.argsort(middle)
         columns = width + np.arange(len(middle))
-        color = RECURRENCE_SHADES[place % len(RECURRENCE_SHADES)]
+        color = RECURRENCE_SHADES[index % len(RECURRENCE_SHADES)]
         axes.vlines(columns, fast[order], slow[order], color=color, linewidth=2)
         axes.plot(columns, middle[order], "o", color=color, label=f"layer {number + 1}")
         width += len(middle) + 1
-    axes.axhline(len(seen.tokens), color="#8c8c8c", linewidth=1, linestyle=":")
+    axes.axhline(len(trace.tokens), color="#8c8c8c", linewidth=1, linestyle=":")
     axes.annotate(
         "this\nstory",
-        (1, len(seen.tokens)),
+        (1, len(trace.tokens)),
         xycoords=("axes fraction", "data"),
         xytext=(4, 0),
         textcoords="offset points",
@@ -58,12 +58,12 @@ def draw_half_lives(seen: Look) -> Figure:
         xlabel="heads of each recurrent layer, from quick to slow",
         ylabel="half-life of its memory, tokens",
     )
-    axes.legend(frameon=False, ncols=len(seen.recurrences), loc="upper center", bbox_to_anchor=(0.5, -0.12))
+    axes.legend(frameon=False, ncols=len(trace.recurrences), loc="upper center", bbox_to_anchor=(0.5, -0.12))
     return figure
 
 
 def draw_text(
-    pieces: Sequence[str],
+    texts: Sequence[str],
     values: npt.ArrayLike,
     *,
     title: str,
@@ -72,22 +72,23 @@ def draw_text(
     marked: int | None = None,
     formatted: str = "{:.2g}",
 ) -> Figure:
-    """A story in its own words, each token on a ground as dark as its value; NaN has none.
+    """Draw a story as text, with a background as dark as each token's value; NaN has none.
 
     Args:
-        pieces: texts of the tokens, spaces and line breaks included.
-        values: one a token, from 0 up.
+        texts: of the tokens, including spaces and line breaks.
+        values: one a token, at least 0.
         scale: what the values are, with their unit.
-        highest: the value of the darkest ground; None: the largest there is.
+        highest: the value of the darkest background; None: the largest value.
         marked: a token that gets a frame.
-        formatted: how the scale's two ends are written.
+        formatted: format of the scale's two ends.
     """
     from matplotlib import colormaps
+    from matplotlib.patches import Rectangle
 
     shown = np.asarray(values, np.float64)
     top = float(np.nanmax(shown)) if highest is None else highest
     shades = colormaps["Blues"]
-    boxes, lines = _laid_out(pieces)
+    boxes, lines = _lay_out(texts)
     width, height = TEXT_COLUMNS * LETTER_INCHES, lines * LINE_INCHES + TITLE_INCHES + SCALE_INCHES
     figure, (axes,) = new_figure(width, height)
     figure.set_layout_engine("none")
@@ -99,9 +100,13 @@ def draw_text(
     for token, column, line, text in boxes:
         # The darkest shades would hide the letters, so only the lighter two thirds are used.
         share = shown[token] / top if np.isfinite(shown[token]) and top > 0 else 0.0
-        ground = shades(0.68 * min(1.0, max(0.0, share))) if share > 0.01 else (1, 1, 1, 0)
+        background = shades(0.68 * min(1.0, max(0.0, share))) if share > 0.01 else (1, 1, 1, 0)
         frame: Any = COLORS[3] if token == marked else "none"
-        axes.add_patch(_box(column, line, len(text), ground, frame))
+        axes.add_patch(
+            Rectangle(
+                (column, line + 0.06), len(text), 0.9, facecolor=background, edgecolor=frame, linewidth=1.2
+            )
+        )
         axes.text(
             column, line + 0.76, text, family="DejaVu Sans Mono", fontsize=LETTER_POINTS, parse_math=False
         )
@@ -113,21 +118,21 @@ def draw_text(
     return figure
 
 
-def draw_attention(seen: Look, *, first: int = 0, count: int = 100) -> Figure:
-    """Weights of every attention layer and head between `count` tokens of a story, from token `first` on."""
-    layers = sorted(seen.attentions.items())
+def draw_attention(trace: StoryTrace, *, first: int = 0, count: int = 100) -> Figure:
+    """Draw the weights of every attention layer and head between `count` tokens, from token `first` on."""
+    layers = sorted(trace.attentions.items())
     heads = layers[0][1].weight_HTT.size(0)
     figure, panels = new_figure(
         2.2 * heads + 0.8, 2.35 * len(layers) + 0.5, rows=len(layers), columns=heads, sharex=True, sharey=True
     )
-    last = min(first + count, len(seen.tokens))
+    last = min(first + count, len(trace.tokens))
     part = slice(first, last)
     edges = (first - 0.5, last - 0.5, last - 0.5, first - 0.5)
-    for row, (number, reading) in enumerate(layers):
+    for row, (number, weights) in enumerate(layers):
         for head in range(heads):
             axes = panels[row * heads + head]
-            # Square roots: a weight of 0.01 is seen beside one of 1.
-            shown = np.sqrt(reading.weight_HTT[head, part, part].numpy())
+            # Square roots: a weight of 0.01 stays visible beside one of 1.
+            shown = np.sqrt(weights.weight_HTT[head, part, part].numpy())
             image = axes.imshow(shown, cmap="Blues", vmin=0, vmax=1, extent=edges, interpolation="nearest")
             axes.set_title(f"layer {number + 1}, head {head + 1}", fontsize=9)
             axes.tick_params(labelsize=8)
@@ -141,37 +146,35 @@ def draw_attention(seen: Look, *, first: int = 0, count: int = 100) -> Figure:
 
 
 def draw_reach(costs: DataFrame) -> Figure:
-    """What stories cost with one kind of layer cut short; `costs` are those of `cost_by_reach`."""
+    """Draw what stories cost with one kind of layer limited; `costs` are those of `cost_by_reach`."""
     figure, (axes,) = new_figure(7.0, 3.8)
     whole = costs[costs["cut"] == "none"].iloc[0]
     axes.axhline(whole["mean"], color="#8c8c8c", linewidth=1, linestyle=":", label="the whole network")
-    names = {"attention": "attention cut short", "recurrence": "recurrences cut short"}
-    for place, (cut, name) in enumerate(names.items()):
+    names = {"attention": "attention limited", "recurrence": "recurrences limited"}
+    for index, (cut, name) in enumerate(names.items(), 1):
         line = costs[costs["cut"] == cut]
         errors = [line["mean"] - line["low"], line["high"] - line["mean"]]
-        color = COLORS[place + 1]
+        color = COLORS[index]
         axes.errorbar(
             line["reach"], line["mean"], errors, marker="o", markersize=4, capsize=2, color=color, label=name
         )
     axes.set_xscale("log", base=2)
     reaches = sorted(set(costs["reach"]) - {0})
     axes.set_xticks(reaches, [str(reach) for reach in reaches])
-    axes.set(
-        title="How far back a layer must read", xlabel="tokens that it may read, its own included",
-        ylabel="bits per byte (95 % interval)",
-    )  # fmt: skip
+    axes.set(title="How far back a layer must read", ylabel="bits per byte (95 % interval)")
+    axes.set_xlabel("tokens that it may read, its own included")
     axes.legend(frameon=False)
     return figure
 
 
 def draw_mentions(means: DataFrame, colors: Mapping[str, str] | None = None) -> Figure:
-    """What a name costs by how often it was there; `means` are those of `by_mention`."""
+    """Draw what a name costs by mention; `means` are those of `by_mention`."""
     figure, (axes,) = new_figure(7.0, 4.0)
     most = int(means["mention"].max())
-    for place, (label, line) in enumerate(means.groupby("network", sort=False)):
+    for index, (label, line) in enumerate(means.groupby("network", sort=False)):
         errors = [line["mean"] - line["low"], line["high"] - line["mean"]]
-        color = (colors or {}).get(str(label), COLORS[place % len(COLORS)])
-        shifted = line["mention"] + 0.05 * (place - 1.5)
+        color = (colors or {}).get(str(label), COLORS[index % len(COLORS)])
+        shifted = line["mention"] + 0.05 * (index - 1.5)
         axes.errorbar(
             shifted, line["mean"], errors, marker="o", markersize=4, capsize=2, color=color, label=label
         )
@@ -183,15 +186,15 @@ def draw_mentions(means: DataFrame, colors: Mapping[str, str] | None = None) -> 
     return figure
 
 
-def _laid_out(pieces: Sequence[str]) -> tuple[list[tuple[int, int, int, str]], int]:
-    """(token, column, line, text) of each box, and how many lines there are; no word is broken between tokens."""
+def _lay_out(texts: Sequence[str]) -> tuple[list[tuple[int, int, int, str]], int]:
+    """Return (token, column, line, text) of each box, and the number of lines; words are not broken."""
     boxes: list[tuple[int, int, int, str]] = []
     column = line = 0
-    for token, piece in enumerate(pieces):
-        for number, text in enumerate(piece.split("\n")):
+    for token, whole in enumerate(texts):
+        for number, text in enumerate(whole.split("\n")):
             if number:
                 column, line = 0, line + 1
-            word = len(text) + _length_of_rest(pieces, token)
+            word = len(text) + _rest_of_word(texts, token)
             if column and column + word > TEXT_COLUMNS and text.startswith(" "):
                 column, line = 0, line + 1
             if column == 0:
@@ -202,17 +205,11 @@ def _laid_out(pieces: Sequence[str]) -> tuple[list[tuple[int, int, int, str]], i
     return boxes, line + 1
 
 
-def _length_of_rest(pieces: Sequence[str], token: int) -> int:
-    """Letters of the tokens that follow in the same word."""
+def _rest_of_word(texts: Sequence[str], token: int) -> int:
+    """Return the length of the tokens that follow in the same word."""
     length = 0
-    for piece in pieces[token + 1 :]:
-        if not piece or piece[0] in " \n":
+    for text in texts[token + 1 :]:
+        if not text or text[0] in " \n":
             break
-        length += len(piece)
+        length += len(text)
     return length
-
-
-def _box(column: float, line: float, width: float, ground: Any, frame: Any) -> Any:
-    from matplotlib.patches import Rectangle
-
-    return Rectangle((column, line + 0.06), width, 0.9, facecolor=ground, edgecolor=frame, linewidth=1.2)

@@ -1,5 +1,4 @@
-"""What the notebooks stand on.
+"""What the notebooks build on.
 
-`place` where one works, and how much of it · `little` a model that is trained in a minute · `stored` notebooks as
-files: executed, cleaned of whatever belongs to one machine, checked, and written back.
+`workspace` their folder, MLflow store and small models · `stored` strips and checks the outputs of executed notebooks.
 """

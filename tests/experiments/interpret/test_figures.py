@@ -1,14 +1,14 @@
-"""The pictures show the numbers they are given, each story in all its letters."""
+"""The figures show the numbers they are given, and every letter of a story."""
 
 from __future__ import annotations
 
 import numpy as np
-import pandas as pd
 import pytest
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from experiments.interpret.ablation import by_mention, cost_by_reach, cost_of_names
 from experiments.interpret.figures import (
     TEXT_COLUMNS,
     draw_attention,
@@ -17,9 +17,7 @@ from experiments.interpret.figures import (
     draw_reach,
     draw_text,
 )
-from experiments.interpret.look import encode, look
-from experiments.interpret.mentions import by_mention, cost_of_names
-from experiments.interpret.reach import cost_by_reach
+from experiments.interpret.trace import trace_story
 from model.architecture.tokenizer import StoryTokenizer
 from tests.model.small_model import SMALL, random_network, small_tokenizer
 from training.data.corpus import load_own_stories
@@ -36,11 +34,11 @@ def _letters(figure: Figure) -> str:
     return "".join(text.get_text() for text in figure.axes[0].texts)
 
 
-def test_a_coloured_story_holds_every_letter_and_its_darkest_ground_is_the_largest_value() -> None:
-    pieces = ["", "Once", " up", "on", " a", " cat", ".\n", '"Mi', 'aow," it said.', *[" and on"] * 40]
+def test_a_drawn_story_has_every_letter_and_its_darkest_background_is_the_largest_value() -> None:
+    texts = ["", "Once", " up", "on", " a", " cat", ".\n", '"Mi', 'aow," it said.', *[" and on"] * 40]
     values = [np.nan, 0.0, 1.0, 2.0, 8.0, *[0.5] * 44]
-    figure = draw_text(pieces, values, title="A title", scale="nats", marked=4)
-    assert _letters(figure).replace(" ", "") == "".join(pieces).replace(" ", "").replace("\n", "")
+    figure = draw_text(texts, values, title="A title", scale="nats", marked=4)
+    assert _letters(figure).replace(" ", "") == "".join(texts).replace(" ", "").replace("\n", "")
     boxes = [patch for patch in figure.axes[0].patches if isinstance(patch, Rectangle)]
     assert max(box.get_x() + box.get_width() for box in boxes) <= TEXT_COLUMNS
     framed = [box for box in boxes if to_rgba(box.get_edgecolor())[3] > 0]
@@ -49,15 +47,15 @@ def test_a_coloured_story_holds_every_letter_and_its_darkest_ground_is_the_large
 
 
 def test_the_pictures_of_a_network_hold_all_its_layers(tokenizer: StoryTokenizer) -> None:
-    seen = look(random_network(SMALL), tokenizer, TEXTS[0])
-    dots = [line for line in draw_half_lives(seen).axes[0].get_lines() if line.get_marker() == "o"]
+    trace = trace_story(random_network(SMALL), tokenizer, TEXTS[0])
+    dots = [line for line in draw_half_lives(trace).axes[0].get_lines() if line.get_marker() == "o"]
     assert [np.asarray(line.get_ydata()).tolist() for line in dots] == [
-        sorted(reading.half_life().tolist()) for reading in seen.recurrences.values()
+        sorted(weights.half_life().tolist()) for weights in trace.recurrences.values()
     ]
-    shown = [axes.images[0] for axes in draw_attention(seen, count=20).axes if axes.images]
+    shown = [axes.images[0] for axes in draw_attention(trace, count=20).axes if axes.images]
     assert len(shown) == 2 * SMALL.heads
     drawn = np.asarray(shown[1].get_array()) ** 2
-    assert np.allclose(drawn, seen.attentions[1].weight_HTT[1, :20, :20], atol=1e-6)
+    assert np.allclose(drawn, trace.attentions[1].weight_HTT[1, :20, :20], atol=1e-6)
 
 
 def test_the_pictures_of_many_stories_hold_their_means(tokenizer: StoryTokenizer) -> None:
@@ -67,16 +65,5 @@ def test_the_pictures_of_many_stories_hold_their_means(tokenizer: StoryTokenizer
     costs = cost_by_reach(network, tokenizer, TEXTS, (4, 512))
     (axes,) = draw_reach(costs).axes
     assert [container.get_label() for container in axes.containers] == [
-        "attention cut short", "recurrences cut short"
+        "attention limited", "recurrences limited"
     ]  # fmt: skip
-
-
-def test_a_reach_over_the_whole_story_costs_what_the_whole_network_does(tokenizer: StoryTokenizer) -> None:
-    costs = cost_by_reach(random_network(SMALL), tokenizer, TEXTS, (4, 512))
-    assert isinstance(costs, pd.DataFrame)
-    assert max(len(encode(tokenizer, text)) for text in TEXTS) < 512
-    whole = costs[costs["cut"] == "none"]["mean"].iloc[0]
-    far = costs[costs["reach"] == 512]
-    # Attention's own window stays: a longer reach than it cannot widen it.
-    assert np.allclose(far["mean"], whole, atol=1e-4)
-    assert (costs[costs["reach"] == 4]["mean"] != whole).all()

@@ -1,16 +1,21 @@
-"""Names are found where they stand, token for token, and their costs are those of the network."""
+"""Names are found token by token, their costs are the network's, and a full reach changes nothing."""
 
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 
-from experiments.interpret.look import cost_of, encode
-from experiments.interpret.mentions import WHOLE, by_mention, cost_of_names, mentions
+from experiments.interpret.ablation import WHOLE, by_mention, cost_by_reach, cost_of_names, mentions
+from experiments.interpret.trace import encode, token_nats
 from model.architecture.tokenizer import StoryTokenizer
 from tests.model.small_model import SMALL, random_network, small_tokenizer
+from training.data.corpus import load_own_stories
 
 STORY = 'One day, Zoë met Mateo. "Hi, Mateo!" said Zoë. Mateo\'s hat fell in. So Tim ran, and Mateo too. Tomas saw.'
+
+
+TEXTS = [story.text for story in load_own_stories("heldout")[:2]]
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +38,7 @@ def test_a_name_costs_the_sum_of_its_tokens_in_each_network(tokenizer: StoryToke
     frame = cost_of_names(network, tokenizer, [STORY, "No one is here."])
     assert len(frame) == 4 * 4
     assert set(frame["story"]) == {0}
-    nats = cost_of(network, encode(tokenizer, STORY))
+    nats = token_nats(network, encode(tokenizer, STORY))
     expected = [nats[list(places)].sum() for _, _, places in mentions(STORY, tokenizer)]
     whole = frame[frame["network"] == WHOLE]["nats"]
     assert np.allclose(whole, expected)
@@ -53,3 +58,14 @@ def test_means_are_over_all_mentions_and_late_ones_count_together(tokenizer: Sto
     assert whole.loc[3, "mean"] == pytest.approx(rows["nats"].mean())
     assert (whole["low"] <= whole["mean"]).all()
     assert (whole["mean"] <= whole["high"]).all()
+
+
+def test_a_reach_over_the_whole_story_costs_what_the_whole_network_does(tokenizer: StoryTokenizer) -> None:
+    costs = cost_by_reach(random_network(SMALL), tokenizer, TEXTS, (4, 512))
+    assert isinstance(costs, pd.DataFrame)
+    assert max(len(encode(tokenizer, text)) for text in TEXTS) < 512
+    whole = costs[costs["cut"] == "none"]["mean"].iloc[0]
+    far = costs[costs["reach"] == 512]
+    # Attention's own window stays: a longer reach than it cannot widen it.
+    assert np.allclose(far["mean"], whole, atol=1e-4)
+    assert (costs[costs["reach"] == 4]["mean"] != whole).all()

@@ -1,0 +1,246 @@
+"""Trace one story through the network: with which weight each token reads each earlier token, in every layer.
+
+The network computes its recurrence in chunks and its attention in one fused call, and neither ever holds these weights.
+Here they are formed explicitly from the same parameters and the inputs that hooks capture, so they can be inspected and
+changed; tests hold them to the layers' own output.
+
+Shapes: T tokens (row: the one that reads, column: the one that is read), D width, H heads, N keys and P values a
+head, K convolution taps, M channels that the convolution mixes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from model.architecture.network import (
+    END_OF_STORY_ID,
+    Attention,
+    Block,
+    Recurrence,
+    StoryNetwork,
+    rms_norm,
+    rotate,
+)
+from model.architecture.tokenizer import StoryTokenizer
+from model.errors import InputError
+
+Kind = Literal["recurrence", "attention"]
+LAYERS: dict[Kind, type[Recurrence] | type[Attention]] = {"recurrence": Recurrence, "attention": Attention}
+LONGEST = 2048
+"""Tokens of a story at most: the weights of a layer grow with their square."""
+Floats = npt.NDArray[np.float32]
+
+
+class LayerWeights(Protocol):
+    """The weights of one layer for one story."""
+
+    @property
+    def weight_HTT(self) -> Tensor:
+        """Weight with which each token reads each earlier one."""
+
+    def output(self, weight_HTT: Tensor) -> Tensor:
+        """Return the layer's output (T, D) for these weights."""
+
+    def within(self, reach: int) -> Tensor:
+        """Return the weights if a token could read only the last `reach` tokens, its own included."""
+
+
+@dataclass(frozen=True, slots=True)
+class RecurrenceWeights:
+    """A recurrence: memory <- keep * memory + key value^T, read by a query."""
+
+    layer: Recurrence
+    keep_TH: Tensor
+    """Share of the memory that is kept at a token; it does not apply to what the token writes."""
+    query_THN: Tensor
+    key_THN: Tensor
+    """Includes the write strength."""
+    value_THP: Tensor
+    gate_TE: Tensor
+    weight_HTT: Tensor
+    """Signed and unbounded: the layer normalises what it has read."""
+
+    @classmethod
+    def of(cls, layer: Recurrence, x_TD: Tensor) -> RecurrenceWeights:
+        """Compute them from the layer's input."""
+        sizes, heads, time = layer.sizes, layer.config.heads, len(x_TD)
+        mixed_TM, gate_TE = layer.inputs(x_TD).split([sum(sizes), layer.inputs.out_features - sum(sizes)], -1)
+        padded = F.pad(mixed_TM, (0, 0, layer.config.conv_width - 1, 0))
+        mixed_TM = cast(Tensor, sum(tap * padded[k : k + time] for k, tap in enumerate(layer.conv)))
+        query, key, value = (part.unflatten(-1, (heads, -1)) for part in F.silu(mixed_TM).split(sizes, -1))
+        query = query / math.sqrt(layer.config.key_dim)
+        write_TH = F.softplus(layer.rate(x_TD))
+        key = key * write_TH[..., None]
+        log_keep_TH = -write_TH * layer.log_decay.exp()
+        weight_HTT = torch.einsum("ihn,jhn->hij", query, key) * _decay(log_keep_TH)
+        return cls(layer, log_keep_TH.exp(), query, key, value, gate_TE, weight_HTT)
+
+    def output(self, weight_HTT: Tensor) -> Tensor:
+        read_THP = torch.einsum("hij,jhp->ihp", weight_HTT, self.value_THP) + self.layer.skip * self.value_THP
+        return cast(Tensor, self.layer.output(rms_norm(read_THP).flatten(1) * F.silu(self.gate_TE)))
+
+    def within(self, reach: int) -> Tensor:
+        return self.weight_HTT.masked_fill(~_near(self.weight_HTT.size(-1), reach), 0.0)
+
+    def survival(self) -> Tensor:
+        """Return (H, T, T): the share of what a token (column) wrote that is left at a later one (row)."""
+        return _decay(self.keep_TH.log())
+
+    def left_at_the_end(self) -> Tensor:
+        """Return (H, T): the size of what each token wrote, as far as it is left after the last token."""
+        written_TH = self.key_THN.norm(dim=-1) * self.value_THP.norm(dim=-1)  # of an outer product
+        left_HT: Tensor = written_TH.T * self.survival()[:, -1]
+        return left_HT
+
+    def half_life(self) -> Tensor:
+        """Return (H,): tokens after which half of the memory has decayed, at this story's mean rate."""
+        rate_H: Tensor = -self.keep_TH.log().mean(0)
+        return math.log(2) * rate_H.reciprocal()
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionWeights:
+    """Attention over the last W tokens."""
+
+    layer: Attention
+    value_TP: Tensor
+    weight_HTT: Tensor
+    """Each row is positive and sums to 1."""
+
+    @classmethod
+    def of(cls, layer: Attention, x_TD: Tensor) -> AttentionWeights:
+        """Compute them from the layer's input."""
+        position_T = torch.arange(len(x_TD))
+        query, key, value = layer.inputs(x_TD).split(layer.sizes, -1)
+        query_THP, key_TP = query.unflatten(-1, (layer.config.heads, -1)), key[:, None]
+        base = layer.config.rope_base
+        query_THP = rotate(rms_norm(query_THP), position_T, base) * layer.gain
+        key_TP = rotate(rms_norm(key_TP), position_T, base)[:, 0]
+        score_HTT = torch.einsum("ihp,jp->hij", query_THP, key_TP) / math.sqrt(layer.config.head_dim)
+        near_TT = _near(len(x_TD), layer.config.window)
+        return cls(layer, value, score_HTT.masked_fill(~near_TT, -torch.inf).softmax(-1))
+
+    def output(self, weight_HTT: Tensor) -> Tensor:
+        return cast(Tensor, self.layer.output((weight_HTT @ self.value_TP).transpose(0, 1).flatten(1)))
+
+    def within(self, reach: int) -> Tensor:
+        near = self.weight_HTT.masked_fill(~_near(self.weight_HTT.size(-1), reach), 0.0)
+        return near / near.sum(-1, keepdim=True)
+
+
+def layer_weights(layer: Recurrence | Attention, x_TD: Tensor) -> RecurrenceWeights | AttentionWeights:
+    """Compute the weights of either kind of layer from its input."""
+    kind = RecurrenceWeights if isinstance(layer, Recurrence) else AttentionWeights
+    return kind.of(cast(Any, layer), x_TD)
+
+
+@dataclass(frozen=True, slots=True)
+class StoryTrace:
+    """What happened in the network as it read one story."""
+
+    tokens: tuple[int, ...]
+    """The first is the end of the story before."""
+    texts: tuple[str, ...]
+    """Text of each token; that of the first is empty."""
+    nats: Floats
+    """Loss of each token, given those before it; NaN for the first."""
+    recurrences: dict[int, RecurrenceWeights]
+    """By the number of the layer, counted from 0."""
+    attentions: dict[int, AttentionWeights]
+
+
+def encode(tokenizer: StoryTokenizer, text: str) -> tuple[int, ...]:
+    """Return a story's tokens after the start token. Raises `InputError` for one that is empty or too long."""
+    tokens = (END_OF_STORY_ID, *tokenizer.encode(text))
+    if not 2 <= len(tokens) <= LONGEST:
+        raise InputError("text", f"must be a story of 1 to {LONGEST - 1} tokens, got {len(tokens) - 1}")
+    return tokens
+
+
+@torch.no_grad()
+def trace_story(network: StoryNetwork, tokenizer: StoryTokenizer, text: str) -> StoryTrace:
+    """Read `text` and keep every layer's weights. Raises as `encode` does."""
+    tokens = encode(tokenizer, text)
+    inputs: dict[int, Tensor] = {}
+
+    def capture(number: int) -> Any:
+        def hook(module: Any, arguments: tuple[Tensor, ...]) -> None:
+            inputs[number] = arguments[0][0]
+
+        return hook
+
+    with ExitStack() as stack:
+        for number, layer in _layers(network):
+            stack.callback(layer.register_forward_pre_hook(capture(number)).remove)
+        nats = token_nats(network, tokens)
+    weights = {number: layer_weights(layer, inputs[number]) for number, layer in _layers(network)}
+    return StoryTrace(
+        tokens=tokens,
+        texts=tuple(tokenizer.piece_text(token) or "�" * (token != END_OF_STORY_ID) for token in tokens),
+        nats=nats,
+        recurrences={number: one for number, one in weights.items() if isinstance(one, RecurrenceWeights)},
+        attentions={number: one for number, one in weights.items() if isinstance(one, AttentionWeights)},
+    )
+
+
+@torch.no_grad()
+def token_nats(network: StoryNetwork, tokens: tuple[int, ...]) -> Floats:
+    """Return the loss of each token of one story, in nats; NaN for the first."""
+    ids = torch.tensor(tokens)
+    logits_TV = network(ids[None])[0].float()
+    nats = F.cross_entropy(logits_TV[:-1], ids[1:], reduction="none").numpy()
+    return np.concatenate([np.full(1, np.nan, np.float32), nats])
+
+
+@contextmanager
+def limited_reach(network: StoryNetwork, reach: int, *kinds: Kind) -> Iterator[None]:
+    """Limit layers of these kinds to the last `reach` tokens while the context is open.
+
+    Everything else stays: the weights between near tokens, the convolution before a recurrence, the other layers. Works
+    for one story at a time.
+
+    Raises:
+        InputError: `reach` is below 1, or a kind is neither "recurrence" nor "attention".
+    """
+    if reach < 1:
+        raise InputError("reach", f"must be at least 1, got {reach}")
+    if unknown := set(kinds) - set(LAYERS):
+        raise InputError("kinds", f"must be among {', '.join(LAYERS)}, got {sorted(unknown)[0]!r}")
+
+    def limit(layer: Any, arguments: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        weights = layer_weights(layer, arguments[0][0])
+        return weights.output(weights.within(reach))[None]
+
+    with ExitStack() as stack:
+        for _, layer in _layers(network):
+            if isinstance(layer, tuple(LAYERS[kind] for kind in kinds)):
+                stack.callback(layer.register_forward_hook(limit).remove)
+        yield
+
+
+def _layers(network: StoryNetwork) -> Iterator[tuple[int, Recurrence | Attention]]:
+    for number, block in enumerate(network.blocks):
+        yield number, cast(Block, block).mixer
+
+
+def _near(time: int, reach: int) -> Tensor:
+    """Return (T, T): whether the column's token is the row's own or one of the `reach` - 1 before it."""
+    ago_TT = torch.arange(time)[:, None] - torch.arange(time)
+    return (ago_TT >= 0) & (ago_TT < reach)
+
+
+def _decay(log_keep_TH: Tensor) -> Tensor:
+    """Return (H, T, T): the product of what is kept after the column's token up to the row's; 0 before it."""
+    total_HT = log_keep_TH.cumsum(0).T
+    gap_HTT = total_HT[:, :, None] - total_HT[:, None, :]
+    return gap_HTT.masked_fill(~_near(gap_HTT.size(-1), gap_HTT.size(-1)), -torch.inf).exp()
