@@ -39,7 +39,7 @@ thresholds:
 """
 
 
-BRIEF = "--requests 12 --concurrency 4 --max-tokens 40 --phases single,concurrent"
+QUICK = "--requests 12 --concurrency 4 --max-tokens 40 --phases single,concurrent"
 """Of a benchmark: enough for a verdict on quality to stand beside it."""
 
 
@@ -117,7 +117,7 @@ def test_noised_weights_in_a_pull_request_fail_the_job_for_their_bits_per_byte(t
     champion["digest"] = ModelFolder.open(runner.checkout / "model" / "pretrained").digest
     (runner.checkout / "experiments" / "champion.json").write_text(json.dumps(champion))
     runner.commit("a model that is worse")
-    given |= {"BASE": base, "EVALUATE": "--runtime native --no-write", "BENCHMARK": f"{BRIEF},compare"}
+    given |= {"BASE": base, "EVALUATE": "--runtime native --no-write", "BENCHMARK": f"{QUICK},compare"}
     codes = _whole(runner, given)
     assert codes[GATE["name"]] == 1, codes
     found = _junit(runner)
@@ -146,10 +146,10 @@ def _noise(folder: Path, place: Path, *, strength: float) -> None:
 
     checkpoint = place / "checkpoint"
     shutil.copytree(folder, checkpoint)
-    dice = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     weights = load_file(checkpoint / "model.safetensors")
     worse = {
-        name: (value + strength * value.std() * dice.standard_normal(value.shape)).astype(value.dtype)
+        name: (value + strength * value.std() * rng.standard_normal(value.shape)).astype(value.dtype)
         for name, value in weights.items()
     }
     save_file(worse, checkpoint / "model.safetensors")

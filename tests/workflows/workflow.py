@@ -103,13 +103,20 @@ class Runner:
         script.write_text(step["run"])
         return subprocess.run(
             ["bash", "--noprofile", "--norc", "-eo", "pipefail", str(script)],
-            cwd=self.checkout, env=self.environment | environment, capture_output=True, text=True, check=False,
+            cwd=self.checkout,
+            env=self.environment | environment,
+            capture_output=True,
+            text=True,
+            check=False,
             timeout=580,
-        )  # fmt: skip
+        )
 
     def _git(self, *arguments: str, at: Path | None = None) -> str:
         done = subprocess.run(
             ["git", "-c", "safe.directory=*", *arguments],
-            cwd=at or self.checkout, capture_output=True, text=True, check=True,
-        )  # fmt: skip
+            cwd=at or self.checkout,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
         return done.stdout
