@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -24,7 +25,11 @@ app = typer.Typer(
 )
 
 Model = Annotated[
-    Path | None, typer.Option("--model", help="Model folder. Default: STORY_MODEL, else the one that ships.")
+    str | None,
+    typer.Option(
+        "--model",
+        help="Model folder, models:/NAME/VERSION or models:/NAME@ALIAS. Default: STORY_MODEL, else the shipped one.",
+    ),
 ]
 On = Annotated[
     Literal["modal", "loopback"],
@@ -45,8 +50,8 @@ def upload(model: Model = None, platform: On = "modal", as_json: Json = False) -
 
     settings, _store = _open()
     place = open_platform(platform, settings)
-    folder = _folder(model, settings)
-    new = place.upload(folder)
+    with _folder(model, settings) as folder:
+        new = place.upload(folder)
     if as_json:
         print_json({"version": folder.digest, "uploaded": new})
     else:
@@ -67,16 +72,16 @@ def deploy(
 
     settings, store = _open()
     place = open_platform(platform, settings)
-    folder = _folder(model, settings)
-    done = release(
-        folder,
-        place,
-        store,
-        settings,
-        deployment=deployment,
-        timeout=timeout,
-        progress=lambda line: typer.echo(line, err=True),
-    )
+    with _folder(model, settings) as folder:
+        done = release(
+            folder,
+            place,
+            store,
+            settings,
+            deployment=deployment,
+            timeout=timeout,
+            progress=lambda line: typer.echo(line, err=True),
+        )
     if as_json:
         print_json(asdict(done))
     else:
@@ -187,10 +192,13 @@ def _open() -> tuple[Settings, DeploymentStore]:
     return settings, open_deployments(settings)
 
 
-def _folder(given: Path | None, settings: Settings) -> ModelFolder:
-    from model.architecture.folder import PRETRAINED, ModelFolder
+@contextlib.contextmanager
+def _folder(given: str | None, settings: Settings) -> Iterator[ModelFolder]:
+    from experiments.registry.resolve import resolve_model
+    from model.architecture.folder import ModelFolder
 
-    return ModelFolder.open(given or (Path(settings.story_model) if settings.story_model else PRETRAINED))
+    with resolve_model(given or settings.story_model, settings.mlflow_tracking_uri) as found:
+        yield ModelFolder.open(found.path)
 
 
 def _print_state(state: DeploymentState, as_json: bool) -> None:

@@ -10,15 +10,14 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from model.errors import AccountError, DeployError
 
 if TYPE_CHECKING:
-    import httpx
-
+    from experiments.benchmark.measures import Sample
     from model.settings import Settings
 
 READY_TIMEOUT = 300.0
@@ -27,63 +26,37 @@ POLL_INTERVAL = 1.0
 """Seconds between two health requests to a deployment that starts."""
 CONNECT = 10.0
 """Seconds in which a connection must be made."""
-SILENCE = 60.0
-"""Seconds without a byte after which a story counts as broken off."""
-
-STORIES = 12
-AT_ONCE = 3
-TOKENS = 64
-LONGEST_STORY = 15.0
+REQUESTS = 12
+CONCURRENCY = 3
+MAX_TOKENS = 64
+LONGEST_GENERATION = 15.0
 """Seconds; `max_generation_time` of the documented thresholds."""
-PROMPTS = (
-    "Once upon a time, there was a little robot who",
-    "Lily and Tom found a map in the garden.",
-    "The small boat had a secret.",
-)
 
 
 @dataclass(frozen=True, slots=True)
 class SmokeReport:
-    """What the check saw. `verdict` is `passed`, `failed` or `undecided`."""
+    """The result of a check. `verdict` is `passed`, `failed` or `undecided`; times are in seconds."""
 
     verdict: str
     reason: str
     requests: int
     success_rate: float
     concurrent_handling: int
-    """Stories that were asked for at once."""
+    """Streams requested at once."""
     max_generation_time: float
-    """Seconds, from the request to the end of the story, as are the next two."""
     avg_generation_time: float
     ttft_max: float
-    """Seconds from the request to the first text."""
     total_tokens_per_second: float
-
-
-@dataclass(frozen=True, slots=True)
-class Told:
-    """One story of the check: its times in seconds, its tokens as the server counted them, or why it failed."""
-
-    seconds: float
-    first: float
-    tokens: int
-    fault: str | None
-    busy: bool = False
-
-
-def headers(settings: Settings) -> dict[str, str]:
-    """The proxy token, where there is one."""
-    if settings.modal_key is None or settings.modal_secret is None:
-        return {}
-    return {"Modal-Key": settings.modal_key, "Modal-Secret": settings.modal_secret.get_secret_value()}
 
 
 def ask_health(url: str, settings: Settings, timeout: float) -> tuple[int, dict[str, Any]]:
     """Status and body of the health route; status 0 and a `detail` where nothing answers in time."""
     import httpx
 
+    from model.serving.remote.client import proxy_auth
+
     try:
-        answer = httpx.get(f"{url}/api/health", headers=headers(settings), timeout=timeout)
+        answer = httpx.get(f"{url}/api/health", headers=proxy_auth(settings), timeout=timeout)
     except httpx.HTTPError as error:
         return 0, {"status": "unreachable", "detail": str(error) or type(error).__name__}
     try:
@@ -122,80 +95,58 @@ def wait_until_ready(
         time.sleep(min(POLL_INTERVAL, max(timeout / 10, 0.05)))
 
 
-def check(url: str, settings: Settings, *, stories: int = STORIES, at_once: int = AT_ONCE) -> SmokeReport:
-    """Write `stories` stories, `at_once` at a time, and judge."""
-    return asyncio.run(_check(url, settings, stories, at_once))
+def check(
+    url: str, settings: Settings, *, requests: int = REQUESTS, concurrency: int = CONCURRENCY
+) -> SmokeReport:
+    """Generate a few stories, several at once, and judge. Raises `DeployError` when nothing answers at `url`."""
+    from experiments.benchmark.load import Clock, closed_loop
+    from experiments.benchmark.plan import Plan
+    from experiments.benchmark.targets import UnreachableError, WebTarget
+    from model.serving.remote.client import proxy_auth
+
+    target = WebTarget(url, headers=proxy_auth(settings))
+    plan = Plan(requests=requests, max_tokens=MAX_TOKENS)
+
+    async def measure() -> list[Sample]:
+        async with target.running():
+            return await closed_loop(target, plan, Clock(), phase="concurrent", clients=concurrency)
+
+    try:
+        return judge(asyncio.run(measure()), concurrency)
+    except UnreachableError as error:
+        raise DeployError(str(error)) from None
 
 
-async def _check(url: str, settings: Settings, stories: int, at_once: int) -> SmokeReport:
-    import httpx
+def judge(samples: Sequence[Sample], concurrency: int) -> SmokeReport:
+    """Return the verdict over these requests."""
+    from experiments.benchmark.measures import wall_time
 
-    places = asyncio.Semaphore(at_once)
-
-    async def one(client: httpx.AsyncClient, number: int) -> Told:
-        async with places:
-            return await _tell(client, PROMPTS[number % len(PROMPTS)], number)
-
-    timeout = httpx.Timeout(SILENCE, connect=CONNECT)
-    async with httpx.AsyncClient(base_url=url, headers=headers(settings), timeout=timeout) as client:
-        began = time.monotonic()
-        told = await asyncio.gather(*(one(client, number) for number in range(stories)))
-        took = time.monotonic() - began
-    return judge(told, at_once=at_once, took=took)
-
-
-def judge(told: list[Told], *, at_once: int, took: float) -> SmokeReport:
-    """The verdict over some stories that took `took` seconds together."""
-    good = [story for story in told if story.fault is None]
-    faults = [story for story in told if story.fault is not None]
-    times = [story.seconds for story in good]
+    good = [sample for sample in samples if sample.ok]
+    failed = [sample for sample in samples if not sample.ok]
+    broken = [sample for sample in failed if sample.error != "busy"]
+    times = [sample.generation_time for sample in good]
     longest = max(times, default=0.0)
-    if any(not story.busy for story in faults):
-        broken = next(story for story in faults if not story.busy)
-        verdict, reason = "failed", f"{len(faults)} of {len(told)} stories failed: {broken.fault}"
-    elif longest > LONGEST_STORY:
-        verdict, reason = "failed", f"a story took {longest:.1f} s, allowed are {LONGEST_STORY:.0f}"
-    elif faults:
-        verdict, reason = "undecided", f"{len(faults)} of {len(told)} stories were turned away: it is busy"
+    if broken:
+        verdict, reason = "failed", f"{len(failed)} of {len(samples)} stories failed: {broken[0].message}"
+    elif longest > LONGEST_GENERATION:
+        verdict, reason = "failed", f"a story took {longest:.1f} s, allowed are {LONGEST_GENERATION:.0f}"
+    elif failed:
+        verdict, reason = "undecided", f"{len(failed)} of {len(samples)} requests were refused: it is busy"
     else:
-        verdict, reason = "passed", f"{len(told)} stories, {at_once} at once, the longest {longest:.1f} s"
+        verdict = "passed"
+        reason = f"{len(samples)} stories, {concurrency} at once, the longest {longest:.1f} s"
+    seconds = wall_time(samples)
     return SmokeReport(
         verdict=verdict,
         reason=reason,
-        requests=len(told),
-        success_rate=len(good) / len(told) if told else 0.0,
-        concurrent_handling=at_once,
+        requests=len(samples),
+        success_rate=len(good) / len(samples) if samples else 0.0,
+        concurrent_handling=concurrency,
         max_generation_time=longest,
         avg_generation_time=sum(times) / len(times) if times else 0.0,
-        ttft_max=max((story.first for story in good), default=0.0),
-        total_tokens_per_second=sum(story.tokens for story in good) / took if took else 0.0,
+        ttft_max=max((sample.ttft or 0.0 for sample in good), default=0.0),
+        total_tokens_per_second=sum(sample.tokens for sample in good) / seconds if seconds else 0.0,
     )
-
-
-async def _tell(client: httpx.AsyncClient, prompt: str, seed: int) -> Told:
-    import httpx
-
-    began = time.monotonic()
-    first: float | None = None
-    tokens = 0
-    finished = False
-    try:
-        async for event in _events(client, _body(prompt, TOKENS, seed)):
-            if any(choice.get("text") for choice in event["choices"]) and first is None:
-                first = time.monotonic() - began
-            finished = finished or any(choice.get("finish_reason") for choice in event["choices"])
-            if event.get("usage"):
-                tokens = event["usage"]["completion_tokens"]
-    except _Refused as refused:
-        return Told(time.monotonic() - began, 0.0, 0, str(refused), busy=refused.status == 429)
-    except httpx.HTTPError as error:
-        return Told(time.monotonic() - began, 0.0, 0, str(error) or type(error).__name__)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        return Told(time.monotonic() - began, 0.0, 0, f"not an answer of the story service ({error!r})")
-    took = time.monotonic() - began
-    if first is None or not finished or not tokens:
-        return Told(took, 0.0, tokens, "the stream ended without a whole story")
-    return Told(took, first, tokens, None)
 
 
 def stream_story(url: str, prompt: str, settings: Settings, *, max_tokens: int = 200) -> Iterator[str]:
@@ -203,11 +154,13 @@ def stream_story(url: str, prompt: str, settings: Settings, *, max_tokens: int =
     import httpx
     from httpx_sse import connect_sse
 
+    from model.serving.remote.client import proxy_auth
+
     timeout = httpx.Timeout(READY_TIMEOUT, connect=CONNECT)  # the deployment may be scaled to zero
-    body = _body(prompt, max_tokens, None)
+    body = {"prompt": prompt, "max_tokens": max_tokens, "stream": True}
     try:
         with (
-            httpx.Client(headers=headers(settings), timeout=timeout) as client,
+            httpx.Client(headers=proxy_auth(settings), timeout=timeout) as client,
             connect_sse(client, "POST", f"{url}/v1/completions", json=body) as source,
         ):
             source.response.raise_for_status()
@@ -218,34 +171,3 @@ def stream_story(url: str, prompt: str, settings: Settings, *, max_tokens: int =
                     yield choice["text"]
     except (httpx.HTTPError, KeyError, ValueError) as error:
         raise DeployError(f"{url} generated no story: {error}") from None
-
-
-class _Refused(Exception):
-    """An answer that is no story."""
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-
-
-def _body(prompt: str, max_tokens: int, seed: int | None) -> dict[str, Any]:
-    usage = {"include_usage": True}
-    body = {"prompt": prompt, "max_tokens": max_tokens, "stream": True, "stream_options": usage}
-    return body if seed is None else {**body, "seed": seed}
-
-
-async def _events(client: httpx.AsyncClient, body: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
-    from httpx_sse import aconnect_sse
-
-    async with aconnect_sse(client, "POST", "/v1/completions", json=body) as source:
-        answer = source.response
-        if answer.status_code != 200:
-            await answer.aread()
-            raise _Refused(answer.status_code, f"HTTP {answer.status_code}")
-        async for message in source.aiter_sse():
-            if message.data == "[DONE]":
-                return
-            event = json.loads(message.data)
-            if "error" in event:
-                raise _Refused(answer.status_code, str(event["error"]["message"]))
-            yield event

@@ -20,11 +20,12 @@ import statistics
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from experiments.benchmark.memory import MemoryUse
+if TYPE_CHECKING:
+    from experiments.benchmark.memory import MemoryUse
 
 Phase = Literal["cold", "warmup", "single", "concurrent", "stress", "open", "compare"]
 FailureKind = Literal["refused", "busy", "timeout", "rejected", "http_5xx", "truncated", "malformed", "error"]

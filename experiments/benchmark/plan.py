@@ -40,14 +40,14 @@ class Plan(Options):
 
     requests: int | None = Field(None, ge=1, le=100_000)
     """Of each phase (of each level of the stress phase). None: 30, or as many as `duration` allows."""
-    concurrency: int = Field(8, ge=1, le=512)
+    concurrency: int = Field(default=8, ge=1, le=512)
     """Open requests in the concurrent phase; the stress phase goes to four times that."""
-    rate: float = Field(2.0, gt=0, le=10_000)
+    rate: float = Field(default=2.0, gt=0, le=10_000)
     """Requests a second, on average, in the open loop."""
     duration: float | None = Field(None, gt=0, le=86_400)
     """Seconds after which a phase starts no more requests."""
-    seed: int = Field(0, ge=0, le=2**31 - 1)
-    max_tokens: int = Field(200, ge=1, le=MAX_TOKENS)
+    seed: int = Field(default=0, ge=0, le=2**31 - 1)
+    max_tokens: int = Field(default=200, ge=1, le=MAX_TOKENS)
     phases: Annotated[tuple[Choice, ...], Field(min_length=1)] = DEFAULT_PHASES
     timeout: Seconds = 60.0
     """Seconds that one request may take."""

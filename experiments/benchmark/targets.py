@@ -19,11 +19,11 @@ from httpx_sse import SSEError, aconnect_sse
 
 from experiments.benchmark import cold_start
 from experiments.benchmark.measures import FailureKind
-from experiments.benchmark.memory import listening_processes
 from experiments.registry.resolve import MODELS, resolve_model
 from model.errors import BusyError, InputError, StoryError
 from model.generation import GenerationRequest
 from model.serving.backend import LocalBackend
+from model.serving.remote.client import proxy_auth
 from model.settings import Settings
 from training.tracking.provenance import ROOT
 
@@ -133,11 +133,8 @@ def open_target(text: str, settings: Settings, *, option: str = "target") -> Ite
 def _headers(address: str, settings: Settings) -> dict[str, str]:
     """The proxy token, for the endpoint that it belongs to and for no other address."""
     own = settings.modal_endpoint_url
-    if own is None or settings.modal_key is None or settings.modal_secret is None:
-        return {}
-    if address.rstrip("/") != own.rstrip("/") and not address.startswith(own.rstrip("/") + "/"):
-        return {}
-    return {"Modal-Key": settings.modal_key, "Modal-Secret": settings.modal_secret.get_secret_value()}
+    is_own = own is not None and f"{address.rstrip('/')}/".startswith(f"{own.rstrip('/')}/")
+    return proxy_auth(settings) if is_own else {}
 
 
 class LocalTarget:
@@ -278,6 +275,10 @@ class WebTarget:
 
     def processes(self) -> list[int]:
         """The processes that listen at this port of this machine."""
+        from experiments.benchmark.memory import (
+            listening_processes,  # needs psutil, which a deployment's check does not
+        )
+
         return listening_processes(self._port) if self._here else []
 
     def _body(self, request: GenerationRequest) -> dict[str, Any]:

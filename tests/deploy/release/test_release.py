@@ -207,7 +207,7 @@ def test_a_version_that_fails_its_check_cannot_be_switched_to(
     platform: LoopbackPlatform, store: DeploymentStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Judged too slow here: a real check, with a bound that no story keeps."""
-    monkeypatch.setattr(smoke, "LONGEST_STORY", 0.0)
+    monkeypatch.setattr(smoke, "LONGEST_GENERATION", 0.0)
     settings = load_settings()
     with pytest.raises(DeployError, match="green did not pass its check: a story took"):
         release.release(

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deploy.release import smoke
-from deploy.release.smoke import Told, check, judge, stream_story, wait_until_ready
+from deploy.release.smoke import check, judge, stream_story, wait_until_ready
+from experiments.benchmark.measures import Sample
 from model.errors import AccountError, DeployError
 from model.serving.http.address import free_port
 from model.settings import Settings, load_settings
@@ -27,7 +28,7 @@ def settings() -> Settings:
 def test_a_service_that_generates_passes(settings: Settings) -> None:
     with serving(local_backend(slots=4, queue=4, step_seconds=0.002, end_bias=-50)) as service:
         assert wait_until_ready(service.url, settings, version="0123456789abcdef" * 4, timeout=10) < 10
-        report = check(service.url, settings, stories=6)
+        report = check(service.url, settings, requests=6)
     assert (report.verdict, report.requests, report.success_rate) == ("passed", 6, 1.0)
     assert report.concurrent_handling == 3
     assert 0 < report.ttft_max <= report.max_generation_time
@@ -38,41 +39,32 @@ def test_a_service_that_generates_passes(settings: Settings) -> None:
 
 def test_a_service_that_is_full_leaves_it_undecided(settings: Settings) -> None:
     with serving(local_backend(slots=1, queue=0, step_seconds=0.005, end_bias=-50)) as service:
-        report = check(service.url, settings, stories=3)
+        report = check(service.url, settings, requests=3)
     assert report.verdict == "undecided"
-    assert "turned away: it is busy" in report.reason
+    assert "were refused: it is busy" in report.reason
     assert report.success_rate < 1
 
 
 def test_nothing_there_is_a_failure(settings: Settings) -> None:
-    report = check("http://127.0.0.1:1", settings, stories=2)
-    assert (report.verdict, report.success_rate, report.total_tokens_per_second) == ("failed", 0.0, 0.0)
-    assert report.reason.startswith("2 of 2 stories failed: ")
+    with pytest.raises(DeployError, match=r"^http://127\.0\.0\.1:1 does not answer: "):
+        check("http://127.0.0.1:1", settings, requests=2)
 
 
 @pytest.mark.parametrize(
-    ("status", "body", "kind", "reason"),
+    ("status", "body", "reason"),
     [
-        (500, "oh", "text/plain", "HTTP 500"),
-        (200, "<html>", "text/html", "text/event-stream"),
-        (200, "data: nonsense\n\n", "text/event-stream", "not an answer of the story service"),
-        (200, "data: [1]\n\n", "text/event-stream", "not an answer of the story service"),
-        (200, "data: [DONE]\n\n", "text/event-stream", "ended without a whole story"),
-        (200, 'data: {"choices": [{"text": "A"}]}\n\n', "text/event-stream", "ended without a whole story"),
-        (
-            200,
-            'data: {"error": {"message": "the model failed"}}\n\n',
-            "text/event-stream",
-            "the model failed",
-        ),
+        (500, Text("oh"), "500: oh"),
+        (200, Text("<html>", "text/html"), "text/event-stream"),
+        (200, Text('data: {"error": {"message": "broken"}}\n\n', "text/event-stream"), "broken"),
     ],
 )
 def test_an_answer_without_a_story_is_a_failure(
-    status: int, body: str, kind: str, reason: str, settings: Settings
+    status: int, body: Text, reason: str, settings: Settings
 ) -> None:
-    with json_server(lambda asked: (status, Text(body, kind))) as (url, _):
-        report = check(url, settings, stories=1)
-    assert report.verdict == "failed"
+    with json_server(lambda asked: (status, body)) as (url, _):
+        report = check(url, settings, requests=2)
+    assert (report.verdict, report.success_rate, report.total_tokens_per_second) == ("failed", 0.0, 0.0)
+    assert report.reason.startswith("2 of 2 stories failed: ")
     assert reason in report.reason
 
 
@@ -81,9 +73,10 @@ def test_the_proxy_token_goes_with_each_request(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("MODAL_SECRET", "ws-1")
     with json_server(lambda asked: (200, {"status": "ok"})) as (url, seen):
         wait_until_ready(url, load_settings(), version=None, timeout=5)
-        check(url, load_settings(), stories=1)
+        check(url, load_settings(), requests=1)
     tokens = [(asked.headers["modal-key"], asked.headers["modal-secret"]) for asked in seen]
-    assert tokens == [("wk-1", "ws-1")] * 2
+    assert [asked.path for asked in seen] == ["/api/health", "/v1/models", "/v1/completions"]
+    assert set(tokens) == {("wk-1", "ws-1")}
 
 
 @pytest.mark.parametrize("status", [401, 403])
@@ -150,22 +143,26 @@ def test_a_failed_stream_is_an_error_of_one_line(settings: Settings) -> None:
         list(stream_story("http://127.0.0.1:1", "Once", settings))
 
 
-_told = st.builds(
-    Told,
-    seconds=st.floats(0.01, 30),
-    first=st.floats(0.001, 1),
+_samples = st.builds(
+    Sample,
+    phase=st.just("concurrent"),
+    level=st.just(3),
+    number=st.integers(0, 11),
+    seed=st.just(0),
+    scheduled=st.just(0.0),
+    started=st.just(0.0),
+    ended=st.floats(0.01, 30),
     tokens=st.integers(1, 64),
-    fault=st.sampled_from([None, "HTTP 500"]),
-    busy=st.booleans(),
-).map(lambda told: told if told.fault else Told(told.seconds, told.first, told.tokens, None))
+    error=st.sampled_from([None, "http_5xx", "busy"]),
+)
 
 
-@given(st.lists(_told, max_size=12))
-def test_a_verdict_follows_from_the_stories(told: list[Told]) -> None:
-    report = judge(told, at_once=3, took=10.0)
-    good = [story for story in told if story.fault is None]
-    late = any(story.seconds > smoke.LONGEST_STORY for story in good)
-    broken = any(story.fault and not story.busy for story in told)
-    busy = any(story.busy for story in told)
-    assert report.verdict == ("failed" if broken or late else "undecided" if busy else "passed")
-    assert report.success_rate == (len(good) / len(told) if told else 0)
+@given(st.lists(_samples, max_size=12))
+def test_the_verdict_follows_from_the_requests(samples: list[Sample]) -> None:
+    report = judge(samples, 3)
+    good = [sample for sample in samples if sample.ok]
+    late = any(sample.generation_time > smoke.LONGEST_GENERATION for sample in good)
+    errors = {sample.error for sample in samples}
+    expected = "failed" if late or "http_5xx" in errors else "undecided" if "busy" in errors else "passed"
+    assert report.verdict == expected
+    assert report.success_rate == (len(good) / len(samples) if samples else 0)
