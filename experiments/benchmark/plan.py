@@ -38,13 +38,13 @@ Seconds = Annotated[float, Field(gt=0, le=3600)]
 class Plan(Options):
     """The options of a run."""
 
-    requests: int | None = Field(None, ge=1, le=100_000)
+    requests: int | None = Field(default=None, ge=1, le=100_000)
     """Of each phase (of each level of the stress phase). None: 30, or as many as `duration` allows."""
     concurrency: int = Field(default=8, ge=1, le=512)
     """Open requests in the concurrent phase; the stress phase goes to four times that."""
     rate: float = Field(default=2.0, gt=0, le=10_000)
     """Requests a second, on average, in the open loop."""
-    duration: float | None = Field(None, gt=0, le=86_400)
+    duration: float | None = Field(default=None, gt=0, le=86_400)
     """Seconds after which a phase starts no more requests."""
     seed: int = Field(default=0, ge=0, le=2**31 - 1)
     max_tokens: int = Field(default=200, ge=1, le=MAX_TOKENS)
