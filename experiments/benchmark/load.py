@@ -9,7 +9,6 @@ scheduled time, so a stall, or a load generator that is late, shows in every req
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
@@ -28,13 +27,13 @@ PAUSE = 0.05
 
 @dataclass(slots=True)
 class Clock:
-    """Seconds since it was made."""
+    """Seconds since it was made, by the running event loop's clock."""
 
-    zero: float = field(default_factory=time.perf_counter)
+    zero: float = field(default_factory=lambda: asyncio.get_running_loop().time())
 
     def now(self) -> float:
         """Seconds since zero."""
-        return time.perf_counter() - self.zero
+        return asyncio.get_running_loop().time() - self.zero
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,13 +6,13 @@ import os
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
 import pytest
 
 from experiments.benchmark.memory import MemoryWatch, listening_processes, usable_memory
+from tests.model.engines import until
 
 PEAK = """
 import sys, time
@@ -39,6 +39,10 @@ def next_part(process: subprocess.Popen[str]) -> None:
     process.stdin.flush()
 
 
+def samples(watch: MemoryWatch) -> int:
+    return watch.peak.samples if watch.peak is not None else 0
+
+
 @pytest.mark.parametrize("command", [["-c", PEAK], ["-c", CHILD, PEAK]], ids=["itself", "its child"])
 def test_the_peak_is_kept_when_the_memory_is_given_back(command: list[str]) -> None:
     with subprocess.Popen(
@@ -49,7 +53,8 @@ def test_the_peak_is_kept_when_the_memory_is_given_back(command: list[str]) -> N
             before = watch.peak
             next_part(process)
             said(process, "full")
-            time.sleep(0.2)
+            seen = samples(watch)
+            until(lambda: samples(watch) > seen + 1)  # the one that is under way may have begun before
             next_part(process)
             said(process, "empty")
         next_part(process)

@@ -11,6 +11,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 import story
+from experiments.benchmark.compare import summarise
 from experiments.benchmark.evidence import load_benchmark_evidence
 from experiments.benchmark.measures import Sample
 from experiments.benchmark.plan import Plan
@@ -19,6 +20,8 @@ from experiments.benchmark.targets import LocalTarget
 from model.architecture.folder import ModelFolder
 from model.serving.backend import LocalBackend
 from model.settings import Settings
+from tests import virtual_time
+from tests.experiments.benchmark.paced import Paced
 from tests.model.serving.http.serving import paced, serving
 from tests.model.small_model import small_folder
 
@@ -47,9 +50,12 @@ def test_a_run_is_measured_judged_logged_and_read_back(
     tracking_uri: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking_uri)
-    page = tmp_path / "report.md"
+    page, bounds = tmp_path / "report.md", tmp_path / "bounds.yaml"
+    bounds.write_text(
+        "thresholds:\n- {metric: success_rate, unit: share, at_least: 0.80, scope: benchmark, reason: no speed}\n"
+    )
     result = run("--model", str(small_folder()), "--phases", "single,concurrent,stress,open", *QUICK,
-                 "--json", "--markdown", str(page))  # fmt: skip
+                 "--json", "--markdown", str(page), "--thresholds", str(bounds))  # fmt: skip
     told = json.loads(result.stdout)
     assert result.exit_code == 0, result.stderr
     assert told["target"] == "local (model)"
@@ -97,21 +103,13 @@ def test_two_models_are_compared_over_two_kinds_of_target() -> None:
     assert told["phases"] == []
 
 
-def test_a_delay_in_decoding_is_seen_against_the_same_model_without_it() -> None:
-    slow, _ = paced(slots=4, queue=8, step_seconds=0.02)
-    quick, _ = paced(slots=4, queue=8, step_seconds=0.01)
-
-    async def go() -> list[Sample]:
-        target, against = LocalTarget(slow, None), LocalTarget(quick, None)
-        async with target.running(), against.running():
-            plan = Plan(requests=5, concurrency=2, max_tokens=10, phases=("compare",))
-            return (await measure(target, plan, against=against)).samples
-
-    samples = [sample for sample in asyncio.run(go()) if sample.phase == "compare"]
-    gaps = {
-        side: sum(sum(row.gaps) for row in samples if row.target == side) for side in ("target", "against")
-    }
-    assert gaps["target"] / gaps["against"] == pytest.approx(2, rel=0.3)
+def test_both_sides_are_warmed_up_and_compared() -> None:
+    ours, theirs = Paced(0.02, name="ours"), Paced(0.01, name="theirs")
+    plan = Plan(requests=5, concurrency=2, phases=("compare",))
+    samples = virtual_time.run(measure(ours, plan, against=theirs)).samples
+    warm = [row.target for row in samples if row.phase == "warmup"]
+    assert warm == ["target"] * 6 + ["against"] * 6
+    assert summarise(samples, theirs, seed=0).ratios["itl"].value == pytest.approx(2)
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ from experiments.registry.versions import register, versions
 from model.architecture.folder import ModelFolder
 from model.errors import InputError
 from tests.experiments.gate.promoted import Place
-from tests.experiments.gate.worse import SHORT, log_quality, log_speed, noised
+from tests.experiments.gate.worse import log_quality, log_speed, noised
 from training.tracking.store import open_store
 
 
@@ -93,7 +93,7 @@ def test_noised_weights_are_refused_for_their_bits_per_byte(place: Place, tmp_pa
 
 def test_a_delay_in_decoding_is_refused_for_its_times(place: Place) -> None:
     log_quality(place.uri, place.challenger, place.stories)
-    log_speed(place.uri, place.challenger, place.bounds, against=place.champion, delay=0.16, plan=SHORT)
+    log_speed(place.uri, place.challenger, place.bounds, against=place.champion, delay=0.16)
     found = verdicts(run_gate(place.uri, place.bounds))
     assert {name for name, verdict in found.items() if verdict == "fail"} == {
         "avg_generation_time",

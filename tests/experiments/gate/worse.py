@@ -1,19 +1,15 @@
-"""Versions made worse on purpose, and their evidence, measured for real on a small model.
+"""Versions made worse on purpose, and their evidence.
 
-The engine, the requests, the stories and the store are real. What is made worse is made worse where it would be in
-life: in the weights, in the decode step, at the door.
+The quality of a small model is measured for real. Its speed is that of a target with a pace, in virtual time: the gate
+judges what a benchmark logged, and must judge it the same on any machine.
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
 import shutil
-import time
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from safetensors.numpy import load_file, save_file
@@ -23,24 +19,17 @@ from experiments.benchmark.evidence import log_benchmark
 from experiments.benchmark.plan import Plan
 from experiments.benchmark.report import Report, make_report
 from experiments.benchmark.run import measure
-from experiments.benchmark.targets import Ending, Failed, Listener, LocalTarget
 from experiments.common.thresholds import Thresholds, load_thresholds
 from experiments.quality.evaluate import evaluate_and_log
 from model.architecture.folder import ModelFolder
-from model.architecture.tokenizer import StoryTokenizer
-from model.engine.engine import Engine
-from model.engine.load import load_runtime
-from model.generation import GenerationRequest
-from model.runtimes.protocol import Logits, Tokens
-from model.serving.backend import LocalBackend, ModelInfo
+from tests import virtual_time
+from tests.experiments.benchmark.paced import Paced
 from tests.model.small_model import small_checkpoint
 from training.data.corpus import load_own_stories
 from training.export.export import export_checkpoint
 from training.tracking.provenance import provenance
 
 PLAN = Plan(requests=30, concurrency=4, rate=40.0, max_tokens=12, phases=("single", "concurrent", "open"))
-SHORT = PLAN.model_copy(update={"requests": 12, "max_tokens": 8, "phases": ("concurrent", "open")})
-"""For a model that takes its time."""
 THRESHOLDS = """
 thresholds:
   - {metric: avg_generation_time, unit: s, at_most: 1.0, scope: benchmark, reason: small, min_n: 20}
@@ -91,44 +80,8 @@ def log_quality(uri: str, folder: ModelFolder, stories: Path) -> str:
     return logged["run"]
 
 
-class Slowed:
-    """A runtime whose every step takes `delay` seconds longer."""
-
-    def __init__(self, runtime: Any, delay: float) -> None:
-        self._runtime, self._delay = runtime, delay
-
-    def __getattr__(self, name: str) -> Any:
-        if name in ("step_in_place", "new_sampler", "new_host_sampler"):  # a way past the delay
-            raise AttributeError(name)
-        return getattr(self._runtime, name)
-
-    def step(self, tokens: Tokens, batch: Any) -> Logits:
-        time.sleep(self._delay)
-        logits: Logits = self._runtime.step(tokens, batch)
-        return logits
-
-
-class Failing:
-    """A target that turns away each third request."""
-
-    def __init__(self, target: LocalTarget) -> None:
-        self._target, self._asked = target, 0
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._target, name)
-
-    async def generate(self, request: GenerationRequest, listener: Listener) -> Ending:
-        self._asked += 1
-        if self._asked % 3 == 0:
-            raise Failed("error", "this door is shut")
-        return await self._target.generate(request, listener)
-
-
-def local_target(folder: ModelFolder, delay: float = 0.0) -> LocalTarget:
-    runtime: Any = load_runtime(folder, slots=4)
-    engine = Engine(Slowed(runtime, delay) if delay else runtime, StoryTokenizer.load(folder.tokenizer))
-    backend = LocalBackend(engine, ModelInfo("small", folder.digest), capacity=64)
-    return LocalTarget(backend, folder.path)
+STEP = 0.01
+"""Seconds a token of the small model, as its speed is logged."""
 
 
 def log_speed(
@@ -139,25 +92,18 @@ def log_speed(
     against: ModelFolder | None = None,
     delay: float = 0.0,
     failing: bool = False,
-    plan: Plan = PLAN,
 ) -> str:
-    """Benchmark for real, and log it; returns the run's id."""
-    target: Any = local_target(folder, delay)
-    if failing:
-        target = Failing(target)
-    other = local_target(against) if against is not None else None
-    if other is not None:
-        plan = plan.model_copy(update={"phases": (*plan.phases, "compare")})
+    """Log the benchmark of a target that keeps its pace in virtual time; returns the run's id.
 
-    async def go() -> Sequence[Any]:
-        async with target.running():
-            if other is None:
-                return (await measure(target, plan)).samples
-            async with other.running():
-                return (await measure(target, plan, against=other)).samples
-
+    `delay`: seconds a token more. `failing`: it turns away each third request.
+    """
+    target = Paced(STEP + delay, digest=folder.digest, tokens=PLAN.max_tokens, every=3 if failing else 0)
+    other, plan = None, PLAN
+    if against is not None:
+        other = Paced(STEP, digest=against.digest, tokens=PLAN.max_tokens)
+        plan = PLAN.model_copy(update={"phases": (*PLAN.phases, "compare")})
     began = datetime.now(UTC)
-    samples = list(asyncio.run(go()))
+    samples = virtual_time.run(measure(target, plan, against=other)).samples
     report: Report = make_report(
         samples, target="local", digest=folder.digest, began=began.isoformat(), seconds=1.0, plan=plan,
         cold_start_means="", memory=None, thresholds=bounds, origin=provenance(), load=(0.0, 0.0),
