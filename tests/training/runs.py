@@ -6,7 +6,6 @@ functions at the end are for processes of their own, which tests interrupt and k
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -46,9 +45,8 @@ REGULARISED = {"dropout": 0.2, "average": 0.8}
 
 def smallest(**changes: Any) -> Recipe:
     """`RECIPE` with fields changed; those of the optimiser by `optimizer={…}`."""
-    if isinstance(options := changes.get("optimizer"), dict):
-        changes["optimizer"] = dataclasses.replace(RECIPE.optimizer, **options)
-    return dataclasses.replace(RECIPE, **changes)
+    base = RECIPE.as_dict()
+    return Recipe.from_dict(base | changes | {"optimizer": base["optimizer"] | changes.get("optimizer", {})})
 
 
 class Recorder:
