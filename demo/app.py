@@ -19,20 +19,13 @@ from dataclasses import dataclass, replace
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from starlette.middleware import Middleware
-
-from demo import theme
+from demo.asgi import compose, open_demo_backend
 from demo.experiments_page import open_reader
-from demo.page import build, in_a_loop
-from demo.routing import noted
-from demo.routing.arms import divided
+from demo.page import in_a_loop
 from model.serving.backend import Backend
 from model.serving.http.address import bound, free_port
-from model.serving.http.app import ServiceRoute, create_service
 from model.serving.http.options import ServiceOptions
-from model.serving.http.secured import SecurityHeadersMiddleware
 from model.serving.logs import configure_logs
-from model.serving.remote import open_backend
 from model.serving.shared_state import SharedState
 
 if TYPE_CHECKING:
@@ -53,9 +46,9 @@ class Served:
     share_url: str | None
     backend: Backend
     drain: Callable[[float], None]
-    """Refuse new stories of programs and wait, so many seconds at most, for those at hand; readers go on."""
-    hurry: Callable[[], None]
-    """End those stories now, in the middle of a `drain` too."""
+    """Refuse new requests of the API and wait, so many seconds at most, for running ones; page stories go on."""
+    abort: Callable[[], None]
+    """Abort those requests now, during a `drain` too."""
 
 
 @contextlib.contextmanager
@@ -71,84 +64,68 @@ def serve(
 ) -> Iterator[Served]:
     """Serve page and service while this context is open; port 0 takes any free one.
 
-    `shared` keeps the limits of both; what it remembers stands before `backend` already. With `experiments`, the page
+    `shared` holds the rate limiter of both; its cache wraps `backend` already. With `experiments`, the page
     Experiments is served as well.
 
     Raises `InputError` when the address cannot be listened on.
     """
-    # Gradio's server would believe anyone on this machine, tunnels too; `STORY_TRUSTED_PROXIES` says who counts.
+    # Gradio's server would trust every proxy on this machine; `STORY_TRUSTED_PROXIES` names those that count.
     os.environ.setdefault("FORWARDED_ALLOW_IPS", "")
     port = port or free_port(host)
     bound(host, port).close()  # so that a taken address is one line here, not five of Gradio's
 
-    options = replace(options or ServiceOptions(), public=share)
-    service = create_service(backend, options, shared)
-    noted.add_figures(service, backend)
+    parts = compose(backend, replace(options or ServiceOptions(), public=share), shared, experiments)
+    manager = parts.service.manager
     loops: list[asyncio.AbstractEventLoop] = []
 
     @contextlib.asynccontextmanager
-    async def lifespan(_app: Any) -> AsyncIterator[None]:
+    async def lifespan(app: Any) -> AsyncIterator[None]:
         loops.append(asyncio.get_running_loop())
-        async with service.running(), experiments.running() if experiments else contextlib.nullcontext():
+        async with parts.app["lifespan"](app):
             yield
 
     def drain(seconds: float) -> None:
-        asyncio.run_coroutine_threadsafe(service.manager.drain(seconds), loops[0]).result()
+        asyncio.run_coroutine_threadsafe(manager.drain(seconds), loops[0]).result()
 
-    def hurry() -> None:
-        loops[0].call_soon_threadsafe(service.manager.abort)
-
-    page = build(service.manager.backend, service.shared.limiter, experiments)
+    def abort() -> None:
+        loops[0].call_soon_threadsafe(manager.abort)
 
     def start() -> tuple[Any, str, str]:
-        return page.launch(
+        return parts.page.launch(
             server_name=host,
             server_port=port,
             share=share,
             prevent_thread_lock=True,
             quiet=True,
-            show_error=False,
-            footer_links=[],
-            run_history=False,
-            enable_monitoring=False,
-            ssr_mode=False,
-            pwa=False,
-            mcp_server=False,
             inline=False,
             max_threads=backend.capacity + 8,
-            favicon_path=str(theme.ASSETS / "favicon.svg"),
-            theme=theme.theme(),
-            head=theme.head(),
-            app_kwargs={
-                "lifespan": lifespan,
-                "routes": [ServiceRoute(service)],
-                "middleware": [Middleware(SecurityHeadersMiddleware), *noted.middleware(backend)],
-            },
+            app_kwargs=parts.app | {"lifespan": lifespan},
+            **parts.look,
         )
 
     try:
         _app, url, share_url = in_a_loop(start)
-        page.server.config.timeout_graceful_shutdown = GRACE
-        yield Served(url, share_url or None, backend, drain, hurry)
+        parts.page.server.config.timeout_graceful_shutdown = GRACE
+        yield Served(url, share_url or None, backend, drain, abort)
     finally:
-        page.close(verbose=False)
+        parts.page.close(verbose=False)
 
 
 def launch(settings: Settings, *, host: str, port: int, share: bool = False, backend: str = "auto") -> None:
     """Load the model, serve the page, and return after SIGINT or SIGTERM when everything has stopped.
 
-    Stories that programs are being told end first, within the settings' `STORY_DRAIN`; a second signal ends
+    Requests of the API that are running end first, within the settings' `STORY_DRAIN`; a second signal ends
     them at once.
 
     Raises `ModelError` when there is no usable model, `InputError` for an unknown backend or a taken port.
     """
     stop = threading.Event()
     drained = threading.Event()
-    hurry: list[Callable[[], None]] = []
+    abort: list[Callable[[], None]] = []
 
     def on_signal(_number: int, _frame: FrameType | None) -> None:
         if stop.is_set() and not drained.is_set():
-            for end in hurry:
+            for end in abort:
                 end()
         stop.set()
 
@@ -157,12 +134,12 @@ def launch(settings: Settings, *, host: str, port: int, share: bool = False, bac
         configure_logs(settings.story_log)
         options = ServiceOptions.from_settings(settings)
         shared = SharedState.from_settings(settings)
-        opened = divided(lambda: open_backend(backend, settings), settings, over=shared.with_cache)
+        opened = open_demo_backend(backend, settings, shared)
         reader = open_reader(settings)
         with serve(
             opened, host=host, port=port, share=share, options=options, shared=shared, experiments=reader
         ) as served:
-            hurry.append(served.hurry)
+            abort.append(served.abort)
             print(f"Write me a story: {served.url}", flush=True)
             if served.share_url:
                 print(f"For everyone, while this runs: {served.share_url}", flush=True)

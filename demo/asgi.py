@@ -1,9 +1,9 @@
-"""The page and the service as one ASGI application, for hosts that bring a server of their own.
+"""The page and the HTTP service as one ASGI application, composed once for both ways to run it.
+
+`compose` puts them together; `demo.app` runs the result in a server of its own (with a share link), `create_app` gives
+it to a host that brings one:
 
     uvicorn --factory demo.asgi:create_app
-
-What is served is what `demo.app` serves: the same page, look and routes over the same backend. Only who listens,
-and on what, is the host's affair here.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 from fastapi import FastAPI
@@ -20,9 +21,8 @@ from starlette.middleware import Middleware
 from demo import theme
 from demo.experiments_page import open_reader
 from demo.page import build, in_a_loop
-from demo.routing import noted
-from demo.routing.arms import divided
-from model.serving.http.app import ServiceRoute, create_service
+from demo.routing import add_event_metrics, open_variants, user_middleware
+from model.serving.http.app import Service, ServiceRoute, create_service
 from model.serving.http.options import ServiceOptions
 from model.serving.http.secured import SecurityHeadersMiddleware
 from model.serving.remote import open_backend
@@ -32,6 +32,62 @@ from model.settings import load_settings
 if TYPE_CHECKING:
     from experiments.dashboard.reader import StoreReader
     from model.serving.backend import Backend
+    from model.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Composition:
+    """The parts of one application over one backend."""
+
+    service: Service
+    page: gr.Blocks
+    app: dict[str, Any]
+    """Arguments of `FastAPI`: lifespan, the service's routes, middleware."""
+    look: dict[str, Any]
+    """Arguments of Gradio, the same for `launch` and `mount_gradio_app`: theme, head, nothing that phones home."""
+
+
+def compose(
+    backend: Backend,
+    options: ServiceOptions | None = None,
+    shared: SharedState | None = None,
+    experiments: StoreReader | None = None,
+) -> Composition:
+    """Put page and service over `backend`, which runs while the application's lifespan does."""
+    service = create_service(backend, options, shared)
+    add_event_metrics(service, backend)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_app: Any) -> AsyncIterator[None]:
+        async with service.running(), experiments.running() if experiments else contextlib.nullcontext():
+            yield
+
+    return Composition(
+        service=service,
+        page=build(service.manager.backend, service.shared.limiter, experiments),
+        app={
+            "lifespan": lifespan,
+            "routes": [ServiceRoute(service)],  # before the page, which answers every other address
+            "middleware": [Middleware(SecurityHeadersMiddleware), *user_middleware(backend)],
+        },
+        look={
+            "show_error": False,
+            "footer_links": [],
+            "run_history": False,
+            "enable_monitoring": False,
+            "ssr_mode": False,
+            "pwa": False,
+            "mcp_server": False,
+            "favicon_path": str(theme.ASSETS / "favicon.svg"),
+            "theme": theme.theme(),
+            "head": theme.head(),
+        },
+    )
+
+
+def open_demo_backend(kind: str, settings: Settings, shared: SharedState) -> Backend:
+    """Open the backend `kind` (`auto`, `local` or `modal`), routed and cached as the settings say."""
+    return open_variants(lambda: open_backend(kind, settings), settings, over=shared.with_cache)
 
 
 def create_app(
@@ -40,53 +96,23 @@ def create_app(
     shared: SharedState | None = None,
     experiments: StoreReader | None = None,
 ) -> FastAPI:
-    """The application over `backend`, which runs while the application does.
+    """Build the application over `backend`, or over the one that the environment's settings choose.
 
-    Without a backend the environment's settings choose one, as `story demo` does. Raises `InputError` and
-    `ModelError`.
+    Raises `InputError` and `ModelError`.
     """
     if backend is None:
         settings = load_settings()
         shared = shared or SharedState.from_settings(settings)
-        backend = divided(lambda: open_backend("auto", settings), settings, over=shared.with_cache)
+        backend = open_demo_backend("auto", settings, shared)
         options = options or ServiceOptions.from_settings(settings)
         experiments = experiments or open_reader(settings)
-    service = create_service(backend, options, shared)
-    noted.add_figures(service, backend)
-
-    @contextlib.asynccontextmanager
-    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        async with service.running(), experiments.running() if experiments else contextlib.nullcontext():
-            yield
-
-    app = FastAPI(
-        lifespan=lifespan,
-        routes=[ServiceRoute(service)],  # before the page, which answers for every other address
-        docs_url=None,
-        redoc_url=None,
-        openapi_url=None,
-        middleware=[Middleware(SecurityHeadersMiddleware), *noted.middleware(backend)],
-    )
-    page = build(service.manager.backend, service.shared.limiter, experiments)
+    parts = compose(backend, options, shared, experiments)
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, **parts.app)
 
     def mount() -> None:
         # With more than one page Gradio says that it turns SSR off, which is off.
         warnings.filterwarnings("ignore", "SSR mode is not supported", UserWarning)
-        gr.mount_gradio_app(
-            app,
-            page,
-            path="/",
-            show_error=False,
-            footer_links=[],
-            run_history=False,
-            enable_monitoring=False,
-            ssr_mode=False,
-            pwa=False,
-            mcp_server=False,
-            favicon_path=str(theme.ASSETS / "favicon.svg"),
-            theme=theme.theme(),
-            head=theme.head(),
-        )
+        gr.mount_gradio_app(app, parts.page, path="/", **parts.look)
 
     with warnings.catch_warnings():
         in_a_loop(mount)

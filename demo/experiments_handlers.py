@@ -27,7 +27,7 @@ from model.errors import StoryError
 SHORT = 8
 """Characters of an id or a digest that are shown."""
 MOST_CHOSEN = 6
-"""Runs in one picture: more colours cannot be told apart."""
+"""Runs in one picture: more colours cannot be distinguished."""
 FIRST_CHOSEN = 4
 MEASURES = {
     "held-out": "Bits per byte on stories that it has not seen",
@@ -109,9 +109,9 @@ class Page:
     choices: tuple[tuple[str, str], ...] = ()
     """(label, short id) of every run that has a curve."""
     drawn: Drawn = Drawn()
-    writers: tuple[tuple[str, str], ...] = ()
+    sampled: tuple[tuple[str, str], ...] = ()
     """The same, of every run that kept sample stories."""
-    told: dict[str, Any] | None = None
+    samples: dict[str, Any] | None = None
     benchmarks: Table | None = None
     versions: dict[str, Any] | None = None
 
@@ -122,20 +122,20 @@ async def opened(reader: Reader, query: Mapping[str, str]) -> Page:
         seen = await reader.overview()
         if not (seen.runs or seen.benchmarks or seen.versions):
             return Page(note=NOTHING)
-        writers = tuple((_label(run), run.id[:SHORT]) for run in seen.runs if run.stories)
+        sampled = tuple((_label(run), run.id[:SHORT]) for run in seen.runs if run.stories)
         asked = [run for run in _split(query.get("runs", "")) if _find(seen, run) is not None]
         measure = query.get("measure", "")
         measure = measure if measure in MEASURES else "held-out"
         usual = [run.id[:SHORT] for run in seen.runs if run.tokens][:FIRST_CHOSEN]
-        writer = _writer(seen, query.get("story", ""))
+        sample_run = _run_with_samples(seen, query.get("story", ""))
         return Page(
             note=_summary(seen),
             filled=True,
             runs=runs_table(seen.runs),
             choices=tuple((_label(run), run.id[:SHORT]) for run in seen.runs),
             drawn=await draw(reader, asked or usual, measure),
-            writers=writers,
-            told=await told(reader, writer, at=query.get("step", "")),
+            sampled=sampled,
+            samples=await samples(reader, sample_run, at=query.get("step", "")),
             benchmarks=benchmarks_table(seen) if seen.benchmarks else None,
             versions=versions_shown(seen),
         )
@@ -182,7 +182,7 @@ async def pick(reader: Reader, chosen: Sequence[str], row: Sequence[Any], measur
     return await draw(reader, kept, measure)
 
 
-async def told(reader: Reader, run: str, *, at: str = "") -> dict[str, Any]:
+async def samples(reader: Reader, run: str, *, at: str = "") -> dict[str, Any]:
     """What a run (a short id) wrote while it learned, for `assets/learn.js`; `at` is the step to begin with."""
     try:
         seen = await reader.overview(known=True)
@@ -335,21 +335,21 @@ def _summary(seen: Overview) -> str:
         (len(seen.versions), "version"),
         (len(seen.benchmarks), "benchmark"),
     ]
-    told = ", ".join(f"{count:,} {word}{'s' * (count != 1)}" for count, word in counts)
-    return f"{told}.{' Older runs are left out.' * seen.more}"
+    listed = ", ".join(f"{count:,} {word}{'s' * (count != 1)}" for count, word in counts)
+    return f"{listed}.{' Older runs are left out.' * seen.more}"
 
 
 def _find(seen: Overview, short: str) -> RunRow | None:
     return next((run for run in seen.runs if short and run.id[:SHORT] == short), None)
 
 
-def _writer(seen: Overview, asked: str) -> str:
+def _run_with_samples(seen: Overview, asked: str) -> str:
     """The run whose stories are shown: the one that is asked for, else the best, for it has come farthest."""
-    writers = [run for run in seen.runs if run.stories]
-    if any(run.id[:SHORT] == asked for run in writers):
+    sampled = [run for run in seen.runs if run.stories]
+    if any(run.id[:SHORT] == asked for run in sampled):
         return asked
     best = min(
-        writers,
+        sampled,
         key=lambda run: float("inf") if run.bits_per_byte is None else run.bits_per_byte,
         default=None,
     )

@@ -57,7 +57,7 @@ class Parts:
     drawn_note: gr.HTML
     by_tokens: gr.LinePlot
     by_minutes: gr.LinePlot
-    writer: gr.Dropdown
+    sample_run: gr.Dropdown
     learn: gr.HTML
     benchmarks: gr.Dataframe
     no_benchmarks: gr.HTML
@@ -72,7 +72,7 @@ class Parts:
     def all(self) -> list[Any]:
         """What `_opened` fills."""
         return [
-            *(self.note, self.body, self.runs, *self.curves, self.writer, self.learn),
+            *(self.note, self.body, self.runs, *self.curves, self.sample_run, self.learn),
             *(self.benchmarks, self.no_benchmarks, self.versions),
         ]
 
@@ -142,7 +142,7 @@ def _lay_out() -> Parts:
         _heading(
             "Watch it learn to write", "The same beginnings and the same dice, at each look.", "learn-head"
         )
-        writer = gr.Dropdown([], label="Run", elem_id="writer")
+        sample_run = gr.Dropdown([], label="Run", elem_id="sample-run")
         empty: dict[str, Any] = {"run": "", "name": "", "moments": [], "at": None, "note": ""}
         learn = _drawn_by("learn", _LEARN, empty, theme.asset("learn.js"))
         _heading("How fast", "Benchmarks of models and servers, newest first.", "fast-head")
@@ -169,7 +169,7 @@ def _lay_out() -> Parts:
         drawn_note=drawn_note,
         by_tokens=by_tokens,
         by_minutes=by_minutes,
-        writer=writer,
+        sample_run=sample_run,
         learn=learn,
         benchmarks=benchmarks,
         no_benchmarks=no_benchmarks,
@@ -192,8 +192,8 @@ def _wire(page: gr.Blocks, parts: Parts, reader: Reader) -> None:
     async def on_plots(chosen: list[str] | None, measure: str) -> list[Any]:
         return _drawn(await handlers.draw(reader, chosen or [], measure))[-2:]
 
-    async def on_writer(run: str | None) -> dict[str, Any]:
-        return await handlers.told(reader, run or "")
+    async def on_sample_run(run: str | None) -> dict[str, Any]:
+        return await handlers.samples(reader, run or "")
 
     quick: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
     note_choice = "(runs, measure) => { window.experiments.address({ runs: runs.join(','), measure }); }"
@@ -205,7 +205,7 @@ def _wire(page: gr.Blocks, parts: Parts, reader: Reader) -> None:
     changes.append(parts.runs.select(on_row, picture, parts.curves, **quick))
     for change in changes:
         change.then(on_plots, picture, plots, **quick).then(None, picture, None, js=note_choice)
-    parts.writer.input(on_writer, parts.writer, parts.learn, **quick)
+    parts.sample_run.input(on_sample_run, parts.sample_run, parts.learn, **quick)
 
 
 def _opened(page: Page) -> list[Any]:
@@ -219,9 +219,9 @@ def _opened(page: Page) -> list[Any]:
         gr.update(choices=list(page.choices), value=list(page.drawn.chosen)),
         *_drawn(page.drawn)[1:],
         gr.update(
-            choices=list(page.writers), value=page.told and page.told["run"], visible=bool(page.writers)
+            choices=list(page.sampled), value=page.samples and page.samples["run"], visible=bool(page.sampled)
         ),
-        page.told,
+        page.samples,
         gr.update(value=page.benchmarks, visible=page.benchmarks is not None),
         gr.update(visible=page.benchmarks is None),
         page.versions,

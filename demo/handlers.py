@@ -18,7 +18,7 @@ from typing import Any, Literal
 from demo import links
 from demo.coalesce import coalesce
 from demo.form import FIELDS, Form, new_seed
-from demo.routing.split import noting
+from demo.routing import event_recorder
 from experiments.ab.events import new_id
 from model.errors import BusyError, InputError, LimitError, StoryError
 from model.generation import Completion, Usage
@@ -30,14 +30,14 @@ from model.serving.rate_limit.limiter import Limiter, Reservation
 log = logging.getLogger(__name__)
 
 Phase = Literal["empty", "waiting", "writing", "ended", "open", "failed"]
-"""`ended`: the story told itself to its end. `open`: it stopped before that and can be continued."""
+"""`ended`: the story reached its end. `open`: it stopped before that and can be continued."""
 
-WRITERS = {"local": "locally", "modal": "on Modal"}
-"""What a reader is told of a stream's `served_by`."""
+PLACES = {"local": "locally", "modal": "on Modal"}
+"""`served_by` of a stream, in words."""
 
 
 THANKS = {1: "Noted: you like it.", -1: "Noted: not for you.", 0: "Taken back."}
-"""What a screen reader says of a verdict."""
+"""What a screen reader says of a rating."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +45,10 @@ class View:
     """All that the page shows of a story."""
 
     phase: Phase = "empty"
-    given: str = ""
-    """The reader's beginning."""
-    told: str = ""
-    """What the model added to it, so far."""
+    prompt: str = ""
+    """The beginning that the user gave."""
+    generated: str = ""
+    """What the model has added to it so far."""
     status: str = ""
     """One line: counts while writing, the ending afterwards, or what went wrong."""
     spoken: str = ""
@@ -58,9 +58,9 @@ class View:
     filename: str = ""
     """Name under which the story is saved."""
     story: str = ""
-    """Id under which the story is noted, where stories are."""
+    """Id under which the story is recorded, where stories are."""
     rating: int = 0
-    """What the reader thinks of it: 1 likes it, -1 does not, 0 has not said."""
+    """The user's rating: 1 likes it, -1 does not, 0 has not said."""
 
     def as_dict(self) -> dict[str, Any]:
         """The fields, as the browser takes them."""
@@ -69,7 +69,7 @@ class View:
     @property
     def text(self) -> str:
         """The whole story."""
-        return self.given + self.told
+        return self.prompt + self.generated
 
     @property
     def busy(self) -> bool:
@@ -100,27 +100,27 @@ def buttons(view: View) -> Buttons:
         again=not view.busy and view.phase != "empty",
         save=bool(view.text),
         link=bool(view.link) and view.phase != "empty",
-        rate=view.phase in ("ended", "open") and bool(view.told) and bool(view.story),
+        rate=view.phase in ("ended", "open") and bool(view.generated) and bool(view.story),
     )
 
 
 @dataclass(slots=True)
-class Desk:
-    """The streams at work, one a browser session, so that Stop and a closed tab can reach them."""
+class AppState:
+    """Backend, rate limiter, and the running stream of each browser session, for Stop and a closed tab."""
 
     backend: Backend
     streams: dict[str, Stream]
     limiter: Limiter
 
     @classmethod
-    def of(cls, backend: Backend, limiter: Limiter | None = None) -> Desk:
-        """An empty desk in front of `backend`."""
+    def of(cls, backend: Backend, limiter: Limiter | None = None) -> AppState:
+        """The state before the first request."""
         return cls(backend=backend, streams={}, limiter=limiter or Limiter())
 
     @property
-    def notes(self) -> bool:
-        """Whether stories are noted, and readers asked what they think."""
-        return noting(self.backend) is not None
+    def records(self) -> bool:
+        """Whether stories are recorded, and users may rate them."""
+        return event_recorder(self.backend) is not None
 
 
 def problems(form: Form) -> list[str | None]:
@@ -130,7 +130,7 @@ def problems(form: Form) -> list[str | None]:
 
 
 def opened(query: Mapping[str, str], version: str) -> tuple[dict[str, Any], View]:
-    """The fields that a link fills, with a word about it; the seed is always among them, drawn if need be."""
+    """The fields that a link fills, with a status line; the seed is always among them, drawn if need be."""
     link = links.decode(query, version)
     note = " ".join(link.notes)
     if link.values and not note:
@@ -139,83 +139,85 @@ def opened(query: Mapping[str, str], version: str) -> tuple[dict[str, Any], View
 
 
 async def write(
-    desk: Desk, session: str, form: Form, client: str = UNKNOWN, visitor: str = ""
+    state: AppState, session: str, form: Form, client: str = UNKNOWN, user: str = ""
 ) -> AsyncGenerator[View, None]:
-    """Tell `visitor` a new story from the form's prompt and settings; `client` is who asks, as limits count it.
+    """Generate a new story from the form's prompt and settings.
+
+    `client` is what the rate limiter counts by, `user` what A/B routing assigns by.
 
     Spaces at the prompt's end are dropped: in a byte-level vocabulary a word brings its own space along, so
     the model has hardly ever seen a space that stands alone before it has to choose a word.
     """
     form = replace(form, prompt=form.prompt.rstrip(" \t"))
-    view = View(given=form.prompt, filename=filename(form.prompt), story=new_id() if desk.notes else "")
+    view = View(prompt=form.prompt, filename=filename(form.prompt), story=new_id() if state.records else "")
     with contextlib.suppress(InputError):  # only a prompt too long for an address: then there is no link
-        view = replace(view, link=links.encode(form, model_for(desk.backend, visitor).version))
-    async with contextlib.aclosing(_tell(desk, session, form, view, client, visitor)) as views:
+        view = replace(view, link=links.encode(form, model_for(state.backend, user).version))
+    async with contextlib.aclosing(_generate(state, session, form, view, client, user)) as views:
         async for shown in views:
             yield shown
 
 
 async def resume(
-    desk: Desk, session: str, form: Form, view: View, client: str = UNKNOWN, visitor: str = ""
+    state: AppState, session: str, form: Form, view: View, client: str = UNKNOWN, user: str = ""
 ) -> AsyncGenerator[View, None]:
     """Go on with the story on the page, under the form's settings; its prompt field plays no part."""
-    async with contextlib.aclosing(_tell(desk, session, form, view, client, visitor)) as views:
+    async with contextlib.aclosing(_generate(state, session, form, view, client, user)) as views:
         async for shown in views:
             yield shown
 
 
-def stop(desk: Desk, session: str) -> None:
-    """End this session's story at the next step, if one is being written; what is told stays."""
-    if (stream := desk.streams.get(session)) is not None:
+def stop(state: AppState, session: str) -> None:
+    """End this session's story at the next step, if one is running; its text stays."""
+    if (stream := state.streams.get(session)) is not None:
         stream.cancel()
 
 
-def rate(desk: Desk, view: View, rating: int) -> View:
-    """Note what the reader thinks of the story on the page; the same thumb pressed again takes it back."""
-    notes = noting(desk.backend)
-    if notes is None or not buttons(view).rate:
+def rate(state: AppState, view: View, rating: int) -> View:
+    """Record the user's rating of the story on the page; the same thumb pressed again takes it back."""
+    recorder = event_recorder(state.backend)
+    if recorder is None or not buttons(view).rate:
         return view
     rating = 0 if rating == view.rating else rating
-    notes.rate(view.story, rating)
+    recorder.rate(view.story, rating)
     return replace(view, rating=rating, spoken=THANKS[rating])
 
 
-async def _tell(
-    desk: Desk, session: str, form: Form, view: View, client: str, visitor: str
+async def _generate(
+    state: AppState, session: str, form: Form, view: View, client: str, user: str
 ) -> AsyncGenerator[View, None]:
-    """Stream what follows `view.text`. However this generator ends, its stream is cancelled behind it."""
+    """Stream what follows `view.text`. However this generator ends, its stream is cancelled."""
     began = time.perf_counter()
     request_id.set(reference := new_request_id())
     view = replace(view, phase="waiting", status="Beginning…", spoken="Writing.")
     stream: Stream | None = None
     reservation: Reservation | None = None
     try:
-        request = replace(form.request(view.text), user=visitor, story_id=view.story)
-        reservation = await desk.limiter.admit(client, [request])
-        stream = await desk.backend.submit(request)
+        request = replace(form.request(view.text), user=user, story_id=view.story)
+        reservation = await state.limiter.admit(client, [request])
+        stream = await state.backend.submit(request)
         reservation.commit(stories=1)
-        desk.streams[session] = stream
+        state.streams[session] = stream
         yield view
         tokens, first = 0, 0.0
-        writers: list[str] = []  # one after the other, as they wrote
-        async with contextlib.aclosing(coalesce(aiter(stream))) as pieces:
-            async for piece in pieces:
+        served_by: list[str] = []  # in the order in which they served
+        async with contextlib.aclosing(coalesce(aiter(stream))) as chunks:
+            async for chunk in chunks:
                 now = time.perf_counter()
                 if stream.served_by != CACHE:
-                    reservation.commit(tokens=len(piece.tokens))
-                if piece.tokens or piece.text:  # the last text may come after the last token, alone
+                    reservation.commit(tokens=len(chunk.tokens))
+                if chunk.tokens or chunk.text:  # the last text may come after the last token, alone
                     first = first if tokens else now
-                    tokens += len(piece.tokens)
-                    if stream.served_by not in writers[-1:]:
-                        writers.append(stream.served_by)
-                        if writers[1:]:
-                            view = replace(view, spoken=f"The story goes on {_where(writers[-1:])}.")
-                    line = _line(tokens, _rate(tokens, now - first), first - began, writers, form.seed)
-                    view = replace(view, phase="writing", told=view.told + piece.text, status=line)
+                    tokens += len(chunk.tokens)
+                    if stream.served_by not in served_by[-1:]:
+                        served_by.append(stream.served_by)
+                        if served_by[1:]:
+                            view = replace(view, spoken=f"The story goes on {_where(served_by[-1:])}.")
+                    line = _line(tokens, _rate(tokens, now - first), first - began, served_by, form.seed)
+                    view = replace(view, phase="writing", generated=view.generated + chunk.text, status=line)
                 elif not tokens:
                     view = replace(view, status="Waiting for the first word…")
                 yield view
-        yield _ended(view, stream.completion, writers, form.seed)
+        yield _ended(view, stream.completion, served_by, form.seed)
     except LimitError as error:
         who = "You have had" if error.scope == "client" else "Everyone together has had"
         wait = spoken_wait(error.retry_after)
@@ -224,21 +226,21 @@ async def _tell(
         wait = spoken_wait(error.retry_after)
         yield _failed(
             view,
-            f"Every place at the desk is taken and the line is full. Please try again in about {wait}.",
+            f"All places are taken and the queue is full. Please try again in about {wait}.",
         )
     except StoryError as error:
         yield _failed(view, f"{str(error)[:1].upper()}{str(error)[1:]}.")
-    except Exception:  # the edge of the program: the reader keeps the page, the log gets the reason
+    except Exception:  # the edge of the program: the user keeps the page, the log gets the reason
         log.exception("a story failed", extra={"request_id": reference})
-        told = f"What is told so far is kept. (Reference {reference[:8]})"
-        yield _failed(view, f"Something went wrong on this side. {told}")
+        kept = f"The text so far is kept. (Reference {reference[:8]})"
+        yield _failed(view, f"Something went wrong on this side. {kept}")
     finally:
         if reservation is not None:
             reservation.release()
         if stream is not None:
             stream.cancel()
-            if desk.streams.get(session) is stream:
-                del desk.streams[session]
+            if state.streams.get(session) is stream:
+                del state.streams[session]
 
 
 def spoken_wait(seconds: float) -> str:
@@ -256,7 +258,7 @@ def _failed(view: View, message: str) -> View:
     return replace(view, phase="failed", status=message, spoken=message)
 
 
-def _ended(view: View, completion: Completion, writers: list[str], seed: int) -> View:
+def _ended(view: View, completion: Completion, served_by: list[str], seed: int) -> View:
     """The last view of a stream: exact figures, and how it ended in words."""
     if completion.finish_reason == "error":
         reason = completion.error or "the model could not go on"
@@ -267,8 +269,8 @@ def _ended(view: View, completion: Completion, writers: list[str], seed: int) ->
         "cancelled": "Stopped",
     }[completion.finish_reason]
     usage = completion.usage
-    line = _line(usage.completion_tokens, usage.tokens_per_second, usage.ttft, writers, seed)
-    status = f"{ending} · {line}" if _told(usage) else ending
+    line = _line(usage.completion_tokens, usage.tokens_per_second, usage.ttft, served_by, seed)
+    status = f"{ending} · {line}" if usage.completion_tokens else ending
     phase: Phase = "ended" if completion.finish_reason == "stop" else "open"
     return replace(view, phase=phase, status=status, spoken=status.replace(" · ", ", ") + ".")
 
@@ -282,20 +284,20 @@ def _rate(tokens: int, seconds: float) -> float:
     return (tokens - 1) / seconds if tokens > 1 and seconds > 0 else 0.0
 
 
-def _where(writers: list[str]) -> str:
-    """Who wrote, in words: `on Modal, then locally`."""
-    return ", then ".join(WRITERS.get(writer, f"by {writer}") for writer in writers)
+def _where(served_by: list[str]) -> str:
+    """Where it was generated, in words: `on Modal, then locally`."""
+    return ", then ".join(PLACES.get(place, f"by {place}") for place in served_by)
 
 
-def _line(tokens: int, rate: float, ttft: float, writers: list[str], seed: int) -> str:
+def _line(tokens: int, rate: float, ttft: float, served_by: list[str], seed: int) -> str:
     """`212 tokens · 1,840 tokens/s · first after 9 ms · written locally · seed 7`. Times in seconds."""
     first = f"{ttft * 1000:.0f} ms" if ttft < 1 else f"{ttft:.1f} s"
     parts = [f"{tokens:,} token{'s' * (tokens != 1)}"]
-    if writers == [CACHE]:  # no rate: nobody wrote at it
+    if served_by == [CACHE]:  # a cache hit has no rate
         return " · ".join([*parts, "from the cache", f"seed {seed}"])
     if rate > 0:
         parts.append(f"{rate:,.0f} tokens/s")
-    return " · ".join([*parts, f"first after {first}", f"written {_where(writers)}", f"seed {seed}"])
+    return " · ".join([*parts, f"first after {first}", f"written {_where(served_by)}", f"seed {seed}"])
 
 
 def filename(prompt: str) -> str:

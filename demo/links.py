@@ -36,7 +36,7 @@ class Opened:
 
 
 def encode(form: Form, version: str) -> str:
-    """The query string (without `?`) that reopens `form` as told by the model with digest `version`.
+    """The query string (without `?`) that reopens `form` as written by the model with digest `version`.
 
     Every field is written, defaults too, so that a link keeps its meaning when defaults change.
     Raises `InputError` when the prompt is too long to travel in an address.

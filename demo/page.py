@@ -21,10 +21,10 @@ from demo import handlers, theme
 from demo.experiments_handlers import Reader
 from demo.experiments_page import PATH, add_experiments
 from demo.form import FIELDS, LONGEST, Form, new_seed
-from demo.handlers import Desk, View, buttons
+from demo.handlers import AppState, View, buttons
 from demo.links import VERSION_CHARS
-from demo.routing.split import noting
-from demo.routing.visitor import visitor_of
+from demo.routing import event_recorder
+from demo.user_cookie import user_of
 from model.serving.backend import Backend, model_for
 from model.serving.rate_limit.limiter import Limiter
 
@@ -38,7 +38,7 @@ EXAMPLES = {
 """Beginnings by label. None ends in a space: see `handlers.write`."""
 
 QUEUE_MARGIN = 64
-"""Events that may wait in Gradio's own queue: loads and new seeds. Stories wait in the engine's line."""
+"""Events that may wait in Gradio's own queue: loads and new seeds. Stories wait in the engine's queue."""
 
 _HEADER = """
 <header class="masthead">
@@ -72,7 +72,7 @@ class Parts:
     fields: list[gr.components.Component]
     """In the order of `FIELDS`."""
     examples: list[tuple[gr.Button, str]]
-    die: gr.Button
+    new_seed_button: gr.Button
     write: gr.Button
     stop: gr.Button
     resume: gr.Button
@@ -82,7 +82,7 @@ class Parts:
     like: gr.Button
     dislike: gr.Button
     book: gr.HTML
-    told: gr.State
+    view: gr.State
     """The `View` on the page, kept on the server for Continue."""
 
 
@@ -108,28 +108,28 @@ def build(backend: Backend, limiter: Limiter | None = None, experiments: Reader 
 
     With `experiments`, there is a second page beside it, and a link to that.
     """
-    return in_a_loop(lambda: _lay_out(Desk.of(backend, limiter), experiments))
+    return in_a_loop(lambda: _lay_out(AppState.of(backend, limiter), experiments))
 
 
-def _lay_out(desk: Desk, experiments: Reader | None) -> gr.Blocks:
-    backend = desk.backend
+def _lay_out(state: AppState, experiments: Reader | None) -> gr.Blocks:
+    backend = state.backend
     page = gr.Blocks(title="Write me a story", analytics_enabled=False, fill_width=True)
     with page:
         _plain(_HEADER, "masthead", "window.story.paper(element)")
-        parts = _room(asks=desk.notes)
+        parts = _layout(asks=state.records)
         _plain(_colophon(backend, linked=experiments is not None), "colophon")
-        _wire(page, parts, desk)
+        _wire(page, parts, state)
     if experiments is not None:
         add_experiments(page, experiments)
     page.queue(max_size=backend.capacity + QUEUE_MARGIN, default_concurrency_limit=backend.capacity)
     return page
 
 
-def _room(*, asks: bool) -> Parts:
-    """The desk, where a story is begun, and the shelf with the book; `asks`: what readers think of it."""
+def _layout(*, asks: bool) -> Parts:
+    """The composer and the story beside it; `asks`: whether users may rate a story."""
     usual = Form()
-    with gr.Row(elem_id="room"):
-        with gr.Column(elem_id="desk"):
+    with gr.Row(elem_id="workspace"):
+        with gr.Column(elem_id="composer"):
             prompt = gr.Textbox(
                 label="How does it begin?",
                 placeholder="Once upon a time, there was a little fox who could not sleep.",
@@ -184,14 +184,14 @@ def _room(*, asks: bool) -> Parts:
                     seed = _number(
                         "Seed", new_seed(), "The same seed, prompt and settings tell the same story."
                     )
-                    die = _small("New seed", "die", interactive=True)
+                    new_seed_button = _small("New seed", "new-seed", interactive=True)
             with gr.Row(elem_id="actions"):
                 write = gr.Button("Write", variant="primary", min_width=0, elem_id="write")
                 stop = gr.Button("Stop", interactive=False, min_width=0, elem_id="stop")
                 resume = gr.Button("Continue", interactive=False, min_width=0, elem_id="continue")
                 again = gr.Button("Again", interactive=False, min_width=0, elem_id="again")
             _plain(_KEYS, "keys")
-        with gr.Column(elem_id="shelf"):
+        with gr.Column(elem_id="story-panel"):
             book = gr.HTML(
                 View().as_dict(),
                 html_template=_BOOK,
@@ -199,7 +199,7 @@ def _room(*, asks: bool) -> Parts:
                 apply_default_css=False,
                 elem_id="book",
             )
-            with gr.Row(elem_id="verdict", visible=asks):
+            with gr.Row(elem_id="rating", visible=asks):
                 like = _small("👍 I like it", "like", interactive=False)
                 dislike = _small("👎 Not for me", "dislike", interactive=False)
             with gr.Row(elem_id="keep"):
@@ -208,7 +208,7 @@ def _room(*, asks: bool) -> Parts:
     return Parts(
         fields=[prompt, max_tokens, temperature, top_p, top_k, min_p, penalty, seed],
         examples=examples,
-        die=die,
+        new_seed_button=new_seed_button,
         write=write,
         stop=stop,
         resume=resume,
@@ -218,11 +218,11 @@ def _room(*, asks: bool) -> Parts:
         like=like,
         dislike=dislike,
         book=book,
-        told=gr.State(View()),
+        view=gr.State(View()),
     )
 
 
-def _wire(page: gr.Blocks, parts: Parts, desk: Desk) -> None:
+def _wire(page: gr.Blocks, parts: Parts, state: AppState) -> None:
     """Connect events to handlers. Each function here only hands over what Gradio gives it."""
 
     async def on_write(
@@ -237,13 +237,13 @@ def _wire(page: gr.Blocks, parts: Parts, desk: Desk) -> None:
         request: gr.Request,
     ) -> AsyncGenerator[list[Any], None]:
         form = _form(prompt, max_tokens, temperature, top_p, top_k, min_p, repetition_penalty, seed)
-        who = (_client(desk, request), visitor_of(request))
-        async with contextlib.aclosing(handlers.write(desk, _session(request), form, *who)) as views:
+        who = (_client(state, request), user_of(request))
+        async with contextlib.aclosing(handlers.write(state, _session(request), form, *who)) as views:
             async for update in _updates(views):
                 yield update
 
     async def on_resume(
-        told: View,
+        view: View,
         max_tokens: int,
         temperature: float,
         top_p: float,
@@ -254,26 +254,26 @@ def _wire(page: gr.Blocks, parts: Parts, desk: Desk) -> None:
         request: gr.Request,
     ) -> AsyncGenerator[list[Any], None]:
         form = _form("", max_tokens, temperature, top_p, top_k, min_p, repetition_penalty, seed)
-        who = (_client(desk, request), visitor_of(request))
-        async with contextlib.aclosing(handlers.resume(desk, _session(request), form, told, *who)) as views:
+        who = (_client(state, request), user_of(request))
+        async with contextlib.aclosing(handlers.resume(state, _session(request), form, view, *who)) as views:
             async for update in _updates(views):
                 yield update
 
     def on_stop(request: gr.Request) -> None:
-        handlers.stop(desk, _session(request))
+        handlers.stop(state, _session(request))
 
-    def on_like(told: View) -> list[Any]:
-        view = handlers.rate(desk, told, 1)
-        return [view.as_dict(), view]
+    def on_like(view: View) -> list[Any]:
+        rated = handlers.rate(state, view, 1)
+        return [rated.as_dict(), rated]
 
-    def on_dislike(told: View) -> list[Any]:
-        view = handlers.rate(desk, told, -1)
-        return [view.as_dict(), view]
+    def on_dislike(view: View) -> list[Any]:
+        rated = handlers.rate(state, view, -1)
+        return [rated.as_dict(), rated]
 
     def on_load(request: gr.Request) -> list[Any]:
-        version = model_for(desk.backend, visitor_of(request)).version
+        version = model_for(state.backend, user_of(request)).version
         values, view = handlers.opened(dict(request.query_params), version)
-        # What no link names stays as it is: the reader may have begun to type before this answer arrives.
+        # What no link names stays as it is: the user may have begun to type before this answer arrives.
         fields = [values[name] if name in values else gr.skip() for name in FIELDS]
         return [*fields, view.as_dict() if view.status else gr.skip()]
 
@@ -282,23 +282,23 @@ def _wire(page: gr.Blocks, parts: Parts, desk: Desk) -> None:
     story: dict[str, Any] = {
         **hidden,
         "outputs": [
-            *(parts.book, parts.told),
+            *(parts.book, parts.view),
             *(parts.write, parts.stop, parts.resume, parts.again, parts.save, parts.link),
             *(parts.like, parts.dislike),
         ],
-        "concurrency_limit": desk.backend.capacity,
+        "concurrency_limit": state.backend.capacity,
         "concurrency_id": "stories",
     }
     seed = parts.fields[-1]
 
     parts.write.click(on_write, parts.fields, validator=_check, **story)
-    parts.resume.click(on_resume, [parts.told, *parts.fields[1:]], validator=_check_resume, **story)
+    parts.resume.click(on_resume, [parts.view, *parts.fields[1:]], validator=_check_resume, **story)
     parts.again.click(new_seed, None, seed, **quick).then(on_write, parts.fields, validator=_check, **story)
     parts.stop.click(on_stop, None, None, **quick)
-    parts.die.click(new_seed, None, seed, **quick)
-    if desk.notes:
-        parts.like.click(on_like, parts.told, [parts.book, parts.told], **quick)
-        parts.dislike.click(on_dislike, parts.told, [parts.book, parts.told], **quick)
+    parts.new_seed_button.click(new_seed, None, seed, **quick)
+    if state.records:
+        parts.like.click(on_like, parts.view, [parts.book, parts.view], **quick)
+        parts.dislike.click(on_dislike, parts.view, [parts.book, parts.view], **quick)
     for chip, beginning in parts.examples:
         chip.click(None, None, parts.fields[0], js=f"() => window.story.begin({json.dumps(beginning)})")
     parts.save.click(None, parts.book, None, js="(view) => window.story.save(view)")
@@ -318,7 +318,7 @@ def _check(*values: Any) -> list[dict[str, Any]]:
     return [gr.validate(problem is None, problem or "") for problem in handlers.problems(_form(*values))]
 
 
-def _check_resume(_told: View, *numbers: Any) -> list[dict[str, Any]]:
+def _check_resume(_view: View, *numbers: Any) -> list[dict[str, Any]]:
     """As `_check`, for the numbers; the story on the page stands where the prompt does."""
     return _check("", *numbers)
 
@@ -327,9 +327,9 @@ def _session(request: gr.Request) -> str:
     return request.session_hash or ""
 
 
-def _client(desk: Desk, request: gr.Request) -> str:
-    """Who asks, as the limits count it."""
-    return desk.limiter.clients.of({} if request.request is None else request.request.scope)
+def _client(state: AppState, request: gr.Request) -> str:
+    """The client, as the rate limiter counts it."""
+    return state.limiter.clients.of({} if request.request is None else request.request.scope)
 
 
 async def _updates(views: AsyncGenerator[View, None]) -> AsyncGenerator[list[Any], None]:
@@ -378,10 +378,10 @@ def _plain(html: str, elem_id: str, script: str | None = None) -> None:
 def _colophon(backend: Backend, *, linked: bool = False) -> str:
     """Who wrote it. A model's name can be a folder's, so it is escaped.
 
-    While versions are compared no reader is told which one writes: it would colour the verdict.
+    While versions are compared the page does not say which one serves: that would bias the rating.
     """
     link = f' <a href="./{PATH}">How it was made</a>' if linked else ""
-    if (notes := noting(backend)) is not None and notes.compares:
+    if (recorder := event_recorder(backend)) is not None and recorder.compares:
         return f"<p>Written by {escape(backend.model.name)}. Stories are invented and may be odd.{link}</p>"
     name, version = escape(backend.model.name), escape(backend.model.version[:VERSION_CHARS])
     return f"<p>Written by {name}, version <code>{version}</code>. Stories are invented and may be odd.{link}</p>"

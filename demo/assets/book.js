@@ -9,23 +9,23 @@ let phase = "empty";
 const put = (node, text) => { if (node.textContent !== text) node.textContent = text; };
 
 // Paragraphs are parted by line breaks. The reader's own beginning and what the model added differ in shade.
-const draw = (given, told) => {
-  const whole = given + told;
-  const key = given.length + " " + whole;
+const draw = (prompt, generated) => {
+  const whole = prompt + generated;
+  const key = prompt.length + " " + whole;
   if (key === drawn) return;
   drawn = key;
   let at = 0;
   let count = 0;
   for (const text of whole.split("\n")) {
-    const split = Math.max(0, Math.min(text.length, given.length - at));
+    const split = Math.max(0, Math.min(text.length, prompt.length - at));
     at += text.length + 1;
     if (!text.trim()) continue;
     let paragraph = article.children[count];
     if (!paragraph) {
       paragraph = document.createElement("p");
       paragraph.append(document.createElement("span"), document.createElement("span"));
-      paragraph.firstChild.className = "given";
-      paragraph.lastChild.className = "told";
+      paragraph.firstChild.className = "prompt";
+      paragraph.lastChild.className = "generated";
       article.append(paragraph);
     }
     put(paragraph.firstChild, text.slice(0, split));
@@ -52,7 +52,7 @@ watch("value", () => {
   const busy = view.phase === "waiting" || view.phase === "writing";
   const wasBusy = phase === "waiting" || phase === "writing";
   const following = wasBusy && pageEnd();
-  draw(view.given, view.told);
+  draw(view.prompt, view.generated);
   put(status, view.status);
   put(spoken, view.spoken);
   for (const [id, value] of [["like", 1], ["dislike", -1]]) {
@@ -64,11 +64,11 @@ watch("value", () => {
     hand(["write", "continue", "again"], "stop");
     const box = book.getBoundingClientRect();
     if (box.top > innerHeight * 0.6 || box.top < 0) {
-      if (!view.told) book.scrollIntoView({ block: "start", behavior: calm.matches ? "auto" : "smooth" });
+      if (!view.generated) book.scrollIntoView({ block: "start", behavior: calm.matches ? "auto" : "smooth" });
     }
   } else if (!busy && wasBusy) {
     hand(["stop"], "write");
-  } else if (following && view.told) {
+  } else if (following && view.generated) {
     scrollTo({ top: document.documentElement.scrollHeight });
   }
   phase = view.phase;

@@ -26,10 +26,10 @@ const show = (remember) => {
   const bits = moment.bits_per_byte === null ? "" : ` · ${moment.bits_per_byte.toFixed(3)} bits per byte`;
   line.textContent = `step ${number(moment.step)} · ${number(moment.tokens)} tokens read${bits}`;
   slider.setAttribute("aria-valuetext", line.textContent);
-  article.replaceChildren(...moment.stories.map(([prompt, told]) => {
+  article.replaceChildren(...moment.stories.map(([prompt, generated]) => {
     const story = part("p", "", "story");
-    story.append(part("span", prompt, "given"), part("span", told, "told"));
-    if (!told.trim()) story.append(part("span", " … and not a word more.", "nothing"));
+    story.append(part("span", prompt, "prompt"), part("span", generated, "generated"));
+    if (!generated.trim()) story.append(part("span", " … and not a word more.", "nothing"));
     return story;
   }));
   if (remember) window.experiments.address({ story: run, step: String(moment.step) });

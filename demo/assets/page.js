@@ -99,7 +99,7 @@
     },
 
     save(view) {
-      const file = new Blob([view.given + view.told + "\n"], { type: "text/plain;charset=utf-8" });
+      const file = new Blob([view.prompt + view.generated + "\n"], { type: "text/plain;charset=utf-8" });
       const anchor = document.createElement("a");
       anchor.href = URL.createObjectURL(file);
       anchor.download = view.filename || "story.txt";

@@ -28,7 +28,7 @@ def hashed(user: str, salt: str) -> str:
     key = hashlib.blake2b(salt.encode(), digest_size=32).digest()
     data = user.encode("utf-8", "surrogatepass")
     # The personalisation is part of every stored hash: with another one, returning users would count as new.
-    return hashlib.blake2b(data, digest_size=16, key=key, person=b"story-visitor").hexdigest()
+    return hashlib.blake2b(data, digest_size=16, key=key, person=b"story-user").hexdigest()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

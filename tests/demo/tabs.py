@@ -81,8 +81,8 @@ class Tab:
     def story(self) -> str:
         return self.page.locator("#book article").text_content() or ""
 
-    def told(self) -> str:
-        return "".join(self.page.locator("#book .told").all_text_contents())
+    def generated(self) -> str:
+        return "".join(self.page.locator("#book .generated").all_text_contents())
 
     def phase(self) -> str:
         return self.page.locator("#book .book").get_attribute("data-phase") or ""

@@ -148,7 +148,7 @@ def test_a_second_signal_need_not_wait() -> None:
             next(lines)
             closing = threading.Thread(target=served.drain, args=(60,))
             closing.start()
-            served.hurry()
+            served.abort()
             closing.join(5)
             assert not closing.is_alive()
             assert "event: error" in list(lines)

@@ -106,7 +106,7 @@ def test_a_story_is_begun_grows_is_stopped_half_way_and_another_is_read_to_its_e
     lengths: set[int] = set()
 
     def grown() -> bool:
-        lengths.add(len(tab.told()))
+        lengths.add(len(tab.generated()))
         return len(lengths) >= 5
 
     wait_until(grown, "five lengths of one story")
@@ -121,7 +121,7 @@ def test_a_story_is_begun_grows_is_stopped_half_way_and_another_is_read_to_its_e
     wait_until(lambda: active(served) == 0, "the engine's slot to be free")
     assert tab.page.inner_text("#book .status").startswith("Stopped · ")
     assert tab.story().startswith("One sunny day")
-    half = tab.told()
+    half = tab.generated()
     assert len(half) > 0
     assert "1,000 tokens" not in tab.page.inner_text("#book .status")
     assert tab.enabled() == ["write", "continue", "again", "save", "link"]
@@ -129,8 +129,8 @@ def test_a_story_is_begun_grows_is_stopped_half_way_and_another_is_read_to_its_e
     tab.length(10)
     tab.page.click("#continue")
     expect(tab.page.locator("#book .status")).to_contain_text("length you set · 10 tokens", timeout=PATIENCE)
-    assert tab.told().startswith(half)
-    assert len(tab.told()) > len(half)
+    assert tab.generated().startswith(half)
+    assert len(tab.generated()) > len(half)
 
     tab.length(30)
     tab.page.fill("#prompt textarea", "Tom had a robot")
@@ -264,10 +264,10 @@ def test_again_tells_another_story_from_the_same_prompt(opened: Callable[..., Ta
     tab.length(25)
     tab.page.click("#write")
     tab.reaches("open")
-    first, seed = tab.told(), tab.page.input_value("#seed input")
+    first, seed = tab.generated(), tab.page.input_value("#seed input")
     tab.page.click("#again")
     tab.page.wait_for_function(f"document.querySelector('#seed input').value !== '{seed}'")
-    wait_until(lambda: tab.phase() == "open" and tab.told() != first, "another story")
+    wait_until(lambda: tab.phase() == "open" and tab.generated() != first, "another story")
     assert tab.story().startswith("One day")
     assert f"seed {tab.page.input_value('#seed input')}" in tab.page.inner_text("#book .status")
 
@@ -285,7 +285,7 @@ def test_wrong_input_gets_a_message_beside_its_field_even_in_a_closed_drawer(
     expect(message).to_be_visible(timeout=PATIENCE)
     assert message.inner_text().startswith("seed must be a whole number between 0 and")
     assert tab.phase() == "empty"
-    tab.page.click("#die")
+    tab.page.click("#new-seed")
     tab.length(5)
     tab.page.click("#write")
     tab.reaches("open")
@@ -357,7 +357,7 @@ def test_the_shipped_model_tells_a_story_to_its_end(opened: Callable[..., Tab], 
         expect(tab.page.locator("#prompt textarea")).to_have_value(form.prompt, timeout=PATIENCE)
         tab.page.click("#write")
         tab.reaches("ended", "open")
-        assert len(tab.told().split()) > 30
+        assert len(tab.generated().split()) > 30
         assert "tokens/s" in tab.page.inner_text("#book .status")
         if picture := os.environ.get("DEMO_SCREENSHOT"):
             tab.page.mouse.move(0, 0)

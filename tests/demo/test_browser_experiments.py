@@ -112,7 +112,7 @@ def test_runs_are_sorted_filtered_and_pressed_into_the_picture(opened: Callable[
 def test_the_slider_shows_how_it_learned_to_write(opened: Callable[..., Page]) -> None:
     page = opened()
     looks = made().trained.evaluations
-    page.click("#writer input")
+    page.click("#sample-run input")
     page.get_by_role("option").filter(has_text="learned").click()
     last = f"step {looks[-1].step} · {looks[-1].tokens:,} tokens read"
     expect(page.locator("#learn .moment")).to_contain_text(last, timeout=PATIENCE)

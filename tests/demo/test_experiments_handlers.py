@@ -136,8 +136,8 @@ def test_an_address_chooses_runs_measure_story_and_step(store: Made, reader: Dir
     query = {"runs": learned, "measure": "training", "story": learned, "step": "8"}
     page = asyncio.run(handlers.opened(reader, query))
     assert (page.drawn.chosen, page.drawn.measure) == ((learned,), "training")
-    assert page.told is not None
-    assert (page.told["name"], page.told["at"]) == ("learned", 8)
+    assert page.samples is not None
+    assert (page.samples["name"], page.samples["at"]) == ("learned", 8)
 
 
 @pytest.mark.parametrize(
@@ -161,13 +161,13 @@ def test_the_stories_shown_first_are_those_of_the_best_run() -> None:
         row(id="c" * 32, bits_per_byte=0.1),
     ]
     page = asyncio.run(handlers.opened(Runs(*rows), {}))
-    assert page.told is not None
-    assert page.told["name"] == "best"
-    assert [value for _, value in page.writers] == ["aaaaaaaa", "bbbbbbbb"]
+    assert page.samples is not None
+    assert page.samples["name"] == "best"
+    assert [value for _, value in page.sampled] == ["aaaaaaaa", "bbbbbbbb"]
 
 
 def test_stories_are_those_that_the_run_wrote(store: Made, reader: DirectReader) -> None:
-    told = asyncio.run(handlers.told(reader, short(store, "learned")))
+    told = asyncio.run(handlers.samples(reader, short(store, "learned")))
     looks = store.trained.evaluations
     assert [(each["step"], tuple(each["stories"])) for each in told["moments"]] == [
         (look.step, look.samples) for look in looks
@@ -230,4 +230,4 @@ def test_a_store_that_fails_while_the_page_is_open_costs_a_line_each(tmp_path: P
     drawn = asyncio.run(handlers.draw(reader, ["a"], "held-out"))
     assert drawn.chosen == ("a",), "the choice stays, for another try"
     assert "`story train`" in drawn.note
-    assert "`story train`" in asyncio.run(handlers.told(reader, "a"))["note"]
+    assert "`story train`" in asyncio.run(handlers.samples(reader, "a"))["note"]

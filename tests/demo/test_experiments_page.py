@@ -25,7 +25,7 @@ def reader(tmp_path: Path) -> StoreReader:
 def test_nothing_of_the_page_waits_in_the_line_of_stories_or_is_a_public_api(reader: StoreReader) -> None:
     blocks = page.build(ScriptedBackend("A story."), experiments=reader)
     ours = [fn for fn in blocks.fns.values() if fn.page == PATH and fn.fn is not None]
-    assert {fn.name for fn in ours} == {"on_open", "on_choice", "on_plots", "on_row", "on_writer"}
+    assert {fn.name for fn in ours} == {"on_open", "on_choice", "on_plots", "on_row", "on_sample_run"}
     assert not any(fn.queue for fn in ours)
     assert {fn.api_visibility for fn in ours} == {"private"}
     written = [fn for fn in blocks.fns.values() if fn.page == "" and fn.fn is not None]

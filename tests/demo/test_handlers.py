@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from demo import handlers, links
 from demo.coalesce import coalesce
 from demo.form import FIELDS, Form
-from demo.handlers import Desk, View, buttons
+from demo.handlers import AppState, View, buttons
 from model.errors import ModelError, StoryError
 from model.serving.cache.backend import cached_backend
 from model.serving.cache.store import LRUCache, ResponseCache
@@ -32,12 +32,12 @@ async def every(views: AsyncGenerator[View, None]) -> list[View]:
 
 
 async def test_a_story_grows_from_its_prompt_and_ends_with_exact_figures() -> None:
-    desk = Desk.of(ScriptedBackend(STORY, pace=0.02))
-    views = await every(handlers.write(desk, "me", Form(prompt="One day", seed=7)))
-    lengths = [len(view.told) for view in views]
+    state = AppState.of(ScriptedBackend(STORY, pace=0.02))
+    views = await every(handlers.write(state, "me", Form(prompt="One day", seed=7)))
+    lengths = [len(view.generated) for view in views]
     assert lengths == sorted(lengths)
     assert len(set(lengths)) > 3
-    assert all(later.told.startswith(sooner.told) for sooner, later in itertools.pairwise(views))
+    assert all(later.generated.startswith(sooner.generated) for sooner, later in itertools.pairwise(views))
     assert views[0].phase == "waiting"
     assert {view.phase for view in views[1:-1]} == {"writing"}
     last = views[-1]
@@ -51,7 +51,7 @@ async def test_a_story_grows_from_its_prompt_and_ends_with_exact_figures() -> No
 
 async def test_a_screen_reader_hears_the_beginning_and_the_end_and_nothing_between() -> None:
     views = await every(
-        handlers.write(Desk.of(ScriptedBackend(STORY, pace=0.02)), "me", Form(prompt="One day"))
+        handlers.write(AppState.of(ScriptedBackend(STORY, pace=0.02)), "me", Form(prompt="One day"))
     )
     said = list(dict.fromkeys(view.spoken for view in views))
     assert said == [
@@ -64,41 +64,41 @@ async def test_a_screen_reader_hears_the_beginning_and_the_end_and_nothing_betwe
 async def test_the_story_reaches_the_model_with_the_forms_settings() -> None:
     backend = ScriptedBackend(STORY)
     form = Form(prompt="One day", max_tokens=5, temperature=0.3, top_k=4, min_p=0.1, seed=11)
-    await every(handlers.write(Desk.of(backend), "me", form))
+    await every(handlers.write(AppState.of(backend), "me", form))
     assert [stream.request for stream in backend.streams] == [form.request()]
 
 
 async def test_spaces_at_the_prompts_end_are_dropped_and_line_breaks_kept() -> None:
     backend = ScriptedBackend(STORY)
-    await every(handlers.write(Desk.of(backend), "me", Form(prompt="One day \t ")))
-    await every(handlers.write(Desk.of(backend), "me", Form(prompt="One day.\n\n")))
+    await every(handlers.write(AppState.of(backend), "me", Form(prompt="One day \t ")))
+    await every(handlers.write(AppState.of(backend), "me", Form(prompt="One day.\n\n")))
     assert [stream.request.prompt for stream in backend.streams] == ["One day", "One day.\n\n"]
 
 
 async def test_stop_ends_the_story_where_it_is_and_lets_it_be_continued() -> None:
     backend = ScriptedBackend(STORY, pace=0.01)
-    desk = Desk.of(backend)
+    state = AppState.of(backend)
     views: list[View] = []
-    async for view in handlers.write(desk, "me", Form(prompt="One day")):
+    async for view in handlers.write(state, "me", Form(prompt="One day")):
         views.append(view)
-        if view.told:
-            handlers.stop(desk, "me")
+        if view.generated:
+            handlers.stop(state, "me")
     assert backend.streams[0].cancelled
     assert views[-1].phase == "open"
     assert views[-1].status.startswith("Stopped · ")
-    assert 0 < len(views[-1].told) < len(STORY)
-    assert desk.streams == {}
+    assert 0 < len(views[-1].generated) < len(STORY)
+    assert state.streams == {}
 
 
 async def test_stop_reaches_only_the_session_that_asked() -> None:
     backend = ScriptedBackend(STORY, pace=0.005)
-    desk = Desk.of(backend)
-    mine = handlers.write(desk, "mine", Form())
-    yours = handlers.write(desk, "yours", Form())
+    state = AppState.of(backend)
+    mine = handlers.write(state, "mine", Form())
+    yours = handlers.write(state, "yours", Form())
     await anext(mine)
     await anext(yours)
-    handlers.stop(desk, "mine")
-    handlers.stop(desk, "nobody")
+    handlers.stop(state, "mine")
+    handlers.stop(state, "nobody")
     assert [stream.cancelled for stream in backend.streams] == [True, False]
     assert (await every(yours))[-1].phase == "ended"
     assert (await every(mine))[-1].phase == "open"
@@ -106,38 +106,40 @@ async def test_stop_reaches_only_the_session_that_asked() -> None:
 
 async def test_closing_the_generator_cancels_the_stream_behind_it() -> None:
     backend = ScriptedBackend(STORY, pace=0.005)
-    desk = Desk.of(backend)
-    async with contextlib.aclosing(handlers.write(desk, "me", Form(prompt="One day"))) as views:
+    state = AppState.of(backend)
+    async with contextlib.aclosing(handlers.write(state, "me", Form(prompt="One day"))) as views:
         async for view in views:
-            if view.told:
+            if view.generated:
                 break
     assert backend.streams[0].cancelled
-    assert desk.streams == {}
+    assert state.streams == {}
 
 
 async def test_continue_goes_on_from_the_whole_text_and_keeps_its_link() -> None:
     backend = ScriptedBackend(STORY, finish="length")
-    desk = Desk.of(backend)
-    first = (await every(handlers.write(desk, "me", Form(prompt="One day", seed=5))))[-1]
+    state = AppState.of(backend)
+    first = (await every(handlers.write(state, "me", Form(prompt="One day", seed=5))))[-1]
     assert first.phase == "open"
     assert first.status.startswith("Stopped at the length you set · ")
-    second = (await every(handlers.resume(desk, "me", Form(prompt="something else", seed=6), first)))[-1]
+    second = (await every(handlers.resume(state, "me", Form(prompt="something else", seed=6), first)))[-1]
     assert backend.streams[1].request.prompt == "One day" + STORY
-    assert second.given == "One day"
-    assert second.told == STORY + STORY
+    assert second.prompt == "One day"
+    assert second.generated == STORY + STORY
     assert (second.link, second.filename) == (first.link, first.filename)
 
 
 async def test_a_full_line_is_told_in_a_friendly_way() -> None:
-    views = await every(handlers.write(Desk.of(ScriptedBackend(STORY, fail=busy())), "me", Form(prompt="Hi")))
+    views = await every(
+        handlers.write(AppState.of(ScriptedBackend(STORY, fail=busy())), "me", Form(prompt="Hi"))
+    )
     assert [view.phase for view in views] == ["failed"]
     assert views[0].status.endswith("Please try again in about 3 seconds.")
-    assert views[0].given == "Hi"
+    assert views[0].prompt == "Hi"
 
 
 async def test_a_known_error_is_shown_in_its_own_words() -> None:
     backend = ScriptedBackend(STORY, fail=ModelError("the model folder is gone"))
-    assert (await every(handlers.write(Desk.of(backend), "me", Form())))[
+    assert (await every(handlers.write(AppState.of(backend), "me", Form())))[
         -1
     ].status == "The model folder is gone."
 
@@ -145,21 +147,21 @@ async def test_a_known_error_is_shown_in_its_own_words() -> None:
 async def test_an_unknown_error_is_logged_and_not_shown(caplog: pytest.LogCaptureFixture) -> None:
     backend = ScriptedBackend(STORY, fail=RuntimeError("secret /etc/path"))
     with caplog.at_level(logging.ERROR):
-        views = await every(handlers.write(Desk.of(backend), "me", Form(prompt="One day")))
+        views = await every(handlers.write(AppState.of(backend), "me", Form(prompt="One day")))
     assert "secret" not in views[-1].status + views[-1].spoken
     assert "secret /etc/path" in caplog.text
     assert views[-1].phase == "failed"
 
 
 async def test_a_story_that_breaks_off_keeps_its_text_and_gives_the_reason() -> None:
-    views = await every(handlers.write(Desk.of(ScriptedBackend(STORY, finish="error")), "me", Form()))
-    assert (views[-1].phase, views[-1].told) == ("failed", STORY)
+    views = await every(handlers.write(AppState.of(ScriptedBackend(STORY, finish="error")), "me", Form()))
+    assert (views[-1].phase, views[-1].generated) == ("failed", STORY)
     assert views[-1].status == "The story broke off: the pen broke"
 
 
 async def test_while_no_word_has_come_the_page_says_that_it_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(coalesce, "__kwdefaults__", {"interval": 0.01, "idle": 0.02})
-    views = await every(handlers.write(Desk.of(ScriptedBackend("Word", pace=0.2)), "me", Form()))
+    views = await every(handlers.write(AppState.of(ScriptedBackend("Word", pace=0.2)), "me", Form()))
     assert [view.status for view in views[:2]] == ["Beginning…", "Waiting for the first word…"]
     assert views[1].phase == "waiting"
 
@@ -167,7 +169,7 @@ async def test_while_no_word_has_come_the_page_says_that_it_waits(monkeypatch: p
 async def test_the_link_of_a_story_opens_its_prompt_settings_and_seed() -> None:
     backend = ScriptedBackend(STORY)
     form = Form(prompt="One day & night", temperature=1.1, seed=8)
-    view = (await every(handlers.write(Desk.of(backend), "me", form)))[-1]
+    view = (await every(handlers.write(AppState.of(backend), "me", form)))[-1]
     values, note = handlers.opened(dict(parse_qsl(view.link)), backend.model.version)
     assert Form(**values) == form
     assert note.status == "Opened from a link. Press Write to read its story."
@@ -176,7 +178,7 @@ async def test_the_link_of_a_story_opens_its_prompt_settings_and_seed() -> None:
 async def test_a_prompt_too_long_for_a_link_is_written_without_one() -> None:
     backend = ScriptedBackend(STORY)
     form = Form(prompt="é" * 15_000)
-    view = (await every(handlers.write(Desk.of(backend), "me", form)))[-1]
+    view = (await every(handlers.write(AppState.of(backend), "me", form)))[-1]
     assert (view.phase, view.link) == ("ended", "")
     assert not buttons(view).link
     assert buttons(view).save
@@ -204,16 +206,16 @@ def test_problems_stand_in_the_order_of_the_fields() -> None:
     ("view", "enabled"),
     [
         (View(), "write"),
-        (View(phase="waiting", given="a"), "stop save"),
-        (View(phase="writing", given="a", told="b", link="q"), "stop save link"),
-        (View(phase="ended", given="a", told="b", link="q"), "write again save link"),
-        (View(phase="open", given="a", told="b", link="q"), "write resume again save link"),
-        (View(phase="failed", given="a", told="b"), "write resume again save"),
+        (View(phase="waiting", prompt="a"), "stop save"),
+        (View(phase="writing", prompt="a", generated="b", link="q"), "stop save link"),
+        (View(phase="ended", prompt="a", generated="b", link="q"), "write again save link"),
+        (View(phase="open", prompt="a", generated="b", link="q"), "write resume again save link"),
+        (View(phase="failed", prompt="a", generated="b"), "write resume again save"),
         (View(phase="open"), "write again"),
-        (View(phase="writing", given="a", told="b", story="i"), "stop save"),
-        (View(phase="ended", told="b", story="i"), "write again save rate"),
-        (View(phase="open", told="b", story="i"), "write resume again save rate"),
-        (View(phase="failed", told="b", story="i"), "write resume again save"),
+        (View(phase="writing", prompt="a", generated="b", story="i"), "stop save"),
+        (View(phase="ended", generated="b", story="i"), "write again save rate"),
+        (View(phase="open", generated="b", story="i"), "write resume again save rate"),
+        (View(phase="failed", generated="b", story="i"), "write resume again save"),
     ],
 )
 def test_only_the_buttons_that_make_sense_can_be_pressed(view: View, enabled: str) -> None:
@@ -235,7 +237,7 @@ def test_a_file_is_named_after_the_first_words() -> None:
 
 async def test_closing_while_the_line_is_long_frees_the_place_in_it() -> None:
     backend = ScriptedBackend(STORY, pace=30.0)
-    views = handlers.write(Desk.of(backend), "me", Form())
+    views = handlers.write(AppState.of(backend), "me", Form())
     await anext(views)
     await views.aclose()
     assert backend.streams[0].cancelled
@@ -248,9 +250,9 @@ def test_errors_have_one_base_so_that_every_one_of_them_is_shown() -> None:
 
 async def test_a_client_at_its_limit_is_told_so_in_a_friendly_way_and_others_read_on() -> None:
     limiter = Limiter(quotas_of("1/minute", "client", "stories"))
-    desk = Desk.of(ScriptedBackend(STORY), limiter)
+    state = AppState.of(ScriptedBackend(STORY), limiter)
     form = Form(prompt="One day")
-    ended = [(await every(handlers.write(desk, "me", form, who)))[-1] for who in ("a", "a", "b")]
+    ended = [(await every(handlers.write(state, "me", form, who)))[-1] for who in ("a", "a", "b")]
     assert [view.phase for view in ended] == ["ended", "failed", "ended"]
     assert re.fullmatch(
         r"You have had as many stories as there may be for now\. Please try again in (60|59) seconds\.",
@@ -261,35 +263,35 @@ async def test_a_client_at_its_limit_is_told_so_in_a_friendly_way_and_others_rea
 
 async def test_a_limit_of_all_together_is_nobodys_fault() -> None:
     limiter = Limiter(quotas_of("1/hour", "all", "stories"))
-    desk = Desk.of(ScriptedBackend(STORY), limiter)
-    await every(handlers.write(desk, "me", Form(prompt="One day"), "a"))
-    last = (await every(handlers.write(desk, "you", Form(prompt="One day"), "b")))[-1]
+    state = AppState.of(ScriptedBackend(STORY), limiter)
+    await every(handlers.write(state, "me", Form(prompt="One day"), "a"))
+    last = (await every(handlers.write(state, "you", Form(prompt="One day"), "b")))[-1]
     assert last.status.startswith("Everyone together has had as many stories as there may be for now.")
     assert last.status.endswith("in 60 minutes.")
 
 
 async def test_a_reader_pays_for_the_tokens_that_were_written_however_the_story_ended() -> None:
     limiter = Limiter(quotas_of("100/minute", "client", "tokens"))
-    desk = Desk.of(ScriptedBackend(STORY), limiter)
+    state = AppState.of(ScriptedBackend(STORY), limiter)
     for _ in range(
         10
     ):  # nine tokens each, of a hundred that each might have had but for what was used before
-        last = (await every(handlers.write(desk, "me", Form(prompt="One day", max_tokens=10), "a")))[-1]
+        last = (await every(handlers.write(state, "me", Form(prompt="One day", max_tokens=10), "a")))[-1]
         assert last.phase == "ended"
-    last = (await every(handlers.write(desk, "me", Form(prompt="One day", max_tokens=11), "a")))[-1]
+    last = (await every(handlers.write(state, "me", Form(prompt="One day", max_tokens=11), "a")))[-1]
     assert last.phase == "failed"
-    desk.backend.fail = busy()  # type: ignore[attr-defined]
+    state.backend.fail = busy()  # type: ignore[attr-defined]
     for _ in range(3):
-        last = (await every(handlers.write(desk, "me", Form(prompt="One day", max_tokens=10), "a")))[-1]
-        assert "the line is full" in last.status
+        last = (await every(handlers.write(state, "me", Form(prompt="One day", max_tokens=10), "a")))[-1]
+        assert "the queue is full" in last.status
 
 
 async def test_a_story_from_memory_says_so_and_boasts_of_no_speed() -> None:
     local = local_backend()
-    desk = Desk.of(cached_backend(local, ResponseCache(LRUCache(1_000_000, 60), 60)))
-    async with desk.backend.running():
+    state = AppState.of(cached_backend(local, ResponseCache(LRUCache(1_000_000, 60), 60)))
+    async with state.backend.running():
         form = Form(prompt="One day", max_tokens=30, seed=7)
-        first, again = [(await every(handlers.write(desk, "me", form)))[-1] for _ in range(2)]
+        first, again = [(await every(handlers.write(state, "me", form)))[-1] for _ in range(2)]
     assert "written locally" in first.status
     assert re.fullmatch(r"[\w ]+ · \d+ tokens · from the cache · seed 7", again.status)
     assert (again.text, again.phase) == (first.text, first.phase)

@@ -56,7 +56,7 @@ def test_every_writer_is_preceded_by_a_check_of_each_field(blocks: gr.Blocks) ->
 
 def test_continue_checks_the_numbers_and_leaves_the_story_alone(blocks: gr.Blocks) -> None:
     (fn,) = events(blocks, "on_resume")
-    verdicts = fn.validator(View(given="x" * 50_000), 400, 0.7, 0.95, -1, 0.0, 1.0, 3)
+    verdicts = fn.validator(View(prompt="x" * 50_000), 400, 0.7, 0.95, -1, 0.0, 1.0, 3)
     assert [verdict["is_valid"] for verdict in verdicts] == [True, True, True, True, False, True, True, True]
     assert len(fn.inputs) == len(verdicts)
 

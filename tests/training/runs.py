@@ -45,6 +45,8 @@ REGULARISED = {"dropout": 0.2, "average": 0.8}
 
 def smallest(**changes: Any) -> Recipe:
     """`RECIPE` with fields changed; those of the optimiser by `optimizer={…}`."""
+    if isinstance(sizes := changes.get("model"), ModelConfig):
+        changes["model"] = sizes.as_dict()
     base = RECIPE.as_dict()
     return Recipe.from_dict(base | changes | {"optimizer": base["optimizer"] | changes.get("optimizer", {})})
 

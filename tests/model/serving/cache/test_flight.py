@@ -230,7 +230,7 @@ async def test_a_story_that_all_gave_up_before_it_began_is_not_begun() -> None:
 async def test_a_full_line_is_told_to_all_who_wait_for_the_same_story() -> None:
     tapes = Tapes()
     backend = CachingBackend(tapes, ResponseCache(LRUCache(1_000_000, 1000), 1000))
-    tapes.refuse = StoryError("the line is full")
+    tapes.refuse = StoryError("the queue is full")
     answers = await asyncio.gather(
         *(backend.submit(GenerationRequest(prompt="Once")) for _ in range(2)), return_exceptions=True
     )

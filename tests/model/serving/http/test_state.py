@@ -40,7 +40,7 @@ def test_a_full_line_is_not_ready_and_a_place_makes_it_ready_again() -> None:
         held = [backend.engine.submit(GenerationRequest(prompt="Once", max_tokens=9)) for _ in range(2)]
         response = running.get("/api/health")
         assert (response.status_code, response.json()["status"]) == (503, "unavailable")
-        assert response.json()["detail"] == "the line is full"
+        assert response.json()["detail"] == "the queue is full"
         assert int(response.headers["retry-after"]) >= 1
         network.gate.set()
         for stream in held:

@@ -14,7 +14,7 @@ import pytest
 from demo import handlers
 from demo.app import Served, serve
 from demo.form import Form
-from demo.handlers import Desk, View
+from demo.handlers import AppState, View
 from model.generation import GenerationRequest, SamplingParams
 from model.serving.remote.failover import FailoverBackend
 from tests.model.serving.remote.backends import alone, auto
@@ -192,7 +192,7 @@ def door() -> Iterator[Door]:
 
 
 async def read(backend: FailoverBackend, form: Form) -> list[View]:
-    return [view async for view in handlers.write(Desk.of(backend), "me", form)]
+    return [view async for view in handlers.write(AppState.of(backend), "me", form)]
 
 
 def expected(words: int, length: int = LENGTH, seed: int = 3) -> str:
@@ -213,9 +213,9 @@ async def test_the_page_tells_the_whole_story_and_who_wrote_it(failing: tuple[st
             views = await read(backend, Form(prompt=PROMPT, max_tokens=LENGTH, seed=3))
     last = views[-1]
     assert last.phase == "open", last.status  # it met its length
-    assert last.told == expected(words)
+    assert last.generated == expected(words)
     assert f"· {LENGTH} tokens ·" in last.status
-    assert all(later.told.startswith(sooner.told) for sooner, later in itertools.pairwise(views))
+    assert all(later.generated.startswith(sooner.generated) for sooner, later in itertools.pairwise(views))
     who = "written on Modal, then locally" if words else "written locally"
     assert f"· {who} ·" in last.status
     spoken = list(dict.fromkeys(view.spoken for view in views))
@@ -248,7 +248,7 @@ async def test_a_story_that_modal_tells_to_its_end_is_modals_alone() -> None:
         async with backend.running():
             last = (await read(backend, Form(prompt=PROMPT, max_tokens=LENGTH)))[-1]
             assert backend.local.engine.stats().prompt_tokens == 0
-    assert (last.phase, last.told) == ("ended", text_of(20))
+    assert (last.phase, last.generated) == ("ended", text_of(20))
     assert "· 20 tokens ·" in last.status
     assert "· written on Modal ·" in last.status
 
@@ -269,7 +269,7 @@ async def test_a_story_whose_end_came_is_whole_whatever_is_missing_after_it(miss
         async with backend.running():
             last = (await read(backend, Form(prompt=PROMPT, max_tokens=LENGTH)))[-1]
             assert backend.modal.breaker.failures == 0
-    assert (last.phase, last.told) == ("ended", text_of(20))
+    assert (last.phase, last.generated) == ("ended", text_of(20))
     assert "· 20 tokens ·" in last.status
 
 
@@ -285,7 +285,7 @@ async def test_slow_tokens_are_waited_for_as_long_as_they_come() -> None:
         backend = auto(service.url)
         async with backend.running():
             last = (await read(backend, Form(prompt=PROMPT, max_tokens=LENGTH)))[-1]
-    assert (last.phase, last.told) == ("ended", text_of(5))
+    assert (last.phase, last.generated) == ("ended", text_of(5))
     assert "· written on Modal ·" in last.status
 
 

@@ -26,7 +26,7 @@ pytestmark = IN_A_BROWSER
 
 NOTE_FIRST_WORD = """() => {
     const book = document.querySelector('#book');
-    const told = () => [...book.querySelectorAll('.told')].map(node => node.textContent).join('');
+    const told = () => [...book.querySelectorAll('.generated')].map(node => node.textContent).join('');
     const before = told();
     new MutationObserver(() => {
         const now = told();
@@ -135,11 +135,11 @@ def test_a_reader_sees_that_modal_was_lost_and_who_goes_on(browser: Browser, rep
         with opened(browser, auto(copies.start(), timeouts=CALM)) as tab:
             write(tab, 150)
             status(tab, "written on Modal ·")
-            shown = tab.told()
+            shown = tab.generated()
             copies.kill()
             status(tab, "length you set · 150 tokens")
             status(tab, "written on Modal, then locally")
-            assert tab.told().startswith(shown)
+            assert tab.generated().startswith(shown)
             assert "written on Modal, then locally" in (tab.page.text_content("#book [role=status]") or "")
     finally:
         copies.close()

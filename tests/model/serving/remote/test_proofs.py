@@ -15,7 +15,7 @@ import pytest
 
 from demo import handlers
 from demo.form import Form
-from demo.handlers import Desk, View
+from demo.handlers import AppState, View
 from model.architecture.tokenizer import StreamDecoder
 from model.serving.backend import Backend, LocalBackend, ModelInfo
 from model.serving.deployments import FileDeploymentStore
@@ -37,7 +37,7 @@ def copies(repository: Path) -> Iterator[Copies]:
 
 
 def tell(backend: Backend, form: Form, name: str = "me") -> AsyncGenerator[View, None]:
-    return handlers.write(Desk.of(backend), name, form)
+    return handlers.write(AppState.of(backend), name, form)
 
 
 async def closed_again(backend: FailoverBackend, seconds: float = 20.0) -> None:
@@ -55,16 +55,16 @@ async def test_a_copy_killed_in_mid_story_loses_nothing_and_comes_back_by_itself
         shown_by_modal = ""
         async for view in tell(backend, form):
             views.append(view)
-            if not shown_by_modal and len(view.told) > 30:
-                shown_by_modal = view.told
+            if not shown_by_modal and len(view.generated) > 30:
+                shown_by_modal = view.generated
                 assert "written on Modal ·" in view.status
                 copies.kill()
         last = views[-1]
-        assert last.told.startswith(shown_by_modal)
+        assert last.generated.startswith(shown_by_modal)
         assert "· 80 tokens ·" in last.status
         assert "· written on Modal, then locally ·" in last.status
         assert "The story goes on locally." in {view.spoken for view in views}
-        assert whole(last.told, form)
+        assert whole(last.generated, form)
 
         assert backend.health().breaker in ("open", "half-open")
         assert backend.health().ready
@@ -121,9 +121,9 @@ async def test_the_first_token_is_on_the_page_before_the_tenth_is_made(where: st
         async with backend.running():
             shown: list[float] = []
             async for view in tell(backend, Form(prompt=PROMPT, max_tokens=20)):
-                if view.told:
+                if view.generated:
                     shown.append(time.time())
-    assert f"written {handlers.WRITERS[where]} " in view.status
+    assert f"written {handlers.PLACES[where]} " in view.status
     made = network.made
     assert len(made) == 20
     assert made[0] < shown[0] < made[9], (shown[0] - made[0], made[9] - made[0])
@@ -133,15 +133,15 @@ async def test_the_first_token_is_on_the_page_before_the_tenth_is_made(where: st
 async def test_stop_frees_the_slot_at_the_other_end_within_200_ms() -> None:
     with serving(paced(step_seconds=0.01)[0]) as running:
         backend = auto(running.url, timeouts=CALM)
-        desk = Desk.of(backend)
+        state = AppState.of(backend)
         took = []
         async with backend.running(), httpx.AsyncClient(base_url=running.url) as asking:
             for session in ("one", "two", "three"):
-                async for view in handlers.write(desk, session, Form(prompt=PROMPT, max_tokens=1000)):
-                    if len(view.told) > 20:
+                async for view in handlers.write(state, session, Form(prompt=PROMPT, max_tokens=1000)):
+                    if len(view.generated) > 20:
                         assert await active(asking) == 1
                         began = time.perf_counter()
-                        handlers.stop(desk, session)
+                        handlers.stop(state, session)
                         while await active(asking):
                             pass
                         took.append(time.perf_counter() - began)
@@ -185,4 +185,4 @@ async def test_twenty_stories_go_on_where_they_are_when_the_deployments_switch(t
     for form, view in zip(forms, views, strict=True):
         assert "· 60 tokens ·" in view.status
         assert "· written on Modal ·" in view.status
-        assert view.told == alone(form.request()).text
+        assert view.generated == alone(form.request()).text

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -15,40 +16,44 @@ import sqlalchemy as sa
 from demo import handlers
 from demo.app import serve
 from demo.form import Form
-from demo.handlers import Desk
+from demo.handlers import AppState
 from demo.page import build
-from demo.routing.split import Arm, SplitBackend
+from demo.routing import RoutingBackend, Variant, open_variants
 from experiments.ab.assignment import parse_split, without_test
 from experiments.ab.events import hashed
 from experiments.ab.recorder import Recorder
 from experiments.ab.store import connect, endings, exposures, ratings
-from model.errors import BusyError, StoryError
+from model.architecture.folder import PRETRAINED
+from model.errors import BusyError, InputError, MissingExtraError, ModelError, StoryError
 from model.generation import GenerationRequest
-from model.serving.backend import Backend, ModelInfo, model_for
+from model.serving.backend import Backend, LocalBackend, ModelInfo, model_for
+from model.serving.deployments import open_deployments
+from model.serving.remote.modal import ModalBackend
+from model.settings import Settings
 from tests.demo.engines import local_backend
 from tests.demo.scripted import ScriptedBackend, busy
 
 ADDRESS = "sqlite:///stories.db"
 
 
-def split(*backends: Backend, keeps_prompts: bool = False) -> SplitBackend:
+def split(*backends: Backend, keeps_prompts: bool = False) -> RoutingBackend:
     """Arms a, b … of equal shares over these backends, or the usual one alone."""
     recorder = Recorder(ADDRESS, period=0.02, keeps_prompts=keeps_prompts, salt="s")
     if len(backends) == 1:
-        return SplitBackend(without_test("t"), [Arm("default", backends[0])], recorder)
+        return RoutingBackend(without_test("t"), [Variant("default", backends[0])], recorder)
     names = "abcdefgh"[: len(backends)]
-    arms = [Arm(name, backend) for name, backend in zip(names, backends, strict=True)]
-    return SplitBackend(parse_split(",".join(f"{name}:1" for name in names), "t"), arms, recorder)
+    variants = [Variant(name, backend) for name, backend in zip(names, backends, strict=True)]
+    return RoutingBackend(parse_split(",".join(f"{name}:1" for name in names), "t"), variants, recorder)
 
 
-def two(**options: Any) -> tuple[SplitBackend, ScriptedBackend, ScriptedBackend]:
+def two(**options: Any) -> tuple[RoutingBackend, ScriptedBackend, ScriptedBackend]:
     a, b = ScriptedBackend("An a story.", **options), ScriptedBackend("A b story.", **options)
     a.model, b.model = ModelInfo("a", "aa" * 32), ModelInfo("b", "bb" * 32)
     return split(a, b), a, b
 
 
-def visitor_of(backend: SplitBackend, arm: str) -> str:
-    return next(f"v{n}" for n in range(100) if backend.split.assign(f"v{n}") == arm)
+def user_of(backend: RoutingBackend, variant: str) -> str:
+    return next(f"v{n}" for n in range(100) if backend.split.assign(f"v{n}") == variant)
 
 
 def rows(table: sa.Table) -> list[Any]:
@@ -71,22 +76,22 @@ async def test_a_visitor_always_gets_the_same_version_and_another_process_gives_
     backend, *_ = two()
     again, *_ = two()
     async with backend.running(), again.running():
-        for arm, story in (("a", "An a story."), ("b", "A b story.")):
-            visitor = visitor_of(backend, arm)
-            request = GenerationRequest(prompt="x", user=visitor)
+        for variant, story in (("a", "An a story."), ("b", "A b story.")):
+            user = user_of(backend, variant)
+            request = GenerationRequest(prompt="x", user=user)
             assert {await told(backend, request) for _ in range(3)} == {story}
             assert await told(again, request) == story
-            assert model_for(backend, visitor).name == arm
+            assert model_for(backend, user).name == variant
 
 
 async def test_each_story_is_noted_with_how_it_ended() -> None:
     backend, *_ = two()
     async with backend.running():
-        await told(backend, GenerationRequest(prompt="x", user=visitor_of(backend, "b"), story_id="s1"))
+        await told(backend, GenerationRequest(prompt="x", user=user_of(backend, "b"), story_id="s1"))
     (exposure,), (ending,) = rows(exposures), rows(endings)
     assert (exposure.story, exposure.test, exposure.split, exposure.variant) == ("s1", "t", "a:1,b:1", "b")
     assert (exposure.digest, exposure.prompt) == ("bb" * 32, None)
-    assert exposure.user_hash == hashed(visitor_of(backend, "b"), "s")
+    assert exposure.user_hash == hashed(user_of(backend, "b"), "s")
     assert (ending.story, ending.outcome, ending.tokens, ending.served_by) == (
         "s1",
         "finished",
@@ -114,23 +119,23 @@ async def test_a_story_that_never_began_is_noted_and_its_error_passed_on(
         with pytest.raises(type(error)):
             await backend.submit(GenerationRequest(prompt="x"))
     assert [row.outcome for row in rows(endings)] == [outcome]
-    assert len(rows(exposures)) == 1, "its visitor was dealt all the same"
+    assert len(rows(exposures)) == 1, "its user was dealt all the same"
     assert isinstance(busy(), BusyError)
 
 
 async def test_a_stop_a_closed_tab_and_a_shutdown_are_noted_once_each() -> None:
     backend = split(local_backend(slots=4, step_seconds=0.005, end_bias=-50))
-    desk = Desk.of(backend)
+    state = AppState.of(backend)
     async with backend.running():
-        stopped = handlers.write(desk, "one", Form(max_tokens=1000), visitor="rose")
+        stopped = handlers.write(state, "one", Form(max_tokens=1000), user="rose")
         async for view in stopped:
-            if view.told and desk.streams:
-                handlers.stop(desk, "one")
+            if view.generated and state.streams:
+                handlers.stop(state, "one")
         async with contextlib.aclosing(
-            handlers.write(desk, "two", Form(max_tokens=1000), visitor="tim")
+            handlers.write(state, "two", Form(max_tokens=1000), user="tim")
         ) as views:
             async for view in views:
-                if view.told:
+                if view.generated:
                     break
         await until(lambda: backend.recorder.tally().written == 4)
         stream = await backend.submit(GenerationRequest(prompt="", max_tokens=1000, story_id="aborted"))
@@ -148,28 +153,28 @@ async def test_a_stop_a_closed_tab_and_a_shutdown_are_noted_once_each() -> None:
 
 async def test_a_reader_likes_changes_her_mind_and_takes_it_back() -> None:
     backend = split(ScriptedBackend("A story."))
-    desk = Desk.of(backend)
+    state = AppState.of(backend)
     async with backend.running():
-        views = [view async for view in handlers.write(desk, "me", Form(prompt="x"), visitor="rose")]
+        views = [view async for view in handlers.write(state, "me", Form(prompt="x"), user="rose")]
         assert [handlers.buttons(view).rate for view in views[:1]] == [False]
         assert handlers.buttons(views[-1]).rate
-        liked = handlers.rate(desk, views[-1], 1)
-        disliked = handlers.rate(desk, liked, -1)
-        back = handlers.rate(desk, disliked, -1)
+        liked = handlers.rate(state, views[-1], 1)
+        disliked = handlers.rate(state, liked, -1)
+        back = handlers.rate(state, disliked, -1)
         assert [view.rating for view in (liked, disliked, back)] == [1, -1, 0]
         assert (liked.spoken, back.spoken) == ("Noted: you like it.", "Taken back.")
-        assert handlers.rate(desk, views[0], 1) is views[0], "a story that is not told yet has no verdict"
+        assert handlers.rate(state, views[0], 1) is views[0], "a story that is not told yet has no verdict"
     assert [row.rating for row in rows(ratings)] == [1, -1, 0]
     assert {row.story for row in rows(ratings)} == {rows(exposures)[0].story} == {views[-1].story}
 
 
 async def test_going_on_with_a_story_is_the_same_story_and_keeps_its_verdict() -> None:
     backend = split(ScriptedBackend("A story.", finish="length"))
-    desk = Desk.of(backend)
+    state = AppState.of(backend)
     async with backend.running():
-        first = [view async for view in handlers.write(desk, "me", Form(prompt="x"), visitor="rose")][-1]
-        liked = handlers.rate(desk, first, 1)
-        later = [view async for view in handlers.resume(desk, "me", Form(), liked, visitor="rose")][-1]
+        first = [view async for view in handlers.write(state, "me", Form(prompt="x"), user="rose")][-1]
+        liked = handlers.rate(state, first, 1)
+        later = [view async for view in handlers.resume(state, "me", Form(), liked, user="rose")][-1]
     assert (later.story, later.rating) == (first.story, 1)
     assert len(rows(exposures)) == 1
     assert [row.story for row in rows(endings)] == [first.story] * 2
@@ -177,12 +182,12 @@ async def test_going_on_with_a_story_is_the_same_story_and_keeps_its_verdict() -
 
 async def test_a_new_story_has_no_verdict_yet() -> None:
     backend = split(ScriptedBackend("A story."))
-    desk = Desk.of(backend)
+    state = AppState.of(backend)
     async with backend.running():
         for _ in range(2):
-            view = [view async for view in handlers.write(desk, "me", Form(prompt="x"), visitor="rose")][-1]
+            view = [view async for view in handlers.write(state, "me", Form(prompt="x"), user="rose")][-1]
             assert view.rating == 0
-            handlers.rate(desk, view, 1)
+            handlers.rate(state, view, 1)
     assert len({row.story for row in rows(ratings)}) == 2
 
 
@@ -196,9 +201,9 @@ async def test_prompts_are_kept_only_where_that_is_switched_on() -> None:
 async def test_a_link_carries_the_version_that_really_wrote() -> None:
     backend, *_ = two()
     async with backend.running():
-        visitor = visitor_of(backend, "b")
+        user = user_of(backend, "b")
         view = [
-            view async for view in handlers.write(Desk.of(backend), "me", Form(prompt="x"), visitor=visitor)
+            view async for view in handlers.write(AppState.of(backend), "me", Form(prompt="x"), user=user)
         ][-1]
     assert "model=bbbbbbbbbbbb" in view.link
 
@@ -216,14 +221,14 @@ def test_a_failing_database_harms_no_story(tmp_path: Any) -> None:
 def test_programs_take_part_by_the_name_of_their_user_and_are_told_who_wrote() -> None:
     backend, *_ = two()
     with serve(backend) as served, httpx.Client(base_url=served.url) as client:
-        for arm in ("a", "b"):
-            user = visitor_of(backend, arm)
+        for variant in ("a", "b"):
+            user = user_of(backend, variant)
             simple = client.post("/api/generate", json={"prompt": "x", "user": user}).json()
-            assert (simple["text"].split()[1], simple["version"]) == (arm, arm * 64)
+            assert (simple["text"].split()[1], simple["version"]) == (variant, variant * 64)
             body = {"prompt": "x", "user": user, "n": 2}
             choices = client.post("/v1/completions", json=body).json()
-            assert {choice["text"].split()[1] for choice in choices["choices"]} == {arm}
-            assert choices["system_fingerprint"] == arm * 12
+            assert {choice["text"].split()[1] for choice in choices["choices"]} == {variant}
+            assert choices["system_fingerprint"] == variant * 12
         names = {client.post("/api/generate", json={"prompt": "x"}).json()["version"] for _ in range(30)}
         assert names == {"a" * 64, "b" * 64}, "without a user each story is somebody new"
         long = client.post("/api/generate", json={"prompt": "x", "user": "u" * 201})
@@ -231,10 +236,10 @@ def test_programs_take_part_by_the_name_of_their_user_and_are_told_who_wrote() -
         health, figures = client.get("/api/health").json(), client.get("/metrics").text
     assert health["status"] == "ok"
     assert health["model"]["name"] == "one of 2 versions that are being compared"
-    for private in ("a" * 64, "b" * 64, "a:1", 'arm="'):
+    for private in ("a" * 64, "b" * 64, "a:1", 'variant="'):
         assert private not in str(health) + figures
     assert {row.user_hash for row in rows(exposures)} >= {
-        hashed(visitor_of(backend, arm), "s") for arm in "ab"
+        hashed(user_of(backend, variant), "s") for variant in "ab"
     }
 
 
@@ -254,9 +259,88 @@ async def test_it_is_ready_only_while_each_version_is() -> None:
 def test_the_page_asks_only_where_verdicts_are_kept_and_names_no_version() -> None:
     def visible(backend: Backend) -> bool:
         blocks = build(backend).blocks.values()
-        return bool(next(block for block in blocks if getattr(block, "elem_id", None) == "verdict").visible)
+        return bool(next(block for block in blocks if getattr(block, "elem_id", None) == "rating").visible)
 
     backend, *_ = two()
     assert visible(backend)
     assert visible(split(ScriptedBackend("A story.")))
     assert not visible(ScriptedBackend("A story."))
+
+
+USUAL = ScriptedBackend("A story.")
+
+
+def made(**settings: object) -> RoutingBackend:
+    backend = open_variants(lambda: USUAL, Settings(**settings))  # type: ignore[arg-type]
+    assert isinstance(backend, RoutingBackend)
+    return backend
+
+
+def test_without_a_split_the_usual_model_writes_for_everyone_and_is_noted() -> None:
+    backend = made()
+    assert [variant.backend for variant in backend.variants.values()] == [USUAL]
+    assert (backend.name, backend.model, backend.capacity) == ("scripted", USUAL.model, USUAL.capacity)
+    assert not backend.compares
+    assert not Path("stories.db").exists(), "nothing is opened before it runs"
+
+
+def test_with_feedback_off_nothing_is_noted_at_all() -> None:
+    assert open_variants(lambda: USUAL, Settings(story_feedback=False)) is USUAL
+    with pytest.raises(InputError, match="STORY_SPLIT needs STORY_FEEDBACK"):
+        open_variants(lambda: USUAL, Settings(story_feedback=False, story_split="a:1"))
+
+
+def test_a_folder_is_an_arm_and_an_arm_without_a_share_is_not_loaded() -> None:
+    backend = made(story_split=f"default:9,{PRETRAINED}:1,not/there:0", story_slots=1, story_runtime="onnx")
+    assert list(backend.variants) == ["default", str(PRETRAINED)]
+    variant = backend.variants[str(PRETRAINED)].backend
+    assert isinstance(variant, LocalBackend)
+    assert len(variant.model.version) == 64
+
+
+def test_the_tests_name_deals_anew() -> None:
+    one = made(story_split="default:1").split
+    other = made(story_split="default:1", story_split_name="spring").split
+    assert (one.name, other.name) == ("stories", "spring")
+    with pytest.raises(InputError, match="STORY_SPLIT_NAME must have 1 to 100 characters, got 101"):
+        made(story_split="default:1", story_split_name="x" * 101)
+
+
+def test_a_deployment_on_modal_is_an_arm_where_modal_is_set_up() -> None:
+    settings: dict[str, object] = {
+        "story_split": "blue:1,green:1",
+        "modal_endpoint_url": "http://127.0.0.1:1",
+        "story_deployments": "deployments.json",
+    }
+    with pytest.raises(
+        InputError, match="STORY_SPLIT names the variant 'blue', and nothing proven runs there"
+    ):
+        made(**settings)
+    deployments = open_deployments(Settings(story_deployments="deployments.json"))
+    deployments.set_deployment("blue", "http://127.0.0.1:2", "aa" * 32)
+    deployments.set_deployment("green", "http://127.0.0.1:3", "bb" * 32)
+    variants = made(**settings).variants
+    assert [variant.backend.model.version for variant in variants.values()] == ["aa" * 32, "bb" * 32]
+    assert all(isinstance(variant.backend, ModalBackend) for variant in variants.values())
+
+
+@pytest.mark.parametrize(
+    ("settings", "kind", "said"),
+    [
+        ({"story_split": "champion"}, InputError, "STORY_SPLIT must be variants with weights"),
+        ({"story_split": "not/there:1"}, ModelError, "not/there is not a model folder"),
+        ({"database_url": "mysql://x"}, InputError, "DATABASE_URL must be sqlite:///FILE or postgresql://"),
+    ],
+)
+def test_what_cannot_be_is_one_line(settings: dict[str, object], kind: type[Exception], said: str) -> None:
+    with pytest.raises(kind, match=said):
+        made(**settings)
+
+
+def test_a_registered_version_without_mlflow_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    # MLflow is installed where the tests run; only its absence can be made up.
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(
+        MissingExtraError, match=r"the variant 'champion' of STORY_SPLIT.* needs the 'train' packages"
+    ):
+        made(story_split="champion:1")

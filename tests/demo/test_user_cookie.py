@@ -13,7 +13,7 @@ from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
-from demo.routing.visitor import COOKIE, VisitorCookie, visitor_of
+from demo.user_cookie import COOKIE, UserCookieMiddleware, user_of
 
 
 def client(base: str = "http://here") -> httpx.AsyncClient:
@@ -21,7 +21,7 @@ def client(base: str = "http://here") -> httpx.AsyncClient:
     missing = lambda request: PlainTextResponse("gone", 404)  # noqa: E731
     app = Starlette(
         routes=[Route("/", page), Route("/other", page), Route("/gone", missing)],
-        middleware=[Middleware(VisitorCookie)],
+        middleware=[Middleware(UserCookieMiddleware)],
     )
     return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url=base)
 
@@ -58,6 +58,6 @@ def test_without_a_cookie_the_tab_is_the_visitor() -> None:
     def request(**cookies: str) -> Any:
         return SimpleNamespace(cookies=cookies, session_hash="tab")
 
-    assert visitor_of(request(**{COOKIE: "0" * 32})) == "0" * 32
-    assert visitor_of(request(**{COOKIE: "<script>"})) == "tab"
-    assert visitor_of(request()) == "tab"
+    assert user_of(request(**{COOKIE: "0" * 32})) == "0" * 32
+    assert user_of(request(**{COOKIE: "<script>"})) == "tab"
+    assert user_of(request()) == "tab"

@@ -1,10 +1,10 @@
-"""Who reads: an id that a browser keeps from one visit to the next, so that it meets the same version again.
+"""A user id: one that a browser keeps from one visit to the next, so that it meets the same version again.
 
 It is a first-party cookie, set by this server with the page. Gradio's own session lasts for one tab and one visit, and
 an address is shared by a household; what a script keeps (a script's cookie, local storage) some browsers throw away
 after seven days, and a cookie that the server sets they keep. The id is 128 random bits and stands for nothing; scripts
 cannot read it, other sites do not get it, and what is stored of it is a hash. A browser that takes no cookies is a new
-visitor in each tab.
+user in each tab.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 if TYPE_CHECKING:
     import gradio as gr
 
-COOKIE = "story-visitor"
+COOKIE = "story-user"
 KEPT = 400 * 24 * 3600
 """Seconds: as long as browsers keep any cookie."""
 _ID = re.compile(r"[0-9a-f]{32}")
 
 
-def visitor_of(request: gr.Request) -> str:
+def user_of(request: gr.Request) -> str:
     """The id of whoever sent an event: from the cookie, else of the tab."""
     found = request.cookies.get(COOKIE, "")
     return found if _ID.fullmatch(found) else request.session_hash or ""
 
 
-class VisitorCookie:
-    """ASGI middleware that gives the page's new readers an id."""
+class UserCookieMiddleware:
+    """ASGI middleware that gives new users of the page an id."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass on; the page itself gets the cookie where its reader has none."""
+        """Pass on; the page itself gets the cookie where the browser has none."""
         if scope["type"] != "http" or scope["path"] != "/" or _ID.fullmatch(_cookie(scope)):
             await self._app(scope, receive, send)
             return

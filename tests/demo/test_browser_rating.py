@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from playwright.sync_api import Browser, expect
 
 from demo.app import serve
-from demo.routing.split import Arm, SplitBackend
+from demo.routing import RoutingBackend, Variant
 from experiments.ab.assignment import parse_split
 from experiments.ab.recorder import Recorder
 from experiments.ab.store import connect, endings, exposures, ratings
@@ -33,13 +33,13 @@ def write(tab: Tab) -> None:
 
 
 def test_a_thumb_becomes_a_row_and_the_reader_is_known_again(browser: Browser) -> None:
-    arms = [Arm(name, local_backend(end_bias=-50)) for name in ("a", "b")]
+    variants = [Variant(name, local_backend(end_bias=-50)) for name in ("a", "b")]
     recorder = Recorder("sqlite:///stories.db", period=0.02)
-    backend = SplitBackend(parse_split("a:1,b:1", "t"), arms, recorder)
+    backend = RoutingBackend(parse_split("a:1,b:1", "t"), variants, recorder)
     context = browser.new_context(viewport={"width": 360, "height": 740})
     with serve(backend) as served:
         tab = Tab(context.new_page(), served.url).open()
-        expect(tab.page.locator("#verdict")).to_be_hidden(timeout=PATIENCE)
+        expect(tab.page.locator("#rating")).to_be_hidden(timeout=PATIENCE)
         write(tab)
         expect(tab.page.get_by_role("button", name="I like it")).to_be_visible(timeout=PATIENCE)
         assert tab.overflow() <= 0
@@ -67,6 +67,6 @@ def test_a_thumb_becomes_a_row_and_the_reader_is_known_again(browser: Browser) -
         ended = connection.execute(sa.select(endings).order_by(endings.c.id)).all()
     assert [(row.story, row.rating) for row in verdicts] == [(stories[0].story, 1), (stories[0].story, -1)]
     assert [row.outcome for row in ended] == ["length"] * 3
-    visitors = [row.user_hash for row in stories]
-    assert visitors[0] == visitors[1] != visitors[2]
+    users = [row.user_hash for row in stories]
+    assert users[0] == users[1] != users[2]
     assert stories[0].variant == stories[1].variant

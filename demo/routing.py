@@ -1,0 +1,364 @@
+"""A/B routing: which model variant serves a user, and the record of each story for the test's analysis.
+
+To page and service `RoutingBackend` is one backend. It sends each request to the variant of its user and records the
+request once, whichever interface it came from. With a single variant nothing is split, only recorded.
+
+A variant of `STORY_SPLIT` is a registered version (number, alias or digest), a model folder, a deployment on Modal, or
+`default`, which serves without a test. Registered versions are resolved once, at the start: only then is MLflow
+imported, and an alias that moves later is seen at the next start.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import importlib.util
+import tempfile
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+from starlette.middleware import Middleware
+
+from demo.user_cookie import UserCookieMiddleware
+from experiments.ab.assignment import DEFAULT_VARIANT, SETTING, TrafficSplit, parse_split, without_test
+from experiments.ab.events import Ending, Exposure, Outcome, Rating, new_id
+from experiments.ab.recorder import Recorder, database_url
+from model.errors import BusyError, InputError, MissingExtraError
+from model.generation import Chunk, Completion, FinishReason, GenerationRequest, Usage
+from model.serving.backend import Backend, Health, LocalBackend, ModelInfo, Stream, StreamTimer
+from model.serving.metrics import MeteredBackend
+
+if TYPE_CHECKING:
+    from model.engine.engine import EngineStats
+    from model.serving.http.app import Service
+    from model.settings import Settings
+
+OUTCOMES: dict[FinishReason, Outcome] = {
+    "stop": "finished",
+    "length": "length",
+    "cancelled": "stopped",
+    "error": "failed",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One variant of a test, with the backend that serves it."""
+
+    name: str
+    backend: Backend
+    version: str = ""
+    """Number of the registered version, where it is one."""
+
+
+class RoutingBackend:
+    """Serve each request with its user's variant, and record it.
+
+    Every variant of `split` with a weight must be among `variants`.
+    """
+
+    def __init__(self, split: TrafficSplit, variants: Sequence[Variant], recorder: Recorder) -> None:
+        self.split = split
+        self.variants = {variant.name: variant for variant in variants}
+        self.recorder = recorder
+        self.capacity = sum(variant.backend.capacity for variant in variants)
+        self._closing = False
+
+    @property
+    def compares(self) -> bool:
+        """Whether a user may get one of several versions."""
+        return len(self.variants) > 1
+
+    @property
+    def name(self) -> str:
+        """Of the only variant; else `split`."""
+        return "split" if self.compares else self._only.name
+
+    @property
+    def model(self) -> ModelInfo:
+        """Of the only variant; else what can be said for all of them, with a version that changes as they do."""
+        if not self.compares:
+            return self._only.model
+        mixed = hashlib.sha256()
+        for variant in self.variants.values():
+            mixed.update(f"{variant.name}:{variant.backend.model.version}\n".encode())
+        return ModelInfo(f"one of {len(self.variants)} versions that are being compared", mixed.hexdigest())
+
+    def model_for(self, user: str) -> ModelInfo:
+        """The model of this user's variant."""
+        return self._variant(user).backend.model
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Run every variant, and the recorder around them, so that stories aborted at the end are recorded too."""
+        async with contextlib.AsyncExitStack() as stack:
+            recording = self.recorder.running()
+            recording.__enter__()
+            # Its last batch may take seconds, which the loop needs for streams that are ending.
+            stack.push_async_callback(asyncio.to_thread, recording.__exit__, None, None, None)
+            for variant in self.variants.values():
+                await stack.enter_async_context(variant.backend.running())
+            self._closing = False
+            try:
+                yield
+            finally:
+                self._closing = True
+
+    def health(self) -> Health:
+        """Ready while every variant is, since each has users whom no other one serves. Variants are not named."""
+        if not self.compares:
+            return self._only.health()
+        each = [variant.backend.health() for variant in self.variants.values()]
+        worst = next((health for health in each if not health.ready), each[0])
+        detail = worst.detail if worst.ready else f"a version under test: {worst.detail}"
+        engines = [health.engine for health in each if health.engine is not None]
+        return replace(worst, detail=detail, engine=_together(engines) if engines else None)
+
+    async def submit(self, request: GenerationRequest) -> Stream:
+        """Begin a story with its user's variant; see `Backend.submit`. No request waits for the recorder."""
+        request = replace(request, user=request.user or new_id(), story_id=request.story_id or new_id())
+        variant = self._variant(request.user)
+        self.recorder.add(self._exposure(request, variant))
+        began = time.perf_counter()
+        try:
+            stream = await variant.backend.submit(request)
+        except Exception as error:
+            outcome: Outcome = "refused" if isinstance(error, BusyError) else "failed"
+            waited = time.perf_counter() - began
+            self._end(
+                request, outcome, served_by=variant.backend.name, usage=Usage(0, 0, waited, waited, waited)
+            )
+            raise
+        return RecordedStream(self, request, stream, began)
+
+    def rate(self, story: str, rating: int) -> None:
+        """Record a user's rating of a story: 1 up, -1 down, 0 taken back."""
+        self.recorder.add(Rating(story=story, rating=rating))
+
+    def ended(
+        self, request: GenerationRequest, stream: RecordedStream, completion: Completion | None
+    ) -> None:
+        """Record the end of a story; without a completion it failed, or its client is gone."""
+        if completion is None:
+            outcome: Outcome = "failed" if stream.failed else "stopped"
+        else:
+            outcome = OUTCOMES[completion.finish_reason]
+        if outcome == "stopped" and self._closing:
+            outcome = "aborted"
+        usage = stream.usage if completion is None else completion.usage
+        self._end(request, outcome, served_by=stream.served_by, usage=usage)
+
+    def _end(self, request: GenerationRequest, outcome: Outcome, *, served_by: str, usage: Usage) -> None:
+        tokens, rate = usage.completion_tokens, usage.tokens_per_second
+        self.recorder.add(
+            Ending(
+                story=request.story_id,
+                outcome=outcome,
+                tokens=tokens,
+                ttft=usage.ttft if tokens else None,
+                duration=usage.duration,
+                rate=rate if rate > 0 else None,
+                served_by=served_by,
+            )
+        )
+
+    def _exposure(self, request: GenerationRequest, variant: Variant) -> Exposure:
+        return Exposure(
+            story=request.story_id,
+            test=self.split.name,
+            split=str(self.split),
+            variant=variant.name,
+            user_hash=self.recorder.hashed(request.user),
+            digest=variant.backend.model.version,
+            version=variant.version,
+            prompt=request.prompt if self.recorder.keeps_prompts else None,
+        )
+
+    @property
+    def _only(self) -> Backend:
+        return next(iter(self.variants.values())).backend
+
+    def _variant(self, user: str) -> Variant:
+        return self.variants[self.split.assign(user)]
+
+
+def event_recorder(backend: Backend) -> RoutingBackend | None:
+    """The backend that records events, if there is one; the service's metering may wrap it."""
+    while isinstance(backend, MeteredBackend):
+        backend = backend.backend
+    return backend if isinstance(backend, RoutingBackend) else None
+
+
+class RecordedStream:
+    """A stream of a variant. However it ends, it is recorded once."""
+
+    def __init__(
+        self, backend: RoutingBackend, request: GenerationRequest, stream: Stream, began: float
+    ) -> None:
+        self.failed = False
+        self._timer = StreamTimer(began)
+        self._backend = backend
+        self._request = request
+        self._stream = stream
+
+    @property
+    def served_by(self) -> str:
+        """What serves it at this moment."""
+        return self._stream.served_by
+
+    @property
+    def completion(self) -> Completion:
+        """How the story ended."""
+        return self._stream.completion
+
+    @property
+    def usage(self) -> Usage:
+        """What has come so far, for a story that is left before it has a completion."""
+        return self._timer.usage()
+
+    def cancel(self) -> object:
+        """End the story at the next step."""
+        return self._stream.cancel()
+
+    async def __aiter__(self) -> AsyncGenerator[Chunk, None]:
+        completion: Completion | None = None
+        try:
+            async for chunk in self._stream:
+                self._timer.add(chunk)
+                yield chunk
+            completion = self._stream.completion
+        except Exception:
+            self.failed = True
+            raise
+        finally:  # also when the client is gone
+            self._backend.ended(self._request, self, completion)
+
+
+def _together(engines: list[EngineStats]) -> EngineStats:
+    """Several engines' figures as one's."""
+    first, *others = engines
+    for other in others:
+        finished = {
+            reason: first.finished.get(reason, 0) + other.finished.get(reason, 0)
+            for reason in {**first.finished, **other.finished}
+        }
+        first = replace(
+            first,
+            healthy=first.healthy and other.healthy,
+            slots=first.slots + other.slots,
+            active=first.active + other.active,
+            waiting=first.waiting + other.waiting,
+            queue_limit=first.queue_limit + other.queue_limit,
+            steps=first.steps + other.steps,
+            tokens=first.tokens + other.tokens,
+            prompt_tokens=first.prompt_tokens + other.prompt_tokens,
+            finished=finished,
+            refused=first.refused + other.refused,
+            last_error=first.last_error or other.last_error,
+        )
+    return first
+
+
+DEPLOYMENTS = ("blue", "green")
+
+
+def open_variants(
+    default: Callable[[], Backend],
+    settings: Settings,
+    *,
+    over: Callable[[Backend], Backend] = lambda backend: backend,
+) -> Backend:
+    """Open `default()`, or the variants of a test, with a recorder where the settings ask for one.
+
+    `over` wraps each variant's backend, with the response cache: cache hits are recorded too.
+
+    Raises `InputError` for a split that cannot be made, `MissingExtraError` where a variant needs packages that are not
+    installed, `ModelError` for a folder that cannot be used.
+    """
+    if not settings.story_feedback:
+        if settings.story_split is not None:
+            raise InputError(SETTING, "needs STORY_FEEDBACK: a test without users' ratings shows nothing")
+        return over(default())
+    name = settings.story_split_name
+    split = without_test(name) if settings.story_split is None else parse_split(settings.story_split, name)
+    salt = settings.story_salt
+    recorder = Recorder(
+        database_url(settings),
+        salt="" if salt is None else salt.get_secret_value(),
+        keeps_prompts=settings.story_keep_prompts,
+    )
+    # A variant without weight gets no user, and needs no model in memory.
+    loaded = [_load(variant.name, default, settings) for variant in split.variants if variant.weight]
+    variants = [replace(variant, backend=over(variant.backend)) for variant in loaded]
+    return RoutingBackend(split, variants, recorder)
+
+
+def _load(variant: str, default: Callable[[], Backend], settings: Settings) -> Variant:
+    if variant == DEFAULT_VARIANT:
+        return Variant(variant, default())
+    if variant in DEPLOYMENTS and settings.modal_endpoint_url is not None:
+        from model.serving.remote import open_deployment
+
+        return Variant(variant, open_deployment(variant, settings))
+    if "/" in variant or Path(variant).is_dir():
+        return Variant(variant, _local(Path(variant).expanduser(), settings))
+    return _registered(variant, settings)
+
+
+def _local(folder: Path, settings: Settings) -> LocalBackend:
+    return LocalBackend.load(settings.model_copy(update={"story_model": str(folder)}))
+
+
+def _registered(variant: str, settings: Settings) -> Variant:
+    if importlib.util.find_spec("mlflow") is None:
+        raise MissingExtraError(f"the variant {variant!r} of {SETTING}, a registered version,", "train")
+    from experiments.registry.versions import NAME, download, find
+
+    uri = settings.mlflow_tracking_uri
+    try:
+        version = find(uri, variant)
+    except InputError as error:
+        raise InputError(SETTING, f"names the variant {variant!r}, and the {error}") from None
+    with tempfile.TemporaryDirectory(prefix="story-variant-") as scratch:
+        backend = _local(download(uri, version, Path(scratch)).path, settings)
+    backend.model = replace(backend.model, name=f"{NAME} {version.number}")
+    return Variant(variant, backend, str(version.number))
+
+
+def user_middleware(backend: Backend) -> list[Middleware]:
+    """The middleware that gives users an id, where they are compared or asked."""
+    return [Middleware(UserCookieMiddleware)] if isinstance(backend, RoutingBackend) else []
+
+
+def add_event_metrics(service: Service, backend: Backend) -> None:
+    """Add what became of recorded events to the service's `/metrics`."""
+    if isinstance(backend, RoutingBackend):
+        service.meter.registry.register(_EventMetrics(backend.recorder))
+
+
+class _EventMetrics(Collector):
+    def __init__(self, recorder: Recorder) -> None:
+        self._recorder = recorder
+
+    def describe(self) -> Iterable[Metric]:
+        return ()
+
+    def collect(self) -> Iterable[Metric]:
+        tally = self._recorder.tally()
+        events = CounterMetricFamily(
+            "story_events",
+            "Recorded events of stories and ratings, by what became of them.",
+            labels=["state"],
+        )
+        events.add_metric(["written"], tally.written)
+        events.add_metric(["lost"], tally.lost)
+        yield events
+        yield GaugeMetricFamily(
+            "story_events_waiting", "Recorded events that are still to be stored.", tally.waiting
+        )

@@ -1,1 +1,0 @@
-"""A/B routing of users between model variants."""
