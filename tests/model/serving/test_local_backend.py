@@ -10,7 +10,7 @@ import pytest
 
 from demo import handlers
 from demo.form import Form
-from demo.handlers import Desk
+from demo.handlers import AppState
 from model.engine.engine import EngineStats
 from model.errors import BusyError, InputError, ModelError
 from model.generation import GenerationRequest, SamplingParams
@@ -23,7 +23,7 @@ async def test_the_page_shows_the_story_that_the_engine_alone_would_write() -> N
     form = Form(prompt="One sunny day", max_tokens=60, seed=5)
     backend = local_backend(end_bias=-50)
     async with backend.running():
-        views = [view async for view in handlers.write(Desk.of(backend), "me", form)]
+        views = [view async for view in handlers.write(AppState.of(backend), "me", form)]
     with local_backend(end_bias=-50).engine as engine:
         request = GenerationRequest(prompt="One sunny day", max_tokens=60, sampling=SamplingParams(seed=5))
         alone = engine.submit(request).wait(10)
@@ -35,7 +35,7 @@ async def test_the_page_shows_the_story_that_the_engine_alone_would_write() -> N
 async def test_closing_the_page_frees_the_slot() -> None:
     backend = local_backend(step_seconds=0.005, end_bias=-50)
     async with backend.running():
-        async with contextlib.aclosing(handlers.write(Desk.of(backend), "me", Form())) as views:
+        async with contextlib.aclosing(handlers.write(AppState.of(backend), "me", Form())) as views:
             async for view in views:
                 if view.told:
                     assert backend.engine.stats().active == 1
@@ -46,18 +46,18 @@ async def test_closing_the_page_frees_the_slot() -> None:
 
 async def test_a_story_too_many_meets_a_full_line_and_a_place_frees_up_again() -> None:
     backend = local_backend(slots=1, queue=1, step_seconds=0.005, end_bias=-50)
-    desk = Desk.of(backend)
+    state = AppState.of(backend)
     async with backend.running():
         streams = [await backend.submit(GenerationRequest(prompt="", max_tokens=500)) for _ in range(2)]
         with pytest.raises(BusyError):
             await backend.submit(GenerationRequest(prompt=""))
-        refused = [view async for view in handlers.write(desk, "me", Form())]
+        refused = [view async for view in handlers.write(state, "me", Form())]
         assert [view.phase for view in refused] == ["failed"]
         assert "try again" in refused[0].status
         for stream in streams:
             stream.cancel()
         await slot_free(backend.engine.stats)
-        told = [view async for view in handlers.write(desk, "me", Form(max_tokens=5))]
+        told = [view async for view in handlers.write(state, "me", Form(max_tokens=5))]
         assert told[-1].phase == "open"
 
 
