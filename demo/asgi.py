@@ -23,8 +23,8 @@ from demo.experiments_page import open_reader
 from demo.page import build, in_a_loop
 from demo.routing import add_event_metrics, open_variants, user_middleware
 from model.serving.http.app import Service, ServiceRoute, create_service
+from model.serving.http.middleware import SecurityHeadersMiddleware
 from model.serving.http.options import ServiceOptions
-from model.serving.http.secured import SecurityHeadersMiddleware
 from model.serving.remote import open_backend
 from model.serving.shared_state import SharedState
 from model.settings import load_settings

@@ -13,7 +13,7 @@ from pathlib import Path
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from model.serving.http.bodies import CompletionBody, SimpleBody
+from model.serving.http.schemas import CompletionBody, SimpleBody
 from model.settings import Settings, allowed_values
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"

@@ -17,13 +17,13 @@ import pytest
 
 from demo.app import serve
 from model.errors import InputError
-from model.serving.http.secured import HEADERS
+from model.serving.http.middleware import SECURITY_HEADERS
 from tests.demo.engines import local_backend
 from tests.demo.scripted import ScriptedBackend
 
 LAUNCHER = """
 import demo.app
-from model.serving.http.secured import HEADERS
+from model.serving.http.middleware import SECURITY_HEADERS
 from model.settings import Settings
 from tests.demo.engines import local_backend
 
@@ -82,7 +82,7 @@ def test_no_route_leads_to_mlflow() -> None:
 def test_the_page_carries_the_headers_that_bind_a_browser() -> None:
     with serve(ScriptedBackend("A story.")) as served:
         answer = httpx.get(served.url)
-    assert {name: answer.headers.get(name) for name in HEADERS} == HEADERS
+    assert {name: answer.headers.get(name) for name in SECURITY_HEADERS} == SECURITY_HEADERS
 
 
 def test_a_port_that_is_taken_is_told_in_one_line() -> None:

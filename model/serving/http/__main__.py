@@ -33,18 +33,20 @@ def serve(
         int | None, typer.Option(help="Threads of the decode graph. Default: STORY_THREADS, else 1.")
     ] = None,
     slots: Annotated[
-        int | None, typer.Option(help="Stories written at once. Default: STORY_SLOTS, else 16.")
+        int | None, typer.Option(help="Stories generated at once. Default: STORY_SLOTS, else 16.")
     ] = None,
     queue: Annotated[
-        int | None, typer.Option(help="Stories that may wait for a slot. Default: STORY_QUEUE, else 64.")
+        int | None, typer.Option(help="Requests that may wait for a slot. Default: STORY_QUEUE, else 64.")
     ] = None,
     drain: Annotated[
         int | None,
-        typer.Option(help="Seconds for running stories to end on SIGTERM. Default: STORY_DRAIN, else 30."),
+        typer.Option(help="Seconds for running stories to finish on SIGTERM. Default: STORY_DRAIN, else 30."),
     ] = None,
-    name: Annotated[str, typer.Option(help="Which copy this is, say `blue`; told in x-story-backend.")] = "",
+    name: Annotated[
+        str, typer.Option(help="Name of this deployment, say `blue`; sent in x-story-backend.")
+    ] = "",
 ) -> None:
-    """Serve stories over HTTP until SIGTERM or SIGINT; exit code 0 when all running stories were told."""
+    """Serve stories over HTTP until SIGTERM or SIGINT; exit code 0 when it has drained."""
     # ONNX Runtime reports usage to its maker unless it is told not to before it is imported.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     from model.serving.http.address import bound, url_of
@@ -63,7 +65,7 @@ def serve(
     )
     options = ServiceOptions.from_settings(settings, name=name)
     with bound(settings.host, settings.port) as listener:
-        # What can be wrong with the options has been told by now; what follows takes seconds to load.
+        # Errors in the options have been reported by now; what follows takes seconds to load.
         from model.serving.backend import LocalBackend
         from model.serving.http.app import create_service
         from model.serving.http.server import DrainingServer
@@ -83,7 +85,7 @@ def serve(
 
 
 def main() -> None:
-    """Run it; what went wrong is one line on stderr."""
+    """Run it; an error is one line on stderr."""
     try:
         app(prog_name="python -m model.serving.http")
     except StoryError as error:

@@ -1,4 +1,4 @@
-"""Where a server listens, settled before anything slow is loaded behind it."""
+"""The address that a server listens on, bound before anything slow is loaded."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from model.errors import InputError
 
 
 def bound(host: str, port: int) -> socket.socket:
-    """A socket bound to `host` and `port`, 0 for any free one; it refuses connections until it is served.
+    """Return a socket bound to `host` and `port`, 0 for any free one; it refuses connections until it is served.
 
-    Raises `InputError` when the address cannot be had.
+    Raises `InputError` when the address cannot be used.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # With its protocol named, asyncio sends small messages at once (TCP_NODELAY); without, the end of an answer waited
-    # for the reader's acknowledgement, and first tokens on kept connections came after 56 ms instead of 25.
+    # With its protocol named, asyncio sends small messages at once (TCP_NODELAY); without, the end of a response waited
+    # for the client's acknowledgement, and first tokens on kept connections came after 56 ms instead of 25.
     made = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -31,13 +31,13 @@ def bound(host: str, port: int) -> socket.socket:
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """A port of `host` that nothing listens on now. Raises `InputError` for another machine's address."""
+    """Return a port of `host` that nothing listens on now. Raises `InputError` for another machine's address."""
     with bound(host, 0) as probe:
         port: int = probe.getsockname()[1]
         return port
 
 
 def url_of(listener: socket.socket, host: str) -> str:
-    """The URL under which `listener` is reached."""
-    shown = f"[{host.strip('[]')}]" if ":" in host else host
-    return f"http://{shown}:{listener.getsockname()[1]}"
+    """Return the URL of `listener`."""
+    name = f"[{host.strip('[]')}]" if ":" in host else host
+    return f"http://{name}:{listener.getsockname()[1]}"

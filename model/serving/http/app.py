@@ -1,4 +1,4 @@
-"""The parts put together: one application, to be served alone or as a route of another."""
+"""The ASGI application of the service, to be served alone or as a route of another."""
 
 from __future__ import annotations
 
@@ -11,32 +11,30 @@ from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from model.serving.backend import Backend
-from model.serving.http import completions, errors, simple, state
-from model.serving.http.edge import RequestContextMiddleware
+from model.serving.http import completions, errors, health, simple
+from model.serving.http.middleware import RequestContextMiddleware, SecurityHeadersMiddleware, cors
 from model.serving.http.options import ServiceOptions
-from model.serving.http.secured import SecurityHeadersMiddleware, cross_origin
 from model.serving.http.session import GenerationManager
 from model.serving.http.sockets import Sockets
 from model.serving.metrics import Meter, MeteredBackend
 from model.serving.shared_state import SharedState
 
 PREFIXES = ("/v1/", "/api/generate", "/api/health", "/metrics", "/socket.io")
-"""Where the service's addresses begin, for an application that has others beside them."""
+"""Prefixes of the service's paths, for an application that has others beside them."""
 
 
 class Service(FastAPI):
-    """The application, with what whoever serves it needs to start it and to let it end."""
+    """The application, with what its server needs to start it and to drain it."""
 
     manager: GenerationManager
-    """Through which stories are let end."""
     sockets: Sockets
     shared: SharedState
     meter: Meter
-    """Whose registry also takes figures of whoever carries the service."""
+    """Its registry also takes metrics of an application that carries the service."""
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Run the backend, and close what clients hold open at the end."""
+        """Run the backend; on exit close open connections."""
         async with self.shared.running(), self.manager.backend.running():
             try:
                 yield
@@ -47,9 +45,9 @@ class Service(FastAPI):
 def create_service(
     backend: Backend, options: ServiceOptions | None = None, shared: SharedState | None = None
 ) -> Service:
-    """The service over `backend`, which it starts and stops with itself; without `shared`, there are no limits.
+    """Make the service over `backend`, which it runs; without `shared`, there are no rate limits.
 
-    Carried inside another application (`ServiceRoute`), it is that one's part to enter `Service.running`.
+    An application that carries it (`ServiceRoute`) has to enter `Service.running` itself.
     """
     options = options or ServiceOptions()
     shared = shared or SharedState()
@@ -58,53 +56,52 @@ def create_service(
     for collector in (shared.limiter, shared.cache, shared.redis):
         if collector is not None:
             meter.registry.register(collector)
-    manager = GenerationManager(backend, meter, shared.limiter)
+    manager = GenerationManager(backend, meter, shared.limiter, options)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Service) -> AsyncIterator[None]:
         async with app.running():
             yield
 
+    context = Middleware(
+        RequestContextMiddleware, backend=backend, meter=meter, name=options.name, max_body=options.max_body
+    )
     service = Service(
         title="write-me-a-story",
-        version=state.version(),
+        version=health.version(),
         lifespan=lifespan,
         docs_url=None,  # both pages would load scripts from a foreign host
         redoc_url=None,
         redirect_slashes=False,
+        middleware=[
+            Middleware(SecurityHeadersMiddleware),
+            *cors(options.origins),
+            context,
+        ],  # outermost first
     )
     service.manager = manager
     service.shared = shared
     service.meter = meter
-    service.sockets = Sockets(manager, options)
+    service.sockets = Sockets(manager)
     errors.install(service)
-    service.add_middleware(
-        RequestContextMiddleware, backend=backend, meter=meter, name=options.name, max_body=options.max_body
-    )
-    for added in (
-        *cross_origin(options.origins),
-        Middleware(SecurityHeadersMiddleware),
-    ):  # the last one is outermost
-        service.add_middleware(added.cls, *added.args, **added.kwargs)
-    service.include_router(completions.router(manager, options))
-    service.include_router(simple.router(manager, options))
-    service.include_router(state.router(manager, meter, options))
+    for router in (completions.router(manager), simple.router(manager), health.router(manager, meter)):
+        service.include_router(router)
     service.mount("/socket.io", service.sockets.app)
     return service
 
 
 class ServiceRoute(BaseRoute):
-    """The whole service as one route of another application, at the addresses it has alone.
+    """The whole service as one route of another application, under the paths it has alone.
 
-    A mount would cut its prefix off the path, and there are several; and the other application's handlers
-    would answer the service's errors in their own form.
+    A mount would cut its prefix off the path, and there are several; and the other application's handlers would answer
+    the service's errors in their own form.
     """
 
     def __init__(self, service: ASGIApp) -> None:
         self._service = service
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        """Whether the address is one of the service's."""
+        """Match the service's paths."""
         path = scope.get("path", "")
         ours = any(path == prefix.rstrip("/") or path.startswith(prefix) for prefix in PREFIXES)
         return (Match.FULL if ours and scope["type"] in ("http", "websocket") else Match.NONE), {}

@@ -1,9 +1,9 @@
-"""`POST /v1/completions` and `/v1/models`: the OpenAI completions contract, so that every client speaks it.
+"""`POST /v1/completions` and `/v1/models`: the OpenAI completions contract.
 
-Beyond the contract, an answer carries what costs nothing and helps: `seed` with each story's end (asked for
-again, it writes that story again), `times` and `served_by` with the usage, and with `return_token_ids` each
-choice's `token_ids`, the `alternatives` of each token among its log-probabilities as (id, text, log-probability),
-and each chunk's `created_at`, the second (with its fraction) in which its tokens came.
+Beyond the contract, a response carries `seed` with each story's end (the same request with it gives that story again),
+`times` and `served_by` with the usage, and with `return_token_ids` each choice's `token_ids`, the `alternatives` of
+each token among its log-probabilities as (id, text, log-probability), and each chunk's `created_at`, the second (with
+its fraction) in which its tokens came.
 """
 
 from __future__ import annotations
@@ -13,24 +13,21 @@ import uuid
 from typing import Any
 
 from fastapi import APIRouter
-from starlette.requests import Request
+from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from model.generation import Chunk, Completion, GenerationRequest, TokenLogprob
 from model.serving.backend import ModelInfo, model_for
-from model.serving.http.answer import StoryResponse, times_of, usage_of
-from model.serving.http.bodies import CompletionBody, as_asked, parse_object
-from model.serving.http.errors import unknown_model
-from model.serving.http.options import ServiceOptions
-from model.serving.http.session import GenerationManager
-from model.serving.http.wire import DONE, event, json_bytes
+from model.serving.http.errors import DONE, json_bytes, json_response, sse_event, unknown_model
+from model.serving.http.schemas import CompletionBody, apply_cache_control, parse_object
+from model.serving.http.session import GenerationManager, GenerationResponse, times_of, usage_of
 
 MODEL_ID = "story-writer"
-"""The one name on the wire: which version stands behind it is told beside it."""
+"""The one model name of the API; its version is sent beside it."""
 
 
-class CompletionAnswer:
-    """A `model.serving.http.answer.Answer` in OpenAI's words."""
+class CompletionFormat:
+    """A `ResponseFormat` in OpenAI's form."""
 
     def __init__(self, body: CompletionBody, requests: list[GenerationRequest], model: ModelInfo) -> None:
         self._body = body
@@ -50,7 +47,7 @@ class CompletionAnswer:
         self._offsets = [len(self._echo)] * len(requests)
 
     def opening(self) -> bytes:
-        """The prompt of each story, if it is to be told too."""
+        """The prompt of each story, with `echo`."""
         if not self._echo:
             return b""
         return b"".join(self._chunk(index, self._echo) for index in range(len(self._requests)))
@@ -65,7 +62,7 @@ class CompletionAnswer:
         return self._chunk(index, chunk.text, at=at, **more)
 
     def ended(self, index: int, completion: Completion) -> bytes:
-        """A chunk without text that says why the story ended, and with which seed it was written."""
+        """A chunk without text, with the finish reason and the seed."""
         seed = self._requests[index].sampling.seed
         return self._chunk(index, "", finish_reason=completion.finish_reason, seed=seed)
 
@@ -73,7 +70,7 @@ class CompletionAnswer:
         """Usage, where it was asked for, and the end of the stream."""
         if not self._body.include_usage:
             return DONE
-        return event({**self._head, "choices": [], **_counts(completions, served_by)}) + DONE
+        return sse_event({**self._head, "choices": [], **_counts(completions, served_by)}) + DONE
 
     def whole(
         self, chunks: list[list[Chunk]], completions: list[Completion], served_by: str
@@ -112,7 +109,7 @@ class CompletionAnswer:
         lists: dict[str, list[Any]] = {
             "tokens": [entry.text for entry in entries],
             "token_logprobs": [entry.logprob for entry in entries],
-            "top_logprobs": [_best(entry) for entry in entries],
+            "top_logprobs": [_top(entry) for entry in entries],
             "text_offset": offsets,
         }
         if self._body.return_token_ids:
@@ -121,30 +118,30 @@ class CompletionAnswer:
         return lists
 
 
-def _best(entry: TokenLogprob) -> dict[str, float]:
+def _top(entry: TokenLogprob) -> dict[str, float]:
     """The likeliest tokens' texts and the chosen one's; where two share a text, the likelier counts."""
-    best: dict[str, float] = {}
+    top: dict[str, float] = {}
     for _token, text, logprob in entry.alternatives:
-        best.setdefault(text, logprob)
-    best.setdefault(entry.text, entry.logprob)
-    return best
+        top.setdefault(text, logprob)
+    top.setdefault(entry.text, entry.logprob)
+    return top
 
 
 def _counts(completions: list[Completion], served_by: str) -> dict[str, Any]:
     return {"usage": usage_of(completions), "times": times_of(completions), "served_by": served_by}
 
 
-def router(manager: GenerationManager, options: ServiceOptions) -> APIRouter:
-    """The routes under `/v1`."""
+def router(manager: GenerationManager) -> APIRouter:
+    """Return the routes under `/v1`."""
     routes = APIRouter()
-    began = int(time.time())
+    started = int(time.time())
 
     def model_object() -> dict[str, Any]:
         info = manager.backend.model
         return {
             "id": MODEL_ID,
             "object": "model",
-            "created": began,
+            "created": started,
             "owned_by": "write-me-a-story",
             "name": info.name,
             "version": info.version,
@@ -159,34 +156,24 @@ def router(manager: GenerationManager, options: ServiceOptions) -> APIRouter:
     }
 
     @routes.post("/v1/completions", openapi_extra=schema)
-    async def completions(request: Request) -> Response:
-        """Write one story or several, streamed as server-sent events or whole."""
+    async def completions(request: HttpRequest) -> Response:
+        """Generate one story or several, streamed as server-sent events or whole."""
         body = CompletionBody.read(parse_object(await request.body()))
         if body.model is not None:
             check_name(body.model)
-        requests = as_asked(body.requests(), request.headers)
-        return StoryResponse(
-            manager,
-            requests,
-            CompletionAnswer(body, requests, model_for(manager.backend, requests[0].user)),
-            stream=body.stream,
-            name=options.name,
-            keep_alive=options.keep_alive,
-        )
+        requests = apply_cache_control(body.requests(), request.headers)
+        form = CompletionFormat(body, requests, model_for(manager.backend, requests[0].user))
+        return GenerationResponse(manager, requests, form, stream=body.stream)
 
     @routes.get("/v1/models")
     async def models() -> Response:
-        """The one model there is, as a list."""
-        return _json({"object": "list", "data": [model_object()]})
+        """List the one model."""
+        return json_response({"object": "list", "data": [model_object()]})
 
     @routes.get("/v1/models/{name:path}")
     async def model(name: str) -> Response:
-        """The model called `name`."""
+        """Return the model called `name`."""
         check_name(name)
-        return _json(model_object())
+        return json_response(model_object())
 
     return routes
-
-
-def _json(value: dict[str, Any]) -> Response:
-    return Response(json_bytes(value), media_type="application/json")

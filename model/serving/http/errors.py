@@ -1,13 +1,14 @@
-"""How a failure goes over the wire.
+"""Encoding of JSON, server-sent events and errors.
 
-Always the same JSON, `{"error": {"type", "message", "param", "code"}}`: as the body of a response with a
-matching status, or, once events have begun to flow, as the data of an event called `error`, after which the
-stream ends without `[DONE]`. `type` is the kind of failure, `code` the exact one, `param` the field at fault.
-Whatever is not meant for a reader (a bug) goes to the log and reaches the client as one line without details.
+An error is always the same JSON, `{"error": {"type", "message", "param", "code"}}`: the body of a response with a
+matching status or, once events have been sent, the data of an event called `error`, after which the stream ends without
+`[DONE]`. `type` is the kind of error, `code` the exact one, `param` the field at fault. An unexpected exception goes to
+the log and reaches the client as one line without details.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 from typing import Any
@@ -18,16 +19,41 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from model.errors import BusyError, InputError, LimitError, ModelError, StoryError
-from model.serving.http.wire import json_bytes
 
 log = logging.getLogger(__name__)
 
 INVALID = "invalid_request_error"
 UNAVAILABLE = "service_unavailable"
+EVENT_STREAM = "text/event-stream; charset=utf-8"
+KEEP_ALIVE = b": still here\n\n"
+"""A comment: event-stream clients skip it, and proxies see that the connection is alive."""
+DONE = b"data: [DONE]\n\n"
+
+_encode = json.JSONEncoder(ensure_ascii=True, separators=(",", ":")).encode
+
+
+def json_bytes(value: Any) -> bytes:
+    """Encode as compact JSON in ASCII.
+
+    ASCII, because some clients of event streams take U+2028 in a story for the end of a line, and because a lone
+    surrogate in a request can then be named in the response.
+    """
+    return _encode(value).encode("ascii")
+
+
+def json_response(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    """Return a JSON response."""
+    return Response(json_bytes(value), status, headers, "application/json")
+
+
+def sse_event(value: Any, name: str = "") -> bytes:
+    """Encode one server-sent event; without a name it is a plain `data:` event, as OpenAI's clients expect."""
+    head = f"event: {name}\n".encode() if name else b""
+    return b"%bdata: %b\n\n" % (head, json_bytes(value))
 
 
 class ServiceError(StoryError):
-    """A failure with all that a client is told of it."""
+    """An error as a client gets it."""
 
     def __init__(
         self,
@@ -40,7 +66,7 @@ class ServiceError(StoryError):
         retry_after: float | None = None,
         headers: dict[str, str] | None = None,
     ) -> None:
-        """`retry_after` is in seconds; a client is told whole ones, at least 1."""
+        """`retry_after` is in seconds; a client gets whole ones, at least 1."""
         super().__init__(message)
         self.status = status
         self.kind = kind
@@ -51,25 +77,21 @@ class ServiceError(StoryError):
             self.headers["Retry-After"] = str(max(1, math.ceil(retry_after)))
 
     def body(self) -> dict[str, Any]:
-        """The JSON that a client gets."""
-        return {
-            "error": {"type": self.kind, "message": str(self), "param": self.param, "code": self.code},
-        }
+        """Return the JSON that a client gets."""
+        return {"error": {"type": self.kind, "message": str(self), "param": self.param, "code": self.code}}
 
     def response(self) -> Response:
-        """The whole response, for a failure before anything was sent."""
-        return Response(
-            json_bytes(self.body()), self.status, headers=self.headers, media_type="application/json"
-        )
+        """Return the whole response, for an error before anything was sent."""
+        return json_response(self.body(), self.status, self.headers)
 
 
 def bad_body(message: str) -> ServiceError:
-    """400: what came is no JSON object."""
+    """400: the body is no JSON object."""
     return ServiceError(400, INVALID, "invalid_json", message)
 
 
 def bad_value(param: str, message: str) -> ServiceError:
-    """422: a field is wrong; the message goes on from the field's name."""
+    """422: a field is wrong; the message continues from the field's name."""
     return ServiceError(422, INVALID, "invalid_value", f"{param} {message}", param=param)
 
 
@@ -86,20 +108,20 @@ def too_large(limit: int) -> ServiceError:
 
 
 def draining() -> ServiceError:
-    """503: this copy ends; another, or the same one started again, takes the story."""
+    """503: this process stops; another replica, or this one restarted, takes the request."""
     message = "the service is draining: it ends its running stories and takes no new ones"
     return ServiceError(503, UNAVAILABLE, "draining", message, retry_after=2)
 
 
 def broke_off(reason: str | None) -> ServiceError:
-    """503: the model could not go on with a story."""
+    """503: the model failed in mid-story."""
     return ServiceError(
         503, UNAVAILABLE, "model_failed", reason or "the model could not go on", retry_after=1
     )
 
 
 def as_service_error(error: Exception) -> ServiceError:
-    """What a client is told of `error`."""
+    """Return what a client gets for `error`."""
     if isinstance(error, ServiceError):
         return error
     if isinstance(error, InputError):
@@ -118,7 +140,7 @@ def as_service_error(error: Exception) -> ServiceError:
 
 
 def install(app: FastAPI) -> None:
-    """Make `app` answer every failure of a route in this form, unknown addresses and methods included."""
+    """Make `app` return every error of a route in this form, unknown paths and methods included."""
 
     async def on_story_error(_request: Request, error: Exception) -> Response:
         return as_service_error(error).response()
@@ -133,11 +155,11 @@ def install(app: FastAPI) -> None:
 
 def _http_error(request: Request, error: HTTPException) -> ServiceError:
     headers = dict(error.headers or {})
+    code, message = "http_error", str(error.detail)
     if error.status_code == 404:
-        message = f"there is nothing at {request.url.path[:80]}"
-        return ServiceError(404, INVALID, "not_found", message, headers=headers)
-    if error.status_code == 405:
+        code, message = "not_found", f"there is nothing at {request.url.path[:80]}"
+    elif error.status_code == 405:
         allowed = headers.get("Allow", headers.get("allow", "another method"))
+        code = "method_not_allowed"
         message = f"{request.method[:20]} is not allowed at {request.url.path[:80]}; use {allowed}"
-        return ServiceError(405, INVALID, "method_not_allowed", message, headers=headers)
-    return ServiceError(error.status_code, INVALID, "http_error", str(error.detail), headers=headers)
+    return ServiceError(error.status_code, INVALID, code, message, headers=headers)

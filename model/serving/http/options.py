@@ -1,4 +1,4 @@
-"""What an operator chooses for one copy of the service."""
+"""Options of the HTTP service."""
 
 from __future__ import annotations
 
@@ -14,23 +14,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServiceOptions:
-    """See the fields; the defaults suit a copy on this machine."""
+    """Options of one process; the defaults suit one on this machine."""
 
     name: str = ""
-    """Which copy this is (`blue`), told in `x-story-backend` and by the health route; empty: who writes is told."""
+    """Name of this deployment (`blue`), sent in `x-story-backend` and by the health route; empty: the backend's."""
     max_body: int = 65_536
-    """Bytes of a request's body; a longer one is refused with 413."""
+    """Largest body in bytes; a larger one is refused with 413."""
     drain: float = 30.0
-    """Seconds that running stories get when the service is told to end."""
+    """Seconds that running stories get to finish when the service stops."""
     keep_alive: float = 5.0
-    """Seconds of silence after which an event stream carries a comment, so that no proxy takes it for dead."""
-
+    """Seconds of silence after which an event stream carries a comment, so that no proxy closes it."""
     origins: tuple[str, ...] = ()
-    """Other sites whose pages may ask."""
+    """Other sites whose pages may call the API."""
     metrics_token: str | None = None
-    """What `/metrics` asks for; None: it answers requests of this machine only."""
+    """Token that `/metrics` asks for; None: it answers requests of this machine only."""
     public: bool = False
-    """Everyone can reach every route (a share link): `/metrics` is there for holders of the token only."""
+    """Everyone can reach every route (a share link): `/metrics` answers with the token only."""
 
     def __post_init__(self) -> None:
         # It goes into a header.
@@ -39,7 +38,7 @@ class ServiceOptions:
 
     @classmethod
     def from_settings(cls, settings: Settings, *, name: str = "") -> ServiceOptions:
-        """The options that the environment's settings say."""
+        """Return the options of the settings."""
         token = settings.story_metrics_token
         return cls(
             name=name,

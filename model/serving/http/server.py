@@ -1,7 +1,7 @@
-"""A server that ends without breaking stories off.
+"""A server that drains before it stops.
 
-On SIGTERM or SIGINT it goes on listening: new stories are refused and the health route says `draining`, while
-those at hand are told to their end, for a bounded time. A second signal ends them at once. Then it closes.
+On SIGTERM or SIGINT it keeps listening: new requests are refused, the health route says `draining`, and running
+requests finish, for a bounded time. A second signal ends them at once. Then it closes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from model.serving.http.app import Service
 
 GRACE = 3
-"""Seconds that open connections get to take in their last bytes when all stories have ended."""
+"""Seconds for open connections to receive their last bytes when all requests have ended."""
 
 
 class DrainingServer(uvicorn.Server):
@@ -30,7 +30,7 @@ class DrainingServer(uvicorn.Server):
             log_level="warning",
             access_log=False,
             server_header=False,
-            proxy_headers=False,  # whose word counts for a client's address is `STORY_TRUSTED_PROXIES`' affair
+            proxy_headers=False,  # `STORY_TRUSTED_PROXIES` says whose headers count
             timeout_graceful_shutdown=GRACE,
         )
         super().__init__(config)
@@ -47,7 +47,7 @@ class DrainingServer(uvicorn.Server):
         self._ready()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Begin to drain, or on a second signal, or while still starting, end at once.
+        """Start to drain, or on a second signal, or while still starting, end at once.
 
         uvicorn would note the signal and raise it again at the end; a drained service ends with exit code 0.
         """

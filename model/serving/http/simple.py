@@ -1,8 +1,8 @@
 """`POST /api/generate`: the simple form, for a script or a page that wants a story and no contract.
 
-Whole: one object with `text` (what the model wrote), `story` (the prompt with it), `finish_reason`, `seed`,
-counts and times. As events: `token` for each chunk (`{"text"}`), then `complete` with that same object, or
-`error`. Socket.IO tells the same under its own names.
+Whole: one object with `text` (what was generated), `story` (the prompt with it), `finish_reason`, `seed`, counts and
+times. As events: `token` for each chunk (`{"text"}`), then `complete` with that same object, or `error`. Socket.IO
+sends the same under its own names.
 """
 
 from __future__ import annotations
@@ -11,21 +11,19 @@ import uuid
 from typing import Any
 
 from fastapi import APIRouter
-from starlette.requests import Request
+from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from model.generation import Chunk, Completion, GenerationRequest
 from model.serving.backend import ModelInfo, model_for
-from model.serving.http.answer import StoryResponse, times_of, usage_of
-from model.serving.http.bodies import SimpleBody, as_asked, parse_object
 from model.serving.http.completions import MODEL_ID
-from model.serving.http.options import ServiceOptions
-from model.serving.http.session import GenerationManager
-from model.serving.http.wire import event
+from model.serving.http.errors import sse_event
+from model.serving.http.schemas import SimpleBody, apply_cache_control, parse_object
+from model.serving.http.session import GenerationManager, GenerationResponse, times_of, usage_of
 
 
-class SimpleAnswer:
-    """A `model.serving.http.answer.Answer` in few words, for one story."""
+class SimpleFormat:
+    """A `ResponseFormat` of few fields, for one story."""
 
     def __init__(self, request: GenerationRequest, model: ModelInfo) -> None:
         self.id = f"story-{uuid.uuid4().hex}"
@@ -38,15 +36,15 @@ class SimpleAnswer:
 
     def chunk(self, index: int, chunk: Chunk, at: float) -> bytes:
         """`token`, or nothing for a token whose text is still to come."""
-        return event({"text": chunk.text}, "token") if chunk.text else b""
+        return sse_event({"text": chunk.text}, "token") if chunk.text else b""
 
     def ended(self, index: int, completion: Completion) -> bytes:
-        """Nothing: `closing` tells all."""
+        """Nothing: `closing` has it all."""
         return b""
 
     def closing(self, completions: list[Completion], served_by: str) -> bytes:
         """`complete`, with the whole object."""
-        return event(self.whole([], completions, served_by), "complete")
+        return sse_event(self.whole([], completions, served_by), "complete")
 
     def whole(
         self, chunks: list[list[Chunk]], completions: list[Completion], served_by: str
@@ -68,24 +66,17 @@ class SimpleAnswer:
         }
 
 
-def router(manager: GenerationManager, options: ServiceOptions) -> APIRouter:
-    """The one route."""
+def router(manager: GenerationManager) -> APIRouter:
+    """Return the route."""
     routes = APIRouter()
     schema = {"requestBody": {"content": {"application/json": {"schema": SimpleBody.model_json_schema()}}}}
 
     @routes.post("/api/generate", openapi_extra=schema)
-    async def generate(request: Request) -> Response:
-        """Write one story, as events or whole."""
+    async def generate(request: HttpRequest) -> Response:
+        """Generate one story, as events or whole."""
         body = SimpleBody.read(parse_object(await request.body()))
-        requests = as_asked(body.requests(), request.headers)
-        answer = SimpleAnswer(requests[0], model_for(manager.backend, requests[0].user))
-        return StoryResponse(
-            manager,
-            requests,
-            answer,
-            stream=body.stream,
-            name=options.name,
-            keep_alive=options.keep_alive,
-        )
+        requests = apply_cache_control(body.requests(), request.headers)
+        form = SimpleFormat(requests[0], model_for(manager.backend, requests[0].user))
+        return GenerationResponse(manager, requests, form, stream=body.stream)
 
     return routes

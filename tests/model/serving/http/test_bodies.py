@@ -11,15 +11,15 @@ from hypothesis import strategies as st
 
 from model.errors import InputError
 from model.generation import GenerationRequest, SamplingParams
-from model.serving.http.bodies import (
+from model.serving.http.errors import ServiceError, as_service_error
+from model.serving.http.schemas import (
     MAX_CHOICES,
     CompletionBody,
     SimpleBody,
-    as_asked,
+    apply_cache_control,
     choice_seed,
     parse_object,
 )
-from model.serving.http.errors import ServiceError, as_service_error
 
 
 def requests(**body: Any) -> list[GenerationRequest]:
@@ -209,5 +209,5 @@ def test_only_a_story_that_comes_out_the_same_again_may_be_remembered(body: Any,
     [("", True), ("max-age=5", True), ("no-cache", False), ("max-age=0, No-Store", False)],
 )
 def test_a_client_can_ask_for_a_story_that_is_written_anew(header: str, cacheable: bool) -> None:
-    (request,) = as_asked(requests(prompt="Once", seed=1), {"cache-control": header})
+    (request,) = apply_cache_control(requests(prompt="Once", seed=1), {"cache-control": header})
     assert request.cacheable is cacheable

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from model.serving.http.secured import HEADERS
+from model.serving.http.middleware import SECURITY_HEADERS
 from tests.model.serving.http.serving import Running, paced, serving
 
 FRIEND, STRANGER = "https://friend.example", "https://stranger.example"
@@ -22,7 +22,7 @@ def running() -> Iterator[Running]:
 @pytest.mark.parametrize("path", ["/api/health", "/v1/models", "/nothing/here", "/metrics"])
 def test_every_answer_carries_them_errors_too(running: Running, path: str) -> None:
     answer = running.get(path)
-    assert {name: answer.headers.get(name) for name in HEADERS} == HEADERS
+    assert {name: answer.headers.get(name) for name in SECURITY_HEADERS} == SECURITY_HEADERS
     assert "server" not in answer.headers
 
 

@@ -11,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from model.errors import InputError
 from model.generation import GenerationRequest
-from model.serving.http import state
+from model.serving.http import health as health_route
 from model.serving.http.options import ServiceOptions
 from tests.model.serving.http.serving import Running, paced, serving, streaming, until
 
@@ -140,7 +140,7 @@ def test_the_figures_are_prometheus_and_count_what_happened() -> None:
 
 def test_where_only_the_files_are_the_version_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.path", [])
-    assert state.version() == "source"
+    assert health_route.version() == "source"
 
 
 @pytest.mark.parametrize("name", ["blue\r\nx: y", "blau 1", "ü", "x" * 41])

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from model.generation import Chunk, Completion, GenerationRequest, SamplingParams, TokenLogprob, Usage
 from model.serving.backend import ModelInfo
-from model.serving.http.bodies import CompletionBody, parse_object
-from model.serving.http.completions import CompletionAnswer
-from model.serving.http.wire import KEEP_ALIVE
+from model.serving.http.completions import CompletionFormat
+from model.serving.http.errors import KEEP_ALIVE
+from model.serving.http.schemas import CompletionBody, parse_object
 from model.serving.remote.protocol import Counts, RemoteError, WireEvent, body, parse, read_events
 
 words = st.text(st.characters(codec="utf-8"), max_size=8)
@@ -91,7 +91,7 @@ def test_what_the_service_tells_is_what_is_read_however_the_bytes_are_cut(
     told: list[Chunk], finish: str, places: list[int]
 ) -> None:
     asked = CompletionBody.read({**body(GenerationRequest(prompt="Hi", logprobs=3)), "logprobs": 3})
-    answer = CompletionAnswer(asked, [GenerationRequest(prompt="Hi")], ModelInfo("a", "b" * 64))
+    answer = CompletionFormat(asked, [GenerationRequest(prompt="Hi")], ModelInfo("a", "b" * 64))
     end = Completion("", finish, Usage(2, 7, 0.25, 0.5, 1.0))  # type: ignore[arg-type]
     sent = b"".join(answer.chunk(0, chunk, 1.5) for chunk in told) + KEEP_ALIVE + answer.ended(0, end)
     read = reading(cut(sent + answer.closing([end], "local"), places))

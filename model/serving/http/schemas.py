@@ -1,12 +1,12 @@
-"""What a client may send, and how it becomes requests for stories.
+"""Request bodies, and how they become `GenerationRequest`s.
 
-Two bodies share their fields: the OpenAI completions contract, with vLLM's names for what goes beyond it, and
-the simple form. Types are checked here, by pydantic; what a number may be is checked where it belongs, in
-`model.generation`. A name that is not known is an error, because a mistyped setting that is silently ignored
-looks exactly like one that works. `null` counts as not given, everywhere.
+Two bodies share their fields: the OpenAI completions contract, with vLLM's names for what goes beyond it, and the
+simple form. Types are checked here, by pydantic; ranges of numbers in `model.generation`. An unknown field is an error,
+because a mistyped one that is silently ignored looks exactly like one that works. `null` counts as not given,
+everywhere.
 
-The description of a field says what is allowed: it is the end of the message that a wrong type meets, and the
-field's text in the OpenAPI document.
+The description of a field says what is allowed: it ends the error message of a wrong type, and is the field's text in
+the OpenAPI document.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from model.serving.http.errors import bad_body, bad_value
 MAX_CHOICES = 8
 DEFAULTS = SamplingParams()
 DEFAULT_MAX_TOKENS = GenerationRequest(prompt="").max_tokens
-LONGEST_SHOWN = 60
-"""Characters of a wrong value that its message repeats."""
+MAX_SHOWN = 60
+"""Characters of a wrong value that its error message repeats."""
 
 
 def parse_object(body: bytes) -> dict[str, Any]:
-    """The JSON object that a request's body must be. Raises `ServiceError` (400)."""
+    """Parse a body that must be a JSON object. Raises `ServiceError` (400)."""
     try:
         value = json.loads(body)
     except RecursionError:
@@ -45,16 +45,16 @@ def parse_object(body: bytes) -> dict[str, Any]:
 
 
 class _Body(BaseModel):
-    """What both bodies do: strict types, no unknown names, messages that name the field."""
+    """Base of both bodies: strict types, no unknown fields, error messages that name the field."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
     @classmethod
     def read(cls, values: dict[str, Any]) -> Self:
-        """The checked body. Raises `ServiceError` (422) for the first field that is wrong."""
+        """Check a body. Raises `ServiceError` (422) for the first field that is wrong."""
         given = {name: value for name, value in values.items() if value is not None}
         for name in given.keys() - cls.model_fields.keys():
-            name = name[:LONGEST_SHOWN]
+            name = name[:MAX_SHOWN]
             near = difflib.get_close_matches(name, cls.model_fields, n=1, cutoff=0.0)[0]
             raise bad_value(name, f"is not known; the nearest is {near}")
         try:
@@ -70,7 +70,7 @@ class _Body(BaseModel):
 
 
 class _StoryBody(_Body):
-    """How a story is to be written: what both bodies have in common."""
+    """The fields that both bodies have."""
 
     max_tokens: int = Field(
         DEFAULT_MAX_TOKENS, description=f"a whole number between 1 and {MAX_TOKENS}, the longest story"
@@ -92,7 +92,7 @@ class _StoryBody(_Body):
 
     def _requests(self, prompt: str, count: int = 1, logprobs: int | None = None) -> list[GenerationRequest]:
         seed = secrets.randbelow(2**32) if self.seed is None else self.seed
-        user = self.user or secrets.token_hex(16)  # nobody known: somebody new each time
+        user = self.user or secrets.token_hex(16)  # an anonymous user is a new one each time
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
         return [
             GenerationRequest(
@@ -116,17 +116,17 @@ class _StoryBody(_Body):
 
 
 class SimpleBody(_StoryBody):
-    """The simple form: a prompt and the settings of the page."""
+    """The body of `POST /api/generate`: a prompt and the parameters of the page."""
 
     prompt: str = Field(description="text, the story's beginning")
 
     def requests(self) -> list[GenerationRequest]:
-        """The story asked for. Raises `InputError` for a number outside its range."""
+        """Return the request. Raises `InputError` for a number outside its range."""
         return self._requests(self.prompt)
 
 
 class StreamOptions(BaseModel):
-    """What else a stream carries."""
+    """Options of a stream."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
@@ -155,15 +155,15 @@ class CompletionBody(_StoryBody):
 
     @property
     def include_usage(self) -> bool:
-        """Whether the stream ends with a chunk of counts and times."""
+        """Whether the stream ends with a chunk of usage and times."""
         return self.stream_options is not None and self.stream_options.include_usage
 
     def text(self) -> str:
-        """The prompt, also where it came as a list of one."""
+        """Return the prompt, also where it came as a list of one."""
         return self.prompt if isinstance(self.prompt, str) else self.prompt[0]
 
     def requests(self) -> list[GenerationRequest]:
-        """One request for each of `n` stories. Raises `ServiceError` (422) or `InputError`."""
+        """Return one request for each of `n` stories. Raises `ServiceError` (422) or `InputError`."""
         if not isinstance(self.prompt, str) and len(self.prompt) != 1:
             raise self._wrong("prompt", f"{len(self.prompt)} texts")
         if not 1 <= self.n <= MAX_CHOICES:
@@ -184,8 +184,10 @@ class CompletionBody(_StoryBody):
         return bad_value(name, f"must be {allowed}, got {got or _shown(getattr(self, name))}")
 
 
-def as_asked(requests: list[GenerationRequest], headers: Mapping[str, str]) -> list[GenerationRequest]:
-    """The requests, not to be told from memory where the client says `Cache-Control: no-cache` (RFC 9111, 5.2.1)."""
+def apply_cache_control(
+    requests: list[GenerationRequest], headers: Mapping[str, str]
+) -> list[GenerationRequest]:
+    """Make the requests bypass the cache where the client sent `Cache-Control: no-cache` (RFC 9111, 5.2.1)."""
     control = headers.get("cache-control", "").lower()
     if not {"no-cache", "no-store"} & {word.strip() for word in control.split(",")}:
         return requests
@@ -193,7 +195,7 @@ def as_asked(requests: list[GenerationRequest], headers: Mapping[str, str]) -> l
 
 
 def choice_seed(seed: int, index: int) -> int:
-    """The seed of choice `index`: the first has the request's own, each other one that follows from it."""
+    """Return the seed of choice `index`: the request's own for the first, derived from it for the others."""
     if index == 0:
         return seed
     digest = hashlib.blake2b(f"{seed}:{index}".encode(), digest_size=8).digest()
@@ -201,9 +203,9 @@ def choice_seed(seed: int, index: int) -> int:
 
 
 def _shown(value: object) -> str:
-    """A wrong value as its message repeats it."""
+    """Return a wrong value as its error message repeats it."""
     try:
         text = repr(value)
     except RecursionError:  # nested just deep enough to be parsed
         text = type(value).__name__
-    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}…"
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}…"
