@@ -1,7 +1,7 @@
 """Merge chunks of a story so that the page is redrawn about twenty times a second, not once a token.
 
 A small model writes thousands of tokens a second, and every update of a page costs a message, a diff and a
-redraw. The first chunk passes at once, because the time to the first word is what a reader feels.
+redraw. The first chunk passes at once, because the time to the first word is what a user feels.
 """
 
 from __future__ import annotations
@@ -26,35 +26,35 @@ async def coalesce(
 
     Text, tokens and log-probabilities are kept whole and in order. What has gathered when the source ends is
     passed on without waiting, and before an error of the source is raised. While a source is silent, an empty
-    chunk comes every `idle` seconds: whoever consumes this can then notice that its own reader is gone, even
-    while the stream still waits in line. Closing this generator cancels the reading of `chunks`.
+    chunk comes every `idle` seconds: the consumer can then notice that its client is gone, even
+    while the stream still waits in the queue. Closing this generator cancels the task that reads `chunks`.
     """
     gathered: list[Chunk] = []
-    news = asyncio.Event()
+    arrived = asyncio.Event()
 
     async def pump() -> None:
         try:
             async for chunk in chunks:
                 gathered.append(chunk)
-                news.set()
+                arrived.set()
         finally:
-            news.set()
+            arrived.set()
 
-    reader = asyncio.create_task(pump())
+    source = asyncio.create_task(pump())
     try:
-        while not reader.done() or gathered:
+        while not source.done() or gathered:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(news.wait(), idle)
-            news.clear()
-            if gathered or not reader.done():
+                await asyncio.wait_for(arrived.wait(), idle)
+            arrived.clear()
+            if gathered or not source.done():
                 merged = merge_chunks(gathered)
                 gathered.clear()
                 yield merged
-            if not reader.done():
+            if not source.done():
                 # Wakes early when the source ends, so that a short story is not held back to the next beat.
-                await asyncio.wait({reader}, timeout=interval)
-        await reader
+                await asyncio.wait({source}, timeout=interval)
+        await source
     finally:
-        reader.cancel()
+        source.cancel()
         with contextlib.suppress(asyncio.CancelledError, Exception):
-            await reader
+            await source

@@ -1,4 +1,4 @@
-"""What `story doctor` tells: what is here, what works, and what each missing thing would give.
+"""Find what is installed, what works, and what each missing part would add (`story doctor`).
 
 Nothing heavy is imported to find out: packages are looked up in their metadata. Only whether stories can be
 written is tried for real, by writing the start of one, because every cheaper answer can be wrong.
@@ -26,7 +26,7 @@ SETS = {
     "serving": "writing stories and the page",
     "train": "`story data`, `train`, `evaluate`, `export` and `ui`",
     "modal": "writing and training on Modal's machines",
-    "postgres": "keeping what readers think in PostgreSQL",
+    "postgres": "storing A/B events in PostgreSQL",
     "dev": "`make test`",
 }
 """The sets of packages that pyproject.toml names, and what each one is for."""
@@ -129,7 +129,7 @@ def _model(settings: Settings) -> Finding:
             completion = stream.completion
         if completion.error is not None:
             raise StoryError(completion.error)
-    except Exception as error:  # whatever the reason is, it is what the reader came for
+    except Exception as error:  # whatever the reason is, it is what the user asked for
         reason = str(error) if isinstance(error, StoryError) else f"{type(error).__name__}: {error}"
         return Finding(
             "model", "wrong", reason, "stories: name another folder in STORY_MODEL, or clone afresh"

@@ -27,13 +27,13 @@ from model.errors import StoryError
 SHORT = 8
 """Characters of an id or a digest that are shown."""
 MOST_CHOSEN = 6
-"""Runs in one picture: more colours cannot be distinguished."""
+"""Runs in one picture: more colors cannot be distinguished."""
 FIRST_CHOSEN = 4
 MEASURES = {
     "held-out": "Bits per byte on stories that it has not seen",
     "training": "Loss in training, nats a token",
 }
-COLOURS = ("#b4532f", "#3f7f93", "#8a6fb0", "#7d8a2e", "#c08a1e", "#6b7280")
+COLORS = ("#b4532f", "#3f7f93", "#8a6fb0", "#7d8a2e", "#c08a1e", "#6b7280")
 """Of the chosen runs, in their order; each has enough contrast on both papers."""
 WORDS = {"pass": "passed", "fail": "failed", "undecided": "undecided"}
 
@@ -65,8 +65,8 @@ BENCHMARK_COLUMNS = (
 """(figure, heading, digits, factor)."""
 
 
-class Reader(Protocol):
-    """Who knows what the store holds: `experiments.dashboard.reader.StoreReader`."""
+class Store(Protocol):
+    """What reads the MLflow store: `experiments.dashboard.reader.StoreReader`."""
 
     async def overview(self, *, known: bool = False) -> Overview:
         """Runs, benchmarks, versions; `known`: an older answer will do."""
@@ -89,11 +89,11 @@ class Drawn:
     """The curves of the chosen runs."""
 
     chosen: tuple[str, ...] = ()
-    """Short ids, in the order of their colours."""
+    """Short ids, in the order of their colors."""
     measure: str = "held-out"
     by_tokens: Plot | None = None
     by_minutes: Plot | None = None
-    colours: dict[str, str] | None = None
+    colors: dict[str, str] | None = None
     """By the run's name in the picture."""
     note: str = ""
 
@@ -116,7 +116,7 @@ class Page:
     versions: dict[str, Any] | None = None
 
 
-async def opened(reader: Reader, query: Mapping[str, str]) -> Page:
+async def opened(reader: Store, query: Mapping[str, str]) -> Page:
     """The page as an address asks for it; what the address names and the store does not hold is left alone."""
     try:
         seen = await reader.overview()
@@ -143,7 +143,7 @@ async def opened(reader: Reader, query: Mapping[str, str]) -> Page:
         return Page(note=str(error))
 
 
-async def draw(reader: Reader, chosen: Sequence[str], measure: str) -> Drawn:
+async def draw(reader: Store, chosen: Sequence[str], measure: str) -> Drawn:
     """The curves of the chosen runs (short ids), over tokens and over minutes."""
     try:
         seen = await reader.overview(known=True)
@@ -168,12 +168,12 @@ async def draw(reader: Reader, chosen: Sequence[str], measure: str) -> Drawn:
         measure=measure,
         by_tokens=plot("tokens", by_tokens),
         by_minutes=plot("minutes", by_minutes),
-        colours=dict(zip(names.values(), COLOURS, strict=False)),
+        colors=dict(zip(names.values(), COLORS, strict=False)),
         note=note,
     )
 
 
-async def pick(reader: Reader, chosen: Sequence[str], row: Sequence[Any], measure: str) -> Drawn:
+async def pick(reader: Store, chosen: Sequence[str], row: Sequence[Any], measure: str) -> Drawn:
     """The curves after a row of the table of runs was pressed: its run joins the chosen ones, or leaves them."""
     run = str(row[-1]) if row else ""
     kept = [each for each in chosen if each != run]
@@ -182,7 +182,7 @@ async def pick(reader: Reader, chosen: Sequence[str], row: Sequence[Any], measur
     return await draw(reader, kept, measure)
 
 
-async def samples(reader: Reader, run: str, *, at: str = "") -> dict[str, Any]:
+async def samples(reader: Store, run: str, *, at: str = "") -> dict[str, Any]:
     """What a run (a short id) wrote while it learned, for `assets/learn.js`; `at` is the step to begin with."""
     try:
         seen = await reader.overview(known=True)

@@ -1,7 +1,7 @@
 """The layout of the page Experiments, which shows what MLflow holds and changes nothing.
 
-Its events do not go through the queue: a crowd of visitors here must not fill the line in which stories wait. What
-bounds them instead is the reader, which asks one question at a time and answers the rest from memory. Stories and
+Its events do not go through the queue: many users here must not fill the queue of stories. What
+bounds them instead is the reader, which sends one query at a time and answers the rest from its cache. Stories and
 verdicts are drawn by scripts from plain values, under a constant template, as the story is (see `demo.page`).
 """
 
@@ -14,7 +14,7 @@ import gradio as gr
 
 from demo import experiments_handlers as handlers
 from demo import theme
-from demo.experiments_handlers import Drawn, Page, Reader
+from demo.experiments_handlers import Drawn, Page, Store
 from experiments.dashboard.reader import StoreReader
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def open_reader(settings: Settings) -> StoreReader | None:
     return StoreReader(settings.mlflow_tracking_uri)
 
 
-def add_experiments(page: gr.Blocks, reader: Reader) -> None:
+def add_experiments(page: gr.Blocks, reader: Store) -> None:
     """Add the page to `page`, at `/experiments`."""
     with page.route("Experiments", f"/{PATH}", show_in_navbar=False):
         _plain(
@@ -140,7 +140,7 @@ def _lay_out() -> Parts:
             by_tokens = _line("tokens", "Tokens read", "by-tokens")
             by_minutes = _line("minutes", "Minutes of training", "by-minutes")
         _heading(
-            "Watch it learn to write", "The same beginnings and the same dice, at each look.", "learn-head"
+            "Watch it learn to write", "The same prompts and the same seed, at each evaluation.", "learn-head"
         )
         sample_run = gr.Dropdown([], label="Run", elem_id="sample-run")
         empty: dict[str, Any] = {"run": "", "name": "", "moments": [], "at": None, "note": ""}
@@ -177,7 +177,7 @@ def _lay_out() -> Parts:
     )
 
 
-def _wire(page: gr.Blocks, parts: Parts, reader: Reader) -> None:
+def _wire(page: gr.Blocks, parts: Parts, reader: Store) -> None:
     """Connect events to handlers. Each function here only hands over what Gradio gives it."""
 
     async def on_open(request: gr.Request) -> list[Any]:
@@ -235,7 +235,7 @@ def _drawn(drawn: Drawn) -> list[Any]:
     """Curves as values for `Parts.curves`."""
     title = handlers.MEASURES[drawn.measure]
     looks: dict[str, Any] = {
-        "color_map": drawn.colours,
+        "color_map": drawn.colors,
         "y_title": title,
         "visible": bool(drawn.chosen) and not drawn.note,
     }
@@ -275,11 +275,11 @@ def _heading(title: str, line: str, elem_id: str) -> None:
 
 def _drawn_by(elem_id: str, template: str, value: Any, script: str | None = None) -> gr.HTML:
     """Constant markup that a script fills; without one, the value is put as text into the paragraph."""
-    say = "const tell = () => window.experiments.say(element.querySelector('p'), props.value);"
+    say = "const announce = () => window.experiments.say(element.querySelector('p'), props.value);"
     return gr.HTML(
         value,
         html_template=template,
-        js_on_load=script or f"{say} tell(); watch('value', tell);",
+        js_on_load=script or f"{say} announce(); watch('value', announce);",
         apply_default_css=False,
         elem_id=elem_id,
     )

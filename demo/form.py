@@ -58,7 +58,7 @@ class Form:
         )
 
     def problems(self) -> dict[str, str]:
-        """What is wrong, by field, in a reader's words; empty when the form can be sent."""
+        """What is wrong, by field, in words for the user; empty when the form can be sent."""
         found = {name: check_field(name, getattr(self, name)) for name in FIELDS}
         return {name: str(problem) for name, problem in found.items() if problem is not None}
 

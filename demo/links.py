@@ -1,7 +1,7 @@
 """A link that reopens the same prompt and settings.
 
 All of it stands in the query string, in plain words: nothing is stored, so a link never dies with a disk and
-works on every replica. The version of the model is part of it, because another version tells another story
+works on every replica. The version of the model is part of it, because another version writes another story
 from the same seed. Whatever arrives is treated as written by a stranger: a value that cannot be used is left
 at its default and reported, and never stops the page from opening.
 """
@@ -20,7 +20,7 @@ MAX_QUERY = 16_000
 """Characters of a query string. Servers refuse a longer request line sooner or later; ours does at 64 KiB."""
 
 VERSION_CHARS = 12
-"""Leading characters of the model's digest that a link carries: 48 bits, enough to tell versions apart."""
+"""Leading characters of the model's digest that a link carries: 48 bits, enough to distinguish versions."""
 
 _WHOLE = frozenset({"max_tokens", "top_k", "seed"})
 
@@ -32,7 +32,7 @@ class Opened:
     values: dict[str, Any]
     """The usable values, by field; a field that the link does not name is not among them."""
     notes: tuple[str, ...] = ()
-    """One sentence for each thing the reader should know: a value left out, another model version."""
+    """One sentence for each thing the user should know: a value left out, another model version."""
 
 
 def encode(form: Form, version: str) -> str:

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import gradio as gr
 
 from demo import handlers, theme
-from demo.experiments_handlers import Reader
+from demo.experiments_handlers import Store
 from demo.experiments_page import PATH, add_experiments
 from demo.form import FIELDS, LONGEST, Form, new_seed
 from demo.handlers import AppState, View, buttons
@@ -103,7 +103,7 @@ def in_a_loop(make: Callable[[], Made]) -> Made:
     return make()
 
 
-def build(backend: Backend, limiter: Limiter | None = None, experiments: Reader | None = None) -> gr.Blocks:
+def build(backend: Backend, limiter: Limiter | None = None, experiments: Store | None = None) -> gr.Blocks:
     """The page, wired to `backend`, which must be running before the first event arrives.
 
     With `experiments`, there is a second page beside it, and a link to that.
@@ -111,7 +111,7 @@ def build(backend: Backend, limiter: Limiter | None = None, experiments: Reader 
     return in_a_loop(lambda: _lay_out(AppState.of(backend, limiter), experiments))
 
 
-def _lay_out(state: AppState, experiments: Reader | None) -> gr.Blocks:
+def _lay_out(state: AppState, experiments: Store | None) -> gr.Blocks:
     backend = state.backend
     page = gr.Blocks(title="Write me a story", analytics_enabled=False, fill_width=True)
     with page:
@@ -182,7 +182,7 @@ def _layout(*, asks: bool) -> Parts:
                 top_k = _number("Top-k", usual.top_k, "Keeps only the k likeliest words. 0 keeps all.")
                 with gr.Row(elem_id="seed-row"):
                     seed = _number(
-                        "Seed", new_seed(), "The same seed, prompt and settings tell the same story."
+                        "Seed", new_seed(), "The same seed, prompt and settings give the same story."
                     )
                     new_seed_button = _small("New seed", "new-seed", interactive=True)
             with gr.Row(elem_id="actions"):

@@ -48,7 +48,7 @@ class Verbs(TyperGroup):
         try:
             return super().invoke(ctx)
         except (typer.Exit, typer.Abort, typer.TyperException, BrokenPipeError):
-            raise  # Typer's own: usage errors, `--help`, a reader that went away
+            raise  # Typer's own: usage errors, `--help`, a closed pipe
         except Exception as error:
             if ctx.params.get("debug"):
                 raise
@@ -58,7 +58,7 @@ class Verbs(TyperGroup):
 
 
 def in_one_line(error: Exception, verb: str) -> tuple[str, int]:
-    """What to tell about an error that ended `verb`, and the exit code."""
+    """The line for an error that ended `verb`, and the exit code."""
     if isinstance(error, ModuleNotFoundError):
         package = (error.name or "").partition(".")[0]
         if package in EXTRA_OF:
@@ -83,7 +83,7 @@ def model_folder(given: Path | None, settings: Settings) -> Path | None:
 def write_story(
     request: GenerationRequest, folder: Path | None, settings: Settings, *, as_json: bool
 ) -> None:
-    """Write one story to stdout, piece by piece, or whole as JSON; its figures go to stderr.
+    """Write one story to stdout, chunk by chunk, or whole as JSON; its figures go to stderr.
 
     Raises `ModelError` when there is no usable model and `WritingError` when the story broke off.
     """
@@ -103,8 +103,8 @@ def write_story(
         else:
             typer.secho(request.prompt, dim=True, nl=False)
             try:
-                for piece in stream:
-                    sys.stdout.write(piece.text)
+                for chunk in stream:
+                    sys.stdout.write(chunk.text)
                     sys.stdout.flush()
             finally:
                 typer.echo()  # also after Ctrl-C, so that the shell's prompt gets a line of its own

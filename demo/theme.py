@@ -27,7 +27,7 @@ MONO = ("ui-monospace", "SF Mono", "Cascadia Mono", "Liberation Mono", "monospac
 
 
 def theme() -> gr.themes.Base:
-    """Gradio's variables, set to the colours of `assets/page.css`."""
+    """Gradio's variables, set to the colors of `assets/page.css`."""
     paper = gr.themes.Color(
         name="paper",
         c50="#faf7f0",

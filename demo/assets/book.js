@@ -8,7 +8,7 @@ let phase = "empty";
 
 const put = (node, text) => { if (node.textContent !== text) node.textContent = text; };
 
-// Paragraphs are parted by line breaks. The reader's own beginning and what the model added differ in shade.
+// Paragraphs are parted by line breaks. The prompt and the generated text differ in shade.
 const draw = (prompt, generated) => {
   const whole = prompt + generated;
   const key = prompt.length + " " + whole;

@@ -31,7 +31,7 @@
     if (note) note.textContent = message;
   };
 
-  const remembered = () => {
+  const storedTheme = () => {
     try { return localStorage.getItem("story-paper"); } catch { return null; } // storage may be forbidden
   };
 
@@ -40,7 +40,7 @@
     if (matchMedia("(hover: hover)").matches) document.querySelector("#prompt textarea")?.focus();
   };
 
-  // Gradio builds the page piece by piece, after this script has run.
+  // Gradio builds the page step by step, after this script has run.
   const whenThere = (selector, then) => {
     const found = document.querySelector(selector);
     if (found) {
@@ -61,9 +61,9 @@
   whenThere("#more > button", (more) => {
     // Gradio's accordion does not say whether it is open.
     const isOpen = () => more.classList.contains("open");
-    const tell = () => more.setAttribute("aria-expanded", String(isOpen()));
-    new MutationObserver(tell).observe(more, { attributes: true, attributeFilter: ["class"] });
-    tell();
+    const announce = () => more.setAttribute("aria-expanded", String(isOpen()));
+    new MutationObserver(announce).observe(more, { attributes: true, attributeFilter: ["class"] });
+    announce();
     // A message beside a field is of no use in a closed drawer.
     new MutationObserver((changes) => {
       const added = changes.flatMap((change) => [...change.addedNodes]);
@@ -72,7 +72,7 @@
   });
 
   window.story = {
-    // Light or dark: the system's wish until the reader presses the button, which is then remembered.
+    // Light or dark: the system's theme until the user presses the button, which is then stored.
     paper(element) {
       const toggle = element.querySelector("#paper");
       const show = () => {
@@ -80,9 +80,9 @@
         toggle.setAttribute("aria-pressed", String(dark));
         document.documentElement.style.colorScheme = dark ? "dark" : "light";
       };
-      const wish = remembered();
-      if (wish && !new URLSearchParams(location.search).has("__theme")) {
-        document.body.classList.toggle("dark", wish === "dark");
+      const theme = storedTheme();
+      if (theme && !new URLSearchParams(location.search).has("__theme")) {
+        document.body.classList.toggle("dark", theme === "dark");
       }
       toggle.addEventListener("click", () => {
         const dark = document.body.classList.toggle("dark");
@@ -114,7 +114,7 @@
       try {
         await navigator.clipboard.writeText(address.href);
         say("Link copied. It opens this prompt with these settings.");
-      } catch { // no clipboard without https, or the reader said no
+      } catch { // no clipboard without https, or the user refused
         say("This page’s address now opens this prompt with these settings: copy it from the address bar.");
       }
     },

@@ -1,6 +1,6 @@
 // Draws versions and their verdicts from a plain value. Whatever stands in it only becomes text nodes, never HTML.
 const root = element.querySelector(".versions");
-// A mark and a word for each verdict: no meaning hangs on a colour.
+// A mark and a word for each verdict: no meaning hangs on a color.
 const MARKS = { pass: "✓", fail: "✗", undecided: "?" };
 const WORDS = { pass: "Pass", fail: "Fail", undecided: "Undecided" };
 const COLUMNS = ["metric", "value", "threshold", "margin", "bounds", "n", "why"];

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from demo import experiments_handlers as handlers
-from demo.experiments_handlers import COLOURS, MOST_CHOSEN, NOTHING
+from demo.experiments_handlers import COLORS, MOST_CHOSEN, NOTHING
 from experiments.dashboard.records import Curve, Moment, Overview, RunRow
 from experiments.dashboard.runs import run_rows
 from tests.experiments.dashboard.direct import DirectReader
@@ -87,7 +87,7 @@ def test_the_picture_holds_each_point_of_the_curves_over_tokens_and_over_minutes
         [pytest.approx(look.elapsed / 60, abs=1e-3), pytest.approx(look.bits_per_byte, abs=1e-5), "learned"]
         for look in looks
     ]
-    assert drawn.colours == {"learned": COLOURS[0]}
+    assert drawn.colors == {"learned": COLORS[0]}
     losses = asyncio.run(handlers.draw(reader, [run], "training"))
     assert losses.by_tokens is not None
     assert len(losses.by_tokens["data"]) == len(store.trained.steps)
@@ -121,7 +121,7 @@ def test_no_more_runs_are_drawn_than_have_colours() -> None:
     chosen = [each.id[:8] for each in rows]
     drawn = asyncio.run(handlers.draw(Runs(*rows), chosen, "held-out"))
     assert drawn.chosen == tuple(chosen[:MOST_CHOSEN])
-    assert len(set((drawn.colours or {}).values())) == MOST_CHOSEN
+    assert len(set((drawn.colors or {}).values())) == MOST_CHOSEN
     picked = asyncio.run(handlers.pick(Runs(*rows), chosen[:6], ["r8", chosen[8]], "held-out"))
     assert picked.chosen == (*chosen[1:6], chosen[8]), "the oldest choice makes room"
 

@@ -27,7 +27,7 @@ async def test_the_page_shows_the_story_that_the_engine_alone_would_write() -> N
     with local_backend(end_bias=-50).engine as engine:
         request = GenerationRequest(prompt="One sunny day", max_tokens=60, sampling=SamplingParams(seed=5))
         alone = engine.submit(request).wait(10)
-    assert views[-1].told == alone.text
+    assert views[-1].generated == alone.text
     assert f"{alone.usage.completion_tokens} tokens" in views[-1].status
     assert views[-1].phase == "open"  # it met the length
 
@@ -37,7 +37,7 @@ async def test_closing_the_page_frees_the_slot() -> None:
     async with backend.running():
         async with contextlib.aclosing(handlers.write(AppState.of(backend), "me", Form())) as views:
             async for view in views:
-                if view.told:
+                if view.generated:
                     assert backend.engine.stats().active == 1
                     break
         await slot_free(backend.engine.stats)
