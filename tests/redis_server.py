@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import shutil
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 import pytest
 
 from model.serving.http.address import free_port
+from model.serving.redis import RedisLink
 
 
 @dataclass
@@ -44,6 +46,11 @@ class RedisServer:
             self.process.kill()
             self.process.wait()
             self.process = None
+
+
+async def settled(link: RedisLink) -> None:
+    """Return when Redis has answered what was said to it without waiting."""
+    await asyncio.gather(*link._tasks)
 
 
 @contextlib.contextmanager
