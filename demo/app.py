@@ -29,7 +29,7 @@ from model.serving.logs import configure_logs
 from model.serving.shared_state import SharedState
 
 if TYPE_CHECKING:
-    from experiments.dashboard.reader import StoreReader
+    from experiments.dashboard.client import StoreClient
     from model.settings import Settings
 
 GRACE = 3
@@ -60,7 +60,7 @@ def serve(
     share: bool = False,
     options: ServiceOptions | None = None,
     shared: SharedState | None = None,
-    experiments: StoreReader | None = None,
+    experiments: StoreClient | None = None,
 ) -> Iterator[Served]:
     """Serve page and service while this context is open; port 0 takes any free one.
 

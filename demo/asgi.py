@@ -30,7 +30,7 @@ from model.serving.shared_state import SharedState
 from model.settings import load_settings
 
 if TYPE_CHECKING:
-    from experiments.dashboard.reader import StoreReader
+    from experiments.dashboard.client import StoreClient
     from model.serving.backend import Backend
     from model.settings import Settings
 
@@ -51,7 +51,7 @@ def compose(
     backend: Backend,
     options: ServiceOptions | None = None,
     shared: SharedState | None = None,
-    experiments: StoreReader | None = None,
+    experiments: StoreClient | None = None,
 ) -> Composition:
     """Put page and service over `backend`, which runs while the application's lifespan does."""
     service = create_service(backend, options, shared)
@@ -94,7 +94,7 @@ def create_app(
     backend: Backend | None = None,
     options: ServiceOptions | None = None,
     shared: SharedState | None = None,
-    experiments: StoreReader | None = None,
+    experiments: StoreClient | None = None,
 ) -> FastAPI:
     """Build the application over `backend`, or over the one that the environment's settings choose.
 

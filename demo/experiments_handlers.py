@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
@@ -17,9 +17,9 @@ from experiments.dashboard.records import (
     BenchmarkRow,
     Curve,
     DecisionRow,
-    Moment,
     Overview,
     RunRow,
+    SampleSet,
     VersionRow,
 )
 from model.errors import StoryError
@@ -66,15 +66,15 @@ BENCHMARK_COLUMNS = (
 
 
 class Store(Protocol):
-    """What reads the MLflow store: `experiments.dashboard.reader.StoreReader`."""
+    """What reads the MLflow store: `experiments.dashboard.client.StoreClient`."""
 
-    async def overview(self, *, known: bool = False) -> Overview:
-        """Runs, benchmarks, versions; `known`: an older answer will do."""
+    async def overview(self, *, stale_ok: bool = False) -> Overview:
+        """Runs, benchmarks, versions; `stale_ok`: an expired answer will do."""
 
     async def curves(self, runs: Sequence[str], measure: str) -> list[Curve]:
         """A curve for each run."""
 
-    async def moments(self, run: str) -> list[Moment]:
+    async def samples(self, run: str) -> list[SampleSet]:
         """What a run wrote, by step."""
 
 
@@ -146,7 +146,7 @@ async def opened(reader: Store, query: Mapping[str, str]) -> Page:
 async def draw(reader: Store, chosen: Sequence[str], measure: str) -> Drawn:
     """The curves of the chosen runs (short ids), over tokens and over minutes."""
     try:
-        seen = await reader.overview(known=True)
+        seen = await reader.overview(stale_ok=True)
         found = {run: row for run in chosen[:MOST_CHOSEN] if (row := _find(seen, run)) is not None}
         if measure not in MEASURES:
             measure = "held-out"
@@ -185,9 +185,9 @@ async def pick(reader: Store, chosen: Sequence[str], row: Sequence[Any], measure
 async def samples(reader: Store, run: str, *, at: str = "") -> dict[str, Any]:
     """What a run (a short id) wrote while it learned, for `assets/learn.js`; `at` is the step to begin with."""
     try:
-        seen = await reader.overview(known=True)
+        seen = await reader.overview(stale_ok=True)
         row = _find(seen, run)
-        moments = [] if row is None else await reader.moments(row.id)
+        moments = [] if row is None else await reader.samples(row.id)
     except StoryError as error:
         return {"run": "", "name": "", "moments": [], "at": None, "note": str(error)}
     note = (
@@ -196,7 +196,7 @@ async def samples(reader: Store, run: str, *, at: str = "") -> dict[str, Any]:
     return {
         "run": run if moments else "",
         "name": row.name if row else "",
-        "moments": [asdict(moment) for moment in moments],
+        "moments": [moment.model_dump() for moment in moments],
         "at": int(at) if re.fullmatch(r"[0-9]{1,9}", at) else None,
         "note": note,
     }

@@ -15,7 +15,7 @@ import gradio as gr
 from demo import experiments_handlers as handlers
 from demo import theme
 from demo.experiments_handlers import Drawn, Page, Store
-from experiments.dashboard.reader import StoreReader
+from experiments.dashboard.client import StoreClient
 
 if TYPE_CHECKING:
     from model.settings import Settings
@@ -77,12 +77,12 @@ class Parts:
         ]
 
 
-def open_reader(settings: Settings) -> StoreReader | None:
+def open_reader(settings: Settings) -> StoreClient | None:
     """Who reads for the page, if the settings want it."""
     wanted = settings.story_experiments
     if wanted == "false" or (wanted == "auto" and settings.stage == "PROD"):
         return None
-    return StoreReader(settings.mlflow_tracking_uri)
+    return StoreClient(settings.mlflow_tracking_uri)
 
 
 def add_experiments(page: gr.Blocks, reader: Store) -> None:

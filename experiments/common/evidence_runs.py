@@ -120,12 +120,12 @@ class EvidenceStore:
             self._client.set_terminated(run_id, "FINISHED")
 
 
-def finished_runs(client: MlflowClient, experiment: str, wanted: str, *, limit: int = 1) -> list[Run]:
+def finished_runs(client: MlflowClient, experiment: str, wanted: str = "", *, limit: int = 1) -> list[Run]:
     """The newest finished runs of an experiment that fit `wanted`, in MLflow's filter language."""
     found = client.get_experiment_by_name(experiment)
     if found is None:
         return []
-    query = f"{wanted} and attributes.status = 'FINISHED'"
+    query = " and ".join(filter(None, [wanted, "attributes.status = 'FINISHED'"]))
     order = ["attributes.start_time DESC"]
     return list(client.search_runs([found.experiment_id], query, order_by=order, max_results=limit))
 

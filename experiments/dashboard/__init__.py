@@ -1,6 +1,6 @@
-"""The store at a glance, for a page that only reads: runs, curves, sample stories, benchmarks, versions, verdicts.
+"""The MLflow store at a glance, for a page that only reads: runs, curves, samples, benchmarks, versions, verdicts.
 
-MLflow takes seconds to import and holds the interpreter while it does, so the process that writes stories must
-never load it. `reading` asks MLflow and is loaded by a process of its own (`python -m experiments.dashboard`);
-`reader` starts that process on the first question, and answers from memory for some seconds after each.
+MLflow takes seconds to import and holds the interpreter lock meanwhile, so the serving process must never load it.
+`python -m experiments.dashboard` is a process of its own that reads the store (`rows`); `client` starts it on the first
+question and caches its answers for some seconds.
 """

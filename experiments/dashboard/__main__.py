@@ -1,8 +1,8 @@
 """The process that reads MLflow for the page: a question a line on standard input, an answer a line on standard output.
 
 Questions are JSON: `{"ask": "overview"}`, `{"ask": "curves", "runs": [ID, …], "measure": "held-out"}`,
-`{"ask": "moments", "run": ID}`. An answer holds `answer`, or `error`: a line for the log. It ends with its input, so
-that it never outlives whoever started it, and it gives way to every other process of the machine.
+`{"ask": "samples", "run": ID}`. An answer holds `answer`, or `error`: one line for the log. The process ends with its
+input, so it never outlives the one that started it, and has a low priority.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
     from experiments.dashboard.records import DecisionRow
 
-YIELDING = 10
+NICENESS = 10
 """Added to the process's niceness."""
 
 
-class Reading:
-    """Answers questions about the store at `uri`, opened at the first one."""
+class StoreReader:
+    """Answers questions about the store at `uri`, which is opened at the first one."""
 
     def __init__(self, uri: str) -> None:
         self._uri = uri
@@ -33,10 +33,9 @@ class Reading:
         self._decisions: dict[str, DecisionRow] = {}
 
     def answer(self, question: dict[str, Any]) -> Any:
-        """Plain values. Raises `StoryError` for a store that cannot be used, else whatever MLflow raises."""
-        from experiments.dashboard.judged import benchmark_rows, version_rows
-        from experiments.dashboard.records import Overview, as_plain
-        from experiments.dashboard.runs import curves, moments, run_rows
+        """Return plain values. Raises `StoryError` for an unusable store, else whatever MLflow raises."""
+        from experiments.dashboard.records import Overview
+        from experiments.dashboard.rows import benchmark_rows, curves, run_rows, sample_sets, version_rows
         from training.tracking.store import open_store
 
         if self._client is None:
@@ -45,25 +44,24 @@ class Reading:
         match question:
             case {"ask": "overview"}:
                 runs, more = run_rows(client)
-                return as_plain(
-                    Overview(
-                        runs=tuple(runs),
-                        benchmarks=tuple(benchmark_rows(client)),
-                        versions=tuple(version_rows(client, self._decisions)),
-                        more=more,
-                    )
+                overview = Overview(
+                    runs=tuple(runs),
+                    benchmarks=tuple(benchmark_rows(client)),
+                    versions=tuple(version_rows(client, self._decisions)),
+                    more=more,
                 )
+                return overview.model_dump(mode="json")
             case {"ask": "curves", "runs": runs, "measure": measure}:
-                return [as_plain(curve) for curve in curves(client, runs, measure)]
-            case {"ask": "moments", "run": run}:
-                return [as_plain(moment) for moment in moments(client, run)]
+                return [curve.model_dump(mode="json") for curve in curves(client, runs, measure)]
+            case {"ask": "samples", "run": run}:
+                return [samples.model_dump(mode="json") for samples in sample_sets(client, run)]
         raise ValueError(f"not a question: {question}")
 
 
-def reply(reading: Reading, line: str) -> str:
-    """The answer to a line, as a line."""
+def reply(reader: StoreReader, line: str) -> str:
+    """Answer a line with a line."""
     try:
-        return json.dumps({"answer": reading.answer(json.loads(line))}, allow_nan=False)
+        return json.dumps({"answer": reader.answer(json.loads(line))}, allow_nan=False)
     except StoryError as error:
         return json.dumps({"error": str(error)})
     except Exception as error:  # SQLAlchemy's, MLflow's, the driver's or the network's
@@ -75,12 +73,12 @@ def main() -> None:
     from model.settings import load_settings
 
     with contextlib.suppress(OSError):
-        os.nice(YIELDING)
+        os.nice(NICENESS)
     # What a library prints must not stand among the answers.
     answers, sys.stdout = sys.stdout, sys.stderr
-    reading = Reading(load_settings().mlflow_tracking_uri)
+    reader = StoreReader(load_settings().mlflow_tracking_uri)
     for line in sys.stdin:
-        print(reply(reading, line), file=answers, flush=True)
+        print(reply(reader, line), file=answers, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,7 @@
-"""The MLflow UI on the project's store, on this machine only.
+"""`story ui`: the MLflow UI on the project's store, on this machine only.
 
-The server runs as its own process, because importing MLflow's server into the command line would cost seconds
-and tie its life to ours. The Host headers it answers to are named, so that no web page elsewhere can reach
-the store through a name that it points at this machine (DNS rebinding).
+The server is a process of its own, because importing it into the command line would take seconds. It answers named
+Host headers only, so that no web page elsewhere can reach the store through DNS rebinding.
 """
 
 from __future__ import annotations
@@ -10,18 +9,18 @@ from __future__ import annotations
 import importlib.util
 import os
 import signal
-import socket
 import subprocess
 import sys
 
 from model.errors import InputError, MissingExtraError
+from model.serving.http.address import bound
 from model.settings import without_password
 
 LOOPBACK = "127.0.0.1"
 
 
 def serve_ui(tracking_uri: str, *, port: int = 5000) -> int:
-    """Run the MLflow UI for `tracking_uri` on 127.0.0.1 until it is interrupted; return its exit status.
+    """Run the MLflow UI for `tracking_uri` on 127.0.0.1 until interrupted; return its exit status.
 
     Raises `InputError` when `tracking_uri` is a server already or `port` is taken, and `MissingExtraError`
     when MLflow is not installed.
@@ -35,8 +34,8 @@ def serve_ui(tracking_uri: str, *, port: int = 5000) -> int:
     if not port_is_free(LOOPBACK, port):
         raise InputError("port", f"{port} is taken by another program; name another one")
     print(f"MLflow UI: http://{LOOPBACK}:{port} (Ctrl-C stops it)", file=sys.stderr, flush=True)
-    # Nothing is to leave this machine, and MLflow reports its use unless it is told not to. The server starts
-    # helpers of its own: in a session of theirs they are all reached by one signal, and none is left behind.
+    # Nothing may leave this machine, so MLflow's telemetry is off. The server starts helpers of its own: in a session
+    # of their own, one signal reaches them all.
     child = subprocess.Popen(
         ui_command(tracking_uri, port),
         env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"},
@@ -53,7 +52,7 @@ def serve_ui(tracking_uri: str, *, port: int = 5000) -> int:
 
 
 def _stop(child: subprocess.Popen[bytes]) -> None:
-    """End the child and its helpers, first by asking."""
+    """End the child and its helpers, politely first."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         try:
             os.killpg(child.pid, number)
@@ -65,7 +64,7 @@ def _stop(child: subprocess.Popen[bytes]) -> None:
 
 
 def ui_command(tracking_uri: str, port: int) -> list[str]:
-    """The process that serves the UI: one worker, loopback only, named hosts only."""
+    """Return the command that serves the UI: one worker, loopback only, named hosts only."""
     return [
         *(sys.executable, "-m", "mlflow", "server"),
         *("--backend-store-uri", tracking_uri),
@@ -76,10 +75,8 @@ def ui_command(tracking_uri: str, port: int) -> list[str]:
 
 def port_is_free(host: str, port: int) -> bool:
     """Whether a server could listen there now."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError:
-            return False
+    try:
+        bound(host, port).close()
+    except InputError:
+        return False
     return True

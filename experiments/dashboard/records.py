@@ -1,17 +1,21 @@
-"""What the page is told of a store: plain records that cross a pipe as JSON and come back typed.
+"""What the page gets to know of a store: plain records that cross a pipe as JSON.
 
-Nothing in them may be private: no address, no folder, no tag that was not chosen here. Times are milliseconds since
-1970, as MLflow keeps them; a figure that is missing or no number is None.
+They hold nothing private: no address, no folder, no tag that was not chosen here. Times are milliseconds since 1970, as
+MLflow keeps them; a figure that is missing or not finite is None.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any, Self
+from pydantic import BaseModel, ConfigDict
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunRow:
+class Record(BaseModel):
+    """Base of all records: `model_dump(mode="json")` and `model_validate` are inverse."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class RunRow(Record):
     """One training run."""
 
     id: str
@@ -22,7 +26,7 @@ class RunRow:
     preset: str
     started: int
     minutes: float | None
-    """Of the training itself, interruptions left out."""
+    """Of the training itself, without interruptions."""
     tokens: int | None
     bits_per_byte: float | None
     """The best on held-out stories."""
@@ -32,39 +36,25 @@ class RunRow:
     """Whether it kept sample stories."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Curve:
-    """One figure of one run as training went on."""
+class Curve(Record):
+    """One figure of one run over the course of training."""
 
     run: str
     points: tuple[tuple[int, float, float], ...]
-    """(tokens seen, minutes gone, value), in order."""
-
-    @classmethod
-    def of(cls, plain: dict[str, Any]) -> Self:
-        """From what `as_plain` made."""
-        return cls(run=plain["run"], points=tuple((int(t), m, v) for t, m, v in plain["points"]))
+    """(tokens seen, minutes passed, value), in order."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Moment:
-    """What a run wrote at one evaluation."""
+class SampleSet(Record):
+    """The sample stories of a run at one evaluation."""
 
     step: int
     tokens: int
     bits_per_byte: float | None
     stories: tuple[tuple[str, str], ...]
-    """(prompt, continuation); the same prompts and dice each time."""
-
-    @classmethod
-    def of(cls, plain: dict[str, Any]) -> Self:
-        """From what `as_plain` made."""
-        stories = tuple((prompt, told) for prompt, told in plain["stories"])
-        return cls(**{**plain, "stories": stories})
+    """(prompt, continuation); the same prompts and random numbers each time."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BenchmarkRow:
+class BenchmarkRow(Record):
     """One benchmark."""
 
     id: str
@@ -77,8 +67,7 @@ class BenchmarkRow:
     """By the names of DESIGN §2."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CheckRow:
+class CheckRow(Record):
     """One threshold's verdict."""
 
     metric: str
@@ -96,8 +85,7 @@ class CheckRow:
     why: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DecisionRow:
+class DecisionRow(Record):
     """The gate's newest decision on a version."""
 
     verdict: str
@@ -107,15 +95,8 @@ class DecisionRow:
     checks: tuple[CheckRow, ...]
     notes: tuple[str, ...]
 
-    @classmethod
-    def of(cls, plain: dict[str, Any]) -> Self:
-        """From what `as_plain` made."""
-        checks = tuple(CheckRow(**check) for check in plain["checks"])
-        return cls(**{**plain, "checks": checks, "notes": tuple(plain["notes"])})
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VersionRow:
+class VersionRow(Record):
     """One registered version."""
 
     number: int
@@ -123,37 +104,15 @@ class VersionRow:
     aliases: tuple[str, ...]
     created: int
     tags: dict[str, str]
-    """Those that say what it is made of and what became of it: `recipe`, `step`, `promoted` …"""
+    """Those that describe its training and its promotions: `model.recipe`, `model.step`, `promoted` …"""
     decision: DecisionRow | None
 
-    @classmethod
-    def of(cls, plain: dict[str, Any]) -> Self:
-        """From what `as_plain` made."""
-        decision = plain["decision"] and DecisionRow.of(plain["decision"])
-        return cls(**{**plain, "aliases": tuple(plain["aliases"]), "decision": decision})
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Overview:
-    """All that the page shows before anything is chosen; newest first in each list."""
+class Overview(Record):
+    """Everything that the page shows before the user chooses anything; newest first in each list."""
 
     runs: tuple[RunRow, ...] = ()
     benchmarks: tuple[BenchmarkRow, ...] = ()
     versions: tuple[VersionRow, ...] = ()
     more: bool = False
     """Whether older training runs are left out."""
-
-    @classmethod
-    def of(cls, plain: dict[str, Any]) -> Self:
-        """From what `as_plain` made."""
-        return cls(
-            runs=tuple(RunRow(**row) for row in plain["runs"]),
-            benchmarks=tuple(BenchmarkRow(**row) for row in plain["benchmarks"]),
-            versions=tuple(VersionRow.of(row) for row in plain["versions"]),
-            more=plain["more"],
-        )
-
-
-def as_plain(record: Any) -> dict[str, Any]:
-    """A record as values that JSON knows."""
-    return asdict(record)

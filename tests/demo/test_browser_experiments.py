@@ -15,20 +15,20 @@ from playwright.sync_api import Browser, Page, expect
 
 from demo.app import Served, serve
 from demo.experiments_page import PATH
-from experiments.dashboard.reader import StoreReader
+from experiments.dashboard.client import StoreClient
 from tests.demo.scripted import ScriptedBackend
 from tests.demo.tabs import IN_A_BROWSER, PATIENCE, Tab, chromium
 from tests.experiments.dashboard.made import made
 
 pytestmark = IN_A_BROWSER
-FIRST_PATIENCE = 120_000
+FIRST_TIMEOUT = 120_000
 """Milliseconds in which MLflow may be loaded, on a machine that does other things as well."""
 
 
 @pytest.fixture(scope="module")
 def served() -> Iterator[Served]:
     store = os.environ.get("EXPERIMENTS_STORE") or made().uri
-    reader = StoreReader(store, fresh=600, first_patience=FIRST_PATIENCE / 1000, patience=60)
+    reader = StoreClient(store, ttl=600, first_timeout=FIRST_TIMEOUT / 1000, timeout=60)
     with serve(ScriptedBackend("A story."), experiments=reader) as running:
         yield running
 
@@ -48,7 +48,7 @@ def opened(served: Served, browser: Browser) -> Iterator[Callable[..., Page]]:
         tab = Tab(browser.new_context(**options).new_page(), url)  # type: ignore[arg-type]
         tabs.append(tab)
         tab.page.goto(f"{url}{PATH}{query}")
-        expect(tab.page.locator("#note .note")).not_to_contain_text("Reading", timeout=FIRST_PATIENCE)
+        expect(tab.page.locator("#note .note")).not_to_contain_text("Reading", timeout=FIRST_TIMEOUT)
         return tab.page
 
     yield make
@@ -175,7 +175,7 @@ def test_a_reader_goes_there_and_back(served: Served, browser: Browser) -> None:
 def test_without_a_store_the_page_is_one_line(browser: Browser, tmp_path: Path) -> None:
     with (
         serve(
-            ScriptedBackend("A story."), experiments=StoreReader(f"sqlite:///{tmp_path}/mlflow.db")
+            ScriptedBackend("A story."), experiments=StoreClient(f"sqlite:///{tmp_path}/mlflow.db")
         ) as served,
         browser.new_context() as context,
     ):

@@ -12,9 +12,9 @@ import pytest
 
 from demo import experiments_handlers as handlers
 from demo.experiments_handlers import COLORS, MOST_CHOSEN, NOTHING
-from experiments.dashboard.records import Curve, Moment, Overview, RunRow
-from experiments.dashboard.runs import run_rows
-from tests.experiments.dashboard.direct import DirectReader
+from experiments.dashboard.records import Curve, Overview, RunRow, SampleSet
+from experiments.dashboard.rows import run_rows
+from tests.experiments.dashboard.direct import DirectClient
 from tests.experiments.dashboard.made import Made, made
 from training.tracking.store import open_store
 
@@ -25,8 +25,8 @@ def store() -> Made:
 
 
 @pytest.fixture(scope="module")
-def reader(store: Made) -> DirectReader:
-    return DirectReader(store.uri)
+def reader(store: Made) -> DirectClient:
+    return DirectClient(store.uri)
 
 
 def short(store: Made, name: str) -> str:
@@ -39,7 +39,7 @@ def row(**changes: Any) -> RunRow:
         id="0" * 32, name="a", status="finished", preset="small", started=0, minutes=1.0, tokens=5,
         bits_per_byte=1.0, parameters=1, data="d", stories=False,
     )  # fmt: skip
-    return dataclasses.replace(usual, **changes)
+    return usual.model_copy(update=changes)
 
 
 class Runs:
@@ -48,17 +48,17 @@ class Runs:
     def __init__(self, *rows: RunRow) -> None:
         self.rows = rows
 
-    async def overview(self, *, known: bool = False) -> Overview:
+    async def overview(self, *, stale_ok: bool = False) -> Overview:
         return Overview(runs=self.rows)
 
     async def curves(self, runs: Any, measure: str) -> list[Curve]:
         return [Curve(run=run, points=((1, 0.5, 2.0),)) for run in runs]
 
-    async def moments(self, run: str) -> list[Moment]:
-        return [Moment(step=1, tokens=2, bits_per_byte=None, stories=(("A", "b"),))]
+    async def samples(self, run: str) -> list[SampleSet]:
+        return [SampleSet(step=1, tokens=2, bits_per_byte=None, stories=(("A", "b"),))]
 
 
-def test_a_filled_store_fills_the_page(store: Made, reader: DirectReader) -> None:
+def test_a_filled_store_fills_the_page(store: Made, reader: DirectClient) -> None:
     page = asyncio.run(handlers.opened(reader, {}))
     assert page.filled
     assert page.note == "2 training runs, 2 versions, 1 benchmark."
@@ -73,7 +73,7 @@ def test_a_filled_store_fills_the_page(store: Made, reader: DirectReader) -> Non
 
 
 def test_the_picture_holds_each_point_of_the_curves_over_tokens_and_over_minutes(
-    store: Made, reader: DirectReader
+    store: Made, reader: DirectClient
 ) -> None:
     run = short(store, "learned")
     drawn = asyncio.run(handlers.draw(reader, [run], "held-out"))
@@ -105,7 +105,7 @@ def test_a_plot_is_what_gradio_would_make_of_a_data_frame() -> None:
 
 
 def test_pressing_a_row_takes_its_run_in_and_pressing_it_again_takes_it_out(
-    store: Made, reader: DirectReader
+    store: Made, reader: DirectClient
 ) -> None:
     learned, stopped = short(store, "learned"), short(store, "stopped")
     both = asyncio.run(handlers.pick(reader, [stopped], ["learned", "…", learned], "held-out"))
@@ -131,7 +131,7 @@ def test_runs_of_one_name_are_told_apart() -> None:
     assert list(handlers.names_in_the_picture(rows).values()) == ["a aaaaaaaa", "a bbbbbbbb", "other"]
 
 
-def test_an_address_chooses_runs_measure_story_and_step(store: Made, reader: DirectReader) -> None:
+def test_an_address_chooses_runs_measure_story_and_step(store: Made, reader: DirectClient) -> None:
     learned = short(store, "learned")
     query = {"runs": learned, "measure": "training", "story": learned, "step": "8"}
     page = asyncio.run(handlers.opened(reader, query))
@@ -148,7 +148,7 @@ def test_an_address_chooses_runs_measure_story_and_step(store: Made, reader: Dir
     ],
 )
 def test_an_address_that_makes_no_sense_opens_the_page_as_usual(
-    store: Made, reader: DirectReader, query: dict[str, str]
+    store: Made, reader: DirectClient, query: dict[str, str]
 ) -> None:
     usual, page = (asyncio.run(handlers.opened(reader, each)) for each in ({}, query))
     assert dataclasses.replace(page) == dataclasses.replace(usual)
@@ -166,7 +166,7 @@ def test_the_stories_shown_first_are_those_of_the_best_run() -> None:
     assert [value for _, value in page.sampled] == ["aaaaaaaa", "bbbbbbbb"]
 
 
-def test_stories_are_those_that_the_run_wrote(store: Made, reader: DirectReader) -> None:
+def test_stories_are_those_that_the_run_wrote(store: Made, reader: DirectClient) -> None:
     told = asyncio.run(handlers.samples(reader, short(store, "learned")))
     looks = store.trained.evaluations
     assert [(each["step"], tuple(each["stories"])) for each in told["moments"]] == [
@@ -174,7 +174,7 @@ def test_stories_are_those_that_the_run_wrote(store: Made, reader: DirectReader)
     ]
 
 
-def test_each_check_of_a_verdict_is_told_in_words(store: Made, reader: DirectReader) -> None:
+def test_each_check_of_a_verdict_is_told_in_words(store: Made, reader: DirectClient) -> None:
     page = asyncio.run(handlers.opened(reader, {}))
     assert page.versions is not None
     challenger, champion = page.versions["versions"]
@@ -194,7 +194,7 @@ def test_each_check_of_a_verdict_is_told_in_words(store: Made, reader: DirectRea
     assert by_metric["success_rate"]["why"] == "", "a check that passed needs no reason"
 
 
-def test_a_benchmark_names_the_version_that_was_measured(reader: DirectReader) -> None:
+def test_a_benchmark_names_the_version_that_was_measured(reader: DirectClient) -> None:
     page = asyncio.run(handlers.opened(reader, {}))
     assert page.benchmarks is not None
     (cells,) = page.benchmarks["data"]
@@ -211,14 +211,14 @@ def test_a_store_without_runs_says_so_and_how_to_fill_it(store: Made, tmp_path: 
     for experiment in client.search_experiments():
         client.delete_experiment(experiment.experiment_id)
     client.delete_registered_model("story-writer")
-    page = asyncio.run(handlers.opened(DirectReader(f"sqlite:///{database}"), {}))
+    page = asyncio.run(handlers.opened(DirectClient(f"sqlite:///{database}"), {}))
     assert (page.filled, page.note) == (False, NOTHING)
     assert "\n" not in NOTHING
     assert "`story train`" in NOTHING
 
 
 def test_a_store_that_is_not_there_says_so_and_is_not_made(tmp_path: Path) -> None:
-    reader = DirectReader(f"sqlite:///{tmp_path}/mlflow.db")
+    reader = DirectClient(f"sqlite:///{tmp_path}/mlflow.db")
     page = asyncio.run(handlers.opened(reader, {}))
     assert not page.filled
     assert page.note.endswith("`story train` fills it.")
@@ -226,7 +226,7 @@ def test_a_store_that_is_not_there_says_so_and_is_not_made(tmp_path: Path) -> No
 
 
 def test_a_store_that_fails_while_the_page_is_open_costs_a_line_each(tmp_path: Path) -> None:
-    reader = DirectReader(f"sqlite:///{tmp_path}/mlflow.db")
+    reader = DirectClient(f"sqlite:///{tmp_path}/mlflow.db")
     drawn = asyncio.run(handlers.draw(reader, ["a"], "held-out"))
     assert drawn.chosen == ("a",), "the choice stays, for another try"
     assert "`story train`" in drawn.note

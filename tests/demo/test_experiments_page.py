@@ -12,17 +12,17 @@ import pytest
 from demo import page, theme
 from demo.app import serve
 from demo.experiments_page import PATH, open_reader
-from experiments.dashboard.reader import StoreReader
+from experiments.dashboard.client import StoreClient
 from model.settings import load_settings
 from tests.demo.scripted import ScriptedBackend
 
 
 @pytest.fixture
-def reader(tmp_path: Path) -> StoreReader:
-    return StoreReader(f"sqlite:///{tmp_path}/mlflow.db")
+def reader(tmp_path: Path) -> StoreClient:
+    return StoreClient(f"sqlite:///{tmp_path}/mlflow.db")
 
 
-def test_nothing_of_the_page_waits_in_the_line_of_stories_or_is_a_public_api(reader: StoreReader) -> None:
+def test_nothing_of_the_page_waits_in_the_line_of_stories_or_is_a_public_api(reader: StoreClient) -> None:
     blocks = page.build(ScriptedBackend("A story."), experiments=reader)
     ours = [fn for fn in blocks.fns.values() if fn.page == PATH and fn.fn is not None]
     assert {fn.name for fn in ours} == {"on_open", "on_choice", "on_plots", "on_row", "on_sample_run"}
@@ -32,7 +32,7 @@ def test_nothing_of_the_page_waits_in_the_line_of_stories_or_is_a_public_api(rea
     assert {fn.name for fn in written} >= {"on_write", "on_resume", "on_load"}, "they stay on their own page"
 
 
-def test_no_template_is_ever_filled_with_text(reader: StoreReader) -> None:
+def test_no_template_is_ever_filled_with_text(reader: StoreClient) -> None:
     # Gradio runs a filled template as JavaScript: see `demo.page`.
     blocks = page.build(ScriptedBackend("A story."), experiments=reader)
     filled = {"note", "drawn-note", "learn", "no-benchmarks", "versions"}
@@ -66,7 +66,7 @@ def test_settings_decide_whether_there_is_such_a_page(
 
 
 def test_the_page_lies_beside_the_one_that_writes_and_each_links_to_the_other(
-    reader: StoreReader, tmp_path: Path
+    reader: StoreClient, tmp_path: Path
 ) -> None:
     with serve(ScriptedBackend("A story."), experiments=reader) as served:
         assert httpx.get(f"{served.url}{PATH}").status_code == 200

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from mlflow.exceptions import MlflowException
 
-from experiments.dashboard.__main__ import Reading, reply
+from experiments.dashboard.__main__ import StoreReader, reply
 from model.errors import InputError
 from tests.experiments.dashboard.made import made
 from training.tracking.store import open_store
@@ -22,20 +22,20 @@ def test_no_question_changes_the_store_and_its_client_could_not(tmp_path: Path) 
     )
     before = hashlib.sha256(database.read_bytes()).hexdigest()
     uri = f"sqlite:///{database}"
-    reading = Reading(uri)
-    run = json.loads(reply(reading, '{"ask": "overview"}'))["answer"]["runs"][0]["id"]
+    reader = StoreReader(uri)
+    run = json.loads(reply(reader, '{"ask": "overview"}'))["answer"]["runs"][0]["id"]
     for question in (
         {"ask": "curves", "runs": [run], "measure": "training"},
-        {"ask": "moments", "run": run},
+        {"ask": "samples", "run": run},
     ):
-        assert "answer" in json.loads(reply(reading, json.dumps(question)))
+        assert "answer" in json.loads(reply(reader, json.dumps(question)))
     with pytest.raises(MlflowException, match="readonly"):
         open_store(uri, read_only=True).set_tag(run, "seen", "yes")
     assert hashlib.sha256(database.read_bytes()).hexdigest() == before
     assert [path.name for path in tmp_path.iterdir()] == [database.name]
 
 
-def test_a_database_that_is_not_there_is_not_made_for_a_reader(tmp_path: Path) -> None:
+def test_a_missing_database_is_not_created_to_be_read(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot be used"):
         open_store(f"sqlite:///{tmp_path}/mlflow.db", read_only=True)
     assert list(tmp_path.iterdir()) == []
@@ -48,11 +48,11 @@ def test_a_database_that_is_not_there_is_not_made_for_a_reader(tmp_path: Path) -
         "{",
         "[]",
         '{"ask": "delete"}',
-        '{"ask": "moments"}',
+        '{"ask": "samples"}',
         '{"ask": "curves", "runs": ["x"], "measure": "m"}',
     ],
 )
-def test_what_is_no_question_is_answered_with_an_error_in_one_line(line: str) -> None:
-    answer = reply(Reading(made().uri), line)
+def test_an_invalid_question_is_answered_with_an_error_in_one_line(line: str) -> None:
+    answer = reply(StoreReader(made().uri), line)
     assert "\n" not in answer
     assert set(json.loads(answer)) == {"error"}

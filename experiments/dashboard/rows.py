@@ -1,0 +1,251 @@
+"""Read the MLflow store: training runs with their curves and samples, benchmarks, versions and the gate's decisions."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Literal
+
+from experiments.benchmark.evidence import EXPERIMENT
+from experiments.common.evidence_runs import DIGEST, finished_runs, read_artifact
+from experiments.dashboard.records import (
+    BenchmarkRow,
+    CheckRow,
+    Curve,
+    DecisionRow,
+    RunRow,
+    SampleSet,
+    VersionRow,
+)
+from experiments.gate.run import EXPERIMENT as GATE
+from experiments.registry.versions import Version, versions_in
+from training.tracking.observer import STORIES
+from training.tracking.store import OWNER, Owner
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Metric, Run
+
+Measure = Literal["held-out", "training"]
+KEYS: dict[Measure, str] = {"held-out": "val/bits_per_byte", "training": "train/loss"}
+"""Where a measure is logged: bits per byte on held-out stories, nats per token of the batches."""
+TRAINED = "metrics.elapsed_seconds > 0"
+"""Only training runs log it, in whichever experiment they are; a sweep's trials are runs like others."""
+FIGURES = (
+    *("tokens_per_second", "total_tokens_per_second", "ttft_p50", "ttft_p95", "itl_p50", "itl_p99"),
+    *("avg_generation_time", "p95_generation_time", "success_rate", "concurrent_handling"),
+    *("cold_start_s", "peak_rss_mb", "requests"),
+)
+"""The figures of a benchmark that are passed on."""
+TAGS = (
+    *("model.recipe", "model.step", "model.tokens", "model.best_bits_per_byte"),
+    *("promoted", "rolled_back"),
+)
+"""The tags of a version that are passed on."""
+MAX_RUNS, MAX_POINTS, MAX_SAMPLE_SETS, MAX_CHARACTERS = 200, 300, 100, 4_000
+"""What is passed on at most: runs, points of a curve, evaluations of a run, characters of a story."""
+MAX_BENCHMARKS, MAX_VERSIONS = 100, 50
+
+_ADDRESS = re.compile(r"\b[a-z][a-z0-9+.-]*:/{2,}[^\s'\"()<>]*", re.IGNORECASE)
+_WINDOWS = re.compile(r"\b[a-z]:\\[^\s'\"()<>]*", re.IGNORECASE)
+_FOLDER = re.compile(r"(?<![\w/.~])~?/(?:[^\s'\"()<>:/]+/)+[^\s'\"()<>:/]*")
+
+
+def without_places(text: str) -> str:
+    """Replace each address and each absolute path by `…`: they name machines and people. `tokens/s` stays."""
+    for pattern in (_ADDRESS, _WINDOWS, _FOLDER):
+        text = pattern.sub("…", text)
+    return text
+
+
+def target_name(target: str) -> str:
+    """Return what a benchmark's target is, not where; a registered version by its alias or number."""
+    if target.startswith("models:/"):
+        return target.removeprefix("models:/")
+    if target.startswith(("http://", "https://")):
+        return "a server"
+    return without_places(target)
+
+
+def finite(value: Any) -> float | None:
+    """Return `value` as a number that JSON knows, or None."""
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def run_rows(client: MlflowClient) -> tuple[list[RunRow], bool]:
+    """Return the newest training runs, newest first, and whether older ones are left out."""
+    ids = [each.experiment_id for each in client.search_experiments()]
+    if not ids:
+        return [], False
+    order = ["attributes.start_time DESC"]
+    found = client.search_runs(ids, TRAINED, max_results=MAX_RUNS + 1, order_by=order)
+    return [_run_row(run) for run in found[:MAX_RUNS]], len(found) > MAX_RUNS
+
+
+def curves(client: MlflowClient, runs: Sequence[str], measure: Measure) -> list[Curve]:
+    """Return a curve for each of `runs`, as far as it logged the measure, with at most `MAX_POINTS` points."""
+    found = []
+    for run in runs:
+        values = _by_step(client.get_metric_history(run, KEYS[measure]))
+        tokens = _by_step(client.get_metric_history(run, "tokens"))
+        seconds = _by_step(client.get_metric_history(run, "elapsed_seconds"))
+        tokens[0] = 0.0  # the evaluation before the first step
+        seconds.setdefault(0, 0.0)
+        points = [
+            (int(tokens[step]), seconds[step] / 60, value)
+            for step, value in sorted(values.items())
+            if step in tokens and step in seconds
+        ]
+        found.append(Curve(run=run, points=tuple(thinned(points, MAX_POINTS))))
+    return found
+
+
+def thinned(points: Sequence[tuple[int, float, float]], most: int) -> list[tuple[int, float, float]]:
+    """Return at most `most` points: means of neighbours, so that noise is smoothed and nothing is left out."""
+    if len(points) <= most:
+        return list(points)
+    kept = []
+    for number in range(most):
+        part = points[number * len(points) // most : (number + 1) * len(points) // most]
+        tokens, minutes, value = (sum(each) / len(part) for each in zip(*part, strict=True))
+        kept.append((round(tokens), minutes, value))
+    return kept
+
+
+def sample_sets(client: MlflowClient, run: str) -> list[SampleSet]:
+    """Return the sample stories of a run, by step; none where it kept none."""
+    try:
+        table = json.loads(read_artifact(client, run, STORIES))
+        rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+        return _sample_sets(rows)
+    except Exception:  # missing, damaged, or of another program: each artifact store raises its own errors
+        return []
+
+
+def benchmark_rows(client: MlflowClient) -> list[BenchmarkRow]:
+    """Return the newest finished benchmarks, newest first."""
+    return [_benchmark_row(run) for run in finished_runs(client, EXPERIMENT, limit=MAX_BENCHMARKS)]
+
+
+def version_rows(client: MlflowClient, known: dict[str, DecisionRow]) -> list[VersionRow]:
+    """Return the newest versions, newest first. `known` caches decisions, which never change, by their run."""
+    rows = []
+    for version in versions_in(client)[:MAX_VERSIONS]:
+        wanted = f"tags.`{DIGEST}` = '{version.digest}' and tags.gate != ''"
+        decision = None
+        for run in finished_runs(client, GATE, wanted):
+            run_id = str(run.info.run_id)
+            if run_id not in known:
+                known[run_id] = _decision_row(client, run)
+            decision = known[run_id]
+        rows.append(_version_row(version, decision))
+    return rows
+
+
+def _run_row(run: Run) -> RunRow:
+    metrics, params, tags = run.data.metrics, run.data.params, run.data.tags
+    seconds, tokens = finite(metrics.get("elapsed_seconds")), finite(metrics.get("tokens"))
+    parameters = params.get("parameters", "")
+    return RunRow(
+        id=str(run.info.run_id),
+        name=without_places(str(run.info.run_name or "")),
+        status=_status(run),
+        preset=without_places(params.get("name", "")),
+        started=int(run.info.start_time or 0),
+        minutes=None if seconds is None else seconds / 60,
+        tokens=None if tokens is None else int(tokens),
+        bits_per_byte=finite(metrics.get("val/best_bits_per_byte")),
+        parameters=int(parameters) if parameters.isdecimal() else None,
+        data=without_places(params.get("data", "")),
+        stories=STORIES in tags.get("mlflow.loggedArtifacts", ""),
+    )
+
+
+def _status(run: Run) -> str:
+    """Return a run's status; MLflow calls a run that was stopped by hand killed."""
+    status, outcome = str(run.info.status), run.data.tags.get("outcome", "")
+    if status == "RUNNING":
+        owner = Owner.from_text(run.data.tags.get(OWNER, ""))
+        return "killed" if owner is not None and owner.state() == "dead" else "running"
+    if status == "KILLED":
+        return "stopped" if outcome == "stopped" else "killed"
+    return status.lower()
+
+
+def _by_step(history: Iterable[Metric]) -> dict[int, float]:
+    """Return the value of each step; of a step that a resumed run repeated, the later one."""
+    ordered = sorted(history, key=lambda each: int(each.timestamp))
+    return {int(each.step): float(each.value) for each in ordered if math.isfinite(each.value)}
+
+
+def _sample_sets(rows: Iterable[dict[str, Any]]) -> list[SampleSet]:
+    by_step: dict[int, list[dict[str, Any]]] = {}
+    for row in rows:
+        by_step.setdefault(int(row["step"]), []).append(row)
+    steps = sorted(by_step)
+    if (last := len(steps) - 1) >= MAX_SAMPLE_SETS:  # evenly spaced; the first and the last stay
+        steps = [steps[round(number * last / (MAX_SAMPLE_SETS - 1))] for number in range(MAX_SAMPLE_SETS)]
+    return [
+        SampleSet(
+            step=step,
+            tokens=int(by_step[step][0]["tokens"]),
+            bits_per_byte=finite(by_step[step][0]["bits_per_byte"]),
+            stories=tuple(
+                (str(row["prompt"]), str(row["continuation"])[:MAX_CHARACTERS]) for row in by_step[step]
+            ),
+        )
+        for step in steps
+    ]
+
+
+def _benchmark_row(run: Run) -> BenchmarkRow:
+    figures = {name: finite(run.data.metrics.get(name)) for name in FIGURES}
+    return BenchmarkRow(
+        id=str(run.info.run_id),
+        target=target_name(run.data.params.get("target", "")),
+        digest=run.data.tags.get(DIGEST, ""),
+        started=int(run.info.start_time or 0),
+        passed={"true": True, "false": False}.get(run.data.tags.get("passed", "")),
+        figures={name: value for name, value in figures.items() if value is not None},
+    )
+
+
+def _version_row(version: Version, decision: DecisionRow | None) -> VersionRow:
+    return VersionRow(
+        number=version.number,
+        digest=version.digest,
+        aliases=version.aliases,
+        created=version.created,
+        tags={name: without_places(version.tags[name]) for name in TAGS if name in version.tags},
+        decision=decision,
+    )
+
+
+def _decision_row(client: MlflowClient, run: Run) -> DecisionRow:
+    """Read the run's `decision.json`; where it is missing, return the verdict alone, and a note."""
+    try:
+        plain = json.loads(read_artifact(client, run.info.run_id, "decision.json"))
+        return DecisionRow(
+            verdict=plain["verdict"],
+            decided=round(datetime.fromisoformat(plain["decided"]).timestamp() * 1000),
+            champion=plain["champion"] or "",
+            checks=tuple(_check_row(check) for check in plain["checks"]),
+            notes=tuple(without_places(str(note)) for note in plain["notes"]),
+        )
+    except Exception:  # each artifact store raises its own errors for a missing file
+        return DecisionRow(
+            verdict=run.data.tags.get("gate", ""),
+            decided=int(run.info.start_time or 0),
+            champion=run.data.tags.get("champion.digest", ""),
+            checks=(),
+            notes=("the checks of this decision cannot be read",),
+        )
+
+
+def _check_row(plain: dict[str, Any]) -> CheckRow:
+    values = {name: plain[name] for name in CheckRow.model_fields}
+    values |= {name: finite(plain[name]) for name in ("value", "margin", "low", "high")}
+    return CheckRow(**values | {"why": without_places(plain["why"])})
