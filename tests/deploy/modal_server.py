@@ -1,8 +1,8 @@
-"""A stand-in for Modal's control plane on loopback, that writes down what the real client asks of it.
+"""A fake of Modal's control plane on loopback, which records the requests of the real client.
 
-There is no Modal in a test. What can be shown without it is that the real client, from the real definitions, asks
-for what was meant, without a warning; so this answers each of its calls over real gRPC with the emptiest answer that
-lets it go on, and keeps the requests. It says nothing about what Modal does with them.
+There is no Modal in a test. What can be shown without it is that the real client, from the real definitions, sends
+the intended requests without a warning. So this answers each call over real gRPC with the smallest answer that lets
+the client go on. It says nothing about what Modal does with the requests.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ TOKEN = {"MODAL_TOKEN_ID": "ak-test", "MODAL_TOKEN_SECRET": "as-test"}
 
 
 class ControlPlane:
-    """Answers, and remembers. `asked["FunctionCreate"]` are the requests of that call."""
+    """Answers, and records: `asked["FunctionCreate"]` are the requests of that call."""
 
     def __init__(self) -> None:
         self.asked: dict[str, list[Any]] = defaultdict(list)

@@ -76,15 +76,13 @@ def test_the_password_goes_into_the_environment_and_into_no_argument(
 
 
 @pytest.mark.parametrize(
-    ("environment", "told"),
+    ("environment", "error"),
     [
         ({}, "PASSWORD_FILE must be set"),
         ({"ALLOWED_HOSTS": ""}, "PASSWORD_FILE, ALLOWED_HOSTS must be set"),
         ({"PASSWORD_FILE": "nowhere"}, "PASSWORD_FILE cannot be read: No such file or directory"),
     ],
 )
-def test_what_is_missing_is_told_in_one_line(
-    environment: dict[str, str], told: str, repository: Path
-) -> None:
+def test_a_missing_setting_is_one_line(environment: dict[str, str], error: str, repository: Path) -> None:
     done = started(repository, **{**SETTINGS, **environment})
-    assert (done.returncode, done.stderr) == (1, f"{told}\n")
+    assert (done.returncode, done.stderr) == (1, f"{error}\n")
