@@ -14,15 +14,13 @@ import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import BinaryIO, NamedTuple, cast
-from model.errors import DataError
-from training.data.bpe import END_OF_STORY
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal, NamedTuple, cast
+
 from model.errors import DataError, InputError
+from training.data.bpe import END_OF_STORY
 
 JSON_SUFFIXES = (".jsonl", ".ndjson")
 TEXT_SUFFIXES = (".txt",)

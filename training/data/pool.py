@@ -8,24 +8,22 @@ story.
 from __future__ import annotations
 
 import hashlib
+import os
+from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
+
 from model.errors import DataError
 from training.data.bpe import train_tokenizer
 from training.data.cleaning import repair, why_dropped
 from training.data.corpus import BadLineHandler, Story, read_stories, story_id
 from training.data.dedup import DuplicateFinder
 from training.data.shards import ShardWriter
-import os
-from array import array
-from collections.abc import Iterable, Iterator
-from pathlib import Path
-import numpy as np
-from numpy.typing import NDArray
 
 MIN_BYTES_PER_TOKEN = 64
 """A tokenizer needs this much training text for each token (262,144 bytes for 4,096), or its tokens mean

@@ -19,8 +19,8 @@ from model.errors import DataError, InputError
 from training.data import prepare as module
 from training.data.bpe import train_tokenizer
 from training.data.cleaning import repair
-from training.data.download import TinyStories
 from training.data.corpus import load_own_stories, own_stories_folder
+from training.data.download import TinyStories
 from training.data.pool import MIN_BYTES_PER_TOKEN
 from training.data.prepare import PrepareOptions, prepare
 from training.data.shards import TokenShard, read_meta, shards_digest
