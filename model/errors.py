@@ -1,8 +1,7 @@
-"""Everything that can go wrong, said in one line.
+"""The errors that are meant for users and programs, all derived from `StoryError`.
 
-Every error that a person or a program may meet derives from `StoryError`. Its message names the input, what
-was wrong with it and what is allowed, and carries nothing that must stay private. The command line turns
-`exit_code` into its own exit status and the page shows the message beside the field called `param`.
+A message names the input, what was wrong with it and what is allowed, and carries nothing that must stay private. The
+command line turns `exit_code` into its own exit status.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import textwrap
 
 
 class StoryError(Exception):
-    """Base of all errors that are meant for a reader, not for a debugger."""
+    """Base of all errors whose message is for the user."""
 
     exit_code = 2
 

@@ -1,6 +1,6 @@
-"""What a reader asks for and what comes back: the words that engine, service, page and benchmark share.
+"""What a client asks for and what comes back: the types that engine, service, page and benchmark share.
 
-All values are checked here, once, so that nothing behind this file has to doubt them.
+Values are checked here, once, so that nothing behind this file has to doubt them.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class SamplingParams:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationRequest:
-    """One story to write. Raises `InputError` that names the bad field."""
+    """One story to generate. Raises `InputError` that names the bad field."""
 
     prompt: str
     """The story's beginning; the model goes on from its last character. Empty: a story from nothing."""
@@ -72,12 +72,12 @@ class GenerationRequest:
     logprobs: int | None = None
     """None: no log-probabilities. n ≥ 0: each token's own, and those of its n best alternatives."""
     cacheable: bool = True
-    """Whether the story may be told from memory and kept there. False where its seed was drawn by chance, so that
-    nobody will ask for it again, and where it has to be written anew, as in a measurement."""
+    """Whether a response cache may serve and keep the story. False where the seed was drawn at random, so that nobody
+    will ask for it again, and where the story must be generated anew, as in a measurement."""
     user: str = field(default="", compare=False)
-    """Who asks: plays no part in what is written, but in which version writes where readers are split between two."""
+    """Who asks: does not change the story of a model, but decides which variant serves it in an A/B test."""
     story_id: str = field(default="", compare=False)
-    """Id under which the reader knows this story; one that goes on with another has that one's. Empty: none yet."""
+    """The client's id of the story; a request that continues a story has that one's. Empty: none yet."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.prompt, str):
@@ -162,4 +162,4 @@ class Completion:
     usage: Usage
     logprobs: tuple[TokenLogprob, ...] = ()
     error: str | None = None
-    """One line for a reader when `finish_reason` is `error`."""
+    """One line for the user when `finish_reason` is `error`."""

@@ -61,7 +61,7 @@ def mentions(text: str, tokenizer: StoryTokenizer) -> list[tuple[str, int, range
 
     The tokens are positions in what `encode` returns.
     """
-    ends = np.cumsum([len(tokenizer.piece_bytes(token)) for token in encode(tokenizer, text)])
+    ends = np.cumsum([len(tokenizer.token_bytes(token)) for token in encode(tokenizer, text)])
     found = []
     for name in names_in(text):
         places = [

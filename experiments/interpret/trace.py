@@ -22,8 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from model.architecture.config import END_ID
 from model.architecture.network import (
-    END_OF_STORY_ID,
     Attention,
     Block,
     Recurrence,
@@ -161,7 +161,7 @@ class StoryTrace:
 
 def encode(tokenizer: StoryTokenizer, text: str) -> tuple[int, ...]:
     """Return a story's tokens after the start token. Raises `InputError` for one that is empty or too long."""
-    tokens = (END_OF_STORY_ID, *tokenizer.encode(text))
+    tokens = (END_ID, *tokenizer.encode(text))
     if not 2 <= len(tokens) <= LONGEST:
         raise InputError("text", f"must be a story of 1 to {LONGEST - 1} tokens, got {len(tokens) - 1}")
     return tokens
@@ -186,7 +186,7 @@ def trace_story(network: StoryNetwork, tokenizer: StoryTokenizer, text: str) -> 
     weights = {number: layer_weights(layer, inputs[number]) for number, layer in _layers(network)}
     return StoryTrace(
         tokens=tokens,
-        texts=tuple(tokenizer.piece_text(token) or "�" * (token != END_OF_STORY_ID) for token in tokens),
+        texts=tuple(tokenizer.token_text(token) or "�" * (token != END_ID) for token in tokens),
         nats=nats,
         recurrences={number: one for number, one in weights.items() if isinstance(one, RecurrenceWeights)},
         attentions={number: one for number, one in weights.items() if isinstance(one, AttentionWeights)},

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from experiments.quality.held_out import Figures, HeldOut, figures_of
 from experiments.quality.ngram import ORDER, NgramTable
 from experiments.quality.training_texts import TrainingTexts
+from model.architecture.config import END_ID
 from model.architecture.tokenizer import StoryTokenizer
 
 MAX_TOKENS = 10_000_000
@@ -46,7 +47,7 @@ class Floor:
         def counting() -> Iterator[list[int]]:
             nonlocal stories, total
             for text in training:
-                tokens = [tokenizer.end_id, *tokenizer.encode(text)]
+                tokens = [END_ID, *tokenizer.encode(text)]
                 stories, total = stories + 1, total + len(tokens)
                 yield tokens
                 if total >= max_tokens:

@@ -19,6 +19,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from model.architecture.config import END_ID
 from model.architecture.folder import ModelFolder
 from model.architecture.tokenizer import StoryTokenizer
 from model.engine.load import load_runtime
@@ -109,8 +110,8 @@ def read_held_out(
         texts.append(story.text)
     if not texts:
         raise DataError("no file of stories was given to evaluate")
-    tokens = tuple([tokenizer.end_id, *tokenizer.encode(text)] for text in texts)
-    return HeldOut(tuple(texts), tokens, tokenizer.end_id)
+    tokens = tuple([END_ID, *tokenizer.encode(text)] for text in texts)
+    return HeldOut(tuple(texts), tokens, END_ID)
 
 
 def figures_of(nats: Sequence[Nats], held_out: HeldOut) -> Figures:

@@ -43,7 +43,7 @@ class PlaceLoss:
 
 def target_bytes(held_out: HeldOut, tokenizer: StoryTokenizer) -> list[npt.NDArray[np.int64]]:
     """The bytes of each target of each story: those of its piece, and none for the end."""
-    sizes = np.array([len(tokenizer.piece_bytes(token)) for token in range(tokenizer.vocab_size)])
+    sizes = np.array([len(tokenizer.token_bytes(token)) for token in range(tokenizer.vocab_size)])
     return [sizes[held_out.targets(index)] for index in range(len(held_out.texts))]
 
 

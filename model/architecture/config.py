@@ -14,6 +14,9 @@ from typing import Any
 
 from model.errors import ModelError
 
+END_ID = 0
+"""The token that stands before every story; its prediction ends the story."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
@@ -37,7 +40,7 @@ class ModelConfig:
     window: int = 256
     """W: tokens that attention sees, the present one included."""
     chunk: int = 64
-    """Length of the pieces in which the recurrence is trained in parallel; changes no result."""
+    """Length of the chunks in which the recurrence is trained in parallel; changes no result."""
     rope_base: float = 10_000.0
 
     def __post_init__(self) -> None:

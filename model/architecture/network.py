@@ -25,9 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.architecture.config import ModelConfig
-
-END_OF_STORY_ID = 0
+from model.architecture.config import END_ID, ModelConfig
 
 
 class RecurrentState(NamedTuple):
@@ -303,7 +301,7 @@ class StoryNetwork(nn.Module):
 
     def hidden(self, tokens_BT: Tensor) -> Tensor:
         """Tokens to the last normed hidden state (B, T, D)."""
-        story_BT = (tokens_BT == END_OF_STORY_ID).cumsum(1)
+        story_BT = (tokens_BT == END_ID).cumsum(1)
         x_BTD = self.dropout(rms_norm(self.embedding(tokens_BT)))
         for block in self.blocks:
             x_BTD = block(x_BTD, story_BT)
@@ -325,7 +323,7 @@ class StoryNetwork(nn.Module):
 
     def step(self, tokens_B: Tensor, state: NetworkState) -> tuple[Tensor, NetworkState]:
         """One token a stream to the next logits (B, V) and the next state."""
-        fresh_B = tokens_B == END_OF_STORY_ID
+        fresh_B = tokens_B == END_ID
         x_BD = rms_norm(self.embedding(tokens_B))
         layers = []
         for block, layer in zip(self.blocks, state.layers, strict=True):

@@ -1,8 +1,8 @@
 """Text to tokens and back, to the byte, whole or as it streams.
 
-A byte-level piece may hold half a character, so a stream cannot decode its tokens one by one. Every piece is
-known here as exact bytes, and a `StreamDecoder` gives out a character once its last byte has come. Whole and
-streamed decoding are the same function of the same bytes, and so give the same text.
+A byte-level token may hold half a character, so a stream cannot decode its tokens one by one. Every token is known here
+as exact bytes, and a `StreamDecoder` releases a character once its last byte has come. Whole and streamed decoding are
+the same function of the same bytes, and so give the same text.
 """
 
 from __future__ import annotations
@@ -14,16 +14,13 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer
 
+from model.architecture.config import END_ID
 from model.errors import ModelError
-
-END_ID = 0
-"""Stands before every story, and its prediction ends the story."""
 
 
 @functools.cache
 def _byte_of_letter() -> dict[str, int]:
-    """The visible letter that stands for each byte in a byte-level vocabulary (Radford et al. 2019, section
-    2.2).
+    """The visible letter that stands for each byte in a byte-level vocabulary (Radford et al. 2019, section 2.2).
 
     Printable bytes of Latin-1 stand for themselves; the others, in order, take the letters from U+0100 on.
     """
@@ -33,39 +30,36 @@ def _byte_of_letter() -> dict[str, int]:
 
 
 class StoryTokenizer:
-    """A byte-level BPE vocabulary whose piece 0 is the end of a story.
+    """A byte-level BPE vocabulary whose token 0 is the end of a story.
 
-    `encode` strips nothing and heals nothing: a prompt is read exactly as it was typed, and the model goes on
-    after its last character. A prompt that ends in a space therefore ends in a lone space piece; since most
-    pieces begin with their space ("␣fox"), a story usually reads better from a prompt that ends at a word.
-    Text that looks like a special token ("<|endoftext|>") is read as the letters it consists of.
+    `encode` strips nothing: the model goes on after a prompt's last character. A prompt that ends in a space ends in a
+    lone space token; since most tokens begin with their space ("␣fox"), a story usually reads better from a prompt that
+    ends at a word. Text that looks like a special token ("<|endoftext|>") is read as the letters it consists of.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        """Wrap a trained tokenizer. Raises `ModelError` where it is not a byte-level vocabulary with an end
-        at 0.
-        """
+        """Wrap a trained tokenizer. Raises `ModelError` if it is no byte-level vocabulary with an end at 0."""
         # The setting below belongs to the object: a copy keeps the caller's own as it was.
         self._tokenizer = Tokenizer.from_str(tokenizer.to_str())
         self._tokenizer.encode_special_tokens = True
         added: dict[int, AddedToken] = self._tokenizer.get_added_tokens_decoder()
         if END_ID not in added or not added[END_ID].special:
-            raise ModelError(f"tokenizer: piece {END_ID} must be the special end-of-story token, and is not")
+            raise ModelError(f"tokenizer: token {END_ID} must be the special end-of-story token, and is not")
         letters = _byte_of_letter()
-        pieces: list[bytes] = []
+        tokens: list[bytes] = []
         for token in range(self._tokenizer.get_vocab_size(with_added_tokens=True)):
             name = self._tokenizer.id_to_token(token)
             if name is None:
                 raise ModelError(f"tokenizer: ids must run from 0 without a gap, and {token} is missing")
             if token in added:
-                pieces.append(b"" if added[token].special else name.encode())
+                tokens.append(b"" if added[token].special else name.encode())
                 continue
             try:
-                pieces.append(bytes(letters[letter] for letter in name))
+                tokens.append(bytes(letters[letter] for letter in name))
             except KeyError:
-                raise ModelError(f"tokenizer: piece {token} ({name!r}) is not made of byte letters") from None
-        self._pieces = pieces
-        self._texts: list[str | None] = [_whole_characters(piece) for piece in pieces]
+                raise ModelError(f"tokenizer: token {token} ({name!r}) is not made of byte letters") from None
+        self._bytes = tokens
+        self._texts: list[str | None] = [_whole_characters(data) for data in tokens]
 
     @classmethod
     def load(cls, path: str | Path) -> StoryTokenizer:
@@ -83,35 +77,30 @@ class StoryTokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """How many pieces there are, the end of story included."""
-        return len(self._pieces)
-
-    @property
-    def end_id(self) -> int:
-        """The id of the end of a story."""
-        return END_ID
+        """How many tokens there are, the end of story included."""
+        return len(self._bytes)
 
     def encode(self, text: str) -> list[int]:
-        """The ids of `text`, without the leading end-of-story piece."""
+        """The ids of `text`, without the leading end-of-story token."""
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         return ids
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of `ids`: special pieces have none, and bytes that form no character become U+FFFD."""
-        return b"".join([self._pieces[token] for token in ids]).decode("utf-8", "replace")
+        """The text of `ids`: special tokens have none, and bytes that form no character become U+FFFD."""
+        return b"".join([self._bytes[token] for token in ids]).decode("utf-8", "replace")
 
-    def piece_bytes(self, token: int) -> bytes:
+    def token_bytes(self, token: int) -> bytes:
         """Exactly the bytes that `token` adds to a story; empty for the end of story."""
-        return self._pieces[token]
+        return self._bytes[token]
 
-    def piece_text(self, token: int) -> str | None:
+    def token_text(self, token: int) -> str | None:
         """The text of `token` where its bytes are whole characters, else None."""
         return self._texts[token]
 
 
-def _whole_characters(piece: bytes) -> str | None:
+def _whole_characters(data: bytes) -> str | None:
     try:
-        return piece.decode()
+        return data.decode()
     except UnicodeDecodeError:
         return None
 
@@ -119,27 +108,23 @@ def _whole_characters(piece: bytes) -> str | None:
 class StreamDecoder:
     """Text out of tokens as they come, never half a character.
 
-    What `push` gives, joined, followed by `flush`, equals `StoryTokenizer.decode` of the same tokens. `tail`
-    is the half character that an earlier stream ended in, to go on from there.
+    What `push` gives, joined, followed by `flush`, equals `StoryTokenizer.decode` of the same tokens.
     """
 
-    __slots__ = ("_decoder", "_open", "_pieces", "_texts")
-
-    def __init__(self, tokenizer: StoryTokenizer, tail: bytes = b"") -> None:
-        self._pieces = tokenizer._pieces
+    def __init__(self, tokenizer: StoryTokenizer) -> None:
+        self._bytes = tokenizer._bytes
         self._texts = tokenizer._texts
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._decoder.setstate((tail, 0))
-        self._open = bool(tail)
+        self._open = False  # a character has begun
 
     def push(self, token: int) -> str:
         """The characters that are complete now that `token` has come; often none or several."""
         if not self._open:
-            # Nine in ten pieces are whole characters: their text was made once, and is looked up in 50 ns.
+            # Nine in ten tokens are whole characters: their text was made once, and is looked up in 50 ns.
             text = self._texts[token]
             if text is not None:
                 return text
-        text = self._decoder.decode(self._pieces[token])
+        text = self._decoder.decode(self._bytes[token])
         self._open = bool(self._decoder.getstate()[0])
         return text
 
@@ -149,8 +134,3 @@ class StreamDecoder:
         text = self._decoder.decode(b"", final=True)
         self._decoder.reset()
         return text
-
-    @property
-    def tail(self) -> bytes:
-        """The bytes of a character that is not complete yet."""
-        return self._decoder.getstate()[0] if self._open else b""

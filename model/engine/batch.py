@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from model.architecture.tokenizer import END_ID
+from model.architecture.config import END_ID
 from model.engine.job import Job
 from model.generation import FinishReason
 from model.runtimes.protocol import Batch, Logits, RowLogits, Runtime, Sampler, SamplingRuntime, Tokens

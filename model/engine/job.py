@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections import deque
 from typing import Any
 
-from model.architecture.tokenizer import END_ID, StoryTokenizer, StreamDecoder
+from model.architecture.config import END_ID
+from model.architecture.tokenizer import StoryTokenizer, StreamDecoder
 from model.engine.stop import StopMatcher
 from model.generation import Completion, FinishReason, GenerationRequest, TokenLogprob, Usage
 from model.runtimes.protocol import Logits

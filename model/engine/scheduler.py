@@ -4,10 +4,10 @@ Each round: (1) drop cancelled streams; (2) give free slots to waiting requests,
 bounded number of prompt tokens; (4) advance all streams by one token; (5) wake the readers. Streams join and leave
 between any two rounds (continuous batching: Yu et al. 2022, Orca).
 
-Prompts are read in chunks cut at multiples of `prefill_chunk` from their own beginning, never where other streams
-happen to leave room: so a prompt's logits, and with them the story, do not depend on the load. A round reads at most
-one chunk's worth of tokens, and long prompts take turns: neither decoding streams nor a short prompt wait for a long
-one.
+Prompts are read in chunks cut at multiples of `prefill_chunk` from their own beginning, never where the other
+streams happen to leave time: so a prompt's logits, and with them the story, do not depend on the load. A round reads
+at most one chunk's worth of tokens, and long prompts take turns: neither decoding streams nor a short prompt wait for
+a long one.
 
 Shapes: V vocabulary.
 """

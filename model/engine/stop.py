@@ -1,7 +1,7 @@
 """Stop strings, found in a stream of text as it comes.
 
-A stop string may lie across the borders of pieces, and none of it may reach the reader. So the matcher holds
-back the end of the text as long as it may still become a stop string, and not one character more.
+A stop string may lie across the borders of chunks, and none of it may be sent. So the matcher holds back the end of the
+text as long as it may still become a stop string, and not one character more.
 """
 
 from __future__ import annotations

@@ -1,19 +1,22 @@
-"""The seam between the engine and whatever computes logits: state in, state out.
+"""The interface between the engine and whatever computes logits: state in, state out.
 
-A runtime knows one network. It prefills one stream at a time and advances a whole batch by one token; it
-knows nothing of text, sampling, queues or time. The engine is the only caller, from one thread.
+A runtime knows one network. It prefills one stream at a time and advances a whole batch by one token; it knows nothing
+of text, queues or time. The engine is the only caller, from one thread. States are opaque to it: of constant size, and
+immutable once handed out.
 
 Shapes: B streams in the batch, T tokens, V vocabulary.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
+from model.architecture.config import END_ID
 from model.generation import SamplingParams
 
 Logits = npt.NDArray[np.float32]
@@ -21,25 +24,11 @@ Tokens = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
 
 PREFILL_CHUNK = 64
-"""Prompt tokens that a runtime takes in one call; longer prompts come in pieces of this size."""
-
-
-class StreamState(Protocol):
-    """All that a network remembers of one stream: of constant size, immutable once handed out."""
-
-    @property
-    def position(self) -> int:
-        """Number of tokens taken in so far."""
-        ...
-
-    @property
-    def nbytes(self) -> int: ...
+"""Prompt tokens that a runtime takes in one call; longer prompts come in chunks of this size."""
 
 
 class Batch(Protocol):
     """The states of the streams that decode together, one row each."""
-
-    def __len__(self) -> int: ...
 
     def append(self, state: Any) -> int:
         """Add a stream as the last row (its state is copied in) and return the row's index."""
@@ -47,10 +36,6 @@ class Batch(Protocol):
 
     def remove(self, row: int) -> None:
         """Drop a row; the last row moves into its place (a swap-remove), so rows stay contiguous."""
-        ...
-
-    def read(self, row: int) -> Any:
-        """A copy of one row's state, which `append` and `prefill` accept: this is how a stream is saved or forked."""
         ...
 
 
@@ -73,14 +58,14 @@ class Runtime(Protocol):
         ...
 
     def new_batch(self) -> Batch:
-        """An empty batch with room for `max_batch` streams."""
+        """An empty batch for at most `max_batch` streams."""
         ...
 
     def step(self, tokens: Tokens, batch: Any) -> Logits:
         """Feed one token (B,) to each row of `batch`, whose states advance, and return the next logits (B, V).
 
-        A row's logits do not depend, to the last bit, on which other rows share the batch: the engine's
-        promise that a seed gives one story rests on it. The array may be reused by the next call.
+        Batch-invariant: a row's logits do not depend, to the last bit, on which other rows share the batch. That a
+        seed gives one story rests on it. The array may be reused by the next call.
         """
         ...
 
@@ -97,11 +82,16 @@ class Sampler(Protocol):
         ...
 
     def note(self, row: int, token: int) -> None:
-        """Tell that `token` is now part of the row's story."""
+        """Add `token` to the row's story."""
         ...
 
-    def sample(self, logits_BV: Any, position_B: npt.NDArray[np.int64]) -> tuple[Tokens, Flags]:
-        """Choose a token for each row of `logits_BV`, at its place in the story; and whether each was usable."""
+    def sample(self, logits_BV: Any, position_B: Tokens) -> tuple[Tokens, Flags]:
+        """Choose a token for each of the first B rows, all of which must have been `set`.
+
+        `position_B` is the place in the story of the token to be chosen. Returns the tokens (B,), until the next call,
+        and whether each row was usable (B,): a row whose largest logit is NaN or infinite is not, and its token
+        means nothing.
+        """
         ...
 
 
@@ -133,7 +123,7 @@ class SamplingRuntime(Runtime, Protocol):
 
 
 class EmbeddedRuntime(Runtime, Protocol):
-    """A runtime of this process, which also scores whole stories, as an evaluation asks it to."""
+    """A runtime for this machine's processor, which also scores whole stories, for evaluation."""
 
     @property
     def name(self) -> str:
@@ -141,8 +131,72 @@ class EmbeddedRuntime(Runtime, Protocol):
         ...
 
     def score(self, stories: Sequence[Sequence[int]]) -> Iterator[tuple[int, Logits]]:
-        """Logits at every place, story beside story: yields (first place, (B, T, V)) piece by piece.
+        """Logits at every place of whole stories, side by side: yields (first place, (B, T, V)) chunk by chunk.
 
-        What stands behind a story's end is meaningless.
+        Stories are padded to the longest; what stands behind a story's end is meaningless.
         """
         ...
+
+
+class RowBatch(ABC):
+    """The bookkeeping of a `Batch`, for runtimes that keep the states of all rows in a few arrays."""
+
+    def __init__(self, rows: int) -> None:
+        """A batch of up to `rows` streams."""
+        self.size, self.rows = 0, rows
+
+    @abstractmethod
+    def write(self, row: int, state: Any) -> None:
+        """Copy `state` over whatever stands in `row`."""
+
+    @abstractmethod
+    def copy_row(self, source: int, target: int) -> None:
+        """Copy the row `source` over the row `target`."""
+
+    @abstractmethod
+    def state_of(self, row: int) -> Any:
+        """A copy of a row's state."""
+
+    def __len__(self) -> int:
+        return self.size
+
+    def append(self, state: Any) -> int:
+        if self.size >= self.rows:
+            raise IndexError(f"the batch holds at most {self.rows} streams")
+        self.size += 1
+        self.write(self.size - 1, state)
+        return self.size - 1
+
+    def remove(self, row: int) -> None:
+        self._check(row)
+        self.size -= 1
+        if row != self.size:
+            self.copy_row(self.size, row)
+
+    def read(self, row: int) -> Any:
+        """A copy of one row's state, which `append` and `prefill` accept."""
+        self._check(row)
+        return self.state_of(row)
+
+    def _check(self, row: int) -> None:
+        if not 0 <= row < self.size:
+            raise IndexError(f"row must be below {self.size}, got {row}")
+
+    def check_tokens(self, tokens: Tokens) -> int:
+        """The number of rows. Raises `ValueError` if it is not that of `tokens`."""
+        if len(tokens) != self.size:
+            raise ValueError(f"step needs one token for each of {self.size} streams, got {len(tokens)}")
+        return self.size
+
+
+def last_story(tokens: Sequence[int], state: Any | None) -> tuple[Tokens, Any | None]:
+    """What a prefill must really take in: from the last start of a story on, which forgets all that was before.
+
+    Returns the tokens (T,) and the state before them, None at the start of a story. Raises `ValueError` if there is
+    no token.
+    """
+    if not len(tokens):
+        raise ValueError("prefill needs at least one token")
+    fed = np.asarray(tokens, np.int64)
+    starts = np.flatnonzero(fed == END_ID)
+    return (fed[starts[-1] :], None) if len(starts) else (fed, state)

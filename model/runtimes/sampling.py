@@ -1,18 +1,16 @@
-"""The next token of many streams at once, from logits, settings and a seed.
+"""Choose the next token of many streams at once, from logits, settings and a seed.
 
-Three promises hold to the last bit. A row's token depends on that row alone: not on the other rows, nor on
-how many there are. It needs no random state: the random number of a token is a function of (seed, position),
-so that a saved or forked story goes on exactly as it would have. And every filter is exact: no candidate is
-lost to a short cut.
+Three promises hold to the last bit. A row's token depends on that row alone: not on the other rows, nor on how many
+there are. It needs no random state: the random number of a token is a function of (seed, position), so a story can go
+on anywhere. And every filter is exact: no candidate is lost to a short cut.
 
-Order of the filters, as in vLLM: repetition penalty, temperature, min-p, top-k, and top-p over what those
-left. All work in float32; sums that decide are of whole numbers (weights times 2^40), which no order of
-adding changes.
+Order of the filters, as in vLLM: repetition penalty, temperature, min-p, top-k, and top-p over what those left. All
+work in float32; sums that decide are of whole numbers (weights times 2^40), which no order of adding changes.
 
-What makes it fast (16 rows of 4,096: about 0.2 ms on one core): no full sort. A token below (1 - p) / V of
-the whole mass cannot be in the nucleus, since all such tokens together weigh less than 1 - p; and at least k
-tokens weigh as much as the k-th largest of the row's column maxima. What passes these bounds, some hundred
-tokens, is sorted once for all rows, as whole numbers that hold row, weight and token.
+What makes it fast (16 rows of 4,096: about 0.2 ms on one core): no full sort. A token below (1 - p) / V of the whole
+mass cannot be in the nucleus, since all such tokens together weigh less than 1 - p; and at least k tokens weigh as much
+as the k-th largest of the row's column maxima. What passes these bounds, some hundred tokens, is sorted once for all
+rows, as whole numbers that hold row, weight and token.
 
 Shapes: B rows (streams), V vocabulary, N candidates of all rows.
 """
@@ -21,6 +19,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -55,10 +54,50 @@ def start_of(seed: int) -> np.uint64:
     return np.uint64(_mix(np.array([seed & _MASK_64], dtype=np.uint64) + GOLDEN)[0])
 
 
-def uniform(start_B: npt.NDArray[np.uint64], position_B: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+def uniform(start_B: npt.NDArray[np.uint64], position_B: Tokens) -> npt.NDArray[np.float64]:
     """The random number in [0, 1), of 53 bits, for each (start of a seed, position)."""
     z = _mix(start_B + position_B.astype(np.uint64) * GOLDEN)
     return (z >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+class RowSettings(NamedTuple):
+    """What the settings of one stream come to, in the form that all samplers read."""
+
+    scale: float
+    """What logits are multiplied with; 1 for greedy choices, which no scale changes."""
+    penalty: float
+    min_p: float
+    top_p: float
+    top_k: int
+    """V where all are kept."""
+    start: np.uint64
+    """Where the counter of the seed begins."""
+    greedy: bool
+    unfiltered: bool
+    """Whether all tokens may be drawn: then they are drawn in the order of their ids."""
+
+    @classmethod
+    def of(cls, sampling: SamplingParams, vocab_size: int) -> RowSettings:
+        """The row for `sampling` over a vocabulary of this size."""
+        greedy = sampling.temperature == 0
+        top_k = min(sampling.top_k, vocab_size) or vocab_size
+        return cls(
+            scale=1.0 if greedy else 1.0 / max(sampling.temperature, _MIN_TEMPERATURE),
+            penalty=sampling.repetition_penalty,
+            min_p=sampling.min_p,
+            top_p=sampling.top_p,
+            top_k=top_k,
+            start=start_of(sampling.seed),
+            greedy=greedy,
+            unfiltered=not greedy and sampling.top_p == 1 and sampling.min_p == 0 and top_k == vocab_size,
+        )
+
+
+def check_sizes(capacity: int, vocab_size: int) -> None:
+    """Raise `ValueError` beyond 4,096 rows or 2^20 tokens."""
+    if not 1 <= capacity <= 4096 or not 2 <= vocab_size <= 1 << _TOKEN_BITS:
+        message = f"got {capacity} rows of {vocab_size} tokens"
+        raise ValueError(f"sampling takes 1 to 4096 rows of 2 to 2^20 tokens, {message}")
 
 
 class _Seen:
@@ -88,38 +127,38 @@ class _Seen:
 class _Plan:
     """What the settings of the first B rows come to: the same at each step until a row joins or leaves."""
 
-    def __init__(self, settings: list[SamplingParams], seen: list[_Seen | None], vocab: int) -> None:
+    def __init__(self, settings: list[RowSettings], seen: list[_Seen | None], vocab: int) -> None:
+        scale, _, min_p, top_p, top_k, start, greedy, unfiltered = zip(*settings, strict=True)
         self.rows = len(settings)
-        self.start_B = np.array([start_of(each.seed) for each in settings], dtype=np.uint64)
-        self.scale_B1 = np.array([[scale_of(each.temperature)] for each in settings], dtype=np.float32)
-        self.top_k_B = np.array([min(each.top_k, vocab) or vocab for each in settings], dtype=np.int64)
-        self.top_p_B = np.array([each.top_p for each in settings], dtype=np.float64)
-        self.min_p_B = np.array([each.min_p for each in settings], dtype=np.float64)
+        self.start_B = np.array(start, dtype=np.uint64)
+        self.scale_B1 = np.array(scale, dtype=np.float32)[:, None]
+        self.top_k_B = np.array(top_k, dtype=np.int64)
+        self.top_p_B = np.array(top_p, dtype=np.float64)
+        self.min_p_B = np.array(min_p, dtype=np.float64)
         # A weight below this share of the mass cannot be in the nucleus.
         self.share_B = (1 - self.top_p_B) * (_BOUND_SLACK / vocab)
         # Rows whose mass, which top-p speaks of, is what other filters leave.
         self.narrowed_B = (self.top_k_B < vocab) | (self.min_p_B > 0)
         self.narrowed = bool(self.narrowed_B.any())
-        self.greedy = [row for row, each in enumerate(settings) if each.temperature == 0]
-        drawn = [row for row in range(self.rows) if row not in self.greedy]
-        self.limited = [row for row in drawn if self.top_k_B[row] < vocab]
-        self.unfiltered = [row for row in drawn if self.top_p_B[row] == 1 and not self.narrowed_B[row]]
+        self.greedy = [row for row in range(self.rows) if greedy[row]]
+        self.limited = [row for row in range(self.rows) if top_k[row] < vocab and not greedy[row]]
+        self.unfiltered = [row for row in range(self.rows) if unfiltered[row]]
         self.unsorted = self.greedy + self.unfiltered
         self.penalties = [
-            (row, np.float32(settings[row].repetition_penalty), tokens)
+            (row, np.float32(settings[row].penalty), tokens)
             for row, tokens in enumerate(seen[: self.rows])
             if tokens is not None
         ]
 
 
 class SamplingRows:
-    """The settings of the streams in a batch, one row each, and the choice of their next tokens."""
+    """Implements `model.runtimes.protocol.Sampler` over logits on the host, in numpy."""
 
     def __init__(self, capacity: int, vocab_size: int) -> None:
         """Room for `capacity` rows. Raises `ValueError` beyond 4,096 rows or 2^20 tokens."""
         check_sizes(capacity, vocab_size)
         self._vocab_size = vocab_size
-        self._settings: list[SamplingParams | None] = [None] * capacity
+        self._settings: list[RowSettings | None] = [None] * capacity
         self._seen: list[_Seen | None] = [None] * capacity
         self._plan: _Plan | None = None
         self._scaled = np.empty((capacity, vocab_size), dtype=np.float32)
@@ -127,30 +166,25 @@ class SamplingRows:
         self._row_key = np.arange(capacity + 1, dtype=np.int64) << _ROW_SHIFT
 
     def set(self, row: int, sampling: SamplingParams, seen: Iterable[int] = ()) -> None:
-        """Give `row` to a stream. `seen` are the story's tokens so far, for the repetition penalty."""
-        self._settings[row] = sampling
+        """See `Sampler.set`."""
+        self._settings[row] = RowSettings.of(sampling, self._vocab_size)
         self._seen[row] = _Seen(self._vocab_size, seen) if sampling.repetition_penalty != 1 else None
         self._plan = None
 
     def move(self, source: int, target: int) -> None:
-        """Copy the row `source` over the row `target`; `source` is free afterwards."""
+        """See `Sampler.move`."""
         self._settings[target], self._seen[target] = self._settings[source], self._seen[source]
         if source != target:
             self._settings[source] = self._seen[source] = None
         self._plan = None
 
     def note(self, row: int, token: int) -> None:
-        """Tell that `token` is now part of the row's story."""
+        """See `Sampler.note`."""
         if (seen := self._seen[row]) is not None:
             seen.add(token)
 
-    def sample(self, logits_BV: Logits, position_B: npt.NDArray[np.int64]) -> tuple[Tokens, Flags]:
-        """Choose a token for each of the first B rows, all of which must have been `set`.
-
-        `position_B` is the place in the story of the token to be chosen. Returns the tokens (B,) and whether
-        each row was usable (B,): a row whose largest logit is NaN or infinite is not, and its token means
-        nothing.
-        """
+    def sample(self, logits_BV: Logits, position_B: Tokens) -> tuple[Tokens, Flags]:
+        """See `Sampler.sample`."""
         rows = len(logits_BV)
         plan = self._plan
         if plan is None or plan.rows != rows:
@@ -190,8 +224,7 @@ class SamplingRows:
         bound_B[plan.unsorted] = 1.0
         passing_N = (weight_BV >= bound_B.astype(np.float32)[:, None]).reshape(-1).nonzero()[0]
 
-        # Sorted by row, then by how far a token is below the maximum, then by token: ties go to the lower
-        # one.
+        # Sorted by row, then by how far a token is below the maximum, then by token: ties go to the lower one.
         row_N = passing_N // vocab
         level_N = np.abs(scaled_BV.reshape(-1)[passing_N]).view(np.int32).astype(np.int64)
         row_key_N = row_N << _ROW_SHIFT
@@ -204,7 +237,7 @@ class SamplingRows:
 
         token_N = key_N & _TOKEN_MASK
         weight_N = weight_BV.reshape(-1)[row_N * vocab + token_N].astype(np.float64)
-        mass_N = np.zeros(len(key_N) + 1, dtype=np.int64)  # of the tokens before each, all rows in one line
+        mass_N = np.zeros(len(key_N) + 1, dtype=np.int64)  # of the tokens before each, all rows in one array
         np.cumsum((weight_N * WEIGHT_ONE).astype(np.int64), out=mass_N[1:])
         base_B = mass_N[start_B]
         mass_B *= WEIGHT_ONE
@@ -231,18 +264,6 @@ class SamplingRows:
                 weight_V = np.maximum.reduce(weight_V[:whole].reshape(-1, _COLUMNS), axis=0)
             place = len(weight_V) - k
             yield row, _BOUND_SLACK * float(np.partition(weight_V, place)[place])
-
-
-def check_sizes(capacity: int, vocab_size: int) -> None:
-    """Raise `ValueError` beyond 4,096 rows or 2^20 tokens."""
-    if not 1 <= capacity <= 4096 or not 2 <= vocab_size <= 1 << _TOKEN_BITS:
-        message = f"got {capacity} rows of {vocab_size} tokens"
-        raise ValueError(f"sampling takes 1 to 4096 rows of 2 to 2^20 tokens, {message}")
-
-
-def scale_of(temperature: float) -> float:
-    """What logits are multiplied with at a temperature; 1 for greedy choices, which no scale changes."""
-    return 1.0 / max(temperature, _MIN_TEMPERATURE) if temperature else 1.0
 
 
 def _draw_unfiltered(weight_V: Logits, point: float) -> int:

@@ -17,16 +17,24 @@ import numpy as np
 import torch
 
 from model.architecture.checkpoint import save_network
-from model.architecture.config import ModelConfig
-from model.architecture.network import END_OF_STORY_ID, StoryNetwork
+from model.architecture.config import END_ID, ModelConfig
+from model.architecture.network import StoryNetwork
 from model.architecture.tokenizer import StoryTokenizer
 from training.data.bpe import train_tokenizer
 from training.data.corpus import load_own_stories
 from training.export.export import export_checkpoint
 
 SMALL = ModelConfig(
-    vocab_size=384, width=64, pattern="RARA", mlp_width=128, heads=2, head_dim=32, key_dim=16, window=24, chunk=16
-)  # fmt: skip
+    vocab_size=384,
+    width=64,
+    pattern="RARA",
+    mlp_width=128,
+    heads=2,
+    head_dim=32,
+    key_dim=16,
+    window=24,
+    chunk=16,
+)
 STEPS = 60
 
 
@@ -62,7 +70,7 @@ def small_tokenizer() -> Path:
 def story_tokens(tokenizer: StoryTokenizer, count: int) -> list[list[int]]:
     """The first `count` held-out stories, each behind its leading end-of-story id."""
     stories = load_own_stories("heldout")[:count]
-    return [[END_OF_STORY_ID, *tokenizer.encode(story.text)] for story in stories]
+    return [[END_ID, *tokenizer.encode(story.text)] for story in stories]
 
 
 @cache
@@ -71,7 +79,7 @@ def small_checkpoint() -> Path:
     network = random_network(SMALL)
     tokenizer = StoryTokenizer.load(small_tokenizer())
     texts = [story.text for story in load_own_stories("train")]
-    fed = np.concatenate([[END_OF_STORY_ID, *tokenizer.encode(text)] for text in texts])
+    fed = np.concatenate([[END_ID, *tokenizer.encode(text)] for text in texts])
     rng = np.random.default_rng(0)
     optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3)
     for _ in range(STEPS):

@@ -13,10 +13,10 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from model.architecture.config import END_ID
 from model.errors import DataError
 
 END_OF_STORY = "<|endoftext|>"
-END_OF_STORY_ID = 0
 MAX_VOCAB = 1 << 16
 """Token ids are kept in 16 bits."""
 
@@ -58,9 +58,9 @@ def load_tokenizer(path: Path) -> Tokenizer:
     except Exception as error:  # the library raises bare Exception for a text that it cannot parse
         raise DataError(f"{path}: is not a tokenizer.json: {error}") from error
     found = tokenizer.token_to_id(END_OF_STORY)
-    if found != END_OF_STORY_ID:
+    if found != END_ID:
         what = "is missing" if found is None else f"has the id {found}"
-        raise DataError(f"{path}: {END_OF_STORY} must have the id {END_OF_STORY_ID}, but it {what}")
+        raise DataError(f"{path}: {END_OF_STORY} must have the id {END_ID}, but it {what}")
     if tokenizer.get_vocab_size() > MAX_VOCAB:
         raise DataError(
             f"{path}: has {tokenizer.get_vocab_size():,} tokens; at most {MAX_VOCAB:,} are allowed"

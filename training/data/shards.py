@@ -20,8 +20,9 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from model.architecture.config import END_ID
 from model.errors import DataError
-from training.data.bpe import END_OF_STORY_ID, MAX_VOCAB
+from training.data.bpe import MAX_VOCAB
 
 SPLITS = ("train", "val")
 TOKEN_DTYPE = np.dtype("<u2")
@@ -48,12 +49,12 @@ class ShardWriter:
 
     def add(self, tokens: Sequence[int]) -> None:
         """Append one story, given without its marks; no id may be 0 (the end) or 65,536 and more."""
-        if tokens and (min(tokens) <= END_OF_STORY_ID or max(tokens) >= MAX_VOCAB):
+        if tokens and (min(tokens) <= END_ID or max(tokens) >= MAX_VOCAB):
             raise DataError(
                 f"{self._split} story {self.stories}: token ids must be between 1 and {MAX_VOCAB - 1}"
             )
         self._starts.append(self._offset)
-        self._file.write(np.array([END_OF_STORY_ID, *tokens], TOKEN_DTYPE).tobytes())
+        self._file.write(np.array([END_ID, *tokens], TOKEN_DTYPE).tobytes())
         self._offset += 1 + len(tokens)
 
     def __enter__(self) -> Self:
@@ -64,7 +65,7 @@ class ShardWriter:
     ) -> None:
         with self._file:
             if kind is None:
-                self._file.write(np.array([END_OF_STORY_ID], TOKEN_DTYPE).tobytes())
+                self._file.write(np.array([END_ID], TOKEN_DTYPE).tobytes())
         if kind is None:
             starts = np.array([*self._starts, self._offset], np.int64)
             np.save(self._folder / f"{self._split}.idx.npy", starts, allow_pickle=False)
@@ -101,10 +102,8 @@ class TokenShard:
         self.split = split
         self.starts = starts
         self.tokens: np.memmap[Any, np.dtype[np.uint16]] = np.memmap(bin_path, TOKEN_DTYPE, "r")
-        if (self.tokens[starts] != END_OF_STORY_ID).any():
-            raise DataError(
-                f"{bin_path}: a story does not begin with token {END_OF_STORY_ID} where the index says so"
-            )
+        if (self.tokens[starts] != END_ID).any():
+            raise DataError(f"{bin_path}: a story does not begin with token {END_ID} where the index says so")
 
     def __len__(self) -> int:
         return len(self.starts) - 1

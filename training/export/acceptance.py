@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from model.architecture.network import END_OF_STORY_ID, StoryNetwork
+from model.architecture.config import END_ID
+from model.architecture.network import StoryNetwork
 from model.errors import ModelError
 from model.runtimes.protocol import Logits, Runtime
 
@@ -52,7 +53,7 @@ def accept(
         ModelError: a logit is not finite or further off than its bound, or the network's own are not finite.
     """
     cut = [list(story)[: PREFILL + STEPS] for story in stories if len(story) >= PREFILL + STEPS]
-    if not cut or any(story[0] != END_OF_STORY_ID for story in cut):
+    if not cut or any(story[0] != END_ID for story in cut):
         raise ModelError(f"acceptance needs stories of at least {PREFILL + STEPS} tokens")
     expected = reference_logits(network, cut)
     if not all(np.isfinite(logits).all() for logits in expected):

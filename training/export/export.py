@@ -13,8 +13,9 @@ from typing import Any
 import torch
 
 from model.architecture.checkpoint import load_network, save_network
+from model.architecture.config import END_ID
 from model.architecture.folder import DIGESTED, PRECISIONS, compute_digest, read_config
-from model.architecture.network import END_OF_STORY_ID, StoryNetwork
+from model.architecture.network import StoryNetwork
 from model.architecture.tokenizer import StoryTokenizer
 from model.errors import InputError, ModelError
 from model.runtimes.onnx.runtime import OnnxRuntime
@@ -84,7 +85,7 @@ def export_checkpoint(
         network = load_network(fresh)
         source = WeightFile.read(fresh / "model.safetensors")
         texts = [story.text for story in load_own_stories("heldout")]
-        stories = [[END_OF_STORY_ID, *tokenizer.encode(text)] for text in texts[:ACCEPTANCE_STORIES]]
+        stories = [[END_ID, *tokenizer.encode(text)] for text in texts[:ACCEPTANCE_STORIES]]
         accepted = []
         for precision in PRECISIONS:
             path = fresh / f"decode.{precision}.onnx"

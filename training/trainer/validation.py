@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from model.architecture.network import END_OF_STORY_ID, StoryNetwork
+from model.architecture.config import END_ID
+from model.architecture.network import StoryNetwork
 from model.errors import DataError
 from training.data.shards import TokenShard
 from training.trainer.parallel import Group
@@ -67,7 +68,7 @@ class Validation:
     def _padded(self, batch: list[int]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         starts = self.shard.starts
         width = max(int(starts[story + 1] - starts[story]) for story in batch)
-        inputs = np.full((len(batch), width), END_OF_STORY_ID, np.int64)
+        inputs = np.full((len(batch), width), END_ID, np.int64)
         targets = np.full((len(batch), width), IGNORED, np.int64)
         for row, story in enumerate(batch):
             both = self.shard.tokens[starts[story] : starts[story + 1] + 1].astype(np.int64)
@@ -84,22 +85,22 @@ def write_samples(
     All are generated as one batch, each with its own generator.
     """
     device = network.embedding.weight.device
-    streams = [[END_OF_STORY_ID, *tokenizer.encode(prompt).ids] for prompt in prompts]
+    streams = [[END_ID, *tokenizer.encode(prompt).ids] for prompt in prompts]
     given = [len(stream) for stream in streams]
     rng = [torch.Generator().manual_seed(seed + index) for index in range(len(prompts))]
     state = network.initial_state(len(prompts))
     unfinished, position = set(range(len(prompts))) if max_tokens > 0 else set(), 0
     while unfinished:
         # A stream that has ended is fed ends of story; nobody looks at what comes of it.
-        tokens = [stream[position] if position < len(stream) else END_OF_STORY_ID for stream in streams]
+        tokens = [stream[position] if position < len(stream) else END_ID for stream in streams]
         logits_BV, state = network.step(torch.tensor(tokens, device=device), state)
         position += 1
         for index in [index for index in unfinished if len(streams[index]) == position]:
             chances_V = (logits_BV[index].float().cpu() / SAMPLE_TEMPERATURE).softmax(0)
             token = int(torch.multinomial(chances_V, 1, generator=rng[index]))
-            if token != END_OF_STORY_ID:
+            if token != END_ID:
                 streams[index].append(token)
-            if token == END_OF_STORY_ID or len(streams[index]) - given[index] == max_tokens:
+            if token == END_ID or len(streams[index]) - given[index] == max_tokens:
                 unfinished.remove(index)
     written = [stream[length:] for stream, length in zip(streams, given, strict=True)]
     return tuple(zip(prompts, tokenizer.decode_batch(written), strict=True))

@@ -1,9 +1,8 @@
 """The embedded runtime in C: int8 on one core, 2.5 to 4 times as fast as ONNX Runtime (experiments/LOG.md).
 
-One call a step, for all streams. Each stream's memory is one row of one array, changed in place; to read, save or
-fork a stream is to copy a row. Prefill, step and scoring are the same C function over other rows, and what a row
-comes to does not depend on which others are there, nor on the processor: all paths do the same additions in the same
-order. `model/runtimes/native/csrc/` tells how.
+One call a step, for all streams. Each stream's memory is one row of one array, changed in place. Prefill, step and
+scoring are the same C function over other rows, and a row's result depends neither on the other rows nor on the
+processor: all paths do the same additions in the same order (`csrc/`).
 
 Shapes: B streams in the batch, M most streams, T tokens, V vocabulary, S floats of a stream's memory.
 """
@@ -21,13 +20,12 @@ import numpy as np
 import numpy.typing as npt
 
 from model.architecture.config import ModelConfig
-from model.architecture.tokenizer import END_ID
 from model.architecture.weights import read_weights
 from model.errors import ModelError
 from model.runtimes.native.library import Matrix, Work, library, paths
 from model.runtimes.native.sampling import NativeSampler
 from model.runtimes.native.weights import Floats, PackedNetwork
-from model.runtimes.protocol import PREFILL_CHUNK, Logits, Tokens
+from model.runtimes.protocol import PREFILL_CHUNK, Logits, RowBatch, Tokens, last_story
 
 log = logging.getLogger(__name__)
 
@@ -41,45 +39,24 @@ class NativeState:
     memory: Floats
     """(S,): layer by layer, convolution and recurrence, or attention's keys and values."""
 
-    @property
-    def nbytes(self) -> int:
-        return self.memory.nbytes
 
-
-class NativeBatch:
-    """Rows of `NativeState`, as the decoder wants them."""
+class NativeBatch(RowBatch):
+    """Rows of `NativeState`, as the decoder reads them."""
 
     def __init__(self, runtime: NativeRuntime, rows: int) -> None:
-        self.size, self.rows = 0, rows
+        super().__init__(rows)
         self.memory = np.zeros((rows, runtime.packed.memory), np.float32)
         self.position = np.zeros(rows, np.int64)
         self.work = runtime.work_on(self.memory, self.position)
 
-    def __len__(self) -> int:
-        return self.size
+    def write(self, row: int, state: NativeState) -> None:
+        self.position[row], self.memory[row] = state.position, state.memory
 
-    def append(self, state: NativeState) -> int:
-        if self.size >= self.rows:
-            raise IndexError(f"the batch holds at most {self.rows} streams")
-        self.size += 1
-        self.position[self.size - 1] = state.position
-        self.memory[self.size - 1] = state.memory
-        return self.size - 1
+    def copy_row(self, source: int, target: int) -> None:
+        self.position[target], self.memory[target] = self.position[source], self.memory[source]
 
-    def remove(self, row: int) -> None:
-        self._check(row)
-        self.size -= 1
-        if row != self.size:
-            self.position[row] = self.position[self.size]
-            self.memory[row] = self.memory[self.size]
-
-    def read(self, row: int) -> NativeState:
-        self._check(row)
+    def state_of(self, row: int) -> NativeState:
         return NativeState(int(self.position[row]), self.memory[row].copy())
-
-    def _check(self, row: int) -> None:
-        if not 0 <= row < self.size:
-            raise IndexError(f"row must be below {self.size}, got {row}")
 
 
 class NativeRuntime:
@@ -104,13 +81,10 @@ class NativeRuntime:
         self.config, self.vocab_size, self.max_batch = config, config.vocab_size, max_batch
         self._library = library()
         self.packed = PackedNetwork(config, read_weights(path), str(path))
-        bytes_needed = max(
-            self._library.story_scratch(number, self.packed.address) for number in available.values()
-        )
-        self._scratch = _aligned(bytes_needed)
-        room = max(max_batch, PREFILL_CHUNK)
-        self._slot, self._zero = np.arange(room), np.zeros(room, np.int64)
-        self._token, self._take = np.zeros(room, np.int64), np.ones(room, np.int64)
+        sizes = (self._library.story_scratch(number, self.packed.address) for number in available.values())
+        self._scratch = _aligned(max(sizes))
+        self._slot, self._token = np.arange(max_batch), np.zeros(max_batch, np.int64)
+        self._take = np.ones(max_batch, np.int64)
         self._logits = np.zeros((max_batch, self.vocab_size), np.float32)
         self.path = path_name or self._best_path(available)
         self.name = f"native int8 {self.path}"
@@ -143,18 +117,23 @@ class NativeRuntime:
         x = np.ascontiguousarray(x, np.float32)
         out = np.empty((len(x), matrix.outputs), np.float32)
         self._library.story_product(
-            paths()[path_name], self.packed.address, ctypes.addressof(matrix), x.ctypes.data, len(x),
-            self._scratch.ctypes.data, out.ctypes.data,
-        )  # fmt: skip
+            paths()[path_name],
+            self.packed.address,
+            ctypes.addressof(matrix),
+            x.ctypes.data,
+            len(x),
+            self._scratch.ctypes.data,
+            out.ctypes.data,
+        )
         return out
 
     def work_on(self, memory: Floats, position: Tokens) -> Work:
         """A record that feeds `self._token` to the slots 0, 1, 2 … of `memory`, and takes all logits."""
-        return Work(
-            slot=self._slot.ctypes.data, token=self._token.ctypes.data, take=self._take.ctypes.data,
-            memory=memory.ctypes.data, position=position.ctypes.data, logits=self._logits.ctypes.data,
-            scratch=self._scratch.ctypes.data,
-        )  # fmt: skip
+        return self._work(self._slot, self._token, self._take, memory, position, self._logits)
+
+    def _work(self, *arrays: npt.NDArray[Any]) -> Work:
+        """A record of the arrays `slot`, `token`, `take`, `memory`, `position` and `logits`, which must outlive it."""
+        return Work(len(arrays[1]), *(array.ctypes.data for array in (*arrays, self._scratch)))
 
     def _run(self, work: Work) -> None:
         if self._library.story_forward(self._number, self.packed.address, ctypes.addressof(work)):
@@ -162,45 +141,32 @@ class NativeRuntime:
 
     def prefill(self, tokens: Sequence[int], state: NativeState | None = None) -> tuple[Logits, NativeState]:
         """See `Runtime.prefill`."""
-        fed = np.asarray(tokens, np.int64)
-        if not len(fed):
-            raise ValueError("prefill needs at least one token")
-        if len(ends := np.flatnonzero(fed == END_ID)):
-            # A story starts here, and with it the network forgets all that was before.
-            fed, state = fed[ends[-1] :], None
+        fed, state = last_story(tokens, state)
         take = np.zeros(len(fed), np.int64)
         take[-1] = 1
         logits, state = self._feed(fed, state or self.empty, take)
         return logits[0], state
 
     def score(self, stories: Sequence[Sequence[int]]) -> Iterator[tuple[int, Logits]]:
-        """Logits at every place of whole stories, side by side: yields (first place, (B, T, V)) piece by piece.
-
-        Stories are padded to the longest; what stands behind a story's end is meaningless.
-        """
+        """See `EmbeddedRuntime.score`."""
         longest = max(map(len, stories))
         states = [self.empty] * len(stories)
         for start in range(0, longest, PREFILL_CHUNK):
             width = min(PREFILL_CHUNK, longest - start)
-            piece = np.zeros((len(stories), width, self.vocab_size), np.float32)
+            logits_BTV = np.zeros((len(stories), width, self.vocab_size), np.float32)
             for row, story in enumerate(stories):
                 fed = np.asarray(story[start : start + width], np.int64)
                 if len(fed):
-                    logits, states[row] = self._feed(fed, states[row], np.ones(len(fed), np.int64))
-                    piece[row, : len(fed)] = logits
-            yield start, piece
+                    logits_TV, states[row] = self._feed(fed, states[row], np.ones(len(fed), np.int64))
+                    logits_BTV[row, : len(fed)] = logits_TV
+            yield start, logits_BTV
 
     def _feed(self, fed: Tokens, state: NativeState, take: Tokens) -> tuple[Logits, NativeState]:
         """Feed tokens (T,) of one story behind `state`: logits where `take` is 1, and the new state."""
         memory, position = state.memory.copy(), np.array([state.position])
         logits = np.empty((int(take.sum()), self.vocab_size), np.float32)
         slot = np.zeros(len(fed), np.int64)
-        work = Work(
-            rows=len(fed), slot=slot.ctypes.data, token=fed.ctypes.data, take=take.ctypes.data,
-            memory=memory.ctypes.data, position=position.ctypes.data, logits=logits.ctypes.data,
-            scratch=self._scratch.ctypes.data,
-        )  # fmt: skip
-        self._run(work)
+        self._run(self._work(slot, fed, take, memory, position, logits))
         return logits, NativeState(int(position[0]), memory)
 
     def new_batch(self) -> NativeBatch:
@@ -208,9 +174,7 @@ class NativeRuntime:
 
     def step(self, tokens: Tokens, batch: NativeBatch) -> Logits:
         """See `Runtime.step`; the returned array is reused by the next call."""
-        count = batch.size
-        if len(tokens) != count:
-            raise ValueError(f"step needs one token for each of {count} streams, got {len(tokens)}")
+        count = batch.check_tokens(tokens)
         self._token[:count] = tokens
         batch.work.rows = count
         self._run(batch.work)
@@ -227,10 +191,5 @@ class NativeRuntime:
 
 def _aligned(size: int) -> npt.NDArray[Any]:
     """`size` bytes that begin at a multiple of 64."""
-    room = np.zeros(size + 64, np.uint8)
-    return room[-room.ctypes.data % 64 :][:size]
-
-
-def same_state(left: NativeState, right: NativeState) -> bool:
-    """True if two states are equal to the last bit."""
-    return left.position == right.position and np.array_equal(left.memory, right.memory)
+    data = np.zeros(size + 64, np.uint8)
+    return data[-data.ctypes.data % 64 :][:size]

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from model.generation import SamplingParams
 from model.runtimes.native.library import Draw, library
 from model.runtimes.protocol import Flags, Logits, Tokens
-from model.runtimes.sampling import check_sizes, scale_of, start_of
+from model.runtimes.sampling import RowSettings, check_sizes
 
 _BLOCK = 256
 
@@ -42,52 +42,44 @@ class NativeSampler:
             "top_k": np.full(capacity, vocab_size, np.int64),
             "start": np.zeros(capacity, np.uint64),
             "greedy": np.ones(capacity, np.uint8),
-            "seen": np.zeros((capacity, vocab_size), np.uint8),
         }
+        self._seen = np.zeros((capacity, vocab_size), np.uint8)
         self._token = np.zeros(capacity, np.int64)
-        self._scratch: dict[str, npt.NDArray[Any]] = {
+        self._arrays = {  # kept alive: the record below holds their addresses
+            **self._rows,
+            "seen": self._seen,
+            "token": self._token,
             "levels": np.zeros(blocks * _BLOCK, np.float32),
             "weights": np.zeros(blocks * _BLOCK, np.float32),
             "keys": np.zeros(vocab_size + 8, np.uint64),
             "ends": np.zeros(vocab_size + 8, np.int64),
             "blocks": np.zeros(blocks, np.float64),
         }
-        arrays = {**self._rows, **self._scratch, "token": self._token}
-        self._draw = Draw(vocab=vocab_size, **{name: each.ctypes.data for name, each in arrays.items()})
+        pointers = {name: each.ctypes.data for name, each in self._arrays.items()}
+        self._draw = Draw(vocab=vocab_size, **pointers)
         self._address = ctypes.addressof(self._draw)
 
     def set(self, row: int, sampling: SamplingParams, seen: Iterable[int] = ()) -> None:
-        """See `SamplingRows.set`."""
-        values = {
-            "scale": scale_of(sampling.temperature),
-            "penalty": sampling.repetition_penalty,
-            "min_p": sampling.min_p,
-            "top_p": sampling.top_p,
-            "top_k": min(sampling.top_k, self._vocab_size) or self._vocab_size,
-            "start": start_of(sampling.seed),
-            "greedy": sampling.temperature == 0,
-        }
-        for name, value in values.items():
-            self._rows[name][row] = value
-        if sampling.repetition_penalty != 1:
-            self._rows["seen"][row] = 0
-            self._rows["seen"][row, list(seen)] = 1
+        """See `Sampler.set`."""
+        settings = RowSettings.of(sampling, self._vocab_size)
+        for name, array in self._rows.items():
+            array[row] = getattr(settings, name)
+        if settings.penalty != 1:
+            self._seen[row] = 0
+            self._seen[row, list(seen)] = 1
 
     def move(self, source: int, target: int) -> None:
-        """See `SamplingRows.move`."""
+        """See `Sampler.move`."""
         if source != target:
-            for each in self._rows.values():
+            for each in (*self._rows.values(), self._seen):
                 each[target] = each[source]
 
     def note(self, row: int, token: int) -> None:
-        """See `SamplingRows.note`."""
-        self._rows["seen"][row, token] = 1
+        """See `Sampler.note`."""
+        self._seen[row, token] = 1
 
-    def sample(self, logits_BV: Logits, position_B: npt.NDArray[np.int64]) -> tuple[Tokens, Flags]:
-        """See `SamplingRows.sample`. The tokens' array is written again by the next call.
-
-        Raises `ValueError` for arrays that are not as the C code would read them.
-        """
+    def sample(self, logits_BV: Logits, position_B: Tokens) -> tuple[Tokens, Flags]:
+        """See `Sampler.sample`. Raises `ValueError` for arrays that are not as the C code would read them."""
         rows = len(logits_BV)
         if logits_BV.shape != (rows, self._vocab_size) or rows > len(self._token) or len(position_B) != rows:
             raise ValueError(f"got logits of {logits_BV.shape} and {len(position_B)} positions")
@@ -98,7 +90,5 @@ class NativeSampler:
         self._sample(self._number, self._address)
         token_B = self._token[:rows]
         usable_B = token_B >= 0
-        np.maximum(
-            token_B, 0, out=token_B
-        )  # a token means nothing where the row is not usable, and still is one
+        np.maximum(token_B, 0, out=token_B)  # means nothing where the row is not usable, and still is a token
         return token_B, usable_B

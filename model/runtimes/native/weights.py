@@ -59,11 +59,6 @@ class PackedNetwork:
         self.layers = (Layer * len(config.pattern))()
         heads, keys, values, width = config.heads, config.key_dim, config.head_dim, config.width
         inner, channels = heads * values, 2 * heads * keys + heads * values
-        self.conv_size = (config.conv_width - 1) * channels
-        self.recurrent_size, self.ring_size = (
-            self.conv_size + heads * keys * values,
-            2 * config.window * values,
-        )
         memory = 0
         for index, kind in enumerate(config.pattern):
             layer, mixer = self.layers[index], f"blocks.{index}.mixer."
@@ -71,7 +66,7 @@ class PackedNetwork:
             if kind == "A":
                 layer.inputs = self._matrix(mixer + "inputs.weight", inner + 2 * values, width)
                 layer.gain = self._keep(self._vector(mixer + "gain", heads, 1) * np.float32(values**-0.5))
-                memory += self.ring_size
+                memory += 2 * config.window * values
             else:
                 layer.inputs = self._matrix(mixer + "inputs.weight", channels + inner, width)
                 layer.taps = self._keep(self._vector(mixer + "conv", config.conv_width, channels))
@@ -79,7 +74,7 @@ class PackedNetwork:
                 layer.rate_bias = self._keep(self._vector(mixer + "rate.bias", heads))
                 layer.speed = self._keep(np.exp(self._vector(mixer + "log_decay", heads)))
                 layer.skip = self._keep(self._vector(mixer + "skip", heads, 1))
-                memory += self.recurrent_size
+                memory += (config.conv_width - 1) * channels + heads * keys * values
             layer.output = self._matrix(mixer + "output.weight", width, inner)
             layer.up = self._matrix(f"blocks.{index}.up.weight", config.mlp_width, width)
             # Squared ReLU is never negative, so all 255 levels of a byte lie above zero.
@@ -89,12 +84,21 @@ class PackedNetwork:
         self.memory = memory
         """Floats of one stream's memory."""
         self.record = Network(
-            vocab=config.vocab_size, width=width, layer_count=len(config.pattern), heads=heads, head_dim=values,
-            key_dim=keys, taps=config.conv_width, window=config.window, mlp=config.mlp_width, memory=memory,
-            layers=self.layers, embedding=self._keep(self._vector(embedding, config.vocab_size, width)),
+            vocab=config.vocab_size,
+            width=width,
+            layer_count=len(config.pattern),
+            heads=heads,
+            head_dim=values,
+            key_dim=keys,
+            taps=config.conv_width,
+            window=config.window,
+            mlp=config.mlp_width,
+            memory=memory,
+            layers=self.layers,
+            embedding=self._keep(self._vector(embedding, config.vocab_size, width)),
             logits=self._matrix(embedding, config.vocab_size, width),
             frequency=self._keep(config.rope_base ** (-np.arange(half, dtype=np.float64) / half)),
-        )  # fmt: skip
+        )
         self.address = ctypes.addressof(self.record)
 
     def _keep(self, array: npt.NDArray[Any]) -> int:
@@ -124,11 +128,9 @@ class PackedNetwork:
         levels_OBI, scale_OB = quantize_matrix(np.pad(weight_OI, ((0, -outputs % GROUP), (0, 0))))
         groups, blocks = len(levels_OBI) // GROUP, levels_OBI.shape[1]
         quads = levels_OBI.reshape(groups, GROUP, blocks * BLOCK // QUAD, QUAD).swapaxes(1, 2)
-        start_OB = (
-            np.zeros(scale_OB.shape, np.int32) if positive else levels_OBI.sum(2, dtype=np.int32) * -128
+        start_OB = levels_OBI.sum(2, dtype=np.int32) * (0 if positive else -128)
+        arrays = (
+            quads,
+            *(part.reshape(groups, GROUP, blocks).swapaxes(1, 2) for part in (scale_OB, start_OB)),
         )
-        return Matrix(
-            outputs, inputs, blocks, positive, self._keep(quads),
-            self._keep(scale_OB.reshape(groups, GROUP, blocks).swapaxes(1, 2)),
-            self._keep(start_OB.reshape(groups, GROUP, blocks).swapaxes(1, 2)),
-        )  # fmt: skip
+        return Matrix(outputs, inputs, blocks, positive, *map(self._keep, arrays))

@@ -1,12 +1,12 @@
-"""The embedded runtime: the exported graph under ONNX Runtime, on one core, without PyTorch.
+"""The embedded runtime over the exported graph: ONNX Runtime, on one core, without PyTorch.
 
-What makes it fast at this size is what it does not do. All streams live in a few arrays (one row a stream), the
-graph reads and writes their first B rows in place (IO binding, one binding a batch size, made once), recurrent
-states alternate between two arenas instead of being copied, and attention's ring of keys and values stands
-still: the graph returns the newest row, which is written over the oldest.
+It is fast at this size because it copies little. All streams live in a few arrays (one row a stream), the graph reads
+and writes their first B rows in place (IO binding, one binding a batch size, made once), recurrent states alternate
+between two arenas instead of being copied, and attention's ring of keys and values stands still: the graph returns the
+newest row, which is written over the oldest.
 
-What it must not do is let one stream's bits depend on its company. Which kernel a matrix product takes, and so in
-which order it sums, may depend on the number of rows; `OnnxRuntime.tile` says how this is kept from showing.
+A stream's bits must not depend on its batch mates. Which kernel a matrix product takes, and so in which order it sums,
+may depend on the number of rows; `OnnxRuntime.tile` says how this is kept from showing.
 
 Shapes: B streams in the batch, M most streams, T tokens, V vocabulary, W window, P values a head, R recurrent
 layers, A attention layers.
@@ -16,24 +16,23 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from model.architecture.config import ModelConfig
-from model.architecture.tokenizer import END_ID
+from model.architecture.config import END_ID, ModelConfig
 from model.errors import ModelError
-from model.runtimes.protocol import PREFILL_CHUNK, Logits, Tokens
+from model.runtimes.protocol import PREFILL_CHUNK, Logits, RowBatch, Tokens, last_story
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import onnxruntime as ort  # reads the variable above when it is loaded
 
 PROBES = (1, 2, 3, 4, 6, 8)
-"""Numbers of rows that are compared, when a graph is loaded, to see whether company changes a row's bits."""
+"""Numbers of rows that are compared, when a graph is loaded, to see whether the batch size changes a row's bits."""
 HIDDEN = np.float32(-1e9)
 """Added to attention scores of places that must not be seen."""
 
@@ -53,72 +52,44 @@ class OnnxState:
     ring: Floats
     """(2A, W, P): keys, then values, of each attention layer; a token stands at its position modulo W."""
 
-    @property
-    def nbytes(self) -> int:
-        return self.conv.nbytes + self.memory.nbytes + self.ring.nbytes
 
-
-class OnnxBatch:
+class OnnxBatch(RowBatch):
     """Rows of `OnnxState`, laid out as the graph wants them."""
 
-    def __init__(self, empty: OnnxState, rows: int, room: int) -> None:
-        """Make a batch of up to `rows` streams, in arrays of `room` rows (a multiple of the runtime's tile)."""
-        self.size, self.rows = 0, rows
-        self.position = np.zeros(room, np.int64)
+    def __init__(self, empty: OnnxState, rows: int, capacity: int) -> None:
+        """Make a batch of up to `rows` streams, in arrays of `capacity` rows (a multiple of the runtime's tile)."""
+        super().__init__(rows)
+        self.position = np.zeros(capacity, np.int64)
         # Two arenas: a step reads one and writes the other.
-        self.conv = [np.zeros((len(empty.conv), room, *empty.conv.shape[1:]), np.float32) for _ in range(2)]
-        self.memory = [
-            np.zeros((len(empty.memory), room, *empty.memory.shape[1:]), np.float32) for _ in range(2)
-        ]
+        self.conv = [_arena(empty.conv, capacity) for _ in range(2)]
+        self.memory = [_arena(empty.memory, capacity) for _ in range(2)]
         self.now = 0
-        layers, window, values = empty.ring.shape
-        self.ring = np.zeros((layers, room, 1, window, values), np.float32)
-        self.bias = np.full((room, window + 1), HIDDEN, np.float32)
+        self.ring = _arena(empty.ring, capacity)
+        self.bias = np.full((capacity, empty.ring.shape[1] + 1), HIDDEN, np.float32)
         self.bindings: dict[tuple[int, int], Any] = {}
 
-    def __len__(self) -> int:
-        return self.size
-
-    def append(self, state: OnnxState) -> int:
-        row = self.size
-        if row >= self.rows:
-            raise IndexError(f"the batch holds at most {self.rows} streams")
-        self.size += 1
-        self.write(row, state)
-        return row
-
     def write(self, row: int, state: OnnxState) -> None:
-        """Copy `state` over whatever stands in `row`."""
         self.position[row] = state.position
         self.conv[self.now][:, row] = state.conv
         self.memory[self.now][:, row] = state.memory
-        self.ring[:, row, 0] = state.ring
-        window = self.ring.shape[3]
+        self.ring[:, row] = state.ring
         self.bias[row] = HIDDEN
-        self.bias[row, : min(state.position, window)] = 0
-        self.bias[row, window] = 0  # the token itself
+        self.bias[row, : state.position] = 0
+        self.bias[row, -1] = 0  # the token itself
 
-    def remove(self, row: int) -> None:
-        if not 0 <= row < self.size:
-            raise IndexError(f"row must be below {self.size}, got {row}")
-        self.size -= 1
-        last = self.size
-        if row != last:
-            self.position[row] = self.position[last]
-            self.conv[self.now][:, row] = self.conv[self.now][:, last]
-            self.memory[self.now][:, row] = self.memory[self.now][:, last]
-            self.ring[:, row] = self.ring[:, last]
-            self.bias[row] = self.bias[last]
+    def copy_row(self, source: int, target: int) -> None:
+        for part in (self.conv[self.now], self.memory[self.now], self.ring):
+            part[:, target] = part[:, source]
+        self.position[target], self.bias[target] = self.position[source], self.bias[source]
 
-    def read(self, row: int) -> OnnxState:
-        if not 0 <= row < self.size:
-            raise IndexError(f"row must be below {self.size}, got {row}")
-        return OnnxState(
-            int(self.position[row]),
-            self.conv[self.now][:, row].copy(),
-            self.memory[self.now][:, row].copy(),
-            self.ring[:, row, 0].copy(),
-        )
+    def state_of(self, row: int) -> OnnxState:
+        parts = (self.conv[self.now], self.memory[self.now], self.ring)
+        return OnnxState(int(self.position[row]), *(part[:, row].copy() for part in parts))
+
+
+def _arena(part: Floats, capacity: int) -> Floats:
+    """Memory for `capacity` rows of one part of a state, behind its layers."""
+    return np.zeros((len(part), capacity, *part.shape[1:]), np.float32)
 
 
 class OnnxRuntime:
@@ -152,22 +123,22 @@ class OnnxRuntime:
         self._frequency = config.rope_base ** (-np.arange(half, dtype=np.float64) / half)
         self._take_last = np.zeros(1, np.int64)
         self.empty = self._empty()
-        self._make_room(max(PROBES))
+        self._allocate(max(PROBES))
         self.tile = self._find_tile()
         """Rows are computed in multiples of this number, with rows that nobody reads where streams are too few.
         One where a row's bits do not depend on how many rows there are, on this machine and for this graph."""
-        self._make_room(-(-max_batch // self.tile) * self.tile)
+        self._allocate(-(-max_batch // self.tile) * self.tile)
 
-    def _make_room(self, room: int) -> None:
-        """The arrays, of `room` rows, that all batches share."""
+    def _allocate(self, capacity: int) -> None:
+        """The arrays, of `capacity` rows, that all batches share."""
         config = self.config
-        self._room = room
-        self._tokens = np.zeros((room, 1), np.int64)
-        self._logits = np.zeros((room, config.vocab_size), np.float32)
-        self._fresh = np.zeros((2 * len(self.attentive), room, config.head_dim), np.float32)
-        self._cos = np.zeros((room, config.head_dim), np.float32)
-        self._sin = np.zeros((room, config.head_dim), np.float32)
-        self._rows = np.arange(room)
+        self._capacity = capacity
+        self._tokens = np.zeros((capacity, 1), np.int64)
+        self._logits = np.zeros((capacity, config.vocab_size), np.float32)
+        self._fresh = np.zeros((2 * len(self.attentive), capacity, config.head_dim), np.float32)
+        self._cos = np.zeros((capacity, config.head_dim), np.float32)
+        self._sin = np.zeros((capacity, config.head_dim), np.float32)
+        self._rows = np.arange(capacity)
 
     def _find_tile(self) -> int:
         """The smallest number of rows at whose multiples a row's logits are the same bits.
@@ -203,32 +174,24 @@ class OnnxRuntime:
         )
 
     def prefill(self, tokens: Sequence[int], state: OnnxState | None = None) -> tuple[Logits, OnnxState]:
-        """See `Runtime.prefill`. Long prompts are taken in fixed pieces, so that the result never varies."""
-        if not len(tokens):
-            raise ValueError("prefill needs at least one token")
-        fed = np.asarray(tokens, np.int64)[None]
-        if len(ends := np.flatnonzero(fed[0] == END_ID)):
-            # A story starts here, and with it the network forgets all that was before.
-            fed, state = fed[:, ends[-1] :], None
+        """See `Runtime.prefill`. Long prompts are taken in chunks of a fixed size, so that the result never varies."""
+        fed, state = last_story(tokens, state)
         states = [state or self.empty]
-        for start in range(0, fed.shape[1], PREFILL_CHUNK):
-            piece = fed[:, start : start + PREFILL_CHUNK]
-            logits, states = self.forward(piece, states, np.array([piece.shape[1] - 1]))
+        for start in range(0, len(fed), PREFILL_CHUNK):
+            chunk = fed[None, start : start + PREFILL_CHUNK]
+            logits, states = self.forward(chunk, states, np.array([chunk.shape[1] - 1]))
         return logits[0, 0], states[0]
 
     def score(self, stories: Sequence[Sequence[int]]) -> Iterator[tuple[int, Logits]]:
-        """Logits at every place of whole stories, side by side: yields (first place, (B, T, V)) piece by piece.
-
-        Stories are padded to the longest; what stands behind a story's end is meaningless.
-        """
+        """See `EmbeddedRuntime.score`."""
         longest = max(map(len, stories))
         fed = np.zeros((len(stories), longest), np.int64)
         for row, story in enumerate(stories):
             fed[row, : len(story)] = story
         states = [self.empty] * len(stories)
         for start in range(0, longest, PREFILL_CHUNK):
-            piece = fed[:, start : start + PREFILL_CHUNK]
-            logits, states = self.forward(piece, states, np.arange(piece.shape[1]))
+            chunk = fed[:, start : start + PREFILL_CHUNK]
+            logits, states = self.forward(chunk, states, np.arange(chunk.shape[1]))
             yield start, logits
 
     def forward(
@@ -282,13 +245,11 @@ class OnnxRuntime:
         return np.where(seen, np.float32(0), HIDDEN)
 
     def new_batch(self) -> OnnxBatch:
-        return OnnxBatch(self.empty, self.max_batch, self._room)
+        return OnnxBatch(self.empty, self.max_batch, self._capacity)
 
     def step(self, tokens: Tokens, batch: OnnxBatch) -> Logits:
         """See `Runtime.step`; the returned array is reused by the next call."""
-        count = batch.size
-        if len(tokens) != count:
-            raise ValueError(f"step needs one token for each of {count} streams, got {len(tokens)}")
+        count = batch.check_tokens(tokens)
         if not count:
             return self._logits[:0]
         self._tokens[:count, 0] = tokens
@@ -309,7 +270,7 @@ class OnnxRuntime:
             binding = batch.bindings[key] = self._bind(batch, key[0])
         self.session.run_with_iobinding(binding)
         if self.attentive:
-            batch.ring[:, rows, 0, slot] = self._fresh[:, :count]
+            batch.ring[:, rows, slot] = self._fresh[:, :count]
             batch.bias[rows, slot] = 0
         batch.now ^= 1
         position += 1
@@ -343,10 +304,3 @@ class OnnxRuntime:
                 fresh = self._fresh[2 * index + offset]
                 tie(binding.bind_output, f"{name}_{layer}_out", fresh, count, 1, config.head_dim)
         return binding
-
-
-def same_state(left: OnnxState, right: OnnxState) -> bool:
-    """True if two states are equal to the last bit."""
-    return all(
-        np.array_equal(getattr(left, entry.name), getattr(right, entry.name)) for entry in fields(left)
-    )

@@ -1,14 +1,14 @@
-"""`SamplingRows` on the device: the same settings, filters and random numbers, as one fixed piece of work.
+"""`SamplingRows` on the device: the same settings, filters and random numbers, as one fixed sequence of operations.
 
 Made to be captured: shapes do not depend on what the logits hold, and the host is asked for nothing. So every row is
 sorted whole: work for a GPU, and on one core 6 to 19 times that of `SamplingRows` (1 and 64 rows of 4,096). What
-crosses the bus is three whole numbers a row there and two back, and settings when a row joins or leaves.
+crosses the bus is three integers a row there and two back, and settings when a row joins or leaves.
 
 Given the same logits, a row gets the token that `SamplingRows` gives it, but for the last bit of two float
 operations: the exponential, which each library rounds in its own way, and the mass of a row without min-p and top-k,
-which `SamplingRows` adds in floating point and this one in whole numbers. A draw within about 1e-7 of the border of
-two tokens may fall on the other side. Greedy choices, filters by rank and random numbers are equal to the last bit, and
-as there, no row's token depends on its company.
+which `SamplingRows` adds in floating point and this one in integers. A draw within about 1e-7 of the border of two
+tokens may fall on the other side. Greedy choices, filters by rank and random numbers are equal to the last bit, and
+as there, no row's token depends on its batch mates.
 
 Shapes: B rows (streams), V vocabulary.
 """
@@ -16,17 +16,17 @@ Shapes: B rows (streams), V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from model.generation import SamplingParams
 from model.runtimes.protocol import Flags, Logits, Tokens
-from model.runtimes.sampling import GOLDEN, MIX_A, MIX_B, WEIGHT_ONE, check_sizes, scale_of, start_of
-from model.runtimes.torch.graphs import Recorder, Work, bucket_sizes
+from model.runtimes.sampling import GOLDEN, MIX_A, MIX_B, WEIGHT_ONE, RowSettings, check_sizes
+from model.runtimes.torch.graphs import Recorder, bucket_sizes
 
 
 def _signed(constant: np.uint64) -> int:
@@ -62,9 +62,8 @@ class DeviceLogits:
         return logits_V
 
 
-@dataclass(frozen=True, slots=True)
-class _Settings:
-    """What rows come to; one instance on the host, where rows are set, and one on the device, where it is read."""
+class _Settings(NamedTuple):
+    """`RowSettings` of all rows: one on the host, where rows are set, and one on the device, where they are read."""
 
     scale_B: Tensor
     penalty_B: Tensor
@@ -76,34 +75,14 @@ class _Settings:
     unfiltered_B: Tensor
 
     @classmethod
-    def make(cls, room: int, vocab: int, device: torch.device) -> _Settings:
+    def make(cls, allocated: int, vocab: int, device: torch.device) -> _Settings:
         """Rows that nobody has set are greedy, which is never wrong for rows that nobody reads."""
-
-        def full(value: float, dtype: torch.dtype) -> Tensor:
-            return torch.full((room,), value, dtype=dtype, device=device)
-
-        single, whole = torch.float32, torch.int64
+        full = partial(torch.full, (allocated,), device=device)
+        ones, zeros = full(1.0, dtype=torch.float32), full(0.0, dtype=torch.float32)
+        top_p, start = full(1.0, dtype=torch.float64), full(0, dtype=torch.int64)
+        greedy, unfiltered = full(True, dtype=torch.bool), full(False, dtype=torch.bool)
         return cls(
-            full(1, single),
-            full(1, single),
-            full(0, single),
-            full(1, torch.float64),
-            full(vocab, whole),
-            full(0, whole),
-            full(1, torch.bool),
-            full(0, torch.bool),
-        )
-
-    def parts(self) -> tuple[Tensor, ...]:
-        return (
-            self.scale_B,
-            self.penalty_B,
-            self.min_p_B,
-            self.top_p_B,
-            self.top_k_B,
-            self.start_B,
-            self.greedy_B,
-            self.unfiltered_B,
+            ones, ones.clone(), zeros, top_p, full(vocab, dtype=torch.int64), start, greedy, unfiltered
         )
 
 
@@ -115,61 +94,47 @@ class DeviceSampler:
         check_sizes(capacity, vocab_size)
         self._vocab_size = vocab_size
         sizes = bucket_sizes(capacity)
-        room = sizes[-1]
+        allocated = sizes[-1]
         pinned = device.type == "cuda"
 
         def on_host(tensor: Tensor) -> Tensor:
             return tensor.pin_memory() if pinned else tensor
 
-        self._host = _Settings.make(room, vocab_size, torch.device("cpu"))
-        self._settings = _Settings.make(room, vocab_size, device)
+        self._host = _Settings.make(allocated, vocab_size, torch.device("cpu"))
+        self._settings = _Settings.make(allocated, vocab_size, device)
         self._changed = False
-        self._penalised = np.zeros(room, np.bool_)
-        self._logits_BV = torch.zeros(room, vocab_size, device=device)
-        self._seen_BV = torch.zeros(room, vocab_size, dtype=torch.bool, device=device)
+        self._penalised = np.zeros(allocated, np.bool_)
+        self._logits_BV = torch.zeros(allocated, vocab_size, device=device)
+        self._seen_BV = torch.zeros(allocated, vocab_size, dtype=torch.bool, device=device)
         # Of each row: the place of the token to be chosen, a token that has joined the story, and whether one has.
-        self._news_host = on_host(torch.zeros(3, room, dtype=torch.int64))
-        self._news_3B = torch.zeros(3, room, dtype=torch.int64, device=device)
+        self._news_host = on_host(torch.zeros(3, allocated, dtype=torch.int64))
+        self._news_3B = torch.zeros(3, allocated, dtype=torch.int64, device=device)
         self._news = self._news_host.numpy()
         # Back: the chosen token, and whether the row was usable.
-        self._chosen_host = on_host(torch.zeros(2, room, dtype=torch.int64))
-        self._chosen_2B = torch.zeros(2, room, dtype=torch.int64, device=device)
+        self._chosen_host = on_host(torch.zeros(2, allocated, dtype=torch.int64))
+        self._chosen_2B = torch.zeros(2, allocated, dtype=torch.int64, device=device)
         self._place_V = torch.arange(vocab_size, device=device)
-        self._launches = {size: recorder.record(self._work(size)) for size in sizes}
-
-    def _work(self, rows: int) -> Work:
-        return lambda: self._choose(rows)
+        self._launches = {size: recorder.record(partial(self._choose, size)) for size in sizes}
 
     def set(self, row: int, sampling: SamplingParams, seen: Iterable[int] = ()) -> None:
-        """See `SamplingRows.set`."""
-        host, vocab = self._host, self._vocab_size
-        top_k = min(sampling.top_k, vocab) or vocab
-        greedy = sampling.temperature == 0
-        values = (
-            scale_of(sampling.temperature),
-            sampling.repetition_penalty,
-            sampling.min_p,
-            sampling.top_p,
-            top_k,
-            _signed(start_of(sampling.seed)),
-            greedy,
-            not greedy and sampling.top_p == 1 and sampling.min_p == 0 and top_k == vocab,
-        )
-        for part, value in zip(host.parts(), values, strict=True):
+        """See `Sampler.set`."""
+        settings = RowSettings.of(sampling, self._vocab_size)
+        values = {**settings._asdict(), "start": _signed(settings.start)}
+        for part, value in zip(self._host, values.values(), strict=True):
             part[row] = value
         self._changed = True
         self._news[2, row] = 0
-        self._penalised[row] = sampling.repetition_penalty != 1
+        self._penalised[row] = settings.penalty != 1
         if self._penalised[row]:
             self._seen_BV[row] = False
             if ids := list(seen):
                 self._seen_BV[row, torch.tensor(ids, device=self._seen_BV.device)] = True
 
     def move(self, source: int, target: int) -> None:
-        """See `SamplingRows.move`."""
+        """See `Sampler.move`."""
         if source == target:
             return
-        for part in self._host.parts():
+        for part in self._host:
             part[target] = part[source]
         self._changed = True
         self._news[1:, target] = self._news[1:, source]
@@ -179,18 +144,18 @@ class DeviceSampler:
             self._seen_BV[target] = self._seen_BV[source]
 
     def note(self, row: int, token: int) -> None:
-        """See `SamplingRows.note`. The last token told of travels with the next step's numbers."""
+        """See `Sampler.note`. The last noted token goes to the device with the next step."""
         if self._penalised[row]:
             if self._news[2, row]:
                 self._seen_BV[row, int(self._news[1, row])] = True
             self._news[1:, row] = token, 1
 
-    def sample(self, logits_BV: DeviceLogits, position_B: npt.NDArray[np.int64]) -> tuple[Tokens, Flags]:
-        """See `SamplingRows.sample`."""
+    def sample(self, logits_BV: DeviceLogits, position_B: Tokens) -> tuple[Tokens, Flags]:
+        """See `Sampler.sample`."""
         rows = len(logits_BV)
         size = next(size for size in self._launches if size >= rows)
         if self._changed:
-            for here, there in zip(self._host.parts(), self._settings.parts(), strict=True):
+            for here, there in zip(self._host, self._settings, strict=True):
                 there.copy_(here)
             self._changed = False
         self._news[0, :rows] = position_B
@@ -209,7 +174,7 @@ class DeviceSampler:
         settings = self._settings
         position_B, noted_B, news_B = self._news_3B[:, :rows].unbind(0)
         scale_B, penalty_B, min_p_B, top_p_B, top_k_B, start_B, greedy_B, unfiltered_B = (
-            part[:rows] for part in settings.parts()
+            part[:rows] for part in settings
         )
         seen_BV = self._seen_BV[:rows]
         noted_B1 = noted_B[:, None]

@@ -27,7 +27,7 @@ from model.architecture.folder import PRETRAINED, ModelFolder
 from model.architecture.tokenizer import StoryTokenizer
 from model.engine.load import load_engine
 from model.errors import DataError, InputError, ModelError
-from tests.model.all_runtimes import NOT_NATIVE, needs_native
+from tests.model.runtimes.shared import NOT_NATIVE, needs_native
 from tests.model.small_model import copy_of, small_folder
 from training.data.corpus import load_own_stories
 

@@ -13,7 +13,7 @@ import pytest
 
 from experiments.studies.decode_speed import measure
 from model.architecture.folder import PRETRAINED
-from tests.model.all_runtimes import NOT_NATIVE
+from tests.model.runtimes.shared import NOT_NATIVE
 
 
 def engines() -> list[str]:

@@ -18,10 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from model.architecture.config import ModelConfig
+from model.architecture.config import END_ID, ModelConfig
 from model.architecture.folder import PRETRAINED, ModelFolder
 from model.architecture.network import (
-    END_OF_STORY_ID,
     AttentionState,
     NetworkState,
     Recurrence,
@@ -35,8 +34,16 @@ from training.trainer.recipe import load_recipe
 
 CHUNK = 16
 TINY = ModelConfig(
-    vocab_size=30, width=16, pattern="RRA", mlp_width=24, heads=2, head_dim=8, key_dim=4, window=12, chunk=CHUNK
-)  # fmt: skip
+    vocab_size=30,
+    width=16,
+    pattern="RRA",
+    mlp_width=24,
+    heads=2,
+    head_dim=8,
+    key_dim=4,
+    window=12,
+    chunk=CHUNK,
+)
 PATTERNS = ("R", "A", "RRA", "AAA", "RRR")
 TOLERANCE = 1e-4
 
@@ -86,7 +93,7 @@ def rows(draw: st.DrawFn, longest: int = 200, chunks: tuple[int, ...] = (CHUNK,)
             places |= {place + 1 for place in places}  # stories of no token at all
         for place in places:
             if 0 <= place < time:
-                tokens_BT[row, place] = END_OF_STORY_ID
+                tokens_BT[row, place] = END_ID
     return tokens_BT
 
 
@@ -106,7 +113,7 @@ def test_both_forms_agree_on_trained_weights_too() -> None:
     network = load_network(small_checkpoint())
     rng = np.random.default_rng(3)
     tokens_BT = torch.from_numpy(rng.integers(1, network.config.vocab_size, (3, 100)))
-    tokens_BT[:, 0] = tokens_BT[1, 40] = tokens_BT[2, 48] = END_OF_STORY_ID
+    tokens_BT[:, 0] = tokens_BT[1, 40] = tokens_BT[2, 48] = END_ID
     torch.testing.assert_close(
         whole(network, tokens_BT), by_steps(network, tokens_BT), rtol=TOLERANCE, atol=TOLERANCE
     )
@@ -131,9 +138,9 @@ def test_an_earlier_story_changes_no_later_logit(pattern: str, time: int, data: 
     border = data.draw(st.integers(1, time - 1), label="border")
     one, other = random_rows(2, time, 0), random_rows(2, time, 1)
     other[:, border:] = one[:, border:]
-    one[:, border] = other[:, border] = END_OF_STORY_ID
+    one[:, border] = other[:, border] = END_ID
     if data.draw(st.booleans(), label="another border before"):
-        other[:, data.draw(st.integers(0, border - 1), label="its place")] = END_OF_STORY_ID
+        other[:, data.draw(st.integers(0, border - 1), label="its place")] = END_ID
     network = network_of(pattern)
     first, second = whole(network, one), whole(network, other)
     # Not the last bit: the decays of a chunk are summed over the border, and rounded on the way.
@@ -144,7 +151,7 @@ def test_an_earlier_story_changes_no_later_logit(pattern: str, time: int, data: 
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_a_step_that_starts_a_story_forgets_all_that_was(pattern: str) -> None:
     network = network_of(pattern)
-    story = torch.tensor([[END_OF_STORY_ID, 5, 6, 7, 8, 9, 10]])
+    story = torch.tensor([[END_ID, 5, 6, 7, 8, 9, 10]])
     before = random_rows(1, 31, seed=5)
     after = by_steps(network, torch.cat([before, story], dim=1))[:, 31:]
     torch.testing.assert_close(after, by_steps(network, story), rtol=1e-5, atol=1e-5)
@@ -159,7 +166,7 @@ def test_nothing_leaks_from_the_future(pattern: str, time: int, data: st.DataObj
     other[:, :until] = one[:, :until]
     other[:, until] = (one[:, until] % (TINY.vocab_size - 1)) + 1  # surely another
     if data.draw(st.booleans(), label="a story ends then"):
-        other[0, until] = END_OF_STORY_ID
+        other[0, until] = END_ID
     network = network_of(pattern)
     first, second = whole(network, one), whole(network, other)
     torch.testing.assert_close(first[:, :until], second[:, :until], rtol=1e-5, atol=1e-5)
@@ -299,7 +306,7 @@ def test_gates_at_their_ends_give_finite_logits_and_gradients(rate: float) -> No
                 )  # writes nothing and keeps all, or forgets all at each token
                 block.mixer.log_decay.fill_(1.0)
     tokens_BT = random_rows(2, 130, seed=0)
-    tokens_BT[0, 64] = END_OF_STORY_ID
+    tokens_BT[0, 64] = END_ID
     logits_BTV = network(tokens_BT)
     torch.testing.assert_close(logits_BTV.detach(), by_steps(network, tokens_BT), rtol=1e-3, atol=1e-3)
     network.loss_sum(tokens_BT[:, :-1], tokens_BT[:, 1:]).backward()
@@ -317,7 +324,7 @@ def test_every_parameter_takes_part() -> None:
 def test_bf16_autocast_stays_close_to_fp32() -> None:
     network = network_of("RRA")
     tokens_BT = random_rows(4, 120, seed=0)
-    tokens_BT[1, 50] = END_OF_STORY_ID
+    tokens_BT[1, 50] = END_ID
     exact = whole(network, tokens_BT)
     with torch.autocast("cpu", torch.bfloat16):
         rounded = whole(network, tokens_BT)
@@ -381,3 +388,68 @@ def test_rotary_scores_depend_on_distance_alone(near: int, apart: int, shift: in
     assert float(rotate(query, torch.tensor([near]), 1e4).norm()) == pytest.approx(
         float(query.norm()), rel=1e-5
     )
+
+
+# Dropout
+
+TOKENS_BT = torch.randint(1, TINY.vocab_size, (3, 20), generator=torch.Generator().manual_seed(0))
+
+
+def pair(dropout: float) -> tuple[StoryNetwork, StoryNetwork]:
+    """The same weights without and with dropout, both in training mode."""
+    plain = random_network(TINY)
+    dropping = StoryNetwork(TINY, dropout=dropout)
+    dropping.load_state_dict(plain.state_dict())
+    return plain.train(), dropping.train()
+
+
+def logits_of(network: StoryNetwork, seed: int = 0) -> Tensor:
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        return network(TOKENS_BT)  # type: ignore[no-any-return]
+
+
+def test_training_drops_by_the_rng() -> None:
+    plain, dropping = pair(0.3)
+    first = logits_of(dropping)
+    assert not torch.allclose(first, logits_of(plain), atol=0.1)
+    assert not torch.allclose(first, logits_of(dropping, seed=1), atol=0.1)
+    assert torch.equal(first, logits_of(dropping))
+
+
+def test_evaluation_and_the_step_form_drop_nothing() -> None:
+    plain, dropping = pair(0.9)
+    state = dropping.initial_state(len(TOKENS_BT))
+    with torch.no_grad():
+        for time in range(TOKENS_BT.size(1)):
+            # Even one that was left in training mode.
+            step_BV, state = dropping.step(TOKENS_BT[:, time], state)
+            torch.testing.assert_close(step_BV, logits_of(plain)[:, time], rtol=1e-4, atol=1e-4)
+    assert torch.equal(logits_of(dropping.eval()), logits_of(plain))
+
+
+def test_a_share_of_zero_drops_nothing_bit_for_bit() -> None:
+    plain, dropping = pair(0.0)
+    assert torch.equal(logits_of(dropping), logits_of(plain))
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5])
+def test_the_share_is_that_of_the_values_and_the_others_make_up_for_it(share: float) -> None:
+    dropping = StoryNetwork(TINY, dropout=share).train()
+    values = torch.ones(200, 200)
+    for drop in [dropping.dropout, *(block.dropout for block in dropping.blocks)]:
+        torch.manual_seed(0)
+        left = drop(values)  # type: ignore[operator]
+        assert float((left == 0).float().mean()) == pytest.approx(share, abs=0.02)
+        assert float(left.mean()) == pytest.approx(1.0, abs=0.02)
+
+
+def test_a_block_that_drops_all_leaves_the_stream_as_it_is() -> None:
+    plain, dropping = pair(0.0)
+    for block in dropping.blocks:
+        block.dropout.p = 1.0  # type: ignore[union-attr]
+    assert not torch.allclose(logits_of(dropping), logits_of(plain), atol=0.1)
+    empty = StoryNetwork(TINY)  # a new network's branches give zero
+    with torch.no_grad():
+        empty.embedding.weight.copy_(plain.embedding.weight)
+    assert torch.equal(logits_of(dropping), logits_of(empty))

@@ -38,10 +38,10 @@ def test_a_story_is_what_the_runtime_gives_by_hand(prompt: str, temperature: flo
     asked = request(prompt, temperature=temperature, seed=7)
     with engine() as e:
         stream = e.submit(asked)
-        pieces = list(stream)
+        chunks = list(stream)
     assert outcome(stream.completion, stream.tokens) == by_hand(asked)
-    assert "".join(piece.text for piece in pieces) == stream.completion.text
-    assert [token for piece in pieces for token in piece.tokens] == list(stream.tokens)
+    assert "".join(chunk.text for chunk in chunks) == stream.completion.text
+    assert [token for chunk in chunks for token in chunk.tokens] == list(stream.tokens)
     assert stream.completion.usage.prompt_tokens == len(TOKENIZER.encode(prompt))
     assert stream.completion.usage.completion_tokens == len(stream.tokens)
 
@@ -50,8 +50,8 @@ async def test_with_and_without_an_event_loop_the_story_is_the_same() -> None:
     asked = request(seed=3)
     async with engine() as e:
         stream = e.submit(asked)
-        text = "".join([piece.text async for piece in stream])
-        other = await asyncio.to_thread(lambda: "".join(piece.text for piece in e.submit(asked)))
+        text = "".join([chunk.text async for chunk in stream])
+        other = await asyncio.to_thread(lambda: "".join(chunk.text for chunk in e.submit(asked)))
     assert text == other == stream.completion.text == by_hand(asked)[1]
 
 
@@ -62,7 +62,7 @@ def test_a_stop_string_ends_the_story_and_stays_out_of_it(seed: int) -> None:
     asked = request(seed=seed, max_tokens=60, stop=stop)
     with engine(runtime(**NO_END)) as e:
         stream = e.submit(asked)
-        text = "".join(piece.text for piece in stream)
+        text = "".join(chunk.text for chunk in stream)
     assert text == stream.completion.text == free[: free.index(stop[0])]
     assert stream.completion.finish_reason == "stop"
     assert outcome(stream.completion, stream.tokens) == by_hand(asked, runtime(**NO_END))
@@ -82,23 +82,23 @@ def test_half_a_character_at_the_end_is_replaced_and_not_lost() -> None:
     with engine(network) as e:
         for seed in range(40):
             stream = e.submit(request(seed=seed, max_tokens=5))
-            assert "".join(piece.text for piece in stream) == TOKENIZER.decode(stream.tokens)
+            assert "".join(chunk.text for chunk in stream) == TOKENIZER.decode(stream.tokens)
 
 
-def test_a_late_reader_finds_all_in_one_piece() -> None:
+def test_a_late_reader_finds_all_in_one_chunk() -> None:
     with engine(runtime(**NO_END)) as e:
         stream = e.submit(request(max_tokens=30))
         stream.wait(10)
-        pieces = list(stream)
-    assert len(pieces) == 1
-    assert len(pieces[0].tokens) == 30
-    assert pieces[0].text == stream.completion.text
+        chunks = list(stream)
+    assert len(chunks) == 1
+    assert len(chunks[0].tokens) == 30
+    assert chunks[0].text == stream.completion.text
 
 
 def test_log_probabilities_and_alternatives_come_with_the_tokens() -> None:
     with engine() as e:
         stream = e.submit(request(seed=5, max_tokens=12, logprobs=3))
-        found = [logprob for piece in stream for logprob in piece.logprobs]
+        found = [logprob for chunk in stream for logprob in chunk.logprobs]
         plain = e.submit(request(seed=5, max_tokens=12))
         plain.wait(10)
     assert [each.token for each in found] == list(stream.tokens) == list(plain.tokens)
@@ -244,7 +244,7 @@ def test_a_long_prompt_stalls_neither_those_who_decode_nor_a_short_prompt(gated:
 
 
 def test_slots_are_given_in_order_of_arrival_and_the_queue_is_bounded(gated: FakeRuntime) -> None:
-    prompts = ["", "xxx", "x", "xxxx"]  # told apart by how many tokens are read: 1, 4, 2, 5
+    prompts = ["", "xxx", "x", "xxxx"]  # known by how many tokens are read: 1, 4, 2, 5
     with engine(gated, slots=1, queue_limit=3) as e:
         gated.gate.clear()
         streams = [e.submit(request(prompt, max_tokens=3)) for prompt in prompts]
@@ -288,7 +288,7 @@ async def test_a_step_wakes_an_event_loop_once_however_many_streams_it_reads() -
         return original(*arguments, **options)  # type: ignore[arg-type]
 
     async def read(stream: Stream) -> int:
-        return sum([len(piece.tokens) async for piece in stream])
+        return sum([len(chunk.tokens) async for chunk in stream])
 
     async with engine(network) as e:
         loop.call_soon_threadsafe = counted  # type: ignore[method-assign, assignment]

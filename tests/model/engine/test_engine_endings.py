@@ -107,8 +107,8 @@ def test_readers_whose_event_loop_was_closed_touch_no_other(gated: FakeRuntime) 
         asyncio.run(read_the_first_token_and_leave_while_waiting_for_the_second())
         other = e.submit(request(seed=1, max_tokens=20))
         gated.gate.set()
-        assert sum(len(piece.tokens) for piece in other) == 20
-        assert sum(len(piece.tokens) for piece in stream) == 19
+        assert sum(len(chunk.tokens) for chunk in other) == 20
+        assert sum(len(chunk.tokens) for chunk in stream) == 19
         assert e.stats().healthy
 
 
@@ -130,7 +130,7 @@ def test_a_row_of_nan_ends_its_own_story_only() -> None:
         assert broken.error is not None
         assert "not a number" in broken.error
         assert list(stream.tokens) == tokens[: tokens.index(network.poison) + 1]
-        assert "".join(piece.text for piece in stream) == broken.text
+        assert "".join(chunk.text for chunk in stream) == broken.text
         for other, expected in zip(streams, known, strict=True):
             other.wait(10)
             assert outcome(other.completion, other.tokens) == expected
@@ -206,7 +206,7 @@ def test_a_drain_that_takes_too_long_cancels_the_rest() -> None:
 async def test_leaving_the_engine_ends_its_stories() -> None:
     async with engine(runtime(**NO_END)) as e:
         stream = e.submit(request(max_tokens=4000))
-    assert [piece.text async for piece in stream] or stream.completion.text == ""
+    assert [chunk.text async for chunk in stream] or stream.completion.text == ""
     assert stream.completion.finish_reason == "cancelled"
 
 

@@ -15,7 +15,7 @@ from model.engine.load import RuntimeChoice, load_engine, load_runtime
 from model.errors import ModelError
 from model.generation import Completion, GenerationRequest, SamplingParams
 from model.runtimes.native.library import library
-from tests.model.all_runtimes import NOT_NATIVE, needs_native
+from tests.model.runtimes.shared import NOT_NATIVE, needs_native
 from tests.model.small_model import copy_of, small_folder
 
 REQUEST = GenerationRequest(prompt="Once upon a time", max_tokens=40, sampling=SamplingParams(seed=3))
@@ -24,18 +24,15 @@ REQUEST = GenerationRequest(prompt="Once upon a time", max_tokens=40, sampling=S
 def write(
     folder: Path | None, *, precision: str = "int8", runtime: RuntimeChoice = "auto", others: int = 0
 ) -> Completion:
+    beside = [
+        GenerationRequest(prompt=f"The dog {n}", max_tokens=20 + n, sampling=SamplingParams(seed=n))
+        for n in range(others)
+    ]
     with load_engine(folder, slots=8, precision=precision, runtime=runtime) as engine:
-        stream = engine.submit(REQUEST)
-        company = [
-            engine.submit(
-                GenerationRequest(prompt=f"The dog {n}", max_tokens=20 + n, sampling=SamplingParams(seed=n))
-            )
-            for n in range(others)
-        ]
-        for beside in [stream, *company]:
-            for _ in beside:
-                pass
-        return stream.completion
+        streams = [engine.submit(each) for each in (REQUEST, *beside)]
+        for stream in streams:
+            stream.wait()
+        return streams[0].completion
 
 
 WRITE_ONE = """
@@ -44,7 +41,7 @@ from model.generation import GenerationRequest
 from model.engine.load import load_engine
 with load_engine() as engine:
     stream = engine.submit(GenerationRequest(prompt="Once upon a time", max_tokens=20))
-    text = "".join(piece.text for piece in stream)
+    text = "".join(chunk.text for chunk in stream)
     usage = stream.completion.usage
 loaded = sorted({name.partition(".")[0] for name in sys.modules})
 print(json.dumps({"text": text, "tokens": usage.completion_tokens, "loaded": loaded}))
@@ -56,10 +53,10 @@ def test_the_shipped_model_writes_without_anything_of_training_being_imported(re
         [sys.executable, "-c", WRITE_ONE], cwd=repository, capture_output=True, text=True, check=False
     )
     assert run.returncode == 0, run.stderr
-    told = json.loads(run.stdout)
-    assert told["text"].strip()
-    assert 0 < told["tokens"] <= 20
-    assert ("onnxruntime" in told["loaded"]) == (NOT_NATIVE is not None)  # only one of them is loaded
+    found = json.loads(run.stdout)
+    assert found["text"].strip()
+    assert 0 < found["tokens"] <= 20
+    assert ("onnxruntime" in found["loaded"]) == (NOT_NATIVE is not None)  # only one of them is loaded
     training = {
         "torch",
         "onnx",
@@ -71,7 +68,7 @@ def test_the_shipped_model_writes_without_anything_of_training_being_imported(re
         "gradio",
         "pandas",
     }
-    assert set(told["loaded"]) & training == set()
+    assert set(found["loaded"]) & training == set()
 
 
 def test_a_folder_works_wherever_it_is_copied_to(tmp_path: Path) -> None:
@@ -83,7 +80,7 @@ def test_a_folder_works_wherever_it_is_copied_to(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("precision", "runtime"), [("int8", "auto"), ("int8", "onnx"), ("fp32", "onnx")])
-def test_a_seed_tells_the_same_story_alone_and_among_others(precision: str, runtime: RuntimeChoice) -> None:
+def test_a_seed_gives_the_same_story_alone_and_among_others(precision: str, runtime: RuntimeChoice) -> None:
     alone = write(small_folder(), precision=precision, runtime=runtime)
     among = write(small_folder(), precision=precision, runtime=runtime, others=7)
     assert alone.text
@@ -96,7 +93,7 @@ def test_a_folder_that_is_replaced_goes_on_being_served(tmp_path: Path) -> None:
     expected = write(folder, precision="fp32").text
     with load_engine(folder, slots=1, precision="fp32") as engine:
         shutil.rmtree(folder)
-        assert "".join(piece.text for piece in engine.submit(REQUEST)) == expected
+        assert "".join(chunk.text for chunk in engine.submit(REQUEST)) == expected
 
 
 def test_a_damaged_folder_is_named_and_never_served(tmp_path: Path) -> None:

@@ -25,10 +25,10 @@ def longest_open(text: str, words: list[str]) -> int:
 
 
 @given(st.lists(st.text(LETTERS, max_size=7), max_size=12), WORDS)
-def test_the_pieces_give_what_the_whole_text_gives(pieces: list[str], words: list[str]) -> None:
+def test_the_chunks_give_what_the_whole_text_gives(chunks: list[str], words: list[str]) -> None:
     matcher = StopMatcher(words)
-    released = "".join([matcher.push(piece) for piece in pieces])
-    assert (released + matcher.flush(), matcher.stopped) == reference("".join(pieces), words)
+    released = "".join([matcher.push(chunk) for chunk in chunks])
+    assert (released + matcher.flush(), matcher.stopped) == reference("".join(chunks), words)
 
 
 @given(st.text(LETTERS, max_size=30), WORDS)
@@ -44,9 +44,9 @@ def test_never_more_is_held_back_than_may_become_a_stop_string(text: str, words:
         assert seen.endswith(matcher.held)
 
 
-def test_a_stop_string_across_pieces_never_shows() -> None:
+def test_a_stop_string_across_chunks_never_shows() -> None:
     matcher = StopMatcher(["The End"])
-    assert [matcher.push(piece) for piece in ("and slept. ", "Th", "e E", "nd of it")] == [
+    assert [matcher.push(chunk) for chunk in ("and slept. ", "Th", "e E", "nd of it")] == [
         "and slept. ",
         "",
         "",
@@ -58,11 +58,11 @@ def test_a_stop_string_across_pieces_never_shows() -> None:
 
 def test_text_that_only_began_like_a_stop_string_is_released() -> None:
     matcher = StopMatcher(["The End"])
-    assert [matcher.push(piece) for piece in ("Th", "e ", "Elf")] == ["", "", "The Elf"]
+    assert [matcher.push(chunk) for chunk in ("Th", "e ", "Elf")] == ["", "", "The Elf"]
     assert matcher.push("T") + matcher.flush() == "T"
 
 
-def test_one_piece_may_hold_the_stop_string_and_more() -> None:
+def test_one_chunk_may_hold_the_stop_string_and_more() -> None:
     matcher = StopMatcher(["###", "\n\n"])
     assert matcher.push("a#b\n\nc###") == "a#b"
     assert matcher.stopped

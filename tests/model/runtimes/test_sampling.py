@@ -1,16 +1,27 @@
-"""The vectorised sampler against a naive one that sorts everything, row by row, in Python."""
+"""Every sampler against a naive one that sorts everything, row by row, in Python; and against the one in numpy."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import model.runtimes.torch.sampling
 from model.generation import SamplingParams
+from model.runtimes.native.library import paths
+from model.runtimes.native.sampling import NativeSampler
+from model.runtimes.protocol import Flags, Sampler, Tokens
 from model.runtimes.sampling import SamplingRows, log_probabilities, start_of, uniform
+from model.runtimes.torch.graphs import Eager, Recorder
+from model.runtimes.torch.sampling import DeviceLogits, DeviceSampler
+from tests.model.runtimes.shared import needs_native
+from tests.model.runtimes.torch.tape import Tapes
 
 SETTINGS = st.builds(
     SamplingParams,
@@ -22,6 +33,34 @@ SETTINGS = st.builds(
     seed=st.integers(0, 2**63 - 1),
 )
 VOCAB = st.sampled_from([2, 97, 600, 4096])
+
+Maker = Callable[[int, int], Sampler]
+"""Makes a sampler of so many rows over so large a vocabulary."""
+
+
+class OnDevice(DeviceSampler):
+    """The device's sampler, on the CPU, over logits that are given as an array."""
+
+    def __init__(self, capacity: int, vocab: int, recorder: Recorder | None = None) -> None:
+        super().__init__(capacity, vocab, torch.device("cpu"), recorder or Eager())
+
+    def sample(self, logits_BV: Any, position_B: Tokens) -> tuple[Tokens, Flags]:
+        return super().sample(DeviceLogits(torch.from_numpy(logits_BV)), position_B)
+
+
+def natives(capacity: int, vocab: int) -> list[NativeSampler]:
+    """The sampler in C, by every path that this processor can run; the best first."""
+    return [NativeSampler(capacity, vocab, number) for number in paths().values()]
+
+
+NATIVE = pytest.param(lambda capacity, vocab: natives(capacity, vocab)[0], marks=needs_native, id="native")
+
+
+@pytest.fixture(scope="module", params=[pytest.param(SamplingRows, id="numpy"), NATIVE, OnDevice])
+def rows_of(request: pytest.FixtureRequest) -> Maker:
+    """Every sampler."""
+    maker: Maker = request.param
+    return maker
 
 
 def some_logits(rng: np.random.Generator, vocab: int) -> np.ndarray:
@@ -36,7 +75,7 @@ def some_logits(rng: np.random.Generator, vocab: int) -> np.ndarray:
 
 
 def splitmix(seed: int, position: int) -> float:
-    """The random number of a token, in whole numbers of Python."""
+    """The random number of a token, in Python's integers."""
 
     def mix(z: int) -> int:
         z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
@@ -88,75 +127,114 @@ def naive(logits: np.ndarray, sampling: SamplingParams, seen: set[int], position
     return allowed
 
 
-@settings(max_examples=150)
-@given(VOCAB, st.lists(SETTINGS, min_size=1, max_size=5), st.integers(0, 2**32))
+# What is drawn
+
+
+@settings(max_examples=100)
+@given(vocab=VOCAB, several=st.lists(SETTINGS, min_size=1, max_size=5), noise=st.integers(0, 2**32))
 def test_every_row_is_what_a_naive_sampler_draws(
-    vocab: int, several: list[SamplingParams], noise: int
+    rows_of: Maker, vocab: int, several: list[SamplingParams], noise: int
 ) -> None:
     rng = np.random.default_rng(noise)
-    rows = SamplingRows(len(several), vocab)
+    rows = rows_of(len(several), vocab)
     seen = [set(rng.integers(0, vocab, 5).tolist()) for _ in several]
     for row, sampling in enumerate(several):
         rows.set(row, sampling, seen[row])
     logits_BV = np.stack([some_logits(rng, vocab) for _ in several])
+    before = logits_BV.copy()
     position_B = rng.integers(0, 10_000, len(several))
-    chosen_B, usable_B = rows.sample(logits_BV.copy(), position_B)
+    chosen_B, usable_B = rows.sample(logits_BV, position_B)
     assert usable_B.all()
+    assert np.array_equal(logits_BV, before)
     for row, sampling in enumerate(several):
-        allowed = naive(logits_BV[row].copy(), sampling, seen[row], int(position_B[row]))
-        assert int(chosen_B[row]) in allowed
+        assert int(chosen_B[row]) in naive(logits_BV[row].copy(), sampling, seen[row], int(position_B[row]))
 
 
-@given(VOCAB, st.lists(SETTINGS, min_size=2, max_size=9), st.integers(0, 2**32))
-def test_a_row_does_not_depend_on_the_others(vocab: int, several: list[SamplingParams], noise: int) -> None:
-    rng = np.random.default_rng(noise)
-    logits_BV = np.stack([some_logits(rng, vocab) for _ in several])
-    position_B = rng.integers(0, 10_000, len(several))
-    together = SamplingRows(len(several) + 3, vocab)
-    alone = SamplingRows(1, vocab)
-    for row, sampling in enumerate(several):
-        together.set(row, sampling, range(min(vocab, 7)))
-    chosen_B, _ = together.sample(logits_BV, position_B)
-    for row, sampling in enumerate(several):
-        alone.set(0, sampling, range(min(vocab, 7)))
-        assert alone.sample(logits_BV[row : row + 1], position_B[row : row + 1])[0][0] == chosen_B[row]
+@pytest.mark.parametrize(
+    "others", [pytest.param(natives, marks=needs_native), lambda *size: [OnDevice(*size)]]
+)
+def test_of_many_draws_nearly_all_are_those_of_numpy_all_greedy_ones_and_all_paths_agree(
+    others: Callable[[int, int], list[Any]],
+) -> None:
+    """9,600 draws under settings of every kind; the few that may differ lie at a border of two tokens."""
+    rng = np.random.default_rng(0)
+    differ = drawn = 0
+    for vocab in (97, 600, 4096):
+        for _ in range(20):
+            host, ours = SamplingRows(16, vocab), others(16, vocab)
+            several = [
+                SamplingParams(
+                    temperature=float(rng.choice([0, 0.3, 0.7, 1, 2])),
+                    top_k=int(rng.choice([0, 0, 1, 3, 50, 200])),
+                    top_p=float(rng.choice([1, 0.95, 0.999, 0.5, 0.01])),
+                    min_p=float(rng.choice([0, 0, 0.02, 0.3, 1])),
+                    repetition_penalty=float(rng.choice([1, 1, 1.3])),
+                    seed=int(rng.integers(2**63 - 1)),
+                )
+                for _ in range(16)
+            ]
+            for row, sampling in enumerate(several):
+                for each in (host, *ours):
+                    each.set(row, sampling, range(row))
+            greedy_B = np.array([sampling.temperature == 0 for sampling in several])
+            for _ in range(10):
+                logits_BV = np.stack([some_logits(rng, vocab) for _ in several])
+                position_B = rng.integers(0, 10_000, 16)
+                expected_B = host.sample(logits_BV.copy(), position_B)[0]
+                chosen = [each.sample(logits_BV, position_B)[0] for each in ours]
+                assert all(np.array_equal(each, chosen[0]) for each in chosen)
+                unequal_B = chosen[0] != expected_B
+                assert not (unequal_B & greedy_B).any()
+                differ, drawn = differ + int(unequal_B.sum()), drawn + 16
+                for row, token in enumerate(expected_B.tolist()):
+                    for each in (host, *ours):
+                        each.note(row, token)
+    assert drawn == 9_600
+    assert differ <= drawn / 1000
 
 
-def test_rows_that_move_keep_their_settings() -> None:
-    rng = np.random.default_rng(3)
-    logits_BV = np.repeat(some_logits(rng, 500)[None], 3, axis=0)
-    position_B = np.array([9, 9, 9])
-    rows = SamplingRows(3, 500)
-    for row in range(3):
-        rows.set(row, SamplingParams(seed=row, temperature=2.0, repetition_penalty=1.5), [row])
-    rows.note(2, 77)
-    before = rows.sample(logits_BV, position_B)[0].tolist()
-    rows.move(2, 0)
-    assert rows.sample(logits_BV[:2], position_B[:2])[0].tolist() == [before[2], before[1]]
-
-
-def test_draws_follow_the_filtered_distribution() -> None:
-    """Chi-squared over 20,000 draws of one row, at its 99.99 % bound for 3 degrees of freedom."""
+def test_draws_follow_the_filtered_distribution(rows_of: Maker) -> None:
+    """Chi-squared over 6,400 draws of 64 rows, at its 99.99 % bound for 3 degrees of freedom."""
     probability = np.array([0.5, 0.25, 0.15, 0.06, 0.04])
-    logits = np.log(probability).astype(np.float32)[None]
-    rows = SamplingRows(1, 5)
-    rows.set(0, SamplingParams(temperature=1, top_p=0.95, seed=5))
-    drawn = [int(rows.sample(logits, np.array([position]))[0][0]) for position in range(20_000)]
+    logits_BV = np.repeat(np.log(probability).astype(np.float32)[None], 64, axis=0)
+    rows = rows_of(64, 5)
+    for row in range(64):
+        rows.set(row, SamplingParams(temperature=1, top_p=0.95, seed=row))
+    drawn = np.concatenate([rows.sample(logits_BV, np.full(64, place))[0].copy() for place in range(100)])
     count = np.bincount(drawn, minlength=5)
     assert count[4] == 0  # 0.96 of the mass is there before it
     expected = probability[:4] / probability[:4].sum() * len(drawn)
     assert ((count[:4] - expected) ** 2 / expected).sum() < 21.1
 
 
-def test_top_p_counts_all_that_top_k_leaves_however_unlikely() -> None:
+def test_top_p_counts_all_that_top_k_leaves_however_unlikely(rows_of: Maker) -> None:
     """Of the weights 1, 0.25 and 48 times 0.0017, 79 % are more than 1: the second token is in the nucleus."""
     weights = np.array([1.0, 0.25, *[0.0017] * 48, *[0.0] * 50])
     with np.errstate(divide="ignore"):
         logits = np.log(weights).astype(np.float32)[None]
-    rows = SamplingRows(1, 100)
+    rows = rows_of(1, 100)
     rows.set(0, SamplingParams(temperature=1, top_k=50, top_p=0.79))
-    drawn = {int(rows.sample(logits, np.array([position]))[0][0]) for position in range(100)}
-    assert drawn == {0, 1}
+    assert {int(rows.sample(logits, np.array([place]))[0][0]) for place in range(100)} == {0, 1}
+
+
+def test_a_token_without_mass_never_comes(rows_of: Maker) -> None:
+    """Neither before all others, nor between them, nor behind; 1,000 draws without a filter."""
+    logits = np.full((1, 600), -np.inf, np.float32)
+    logits[0, [3, 300, 590]] = 0.0
+    rows = rows_of(1, 600)
+    rows.set(0, SamplingParams(temperature=2, top_p=1, seed=4))
+    drawn = [int(rows.sample(logits, np.array([place]))[0][0]) for place in range(1000)]
+    count = np.bincount(drawn, minlength=600)
+    assert count.sum() == count[[3, 300, 590]].sum()
+    assert (np.abs(count[[3, 300, 590]] - 1000 / 3) < 70).all()  # 4.7 standard deviations
+
+
+def test_greedy_takes_the_likeliest_and_the_first_of_equals(rows_of: Maker) -> None:
+    logits = np.array([[1, 3, 3, 2], [3, 1, 2, 0]], dtype=np.float32)
+    rows = rows_of(2, 4)
+    rows.set(0, SamplingParams(temperature=0))
+    rows.set(1, SamplingParams(temperature=0, repetition_penalty=2.0), [0])
+    assert rows.sample(logits, np.array([0, 0]))[0].tolist() == [1, 2]
 
 
 def test_random_numbers_are_those_of_splitmix_and_look_uniform() -> None:
@@ -169,37 +247,152 @@ def test_random_numbers_are_those_of_splitmix_and_look_uniform() -> None:
     assert len(set(numbers.tolist())) == len(numbers)
 
 
-def test_a_row_that_is_not_finite_is_reported_and_touches_no_other() -> None:
+@given(st.lists(st.tuples(st.integers(0, 2**63 - 1), st.integers(0, 2**40)), min_size=1, max_size=30))
+def test_random_numbers_on_the_device_are_those_of_the_host_to_the_last_bit(
+    places: list[tuple[int, int]],
+) -> None:
+    start_B = np.array([start_of(seed) for seed, _ in places], dtype=np.uint64)
+    position_B = np.array([position for _, position in places])
+    ours = model.runtimes.torch.sampling.uniform(
+        torch.from_numpy(start_B.view(np.int64)), torch.from_numpy(position_B)
+    )
+    assert np.array_equal(ours.numpy(), uniform(start_B, position_B))
+
+
+# Rows
+
+
+@settings(max_examples=50)
+@given(
+    vocab=VOCAB,
+    several=st.lists(SETTINGS, min_size=2, max_size=9),
+    noise=st.integers(0, 2**32),
+    leaves=st.integers(0, 8),
+)
+def test_a_row_does_not_depend_on_the_others_nor_on_its_place(
+    rows_of: Maker, vocab: int, several: list[SamplingParams], noise: int, leaves: int
+) -> None:
+    rng = np.random.default_rng(noise)
+    logits_BV = np.stack([some_logits(rng, vocab) for _ in several])
+    position_B = rng.integers(0, 10_000, len(several))
+    together, alone = rows_of(len(several) + 3, vocab), rows_of(1, vocab)
+    for row, sampling in enumerate(several):
+        together.set(row, sampling, range(min(vocab, 7)))
+    chosen = together.sample(logits_BV, position_B)[0].tolist()
+    for row, sampling in enumerate(several):
+        alone.set(0, sampling, range(min(vocab, 7)))
+        assert alone.sample(logits_BV[row : row + 1], position_B[row : row + 1])[0][0] == chosen[row]
+    last, gone = len(several) - 1, leaves % len(several)
+    together.move(last, gone)
+    order = [last if row == gone else row for row in range(last)]
+    left = together.sample(logits_BV[order], position_B[order])[0].tolist()
+    assert left == [chosen[row] for row in order]
+
+
+def test_a_penalty_knows_what_was_noted_and_forgets_it_with_the_row(rows_of: Maker) -> None:
+    rows = rows_of(3, 4)
+
+    def drawn(*logits: float) -> int:
+        return int(rows.sample(np.array([logits], dtype=np.float32), np.array([0]))[0][0])
+
+    rows.set(0, SamplingParams(temperature=0, repetition_penalty=2), [0])
+    assert drawn(5, 4, 3, 2) == 1
+    rows.note(0, 1)
+    rows.note(0, 2)  # two between two draws
+    assert drawn(5, 4, 3, 2) == 0  # 2.5, 2, 1.5, 2
+    rows.note(0, 3)
+    rows.move(0, 2)
+    rows.move(2, 0)
+    assert drawn(5, 4, 3, 2.6) == 0  # 3 was noted before the moves
+    rows.note(0, 0)
+    rows.set(0, SamplingParams(temperature=0, repetition_penalty=2), [])
+    assert drawn(1, 1.5, 0, 0) == 1
+
+
+@pytest.mark.parametrize("greedy", [True, False])
+def test_a_row_that_is_not_finite_is_reported_and_touches_no_other(rows_of: Maker, greedy: bool) -> None:
     rng = np.random.default_rng(1)
     logits_BV = np.stack([some_logits(rng, 300) for _ in range(5)])
-    rows = SamplingRows(5, 300)
+    rows = rows_of(5, 300)
     for row in range(5):
-        rows.set(row, SamplingParams(seed=row, temperature=1.0 if row != 4 else 0.0))
-    clean = rows.sample(logits_BV, np.arange(5))[0]
+        rows.set(row, SamplingParams(seed=row, temperature=0.0 if greedy or row == 4 else 1.0))
+    clean = rows.sample(logits_BV, np.arange(5))[0].tolist()
     broken_BV = logits_BV.copy()
     broken_BV[1, 7] = np.nan
     broken_BV[2, 9] = np.inf
     broken_BV[3] = -np.inf
-    chosen, usable = rows.sample(broken_BV, np.arange(5))
-    assert usable.tolist() == [True, False, False, False, True]
-    assert chosen[[0, 4]].tolist() == clean[[0, 4]].tolist()
+    chosen_B, usable_B = rows.sample(broken_BV, np.arange(5))
+    assert usable_B.tolist() == [True, False, False, False, True]
+    assert chosen_B[[0, 4]].tolist() == [clean[0], clean[4]]
+    assert ((chosen_B >= 0) & (chosen_B < 300)).all()
 
 
-def test_greedy_takes_the_likeliest_and_the_first_of_equals() -> None:
-    logits = np.array([[1, 3, 3, 2], [3, 1, 2, 0]], dtype=np.float32)
-    rows = SamplingRows(2, 4)
-    rows.set(0, SamplingParams(temperature=0))
-    rows.set(1, SamplingParams(temperature=0, repetition_penalty=2.0), [0])
-    assert rows.sample(logits, np.array([0, 0]))[0].tolist() == [1, 2]
+ACTIONS = st.lists(
+    st.one_of(
+        st.tuples(st.just("join"), SETTINGS, st.integers(0, 39)),
+        st.tuples(st.just("leave"), st.integers(0, 5), st.none()),
+        st.tuples(st.just("note"), st.integers(0, 5), st.integers(0, 39)),
+        st.tuples(st.just("sample"), st.integers(0, 2**32), st.none()),
+    ),
+    min_size=4,
+    max_size=40,
+)
 
 
-def test_the_logits_are_left_as_they_were() -> None:
-    logits = some_logits(np.random.default_rng(0), 300)[None]
-    before = logits.copy()
-    rows = SamplingRows(1, 300)
-    rows.set(0, SamplingParams(repetition_penalty=1.5), range(20))
-    rows.sample(logits, np.array([0]))
-    assert np.array_equal(logits, before)
+@settings(max_examples=30)
+@given(ACTIONS)
+def test_rows_on_the_device_that_join_leave_and_take_note_stay_those_of_the_host(
+    actions: list[tuple[str, Any, Any]],
+) -> None:
+    """Replayed from a tape: nothing of what is set may be fixed while it is recorded."""
+    host, taped = SamplingRows(6, 40), OnDevice(6, 40, Tapes())
+    size = differ = drawn = 0
+    for kind, value, extra in actions:
+        if kind == "join" and size < 6:
+            for sampler in (host, taped):
+                sampler.set(size, value, [extra, extra // 2])
+            size += 1
+        elif kind == "leave" and value < size:
+            size -= 1
+            for sampler in (host, taped):
+                sampler.move(size, value)
+        elif kind == "note" and value < size:
+            for sampler in (host, taped):
+                sampler.note(value, extra)
+        elif kind == "sample" and size:
+            rng = np.random.default_rng(value)
+            logits_BV = np.stack([some_logits(rng, 40) for _ in range(size)])
+            position_B = rng.integers(0, 1000, size)
+            expected_B, _ = host.sample(logits_BV.copy(), position_B)
+            chosen_B, usable_B = taped.sample(logits_BV, position_B)
+            assert usable_B.all()
+            differ, drawn = differ + int((chosen_B != expected_B).sum()), drawn + size
+    assert differ <= (drawn > 0)  # one may lie at a border; a wrong setting shows in more than one draw
+
+
+# Bad use, and log-probabilities
+
+
+@needs_native
+def test_arrays_of_another_shape_are_refused_before_c_reads_them() -> None:
+    rows = natives(2, 40)[0]
+    for shape, positions in (((1, 39), 1), ((3, 40), 3), ((2, 40), 1)):
+        with pytest.raises(ValueError, match="got logits of"):
+            rows.sample(np.zeros(shape, np.float32), np.zeros(positions, np.int64))
+
+
+def test_too_large_a_batch_or_vocabulary_is_refused(rows_of: Maker) -> None:
+    with pytest.raises(ValueError, match=r"1 to 4096 rows of 2 to 2\^20 tokens, got 1 rows of 2097152"):
+        rows_of(1, 1 << 21)
+    with pytest.raises(ValueError, match="sampling takes"):
+        rows_of(0, 40)
+
+
+def test_a_row_of_the_devices_logits_can_be_read() -> None:
+    logits_BV = np.stack([some_logits(np.random.default_rng(0), 300)] * 3)
+    given_BV = DeviceLogits(torch.from_numpy(logits_BV))
+    assert len(given_BV) == 3
+    assert all(np.array_equal(given_BV[row], logits_BV[row]) for row in range(3))
 
 
 @given(VOCAB, st.integers(0, 20), st.integers(0, 2**32))
@@ -212,8 +405,3 @@ def test_log_probabilities_are_those_of_the_softmax(vocab: int, best: int, noise
     assert own == pytest.approx(float(logits[vocab - 1]) - total, abs=1e-9)
     assert [token for token, _ in alternatives] == order
     assert [p for _, p in alternatives] == pytest.approx([float(logits[t]) - total for t in order], abs=1e-9)
-
-
-def test_too_large_a_batch_or_vocabulary_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"1 to 4096 rows of 2 to 2\^20 tokens"):
-        SamplingRows(1, 1 << 21)

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from model.architecture.config import END_ID
 from model.errors import DataError
-from training.data.bpe import END_OF_STORY, END_OF_STORY_ID, load_tokenizer, train_tokenizer
+from training.data.bpe import END_OF_STORY, load_tokenizer, train_tokenizer
 from training.data.corpus import load_own_stories
 
 TEXTS = [story.text for story in load_own_stories("train")]
@@ -22,11 +23,11 @@ def test_every_text_comes_back_from_its_tokens(text: str) -> None:
     if END_OF_STORY not in text:
         ids = TOKENIZER.encode(text, add_special_tokens=False).ids
         assert TOKENIZER.decode(ids) == text
-        assert END_OF_STORY_ID not in ids
+        assert END_ID not in ids
 
 
 def test_the_first_id_ends_a_story_and_the_size_is_the_one_asked_for() -> None:
-    assert TOKENIZER.token_to_id(END_OF_STORY) == END_OF_STORY_ID == 0
+    assert TOKENIZER.token_to_id(END_OF_STORY) == END_ID == 0
     assert TOKENIZER.get_vocab_size() == 600
 
 

@@ -131,12 +131,12 @@ INLINE int64_t whole_weight(const float *weight, uint64_t key) {
 }
 
 /* From the tokens that reach `bound`, likeliest first, as far as the filters go. `mass`: of the whole row. */
-static int64_t draw_filtered(const Draw *draw, int64_t row, const float *level, const float *weight, int64_t room,
+static int64_t draw_filtered(const Draw *draw, int64_t row, const float *level, const float *weight, int64_t padded,
                              float bound, double mass, int narrowed, double point) {
     uint64_t *key = draw->keys;
     int64_t count = 0;
     const int64_t most = draw->top_k[row];
-    for (int64_t v = 0; v < room; v += LANES) {
+    for (int64_t v = 0; v < padded; v += LANES) {
         const i8 reached = load(weight + v) >= all(bound);
         int any = 0;
         for (int lane = 0; lane < LANES; lane++) any |= reached[lane];
@@ -169,12 +169,12 @@ static int64_t draw_filtered(const Draw *draw, int64_t row, const float *level, 
 
 /* One row: its token, or -1 where its largest logit is not a finite number. */
 static int64_t sample_row(const Draw *draw, int64_t row) {
-    const int64_t vocab = draw->vocab, room = (vocab + MASS_BLOCK - 1) / MASS_BLOCK * MASS_BLOCK;
+    const int64_t vocab = draw->vocab, padded = (vocab + MASS_BLOCK - 1) / MASS_BLOCK * MASS_BLOCK;
     float *level = draw->levels, *weight = draw->weights;
     const float *logits = draw->logits + row * vocab;
     const float scale = draw->scale[row], penalty = draw->penalty[row];
     for (int64_t v = 0; v < vocab; v++) level[v] = logits[v] * scale;
-    for (int64_t v = vocab; v < room; v++) level[v] = -INFINITY;
+    for (int64_t v = vocab; v < padded; v++) level[v] = -INFINITY;
     if (penalty != 1) {
         const uint8_t *seen = draw->seen + row * vocab;
         for (int64_t v = 0; v < vocab; v++)
@@ -182,7 +182,7 @@ static int64_t sample_row(const Draw *draw, int64_t row) {
     }
     f8 top = all(-INFINITY);
     i8 wrong = {0};
-    for (int64_t v = 0; v < room; v += LANES) {
+    for (int64_t v = 0; v < padded; v += LANES) {
         const f8 x = load(level + v);
         wrong |= x != x;
         top = choose(x > top, x, top);
@@ -201,7 +201,7 @@ static int64_t sample_row(const Draw *draw, int64_t row) {
     }
 
     double mass = 0;
-    for (int64_t first = 0; first < room; first += MASS_BLOCK) {
+    for (int64_t first = 0; first < padded; first += MASS_BLOCK) {
         f8 sum = all(0.0f);
         for (int64_t v = first; v < first + MASS_BLOCK; v += LANES) {
             const f8 below = load(level + v) - best;
@@ -214,15 +214,15 @@ static int64_t sample_row(const Draw *draw, int64_t row) {
     }
     const double point = uniform(draw->start[row], draw->position[row]);
     const int limited = draw->top_k[row] < vocab, narrowed = limited || draw->min_p[row] > 0;
-    if (!narrowed && draw->top_p[row] == 1) return draw_unfiltered(weight, draw->blocks, room / MASS_BLOCK, point);
+    if (!narrowed && draw->top_p[row] == 1) return draw_unfiltered(weight, draw->blocks, padded / MASS_BLOCK, point);
     double bound = draw->min_p[row];
     if (limited) {
-        const double kth = BOUND_SLACK * (double)kth_largest(weight, room, draw->top_k[row]);
+        const double kth = BOUND_SLACK * (double)kth_largest(weight, padded, draw->top_k[row]);
         bound = kth > bound ? kth : bound;
     } else if (!narrowed) {
         bound = mass * (1 - draw->top_p[row]) * (BOUND_SLACK / (double)vocab); /* less cannot be in the nucleus */
     }
-    return draw_filtered(draw, row, level, weight, room, (float)bound, mass, narrowed, point);
+    return draw_filtered(draw, row, level, weight, padded, (float)bound, mass, narrowed, point);
 }
 
 static void sample(const Draw *draw) {

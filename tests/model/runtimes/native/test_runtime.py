@@ -1,6 +1,6 @@
 """The decoder in C: its products against exact sums, its paths against each other, its stories against numpy.
 
-What every embedded runtime must do is tested in test_runtime.py and test_runtime_batch.py.
+What every runtime must do is tested in test_logits.py and test_batches.py.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from model.errors import ModelError
 from model.runtimes.native.library import paths
 from model.runtimes.native.runtime import NativeRuntime, NativeState
 from model.runtimes.protocol import Logits
-from tests.model.all_runtimes import bits, decode, needs_native, random_tokens, shipped, small
-from tests.model.native_reference import Reference, product
+from tests.model.runtimes.native.reference import Reference, product
+from tests.model.runtimes.shared import bits, decode, needs_native, random_tokens, shipped, small
 from tests.model.small_model import SMALL, small_folder, story_tokens
 from training.export.acceptance import BATCHES, accept
 
@@ -66,11 +66,15 @@ def test_on_every_path_sums_of_whole_numbers_are_exact(
 
 
 @given(
-    rows=st.integers(1, 9), outputs=st.integers(1, 50), inputs=st.integers(1, 200), positive=st.booleans(),
-    size=st.floats(1e-3, 1e3), seed=st.integers(0, 2**32 - 1),
-)  # fmt: skip
+    rows=st.integers(1, 9),
+    outputs=st.integers(1, 50),
+    inputs=st.integers(1, 200),
+    positive=st.booleans(),
+    size=st.floats(1e-3, 1e3),
+    seed=st.integers(0, 2**32 - 1),
+)
 @settings(max_examples=40)
-def test_a_product_is_that_of_numpy_and_has_the_same_bits_on_every_path_and_in_any_company(
+def test_a_product_is_that_of_numpy_and_has_the_same_bits_on_every_path_and_among_any_rows(
     rows: int, outputs: int, inputs: int, positive: bool, size: float, seed: int
 ) -> None:
     rng = np.random.default_rng(seed)

@@ -1,6 +1,6 @@
 """What is ONNX Runtime's alone: kernels that sum one row otherwise, rotary angles from outside, damaged graphs.
 
-What every embedded runtime must do is tested in test_runtime.py and test_runtime_batch.py.
+What every runtime must do is tested in test_logits.py and test_batches.py.
 """
 
 from __future__ import annotations
@@ -15,15 +15,22 @@ import training.export.graph
 from model.architecture.folder import PRECISIONS, PRETRAINED, ModelFolder
 from model.errors import ModelError
 from model.runtimes.onnx.runtime import OnnxRuntime, OnnxState
-from tests.model.all_runtimes import both_precisions, decode, load_kind, random_tokens, shipped, small, worst
-from tests.model.runtimes.test_protocol import long_story
-from tests.model.runtimes.test_runtime_batch import check_company
+from tests.model.runtimes.shared import (
+    check_batch_invariance,
+    decode,
+    load_kind,
+    random_tokens,
+    shipped,
+    small,
+    worst,
+)
+from tests.model.runtimes.test_logits import long_story
 from tests.model.small_model import SMALL, copy_of, small_folder
 from training.export.graph import WeightFile, build_graph
 
 
 @pytest.mark.parametrize("block", [16, 32, 128])
-def test_company_does_not_show_where_kernels_sum_one_row_otherwise(
+def test_batch_composition_does_not_show_where_kernels_sum_one_row_otherwise(
     block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With int8 blocks of 128 it did, on a processor with AVX-512: rows are then computed in pairs."""
@@ -34,16 +41,16 @@ def test_company_does_not_show_where_kernels_sum_one_row_otherwise(
     path.write_bytes(
         build_graph(config, WeightFile.read(folder / "model.safetensors"), "int8").SerializeToString()
     )
-    check_company(OnnxRuntime(path, config, max_batch=5), streams=5, steps=3, seed=0)
+    check_batch_invariance(OnnxRuntime(path, config, max_batch=5), streams=5, steps=3, seed=0)
 
 
-@both_precisions
+@pytest.mark.parametrize("precision", PRECISIONS)
 def test_rows_that_nobody_reads_change_no_bit(precision: str) -> None:
     plain = small(precision)
     padded = load_kind(precision, ModelFolder.open(small_folder()), 5)
     assert isinstance(padded, OnnxRuntime)
     padded.tile = 4 * plain.tile
-    padded._make_room(-(-padded.max_batch // padded.tile) * padded.tile)
+    padded._allocate(-(-padded.max_batch // padded.tile) * padded.tile)
     states = [plain.prefill(random_tokens(30 + stream, stream))[1] for stream in range(5)]
     batches = plain.new_batch(), padded.new_batch()
     for step in range(20):
@@ -80,7 +87,7 @@ def moved(state: OnnxState, by: int, runtime: OnnxRuntime) -> OnnxState:
 
 @pytest.mark.parametrize("far", [10_240, 1_024_000])
 def test_only_distances_matter_at_a_far_token_on_shipped_weights(far: int) -> None:
-    runtime, story = shipped("fp32"), long_story()
+    runtime, story = shipped("fp32"), long_story()[0]
     _, state = runtime.prefill(story[:300])
     near, _ = decode(runtime, state, story[300:312])
     late, end = decode(runtime, moved(state, far, runtime), story[300:312])

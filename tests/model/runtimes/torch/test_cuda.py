@@ -19,11 +19,9 @@ from model.runtimes.sampling import SamplingRows
 from model.runtimes.torch.graphs import CudaGraphs, Eager
 from model.runtimes.torch.runtime import DeviceRuntime
 from model.runtimes.torch.sampling import DeviceLogits, DeviceSampler
-from tests.model.all_runtimes import random_tokens, shipped
+from tests.model.runtimes.shared import check_batch_invariance, decode, random_tokens, shipped, worst
 from tests.model.runtimes.test_sampling import some_logits
-from tests.model.runtimes.torch.test_batch import check_company
 from tests.model.small_model import story_tokens
-from tests.model.torch_runtimes import decode, worst
 from training.export.acceptance import BATCHES, LIMITS
 
 pytestmark = [
@@ -54,7 +52,7 @@ def test_every_logit_at_every_batch_size_is_the_graphs() -> None:
 
 
 def test_streams_that_come_and_go_keep_their_bits() -> None:
-    assert max(check_company(runtime(), streams=64, steps=6, seed=0)) == 64
+    assert max(check_batch_invariance(runtime(), streams=64, steps=6, seed=0)) == 64
 
 
 def test_a_captured_step_is_the_eager_one() -> None:
@@ -114,7 +112,7 @@ def test_of_many_draws_nearly_all_are_those_of_the_host_and_all_greedy_ones() ->
     assert differ <= 6
 
 
-def test_a_seed_tells_the_same_story_alone_and_among_others() -> None:
+def test_a_seed_gives_the_same_story_alone_and_among_others() -> None:
     asked = [
         GenerationRequest(
             prompt=f"Tim number {seed}", max_tokens=50 + seed, sampling=SamplingParams(seed=seed)
@@ -123,6 +121,6 @@ def test_a_seed_tells_the_same_story_alone_and_among_others() -> None:
     ]
     with Engine(runtime(), StoryTokenizer.load(PRETRAINED / "tokenizer.json")) as engine:
         streams = [engine.submit(each) for each in asked]
-        among = ["".join(piece.text for piece in stream) for stream in streams]
-        alone = ["".join(piece.text for piece in engine.submit(each)) for each in asked[:8]]
+        among = ["".join(chunk.text for chunk in stream) for stream in streams]
+        alone = ["".join(chunk.text for chunk in engine.submit(each)) for each in asked[:8]]
     assert among[:8] == alone

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from model.runtimes.torch.graphs import WARM_UPS, CudaGraphs, bucket_sizes, cover, exact_products
 from model.runtimes.torch.runtime import TorchRuntime
-from tests.model.all_runtimes import random_tokens
-from tests.model.tape import Tapes
-from tests.model.torch_runtimes import decode, small_network, small_torch
+from tests.model.runtimes.shared import decode, network_in, random_tokens, small
+from tests.model.runtimes.torch.tape import Tapes
+from tests.model.small_model import small_folder
 
 
 @given(st.integers(1, 300))
@@ -66,7 +66,7 @@ def test_a_tape_repeats_operations_and_not_the_program() -> None:
 @settings(max_examples=3)
 def test_a_replayed_step_is_the_step_whatever_comes_and_goes(seed: int) -> None:
     tapes = Tapes()
-    taped, plain = TorchRuntime(small_network(), max_batch=8, recorder=tapes), small_torch()
+    taped, plain = TorchRuntime(network_in(small_folder()), max_batch=8, recorder=tapes), small("torch")
     assert taped.sizes == plain.sizes
     recorded, rng = tapes.recorded, np.random.default_rng(seed)
     states = [plain.prefill(random_tokens(4 + 5 * stream, stream))[1] for stream in range(8)]
@@ -91,7 +91,7 @@ def test_a_replayed_step_is_the_step_whatever_comes_and_goes(seed: int) -> None:
 
 def test_every_launch_that_a_batch_can_ask_for_is_recorded_when_the_runtime_is_made() -> None:
     tapes = Tapes()
-    runtime = TorchRuntime(small_network(), max_batch=20, recorder=tapes)
+    runtime = TorchRuntime(network_in(small_folder()), max_batch=20, recorder=tapes)
     assert tapes.recorded == len(bucket_sizes(20))
     batch = runtime.new_batch()
     used = set()
@@ -106,7 +106,7 @@ def test_every_launch_that_a_batch_can_ask_for_is_recorded_when_the_runtime_is_m
 
 def test_a_replay_costs_the_smallest_number_of_rows_that_will_do() -> None:
     tapes = Tapes()
-    runtime = TorchRuntime(small_network(), max_batch=20, recorder=tapes)
+    runtime = TorchRuntime(network_in(small_folder()), max_batch=20, recorder=tapes)
     numbers = {size: number for number, size in enumerate(bucket_sizes(20))}  # recorded in this order
     batch = runtime.new_batch()
     for count in range(1, 21):
@@ -118,13 +118,13 @@ def test_a_replay_costs_the_smallest_number_of_rows_that_will_do() -> None:
 
 
 def test_what_warm_ups_leave_behind_is_cleared() -> None:
-    runtime = TorchRuntime(small_network(), max_batch=4, recorder=Tapes())
+    runtime = TorchRuntime(network_in(small_folder()), max_batch=4, recorder=Tapes())
     batch = runtime.new_batch()
     buffers = batch.arena.buffers
     assert not any(part.any() for part in (buffers.conv_RBKM, buffers.memory_RBHNP, buffers.ring_ABWP))
     tokens = random_tokens(10, 0)
     assert np.array_equal(
-        decode(runtime, runtime.empty, tokens)[0], decode(small_torch(), small_torch().empty, tokens)[0]
+        decode(runtime, runtime.empty, tokens)[0], decode(small("torch"), small("torch").empty, tokens)[0]
     )
 
 

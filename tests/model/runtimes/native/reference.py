@@ -63,8 +63,8 @@ class Reference:
 
     def recurrence(self, layer: int, x: Array) -> Array:
         heads, keys, values = self.config.heads, self.config.key_dim, self.config.head_dim
-        part = {name: self.weights[f"blocks.{layer}.mixer.{name}"].astype(np.float64) for name in
-                ("conv", "rate.weight", "rate.bias", "log_decay", "skip")}  # fmt: skip
+        names = ("conv", "rate.weight", "rate.bias", "log_decay", "skip")
+        part = {name: self.weights[f"blocks.{layer}.mixer.{name}"].astype(np.float64) for name in names}
         projected = product(self.weights[f"blocks.{layer}.mixer.inputs.weight"], x)
         channels = 2 * heads * keys + heads * values
         seen = self.past.setdefault(layer, [np.zeros(channels)] * (self.config.conv_width - 1))

@@ -1,14 +1,19 @@
-"""One decode step of many streams in PyTorch, over buffers that stay where they are.
+"""The network in PyTorch, laid out for decoding: one step of many streams, and a prompt's tokens at once.
 
-The same function as `StoryNetwork.step`, made for decoding: the states of all streams lie in a few arrays that the
-step changes in place, so nothing of a ring is copied to write one place of it, and a CUDA graph, which knows only
-addresses, can replay the step. Nothing here asks the device for a value, so nothing waits for it.
+`decode_step` is the same function as `StoryNetwork.step`, over buffers that keep their addresses: the states of all
+streams lie in a few arrays that it changes in place, so nothing of a ring is copied to write one place of it, and a
+CUDA graph can replay it. It never asks the device for a value, so nothing waits for it.
 
-What is prepared once: the embedding's normed rows, a recurrence's three input products as one, attention's norm,
-rotation and scale for queries and key together.
+`prefill_chunk` launches about as many operations (243) for a whole chunk as a step does for one token. Inside the chunk
+the recurrence is a masked matrix product (as in `StoryNetwork.forward`), what was before it comes in by the state.
+States are values there: nothing that is handed in is changed.
 
-Shapes: B rows of the step, D width, V vocabulary, H heads, P values a head, N keys a head, W window, K convolution
-taps, M channels that the convolution mixes, E = H x P, U width of the MLP, R recurrent layers, A attention layers.
+Prepared once: the embedding's normed rows, a recurrence's three input products as one, attention's norm, rotation and
+scale for queries and key together.
+
+Shapes: B rows of a step, T tokens of a prefill, D width, V vocabulary, H heads, P values a head, N keys a head,
+W window, K convolution taps, M channels that the convolution mixes, E = H x P, U width of the MLP, R recurrent layers,
+A attention layers, G = H + 1, Q = P / 2, C columns of an input product, S places that attention sees in a prefill.
 """
 
 from __future__ import annotations
@@ -29,7 +34,7 @@ class RecurrenceWeights:
     """One recurrent layer's mixer."""
 
     inputs_DC: Tensor
-    """To the convolution's channels, the gate and the write strength: C = M + E + H."""
+    """C = M + E + H: to the convolution's channels, the gate and the write strength."""
     sizes: tuple[int, int, int]
     rate_bias_H: Tensor
     decay_H: Tensor
@@ -44,9 +49,9 @@ class AttentionWeights:
     """One attention layer's mixer."""
 
     inputs_DC: Tensor
-    """To the queries, the key and the value: C = E + 2 P."""
+    """C = E + 2 P: to the queries, the key and the value."""
     gain_G1: Tensor
-    """(H + 1, 1): of each query, with the scale of scores, and one for the key."""
+    """Of each query, with the scale of scores, and one for the key."""
     output_ED: Tensor
 
 
@@ -60,15 +65,15 @@ class LayerWeights:
 
 
 @dataclass(frozen=True, slots=True)
-class StepWeights:
-    """A network laid out for decoding, on one device, in fp32."""
+class NetworkWeights:
+    """All weights, on one device, in fp32."""
 
     config: ModelConfig
     normed_VD: Tensor
     output_DV: Tensor
     layers: tuple[LayerWeights, ...]
     frequency_Q: Tensor
-    """(P / 2): turns of the rotary positions a token, float64, so that a far token's angle is exact."""
+    """Turns of the rotary positions a token, float64, so that a far token's angle is exact."""
 
     @property
     def device(self) -> torch.device:
@@ -76,7 +81,7 @@ class StepWeights:
 
     @classmethod
     @torch.no_grad()
-    def of(cls, network: StoryNetwork, device: torch.device) -> StepWeights:
+    def of(cls, network: StoryNetwork, device: torch.device) -> NetworkWeights:
         """Copy the weights of `network` to `device`."""
 
         def here(value: Tensor) -> Tensor:
@@ -122,7 +127,7 @@ def _attention(mixer: Attention, here: Callable[[Tensor], Tensor]) -> AttentionW
 
 @dataclass(frozen=True, slots=True)
 class StepBuffers:
-    """All that a step reads and writes, for `room` streams; every tensor keeps its address."""
+    """All that a step reads and writes, for `capacity` streams; every tensor keeps its address."""
 
     feed_2B: Tensor
     """The tokens to take in, and how many tokens of its story each row has taken in before."""
@@ -134,7 +139,7 @@ class StepBuffers:
     """(2 A, ...): keys (rotated), then values, of each attention layer; a token stands at its position modulo W."""
 
     @classmethod
-    def make(cls, config: ModelConfig, room: int, device: torch.device) -> StepBuffers:
+    def make(cls, config: ModelConfig, capacity: int, device: torch.device) -> StepBuffers:
         recurrent, attentive = config.pattern.count("R"), config.pattern.count("A")
         heads, keys, values = config.heads, config.key_dim, config.head_dim
         channels = 2 * heads * keys + heads * values
@@ -143,11 +148,11 @@ class StepBuffers:
             return torch.zeros(shape, dtype=dtype, device=device)
 
         return cls(
-            zeros(2, room, dtype=torch.int64),
-            zeros(room, config.vocab_size),
-            zeros(recurrent, room, config.conv_width - 1, channels),
-            zeros(recurrent, room, heads, keys, values),
-            zeros(2 * attentive, room, config.window, values),
+            zeros(2, capacity, dtype=torch.int64),
+            zeros(capacity, config.vocab_size),
+            zeros(recurrent, capacity, config.conv_width - 1, channels),
+            zeros(recurrent, capacity, heads, keys, values),
+            zeros(2 * attentive, capacity, config.window, values),
         )
 
     def clear(self) -> None:
@@ -156,8 +161,25 @@ class StepBuffers:
             part.zero_()
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class TorchState:
+    """One stream's state on the device: about half a megabyte, however long the story."""
+
+    position: int
+    """Tokens taken in since the story began."""
+    conv_RKM: Tensor
+    memory_RHNP: Tensor
+    ring_AWP: Tensor
+
+
+def empty_state(config: ModelConfig, device: torch.device) -> TorchState:
+    """The state before the first token of a story."""
+    one = StepBuffers.make(config, 1, device)
+    return TorchState(0, one.conv_RBKM[:, 0], one.memory_RBHNP[:, 0], one.ring_ABWP[:, 0])
+
+
 @torch.no_grad()
-def decode_step(weights: StepWeights, buffers: StepBuffers, first: int, rows: int) -> None:
+def decode_step(weights: NetworkWeights, buffers: StepBuffers, first: int, rows: int) -> None:
     """Advance the `rows` streams from `first` on by the token that each is fed; their logits are written.
 
     A stream that begins a story must hold an empty state and the position 0: the step itself does not look for
@@ -181,14 +203,14 @@ def decode_step(weights: StepWeights, buffers: StepBuffers, first: int, rows: in
             recurrent += 1
         else:
             key_BWP, value_BWP = buffers.ring_ABWP[attentive : attentive + 2, first:last].unbind(0)
-            heads_BGP, value_BP = project(config, mixer, rms_norm(x_BD), cos_B1Q, sin_B1Q)
+            heads_BGP, value_BP = _project(config, mixer, rms_norm(x_BD), cos_B1Q, sin_B1Q)
             key_BWP.index_put_(at_ring, heads_BGP[:, -1])
             value_BWP.index_put_(at_ring, value_BP)
             score_BHW = heads_BGP[:, :-1] @ key_BWP.transpose(1, 2)
             weight_BHW = score_BHW.masked_fill_(unseen_B1W, -torch.inf).softmax(-1)
             y_BE = (weight_BHW @ value_BWP).flatten(1)
             attentive += 2
-        x_BD = finish_layer(layer, x_BD, y_BE)
+        x_BD = _finish_layer(layer, x_BD, y_BE)
     torch.mm(rms_norm(x_BD), weights.output_DV, out=buffers.logits_BV[first:last])
 
 
@@ -199,7 +221,7 @@ def _recur(
     mixed_BM, gate_BE, rate_BH = (x_BD @ mixer.inputs_DC).split(mixer.sizes, dim=-1)
     seen_BKM = torch.cat([conv_BKM, mixed_BM[:, None]], dim=1)
     conv_BKM.copy_(seen_BKM[:, 1:])
-    query_BHN, key_BHN, value_BHP = split_heads(config, F.silu((seen_BKM * mixer.taps_KM).sum(1)))
+    query_BHN, key_BHN, value_BHP = _split_heads(config, F.silu((seen_BKM * mixer.taps_KM).sum(1)))
     write_BH = F.softplus(rate_BH + mixer.rate_bias_H)
     memory_BHNP.mul_((write_BH * mixer.decay_H).exp()[..., None, None])
     memory_BHNP.addcmul_((key_BHN * write_BH[..., None])[..., None], value_BHP[..., None, :])
@@ -207,7 +229,87 @@ def _recur(
     return rms_norm(read_BHP).flatten(1) * F.silu(gate_BE)
 
 
-def split_heads(config: ModelConfig, mixed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+@torch.no_grad()
+def prefill_chunk(weights: NetworkWeights, token_T: Tensor, state: TorchState) -> tuple[Tensor, TorchState]:
+    """Take in `token_T` of one story (an end of story only as its very first token, with the empty state).
+
+    Returns the logits (V,) that follow the last token, and the new state.
+    """
+    config, time, start = weights.config, len(token_T), state.position
+    device = token_T.device
+    position_T = torch.arange(start, start + time, device=device)
+    angle_T1Q = (position_T.double()[:, None] * weights.frequency_Q)[:, None]
+    cos_T1Q, sin_T1Q = angle_T1Q.cos().float(), angle_T1Q.sin().float()
+    unseen_TS = ~_visible(start, position_T, config.window)
+    newest = min(time, config.window)  # of more tokens than the ring has places, the last ones stay
+    slot_T = position_T[-newest:] % config.window
+    x_TD = weights.normed_VD.index_select(0, token_T)
+    ring_AWP = state.ring_AWP.clone()
+    conv, memory = list[Tensor](), list[Tensor]()
+    attentive = 0
+    for layer in weights.layers:
+        mixer = layer.mixer
+        if isinstance(mixer, RecurrenceWeights):
+            index = len(conv)
+            y_TE, conv_KM, memory_HNP = _recur_chunk(
+                config, mixer, rms_norm(x_TD), state.conv_RKM[index], state.memory_RHNP[index]
+            )
+            conv.append(conv_KM)
+            memory.append(memory_HNP)
+        else:
+            heads_TGP, value_TP = _project(config, mixer, rms_norm(x_TD), cos_T1Q, sin_T1Q)
+            key_TP = heads_TGP[:, -1]
+            # S: the places of the ring as it was, then the tokens of this chunk.
+            key_SP = torch.cat([state.ring_AWP[attentive], key_TP])
+            value_SP = torch.cat([state.ring_AWP[attentive + 1], value_TP])
+            score_HTS = heads_TGP[:, :-1].transpose(0, 1) @ key_SP.t()
+            weight_HTS = score_HTS.masked_fill_(unseen_TS, -torch.inf).softmax(-1)
+            y_TE = (weight_HTS @ value_SP).transpose(0, 1).flatten(1)
+            ring_AWP[attentive].index_copy_(0, slot_T, key_TP[-newest:])
+            ring_AWP[attentive + 1].index_copy_(0, slot_T, value_TP[-newest:])
+            attentive += 2
+        x_TD = _finish_layer(layer, x_TD, y_TE)
+    logits_V = (rms_norm(x_TD[-1:]) @ weights.output_DV)[0]
+    conv_RKM = torch.stack(conv) if conv else state.conv_RKM
+    memory_RHNP = torch.stack(memory) if memory else state.memory_RHNP
+    return logits_V, TorchState(start + time, conv_RKM, memory_RHNP, ring_AWP)
+
+
+def _visible(start: int, position_T: Tensor, window: int) -> Tensor:
+    """(T, W + T): whether a query may look at a place of the ring, and at a token that is fed with it."""
+    place_W = torch.arange(window, device=position_T.device)
+    held_W = start - 1 - (start - 1 - place_W) % window  # the position that each place holds; negative: none
+    key_S, query_T1 = torch.cat([held_W, position_T]), position_T[:, None]
+    return (key_S >= 0) & (key_S <= query_T1) & (key_S > query_T1 - window)
+
+
+def _recur_chunk(
+    config: ModelConfig, mixer: RecurrenceWeights, x_TD: Tensor, conv_KM: Tensor, memory_HNP: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The recurrence over a chunk: its output, and the new convolution inputs and memory."""
+    time, taps = len(x_TD), config.conv_width
+    mixed_TM, gate_TE, rate_TH = (x_TD @ mixer.inputs_DC).split(mixer.sizes, dim=-1)
+    seen = torch.cat([conv_KM, mixed_TM])
+    mixed_TM = torch.stack([seen[tap : tap + time] * mixer.taps_KM[tap] for tap in range(taps)]).sum(0)
+    query, key, value = (part.transpose(0, 1) for part in _split_heads(config, F.silu(mixed_TM)))
+    write_TH = F.softplus(rate_TH + mixer.rate_bias_H)
+    total_HT = (write_TH * mixer.decay_H).cumsum(0).t()
+    key = key * write_TH.t()[..., None]
+    # Token i reads token j <= i, faded by the decays between them; later ones are cut off before the
+    # exponential, which would overflow there.
+    later_TT = torch.ones(time, time, dtype=torch.bool, device=x_TD.device).triu(1)
+    fade_HTT = (total_HT[:, :, None] - total_HT[:, None, :]).masked_fill_(later_TT, -torch.inf).exp()
+    read = ((query @ key.transpose(1, 2)) * fade_HTT) @ value
+    read = read + (query * total_HT.exp()[..., None]) @ memory_HNP
+    to_end_HT1 = (total_HT[:, -1:] - total_HT).exp()[..., None]
+    left_HNP = (key * to_end_HT1).transpose(1, 2) @ value
+    memory_HNP = memory_HNP * total_HT[:, -1].exp()[:, None, None] + left_HNP
+    read = (read + mixer.skip_H1[..., None] * value).transpose(0, 1)
+    # A copy, so that a state does not hold the whole chunk's projections.
+    return rms_norm(read).flatten(1) * F.silu(gate_TE), seen[time:].clone(), memory_HNP
+
+
+def _split_heads(config: ModelConfig, mixed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(..., M) -> query (..., H, N), with the scale of reads, key (..., H, N), value (..., H, P)."""
     heads, keys, values = config.heads, config.key_dim, config.head_dim
     query, key, value = mixed.split((heads * keys, heads * keys, heads * values), dim=-1)
@@ -215,7 +317,7 @@ def split_heads(config: ModelConfig, mixed: Tensor) -> tuple[Tensor, Tensor, Ten
     return query, key.unflatten(-1, (heads, keys)), value.unflatten(-1, (heads, values))
 
 
-def project(
+def _project(
     config: ModelConfig, mixer: AttentionWeights, x_BD: Tensor, cos_B1Q: Tensor, sin_B1Q: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Queries and, as the last head, the key, normed, rotated and scaled (B, H + 1, P); and the value (B, P)."""
@@ -228,7 +330,7 @@ def project(
     return turned * mixer.gain_G1, value_BP
 
 
-def finish_layer(layer: LayerWeights, x_BD: Tensor, y_BE: Tensor) -> Tensor:
+def _finish_layer(layer: LayerWeights, x_BD: Tensor, y_BE: Tensor) -> Tensor:
     """Add the mixer's output to the residual stream, then the MLP's."""
     x_BD = torch.addmm(x_BD, y_BE, layer.mixer.output_ED)
     return torch.addmm(x_BD, (rms_norm(x_BD) @ layer.up_DU).relu_().square_(), layer.down_UD)
