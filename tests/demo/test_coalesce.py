@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
-import time
 from collections.abc import AsyncIterator
 
 import pytest
@@ -14,6 +12,7 @@ from hypothesis import strategies as st
 
 from demo.coalesce import coalesce
 from model.generation import Chunk, TokenLogprob, merge_chunks
+from tests import virtual_time
 
 
 async def told(chunks: list[Chunk], pace: float = 0.0) -> AsyncIterator[Chunk]:
@@ -56,27 +55,30 @@ def test_text_tokens_and_log_probabilities_come_through_whole_and_in_order(
     )
 
 
-async def test_the_first_piece_passes_at_once_and_the_next_ones_wait_for_the_beat() -> None:
-    times: list[float] = []
-    began = time.perf_counter()
-    count = 0
-    async for chunk in coalesce(told([word(n) for n in range(60)], pace=0.005), interval=0.1):
-        times.append(time.perf_counter() - began)
-        count += len(chunk.tokens)
-        if len(times) == 1:
-            assert chunk.tokens == (0,)
-    assert count == 60
-    assert times[0] < 0.1  # one step of 5 ms, and room for a busy machine
-    # All but the last wait for the beat; the last comes with the end.
-    assert all(later - sooner >= 0.09 for sooner, later in itertools.pairwise(times[:-1]))
-    assert len(times) <= 60 * 0.005 / 0.1 * 5  # far fewer than the 60 chunks that went in
+def timed(count: int, *, pace: float, interval: float) -> tuple[list[float], list[tuple[int, ...]]]:
+    """When `count` chunks that come every `pace` seconds come through, and with which tokens."""
+
+    async def go() -> tuple[list[float], list[tuple[int, ...]]]:
+        times, tokens = list[float](), list[tuple[int, ...]]()
+        async for chunk in coalesce(told([word(n) for n in range(count)], pace=pace), interval=interval):
+            times.append(asyncio.get_running_loop().time())
+            tokens.append(chunk.tokens)
+        return times, tokens
+
+    return virtual_time.run(go())
 
 
-async def test_the_end_is_not_held_back_to_the_next_beat() -> None:
-    began = time.perf_counter()
-    chunks = [chunk async for chunk in coalesce(told([word(0), word(1), word(2)], pace=0.01), interval=5.0)]
-    assert time.perf_counter() - began < 2.0
-    assert merge_chunks(chunks).tokens == (0, 1, 2)
+def test_the_first_piece_passes_at_once_and_the_next_ones_wait_for_the_beat() -> None:
+    times, tokens = timed(60, pace=0.005, interval=0.1)
+    assert times == pytest.approx([0.005, 0.105, 0.205, 0.3])  # the last comes with the end
+    assert tokens[0] == (0,)
+    assert sum(tokens, ()) == tuple(range(60))
+
+
+def test_the_end_is_not_held_back_to_the_next_beat() -> None:
+    times, tokens = timed(3, pace=0.01, interval=5.0)
+    assert times == pytest.approx([0.01, 0.03])
+    assert tokens == [(0,), (1, 2)]
 
 
 async def test_an_error_comes_after_the_text_that_came_before_it() -> None:

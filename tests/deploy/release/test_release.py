@@ -101,22 +101,25 @@ class Stream:
     """One story that a client received."""
 
     deployment: str
+    asked: float
+    """Before the client looked where to send it."""
     began: float
+    """After that."""
     ended: float
     finish: str | None
     whole: bool
 
 
 async def _request_stories(
-    store: DeploymentStore, until: asyncio.Event, streams: list[Stream], seed: int
+    store: DeploymentStore, stop: asyncio.Event, streams: list[Stream], seed: int
 ) -> None:
     """Act as one client: request story after story, each from where new requests go at that moment."""
     async with httpx.AsyncClient(timeout=60) as client:
-        while not until.is_set():
-            url = store.endpoint(None)
+        while not stop.is_set():
+            asked, url, began = time.time(), store.endpoint(None), time.time()
             seed += STREAMS
             body = {"prompt": "Once upon a time", "max_tokens": 300, "stream": True, "seed": seed}
-            finish, done, began = None, False, time.time()
+            finish, done = None, False
             async with client.stream("POST", f"{url}/v1/completions", json=body) as answer:
                 assert answer.status_code == 200, (await answer.aread()).decode()
                 deployment = answer.headers["x-story-backend"]
@@ -129,7 +132,7 @@ async def _request_stories(
                         finish = next(
                             (c["finish_reason"] for c in event["choices"] if c["finish_reason"]), finish
                         )
-            streams.append(Stream(deployment, began, time.time(), finish, done))
+            streams.append(Stream(deployment, asked, began, time.time(), finish, done))
 
 
 async def _story(*arguments: str, repository: Path) -> dict[str, object]:
@@ -152,30 +155,37 @@ async def test_twenty_streams_live_through_a_switch_and_a_rollback(
     store: DeploymentStore, repository: Path
 ) -> None:
     streams: list[Stream] = []
-    until = asyncio.Event()
+    stop = asyncio.Event()
     clients = [
-        asyncio.create_task(_request_stories(store, until, streams, number)) for number in range(STREAMS)
+        asyncio.create_task(_request_stories(store, stop, streams, number)) for number in range(STREAMS)
     ]
-    await asyncio.sleep(1.0)
+
+    async def stories(deployment: str, since: float) -> None:
+        """Wait until as many new stories have come from there as there are clients."""
+        async with asyncio.timeout(60):
+            while sum(each.deployment == deployment and each.asked > since for each in streams) < STREAMS:
+                await asyncio.sleep(0.02)
+
+    await stories("blue", 0.0)
     switched = await _story("switch", repository=repository)
     after_switch = time.time()
-    await asyncio.sleep(1.5)
+    await stories("green", after_switch)
     back = await _story("rollback", repository=repository)
     after_rollback = time.time()
-    await asyncio.sleep(1.0)
-    until.set()
+    await stories("blue", after_rollback)
+    stop.set()
     await asyncio.gather(*clients)  # raises a client's error
 
     assert (switched["active"], back["active"], back["previous"]) == ("green", "blue", "green")
     assert all(story.whole and story.finish in ("stop", "length") for story in streams), "no stream breaks"
     moved, moved_back = float(str(switched["changed"])), float(str(back["changed"]))
     for since, moment, deployment in ((0.0, moved, "blue"), (after_switch, moved_back, "green")):
-        running = [story for story in streams if since < story.began < moment - 0.2 and story.ended > moment]
+        running = [story for story in streams if since < story.asked and story.began < moment < story.ended]
         assert len(running) >= STREAMS // 4, "many were in mid-story when traffic moved"
         assert {story.deployment for story in running} == {deployment}, "a running story ends where it began"
-    between = [story for story in streams if after_switch < story.began < moved_back - 0.2]
+    between = [story for story in streams if after_switch < story.asked and story.began < moved_back]
     assert {story.deployment for story in between} == {"green"}, "new stories go to the other deployment"
-    after = [story for story in streams if story.began > after_rollback]
+    after = [story for story in streams if story.asked > after_rollback]
     assert {story.deployment for story in after} == {"blue"}, "and back after the rollback"
 
 
