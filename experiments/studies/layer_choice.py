@@ -5,7 +5,7 @@
 
 Each candidate trains in turn on one thread until it has used `--seconds` of processor time (not wall-clock: other
 work on the machine then takes nothing from it), compiling left out, with the learning rate warmed down over the
-same budget, on the same rows. Results belong into LOG.md.
+same budget, on the same rows. Results belong in LOG.md.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ CANDIDATES = {
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Result:
-    """One candidate after its share of processor time."""
+    """One candidate after its budget of processor time."""
 
     candidate: str
     parameters: int
@@ -58,7 +58,7 @@ class Result:
 
 
 def build(candidate: str) -> tuple[StoryNetwork, OptimizerRecipe]:
-    """The candidate's network, freshly initialised, and its optimiser."""
+    """Return the candidate's network, freshly initialised, and its optimiser."""
     preset, recurrence, optimizer = CANDIDATES[candidate]
     recipe = load_recipe(preset)
     torch.manual_seed(recipe.seed)
@@ -100,15 +100,13 @@ def train(candidate: str, data: Path, seconds: float, stories: int, *, compiled:
         steps += 1
     shard, tokenizer = TokenShard(data, "val"), Tokenizer.from_file(str(data / "tokenizer.json"))
     loss, bits = Validation(shard, tokenizer, stories, Group()).measure(network.eval())
-    return Result(
-        candidate, network.parameter_count(), steps, tokens, tokens / used, loss, bits,
-        {size: decode_rate(network, size) for size in (1, 16)},
-    )  # fmt: skip
+    rates = {size: decode_rate(network, size) for size in (1, 16)}
+    return Result(candidate, network.parameter_count(), steps, tokens, tokens / used, loss, bits, rates)
 
 
 @torch.no_grad()
 def decode_rate(network: StoryNetwork, batch: int, steps: int = 100) -> float:
-    """Tokens a second of processor time in the eager step form."""
+    """Return tokens per second of processor time in the eager step form."""
     state, tokens = network.initial_state(batch), torch.arange(1, batch + 1)
     for _ in range(10):
         _, state = network.step(tokens, state)

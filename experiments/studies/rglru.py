@@ -1,7 +1,7 @@
 """The recurrence that was not chosen: RG-LRU (De et al. 2024, "Griffin", section 2.4), kept to measure against.
 
-Same faces as `model.architecture.network.Recurrence`, so that one can stand in for the other. Its state is one number a
-channel; its scan is elementwise and done by doubling inside pieces of 32 and in a loop between them, which
+Same interface as `model.architecture.network.Recurrence`, so that one can stand in for the other. Its state is one
+number a channel; its scan is elementwise, by doubling inside chunks of 32 and in a loop between them, which
 torch.compile turns into a few fused kernels. `experiments/studies/layer_choice.py` is its only user.
 
 Shapes: B batch, T time, D width, E channels, K convolution taps.
@@ -21,7 +21,7 @@ BLOCK = 64
 """Channels whose gates are computed together (block-diagonal gates)."""
 SPEED = 8.0
 """The paper's constant c."""
-PIECE = 32
+CHUNK = 32
 
 
 class RglruState(NamedTuple):
@@ -89,17 +89,17 @@ class Rglru(nn.Module):
 def _scan(decay_BTE: Tensor, entering_BTE: Tensor) -> Tensor:
     """h_t = decay_t * h_(t-1) + entering_t over T, from zero."""
     time = decay_BTE.size(1)
-    extra = -time % PIECE
-    a, b = (F.pad(part, (0, 0, 0, extra)).unflatten(1, (-1, PIECE)) for part in (decay_BTE, entering_BTE))
+    extra = -time % CHUNK
+    a, b = (F.pad(part, (0, 0, 0, extra)).unflatten(1, (-1, CHUNK)) for part in (decay_BTE, entering_BTE))
     reach = 1
-    while reach < PIECE:
+    while reach < CHUNK:
         b = torch.cat([b[:, :, :reach], b[:, :, reach:] + a[:, :, reach:] * b[:, :, :-reach]], dim=2)
         a = torch.cat([a[:, :, :reach], a[:, :, reach:] * a[:, :, :-reach]], dim=2)
         reach *= 2
     memory = torch.zeros_like(b[:, 0, 0])
     before = []
-    for piece in range(b.size(1)):
+    for chunk in range(b.size(1)):
         before.append(memory)
-        memory = b[:, piece, -1] + a[:, piece, -1] * memory
+        memory = b[:, chunk, -1] + a[:, chunk, -1] * memory
     states = b + a * torch.stack(before, dim=1)[:, :, None]
     return cast(Tensor, states.flatten(1, 2)[:, :time])

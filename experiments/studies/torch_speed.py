@@ -3,10 +3,10 @@
     python -m experiments.studies.torch_speed
     python -m experiments.studies.torch_speed --device cuda --streams 1 16 64 256 --rounds 9
 
-A step is timed with its logits on the host, and on the device with its token chosen there; candidates take turns,
-round by round, and the median counts. On a CPU the time is that of the processor, so that other work on the machine
-matters less; on a GPU it is that of the clock, the device waited for. Samplers are compared on random logits under
-settings of every kind, given the same numbers.
+A step is timed with its logits on the host, and with its token sampled on the device; candidates take turns, round by
+round, and the median counts. On a CPU it is processor time, so that other work on the machine matters less; on a GPU it
+is wall-clock time, and the device is waited for. Samplers are compared on random logits under settings of every kind,
+given the same random numbers.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ STEPS = 20
 def step_times(
     network: StoryNetwork, streams: int, *, device: str = "cpu", rounds: int = 5
 ) -> dict[str, float]:
-    """Milliseconds a step of `streams` streams, by candidate; the network's own step is on the same device."""
+    """Return milliseconds a step of `streams` streams, by candidate; the network's own step is on the same device."""
     runtime = DeviceRuntime(network, max_batch=streams, device=device)
     here = network.to(runtime.device)
     batch = runtime.new_batch()
@@ -74,7 +74,7 @@ def step_times(
 
 
 def sampler_agreement(runtime: DeviceRuntime, draws: int) -> tuple[int, int]:
-    """(draws that were compared, those in which host and device chose differently)."""
+    """Return (draws compared, draws in which host and device sampled different tokens)."""
     rng = np.random.default_rng(0)
     rows, vocab = runtime.max_batch, runtime.vocab_size
     host, on_device = SamplingRows(rows, vocab), runtime.new_sampler(rows)

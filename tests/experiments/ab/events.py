@@ -48,7 +48,7 @@ def users(
     """`count` users: each gets one story of the assigned variant, and likes it with that variant's probability."""
     rng, assigned = np.random.default_rng(seed), parse_split(split, test)
     for number in range(count):
-        user, story = f"visitor-{seed}-{number}", f"{test}-{seed}-{number}"
+        user, story = f"user-{seed}-{number}", f"{test}-{seed}-{number}"
         variant = assigned.assign(user)
         yield exposure(story, variant, user=user, split=split, test=test)
         yield ending(story, "finished" if rng.random() < 0.9 else "stopped")

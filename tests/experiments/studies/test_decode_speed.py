@@ -1,4 +1,4 @@
-"""The speed report counts what was written; how fast it was is for the log, not for a test."""
+"""The speed report counts what was generated; how fast it was is for the log, not for a test."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ def engines() -> list[str]:
 def test_all_targets_take_turns_and_are_counted() -> None:
     rows = measure(PRETRAINED, [1, 3], seconds=0.5, rounds=1)
     plain = ["plain C fp32 decoder"] if shutil.which("cc") else []
-    found = [(" ".join(row.target.split()[:3]), row.streams) for row in rows[len(plain) : -1]]
+    found = [(" ".join(row["target"].split()[:3]), row["streams"]) for row in rows[len(plain) : -1]]
     assert found == [(name, streams) for name in engines() for streams in (1, 3)]
-    assert [row.target for row in rows[: len(plain)]] == plain
-    assert rows[-1].target == "PyTorch eager fp32 step"
-    assert rows[0].ratio == 1
+    assert [row["target"] for row in rows[: len(plain)]] == plain
+    assert rows[-1]["target"] == "PyTorch eager fp32 step"
+    assert rows[0]["ratio"] == 1
     for row in rows:
-        assert row.total_tokens_per_second > 0
-        assert row.tokens_per_second * row.streams == pytest.approx(row.total_tokens_per_second)
-        assert 0 < row.itl_p50 <= row.itl_p99
+        assert row["total_tokens_per_second"] > 0
+        assert row["tokens_per_second"] * row["streams"] == pytest.approx(row["total_tokens_per_second"])
+        assert 0 < row["itl_p50"] <= row["itl_p99"]
 
 
 def test_the_script_prints_json(repository: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "experiments.studies.decode_speed"]
     options = ["--streams", "1", "--seconds", "0.2", "--rounds", "1", "--json"]
-    # Without a compiler on the PATH the plain decoder is left out, and that is said.
+    # Without a compiler on the PATH the plain decoder is left out, and stderr says so.
     environment = {**os.environ, "PATH": str(tmp_path)}
     done = subprocess.run(
         [*command, *options], cwd=repository, env=environment, capture_output=True, text=True, check=True

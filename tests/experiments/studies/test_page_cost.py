@@ -1,4 +1,4 @@
-"""What visitors cost is for the log; that each turn has the visitors it says, and whole stories, is for a test."""
+"""What visits cost is for the log; that each turn has the visits it names, and whole stories, is for a test."""
 
 from __future__ import annotations
 
@@ -6,24 +6,25 @@ import math
 
 import pytest
 
-from experiments.studies.page_cost import PAUSES, measure, quantile
+from experiments.studies.page_cost import PAUSES, measure
+from experiments.studies.rounds import quantile
 from tests.experiments.dashboard.made import made
 
 
 @pytest.mark.slow
-def test_each_turn_has_the_visitors_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_turn_has_the_visits_it_names(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", made().uri)
     rows = measure(seconds=2.5, rounds=1)
-    assert [row.visitors for row in rows] == list(PAUSES)
+    assert [row["visits"] for row in rows] == list(PAUSES)
     alone, seldom, often = rows
-    assert alone.visits == 0
-    assert math.isnan(alone.visit_p50)
-    assert 1 <= seldom.visits <= 3 < often.visits
+    assert alone["count"] == 0
+    assert math.isnan(alone["visit_p50"])
+    assert 1 <= seldom["count"] <= 3 < often["count"]
     for row in rows:
-        assert row.stories >= 1
-        assert row.ttft_p50 <= row.ttft_p95
-        assert row.gap_p50 <= row.gap_p99
-    assert alone.ttft_p50_ratio == alone.gap_p99_ratio == 1
+        assert row["stories"] >= 1
+        assert row["ttft_p50"] <= row["ttft_p95"]
+        assert row["gap_p50"] <= row["gap_p99"]
+    assert alone["ttft_p50_ratio"] == alone["gap_p99_ratio"] == 1
 
 
 def test_a_quantile_is_one_of_the_values() -> None:

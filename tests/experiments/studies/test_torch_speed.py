@@ -1,4 +1,4 @@
-"""The PyTorch runtime's figures are of what they say: every candidate is run, and draws are compared."""
+"""The PyTorch runtime's figures: every candidate is run, and draws are compared."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def test_each_candidate_has_a_time() -> None:
     assert all(0 < milliseconds < 10_000 for milliseconds in times.values())
 
 
-def test_a_sampler_that_chooses_otherwise_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sampler_that_differs_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     runtime = DeviceRuntime(random_network(SMALL), max_batch=4)
     compared, differ = sampler_agreement(runtime, 400)
     assert compared == 400
@@ -34,7 +34,7 @@ def test_the_report_names_streams_sizes_and_agreement(capsys: pytest.CaptureFixt
         main(["--model", str(small_folder()), "--streams", "2", "--rounds", "1", "--draws", "300"])
     finally:
         torch.set_num_threads(threads)
-    told = capsys.readouterr().out
-    assert told.count("   2 streams") == 4
-    assert "rows are computed in" in told
-    assert "of 320 draws differ" in told
+    printed = capsys.readouterr().out
+    assert printed.count("   2 streams") == 4
+    assert "rows are computed in" in printed
+    assert "of 320 draws differ" in printed
