@@ -39,7 +39,7 @@ for line in sys.stdin:
     if run == "fails":
         print(json.dumps({"error": "sqlite:////srv/lily.db is locked"}), flush=True)
         continue
-    time.sleep(30 if run == "hangs" else 0.05)
+    time.sleep(3600 if run == "hangs" else 0.05)
     samples = {"step": asked, "tokens": os.getpid(), "bits_per_byte": None, "stories": [["A", run]]}
     print(json.dumps({"answer": [samples]}), flush=True)
 """
@@ -102,12 +102,12 @@ assert not heavy & {name.partition(".")[0] for name in sys.modules}
 
 def test_identical_concurrent_questions_are_coalesced(uri: str) -> None:
     async def go() -> None:
-        async with reading(uri, ttl=0.4) as client:
+        async with reading(uri, ttl=3600) as client:
             answers = await asyncio.gather(*(client.samples("a") for _ in range(40)))
             assert {answer[0].step for answer in answers} == {1}
             assert (await client.samples("a"))[0].step == 1, "still cached"
             assert (await client.samples("b"))[0].step == 2
-            await asyncio.sleep(0.45)
+            client._ttl = 0.0  # an hour later
             assert (await client.samples("a"))[0].step == 3, "asked again"
 
     asyncio.run(go())
@@ -132,10 +132,8 @@ def test_a_store_that_does_not_answer_is_an_error_in_time_and_the_process_is_rep
         async with reading(uri, timeout=0.3, first_timeout=20) as client:
             first = await client.samples("a")
             hung = client.pid
-            began = time.monotonic()
             with pytest.raises(UnreadableError, match=r"does not answer; please try again"):
-                await client.samples("hangs")
-            assert time.monotonic() - began < 5
+                await client.samples("hangs")  # for ever, if it were left alone
             assert hung == first[0].tokens
             assert gone(hung)
             assert (await client.samples("b"))[0].tokens != hung
