@@ -157,6 +157,9 @@ def data(
     val_fraction: Annotated[
         float, typer.Option(help="Share of the stories split off where there is no --val; at most 0.5.")
     ] = 0.02,
+    rename: Annotated[
+        int, typer.Option(help="Add this many copies of each training story, with other names in it.")
+    ] = 0,
     skip_bad: Annotated[
         bool,
         typer.Option("--skip-bad", help="Count and report unusable lines instead of stopping at the first."),
@@ -180,6 +183,7 @@ def data(
         tokenizer=tokenizer,
         vocab_size=vocab_size,
         val_fraction=val_fraction,
+        rename=rename,
         skip_bad=skip_bad,
         force=force,
     )
@@ -196,7 +200,8 @@ def train(
     preset: Annotated[
         str | None,
         typer.Option(
-            help="Recipe by name: small (the default), continued, own, tiny, recurrent, transformer."
+            help="Recipe by name: small (the default), copying, copying_continued, continued, own, tiny, recurrent, "
+            "transformer."
         ),
     ] = None,
     config: Annotated[Path | None, typer.Option(help="Recipe as a TOML file, instead of --preset.")] = None,

@@ -39,7 +39,7 @@ RECIPE = Recipe(
     samples=(),
 )
 
-REGULARISED = {"dropout": 0.2, "average": 0.8}
+REGULARISED = {"dropout": 0.2, "replace": 0.1, "average": 0.8}
 """What keeps a run from learning its corpus by heart, as changes to the smallest one."""
 
 

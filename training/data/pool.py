@@ -23,6 +23,7 @@ from training.data.bpe import train_tokenizer
 from training.data.cleaning import repair, why_dropped
 from training.data.corpus import BadLineHandler, Story, read_stories, story_id
 from training.data.dedup import DuplicateFinder
+from training.data.rename import Renamer
 from training.data.shards import ShardWriter
 
 MIN_BYTES_PER_TOKEN = 64
@@ -65,6 +66,7 @@ class StoryPool:
         self._kept: NDArray[np.bool_] | None = None
         self._finder = DuplicateFinder(seed)
         self.dropped: Counter[str] = Counter()
+        self.renamed: Counter[str] = Counter()
 
     def close(self) -> None:
         """Close the file of parked texts."""
@@ -136,6 +138,9 @@ class StoryPool:
         chosen = is_val if split == "val" else ~is_val
         return np.flatnonzero(chosen if self._kept is None else chosen & self._kept)
 
+    def _texts(self, split: str) -> Iterator[str]:
+        return self._spool.read(map(int, self.numbers(split)))
+
     def size(self, split: str) -> int:
         """UTF-8 bytes of what is left of one split."""
         return int(self._spool.sizes()[self.numbers(split)].sum())
@@ -175,7 +180,7 @@ class StoryPool:
         share = TOKENIZER_SAMPLE_BYTES / size
 
         def texts() -> Iterator[str]:
-            for text in self._spool.read(map(int, self.numbers("train"))):
+            for text in self._texts("train"):
                 if on_bytes:
                     on_bytes(len(text.encode()))
                 if share >= 1 or self._share(text, "tokenizer") < share:
@@ -190,16 +195,34 @@ class StoryPool:
         return tokenizer
 
     def write(
-        self, split: str, folder: Path, tokenizer: Tokenizer, on_bytes: Step | None = None
+        self, split: str, folder: Path, tokenizer: Tokenizer, on_bytes: Step | None = None, copies: int = 0
     ) -> ShardWriter:
-        """Tokenise one split into its shard; the closed writer has the counts."""
+        """Tokenise one split into its shard; the closed writer has the counts.
+
+        Behind all stories come up to `copies` renamed ones of each, counted in `renamed`.
+        """
         with ShardWriter(folder, split) as writer:
-            for batch in _batches(self._spool.read(map(int, self.numbers(split)))):
+            for batch in _batches(self._texts(split)):
                 for encoding in tokenizer.encode_batch_fast(batch, add_special_tokens=False):
                     writer.add(encoding.ids)
                 if on_bytes:
                     on_bytes(sum(len(text.encode()) for text in batch))
+            if copies:
+                self._write_renamed(split, writer, tokenizer, on_bytes, copies)
         return writer
+
+    def _write_renamed(
+        self, split: str, writer: ShardWriter, tokenizer: Tokenizer, on_bytes: Step | None, count: int
+    ) -> None:
+        renamer = Renamer(self._texts(split), seed=self._seed)
+        for text in self._texts(split):
+            copies = list(renamer.copies(text, story=story_id(text), count=count))
+            encodings = tokenizer.encode_batch([copy.text for copy in copies], add_special_tokens=False)
+            for copy, encoding in zip(copies, encodings, strict=True):
+                writer.add(encoding.ids, copy.masked(encoding.offsets))
+            if on_bytes:
+                on_bytes(count * len(text.encode()))
+        self.renamed = renamer.counts
 
 
 def _batches(texts: Iterator[str]) -> Iterator[list[str]]:

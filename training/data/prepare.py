@@ -40,7 +40,7 @@ ones.
 """
 
 _EXAMPLES = 5
-_SHAPING = ("val_fraction", "skip_bad", "seed", "min_chars", "max_chars")
+_SHAPING = ("val_fraction", "skip_bad", "seed", "min_chars", "max_chars", "rename")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +72,8 @@ class PrepareOptions:
     """Training stories of fewer characters are dropped."""
     max_chars: int = 100_000
     """Training stories of more characters are dropped."""
+    rename: int = 0
+    """Copies of each training story with other names, behind the stories themselves (`training.data.rename`)."""
 
     def __post_init__(self) -> None:
         if not self.sources and not self.download:
@@ -88,6 +90,8 @@ class PrepareOptions:
             raise InputError(
                 "min_chars", f"must be between 1 and max_chars ({self.max_chars}), got {self.min_chars}"
             )
+        if self.rename < 0:
+            raise InputError("rename", f"must be 0 or more, got {self.rename}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +122,8 @@ class PrepareReport:
     dropped: dict[str, int]
     skipped: dict[str, int]
     skipped_examples: list[str] = field(default_factory=list)
+    renamed: dict[str, int] = field(default_factory=dict)
+    """`Renamer.counts`, where copies were made."""
     seconds: float = 0.0
     peak_memory_mb: float = 0.0
 
@@ -246,9 +252,11 @@ class _Preparation:
             tokenizer.save(str(shards / "tokenizer.json"))
             splits: dict[str, dict[str, int]] = {}
             for split in SPLITS:
-                with self._bar(f"writing {split}", pool.size(split)) as step:
-                    written = pool.write(split, shards, tokenizer, step)
-                splits[split] = asdict(SplitCounts(written.stories, written.tokens, pool.size(split)))
+                copies, size = options.rename if split == "train" else 0, pool.size(split)
+                with self._bar(f"writing {split}", size * (1 + copies)) as step:
+                    written = pool.write(split, shards, tokenizer, step, copies)
+                size += pool.renamed["bytes"] if copies else 0
+                splits[split] = asdict(SplitCounts(written.stories, written.tokens, size))
         finally:
             pool.close()
         return {
@@ -260,6 +268,7 @@ class _Preparation:
             "dropped": dict(sorted(pool.dropped.items())),
             "skipped": dict(sorted(self._skipped.items())),
             "skipped_examples": self._skipped_examples,
+            "renamed": dict(pool.renamed),
         }
 
     def _skip(self, error: BadLineError) -> None:
@@ -326,7 +335,7 @@ def _put_in_place(new: Path, out: Path, old: Path) -> None:
 
 
 def _report(out: Path, meta: dict[str, Any], *, up_to_date: bool) -> PrepareReport:
-    same = ("digest", "vocab_size", "sources", "dropped", "skipped", "skipped_examples")
+    same = ("digest", "vocab_size", "sources", "dropped", "skipped", "skipped_examples", "renamed")
     splits = {split: SplitCounts(**counts) for split, counts in meta["splits"].items()}
     return PrepareReport(out=out, up_to_date=up_to_date, splits=splits, **{name: meta[name] for name in same})
 
@@ -341,6 +350,11 @@ def _tell(report: PrepareReport, say: Console) -> None:
         line(
             f"{split:>5}: {counts.stories:,} stories, {counts.tokens:,} tokens, {counts.bytes / 1e6:,.2f} MB "
             f"({counts.bytes / counts.tokens:.2f} bytes a token)"
+        )
+    if renamed := report.renamed:
+        line(
+            f"renamed: {renamed['copies']:,} copies with {renamed['distinct_names']:,} new names; "
+            f"{renamed.get('without_names', 0):,} stories have no name"
         )
     for what, by_reason in (("dropped", report.dropped), ("skipped", report.skipped)):
         line(

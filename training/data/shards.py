@@ -3,8 +3,9 @@ copy.
 
 A folder holds `tokenizer.json`, `meta.json` and for each split `SPLIT.bin` (uint16, little endian: every
 story is the end-of-story id 0 followed by its tokens; one last 0 closes the file) and `SPLIT.idx.npy` (int64:
-where each story's 0 stands, and last the place of the closing 0). So `tokens[a : b + 1]` with a, b two
-neighbouring entries is a story with both its marks, and inputs and targets are the same array shifted by one.
+where each story's 0 stands, and last the place of the closing 0). `SPLIT.masked.npy` (int64, ascending), where it
+exists, lists the places of tokens that a model reads but is not trained to predict. So `tokens[a : b + 1]` with a, b
+two neighbouring entries is a story with both its marks, and inputs and targets are the same array shifted by one.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -34,7 +35,7 @@ class ShardWriter:
     def __init__(self, folder: Path, split: str) -> None:
         self._folder, self._split = folder, split
         self._file = (folder / f"{split}.bin").open("wb", buffering=1024 * 1024)
-        self._starts = array("q")
+        self._starts, self._masked = array("q"), array("q")
         self._offset = 0
 
     @property
@@ -47,13 +48,17 @@ class ShardWriter:
         """Stories written so far."""
         return len(self._starts)
 
-    def add(self, tokens: Sequence[int]) -> None:
-        """Append one story, given without its marks; no id may be 0 (the end) or 65,536 and more."""
+    def add(self, tokens: Sequence[int], masked: Iterable[int] = ()) -> None:
+        """Append one story, given without its marks; no id may be 0 (the end) or 65,536 and more.
+
+        `masked` are the places in `tokens`, in ascending order, that are no targets.
+        """
         if tokens and (min(tokens) <= END_ID or max(tokens) >= MAX_VOCAB):
             raise DataError(
                 f"{self._split} story {self.stories}: token ids must be between 1 and {MAX_VOCAB - 1}"
             )
         self._starts.append(self._offset)
+        self._masked.extend(self._offset + 1 + place for place in masked)
         self._file.write(np.array([END_ID, *tokens], TOKEN_DTYPE).tobytes())
         self._offset += 1 + len(tokens)
 
@@ -69,11 +74,14 @@ class ShardWriter:
         if kind is None:
             starts = np.array([*self._starts, self._offset], np.int64)
             np.save(self._folder / f"{self._split}.idx.npy", starts, allow_pickle=False)
+            if self._masked:
+                masked = np.array(self._masked, np.int64)
+                np.save(self._folder / f"{self._split}.masked.npy", masked, allow_pickle=False)
 
 
 class TokenShard:
-    """One split, memory-mapped: `tokens` (uint16) and `starts` (int64, one entry more than there are
-    stories).
+    """One split, memory-mapped: `tokens` (uint16), `starts` (int64, one entry more than there are stories) and
+    `masked` (int64, places in `tokens`).
     """
 
     def __init__(self, folder: Path, split: str) -> None:
@@ -86,10 +94,7 @@ class TokenShard:
         for path in (bin_path, idx_path):
             if not path.is_file():
                 raise DataError(f"{path}: no such file; `story data` makes it")
-        try:
-            starts: NDArray[np.int64] = np.load(idx_path, allow_pickle=False)
-        except (ValueError, EOFError, OSError) as error:
-            raise DataError(f"{idx_path}: damaged index: {error}") from error
+        starts = _load_index(idx_path)
         entries = bin_path.stat().st_size / TOKEN_DTYPE.itemsize
         if starts.dtype != np.int64 or starts.ndim != 1 or len(starts) == 0 or starts[0] != 0:
             raise DataError(
@@ -101,6 +106,8 @@ class TokenShard:
             )
         self.split = split
         self.starts = starts
+        masked = folder / f"{split}.masked.npy"
+        self.masked = _load_index(masked) if masked.is_file() else np.empty(0, np.int64)
         self.tokens: np.memmap[Any, np.dtype[np.uint16]] = np.memmap(bin_path, TOKEN_DTYPE, "r")
         if (self.tokens[starts] != END_ID).any():
             raise DataError(f"{bin_path}: a story does not begin with token {END_ID} where the index says so")
@@ -113,6 +120,13 @@ class TokenShard:
         if not 0 <= i < len(self):
             raise IndexError(f"story must be between 0 and {len(self) - 1}, got {i}")
         return self.tokens[self.starts[i] : self.starts[i + 1]]
+
+
+def _load_index(path: Path) -> NDArray[np.int64]:
+    try:
+        return np.load(path, allow_pickle=False)  # type: ignore[no-any-return]
+    except (ValueError, EOFError, OSError) as error:
+        raise DataError(f"{path}: damaged index: {error}") from error
 
 
 def shards_digest(folder: Path) -> str:

@@ -22,6 +22,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from model.architecture.config import END_ID
 from model.architecture.network import StoryNetwork
 from model.errors import InputError, ModelError, TrainingError
 from training.data.shards import TokenShard, read_meta
@@ -201,12 +202,15 @@ class Trainer:
         rows = [next(self.rows) for _ in range(recipe.rows)]
         count = sum(int((targets != IGNORED).sum()) for _, targets in rows)
         nats = torch.zeros(1, dtype=torch.float64)
+        share = rate_share(recipe.optimizer, self.step, progress)
         # Whole passes are shared out, so that each drops the same values whoever computes it.
         for index in range(self.group.rank, recipe.rows // recipe.micro_rows, self.group.size):
             first = index * recipe.micro_rows
             inputs_BT, targets_BT = self._stack(rows[first : first + recipe.micro_rows])
-            if recipe.dropout:
+            if recipe.dropout or recipe.replace:
                 self._seed_pass(index)
+            if recipe.replace:
+                inputs_BT = self._with_replacements(inputs_BT, recipe.replace * share)
             with self._autocast():
                 loss = self.loss_sum(inputs_BT, targets_BT) / count
             loss.backward()
@@ -220,7 +224,6 @@ class Trainer:
                 f"step {self.step + 1}: loss {loss_mean}, gradient norm {norm}; stopped before the weights "
                 f"changed. The last good checkpoint (step {self.saved}) is kept; resume with a lower learning rate"
             )
-        share = rate_share(recipe.optimizer, self.step, progress)
         self.optimizers.set_rate(share)
         self.optimizers.step()
         self.optimizers.zero_grad()
@@ -245,6 +248,12 @@ class Trainer:
         """Seed pass `index` of this step by recipe seed and step, so that a resume draws the same numbers."""
         rng = np.random.SeedSequence([self.recipe.seed, self.step, index])
         torch.manual_seed(int(rng.generate_state(1, np.uint64)[0]))
+
+    def _with_replacements(self, inputs_BT: Tensor, share: float) -> Tensor:
+        """The inputs with a share of the tokens replaced by random ones; story ends stay and none is added."""
+        random_BT = torch.randint_like(inputs_BT, 1, self.recipe.model.vocab_size)
+        chosen_BT = torch.rand(inputs_BT.shape, device=inputs_BT.device) < share
+        return torch.where(chosen_BT & (inputs_BT != END_ID), random_BT, inputs_BT)
 
     def _evaluate(self) -> None:
         self.network.eval()

@@ -40,7 +40,7 @@ class Optimizers:
         groups = group_parameters(network)
         betas = (recipe.beta1, recipe.beta2)
         gentle = [
-            {"params": groups["table"], "lr": recipe.table_lr, "weight_decay": 0.0},
+            {"params": groups["table"], "lr": recipe.table_lr, "weight_decay": recipe.table_decay},
             {"params": groups["vector"], "lr": recipe.vector_lr, "weight_decay": 0.0},
         ]
         matrices = {"params": groups["matrix"], "lr": recipe.matrix_lr, "weight_decay": recipe.weight_decay}

@@ -50,6 +50,8 @@ class OptimizerRecipe:
     beta2: OpenShare = 0.95
     weight_decay: Rate = 0.02
     """Of the matrices inside blocks, scaled by the learning rate."""
+    table_decay: Rate = 0.0
+    """Of the embedding, scaled by the learning rate."""
     clip: Annotated[float, Ge(0), Le(1e9)] = 1.0
     """Bound on the gradient's norm over all parameters; 0 is none."""
     warmup_steps: Whole = 20
@@ -87,6 +89,9 @@ class Recipe:
     """Steps between resumable checkpoints; there is also one after each evaluation and at the end."""
     dropout: OpenShare = 0.0
     """Share of the embedded tokens' and of each branch's values that is dropped in training; 0 drops none."""
+    replace: OpenShare = 0.0
+    """Share of the input tokens (never story ends) that are replaced by random ones in training. It falls with the
+    learning rate, so that the last steps read clean text. A cheap alternative to dropout (arXiv 2606.16246)."""
     average: OpenShare = 0.0
     """Of an average of the weights over steps: the share of itself that it keeps at a step. The average is what
     is validated and kept as the best. 0 keeps none: the weights themselves are."""

@@ -63,6 +63,8 @@ class RowStream:
             # Reading one token further gives each input its target; the story's last target is its end.
             both = self.shard.tokens[start : stop + 1].astype(np.int64)
             inputs[at : at + length], targets[at : at + length] = both[:-1], both[1:]
+            first, last = np.searchsorted(self.shard.masked, (start + 1, stop + 1))
+            targets[at + self.shard.masked[first:last] - start - 1] = IGNORED
             at += length
         return inputs, targets
 

@@ -15,15 +15,18 @@ import pytest
 from rich.console import Console
 from tokenizers import Tokenizer
 
+from model.architecture.folder import PRETRAINED
 from model.errors import DataError, InputError
 from training.data import prepare as module
 from training.data.bpe import train_tokenizer
 from training.data.cleaning import repair
-from training.data.corpus import load_own_stories, own_stories_folder
+from training.data.corpus import load_own_stories, own_stories_folder, story_id
 from training.data.download import TinyStories
 from training.data.pool import MIN_BYTES_PER_TOKEN
 from training.data.prepare import PrepareOptions, prepare
+from training.data.rename import Renamer
 from training.data.shards import TokenShard, read_meta, shards_digest
+from training.trainer.rows import IGNORED, RowStream
 
 OWN = [story.text for story in load_own_stories()]
 VOCAB = 400
@@ -298,6 +301,7 @@ def test_a_file_cannot_be_source_and_validation_at_once(options: PrepareOptions)
         ({"sources": ()}, "source is missing"),
         ({"vocab_size": 256}, "vocab_size must be between 257 and 65536, got 256"),
         ({"vocab_size": 65_537}, "vocab_size must be between"),
+        ({"rename": -1}, "rename must be 0 or more, got -1"),
         ({"val_fraction": 0.0}, "val_fraction must be above 0 and at most 0.5, got 0.0"),
         ({"val_fraction": float("nan")}, "val_fraction must be above 0"),
         ({"seed": -1}, "seed must be 0 or more, got -1"),
@@ -356,3 +360,37 @@ def test_progress_and_figures_are_shown(options: PrepareOptions) -> None:
     screen = io.StringIO()
     prepare(options, Console(file=screen, width=120))
     assert "is up to date" in screen.getvalue()
+
+
+def test_rename_come_behind_the_stories_and_only_in_train(options: PrepareOptions) -> None:
+    report = prepare(replace(options, rename=2))
+    texts = texts_of(options.out, "train")
+    assert texts[:100] == OWN[:100]
+    assert texts_of(options.out, "val") == OWN[100:]
+    copies = texts[100:]
+    assert len(copies) == report.renamed["copies"] == report.splits["train"].stories - 100 > 0
+    assert report.splits["train"].bytes == sum(len(text.encode()) for text in texts)
+    assert not set(copies) & set(OWN)
+    assert not prepare(options).up_to_date
+    assert prepare(replace(options, rename=2)).digest == report.digest
+
+
+def test_the_first_mention_of_a_new_name_is_masked_and_later_ones_are_not(tmp_path: Path) -> None:
+    story = "One day, Lily saw a cat. Lily said to Tim that the cat was hers. Tim and Lily gave it some milk to drink."
+    options = PrepareOptions(
+        sources=(write(tmp_path / "train.jsonl", story),),
+        val_sources=(write(tmp_path / "val.jsonl", OWN[0]),),
+        out=tmp_path / "out",
+        tokenizer=PRETRAINED / "tokenizer.json",
+        rename=1,
+    )
+    prepare(options)
+    tokenizer, shard = Tokenizer.from_file(str(options.tokenizer)), TokenShard(options.out, "train")
+    first, second = Renamer([story]).copies(story, story=story_id(story), count=2)
+    assert texts_of(options.out, "train") == [story, first.text] != [story, second.text]
+    masked = shard.tokens[shard.masked].tolist()
+    assert tokenizer.decode(masked).split() == list(first.names.values())
+    inputs, targets = next(RowStream(shard, 128, 0))
+    assert (targets == IGNORED).sum() == 128 - len(shard.tokens) + 1 + len(masked)
+    counted = targets[:-1] != IGNORED
+    assert (targets[:-1][counted] == inputs[1:][counted]).all()

@@ -84,16 +84,19 @@ def test_muon_moves_a_matrix_by_a_nearly_orthogonal_update() -> None:
             assert float(cosine) > 0.95, name
 
 
-def test_weight_decay_touches_matrices_only() -> None:
+def test_decay_touches_the_matrices_and_the_embedding_each_by_its_own_share() -> None:
     net = network()
     before = {name: parameter.detach().clone() for name, parameter in net.named_parameters()}
-    optimizers = Optimizers(net, OptimizerRecipe(matrix_lr=0.5, weight_decay=0.2))
+    recipe = OptimizerRecipe(matrix_lr=0.5, weight_decay=0.2, table_lr=0.4, table_decay=0.3)
+    optimizers = Optimizers(net, recipe)
     for parameter in net.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizers.step()
-    matrices = {id(parameter) for parameter in group_parameters(net)["matrix"]}
+    groups = group_parameters(net)
+    factors = {id(parameter): 1 - 0.5 * 0.2 for parameter in groups["matrix"]}
+    factors |= {id(parameter): 1 - 0.4 * 0.3 for parameter in groups["table"]}
     for name, parameter in net.named_parameters():
-        factor = 1 - 0.5 * 0.2 if id(parameter) in matrices else 1.0
+        factor = factors.get(id(parameter), 1.0)
         torch.testing.assert_close(parameter.detach(), before[name] * factor)
 
 

@@ -152,10 +152,20 @@ def test_a_loss_that_is_not_finite_leaves_the_average_as_it_was(
     assert same_weights(tmp_path / "run" / "best", regularised[1] / "best")
 
 
-@pytest.mark.parametrize("name", ["dropout", "average"])
+@pytest.mark.parametrize("name", ["dropout", "replace", "average"])
 @pytest.mark.parametrize("value", [-0.1, 1, 1.5, float("nan"), True, "much"])
 def test_a_share_that_is_none_is_refused(name: str, value: object) -> None:
     with pytest.raises(
         InputError, match=rf"^{name} must be a number of at least 0 and below 1, got {value!r}$"
     ):
         smallest(**{name: value})
+
+
+def test_replaced_tokens_are_a_share_of_the_inputs_and_never_story_ends(shards: Path, tmp_path: Path) -> None:
+    trainer = Trainer(smallest(replace=0.5), data=shards, out=tmp_path / "run")
+    inputs_BT = torch.cat([torch.zeros(8, 1, dtype=torch.long), torch.ones(8, 500, dtype=torch.long)], dim=1)
+    for share in (0.0, 0.25, 0.5):
+        replaced_BT = trainer._with_replacements(inputs_BT, share)
+        assert (replaced_BT[:, 0] == 0).all(), "the end of a story stays"
+        assert (replaced_BT[:, 1:] > 0).all(), "and none is added"
+        assert float((replaced_BT != inputs_BT).double().mean()) == pytest.approx(share, abs=0.05)
