@@ -91,7 +91,7 @@ class Container:
         backend = LocalBackend(engine, info, capacity=self._slots + self._queue)
         service = create_service(backend, ServiceOptions(name=self._name, drain=self._drain))
         ready = threading.Event()
-        self._server = DrainingServer(service, drain=self._drain, ready=ready.set)
+        self._server = DrainingServer(service, ready.set)
         # The main thread belongs to whoever runs the container.
         self._thread = threading.Thread(
             target=self._server.run, kwargs={"sockets": [listener]}, name="story-service", daemon=True

@@ -111,7 +111,9 @@ async def test_a_soak_of_two_thousand_stories_leaves_memory_where_it_was() -> No
 
             await asyncio.gather(*(reader() for _ in range(16)))
         assert service.terminate() == 0
-    print(f"\n{readings.stories} stories, {readings.tokens:,} tokens; memory by hundreds: "
-          + " ".join(f"{mb:.0f}" for mb in memory))  # fmt: skip
+    print(
+        f"\n{readings.stories} stories, {readings.tokens:,} tokens; memory by hundreds: "
+        + " ".join(f"{mb:.0f}" for mb in memory)
+    )
     assert (readings.stories, readings.errors) == (2_000, [])
     assert memory[-1] < 1.02 * memory[4] + 2

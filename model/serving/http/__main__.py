@@ -78,7 +78,6 @@ def serve(
         shared = SharedState.from_settings(settings)
         server = DrainingServer(
             create_service(shared.with_cache(LocalBackend.load(settings)), options, shared),
-            drain=settings.story_drain,
             ready=lambda: print(f"{label}: {url}", flush=True),
         )
         server.run(sockets=[listener])

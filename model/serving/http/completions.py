@@ -20,13 +20,19 @@ from model.generation import Chunk, Completion, GenerationRequest, TokenLogprob
 from model.serving.backend import ModelInfo, model_for
 from model.serving.http.errors import DONE, json_bytes, json_response, sse_event, unknown_model
 from model.serving.http.schemas import CompletionBody, apply_cache_control, parse_object
-from model.serving.http.session import GenerationManager, GenerationResponse, times_of, usage_of
+from model.serving.http.session import (
+    GenerationManager,
+    GenerationResponse,
+    ResponseFormat,
+    times_of,
+    usage_of,
+)
 
 MODEL_ID = "story-writer"
 """The one model name of the API; its version is sent beside it."""
 
 
-class CompletionFormat:
+class CompletionFormat(ResponseFormat):
     """A `ResponseFormat` in OpenAI's form."""
 
     def __init__(self, body: CompletionBody, requests: list[GenerationRequest], model: ModelInfo) -> None:

@@ -92,7 +92,8 @@ def bad_body(message: str) -> ServiceError:
 
 def bad_value(param: str, message: str) -> ServiceError:
     """422: a field is wrong; the message continues from the field's name."""
-    return ServiceError(422, INVALID, "invalid_value", f"{param} {message}", param=param)
+    shown = param if param.isprintable() else repr(param)[1:-1]  # an unknown field may be called anything
+    return ServiceError(422, INVALID, "invalid_value", f"{shown} {message}", param=param)
 
 
 def unknown_model(name: str, known: str) -> ServiceError:

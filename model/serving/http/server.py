@@ -22,9 +22,9 @@ GRACE = 3
 
 
 class DrainingServer(uvicorn.Server):
-    """Serves `service`; `drain` in seconds. `ready` is called once it can be reached."""
+    """Serves `service`. `ready` is called once it can be reached."""
 
-    def __init__(self, service: Service, *, drain: float, ready: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, service: Service, ready: Callable[[], None] = lambda: None) -> None:
         config = uvicorn.Config(
             service,
             log_level="warning",
@@ -35,7 +35,6 @@ class DrainingServer(uvicorn.Server):
         )
         super().__init__(config)
         self._service = service
-        self._drain = drain
         self._ready = ready
         self._loop: asyncio.AbstractEventLoop | None = None
         self._draining: asyncio.Task[None] | None = None
@@ -63,6 +62,7 @@ class DrainingServer(uvicorn.Server):
             self._service.manager.abort()
 
     async def _finish(self) -> None:
-        await self._service.manager.drain(self._drain)
+        manager = self._service.manager
+        await manager.drain(manager.options.drain)
         await self._service.sockets.close()  # a client that polls would hold its connection for 25 s
         self.should_exit = True

@@ -11,9 +11,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -46,14 +47,13 @@ STREAM_HEADERS = [
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One of the streams yielded a chunk, ended, or failed."""
+    """One of the streams yielded a chunk, or ended."""
 
     index: int
     at: float
     """Seconds since 1970, when it was read from the backend."""
     chunk: Chunk | None = None
     completion: Completion | None = None
-    error: Exception | None = None
 
 
 class GenerationSession:
@@ -64,7 +64,7 @@ class GenerationSession:
         self.stopped = False
         self._reservation = reservation
         self._aborted = False
-        self._queue: asyncio.Queue[Event | None] = asyncio.Queue(READ_AHEAD)
+        self._queue: asyncio.Queue[Event | Exception | None] = asyncio.Queue(READ_AHEAD)
         self._tasks: list[asyncio.Task[None]] = []
         self._events = 0
 
@@ -72,6 +72,11 @@ class GenerationSession:
     def served_by(self) -> str:
         """Which backend generates now."""
         return self.streams[0].served_by
+
+    @property
+    def completions(self) -> list[Completion]:
+        """How each stream ended, once all have."""
+        return [stream.completion for stream in self.streams]
 
     def add(self, stream: Stream) -> None:
         """Add a stream; it is cancelled at once where the session was ended while it was being opened."""
@@ -96,7 +101,10 @@ class GenerationSession:
             stream.cancel()
 
     async def events(self, every: float) -> AsyncIterator[Event | None]:
-        """Yield all events of all streams as they come, and None after about `every` seconds of silence."""
+        """Yield all events of all streams as they come, and None after about `every` seconds of silence.
+
+        Raises `ServiceError` when a stream fails.
+        """
         self._tasks = [
             asyncio.create_task(self._pump(index, stream)) for index, stream in enumerate(self.streams)
         ]
@@ -104,6 +112,8 @@ class GenerationSession:
         left = len(self.streams)
         while left:
             event = await self._queue.get()
+            if isinstance(event, Exception):
+                raise event
             if event is not None:
                 self._events += 1
                 left -= event.chunk is None
@@ -138,18 +148,15 @@ class GenerationSession:
                 if stream.served_by != CACHE:
                     self._reservation.commit(tokens=len(chunk.tokens))
                 await self._queue.put(Event(index, time.time(), chunk=chunk))
-            end = self._end(index, stream.completion)
+            completion = stream.completion
+            if completion.finish_reason == "error":
+                raise broke_off(completion.error)
+            if completion.finish_reason == "cancelled" and not self.stopped:
+                raise draining() if self._aborted else broke_off("the story was stopped on this side")
+            end: Event | Exception = Event(index, time.time(), completion=completion)
         except Exception as error:
-            end = Event(index, time.time(), error=as_service_error(error))
+            end = as_service_error(error)
         await self._queue.put(end)
-
-    def _end(self, index: int, completion: Completion) -> Event:
-        if completion.finish_reason == "error":
-            return Event(index, time.time(), error=broke_off(completion.error))
-        if completion.finish_reason == "cancelled" and not self.stopped:
-            error = draining() if self._aborted else broke_off("the story was stopped on this side")
-            return Event(index, time.time(), error=error)
-        return Event(index, time.time(), completion=completion)
 
 
 class GenerationManager:
@@ -238,30 +245,30 @@ class GenerationManager:
         return True
 
 
-class ResponseFormat(Protocol):
+class ResponseFormat(ABC):
     """Encodes a response. Its methods are called in the order in which they stand here."""
 
     def opening(self) -> bytes:
         """Encode what comes before the first chunk."""
-        ...
+        return b""
 
+    @abstractmethod
     def chunk(self, index: int, chunk: Chunk, at: float) -> bytes:
-        """Encode a chunk that was read at `at` (seconds since 1970)."""
-        ...
+        """Encode a chunk of stream `index` that was read at `at` (seconds since 1970)."""
 
     def ended(self, index: int, completion: Completion) -> bytes:
         """Encode a stream's end."""
-        ...
+        return b""
 
+    @abstractmethod
     def closing(self, completions: list[Completion], served_by: str) -> bytes:
         """Encode what comes after all streams have ended."""
-        ...
 
+    @abstractmethod
     def whole(
         self, chunks: list[list[Chunk]], completions: list[Completion], served_by: str
     ) -> dict[str, Any]:
         """Return everything at once, for a client that did not ask for events."""
-        ...
 
 
 class GenerationResponse(Response):
@@ -320,43 +327,32 @@ class GenerationResponse(Response):
 
     async def _collect(self, session: GenerationSession) -> dict[str, Any]:
         chunks: list[list[Chunk]] = [[] for _ in self._requests]
-        completions: dict[int, Completion] = {}
         async for event in session.events(self._manager.options.keep_alive):
-            if event is None:
-                continue
-            if event.error is not None:
-                raise event.error
-            if event.chunk is not None:
+            if event is not None and event.chunk is not None:
                 chunks[event.index].append(event.chunk)
-            elif event.completion is not None:
-                completions[event.index] = event.completion
-        return self._form.whole(chunks, _ordered(completions), session.served_by)
+        return self._form.whole(chunks, session.completions, session.served_by)
 
     async def _send_events(self, session: GenerationSession, send: Send) -> None:
         name = (b"x-story-backend", self._name(session).encode("latin-1", "replace"))
         await send({"type": "http.response.start", "status": 200, "headers": [*STREAM_HEADERS, name]})
-        completions: dict[int, Completion] = {}
         try:
             await _send(send, self._form.opening())
             async for event in session.events(self._manager.options.keep_alive):
-                await _send(send, self._encode(event, completions))
-            await _send(send, self._form.closing(_ordered(completions), session.served_by))
+                await _send(send, self._encode(event))
+            await _send(send, self._form.closing(session.completions, session.served_by))
         except _ClientGoneError:
             raise
         except Exception as error:
             await _send(send, sse_event(as_service_error(error).body(), "error"))
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    def _encode(self, event: Event | None, completions: dict[int, Completion]) -> bytes:
+    def _encode(self, event: Event | None) -> bytes:
         if event is None:
             return KEEP_ALIVE
         if event.chunk is not None:
             return self._form.chunk(event.index, event.chunk, event.at)
-        if event.completion is not None:
-            completions[event.index] = event.completion
-            return self._form.ended(event.index, event.completion)
-        assert event.error is not None, "an event is a chunk, an end or an error"
-        raise event.error
+        assert event.completion is not None, "an event is a chunk or an end"
+        return self._form.ended(event.index, event.completion)
 
 
 class _ClientGoneError(Exception):
@@ -376,10 +372,6 @@ async def _disconnected(receive: Receive) -> None:
     """Return when the client is gone; the body has been read before."""
     while (await receive())["type"] != "http.disconnect":
         pass
-
-
-def _ordered(completions: dict[int, Completion]) -> list[Completion]:
-    return [completions[index] for index in sorted(completions)]
 
 
 def usage_of(completions: list[Completion]) -> dict[str, Any]:

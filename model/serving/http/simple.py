@@ -19,10 +19,16 @@ from model.serving.backend import ModelInfo, model_for
 from model.serving.http.completions import MODEL_ID
 from model.serving.http.errors import sse_event
 from model.serving.http.schemas import SimpleBody, apply_cache_control, parse_object
-from model.serving.http.session import GenerationManager, GenerationResponse, times_of, usage_of
+from model.serving.http.session import (
+    GenerationManager,
+    GenerationResponse,
+    ResponseFormat,
+    times_of,
+    usage_of,
+)
 
 
-class SimpleFormat:
+class SimpleFormat(ResponseFormat):
     """A `ResponseFormat` of few fields, for one story."""
 
     def __init__(self, request: GenerationRequest, model: ModelInfo) -> None:
@@ -30,17 +36,9 @@ class SimpleFormat:
         self._request = request
         self._model = model
 
-    def opening(self) -> bytes:
-        """Nothing: the client knows its prompt."""
-        return b""
-
     def chunk(self, index: int, chunk: Chunk, at: float) -> bytes:
         """`token`, or nothing for a token whose text is still to come."""
         return sse_event({"text": chunk.text}, "token") if chunk.text else b""
-
-    def ended(self, index: int, completion: Completion) -> bytes:
-        """Nothing: `closing` has it all."""
-        return b""
 
     def closing(self, completions: list[Completion], served_by: str) -> bytes:
         """`complete`, with the whole object."""

@@ -85,8 +85,6 @@ class Sockets:
             async for event in session.events(manager.options.keep_alive):
                 if event is None:
                     continue
-                if event.error is not None:
-                    raise event.error
                 if event.chunk is not None and event.chunk.text:
                     token = {"id": form.id, "text": event.chunk.text}
                     await self._server.emit("story_token", token, to=sid)

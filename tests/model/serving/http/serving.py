@@ -60,9 +60,9 @@ def serving(
     backend: Backend, *, drain: float = 5.0, shared: SharedState | None = None, **options: Any
 ) -> Iterator[Running]:
     """Serve `backend` while this context is open."""
-    service = create_service(backend, ServiceOptions(**options), shared)
+    service = create_service(backend, ServiceOptions(drain=drain, **options), shared)
     listener = bound("127.0.0.1", 0)
-    server = DrainingServer(service, drain=drain)
+    server = DrainingServer(service)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:

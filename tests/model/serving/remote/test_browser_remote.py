@@ -18,9 +18,7 @@ from model.serving.backend import Backend, LocalBackend, ModelInfo
 from tests.demo.tabs import IN_A_BROWSER, PATIENCE, Tab, chromium
 from tests.model.engines import engine
 from tests.model.serving.http.serving import paced, serving
-from tests.model.serving.remote.backends import CALM, auto
-from tests.model.serving.remote.copies import Copies
-from tests.model.serving.remote.stamps import Stamped
+from tests.model.serving.remote.servers import CALM, Copies, Stamped, auto
 
 pytestmark = IN_A_BROWSER
 

@@ -22,9 +22,7 @@ from model.serving.deployments import FileDeploymentStore
 from model.serving.remote.failover import FailoverBackend
 from tests.model.engines import engine
 from tests.model.serving.http.serving import paced, serving
-from tests.model.serving.remote.backends import CALM, alone, auto
-from tests.model.serving.remote.copies import Copies
-from tests.model.serving.remote.stamps import Stamped
+from tests.model.serving.remote.servers import CALM, Copies, Stamped, alone, auto
 
 PROMPT = "Once upon a time a fox"
 

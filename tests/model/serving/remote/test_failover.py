@@ -1,4 +1,4 @@
-"""What was asked for holds over the whole story, whoever wrote which part; and Modal comes back by itself."""
+"""Failover from Modal to the engine in this process: which backend, from where, and with which text."""
 
 from __future__ import annotations
 
@@ -6,16 +6,71 @@ import asyncio
 from dataclasses import replace
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from typer import TyperException
+from typer.main import get_command
 
+import story
 from model.architecture.tokenizer import StoryTokenizer
-from model.errors import BusyError, StoryError
+from model.engine.stop import StopMatcher
+from model.errors import BusyError, InputError, StoryError
 from model.generation import MAX_PROMPT_CHARS, Chunk, Completion, GenerationRequest, SamplingParams
-from model.serving.backend import Stream
-from model.serving.remote.failover import FailoverBackend, FailoverStream
+from model.serving.backend import LocalBackend, Stream
+from model.serving.remote import BACKENDS, open_backend
+from model.serving.remote.failover import ContinuedStop, FailoverBackend, FailoverStream
+from model.serving.remote.modal import ModalBackend
+from model.settings import Settings
 from tests.model.engines import TOKENIZER
 from tests.model.serving.http.serving import paced, serving
-from tests.model.serving.remote.backends import CALM, QUICK, alone, auto
-from tests.model.serving.remote.broken import Line, Script, broken, text_of
+from tests.model.serving.remote.servers import CALM, QUICK, Line, Script, alone, auto, broken, text_of
+
+NOWHERE = "http://127.0.0.1:1"
+
+
+@pytest.mark.parametrize("kind", ["auto", "local"])
+def test_without_use_modal_stories_are_written_here_even_with_an_address(kind: str) -> None:
+    backend = open_backend(kind, Settings(story_slots=1, modal_endpoint_url=NOWHERE))
+    assert isinstance(backend, LocalBackend)
+
+
+def test_with_use_modal_auto_has_both_and_takes_its_times_from_the_settings() -> None:
+    settings = Settings(
+        story_slots=1,
+        use_modal=True,
+        modal_endpoint_url=NOWHERE,
+        story_response_timeout=0.7,
+        story_breaker_failures=2,
+    )
+    backend = open_backend("auto", settings)
+    assert isinstance(backend, FailoverBackend)
+    assert backend.capacity == backend.modal.capacity
+    health = backend.health()
+    assert (health.ready, health.served_by, health.breaker) == (True, "modal", "closed")
+    assert health.engine is not None
+
+
+def test_modal_alone_needs_an_address() -> None:
+    with pytest.raises(InputError, match=r"^MODAL_ENDPOINT_URL must be set to use Modal$"):
+        open_backend("modal", Settings())
+
+
+def test_modal_alone_asks_the_service_which_model_it_has() -> None:
+    there = paced()[0]
+    with serving(there) as running:
+        backend = open_backend("modal", Settings(modal_endpoint_url=running.url))
+    assert isinstance(backend, ModalBackend)
+    assert backend.model == there.model
+    assert open_backend("modal", Settings(modal_endpoint_url=NOWHERE)).model.version == "unknown"
+
+
+def test_the_command_line_offers_the_same_names() -> None:
+    command = get_command(story.app).commands["demo"]  # type: ignore[attr-defined]
+    for name in BACKENDS:
+        assert command.make_context("demo", ["--backend", name]).params["backend"] == name
+    with pytest.raises(TyperException, match="cloud"):
+        command.make_context("demo", ["--backend", "cloud"])
+
 
 ASKED = GenerationRequest(prompt="Once upon a time a fox", max_tokens=40, sampling=SamplingParams(seed=3))
 
@@ -78,8 +133,12 @@ async def test_a_token_whose_text_never_came_is_written_again_and_not_counted_tw
 
 
 async def test_a_token_that_waited_for_its_text_comes_with_it() -> None:
-    script = tells({"text": "", "token_ids": [8]}, {"text": "é", "token_ids": [9]}, {"text": "", "token_ids": [5]},
-                   {"text": "", "finish_reason": "length"})  # fmt: skip
+    script = tells(
+        {"text": "", "token_ids": [8]},
+        {"text": "é", "token_ids": [9]},
+        {"text": "", "token_ids": [5]},
+        {"text": "", "finish_reason": "length"},
+    )
     chunks, completion, _ = await told(script, ASKED)
     assert chunks == [Chunk("é", (8, 9)), Chunk("", (5,))]
     assert (completion.text, completion.finish_reason, completion.usage.completion_tokens) == (
@@ -272,3 +331,30 @@ def test_the_model_that_a_link_names_is_the_one_here() -> None:
     backend = auto("http://127.0.0.1:1")
     assert backend.model == backend.local.model
     assert isinstance(backend.local.engine.tokenizer, StoryTokenizer)
+
+
+letters = st.text("ab", max_size=12)
+
+
+@given(st.lists(st.text("ab", min_size=1, max_size=4), max_size=3), letters, st.lists(letters, max_size=4))
+@example(
+    ["aab"], "aaa", ["ab", "b"]
+)  # let through as the third of four a's, and yet the start of a stop string
+def test_a_story_ends_where_one_matcher_over_all_of_it_would_end_it(
+    stops: list[str], begun: str, rest: list[str]
+) -> None:
+    shown = StopMatcher(stops).push(begun)  # what the first writer let through before it was lost
+    stop = ContinuedStop(tuple(stops), shown)
+    told = shown
+    for text in rest:
+        told += stop.push(text)
+        if stop.met:
+            break
+    else:
+        told += stop.flush()
+    whole = StopMatcher(stops)
+    expected = whole.push(shown + "".join(rest)) + whole.flush()
+    assert stop.met == whole.stopped
+    assert told == (
+        expected if len(expected) > len(shown) else shown
+    )  # what a reader has is never taken back

@@ -1,4 +1,4 @@
-"""The Modal backend alone, mostly against the real service: stories, refusals, tries again, cancelling."""
+"""The backend on Modal: requests, refusals, retries, the circuit breaker and fingerprints."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ import pytest
 
 from model.errors import BusyError, InputError, StoryError
 from model.generation import Chunk, Completion, GenerationRequest, SamplingParams
-from model.serving.backend import Stream
+from model.serving.backend import LocalBackend, ModelInfo, Stream
+from model.serving.cache.backend import CachingBackend
+from model.serving.cache.store import LRUCache, ResponseCache
 from model.serving.remote.client import fetch_model_info, proxy_auth
-from model.serving.remote.modal import ModalBackend, ModalStream
+from model.serving.remote.modal import FINGERPRINT_TTL, Breaker, ModalBackend, ModalStream
 from model.serving.remote.protocol import REFUSED, UNREACHABLE, RemoteError
 from model.settings import Settings
 from tests.model.serving.http.serving import Running, paced, serving
-from tests.model.serving.remote.backends import CALM, QUICK, alone, modal
-from tests.model.serving.remote.broken import Line, broken, text_of
+from tests.model.serving.remote.servers import CALM, QUICK, Line, alone, auto, broken, modal, text_of
 
 REQUESTS = {
     "plain": GenerationRequest(prompt="Once upon", max_tokens=40, sampling=SamplingParams(seed=5)),
@@ -292,3 +293,155 @@ async def test_an_address_that_leads_nowhere_is_a_failure_like_others(url: str) 
         with pytest.raises(RemoteError, match=UNREACHABLE):
             await read(await backend.submit(GenerationRequest(prompt="Once")))
     assert not backend.breaker.closed or backend.breaker.failures == 1
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+def test_only_failures_in_a_row_open_it(clock: Clock) -> None:
+    breaker = Breaker(3, 10, clock)
+    for _ in range(5):
+        breaker.failed("refused")
+        breaker.failed("refused")
+        assert breaker.closed
+        breaker.succeeded()
+    for _ in range(3):
+        breaker.failed("refused")
+    assert (breaker.state, breaker.reason) == ("open", "refused")
+
+
+def test_a_failure_that_took_a_time_out_opens_it_at_once(clock: Clock) -> None:
+    breaker = Breaker(3, 10, clock)
+    breaker.failed("no token", slow=True)
+    assert breaker.state == "open"
+
+
+def test_after_the_pause_one_probe_is_let_through_and_its_success_closes_it(clock: Clock) -> None:
+    breaker = Breaker(1, 10, clock)
+    breaker.failed("refused")
+    clock.now += 9.9
+    assert not breaker.probe()
+    assert breaker.wait == pytest.approx(0.1)
+    clock.now += 0.2
+    assert breaker.probe()
+    assert breaker.state == "half-open"
+    assert not breaker.closed
+    assert not breaker.probe(), "one at a time"
+    breaker.succeeded()
+    assert (breaker.state, breaker.reason, breaker.failures) == ("closed", "", 0)
+    assert not breaker.probe(), "none is needed"
+
+
+def test_a_probe_that_fails_starts_the_pause_again(clock: Clock) -> None:
+    breaker = Breaker(1, 10, clock)
+    breaker.failed("refused")
+    clock.now += 10
+    assert breaker.probe()
+    clock.now += 5  # it took so long to fail
+    breaker.probe_failed("still refused")
+    assert (breaker.state, breaker.wait, breaker.reason) == ("open", 10, "still refused")
+
+
+def test_stories_that_fail_while_it_is_open_do_not_put_the_probe_off(clock: Clock) -> None:
+    breaker = Breaker(1, 10, clock)
+    breaker.failed("cut")
+    clock.now += 6
+    breaker.failed("another one cut")
+    assert breaker.wait == 4
+
+
+def test_a_story_that_ends_well_while_it_is_open_closes_it_and_a_late_probe_changes_nothing(
+    clock: Clock,
+) -> None:
+    breaker = Breaker(1, 10, clock)
+    breaker.failed("cut")
+    clock.now += 10
+    assert breaker.probe()
+    breaker.succeeded()
+    breaker.probe_failed("late")
+    assert breaker.closed
+
+
+STORY = GenerationRequest(prompt="Once upon", max_tokens=20, sampling=SamplingParams(seed=5, temperature=0.9))
+PAPER = "0123456789ab"
+"""How the digest of `paced` begins."""
+
+
+async def tell(backend: CachingBackend) -> tuple[str, str]:
+    """The story, and who told it."""
+    stream = await backend.submit(STORY)
+    text = "".join([piece.text async for piece in stream])
+    await asyncio.sleep(0.05)  # the end of a connection is noted a moment after the story's
+    return text, stream.served_by
+
+
+def cached_backend(backend: object) -> CachingBackend:
+    return CachingBackend(backend, ResponseCache(LRUCache(1_000_000, 60), 60))  # type: ignore[arg-type]
+
+
+async def test_the_version_there_is_known_once_it_has_written_and_while_that_is_news() -> None:
+    with serving(paced()[0]) as running:
+        backend = modal(running.url, timeouts=CALM)
+        memory = cached_backend(backend)
+        async with memory.running():
+            assert await backend.fingerprint() is None
+            first = await tell(memory)
+            assert await backend.fingerprint() == f"{PAPER} at {running.url}"
+            again = await tell(memory)
+            where, what, seen = backend._fingerprint
+            backend._fingerprint = (where, what, seen - FINGERPRINT_TTL)
+            assert await backend.fingerprint() is None
+    # The first was asked for before anyone knew who would write it, and is kept under what it was written by.
+    assert (first[1], again[1]) == ("modal", "cache")
+    assert again[0] == first[0]
+
+
+async def test_a_switch_to_another_deployment_asks_for_the_story_anew() -> None:
+    green, _ = paced()
+    green = LocalBackend(green.engine, ModelInfo("green", "9" * 64), capacity=4)
+    with serving(paced()[0]) as one, serving(green) as two:
+        urls = [one.url]
+        memory = cached_backend(modal(lambda: urls[-1], timeouts=CALM))
+        async with memory.running():
+            told = [await tell(memory) for _ in range(3)]
+            urls.append(two.url)
+            told += [await tell(memory) for _ in range(3)]
+    assert [writer for _, writer in told] == ["modal", "cache", "cache"] * 2
+    assert memory.cache.memory.evictions == 0
+    assert len(memory.cache.memory) == 2, "one story of each version"
+
+
+async def test_a_story_that_two_writers_share_is_not_kept() -> None:
+    async def breaks(line: Line) -> None:
+        await line.open()
+        await line.words(5)
+
+    local, _ = paced(slots=4)
+    async with broken(breaks) as service:
+        memory = cached_backend(auto(service.url, local=local, timeouts=CALM))
+        async with memory.running():
+            await tell(memory)
+            assert len(memory.cache.memory) == 0
+            assert await memory.backend.fingerprint() is None, (
+                "Modal would begin the next, and has not said who it is"
+            )
+
+
+async def test_while_modal_is_gone_stories_are_remembered_as_those_of_the_model_here() -> None:
+    local, _ = paced(slots=4)
+    memory = cached_backend(auto("http://127.0.0.1:1", local=local, failures=1))
+    async with memory.running():
+        first = await tell(memory)
+        assert await memory.backend.fingerprint() == await local.fingerprint()
+        again = await tell(memory)
+    assert again == (first[0], "cache")

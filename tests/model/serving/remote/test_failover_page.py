@@ -17,8 +17,7 @@ from demo.form import Form
 from demo.handlers import AppState, View
 from model.generation import GenerationRequest, SamplingParams
 from model.serving.remote.failover import FailoverBackend
-from tests.model.serving.remote.backends import alone, auto
-from tests.model.serving.remote.broken import Line, Script, broken, text_of
+from tests.model.serving.remote.servers import Line, Script, alone, auto, broken, text_of
 
 LENGTH = 60
 PROMPT = "Once upon a time a fox"

@@ -1,4 +1,4 @@
-"""The outermost layer: a bound for each body, a name for each request, no inner word for anyone."""
+"""Middleware: bounded bodies, request ids, error responses, security headers and CORS."""
 
 from __future__ import annotations
 
@@ -14,14 +14,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.serving.backend import LocalBackend
+from model.serving.http.middleware import SECURITY_HEADERS
 from tests.model.serving.http.serving import Running, paced, serving
-from tests.model.serving.http.test_bodies import BODIES
+from tests.model.serving.http.test_schemas import BODIES
+
+FRIEND, STRANGER = "https://friend.example", "https://stranger.example"
 
 
 @pytest.fixture(scope="module")
 def running() -> Iterator[Running]:
     backend, _ = paced(slots=4, end_bias=0.0)
-    with serving(backend, max_body=2048) as made:
+    with serving(backend, max_body=2048, origins=(FRIEND,)) as made:
         yield made
 
 
@@ -142,3 +145,33 @@ def test_no_bytes_at_any_address_are_answered_with_500(content: bytes, path: str
     for address in ("/v1/completions", "/" + quote(path, safe="/?#&").lstrip("/")):
         response = running.client.post(f"{address}", content=content, timeout=30)
         assert 400 <= response.status_code < 500, response.text
+
+
+@pytest.mark.parametrize("path", ["/api/health", "/v1/models", "/nothing/here", "/metrics"])
+def test_every_answer_carries_them_errors_too(running: Running, path: str) -> None:
+    answer = running.get(path)
+    assert {name: answer.headers.get(name) for name in SECURITY_HEADERS} == SECURITY_HEADERS
+    assert "server" not in answer.headers
+
+
+def test_a_stream_carries_them_and_still_streams(running: Running) -> None:
+    with running.client.stream(
+        "POST", "/v1/completions", json={"prompt": "Once", "max_tokens": 3, "stream": True}
+    ) as answer:
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert "".join(answer.iter_text()).endswith("data: [DONE]\n\n")
+
+
+def test_pages_of_a_named_site_may_ask_and_no_others(running: Running) -> None:
+    asks = {"access-control-request-method": "POST", "access-control-request-headers": "content-type"}
+    for origin, allowed in ((FRIEND, FRIEND), (STRANGER, None), ("null", None)):
+        before = running.client.options("/v1/completions", headers={"origin": origin, **asks})
+        answer = running.client.get("/api/health", headers={"origin": origin})
+        for each in (before, answer):
+            assert each.headers.get("access-control-allow-origin") == allowed
+            assert "access-control-allow-credentials" not in each.headers
+
+
+def test_without_the_setting_no_other_site_may(shipped: Running) -> None:
+    answer = shipped.client.get("/api/health", headers={"origin": FRIEND})
+    assert not [name for name in answer.headers if name.startswith("access-control")]
