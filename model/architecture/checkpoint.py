@@ -1,7 +1,6 @@
 """A network on disk: `config.json`, `model.safetensors` and the tokenizer it was trained with.
 
-The same three files are a training checkpoint and the heart of a model folder; only their neighbours differ
-(optimiser state there, decode graphs here).
+A training checkpoint holds these three files beside the optimiser's state, a model folder beside its decode graphs.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ def save_network(
 ) -> None:
     """Write the network into an existing `folder`, its weights as `dtype`; `notes` go into config.json."""
     weights = {name: value.detach().to(dtype).contiguous() for name, value in network.state_dict().items()}
-    # Written as any other file: safetensors' own writer lets nobody but the owner read it.
+    # Written as any other file: `safetensors.torch.save_file` makes it readable by the owner only.
     (folder / "model.safetensors").write_bytes(save(weights))
     config = {"format": FORMAT, "model": network.config.as_dict(), **notes}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")

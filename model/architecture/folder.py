@@ -1,8 +1,8 @@
-"""A model folder: everything that writes stories, in one place, and able to prove that it is whole.
+"""A model folder: all files that a model is served from, with a digest.
 
 `config.json` (sizes, recipe, where it comes from), `model.safetensors` (weights), `tokenizer.json`, one decode graph
 for each precision (`decode.int8.onnx`, `decode.fp32.onnx`), `card.md` for people, and `digest`: SHA-256 over all
-files that decide what is written. Nothing here needs PyTorch.
+files that decide what is generated. Nothing here needs PyTorch.
 """
 
 from __future__ import annotations
@@ -28,22 +28,25 @@ DIGESTED = (
 )
 
 
+def read_file(path: Path) -> bytes:
+    """The file's content. Raises `ModelError` that names it."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror}") from None
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     """The folder's config.json, its format checked. Raises `ModelError`."""
     path = folder / "config.json"
     try:
-        config = json.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise ModelError(f"{path} cannot be read: {error.strerror}") from None
+        config = json.loads(read_file(path))
     except ValueError as error:
         raise ModelError(f"{path} is not valid JSON: {error}") from None
-    if (
-        not isinstance(config, dict)
-        or config.get("format") != FORMAT
-        or not isinstance(config.get("model"), dict)
-    ):
+    known: dict[str, Any] = config if isinstance(config, dict) and config.get("format") == FORMAT else {}
+    if not isinstance(known.get("model"), dict):
         raise ModelError(f"{path} is not a model of format {FORMAT}")
-    return config
+    return known
 
 
 def read_sizes(folder: Path) -> ModelConfig:
@@ -56,13 +59,10 @@ def read_sizes(folder: Path) -> ModelConfig:
 
 
 def compute_digest(folder: Path) -> str:
-    """SHA-256 (hex) over names and contents of the files that decide what is written. Raises `ModelError`."""
+    """SHA-256 (hex) over names and contents of the files that decide what is generated. Raises `ModelError`."""
     digest = hashlib.sha256()
     for name in DIGESTED:
-        try:
-            content = (folder / name).read_bytes()
-        except OSError as error:
-            raise ModelError(f"{folder / name} cannot be read: {error.strerror}") from None
+        content = read_file(folder / name)
         digest.update(f"{name} {len(content)}\n".encode() + content)
     return digest.hexdigest()
 
@@ -89,11 +89,7 @@ class ModelFolder:
         notes = read_config(path)
         config = read_sizes(path)
         del notes["model"]
-        try:
-            stated = (path / "digest").read_text("ascii").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ModelError(f"{path / 'digest'} cannot be read: {error}") from None
-        found = compute_digest(path)
+        stated, found = read_file(path / "digest").decode("ascii", "replace").strip(), compute_digest(path)
         if stated != found:
             raise ModelError(f"{path} is damaged: its digest is {found[:12]}, and {stated[:12]} was exported")
         return cls(path, config, notes, stated)

@@ -1,4 +1,4 @@
-"""Reads a safetensors file with nothing but numpy, so that serving needs no further package for it.
+"""Read a safetensors file with nothing but numpy, so that serving needs no further package for it.
 
 The format: eight bytes of header length (little-endian), a JSON header that names each tensor's type, shape and place,
 then the tensors.
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from model.architecture.folder import read_file
 from model.errors import ModelError
 
 TYPES: dict[str, np.dtype[Any]] = {"F16": np.dtype("<f2"), "F32": np.dtype("<f4")}
@@ -25,10 +26,7 @@ def read_weights(path: Path) -> dict[str, npt.NDArray[Any]]:
     Raises:
         ModelError: the file cannot be read, is no safetensors file, or holds another type than F16 and F32.
     """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise ModelError(f"{path} cannot be read: {error.strerror}") from None
+    content = read_file(path)
     begin = 8 + int.from_bytes(content[:8], "little")
     tensors = {}
     try:
