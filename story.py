@@ -20,9 +20,9 @@ from demo.terminal import Verbs, model_folder, print_json, print_rows, write_sto
 from deploy.release.cli import app as deploy_verbs
 from experiments.ab.cli import ab
 from experiments.benchmark.cli import benchmark
-from experiments.compare.command import compare
-from experiments.gate.command import gate, promote, rollback
-from experiments.quality.command import evaluate
+from experiments.compare.cli import compare
+from experiments.gate.cli import gate, promote, rollback
+from experiments.quality.cli import evaluate
 from experiments.registry.cli import models, register
 from experiments.sweep.cli import sweep
 from model.generation import GenerationRequest, SamplingParams

@@ -99,7 +99,7 @@ def check(
     url: str, settings: Settings, *, requests: int = REQUESTS, concurrency: int = CONCURRENCY
 ) -> SmokeReport:
     """Generate a few stories, several at once, and judge. Raises `DeployError` when nothing answers at `url`."""
-    from experiments.benchmark.load import Clock, closed_loop
+    from experiments.benchmark.load import LoadGenerator
     from experiments.benchmark.plan import Plan
     from experiments.benchmark.targets import UnreachableError, WebTarget
     from model.serving.remote.client import proxy_auth
@@ -109,7 +109,7 @@ def check(
 
     async def measure() -> list[Sample]:
         async with target.running():
-            return await closed_loop(target, plan, Clock(), phase="concurrent", clients=concurrency)
+            return await LoadGenerator(plan).closed_loop(target, "concurrent", concurrency)
 
     try:
         return judge(asyncio.run(measure()), concurrency)

@@ -37,7 +37,6 @@ class Comparison:
         return {f"{name}_ratio": Figure(ratio.value, ratio.n) for name, ratio in self.ratios.items()}
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values."""
         ratios = {f"{name}_ratio": dataclasses.asdict(ratio) for name, ratio in self.ratios.items()}
         return dataclasses.asdict(self) | {"ratios": ratios, "confidence": CONFIDENCE}
 

@@ -17,8 +17,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from experiments.benchmark.figures import draw_figures
-from experiments.benchmark.measures import COUNTED, Figure, Figures, Sample, headline
-from experiments.benchmark.memory import MemoryUse
+from experiments.benchmark.measures import COUNTED, Figure, Figures, MemoryUse, Sample, headline
 from experiments.benchmark.render import markdown
 from experiments.benchmark.report import Report
 from experiments.common.evidence_runs import (
@@ -130,7 +129,7 @@ def load_benchmark_evidence(uri: str, digest: str, *, against: str | None = None
 
         rows = pandas.read_parquet(io.BytesIO(read_artifact(client, run_id, SAMPLES)))
         report = json.loads(read_artifact(client, run_id, REPORT))
-    except Exception as error:  # whatever a store, a file system or a parquet reader may raise
+    except Exception as error:  # whatever a store, a file system or the parquet library may raise
         first_line = (str(error).splitlines() or [type(error).__name__])[0]
         raise EvidenceError(f"benchmark {run_id} cannot be read: {first_line}") from None
     samples = from_frame(rows)

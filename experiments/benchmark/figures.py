@@ -7,17 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.benchmark.measures import Sample, groups, latency_phase, phase_figures
-from experiments.common.plotting import COLORS, GREY, new_figure, save
+from experiments.common.plotting import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, new_figure, save
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 SIZE = (7.0, 4.2)
 BINS = 40
-PHASE_COLORS = dict(zip(("single", "concurrent", "open", "stress"), (*COLORS[:3], COLORS[4]), strict=True))
-FAILED = COLORS[3]
+PHASE_COLORS = {"single": BLUE, "concurrent": ORANGE, "stress": PURPLE, "open": GREEN}
 MOST_STREAMS = 120
-"""Rows of the timeline; more cannot be told apart in a picture."""
+"""Rows of the timeline; more are not distinguishable in a picture."""
 
 Draw = Callable[["Axes", Sequence[Sample]], None]
 
@@ -101,7 +100,7 @@ def _timeline(axes: Axes, rows: Sequence[Sample]) -> None:
     for place, sample in enumerate(shown):
         first = sample.ended if sample.first is None else sample.first
         axes.barh(place, first - sample.scheduled, left=sample.scheduled - begin, color=GREY, **styles)
-        color = PHASE_COLORS[sample.phase] if sample.ok else FAILED
+        color = PHASE_COLORS[sample.phase] if sample.ok else RED
         # A failed request without a token would have no length and not be visible.
         length = max(sample.ended - first, 0.0 if sample.ok else 0.01)
         axes.barh(place, length, left=first - begin, color=color, **styles)

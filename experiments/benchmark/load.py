@@ -20,20 +20,23 @@ from experiments.benchmark.plan import Plan
 from experiments.benchmark.targets import Failed, Target
 from model.generation import GenerationRequest
 
-Done = Callable[[Sample], None]
+COLD_TIMEOUT = 300.0
+"""Seconds that a cold start may take, however short the timeout of other requests is."""
 PAUSE = 0.05
 """Seconds that a client waits after a failure, so that a target that refuses at once is not flooded."""
 
 
 @dataclass(slots=True)
 class Clock:
-    """Seconds since it was made, by the running event loop's clock."""
+    """Seconds since its first reading, by the running event loop's clock."""
 
-    zero: float = field(default_factory=lambda: asyncio.get_running_loop().time())
+    zero: float | None = None
 
     def now(self) -> float:
-        """Seconds since zero."""
-        return asyncio.get_running_loop().time() - self.zero
+        time = asyncio.get_running_loop().time()
+        if self.zero is None:
+            self.zero = time
+        return time - self.zero
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,78 +54,6 @@ class _Recorder:
         self.sample.ended = self.clock.now()
 
 
-async def ask(
-    target: Target,
-    request: GenerationRequest,
-    clock: Clock,
-    *,
-    phase: Phase,
-    level: int,
-    number: int,
-    timeout: float,
-    scheduled: float | None = None,
-) -> Sample:
-    """Send a request now and wait for its end, at most `timeout` seconds. A failure is a row too."""
-    started = clock.now()
-    sample = Sample(
-        phase=phase,
-        level=level,
-        number=number,
-        seed=request.sampling.seed,
-        scheduled=started if scheduled is None else scheduled,
-        started=started,
-    )
-    generate = target.generate_cold if phase == "cold" else target.generate
-    try:
-        async with asyncio.timeout(timeout):
-            ending = await generate(request, _Recorder(sample, clock))
-    except TimeoutError:
-        sample.error, sample.message = "timeout", f"not done within {timeout:g} s"
-    except Failed as failure:
-        sample.error, sample.message = failure.kind, str(failure)
-    else:
-        sample.finish, sample.tokens = ending.finish, ending.tokens
-    if sample.error is not None:
-        sample.ended, sample.tokens = clock.now(), sum(sample.counts)
-    return sample
-
-
-async def closed_loop(
-    target: Target,
-    plan: Plan,
-    clock: Clock,
-    *,
-    phase: Phase,
-    clients: int,
-    requests: int | None = None,
-    done: Done = lambda sample: None,
-) -> list[Sample]:
-    """Keep `clients` requests open until `requests` are done (default: the plan's) or the plan's time is up."""
-    limit = plan.limit if requests is None else requests
-    until = None if plan.duration is None else clock.now() + plan.duration
-    samples: list[Sample] = []
-    next_number = 0
-
-    async def client() -> None:
-        nonlocal next_number
-        while (limit is None or next_number < limit) and (until is None or clock.now() < until):
-            number = next_number
-            next_number += 1
-            request = plan.request(phase, number, clients)
-            sample = await ask(
-                target, request, clock, phase=phase, level=clients, number=number, timeout=plan.timeout
-            )
-            samples.append(sample)
-            done(sample)
-            if not sample.ok:
-                await asyncio.sleep(PAUSE)
-
-    async with asyncio.TaskGroup() as group:
-        for _ in range(clients):
-            group.create_task(client())
-    return sorted(samples, key=lambda sample: sample.number)
-
-
 def arrival_times(rate: float, seed: int) -> Iterator[float]:
     """Seconds from the start at which requests are due: gaps are exponential with mean 1/`rate`."""
     rng = np.random.default_rng([seed, 0x0A11])
@@ -132,64 +63,136 @@ def arrival_times(rate: float, seed: int) -> Iterator[float]:
         yield time
 
 
-async def open_loop(
-    target: Target, plan: Plan, clock: Clock, *, done: Done = lambda sample: None
-) -> list[Sample]:
-    """Send the plan's requests at its rate, each at its time, and wait for the last to end."""
-    begin = clock.now()
-    samples: list[Sample] = []
+@dataclass(frozen=True, slots=True)
+class LoadGenerator:
+    """Sends the requests of a plan; `done` is called with the row of each."""
 
-    async def one(number: int, due: float) -> None:
-        request, timeout = plan.request("open", number), plan.timeout
-        sample = await ask(
-            target, request, clock, phase="open", level=0, number=number, timeout=timeout, scheduled=due
+    plan: Plan
+    done: Callable[[Sample], None] = lambda sample: None
+    clock: Clock = field(default_factory=Clock)
+
+    async def ask(
+        self,
+        target: Target,
+        phase: Phase,
+        request: GenerationRequest,
+        *,
+        number: int = 0,
+        level: int = 1,
+        side: str = "target",
+        scheduled: float | None = None,
+        timeout: float | None = None,
+    ) -> Sample:
+        """Send a request now and wait for its end, at most `timeout` seconds. A failure is a row too."""
+        started = self.clock.now()
+        seconds = self.plan.timeout if timeout is None else timeout
+        sample = Sample(
+            phase=phase,
+            level=level,
+            number=number,
+            seed=request.sampling.seed,
+            scheduled=started if scheduled is None else scheduled,
+            started=started,
+            target=side,
         )
-        samples.append(sample)
-        done(sample)
+        generate = target.generate_cold if phase == "cold" else target.generate
+        try:
+            async with asyncio.timeout(seconds):
+                ending = await generate(request, _Recorder(sample, self.clock))
+        except TimeoutError:
+            sample.error, sample.message = "timeout", f"not done within {seconds:g} s"
+        except Failed as failure:
+            sample.error, sample.message = failure.kind, str(failure)
+        else:
+            sample.finish, sample.tokens = ending.finish, ending.tokens
+        if sample.error is not None:
+            sample.ended, sample.tokens = self.clock.now(), sum(sample.counts)
+        self.done(sample)
+        return sample
 
-    async with asyncio.TaskGroup() as group:
-        for number, after in enumerate(islice(arrival_times(plan.rate, plan.seed), plan.limit)):
-            if plan.duration is not None and after > plan.duration:
-                break
-            due = begin + after
-            await asyncio.sleep(max(0.0, due - clock.now()))
-            group.create_task(one(number, due))
-    return sorted(samples, key=lambda sample: sample.number)
+    async def cold_starts(self, target: Target) -> list[Sample]:
+        """Measure as many cold starts as the target has, one after another."""
+        return [
+            await self.ask(
+                target, "cold", self.plan.request("cold", number), number=number, timeout=COLD_TIMEOUT
+            )
+            for number in range(target.cold_starts)
+        ]
 
+    async def closed_loop(
+        self,
+        target: Target,
+        phase: Phase,
+        clients: int,
+        *,
+        requests: int | None = None,
+        side: str = "target",
+    ) -> list[Sample]:
+        """Keep `clients` requests open until `requests` are done (default: the plan's) or the plan's time is up."""
+        goes_on = self._budget(self.plan.limit if requests is None else requests)
+        samples: list[Sample] = []
+        next_number = 0
 
-async def in_turn(
-    target: Target, against: Target, plan: Plan, clock: Clock, *, done: Done = lambda sample: None
-) -> list[Sample]:
-    """Send both targets the same requests in turn, so that a machine whose speed drifts slows them alike.
+        async def client() -> None:
+            nonlocal next_number
+            while goes_on(next_number):
+                number = next_number
+                next_number += 1
+                request = self.plan.request(phase, number, clients)
+                sample = await self.ask(target, phase, request, number=number, level=clients, side=side)
+                samples.append(sample)
+                if not sample.ok:
+                    await asyncio.sleep(PAUSE)
 
-    A round is one request alone (`level` 1); each fourth round adds a batch of concurrent ones, which is `plan.batch`
-    times the work. The seed decides which side goes first.
-    """
-    rng = np.random.default_rng([plan.seed, 0x7A12])
-    until = None if plan.duration is None else clock.now() + plan.duration
-    sides = {"target": target, "against": against}
-    samples: list[Sample] = []
-    number = 0
-    while (plan.limit is None or number < plan.limit) and (until is None or clock.now() < until):
-        order = list(sides) if rng.random() < 0.5 else list(reversed(sides))
-        for level in (1, plan.batch) if number % 4 == 0 else (1,):
-            requests = [plan.request("compare", number * plan.batch + i, level) for i in range(level)]
-            for side in order:
-                asked = (
-                    ask(
-                        sides[side],
-                        request,
-                        clock,
-                        phase="compare",
-                        level=level,
-                        number=number,
-                        timeout=plan.timeout,
+        async with asyncio.TaskGroup() as group:
+            for _ in range(clients):
+                group.create_task(client())
+        return sorted(samples, key=lambda sample: sample.number)
+
+    async def open_loop(self, target: Target) -> list[Sample]:
+        """Send the plan's requests at its rate, each at its time, and wait for the last to end."""
+        begin = self.clock.now()
+        tasks: list[asyncio.Task[Sample]] = []
+        async with asyncio.TaskGroup() as group:
+            times = islice(arrival_times(self.plan.rate, self.plan.seed), self.plan.limit)
+            for number, after in enumerate(times):
+                if self.plan.duration is not None and after > self.plan.duration:
+                    break
+                due = begin + after
+                await asyncio.sleep(max(0.0, due - self.clock.now()))
+                request = self.plan.request("open", number)
+                asked = self.ask(target, "open", request, number=number, level=0, scheduled=due)
+                tasks.append(group.create_task(asked))
+        return [task.result() for task in tasks]
+
+    async def in_turn(self, target: Target, against: Target) -> list[Sample]:
+        """Send both targets the same requests in turn, so that a machine whose speed drifts slows them alike.
+
+        A round is one request alone (`level` 1); each fourth round adds a batch of concurrent ones, which is
+        `plan.batch` times the work. The seed decides which side goes first.
+        """
+        rng = np.random.default_rng([self.plan.seed, 0x7A12])
+        sides = [("target", target), ("against", against)]
+        batch = self.plan.batch
+        goes_on = self._budget(self.plan.limit)
+        samples: list[Sample] = []
+        number = 0
+        while goes_on(number):
+            order = sides if rng.random() < 0.5 else sides[::-1]
+            for level in (1, batch) if number % 4 == 0 else (1,):
+                requests = [self.plan.request("compare", number * batch + i, level) for i in range(level)]
+                for side, asked in order:
+                    rows = (
+                        self.ask(asked, "compare", request, number=number, level=level, side=side)
+                        for request in requests
                     )
-                    for request in requests
-                )
-                for row in await asyncio.gather(*asked):
-                    row.target = side
-                    samples.append(row)
-                    done(row)
-        number += 1
-    return samples
+                    samples += await asyncio.gather(*rows)
+            number += 1
+        return samples
+
+    def _budget(self, limit: int | None) -> Callable[[int], bool]:
+        """Whether request or round `number` may still begin, by the number of requests and the plan's duration."""
+        until = None if self.plan.duration is None else self.clock.now() + self.plan.duration
+        return lambda number: (
+            (limit is None or number < limit) and (until is None or self.clock.now() < until)
+        )

@@ -20,12 +20,9 @@ import statistics
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from experiments.benchmark.memory import MemoryUse
 
 Phase = Literal["cold", "warmup", "single", "concurrent", "stress", "open", "compare"]
 FailureKind = Literal["refused", "busy", "timeout", "rejected", "http_5xx", "truncated", "malformed", "error"]
@@ -116,6 +113,17 @@ class Figure:
 
 
 Figures = dict[str, Figure]
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryUse:
+    """The peak of the resident sets' sum."""
+
+    peak_rss_mb: float
+    """10⁶ bytes."""
+    memory_percent: float
+    """The same as a share of the memory that there is."""
+    samples: int
 
 
 def percentile(values: Sequence[float], percent: float) -> float:

@@ -1,7 +1,6 @@
 """Memory of the processes that serve, sampled while requests run.
 
-The resident set counts pages that processes share once for each of them, so for a server of several workers the
-sum is an upper bound.
+Resident sets count shared pages once for each process, so the sum is an upper bound for a server of several workers.
 """
 
 from __future__ import annotations
@@ -9,26 +8,15 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 import psutil
 
+from experiments.benchmark.measures import MemoryUse
+
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 MB = 1e6
-
-
-@dataclass(frozen=True, slots=True)
-class MemoryUse:
-    """The peak of the resident sets' sum."""
-
-    peak_rss_mb: float
-    """10⁶ bytes."""
-    memory_percent: float
-    """The same as a share of the memory that there is."""
-    samples: int
 
 
 def usable_memory(limit_file: Path = CGROUP_LIMIT) -> int:
@@ -52,15 +40,13 @@ def listening_processes(port: int) -> list[int]:
 class MemoryWatch:
     """Samples the given processes and their children from a thread, for as long as its context is open.
 
-    `peak` is None when there was none to look at.
+    `peak` is None when none of them exists.
     """
 
     def __init__(self, processes: Sequence[int], *, every: float = 0.05) -> None:
         self.peak: MemoryUse | None = None
         self._every = every
         self._total = usable_memory()
-        self._samples = 0
-        self._most = 0
         self._done = threading.Event()
         self._processes = []
         for pid in processes:
@@ -69,17 +55,13 @@ class MemoryWatch:
         self._thread = threading.Thread(target=self._run, name="memory watch", daemon=True)
 
     def __enter__(self) -> Self:
-        if self._processes:
-            self._look()
-            self._thread.start()
+        self._look()
+        self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._processes:
-            self._done.set()
-            self._thread.join()
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
 
     def _run(self) -> None:
         while not self._done.wait(self._every):
@@ -87,15 +69,15 @@ class MemoryWatch:
         self._look()
 
     def _look(self) -> None:
-        total = 0
+        used = 0
         for process in self._processes:
-            with suppress(psutil.Error):  # one that has ended uses nothing
-                total += process.memory_info().rss
+            family = [process]
             with suppress(psutil.Error):
-                for child in process.children(recursive=True):
-                    with suppress(psutil.Error):
-                        total += child.memory_info().rss
-        if total:
-            self._samples += 1
-            self._most = max(self._most, total)
-            self.peak = MemoryUse(self._most / MB, 100 * self._most / self._total, self._samples)
+                family += process.children(recursive=True)
+            for member in family:
+                with suppress(psutil.Error):  # one that has ended uses nothing
+                    used += member.memory_info().rss
+        if used:
+            before = self.peak or MemoryUse(0.0, 0.0, 0)
+            most = max(before.peak_rss_mb, used / MB)
+            self.peak = MemoryUse(most, 100 * most * MB / self._total, before.samples + 1)

@@ -83,7 +83,6 @@ class Plan(Options):
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values."""
         return {**self.model_dump(), "phases": list(self.phases), "requests": self.limit}
 
     def expected_requests(self, cold_starts: int) -> int | None:

@@ -9,6 +9,7 @@ from typing import Any
 from experiments.benchmark.compare import Comparison
 from experiments.benchmark.measures import (
     Figures,
+    MemoryUse,
     Phase,
     Sample,
     failures,
@@ -17,7 +18,6 @@ from experiments.benchmark.measures import (
     latency_phase,
     phase_figures,
 )
-from experiments.benchmark.memory import MemoryUse
 from experiments.benchmark.plan import Plan
 from experiments.common.thresholds import Threshold, Thresholds
 from training.tracking.provenance import Provenance
@@ -45,17 +45,7 @@ class Check:
         return {True: "PASS", False: "FAIL", None: "NOT MEASURED"}[self.passed]
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values."""
-        return {
-            "metric": self.threshold.metric,
-            "value": self.value,
-            "unit": self.threshold.unit,
-            "bound": self.threshold.bound,
-            "threshold": self.threshold.limit,
-            "n": self.n,
-            "passed": self.passed,
-            "reason": self.threshold.reason,
-        }
+        return self.threshold.as_dict() | {"value": self.value, "n": self.n, "passed": self.passed}
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,8 +22,7 @@ from training.tracking.provenance import provenance
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from experiments.benchmark.measures import Sample
-    from experiments.benchmark.memory import MemoryUse
+    from experiments.benchmark.measures import MemoryUse, Sample
     from experiments.benchmark.plan import Choice, Plan
     from experiments.benchmark.report import Report
     from experiments.benchmark.targets import Target
@@ -31,8 +30,6 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 Done = Callable[["Sample"], None]
-COLD_TIMEOUT = 300.0
-"""Seconds that a cold start may take, however short the timeout of other requests is."""
 NEEDED = ("mlflow", "pandas", "psutil", "scipy", "yaml")
 
 
@@ -51,44 +48,33 @@ async def measure(
 
     Warm-up follows the cold start; its rows are kept, and count in no figure.
     """
-    from experiments.benchmark.load import Clock, ask, closed_loop, in_turn, open_loop
+    from experiments.benchmark.load import LoadGenerator
     from experiments.benchmark.memory import MemoryWatch
     from experiments.benchmark.plan import WARMUP_CLIENTS
 
-    clock = Clock()
+    load = LoadGenerator(plan, done)
+    warmup = LoadGenerator(plan.model_copy(update={"duration": None}), clock=load.clock)
+    requests = 2 * WARMUP_CLIENTS
     samples: list[Sample] = []
     if "cold" in plan.phases:
-        for number in range(target.cold_starts):
-            request = plan.request("cold", number)
-            row = await ask(
-                target, request, clock, phase="cold", level=1, number=number, timeout=COLD_TIMEOUT
-            )
-            samples.append(row)
-            done(row)
-    untimed = plan.model_copy(update={"duration": None})
-    for side, name in ((target, "target"), (against, "against")):
-        if side is not None:
-            rows = await closed_loop(
-                side, untimed, clock, phase="warmup", clients=WARMUP_CLIENTS, requests=2 * WARMUP_CLIENTS
-            )
-            for row in rows:
-                row.target = name
-            samples += rows
+        samples += await load.cold_starts(target)
+    samples += await warmup.closed_loop(target, "warmup", WARMUP_CLIENTS, requests=requests)
+    if against is not None:
+        samples += await warmup.closed_loop(
+            against, "warmup", WARMUP_CLIENTS, requests=requests, side="against"
+        )
     with MemoryWatch(target.processes()) as watch:
         if "single" in plan.phases:
-            samples += await closed_loop(target, plan, clock, phase="single", clients=1, done=done)
+            samples += await load.closed_loop(target, "single", 1)
         if "concurrent" in plan.phases:
-            clients = plan.concurrency
-            samples += await closed_loop(target, plan, clock, phase="concurrent", clients=clients, done=done)
+            samples += await load.closed_loop(target, "concurrent", plan.concurrency)
         for level in plan.levels if "stress" in plan.phases else ():
-            requests = None if plan.limit is None else max(plan.limit, 2 * level)
-            samples += await closed_loop(
-                target, plan, clock, phase="stress", clients=level, requests=requests, done=done
-            )
+            at_least = None if plan.limit is None else max(plan.limit, 2 * level)
+            samples += await load.closed_loop(target, "stress", level, requests=at_least)
         if "open" in plan.phases:
-            samples += await open_loop(target, plan, clock, done=done)
+            samples += await load.open_loop(target)
         if against is not None and "compare" in plan.phases:
-            samples += await in_turn(target, against, plan, clock, done=done)
+            samples += await load.in_turn(target, against)
     return Measured(samples, watch.peak)
 
 

@@ -28,7 +28,6 @@ from model.settings import Settings
 from training.tracking.provenance import ROOT
 
 CONNECT_SECONDS = 10.0
-LONGEST_MESSAGE = 200
 
 
 class Listener(Protocol):
@@ -68,25 +67,14 @@ class Ending:
 class Target(Protocol):
     """Something that generates stories between entering and leaving `running`."""
 
-    @property
-    def name(self) -> str:
-        """A name for reports: no secret, no folder above the model's own."""
-        ...
-
-    @property
-    def digest(self) -> str | None:
-        """Digest of the model folder; None: the target does not say. Known while `running`."""
-        ...
-
-    @property
-    def cold_start_means(self) -> str:
-        """What `generate_cold` measures here, in words."""
-        ...
-
-    @property
-    def cold_starts(self) -> int:
-        """How many cold starts can be measured: a service that was woken once may stay awake."""
-        ...
+    name: str
+    """For reports: no secret, no folder above the model's own."""
+    digest: str | None
+    """Of the model folder; None: the target does not say. Known while `running`."""
+    cold_start_means: str
+    """What `generate_cold` measures here, in words."""
+    cold_starts: int
+    """How many cold starts can be measured: a service that was woken once may stay awake."""
 
     def running(self) -> AbstractAsyncContextManager[None]:
         """Start on entry, stop on exit. Raises `StoryError` if the target cannot be used at all."""
@@ -145,8 +133,8 @@ class LocalTarget:
 
     def __init__(self, backend: LocalBackend, folder: Path | None, *, name: str = "local") -> None:
         self.name = name
-        self._backend = backend
-        self._folder = folder
+        self.digest: str | None = backend.model.version
+        self._backend, self._folder = backend, folder
 
     @classmethod
     def load(cls, settings: Settings, *, name: str = "local") -> LocalTarget:
@@ -154,17 +142,10 @@ class LocalTarget:
         folder = Path(settings.story_model) if settings.story_model else None
         return cls(LocalBackend.load(settings), folder, name=name)
 
-    @property
-    def digest(self) -> str | None:
-        """Of the model folder."""
-        return self._backend.model.version
-
     def running(self) -> AbstractAsyncContextManager[None]:
-        """Run the engine for as long as this context is open."""
         return self._backend.running()
 
     async def generate(self, request: GenerationRequest, listener: Listener) -> Ending:
-        """Generate one story in this process."""
         try:
             stream = await self._backend.submit(request)
         except StoryError as error:
@@ -182,7 +163,6 @@ class LocalTarget:
         return Ending(done.finish_reason, done.usage.completion_tokens)
 
     async def generate_cold(self, request: GenerationRequest, listener: Listener) -> Ending:
-        """Start a process that loads the model and generates the first token."""
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)])}
         if self._folder is not None:
             environment["STORY_MODEL"] = str(self._folder)
@@ -265,40 +245,39 @@ class WebTarget:
             self.digest = version
 
     async def generate(self, request: GenerationRequest, listener: Listener) -> Ending:
-        """Generate one story over a connection that is kept for the next."""
         return await self._generate(self._client, request, listener)
 
     async def generate_cold(self, request: GenerationRequest, listener: Listener) -> Ending:
-        """Generate one story over a connection of its own."""
         async with self._new_client() as client:
             return await self._generate(client, request, listener)
 
     def processes(self) -> list[int]:
         """The processes that listen at this port of this machine."""
-        from experiments.benchmark.memory import (
-            listening_processes,  # needs psutil, which a deployment's check does not
-        )
+        # Imported here: it needs psutil, and the check of a deployment (deploy.release.smoke) does not.
+        from experiments.benchmark.memory import listening_processes
 
         return listening_processes(self._port) if self._here else []
 
     def _body(self, request: GenerationRequest) -> dict[str, Any]:
         sampling = request.sampling
-        body = {
-            "prompt": request.prompt,
-            "max_tokens": request.max_tokens,
-            "seed": sampling.seed,
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "stream": True,
-            "stream_options": {"include_usage": True},
-            "return_token_ids": True,
-        }
-        return body if self._model is None else {"model": self._model, **body}
+        model = {} if self._model is None else {"model": self._model}
+        streaming = {"stream": True, "stream_options": {"include_usage": True}, "return_token_ids": True}
+        return (
+            model
+            | streaming
+            | {
+                "prompt": request.prompt,
+                "max_tokens": request.max_tokens,
+                "seed": sampling.seed,
+                "temperature": sampling.temperature,
+                "top_p": sampling.top_p,
+            }
+        )
 
     async def _generate(
         self, client: httpx.AsyncClient, request: GenerationRequest, listener: Listener
     ) -> Ending:
-        reader = _StreamReader(listener)
+        parser = _StreamParser(listener)
         try:
             url = f"{self._root}/v1/completions"
             async with aconnect_sse(client, "POST", url, json=self._body(request)) as source:
@@ -306,15 +285,15 @@ class WebTarget:
                     raise await _refusal(source.response)
                 # Read on after [DONE]: a connection whose answer was not read to its end is not used again.
                 async for event in source.aiter_sse():
-                    reader.take(event.data)
+                    parser.take(event.data)
         except (SSEError, httpx.DecodingError) as error:  # first: SSEError is a TransportError
             raise Failed("malformed", _message(error)) from None
         except httpx.TransportError as error:
             raise Failed(_kind_of(error), _message(error)) from None
-        return reader.ending()
+        return parser.ending()
 
 
-class _StreamReader:
+class _StreamParser:
     """Reads the events of one completion."""
 
     def __init__(self, listener: Listener) -> None:
@@ -376,7 +355,7 @@ async def _refusal(response: httpx.Response) -> Failed:
     kind: FailureKind = "http_5xx" if status >= 500 else "rejected"
     if status == 429 or (status == 503 and "retry-after" in response.headers):
         kind = "busy"
-    return Failed(kind, f"{status}: {message[:LONGEST_MESSAGE]}")
+    return Failed(kind, f"{status}: {message[:200]}")
 
 
 def _kind_of(error: httpx.TransportError) -> FailureKind:

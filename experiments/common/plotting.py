@@ -1,7 +1,7 @@
-"""How this house draws: one palette, plain axes, PNG files without anything of the machine or the moment in them.
+"""Common plotting style: one palette, plain axes, reproducible PNG files.
 
-Figures are made without pyplot, so that nothing global is left behind and no display is asked for; a notebook shows
-what a function returns.
+Figures are made without pyplot, so they leave no global state and need no display; a notebook shows what a function
+returns.
 """
 
 from __future__ import annotations
@@ -16,18 +16,16 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DPI = 110
-COLORS = (
-    "#4c72b0", "#dd8452", "#55a868", "#c44e52", "#8172b3",
-    "#937860", "#da8bc3", "#8c8c8c", "#ccb974", "#64b5cd",
-)  # fmt: skip
-"""In this order for what is shown side by side; the benchmark's phases have theirs from the same ten."""
+BLUE, ORANGE, GREEN, RED, PURPLE = "#4c72b0", "#dd8452", "#55a868", "#c44e52", "#8172b3"
+COLORS = (BLUE, ORANGE, GREEN, RED, PURPLE, "#937860", "#da8bc3", "#8c8c8c", "#ccb974", "#64b5cd")
+"""In this order for series that are shown side by side."""
 GREY = "#d0d0d0"
 
 
 def new_figure(
     width: float, height: float, *, rows: int = 1, columns: int = 1, **options: Any
 ) -> tuple[Figure, list[Axes]]:
-    """An empty figure of `width` x `height` inches and its axes, row by row, without the frame's idle half.
+    """An empty figure of `width` x `height` inches and its axes, row by row, without the upper and right spines.
 
     `options` are those of matplotlib's `Figure.subplots`.
     """

@@ -76,7 +76,7 @@ def ratio_of_sums(
     pairs = np.asarray(above, np.float64), np.asarray(below, np.float64)
     n = len(pairs[0])
     value = float(pairs[0].sum() / pairs[1].sum())
-    if n < 2:  # nothing can be resampled, and scipy refuses it
+    if n < 2 or not math.isfinite(value):  # nothing to resample, which scipy refuses
         return exact(value, n)
     interval = bootstrap(
         pairs,

@@ -1,7 +1,7 @@
-"""What a version must reach: `thresholds.yaml`, read and checked once, so that no bound is silently ignored.
+"""What a version must reach: `thresholds.yaml`, read and checked, so that no bound is silently ignored.
 
-A mistyped metric or a bound on the wrong side would look exactly like a threshold that passes. So each entry is
-held to the table of metrics below, and what is wrong is told with the file's name and the line.
+A mistyped metric or a bound on the wrong side would look like a threshold that passes. So each entry is checked against
+the table of metrics below, and an error names the file and the line.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -37,10 +37,9 @@ class Metric:
     """The values that it can have."""
 
 
-def _metrics(
-    scope: Scope, unit: str, better: str, names: str, *, high: float = math.inf
-) -> dict[str, Metric]:
-    low = -math.inf if unit == "bits/byte" and scope == "compare" else 0.0
+def _metrics(scope: Scope, unit: str, better: str, names: str) -> dict[str, Metric]:
+    low = -math.inf if names == "bits_per_byte_difference" else 0.0
+    high = {"share": 1.0, "percent": 100.0}.get(unit, math.inf)
     return {name: Metric(unit, better == "higher", scope, low, high) for name in names.split()}
 
 
@@ -49,32 +48,26 @@ METRICS: dict[str, Metric] = {
     **_metrics("benchmark", "s", "lower", "max_generation_time p95_generation_time p99_generation_time"),
     **_metrics("benchmark", "s", "lower", "ttft_p50 ttft_p95 ttft_p99 itl_p50 itl_p95 itl_p99"),
     **_metrics("benchmark", "s", "lower", "tpot_p50 tpot_p95 tpot_p99 cold_start_s"),
-    **_metrics("benchmark", "share", "higher", "success_rate goodput_share", high=1.0),
-    **_metrics("benchmark", "share", "lower", "error_rate", high=1.0),
+    **_metrics("benchmark", "share", "higher", "success_rate goodput_share"),
+    **_metrics("benchmark", "share", "lower", "error_rate"),
     **_metrics("benchmark", "requests/s", "higher", "goodput"),
     **_metrics("benchmark", "streams", "higher", "concurrent_handling"),
     **_metrics("benchmark", "tokens/s", "higher", "tokens_per_second total_tokens_per_second"),
-    **_metrics("benchmark", "percent", "lower", "memory_percent", high=100.0),
+    **_metrics("benchmark", "percent", "lower", "memory_percent"),
     **_metrics("benchmark", "MB", "lower", "peak_rss_mb"),
     **_metrics("benchmark", "requests", "higher", "requests"),
     **_metrics("quality", "bits/byte", "lower", "bits_per_byte"),
     **_metrics("quality", "nats/token", "lower", "loss"),
-    **_metrics(
-        "quality", "share", "higher", "written/ended written/names_kept written/names_straight", high=1.0
-    ),
-    **_metrics(
-        "quality", "share", "higher", "written/distinct_1 written/distinct_2 written/distinct_3", high=1.0
-    ),
-    **_metrics(
-        "quality", "share", "lower", "written/repeated_4 written/looping written/names_confused", high=1.0
-    ),
-    **_metrics("quality", "share", "lower", "written/copied_share", high=1.0),
+    **_metrics("quality", "share", "higher", "written/ended written/names_kept written/names_straight"),
+    **_metrics("quality", "share", "higher", "written/distinct_1 written/distinct_2 written/distinct_3"),
+    **_metrics("quality", "share", "lower", "written/repeated_4 written/looping written/names_confused"),
+    **_metrics("quality", "share", "lower", "written/copied_share"),
     **_metrics("quality", "words", "lower", "written/copied_words_max"),
     **_metrics("compare", "bits/byte", "lower", "bits_per_byte_difference"),
     **_metrics("compare", "ratio", "lower", "generation_time_ratio ttft_ratio itl_ratio"),
     **_metrics("compare", "ratio", "higher", "tokens_per_second_ratio total_tokens_per_second_ratio"),
 }
-"""Every metric that a threshold may name. A share lies between 0 and 1."""
+"""Every metric that a threshold may name."""
 
 
 class ThresholdsError(StoryError):
@@ -95,8 +88,7 @@ class Threshold(BaseModel):
     at_most: float | None = Field(default=None, allow_inf_nan=False)
     below: float | None = Field(default=None, allow_inf_nan=False)
     stories: Literal["own", "other"] | None = None
-    """Of quality: where the bound depends on what is read, whether it is for our own held-out stories or for all
-    others; None: for any."""
+    """Of quality: whether the bound is for our own held-out stories or for all others; None: for any."""
     min_n: int | None = Field(default=None, ge=1)
     """Fewer observations than this are not enough to decide by; None: one figure is enough."""
 
@@ -121,19 +113,11 @@ class Threshold(BaseModel):
             better = "higher" if metric.higher_is_better else "lower"
             raise ValueError(f"{name}: contradicts the metric: of {self.metric} {better} is better")
         if not metric.low <= self.limit <= metric.high:
-            raise ValueError(
-                f"{name}: {self.limit:g} is outside of what {self.metric} can be: {metric.low:g} to {metric.high:g}"
-            )
-        if (
-            name in ("above", "below")
-            and self.limit in (metric.low, metric.high)
-            and not self._can_hold(metric)
-        ):
+            possible = f"{metric.low:g} to {metric.high:g}"
+            raise ValueError(f"{name}: {self.limit:g} is outside of what {self.metric} can be: {possible}")
+        if self.limit == {"above": metric.high, "below": metric.low}.get(name):
             raise ValueError(f"{name}: no {self.metric} can ever be {name} {self.limit:g}")
         return self
-
-    def _can_hold(self, metric: Metric) -> bool:
-        return self.limit < metric.high if self.bound == "above" else self.limit > metric.low
 
     @property
     def bound(self) -> str:
@@ -151,22 +135,24 @@ class Threshold(BaseModel):
         return self.bound in ("at_least", "above")
 
     def holds(self, value: float) -> bool:
-        """Whether `value` is on the allowed side; what is not a number never is."""
-        if math.isnan(value):
-            return False
-        match self.bound:
-            case "at_least":
-                return value >= self.limit
-            case "above":
-                return value > self.limit
-            case "at_most":
-                return value <= self.limit
-            case _:
-                return value < self.limit
+        """Whether `value` is on the allowed side; NaN never is."""
+        if self.bound in ("at_least", "at_most") and value == self.limit:
+            return True
+        return value > self.limit if self.higher_is_better else value < self.limit
 
     def margin(self, value: float) -> float:
         """How far `value` is inside the bound, in `unit`; negative: outside."""
         return value - self.limit if self.higher_is_better else self.limit - value
+
+    def as_dict(self) -> dict[str, Any]:
+        """What a check of it states: metric, bound and reason."""
+        return {
+            "metric": self.metric,
+            "unit": self.unit,
+            "bound": self.bound,
+            "threshold": self.limit,
+            "reason": self.reason,
+        }
 
     def __str__(self) -> str:
         sign = {"at_least": "≥", "above": ">", "at_most": "≤", "below": "<"}[self.bound]
@@ -185,9 +171,6 @@ class Thresholds:
     def __iter__(self) -> Iterator[Threshold]:
         return iter(self.entries)
 
-    def __len__(self) -> int:
-        return len(self.entries)
-
     def of(self, scope: Scope) -> tuple[Threshold, ...]:
         """Those of one scope."""
         return tuple(entry for entry in self.entries if entry.scope == scope)
@@ -203,10 +186,8 @@ def load_thresholds(path: Path = THRESHOLDS) -> Thresholds:
     """
     file = read_yaml(path, ThresholdsError, "thresholds")
     value = file.value
-    if (
-        not isinstance(value, dict)
-        or set(value) != {"thresholds"}
-        or not isinstance(value["thresholds"], list)
+    if not (
+        isinstance(value, dict) and set(value) == {"thresholds"} and isinstance(value["thresholds"], list)
     ):
         raise ThresholdsError(f"{file.at(())}: must be one list called 'thresholds'")
     entries: list[Threshold] = []

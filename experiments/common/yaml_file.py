@@ -1,7 +1,6 @@
-"""YAML files that people write by hand: read as plain values, with the line of each part for what is wrong in it.
+"""YAML files that people write by hand, read as plain values with the line of each part for error messages.
 
-Thresholds and search spaces are read by this. A key that is said twice is an error, because YAML's own readers
-would silently take the last one.
+A duplicate key is an error: YAML's own loaders silently take the last one.
 """
 
 from __future__ import annotations
@@ -97,7 +96,7 @@ def _plain(node: Any, place: Place, lines: dict[Place, int], path: Path, error: 
     for key, inner in node.value:
         name = str(key.value)
         if name in values:
-            raise error(f"{path}, line {key.start_mark.line + 1}: {name} is said twice")
+            raise error(f"{path}, line {key.start_mark.line + 1}: {name} is given twice")
         lines[(*place, name)] = key.start_mark.line + 1
         values[name] = _plain(inner, (*place, name), lines, path, error)
     return values

@@ -1,5 +1,5 @@
 """Runs and registered versions side by side.
 
-`choose` who is compared · `frames` their curves, figures and differences as pandas frames · `figures` the curves as
-pictures · `shown` terminal, Markdown and files · `command` the verb. Notebooks use the same functions.
+`choose` which ones · `frames` their curves, figures and differences as pandas frames · `figures` the curves as
+pictures · `render` terminal, Markdown and files · `cli` the verb. Notebooks use the same functions.
 """

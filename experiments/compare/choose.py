@@ -1,4 +1,4 @@
-"""Who is compared: training runs and registered versions, each by the name that its reader has at hand."""
+"""What is compared: training runs and registered versions, each by any name that it has."""
 
 from __future__ import annotations
 
@@ -7,22 +7,23 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from experiments.benchmark.evidence import EXPERIMENT as BENCHMARKS
+from experiments.common.evidence_runs import store_errors
+from experiments.gate.run import EXPERIMENT as GATES
 from experiments.quality.evidence import EXPERIMENT as EVALUATIONS
-from experiments.registry.versions import EXPERIMENT as TRAININGS
 from experiments.registry.versions import NAME, Version, versions
-from model.errors import InputError, StoryError
-from training.tracking.store import open_store, unusable
+from model.errors import InputError
+from training.tracking.observer import EXPERIMENT as TRAININGS
+from training.tracking.store import open_store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-GATES = "story-gate"
 NO_TRAINING = {BENCHMARKS, EVALUATIONS, GATES}
-"""Experiments whose runs judge a model and train none."""
+"""Experiments whose runs measure a model and train none."""
 NEWEST = 5
 SHORTEST_ID = 4
-"""Fewer digits of a run's id could be anything."""
+"""Digits of a run's id that are enough to name it."""
 SHORTEST_DIGEST = 8
 MOST_NAMED = 12
 """Names that an error lists."""
@@ -33,7 +34,7 @@ class Subject:
     """One column of a comparison: a training run, and the registered version that came of it, if one did."""
 
     label: str
-    """Unlike every other subject's."""
+    """Unique."""
     run: Run | None
     """None: the version's run is gone from the store."""
     version: Version | None
@@ -60,7 +61,7 @@ def choose(uri: str, names: Sequence[str] = (), *, newest: int = NEWEST) -> list
     if newest < 1:
         raise InputError("newest", f"must be at least 1, got {newest}")
     client = open_store(uri)
-    try:
+    with store_errors(uri):
         every = versions(uri)
         runs = _training_runs(client)
         if names:
@@ -69,19 +70,15 @@ def choose(uri: str, names: Sequence[str] = (), *, newest: int = NEWEST) -> list
             own = {e.experiment_id for e in client.search_experiments() if e.name == TRAININGS}
             newer = [run for run in runs if run.info.experiment_id in own and "imported" not in run.data.tags]
             found = [_of_run(run, every) for run in newer[:newest]]
-    except StoryError:
-        raise
-    except Exception as error:  # SQLAlchemy's, MLflow's, the driver's or the network's
-        raise unusable(uri, error) from error
     if not found:
         raise InputError(
             "run", "must be one of this store's, and it has no training run; `story train` makes one"
         )
-    return _told_apart(found)
+    return _with_unique_labels(found)
 
 
 def _training_runs(client: MlflowClient) -> list[Run]:
-    """All that may have trained, newest first."""
+    """All runs that may be trainings, newest first."""
     experiments = [e.experiment_id for e in client.search_experiments() if e.name not in NO_TRAINING]
     runs: list[Run] = []
     token = None
@@ -147,7 +144,7 @@ def _is_called(run: Run, asked: str) -> bool:
 
 
 def _known(runs: Sequence[Run], every: Sequence[Version]) -> str:
-    """What could have been asked for, in a line."""
+    """The names that exist, in one line."""
     trained = [run for run in runs if "imported" not in run.data.tags]
     named = [f"{run.info.run_name} ({run.info.run_id[:8]})" for run in trained[:MOST_NAMED]]
     named += ["…"] if len(trained) > MOST_NAMED else []
@@ -155,8 +152,8 @@ def _known(runs: Sequence[Run], every: Sequence[Version]) -> str:
     return f"runs: {', '.join(named) or 'none'}; versions: {', '.join(numbers) or 'none'}"
 
 
-def _told_apart(subjects: Sequence[Subject]) -> list[Subject]:
-    """Each once, and under a label of its own: runs of one name are told apart by their ids."""
+def _with_unique_labels(subjects: Sequence[Subject]) -> list[Subject]:
+    """Each subject once, under a unique label: runs of one name get their ids appended."""
     once: dict[tuple[str, int | None], Subject] = {}
     for subject in subjects:
         number = None if subject.version is None else subject.version.number

@@ -1,7 +1,7 @@
 """A comparison as pandas frames: curves over tokens and time, one row of figures a subject, what differs between them.
 
-Figures of quality and speed are those of the newest finished evaluation and benchmark of the subject's very artifact;
-where there is none, nothing stands there. They are shown as they were logged: the gate alone computes them again.
+Figures of quality and speed come from the newest finished evaluation and benchmark of the subject's own artifact, as
+they were logged: only the gate computes them again. Where there is no such run, they are missing.
 """
 
 from __future__ import annotations
@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from experiments.benchmark.evidence import DIGEST
 from experiments.benchmark.evidence import EXPERIMENT as BENCHMARKS
+from experiments.common.evidence_runs import DIGEST, finished_runs, store_errors
 from experiments.compare.choose import Subject
 from experiments.quality.evidence import EXPERIMENT as EVALUATIONS
-from model.errors import StoryError
-from training.tracking.store import open_store, unusable
+from training.tracking.store import open_store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -43,26 +42,30 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "written/ended": ("stories that end themselves", ".1%"),
     "written/looping": ("stories that loop", ".1%"),
     "written/names_straight": ("stories that keep their names", ".1%"),
-    "tokens_per_second": ("tokens/s, one reader", ",.0f"),
-    "total_tokens_per_second": ("tokens/s, many readers", ",.0f"),
+    "tokens_per_second": ("tokens/s, one stream", ",.0f"),
+    "total_tokens_per_second": ("tokens/s, many streams", ",.0f"),
     "ttft_p95": ("first token, 95th percentile (s)", ".4f"),
     "avg_generation_time": ("whole story, mean (s)", ".3f"),
 }
-"""Columns of `table`: what each is called for a reader, and how its numbers are written."""
+"""Columns of `table`: the label of each, and the format of its values."""
 QUALITY = (
-    "bits_per_byte", "bits_per_byte_low", "bits_per_byte_high",
-    "written/ended", "written/looping", "written/names_straight",
-)  # fmt: skip
+    "bits_per_byte",
+    "bits_per_byte_low",
+    "bits_per_byte_high",
+    "written/ended",
+    "written/looping",
+    "written/names_straight",
+)
 SPEED = ("tokens_per_second", "total_tokens_per_second", "ttft_p95", "avg_generation_time")
 ORIGINS = {"data.digest": 12, "git.sha": 12, "machine.cpu": 80}
-"""Tags that say what a run was made from, with the characters shown: they belong to what may differ."""
+"""Tags that may differ too, with the number of characters that are shown."""
 
 
 def curves(uri: str, subjects: Sequence[Subject], metrics: Sequence[str] = METRICS) -> DataFrame:
     """Every point of these metrics: `name`, `run`, `metric`, `step`, `tokens`, `minutes`, `value`.
 
-    `tokens` are those trained on so far, `minutes` those of the run itself. A step that was done again after a resume
-    stands here once, as it was the last time.
+    `tokens` are those trained on so far, `minutes` those of the run itself. A step that was repeated after a resume
+    appears once, with its last value.
 
     Raises:
         InputError: the store cannot be used.
@@ -70,7 +73,8 @@ def curves(uri: str, subjects: Sequence[Subject], metrics: Sequence[str] = METRI
     from pandas import DataFrame
 
     rows: list[tuple[Any, ...]] = []
-    with _Store(uri) as client:
+    client = open_store(uri)
+    with store_errors(uri):
         for subject in subjects:
             if subject.run is None:
                 continue
@@ -94,7 +98,8 @@ def table(uri: str, subjects: Sequence[Subject]) -> DataFrame:
     """
     from pandas import DataFrame
 
-    with _Store(uri) as client:
+    client = open_store(uri)
+    with store_errors(uri):
         rows = [
             _trained(subject) | _judged(client, subject.digest) | _measured(client, subject.digest)
             for subject in subjects
@@ -106,10 +111,7 @@ def table(uri: str, subjects: Sequence[Subject]) -> DataFrame:
 
 
 def differences(subjects: Sequence[Subject]) -> DataFrame:
-    """Parameters that are not the same in all subjects: a row each, a column a subject; "" where it is not set.
-
-    Of the data, the code and the processor, too.
-    """
+    """Parameters, data, code and processor where subjects differ: a row each, a column a subject; "" where not set."""
     from pandas import DataFrame
 
     values: dict[str, dict[str, str]] = {}
@@ -128,29 +130,15 @@ def differences(subjects: Sequence[Subject]) -> DataFrame:
 
 
 def notes(figures: DataFrame, unlike: DataFrame) -> list[str]:
-    """What a reader must know before he believes a comparison: figures that were not taken of the same thing."""
-    told = []
+    """Warnings about figures that were not measured on the same thing."""
+    found = []
     if "data.digest" in unlike.index:
-        told.append("the runs were trained and validated on different data: their curves cannot be compared")
+        found.append("the runs were trained and validated on different data: their curves cannot be compared")
     if figures["held_out"].dropna().nunique() > 1:
-        told.append("held-out figures are of different stories and cannot be compared")
+        found.append("held-out figures are of different stories and cannot be compared")
     if "machine.cpu" in unlike.index:
-        told.append("the runs were made on different machines: compare by tokens, not by minutes")
-    return told
-
-
-class _Store:
-    """The client of a store for a while; whatever goes wrong there is told in one line."""
-
-    def __init__(self, uri: str) -> None:
-        self._uri = uri
-
-    def __enter__(self) -> MlflowClient:
-        return open_store(self._uri)
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, Exception) and not isinstance(error, StoryError):
-            raise unusable(self._uri, error) from error
+        found.append("the runs were made on different machines: compare by tokens, not by minutes")
+    return found
 
 
 def _history(client: MlflowClient, run_id: str, key: str) -> dict[int, float]:
@@ -168,7 +156,7 @@ def _at(steps: Sequence[int], axis: dict[int, float]) -> list[float]:
 
 
 def _trained(subject: Subject) -> dict[str, Any]:
-    """What the run says of itself, else what its version keeps of it."""
+    """Figures of the run, else those that its version keeps."""
     version, run = subject.version, subject.run
     row: dict[str, Any] = {"run": subject.run_id[:8] or None}
     tags: dict[str, str] = {}
@@ -210,12 +198,8 @@ def _measured(client: MlflowClient, digest: str | None) -> dict[str, Any]:
 def _newest(
     client: MlflowClient, experiment: str, digest: str | None, usable: Callable[[Run], bool]
 ) -> Run | None:
-    """The newest finished run of `experiment` that measured this artifact."""
-    found = client.get_experiment_by_name(experiment)
-    if found is None or digest is None:
+    """The newest finished run of `experiment` that measured this artifact and has the figures."""
+    if digest is None:
         return None
-    wanted = f"tags.`{DIGEST}` = '{digest}' and attributes.status = 'FINISHED'"
-    runs = client.search_runs(
-        [found.experiment_id], wanted, order_by=["attributes.start_time DESC"], max_results=20
-    )
+    runs = finished_runs(client, experiment, f"tags.`{DIGEST}` = '{digest}'", limit=20)
     return next((run for run in runs if usable(run)), None)

@@ -1,7 +1,7 @@
-"""A verdict as one comment on a pull request, which later verdicts replace: `python -m experiments.gate.comment FILE`.
+"""A verdict as a comment on a pull request that later verdicts replace: `python -m experiments.gate.comment FILE`.
 
-It needs nothing but Python, so that the job that may write to a pull request installs and runs nothing else. The
-file's first line is an HTML comment that nobody sees, and by which the comment is found again.
+It needs only Python, so the job that may write to a pull request installs nothing. The file's first line is a hidden
+HTML comment by which the comment is found again.
 
 Read from the environment, as a GitHub runner sets it: `GITHUB_API_URL`, `GITHUB_REPOSITORY`, `GITHUB_TOKEN` and
 `PULL_REQUEST`, its number. Where there is no number, nothing is written and the exit code is 0.
@@ -24,7 +24,7 @@ PAGE = 100
 LONGEST = 65_000
 """Characters of a comment; GitHub takes 65,536."""
 SECONDS = 30.0
-CUT = "\n\n(cut here: a comment can be no longer; the whole report is among the job's artifacts)\n"
+CUT = "\n\n(truncated: GitHub's limit for a comment; the full report is among the job's artifacts)\n"
 
 
 class CommentError(Exception):
@@ -62,7 +62,7 @@ class Comments:
         return "replaced"
 
     def _find(self, mark: str) -> dict[str, Any] | None:
-        """The first comment of a bot that begins with `mark`; a reader who quotes the mark keeps his own words."""
+        """The first comment of a bot that begins with `mark`; a user's comment that quotes it is not touched."""
         page = 1
         while True:
             found = self._ask("GET", f"/{self._number}/comments?per_page={PAGE}&page={page}")

@@ -1,22 +1,21 @@
-"""From evidence to a decision: every threshold of the file is judged, by the numbers of the raw rows.
+"""From evidence to a decision: pass, fail or undecided for every threshold, and for all of them together.
 
-A figure that a run merely states is not used where its rows are there: bits per byte come from each story's nats,
-latencies and shares from each request.
+A figure that a run merely states is not used where its rows exist: bits per byte come from each story's nats, latencies
+and shares from each request. Every bound is one-sided at 95 %.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
-
-import numpy as np
+from typing import Any, Literal
 
 from experiments.benchmark.compare import ratios_of
 from experiments.benchmark.evidence import BenchmarkEvidence
 from experiments.benchmark.measures import Sample, headline
 from experiments.common.statistics import (
+    CONFIDENCE,
     ONE_SIDED,
     Estimate,
     exact,
@@ -27,15 +26,16 @@ from experiments.common.statistics import (
     wilson,
 )
 from experiments.common.thresholds import Threshold, Thresholds
-from experiments.gate.evidence import Baseline, Evidence
-from experiments.gate.verdict import Check, Decision, judge, without
+from experiments.gate.evidence import Evidence
 from experiments.quality.evidence import QualityEvidence
+from experiments.quality.generation import BINARY, values_by_prompt
 from experiments.quality.held_out import digest_of
-from experiments.quality.written import YES_OR_NO
 from training.data.corpus import load_own_stories
 
+Verdict = Literal["pass", "fail", "undecided"]
+EXIT_CODES: dict[Verdict, int] = {"pass": 0, "fail": 1, "undecided": 3}
 SHARES = ("success_rate", "error_rate", "goodput_share")
-"""Counted out of n requests: Wilson's bounds."""
+"""Shares of n requests: Wilson's bounds."""
 COUNTED = (
     "concurrent_handling",
     "max_generation_time",
@@ -43,14 +43,104 @@ COUNTED = (
     "memory_percent",
     "peak_rss_mb",
 )
-"""Read off the run as it was: an extreme or a count is no estimate of a mean."""
+"""Extremes and counts of the run as it was: no estimates, so no interval."""
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One threshold's verdict, with everything that it is based on."""
+
+    threshold: Threshold
+    verdict: Verdict
+    why: str
+    """One line."""
+    bounds: Estimate | None = None
+    """None: there is no evidence."""
+
+    @property
+    def margin(self) -> float | None:
+        """How far the value is inside the threshold, in its unit; negative: outside."""
+        return None if self.bounds is None else self.threshold.margin(self.bounds.value)
+
+    def as_dict(self) -> dict[str, Any]:
+        found = (
+            dict.fromkeys(("value", "low", "high")) | {"n": 0} if self.bounds is None else asdict(self.bounds)
+        )
+        verdict = {"verdict": self.verdict, "why": self.why, "margin": self.margin, "confidence": CONFIDENCE}
+        return self.threshold.as_dict() | {"scope": self.threshold.scope} | verdict | found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """The verdict on one version."""
+
+    digest: str
+    """Of the version's model folder."""
+    version: int | None
+    champion: str | None
+    """The champion's digest; None: there is none to compare with."""
+    checks: tuple[Check, ...]
+    thresholds_digest: str
+    evidence: dict[str, str] = field(default_factory=dict)
+    """MLflow runs or files that the checks are based on, by kind."""
+    notes: tuple[str, ...] = ()
+    decided: str = ""
+    """UTC, ISO 8601."""
+    run_id: str | None = None
+    """MLflow's, once it is logged."""
+
+    @property
+    def verdict(self) -> Verdict:
+        """`fail` if one check failed, else `undecided` if one is; `pass` only if every one passed."""
+        return overall(check.verdict for check in self.checks)
+
+    @property
+    def exit_code(self) -> int:
+        """0, 1 or 3."""
+        return EXIT_CODES[self.verdict]
+
+    def as_dict(self) -> dict[str, Any]:
+        plain = {field.name: getattr(self, field.name) for field in fields(self)}
+        checks = [check.as_dict() for check in self.checks]
+        return {"verdict": self.verdict} | plain | {"checks": checks, "notes": list(self.notes)}
+
+
+def overall(verdicts: Iterable[Verdict]) -> Verdict:
+    """All verdicts in one; without any verdict nothing is decided."""
+    found = set(verdicts)
+    if "fail" in found:
+        return "fail"
+    return "pass" if found == {"pass"} else "undecided"
+
+
+def judge(threshold: Threshold, found: Estimate) -> Check:
+    """What `threshold` says of a value with its bounds.
+
+    It passes if even the pessimistic bound holds, and fails if even the optimistic bound does not. In between, and
+    below the threshold's own `min_n`, the evidence does not decide.
+    """
+    if threshold.min_n is not None and found.n < threshold.min_n:
+        why = f"{found.n} observations are too few to decide by; at least {threshold.min_n} are needed"
+        return Check(threshold, "undecided", why, found)
+    pessimist, optimist = (found.low, found.high) if threshold.higher_is_better else (found.high, found.low)
+    if threshold.holds(pessimist):
+        return Check(threshold, "pass", f"{threshold} holds", found)
+    if not threshold.holds(optimist):
+        return Check(threshold, "fail", f"{threshold} does not hold", found)
+    between = f"it lies between {found.low:.4g} and {found.high:.4g} with 95 % on either side"
+    return Check(threshold, "undecided", f"the evidence does not decide {threshold}: {between}", found)
+
+
+def without(threshold: Threshold, why: str) -> Check:
+    """A threshold without evidence: undecided, never passed."""
+    return Check(threshold, "undecided", why)
 
 
 def decide(evidence: Evidence, thresholds: Thresholds, *, version: int | None = None) -> Decision:
-    """Judge every threshold. Nothing is skipped in silence: what does not apply is told in the notes."""
+    """Judge every threshold. One that does not apply is named in the notes."""
     checks: list[Check] = []
     notes: list[str] = []
-    bounds = _benchmark_bounds(evidence.benchmark.benchmark)
+    bounds = _benchmark_bounds(evidence.benchmark.item)
     for threshold in thresholds:
         if not _applies(threshold, evidence):
             continue
@@ -61,35 +151,38 @@ def decide(evidence: Evidence, thresholds: Thresholds, *, version: int | None = 
         elif evidence.champion is None:
             notes.append(f"{threshold.metric}: there is no other champion to compare with")
         elif threshold.unit == "ratio" and not evidence.speed_compared:
-            notes.append(
-                f"{threshold.metric}: the champion is a file, and its model was not asked in turn with this one"
-            )
+            notes.append(f"{threshold.metric}: the champion is a file, and no benchmark compared its model")
+        elif threshold.metric == "bits_per_byte_difference":
+            checks.append(_difference_check(threshold, evidence))
         else:
-            checks.append(_compare_check(threshold, evidence))
+            checks.append(_ratio_check(threshold, evidence))
     return Decision(
-        digest=evidence.digest, version=version, champion=evidence.champion, checks=tuple(checks),
-        thresholds_digest=thresholds.digest, evidence=evidence.sources(), notes=tuple(notes),
+        digest=evidence.digest,
+        version=version,
+        champion=evidence.champion,
+        checks=tuple(checks),
+        thresholds_digest=thresholds.digest,
+        evidence=evidence.sources(),
+        notes=tuple(notes),
         decided=datetime.now(UTC).isoformat(timespec="seconds"),
-    )  # fmt: skip
+    )
 
 
 def _applies(threshold: Threshold, evidence: Evidence) -> bool:
-    """Whether the bound is one for the stories that the version was judged on."""
+    """Whether the bound is one for the stories that the version was evaluated on."""
     if threshold.stories is None:
         return True
-    quality = evidence.quality.quality
+    quality = evidence.quality.item
     own = digest_of(story.text for story in load_own_stories("heldout"))
     return (threshold.stories == "own") == (quality is not None and quality.tags.get("data.digest") == own)
 
 
 def _benchmark_check(threshold: Threshold, evidence: Evidence, bounds: dict[str, Estimate]) -> Check:
-    if evidence.benchmark.benchmark is None:
+    if evidence.benchmark.item is None:
         return without(threshold, evidence.benchmark.missing)
     found = bounds.get(threshold.metric)
     if found is None:
-        return without(
-            threshold, "the benchmark did not measure it: its phase was left out, or nothing of it came"
-        )
+        return without(threshold, "the benchmark did not measure it: no request of its phase succeeded")
     return judge(threshold, found)
 
 
@@ -98,15 +191,15 @@ def _benchmark_bounds(evidence: BenchmarkEvidence | None) -> dict[str, Estimate]
     if evidence is None:
         return {}
     plan = evidence.report["plan"]
-    own = [row for row in evidence.samples if row.target == "target"]
 
     def figures(rows: list[Sample]) -> dict[str, float]:
         every = headline(rows, ttft_limit=plan["ttft_limit"], itl_limit=plan["itl_limit"], memory=None)
         return {name: figure.value for name, figure in every.items()}
 
     groups: dict[tuple[str, int], list[Sample]] = {}
-    for row in own:
-        groups.setdefault((row.phase, row.level), []).append(row)
+    for row in evidence.samples:
+        if row.target == "target":
+            groups.setdefault((row.phase, row.level), []).append(row)
     spread = stratified_bootstrap(groups, figures, level=ONE_SIDED)
     bounds = {}
     for name, figure in evidence.figures.items():
@@ -121,7 +214,7 @@ def _benchmark_bounds(evidence: BenchmarkEvidence | None) -> dict[str, Estimate]
 
 
 def _quality_check(threshold: Threshold, evidence: Evidence) -> Check:
-    quality = evidence.quality.quality
+    quality = evidence.quality.item
     if quality is None:
         return without(threshold, evidence.quality.missing)
     if threshold.metric in ("bits_per_byte", "loss"):
@@ -133,39 +226,27 @@ def _quality_check(threshold: Threshold, evidence: Evidence) -> Check:
 
 
 def _written_bounds(quality: QualityEvidence, figure: str) -> Estimate | None:
-    """A figure of the written stories, out of their rows; None: no row has it."""
+    """A figure of the written stories, computed from their rows; None: no row has it."""
     if figure == "copied_words_max":
-        lengths = [
-            float(row["copied_words"]) for row in quality.stories if row.get("copied_words") is not None
-        ]
-        return exact(max(lengths), len(lengths)) if lengths else None
-    seeds = {seed: column for column, seed in enumerate(sorted({row["seed"] for row in quality.stories}))}
-    numbers = {
-        number: place for place, number in enumerate(sorted({row["number"] for row in quality.stories}))
-    }
-    values_PS = np.full((len(numbers), len(seeds)), np.nan)
-    for row in quality.stories:
-        if row.get(figure) is not None:
-            values_PS[numbers[row["number"]], seeds[row["seed"]]] = row[figure]
-    # The middle 90 %: each of its ends is a one-sided bound of 95 %, as every bound of the gate.
-    return mean_over_prompts(values_PS, binary=figure in YES_OR_NO, level=ONE_SIDED)
+        known = [row["copied_words"] for row in quality.stories if row.get("copied_words") is not None]
+        return exact(float(max(known)), len(known)) if known else None
+    values_PS = values_by_prompt((row["number"], row["seed"], row.get(figure)) for row in quality.stories)
+    return mean_over_prompts(values_PS, binary=figure in BINARY, level=ONE_SIDED)
 
 
 def _loss_bounds(quality: QualityEvidence, metric: str) -> Estimate:
-    nats = [loss.nats for loss in quality.losses]
     if metric == "loss":
-        return ratio_of_sums(nats, [loss.tokens for loss in quality.losses], level=ONE_SIDED)
-    bits = [value / math.log(2) for value in nats]
-    return ratio_of_sums(bits, [loss.bytes for loss in quality.losses], level=ONE_SIDED)
+        nats, tokens = [loss.nats for loss in quality.losses], [loss.tokens for loss in quality.losses]
+        return ratio_of_sums(nats, tokens, level=ONE_SIDED)
+    bits, sizes = [loss.bits for loss in quality.losses], [loss.bytes for loss in quality.losses]
+    return ratio_of_sums(bits, sizes, level=ONE_SIDED)
 
 
-def _compare_check(threshold: Threshold, evidence: Evidence) -> Check:
-    if threshold.metric == "bits_per_byte_difference":
-        return _difference_check(threshold, evidence)
-    benchmark = evidence.comparison.benchmark
+def _ratio_check(threshold: Threshold, evidence: Evidence) -> Check:
+    benchmark = evidence.comparison.item
     if benchmark is None:
         return without(threshold, evidence.comparison.missing)
-    # Out of the rows of both sides: what the report states is only looked at to see that it is the same.
+    # Computed from the rows of both sides; the stated ratio must be the same.
     found = ratios_of(benchmark.samples, seed=benchmark.report["plan"]["seed"])
     ratio = found.get(threshold.metric.removesuffix("_ratio"))
     stated = ((benchmark.report.get("comparison") or {}).get("ratios") or {}).get(threshold.metric)
@@ -177,26 +258,17 @@ def _compare_check(threshold: Threshold, evidence: Evidence) -> Check:
 
 
 def _difference_check(threshold: Threshold, evidence: Evidence) -> Check:
-    if evidence.quality.quality is None:
+    quality, champion = evidence.quality.item, evidence.champion_losses.item
+    if quality is None:
         return without(threshold, evidence.quality.missing)
-    if evidence.baseline is None:
-        return without(threshold, evidence.no_baseline)
-    pairs = _pairs(evidence.quality.quality, evidence.baseline)
-    if isinstance(pairs, str):
-        return without(threshold, pairs)
-    ours, theirs, sizes = pairs
-    return judge(threshold, paired_difference(ours, theirs, sizes, level=ONE_SIDED))
-
-
-def _pairs(
-    quality: QualityEvidence, baseline: Baseline
-) -> tuple[Sequence[float], Sequence[float], Sequence[float]] | str:
-    """Bits of the same stories under both models, and their bytes; or why they cannot be paired."""
-    theirs = {loss.id: loss for loss in baseline.losses}
-    ours = {loss.id: loss for loss in quality.losses}
-    if theirs.keys() != ours.keys():
-        common = len(theirs.keys() & ours.keys())
-        return f"champion and challenger were measured on different stories; {common} are common to both"
-    bits = [ours[name].nats / math.log(2) for name in ours]
-    champion_bits = [theirs[name].nats / math.log(2) for name in ours]
-    return bits, champion_bits, [float(ours[name].bytes) for name in ours]
+    if champion is None:
+        return without(threshold, evidence.champion_losses.missing)
+    ours, theirs = ({loss.id: loss for loss in losses} for losses in (quality.losses, champion.losses))
+    if ours.keys() != theirs.keys():
+        common = len(ours.keys() & theirs.keys())
+        why = f"champion and challenger were measured on different stories; {common} are common to both"
+        return without(threshold, why)
+    bits = [loss.bits for loss in ours.values()]
+    champion_bits = [theirs[name].bits for name in ours]
+    sizes = [loss.bytes for loss in ours.values()]
+    return judge(threshold, paired_difference(bits, champion_bits, sizes, level=ONE_SIDED))

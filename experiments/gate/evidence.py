@@ -1,7 +1,7 @@
-"""What is known of a version and its champion: fetched, held to its digest and its age, or missing for a reason.
+"""Evidence of a version and its champion: fetched, checked for digest and age, or missing for a stated reason.
 
-Evidence counts for one artifact only, and not for ever. What is missing, of another digest, damaged or too old is
-kept as the sentence that says so: the checks that needed it are then undecided, and the reader knows why.
+Evidence counts for one artifact only, and not for ever. Whatever is missing, of another digest, damaged or too old is
+kept as the sentence that says so: the checks that needed it are undecided for that reason.
 """
 
 from __future__ import annotations
@@ -11,30 +11,30 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from experiments.benchmark.evidence import BenchmarkEvidence, load_benchmark_evidence
 from experiments.quality.evidence import QualityEvidence, StoryLoss, load_quality_evidence
 from model.errors import InputError, StoryError
 
 MAX_AGE = timedelta(days=30)
-"""Older evidence was measured with other code on another machine more often than not."""
-BASELINE_FORMAT = 1
+"""Older evidence was most likely measured with other code on another machine."""
+FORMAT = 1
+"""Of a file of a champion's losses."""
 
 Kind = TypeVar("Kind")
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class Found(Generic[Kind]):
     """Evidence of one kind, or why there is none."""
 
-    quality: QualityEvidence | None = None
-    benchmark: BenchmarkEvidence | None = None
+    item: Kind | None = None
     missing: str = ""
 
 
 @dataclass(frozen=True, slots=True)
-class Baseline:
+class ChampionLosses:
     """The champion's losses, to compare with story by story: from the store, or from a file."""
 
     digest: str
@@ -45,34 +45,42 @@ class Baseline:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
-    """All that a decision stands on."""
+    """Everything that a decision is based on."""
 
     digest: str
-    quality: Found
-    benchmark: Found
+    quality: Found[QualityEvidence]
+    benchmark: Found[BenchmarkEvidence]
     champion: str | None = None
     """The champion's digest; None: there is none, or it is this very artifact."""
-    baseline: Baseline | None = None
-    no_baseline: str = ""
-    """Why the champion's losses are not there."""
-    comparison: Found = field(default_factory=Found)
+    champion_losses: Found[ChampionLosses] = field(default_factory=Found)
+    comparison: Found[BenchmarkEvidence] = field(default_factory=Found)
     """The benchmark of this version that compared it with the champion."""
     speed_compared: bool = True
-    """False where the champion is a file and no benchmark asked its model in turn with this one: a speed that was
-    measured on another machine is no yardstick."""
+    """False where the champion is a file and no benchmark compared its model with this one: speeds of two machines
+    cannot be compared."""
 
     def sources(self) -> dict[str, str]:
-        """What the checks stand on, by what it is."""
+        """MLflow runs or files that the checks are based on, by kind."""
         sources = {}
-        if self.quality.quality:
-            sources["quality"] = self.quality.quality.run_id
-        if self.benchmark.benchmark:
-            sources["benchmark"] = self.benchmark.benchmark.run_id
-        if self.comparison.benchmark:
-            sources["comparison"] = self.comparison.benchmark.run_id
-        if self.baseline:
-            sources["champion"] = self.baseline.source
+        if self.quality.item:
+            sources["quality"] = self.quality.item.run_id
+        if self.benchmark.item:
+            sources["benchmark"] = self.benchmark.item.run_id
+        if self.comparison.item:
+            sources["comparison"] = self.comparison.item.run_id
+        if self.champion_losses.item:
+            sources["champion"] = self.champion_losses.item.source
         return sources
+
+    def as_dict(self) -> dict[str, Any]:
+        """Where each kind of evidence comes from, or why it is missing."""
+        missing = {
+            "quality": self.quality.missing,
+            "benchmark": self.benchmark.missing,
+            "comparison": self.comparison.missing,
+            "champion": self.champion_losses.missing,
+        }
+        return {"sources": self.sources(), "missing": {key: why for key, why in missing.items() if why}}
 
 
 def gather(
@@ -82,121 +90,98 @@ def gather(
 
     Args:
         champion: the champion's digest, if there is one.
-        against_file: a champion's losses as `save_baseline` wrote them, instead of a champion in the store. Its speed
-            counts where a benchmark of this store asked its model folder in turn with this one.
+        against_file: a champion's losses as `save_champion` wrote them, instead of a champion in the store. Its speed
+            counts where a benchmark of this store compared its model folder with this one.
 
     Raises:
         InputError: the store or the file cannot be used.
     """
     quality = _quality(uri, digest)
-    benchmark = _benchmark(lambda: load_benchmark_evidence(uri, digest), "`story benchmark`")
+    benchmark = _benchmark(uri, digest, None, "`story benchmark`")
+    losses: Found[ChampionLosses] = Found()
+    other = "models:/story-writer@champion"
     if against_file is not None:
-        baseline = load_baseline(against_file)
-        if baseline.digest == digest:
-            return Evidence(digest=digest, quality=quality, benchmark=benchmark)
-        beside = _benchmark(
-            lambda: load_benchmark_evidence(uri, digest, against=baseline.digest),
-            "`story benchmark --against FOLDER`",
-        )
-        return Evidence(
-            digest=digest, quality=quality, benchmark=benchmark, champion=baseline.digest, baseline=baseline,
-            comparison=beside, speed_compared=beside.benchmark is not None,
-        )  # fmt: skip
+        saved = load_champion(against_file)
+        losses, champion, other = Found(saved), saved.digest, "FOLDER"
     if champion is None or champion == digest:
         return Evidence(digest=digest, quality=quality, benchmark=benchmark)
-    theirs = _quality(uri, champion, data_digest=_data_digest(quality.quality))
-    comparison = _benchmark(
-        lambda: load_benchmark_evidence(uri, digest, against=champion),
-        "`story benchmark --against models:/story-writer@champion`",
-    )
+    if against_file is None:
+        data_digest = quality.item.tags.get("data.digest") if quality.item else None
+        theirs = _quality(uri, champion, data_digest)
+        losses = Found(
+            _as_losses(theirs.item) if theirs.item else None,
+            f"of the champion: {theirs.missing}" if theirs.missing else "",
+        )
+    comparison = _benchmark(uri, digest, champion, f"`story benchmark --against {other}`")
     return Evidence(
-        digest=digest, quality=quality, benchmark=benchmark, champion=champion,
-        baseline=_as_baseline(theirs.quality) if theirs.quality else None,
-        no_baseline=f"of the champion: {theirs.missing}" if theirs.missing else "", comparison=comparison,
-    )  # fmt: skip
-
-
-def save_baseline(evidence: QualityEvidence, path: Path) -> None:
-    """Write a champion's losses to a file, so that a CI job can compare with it without any server."""
-    baseline = _as_baseline(evidence)
-    rows = [asdict(loss) for loss in baseline.losses]
-    text = json.dumps(
-        {
-            "format": BASELINE_FORMAT,
-            "digest": baseline.digest,
-            "data_digest": baseline.data_digest,
-            "losses": rows,
-        }
+        digest=digest,
+        quality=quality,
+        benchmark=benchmark,
+        champion=champion,
+        champion_losses=losses,
+        comparison=comparison,
+        speed_compared=against_file is None or comparison.item is not None,
     )
+
+
+def save_champion(evidence: QualityEvidence, path: Path) -> None:
+    """Write a champion's losses to a file, so that a CI job can compare with it without a server."""
+    champion = _as_losses(evidence)
+    values = {"format": FORMAT, "digest": champion.digest, "data_digest": champion.data_digest}
+    text = json.dumps(values | {"losses": [asdict(loss) for loss in champion.losses]})
     path.write_text(text + "\n", encoding="utf-8")
 
 
-def load_baseline(path: Path) -> Baseline:
-    """Read what `save_baseline` wrote. Raises `InputError` that names the file and what is wrong."""
+def load_champion(path: Path) -> ChampionLosses:
+    """Read what `save_champion` wrote. Raises `InputError` that names the file and what is wrong."""
     try:
         values = json.loads(path.read_text("utf-8"))
-        if values["format"] != BASELINE_FORMAT or not values["losses"]:
+        if values["format"] != FORMAT or not values["losses"]:
             raise ValueError("it is of another format, or empty")
-        losses = tuple(
-            StoryLoss(str(row["id"]), float(row["nats"]), int(row["tokens"]), int(row["bytes"]))
-            for row in values["losses"]
-        )
-        return Baseline(str(values["digest"]), str(values["data_digest"]), losses, path.name)
+        losses = tuple(map(StoryLoss.from_row, values["losses"]))
+        return ChampionLosses(str(values["digest"]), str(values["data_digest"]), losses, path.name)
     except OSError as error:
         raise InputError("against-file", f"{path} cannot be read: {error.strerror}") from None
     except (ValueError, KeyError, TypeError) as error:
         raise InputError("against-file", f"{path} is not a champion's losses ({error})") from None
 
 
-def _as_baseline(evidence: QualityEvidence) -> Baseline:
-    return Baseline(evidence.digest, _data_digest(evidence) or "", evidence.losses, evidence.run_id)
+def _as_losses(evidence: QualityEvidence) -> ChampionLosses:
+    data_digest = evidence.tags.get("data.digest", "")
+    return ChampionLosses(evidence.digest, data_digest, evidence.losses, evidence.run_id)
 
 
-def _data_digest(evidence: QualityEvidence | None) -> str | None:
-    return None if evidence is None else evidence.tags.get("data.digest")
-
-
-def _quality(uri: str, digest: str, data_digest: str | None = None) -> Found:
-    try:
-        evidence = load_quality_evidence(uri, digest, data_digest=data_digest)
-    except InputError:
-        raise
-    except StoryError as error:
-        return Found(missing=str(error))
-    if evidence is None:
-        on = " on the same stories" if data_digest else ""
-        return Found(missing=f"no evaluation{on} of {digest[:12]} is there; `story evaluate` makes one")
-    ended = datetime.fromtimestamp(evidence.ended_at / 1000, UTC)
-    return Found(missing=stale) if (stale := _stale("evaluation", ended)) else Found(quality=evidence)
-
-
-def _benchmark(load: Callable[[], BenchmarkEvidence | None], made_by: str) -> Found:
-    try:
-        evidence = load()
-    except InputError:
-        raise
-    except StoryError as error:
-        return Found(missing=str(error))
-    if evidence is None:
-        return Found(missing=f"no such benchmark of this artifact is there; {made_by} makes one")
-    return (
-        Found(missing=stale) if (stale := _stale("benchmark", evidence.began)) else Found(benchmark=evidence)
+def _quality(uri: str, digest: str, data_digest: str | None = None) -> Found[QualityEvidence]:
+    on = " on the same stories" if data_digest else ""
+    return _usable(
+        lambda: load_quality_evidence(uri, digest, data_digest=data_digest),
+        f"no evaluation{on} of {digest[:12]} is there; `story evaluate` makes one",
+        lambda item: ("evaluation", datetime.fromtimestamp(item.ended_at / 1000, UTC)),
     )
 
 
-def _stale(what: str, when: datetime) -> str:
+def _benchmark(uri: str, digest: str, against: str | None, made_by: str) -> Found[BenchmarkEvidence]:
+    return _usable(
+        lambda: load_benchmark_evidence(uri, digest, against=against),
+        f"no such benchmark of this artifact is there; {made_by} makes one",
+        lambda item: ("benchmark", item.began),
+    )
+
+
+def _usable(
+    load: Callable[[], Kind | None], absent: str, made: Callable[[Kind], tuple[str, datetime]]
+) -> Found[Kind]:
+    """What `load` gives if it is neither damaged nor too old. Raises `InputError` when the store cannot be used."""
+    try:
+        item = load()
+    except InputError:
+        raise
+    except StoryError as error:
+        return Found(missing=str(error))
+    if item is None:
+        return Found(missing=absent)
+    what, when = made(item)
     age = datetime.now(UTC) - when
-    if age <= MAX_AGE:
-        return ""
-    return f"the newest {what} is {age.days} days old; evidence counts for {MAX_AGE.days}"
-
-
-def as_plain(evidence: Evidence) -> dict[str, Any]:
-    """Where each kind of evidence comes from, or why it is missing: for the report."""
-    missing = {
-        "quality": evidence.quality.missing,
-        "benchmark": evidence.benchmark.missing,
-        "comparison": evidence.comparison.missing,
-        "champion": evidence.no_baseline,
-    }
-    return {"sources": evidence.sources(), "missing": {key: why for key, why in missing.items() if why}}
+    if age > MAX_AGE:
+        return Found(missing=f"the newest {what} is {age.days} days old; evidence counts for {MAX_AGE.days}")
+    return Found(item)

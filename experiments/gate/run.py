@@ -4,26 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from experiments.common.evidence_runs import DIGEST, EvidenceStore
 from experiments.common.thresholds import Thresholds
-from experiments.gate.decide import decide
-from experiments.gate.evidence import as_plain, gather, save_baseline
-from experiments.gate.shown import junit, markdown
-from experiments.gate.verdict import Decision
+from experiments.gate.decide import Decision, decide
+from experiments.gate.evidence import Evidence, gather, save_champion
+from experiments.gate.render import junit, markdown
 from experiments.quality.evidence import load_quality_evidence
-from experiments.registry.versions import CHAMPION, Version, find, versions
-from model.errors import InputError, StoryError
+from experiments.registry.versions import CHAMPION, Version, find, holder
+from model.errors import InputError
 from training.tracking.provenance import provenance
-from training.tracking.store import open_experiment, open_store, unusable
-
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
 
 EXPERIMENT = "story-gate"
-DIGEST = "artifact.digest"
 
 
 def run_gate(
@@ -40,7 +33,7 @@ def run_gate(
     Args:
         version: number, alias or digest of a registered version; not used with `digest`.
         against_file: a champion's losses in a file, instead of the store's champion.
-        track: log the decision to `story-gate`; without it nothing can be promoted by it.
+        track: log the decision to `story-gate`; nothing can be promoted by a decision that is not logged.
 
     Raises:
         InputError: there is no such version, or the store cannot be used.
@@ -49,16 +42,14 @@ def run_gate(
     if digest is None:
         chosen = find(uri, version or "challenger")
         digest = chosen.digest
-    champion = None if against_file is not None else _champion(uri)
-    evidence = gather(uri, digest, champion=champion, against_file=against_file)
+    champion = holder(uri, CHAMPION) if against_file is None else None
+    evidence = gather(uri, digest, champion=champion.digest if champion else None, against_file=against_file)
     decision = decide(evidence, thresholds, version=chosen.number if chosen else None)
-    if not track:
-        return decision
-    return _log(uri, decision, json.dumps(as_plain(evidence), indent=2))
+    return _log(uri, decision, evidence) if track else decision
 
 
 def save_losses(uri: str, path: Path, *, version: str, digest: str | None = None) -> None:
-    """Write an artifact's losses to `path`, to be compared with where this store is not.
+    """Write an artifact's losses to `path`, to compare with them where this store is not available.
 
     Raises:
         InputError: there is no such version, or no evaluation of it.
@@ -67,46 +58,30 @@ def save_losses(uri: str, path: Path, *, version: str, digest: str | None = None
     evidence = load_quality_evidence(uri, digest)
     if evidence is None:
         raise InputError("save-champion", f"needs an evaluation of {digest[:12]}; `story evaluate` makes one")
-    save_baseline(evidence, path)
+    save_champion(evidence, path)
 
 
-def _champion(uri: str) -> str | None:
-    return next((each.digest for each in versions(uri) if CHAMPION in each.aliases), None)
-
-
-def _log(uri: str, decision: Decision, evidence: str) -> Decision:
-    client = open_store(uri)
-    experiment = open_experiment(client, uri, EXPERIMENT)
-    try:
-        tags = provenance().tags() | {
-            DIGEST: decision.digest,
-            "gate": decision.verdict,
-            "thresholds.digest": decision.thresholds_digest,
-            "champion.digest": decision.champion or "",
-            "version": "" if decision.version is None else str(decision.version),
+def _log(uri: str, decision: Decision, evidence: Evidence) -> Decision:
+    tags = provenance().tags() | {
+        DIGEST: decision.digest,
+        "gate": decision.verdict,
+        "thresholds.digest": decision.thresholds_digest,
+        "champion.digest": decision.champion or "",
+        "version": "" if decision.version is None else str(decision.version),
+    }
+    with EvidenceStore(uri, EXPERIMENT).run(f"gate {decision.digest[:8]}: {decision.verdict}", tags) as run:
+        logged = dataclasses.replace(decision, run_id=run.run_id)
+        for check in decision.checks:
+            if check.bounds is not None:
+                name = f"{check.threshold.scope}/{check.threshold.metric}"
+                run.log_metrics({name: check.bounds.value})
+        texts = {
+            "decision.json": json.dumps(logged.as_dict(), ensure_ascii=False, indent=2) + "\n",
+            "decision.md": markdown(logged),
+            "decision.xml": junit(logged),
+            "evidence.json": json.dumps(evidence.as_dict(), indent=2) + "\n",
         }
-        name = f"gate {decision.digest[:8]}: {decision.verdict}"
-        run_id = str(client.create_run(experiment, run_name=name, tags=tags).info.run_id)
-        logged = dataclasses.replace(decision, run_id=run_id)
-        _fill(client, logged, evidence)
-        client.set_terminated(run_id, "FINISHED")
-    except StoryError:
-        raise
-    except Exception as error:  # SQLAlchemy's, MLflow's, the driver's or the network's
-        raise unusable(uri, error) from error
+        with run.artifacts() as folder:
+            for name, text in texts.items():
+                (folder / name).write_text(text, encoding="utf-8")
     return logged
-
-
-def _fill(client: MlflowClient, decision: Decision, evidence: str) -> None:
-    run_id = str(decision.run_id)
-    for check in decision.checks:
-        if check.bounds is not None:
-            client.log_metric(run_id, f"{check.threshold.scope}/{check.threshold.metric}", check.bounds.value)
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
-        text = json.dumps(decision.as_dict(), ensure_ascii=False, indent=2)
-        (folder / "decision.json").write_text(text + "\n", encoding="utf-8")
-        (folder / "decision.md").write_text(markdown(decision), encoding="utf-8")
-        (folder / "decision.xml").write_text(junit(decision), encoding="utf-8")
-        (folder / "evidence.json").write_text(evidence + "\n", encoding="utf-8")
-        client.log_artifacts(run_id, str(folder))

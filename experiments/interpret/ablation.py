@@ -17,7 +17,7 @@ import numpy as np
 
 from experiments.common.statistics import ratio_of_sums
 from experiments.interpret.trace import Kind, encode, limited_reach, token_nats
-from experiments.quality.names import names_in
+from experiments.quality.generation import names_in
 from model.architecture.network import StoryNetwork
 from model.architecture.tokenizer import StoryTokenizer
 

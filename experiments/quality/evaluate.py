@@ -1,9 +1,8 @@
-"""`story evaluate`: how well a model predicts stories it has not seen, and what it writes.
+"""`story evaluate`: how well a model predicts stories it has not seen, and what it generates.
 
-Bits per byte is the one loss that compares models of different vocabularies: all nats of a story (its end
-included) over ln 2 and over the UTF-8 bytes of its text. The same stories go through the native decoder, both exported
-graphs and fp32 PyTorch, so that a runtime that is not the network shows here too. Beside each figure stands that of an
-n-gram table.
+Bits per byte is the one loss that compares models of different vocabularies: all nats of a story (its end included)
+over ln 2 and over the UTF-8 bytes of its text. The same stories go through the native decoder, both exported graphs and
+fp32 PyTorch, so a runtime that deviates from the network shows here. An n-gram table is the baseline of each figure.
 """
 
 from __future__ import annotations
@@ -12,10 +11,12 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TypedDict, Unpack
+from typing import Annotated, Any
 
-from experiments.quality.floor import Floor
-from experiments.quality.generated import WrittenStory, load_prompts, write_stories
+from pydantic import Field
+
+from experiments.common.options import Options
+from experiments.quality.generation import Written, WrittenStory, generate_stories, load_prompts
 from experiments.quality.held_out import (
     OWN_STORIES,
     RUNTIMES,
@@ -23,109 +24,96 @@ from experiments.quality.held_out import (
     HeldOut,
     RuntimeName,
     figures_of,
+    loss_by_place,
     read_held_out,
     score,
     scorer,
+    target_bytes,
 )
 from experiments.quality.judge import Judge, judge_stories, why_not
-from experiments.quality.memorised import longest_copies
-from experiments.quality.ngram_runtime import NgramRuntime
-from experiments.quality.positions import loss_by_place, target_bytes
+from experiments.quality.memorised import TrainingTexts, longest_copies
+from experiments.quality.ngram import NgramBaseline, NgramRuntime
 from experiments.quality.report import QualityReport
-from experiments.quality.training_texts import TrainingTexts
-from experiments.quality.written import Written
 from model.architecture.folder import PRETRAINED, ModelFolder
 from model.architecture.tokenizer import StoryTokenizer
 from model.engine.engine import Engine
 from model.engine.load import load_engine, why_not_native
 from model.errors import InputError, MissingExtraError
 
-__all__ = ["RUNTIMES", "QualityReport", "RuntimeName", "evaluate", "evaluate_and_log"]
-
 NO_TRAINING = "no training stories were given (--train-data FILE)"
-MAX_SEEDS = 100
 Progress = Callable[[str, int], None]
-"""Called with what is at work (a runtime's name, `floor`, `writing`, …) and the stories just done."""
+"""Called with the current step (a runtime's name, `baseline`, `writing`, …) and the stories just done."""
 
 
-class Options(TypedDict, total=False):
-    """Those of `evaluate`."""
+class EvaluationOptions(Options):
+    """What to measure."""
 
-    runtimes: Sequence[RuntimeName]
-    limit: int | None
-    threads: int
-    write: bool
-    seeds: int
-    train_data: Sequence[Path]
-    judge: Path | None
-    floor: bool
-    progress: Progress
+    runtimes: Annotated[tuple[RuntimeName, ...], Field(min_length=1)] = RUNTIMES
+    limit: int | None = Field(default=None, ge=1)
+    """Score only the first so many stories."""
+    threads: int = 1
+    write: bool = False
+    """Also generate stories from the fixed prompts, and measure them."""
+    seeds: int = Field(default=1, ge=1, le=100)
+    """Stories from each prompt."""
+    train_data: tuple[Path, ...] = ()
+    """What the model was trained on, as files of stories or folders of shards: the baseline is counted on it (without
+    it, on our own corpus), and generated stories are searched for runs copied from it."""
+    judge: Path | None = None
+    """Folder of a larger model that scores the generated stories."""
+    baseline: bool = True
+    """Also count an n-gram table, and measure it on the same stories and prompts."""
 
 
 def evaluate(
     model: Path | None,
     data: Sequence[Path] | None,
     *,
-    runtimes: Sequence[RuntimeName] = RUNTIMES,
-    limit: int | None = None,
-    threads: int = 1,
-    write: bool = False,
-    seeds: int = 1,
-    train_data: Sequence[Path] = (),
-    judge: Path | None = None,
-    floor: bool = True,
     progress: Progress = lambda name, stories: None,
+    **options: Any,
 ) -> QualityReport:
-    """Judge a model on the stories in `data` (JSON Lines or text, also .gz), with each of `runtimes`.
+    """Evaluate a model folder (None: the shipped one) on the stories in `data`, with `EvaluationOptions`.
 
-    Args:
-        data: files of stories that the model has not seen; None takes the held-out ones of our own corpus.
-        model: a model folder; None is the shipped one.
-        limit: score the first so many stories only.
-        write: also have the model write from the fixed prompts, and measure those stories.
-        seeds: stories from each prompt.
-        train_data: what the model was trained on, as files of stories or folders of shards: the floor is counted on
-            it (without it, on our own corpus), and written stories are searched for runs copied from it.
-        judge: folder of a larger model that reads the written stories.
-        floor: also count an n-gram table and measure it on the same stories and prompts.
-        progress: told of every few stories done.
+    `data` are files that the model has not seen, JSON Lines or text, also .gz; None: our own held-out stories.
 
     Raises:
-        InputError: no runtime, an unknown one, a bad limit or number of seeds, or an unusable judge.
-        MissingExtraError: only `torch` was asked for, and it is not installed.
+        InputError: an option is wrong, or the judge is unusable.
+        MissingExtraError: scipy, or PyTorch where only `torch` was asked for, is not installed.
         ModelError: only `native` was asked for, and it cannot be used.
         DataError: a file is unusable, or there is no story.
     """
-    _check(runtimes, limit, seeds)
+    asked = EvaluationOptions(**options)
+    if find_spec("scipy") is None:
+        raise MissingExtraError("story evaluate", "train")
     folder = ModelFolder.open(model or PRETRAINED)
-    training = TrainingTexts.of(train_data)
+    training = TrainingTexts.of(asked.train_data)
     not_measured: dict[str, str] = {}
-    if (reason := why_not(judge)) is not None:
+    if (reason := why_not(asked.judge)) is not None:
         not_measured["judge"] = reason
-    # Loaded first, so that an unusable judge is known before minutes of work, not after.
-    reader = Judge(judge) if judge is not None and write and reason is None else None
+    # Loaded first, so that an unusable judge is reported before minutes of work, not after.
+    judge = Judge(asked.judge) if asked.judge is not None and asked.write and reason is None else None
     tokenizer = StoryTokenizer.load(folder.tokenizer)
-    held_out = read_held_out(data, tokenizer, limit)
-    measured, skipped = _score_all(folder, runtimes, held_out, threads, progress)
+    held_out = read_held_out(data, tokenizer, asked.limit)
+    measured, skipped = _score_all(folder, asked, held_out, progress)
+    baseline = None
+    if asked.baseline:
+        progress("baseline", 0)
+        baseline = NgramBaseline.measure(held_out, training, tokenizer)
+        progress("baseline", len(held_out.texts))
+    sizes = target_bytes(held_out, tokenizer)
     served = next(iter(measured.values()))
-    below = None
-    if floor:
-        progress("floor", 0)
-        below = Floor.measure(held_out, training, tokenizer)
-        progress("floor", len(held_out.texts))
-    places = loss_by_place(
-        served.nats, target_bytes(held_out, tokenizer), below.figures.nats if below else None
-    )
-    written, floor_written, judgement = None, None, None
-    if write:
-        stories = _write(folder, next(iter(measured)), threads, seeds, partial(progress, "writing"))
-        by_floor = [] if below is None else _write_floor(below, tokenizer, partial(progress, "floor writing"))
-        written, floor_written = _measure_written(stories, by_floor, training)
-        if not train_data:
+    written, baseline_written, judgement = None, None, None
+    if asked.write:
+        stories = _write(folder, next(iter(measured)), asked, partial(progress, "writing"))
+        theirs = []
+        if baseline is not None:
+            theirs = _write_baseline(baseline, tokenizer, partial(progress, "baseline writing"))
+        written, baseline_written = _measure_written(stories, theirs, training)
+        if not asked.train_data:
             not_measured["memorisation"] = NO_TRAINING
-        if reader is not None:
+        if judge is not None:
             pairs = [(story.prompt.text, story.text) for story in stories]
-            judgement = judge_stories(reader, pairs, held_out.texts, partial(progress, "judge"))
+            judgement = judge_stories(judge, pairs, held_out.texts, partial(progress, "judge"))
     else:
         not_measured["written"] = "the model was not asked to write (--no-write)"
     return QualityReport(
@@ -136,113 +124,93 @@ def evaluate(
         runtimes=measured,
         skipped=skipped,
         not_measured=not_measured,
-        floor=below,
-        places=places,
+        baseline=baseline,
+        places=loss_by_place(served.nats, sizes, baseline.figures.nats if baseline else None),
         written=written,
-        floor_written=floor_written,
+        baseline_written=baseline_written,
         judgement=judgement,
-        training_name=training.name if train_data else None,
-        seen_in_training=_seen(held_out, training) if train_data else None,
+        training_name=training.name if asked.train_data else None,
+        # A held-out story that the model was trained on makes the loss meaningless.
+        seen_in_training=len(set(held_out.texts).intersection(training)) if asked.train_data else None,
     )
 
 
 def evaluate_and_log(
-    model: Path | None, data: Sequence[Path] | None, *, tracking_uri: str | None, **options: Unpack[Options]
+    model: Path | None, data: Sequence[Path] | None, *, tracking_uri: str | None, **options: Any
 ) -> tuple[QualityReport, dict[str, str]]:
     """`evaluate`, logged as an evidence run to the MLflow store at `tracking_uri`; None: not logged.
 
-    Returns the report and where its evidence is: `{"run": id, "experiment": name}`; `{"skipped": reason}`; or, where
-    the store failed only after all had been measured, `{"failed": reason}`.
+    Returns the report and where its evidence is: `{"run": id, "experiment": name}`; `{"skipped": reason}`; or, if the
+    store fails after everything was measured, `{"failed": reason}`.
 
     Raises:
-        InputError: also when the store cannot be used, which is found out before anything is measured.
+        InputError: also when the store cannot be used, which is checked before anything is measured.
     """
     if tracking_uri is None:
         return evaluate(model, data, **options), {"skipped": "nothing was to be logged (--no-track)"}
-    if find_spec("mlflow") is None or find_spec("psutil") is None:
-        # An evaluation is of use without evidence too, where only what serving needs is installed.
-        missing = MissingExtraError("logging evidence", "train")
-        return evaluate(model, data, **options), {"skipped": str(missing)}
-    from experiments.quality.evidence import EXPERIMENT, EvidenceStore
+    from experiments.common.evidence_runs import EvidenceStore
+    from experiments.quality.evidence import EXPERIMENT, log_evaluation
 
-    store = EvidenceStore.open(tracking_uri)
+    store = EvidenceStore(tracking_uri, EXPERIMENT)
     report = evaluate(model, data, **options)
     try:
-        return report, {"run": store.log(report), "experiment": EXPERIMENT}
+        return report, {"run": log_evaluation(report, store), "experiment": EXPERIMENT}
     except InputError as error:
         return report, {"failed": str(error)}
 
 
-def _check(runtimes: Sequence[str], limit: int | None, seeds: int) -> None:
-    if not runtimes or set(runtimes) - set(RUNTIMES):
-        raise InputError(
-            "runtime", f"must be among {', '.join(RUNTIMES)}, got {', '.join(runtimes) or 'none'}"
-        )
-    if limit is not None and limit < 1:
-        raise InputError("limit", f"must be at least 1, got {limit}")
-    if not 1 <= seeds <= MAX_SEEDS:
-        raise InputError("seeds", f"must be between 1 and {MAX_SEEDS}, got {seeds}")
-
-
 def _score_all(
-    folder: ModelFolder,
-    runtimes: Sequence[RuntimeName],
-    held_out: HeldOut,
-    threads: int,
-    progress: Progress,
+    folder: ModelFolder, asked: EvaluationOptions, held_out: HeldOut, progress: Progress
 ) -> tuple[dict[RuntimeName, Figures], dict[RuntimeName, str]]:
-    """Figures by runtime, and the runtimes that could not be asked."""
+    """Figures by runtime, and why a runtime was skipped. Where only one is asked for, its absence is an error."""
     skipped: dict[RuntimeName, str] = {}
-    if "torch" in runtimes and find_spec("torch") is None:
+    several = len(set(asked.runtimes)) > 1
+    if "torch" in asked.runtimes and find_spec("torch") is None:
         missing = MissingExtraError("scoring with PyTorch", "train")
-        if set(runtimes) == {"torch"}:
+        if not several:
             raise missing
         skipped["torch"] = str(missing)
-    if len(runtimes) > 1 and "native" in runtimes and (reason := why_not_native(folder.config, "int8")):
+    if several and "native" in asked.runtimes and (reason := why_not_native(folder.config, "int8")):
         skipped["native"] = f"the native runtime cannot be used: {reason}"
-    measured = {
-        name: figures_of(score(scorer(folder, name, threads), held_out, partial(progress, name)), held_out)
-        for name in runtimes
-        if name not in skipped
-    }
+    measured = {}
+    for name in asked.runtimes:
+        if name not in skipped:
+            nats = score(scorer(folder, name, asked.threads), held_out, partial(progress, name))
+            measured[name] = figures_of(nats, held_out)
     return measured, skipped
 
 
 def _write(
-    folder: ModelFolder, runtime: RuntimeName, threads: int, seeds: int, done: Callable[[int], None]
+    folder: ModelFolder, runtime: RuntimeName, asked: EvaluationOptions, done: Callable[[int], None]
 ) -> list[WrittenStory]:
-    """By the engine; where PyTorch alone was scored, with the fp32 graph, which is the same network."""
+    """Stories of the engine; where only PyTorch was scored, of the fp32 graph, which is the same network."""
     prompts = load_prompts()
     with load_engine(
         folder.path,
-        threads=threads,
+        threads=asked.threads,
         precision="fp32" if runtime in ("fp32", "torch") else "int8",
         runtime="native" if runtime == "native" else "onnx",
         queue_limit=len(prompts),
     ) as engine:
-        return write_stories(engine, prompts, range(seeds), done)
+        return generate_stories(engine, prompts, range(asked.seeds), done)
 
 
-def _write_floor(floor: Floor, tokenizer: StoryTokenizer, done: Callable[[int], None]) -> list[WrittenStory]:
+def _write_baseline(
+    baseline: NgramBaseline, tokenizer: StoryTokenizer, done: Callable[[int], None]
+) -> list[WrittenStory]:
     prompts = load_prompts()
-    with Engine(NgramRuntime(floor.table), tokenizer, queue_limit=len(prompts)) as engine:
-        return write_stories(engine, prompts, [0], done)
+    with Engine(NgramRuntime(baseline.table), tokenizer, queue_limit=len(prompts)) as engine:
+        return generate_stories(engine, prompts, [0], done)
 
 
 def _measure_written(
-    stories: list[WrittenStory], by_floor: list[WrittenStory], training: TrainingTexts
+    stories: list[WrittenStory], theirs: list[WrittenStory], training: TrainingTexts
 ) -> tuple[Written, Written | None]:
     copies = None
     if training.sources:
-        # Both in one reading of the training stories.
-        copies = longest_copies([story.text for story in (*stories, *by_floor)], training)
+        # The model's and the baseline's stories together, so that the training stories are read once.
+        copies = longest_copies([story.text for story in (*stories, *theirs)], training)
     written = Written.measure(stories, copies[: len(stories)] if copies else None)
-    if not by_floor:
+    if not theirs:
         return written, None
-    return written, Written.measure(by_floor, copies[len(stories) :] if copies else None)
-
-
-def _seen(held_out: HeldOut, training: TrainingTexts) -> int:
-    """Held-out stories that stand in the training stories word for word: each makes the loss a lie."""
-    texts = set(held_out.texts)
-    return len(texts.intersection(training))
+    return written, Written.measure(theirs, copies[len(stories) :] if copies else None)

@@ -1,47 +1,49 @@
-"""An evaluation as an evidence run in MLflow, and read back for whoever decides on it.
+"""An evaluation as an evidence run in MLflow, and read back for the gate.
 
-Evidence belongs to one artifact: the run's tag `artifact.digest` is the digest of the model folder that was measured.
-Besides its means a run keeps every held-out story's nats and every written story, because two models are compared on
-the same stories, pair by pair, and because a figure should be open to doubt.
+Evidence belongs to one artifact: the tag `artifact.digest` is the digest of the model folder that was measured. A run
+also keeps every held-out story's nats and every generated story: two models are compared on the same stories, pair by
+pair, and figures must be verifiable.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
-from experiments.quality.facts import DIGEST, loss_rows, metrics_of, params_of, story_rows, tags_of
-from experiments.quality.report import QualityReport
-from model.errors import DataError, StoryError
-from training.tracking.runs import flat, now, without_folders
-from training.tracking.store import (
-    LAST_SEEN,
-    OWNER,
-    mark_stale_runs,
-    open_experiment,
-    open_store,
-    owner_of,
-    unusable,
+from experiments.common.evidence_runs import (
+    DIGEST,
+    EvidenceError,
+    EvidenceStore,
+    finished_runs,
+    read_artifact,
+    store_errors,
 )
+from experiments.common.statistics import Estimate
+from experiments.quality.generation import MAX_TOKENS, prompts_digest
+from experiments.quality.report import QualityReport
+from model.generation import SamplingParams
+from training.tracking.provenance import provenance
+from training.tracking.runs import without_folders
+from training.tracking.store import open_store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
 EXPERIMENT = "story-evaluation"
-LOSSES, STORIES, FLOOR_STORIES = "held_out/losses.json", "written/stories.json", "written/floor.json"
-"""Tables in MLflow's own form, which its page shows."""
+LOSSES, STORIES, BASELINE = "held_out/losses.json", "written/stories.json", "written/baseline.json"
+"""Tables in MLflow's own format, which its UI shows."""
 REPORT = "report.json"
+SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 
 @dataclass(frozen=True, slots=True)
 class StoryLoss:
-    """What one model made of one held-out story."""
+    """One model's loss on one held-out story."""
 
     id: str
     """First 12 hex digits of the SHA-1 of its text."""
@@ -49,6 +51,16 @@ class StoryLoss:
     """Its end included."""
     tokens: int
     bytes: int
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> StoryLoss:
+        """Read a row of a table. Raises `KeyError`, `TypeError` or `ValueError`."""
+        return cls(str(row["id"]), float(row["nats"]), int(row["tokens"]), int(row["bytes"]))
+
+    @property
+    def bits(self) -> float:
+        """The same in bits."""
+        return self.nats / math.log(2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,75 +78,34 @@ class QualityEvidence:
     losses: tuple[StoryLoss, ...]
     """By the served runtime, in the order of the data."""
     stories: tuple[dict[str, Any], ...]
-    """A row for each written story: `number` and `seed` name it, the rest is its text and its figures. Empty: the
-    model was not asked to write."""
+    """A row for each generated story: `number` and `seed` name it, the rest is its text and its figures. Empty: none
+    were generated."""
 
 
-class EvidenceStore:
-    """The experiment that evaluations are logged to."""
+def log_evaluation(report: QualityReport, store: EvidenceStore) -> str:
+    """Log `report` as a run that began when the store was opened; returns the run's id.
 
-    def __init__(self, client: MlflowClient, uri: str, experiment_id: str) -> None:
-        self._client, self._uri, self._experiment_id = client, uri, experiment_id
-        self._began = now()
-
-    @classmethod
-    def open(cls, uri: str) -> Self:
-        """Open the store, before the measuring begins: that it is unusable is better known then than afterwards.
-
-        Raises:
-            InputError: it cannot be used. `MissingExtraError`: MLflow is not installed.
-        """
-        client = open_store(uri)
-        try:
-            experiment_id = open_experiment(client, uri, EXPERIMENT)
-            mark_stale_runs(client, experiment_id)
-        except StoryError:
-            raise
-        except Exception as error:  # SQLAlchemy's, MLflow's, the driver's or the network's
-            raise unusable(uri, error) from error
-        return cls(client, uri, experiment_id)
-
-    def log(self, report: QualityReport) -> str:
-        """Log `report` as a run that began when this store was opened; returns the run's id.
-
-        The run counts as finished once everything is there; one that broke off is marked as failed.
-
-        Raises:
-            InputError: the store failed meanwhile.
-        """
-        try:
-            tags = tags_of(report) | {OWNER: owner_of().to_text(), LAST_SEEN: str(now())}
-            name = f"quality {report.digest[:8]}"
-            run = self._client.create_run(self._experiment_id, self._began, tags, name)
-            run_id = str(run.info.run_id)
-            try:
-                self._fill(run_id, report)
-            except BaseException:
-                self._client.set_terminated(run_id, "FAILED")
-                raise
-            self._client.set_terminated(run_id, "FINISHED")
-        except StoryError:
-            raise
-        except Exception as error:  # SQLAlchemy's, MLflow's, the driver's or the network's
-            raise unusable(self._uri, error) from error
-        return run_id
-
-    def _fill(self, run_id: str, report: QualityReport) -> None:
-        from mlflow.entities import Param
-
-        params = [Param(key, value) for key, value in flat(params_of(report)).items()]
-        self._client.log_batch(run_id, metrics=metrics_of(report), params=params, synchronous=True)
-        self._client.log_dict(run_id, without_folders(report.as_dict()), REPORT)
-        tables = {LOSSES: loss_rows(report)}
+    Raises:
+        InputError: the store failed meanwhile.
+    """
+    with store.run(f"quality {report.digest[:8]}", _tags(report)) as run:
+        run.log_params(_params(report))
+        run.log_metrics(_metrics(report))
+        for place in report.places:  # a curve in MLflow's UI: its step is the first place of the bucket
+            curve = {"loss_by_place": place.loss, "baseline/loss_by_place": place.baseline_loss}
+            run.log_metrics(curve, step=place.first)
+        run.client.log_dict(run.run_id, without_folders(report.as_dict()), REPORT)
+        tables = {LOSSES: _loss_rows(report)}
         if report.written is not None:
-            tables[STORIES] = story_rows(report)
-        if report.floor_written is not None:
-            tables[FLOOR_STORIES] = report.floor_written.rows()
+            tables[STORIES] = _story_rows(report)
+        if report.baseline_written is not None:
+            tables[BASELINE] = report.baseline_written.rows()
         for path, rows in tables.items():
-            self._client.log_text(run_id, table_text(rows), path)
-        # With this tag MLflow's page lists the files among the run's tables.
+            run.client.log_text(run.run_id, table_text(rows), path)
+        # With this tag MLflow's UI lists the files among the run's tables.
         listed = json.dumps([{"path": path, "type": "table"} for path in tables])
-        self._client.set_tag(run_id, "mlflow.loggedArtifacts", listed)
+        run.client.set_tag(run.run_id, "mlflow.loggedArtifacts", listed)
+    return run.run_id
 
 
 def load_quality_evidence(uri: str, digest: str, *, data_digest: str | None = None) -> QualityEvidence | None:
@@ -142,31 +113,24 @@ def load_quality_evidence(uri: str, digest: str, *, data_digest: str | None = No
 
     Args:
         uri: the MLflow store.
-        digest: of the model folder, whole.
-        data_digest: only evaluations on the very stories of this digest (the parameter `data.digest`).
+        digest: of the model folder, all of it.
+        data_digest: only evaluations on the stories of this digest (the tag `data.digest`).
 
     Raises:
         InputError: the store cannot be used.
-        DataError: the run's tables are missing or damaged, so that it is evidence of nothing.
+        EvidenceError: the run's tables are missing or damaged.
     """
     client = open_store(uri)
-    wanted = f"attributes.status = 'FINISHED' and tags.`{DIGEST}` = '{digest}'"
+    wanted = f"tags.`{DIGEST}` = '{digest}'"
     if data_digest is not None:
         wanted += f" and tags.`data.digest` = '{data_digest}'"
-    try:
-        experiment = client.get_experiment_by_name(EXPERIMENT)
-        if experiment is None:
-            return None
-        runs = client.search_runs(
-            [experiment.experiment_id], wanted, max_results=1, order_by=["attributes.end_time DESC"]
-        )
-    except Exception as error:  # SQLAlchemy's, MLflow's, the driver's or the network's
-        raise unusable(uri, error) from error
+    with store_errors(uri):
+        runs = finished_runs(client, EXPERIMENT, wanted)
     return _read_back(client, runs[0], digest) if runs else None
 
 
 def table_text(rows: Sequence[dict[str, Any]]) -> str:
-    """Rows as the JSON that `mlflow.load_table` reads. MLflow's own `log_table` stumbles over pandas 3's texts."""
+    """Rows as the JSON that `mlflow.load_table` reads. MLflow's own `log_table` fails on the texts of pandas 3."""
     columns = list(rows[0])
     data = [[row[column] for column in columns] for row in rows]
     return json.dumps({"columns": columns, "data": data}, ensure_ascii=False)
@@ -174,17 +138,19 @@ def table_text(rows: Sequence[dict[str, Any]]) -> str:
 
 def _read_back(client: MlflowClient, run: Run, digest: str) -> QualityEvidence:
     run_id = str(run.info.run_id)
+
+    def rows(path: str) -> Iterator[dict[str, Any]]:
+        table = json.loads(read_artifact(client, run_id, path))
+        return (dict(zip(table["columns"], row, strict=True)) for row in table["data"])
+
     try:
-        losses = tuple(
-            StoryLoss(str(row["id"]), float(row["nats"]), int(row["tokens"]), int(row["bytes"]))
-            for row in _rows(client, run_id, LOSSES)
-        )
-        stories = tuple(_rows(client, run_id, STORIES)) if "seeds" in run.data.params else ()
+        losses = tuple(map(StoryLoss.from_row, rows(LOSSES)))
+        stories = tuple(rows(STORIES)) if "seeds" in run.data.params else ()
         if not losses or not all(math.isfinite(loss.nats) for loss in losses):
             raise ValueError("it holds no losses, or some that are no numbers")
-    except Exception as error:  # a file that is gone is told by whatever keeps the files
+    except Exception as error:  # the file store's errors for a missing file, or a damaged table
         reason = " ".join(str(error).split())[:200]
-        raise DataError(
+        raise EvidenceError(
             f"MLflow run {run_id} is no evidence: its tables cannot be read ({reason})"
         ) from error
     return QualityEvidence(
@@ -199,7 +165,102 @@ def _read_back(client: MlflowClient, run: Run, digest: str) -> QualityEvidence:
     )
 
 
-def _rows(client: MlflowClient, run_id: str, path: str) -> list[dict[str, Any]]:
-    with tempfile.TemporaryDirectory() as folder:
-        table = json.loads(Path(client.download_artifacts(run_id, path, folder)).read_text("utf-8"))
-    return [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+def _loss_rows(report: QualityReport) -> list[dict[str, Any]]:
+    """A row for each held-out story: nats of the served runtime, of each runtime by name, and of the baseline."""
+    held_out = report.held_out
+    columns = {"nats": report.served} | {f"nats_{name}": found for name, found in report.runtimes.items()}
+    if report.baseline is not None:
+        columns["nats_baseline"] = report.baseline.figures
+    nats = {name: figures.story_nats for name, figures in columns.items()}
+    sizes = zip(held_out.ids, held_out.tokens, held_out.bytes, strict=True)
+    return [
+        {"id": story, "tokens": len(tokens), "bytes": int(size)}
+        | {name: float(values[index]) for name, values in nats.items()}
+        for index, (story, tokens, size) in enumerate(sizes)
+    ]
+
+
+def _story_rows(report: QualityReport) -> list[dict[str, Any]]:
+    """A row for each generated story, with the judge's score if there was one."""
+    assert report.written is not None
+    rows = report.written.rows()
+    if report.judgement is not None:
+        for row, judged in zip(rows, report.judgement.stories, strict=True):
+            row |= {"judge_nats": judged.nats, "judge_tokens": judged.tokens, "judge_bytes": judged.bytes}
+    return rows
+
+
+def _tags(report: QualityReport) -> dict[str, str]:
+    """Which artifact was measured, by what, and what was not measured."""
+    origin = provenance()
+    tags = origin.tags() | {
+        DIGEST: report.digest,
+        "data.digest": report.held_out.digest,
+        "mlflow.source.name": "story evaluate",
+        "mlflow.source.type": "LOCAL",
+    }
+    if origin.git_sha is not None:
+        tags["mlflow.source.git.commit"] = origin.git_sha
+    return tags | {f"skipped.{name}": reason for name, reason in report.left_out.items()}
+
+
+def _params(report: QualityReport) -> dict[str, Any]:
+    """What the figures depend on."""
+    params: dict[str, Any] = {
+        "model": report.model,
+        "runtime": report.runtime,
+        "git.sha": provenance().git_sha or "unknown",
+        "data": {
+            "files": ", ".join(Path(name).name for name in report.data),
+            "digest": report.held_out.digest,
+            "stories": report.stories,
+        },
+    }
+    if (baseline := report.baseline) is not None:
+        params["baseline"] = {
+            "order": baseline.table.order,
+            "source": baseline.source,
+            "tokens": baseline.tokens,
+        }
+    if report.written is not None:
+        sampling, first = SamplingParams(), report.written.seeds[0]
+        asked = [story.prompt for story in report.written.stories if story.seed == first]
+        params["seeds"] = report.written.seeds
+        params["prompts.digest"] = prompts_digest(asked)
+        params["sampling"] = {name: getattr(sampling, name) for name in SAMPLING} | {"max_tokens": MAX_TOKENS}
+    if report.training_name is not None:
+        params["train_data"] = report.training_name
+    return params
+
+
+def _metrics(report: QualityReport) -> dict[str, float | None]:
+    """All means with their intervals; None where nothing was measured."""
+    figures: dict[str, float | None] = {
+        "bits_per_byte": report.served.bits_per_byte,
+        "loss": report.served.loss,
+        "tokens": report.tokens,
+        "bytes": report.bytes,
+        "stories": report.stories,
+        "held_out_seen": report.seen_in_training,
+    }
+    rows = [(str(name), found) for name, found in report.runtimes.items()]
+    if report.baseline is not None:
+        rows.append(("baseline", report.baseline.figures))
+    for name, found in rows:
+        figures |= {f"{name}/bits_per_byte": found.bits_per_byte, f"{name}/loss": found.loss}
+    intervals: dict[str, Estimate] = report.intervals()
+    if report.written is not None:
+        written = {f"written/{name}": estimate for name, estimate in report.written.estimates().items()}
+        figures |= {name: estimate.value for name, estimate in written.items()}
+        intervals |= written
+        longest = report.written.longest_copy
+        figures["written/copied_words_max"] = None if longest is None else longest.words
+    for name, estimate in intervals.items():
+        figures |= {f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+    if report.baseline_written is not None:
+        for name, estimate in report.baseline_written.estimates().items():
+            figures[f"baseline/written/{name}"] = estimate.value
+    if report.judgement is not None:
+        judged = report.judgement.as_dict()
+        figures |= {f"judge/{name}": judged[name] for name in judged if name != "judge"}
+    return figures

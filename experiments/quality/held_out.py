@@ -1,7 +1,7 @@
 """How well a model predicts stories it has not seen: the nats of every token, by each runtime that can serve it.
 
-A story's nats are those of all its tokens and of its end. They are kept for each token, because loss by position and
-paired comparisons of two models both need them, and a mean over all hides where a model is weak.
+A story's nats are those of all its tokens and of its end. They are kept for each token: loss by place in the story and
+paired comparisons of two models need them, and a mean hides where a model is weak.
 
 Shapes: B stories side by side, T tokens, V vocabulary.
 """
@@ -31,22 +31,23 @@ RuntimeName = Literal["native", "int8", "fp32", "torch"]
 RUNTIMES: tuple[RuntimeName, ...] = ("native", "int8", "fp32", "torch")
 BATCH_TOKENS = 4096
 OWN_STORIES = "our own held-out stories"
-"""What is said of them where a file would be named."""
+"""Name of these in reports, in place of a file's."""
 
+STARTS = (0, 16, 32, 64, 128, 256, 512)
+"""First places of the buckets of `loss_by_place`; place 0 is a story's first token, and its end counts as its last."""
 Nats = npt.NDArray[np.float64]
 """Negative natural-log likelihoods of a story's targets, (T,): its tokens, and last its end."""
 Scorer = Callable[[list[list[int]]], Iterator[tuple[int, Logits]]]
-"""Stories to (first place, logits (B, T, V)) pieces that cover the longest of them."""
+"""Stories to (first place, logits (B, T, V)) chunks that cover the longest of them."""
 
 
 @dataclass(frozen=True, slots=True)
 class HeldOut:
-    """Stories to judge by, read once and scored by every runtime."""
+    """Stories to evaluate on, read once and scored by every runtime."""
 
     texts: tuple[str, ...]
     tokens: tuple[list[int], ...]
     """Of each story, behind the leading end-of-story id; as many as there are targets."""
-    end_id: int
 
     @property
     def ids(self) -> list[str]:
@@ -60,17 +61,17 @@ class HeldOut:
 
     @property
     def digest(self) -> str:
-        """SHA-256 over the texts in their order, however they were packed into files."""
+        """Digest of the texts, however they were packed into files."""
         return digest_of(self.texts)
 
     def targets(self, index: int) -> list[int]:
-        """What is to be predicted of one story: its tokens and its end."""
-        return [*self.tokens[index][1:], self.end_id]
+        """Targets of one story: its tokens and its end."""
+        return [*self.tokens[index][1:], END_ID]
 
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """What one runtime, or the floor, makes of the stories."""
+    """Loss of one runtime, or of the baseline, on the stories."""
 
     bits_per_byte: float
     loss: float
@@ -86,8 +87,24 @@ class Figures:
         return np.array([float(story.sum()) for story in self.nats])
 
 
+@dataclass(frozen=True, slots=True)
+class PlaceLoss:
+    """Loss on the targets of all stories between two places."""
+
+    first: int
+    last: int | None
+    """None: no end."""
+    tokens: int
+    loss: float
+    """Nats a token."""
+    bits_per_byte: float | None
+    """None where the targets have no bytes: nothing but ends of stories."""
+    baseline_loss: float | None
+    """Nats a token of the n-gram baseline on the same targets."""
+
+
 def digest_of(texts: Iterable[str]) -> str:
-    """What tells one set of stories from another: SHA-256 over those of the texts, in their order."""
+    """SHA-256 over the SHA-256 of each text, in their order."""
     total = hashlib.sha256()
     for text in texts:
         total.update(hashlib.sha256(text.encode()).digest())
@@ -111,7 +128,7 @@ def read_held_out(
     if not texts:
         raise DataError("no file of stories was given to evaluate")
     tokens = tuple([END_ID, *tokenizer.encode(text)] for text in texts)
-    return HeldOut(tuple(texts), tokens, END_ID)
+    return HeldOut(tuple(texts), tokens)
 
 
 def figures_of(nats: Sequence[Nats], held_out: HeldOut) -> Figures:
@@ -127,7 +144,7 @@ def figures_of(nats: Sequence[Nats], held_out: HeldOut) -> Figures:
 
 
 def scorer(folder: ModelFolder, name: RuntimeName, threads: int) -> Scorer:
-    """What computes the logits: the decoder in C, an exported graph, or the network in fp32 PyTorch."""
+    """What computes the logits: the native decoder, an exported graph, or the network in fp32 PyTorch."""
     if name == "torch":
         return _torch_scorer(folder)
     if name == "native":
@@ -136,7 +153,7 @@ def scorer(folder: ModelFolder, name: RuntimeName, threads: int) -> Scorer:
 
 
 def score(score: Scorer, held_out: HeldOut, done: Callable[[int], None] = lambda stories: None) -> list[Nats]:
-    """The nats of every target; `done` hears how many stories have come since its last call."""
+    """The nats of every target; `done` is called with the number of stories just scored."""
     nats = [np.zeros(len(tokens)) for tokens in held_out.tokens]
     for batch in _batches(held_out.tokens):
         targets = [held_out.targets(index) for index in batch]
@@ -149,6 +166,52 @@ def score(score: Scorer, held_out: HeldOut, done: Callable[[int], None] = lambda
                     )
         done(len(batch))
     return nats
+
+
+def target_bytes(held_out: HeldOut, tokenizer: StoryTokenizer) -> list[npt.NDArray[np.int64]]:
+    """The bytes of each target of each story: those of its token, and none for the end."""
+    sizes = np.array([len(tokenizer.token_bytes(token)) for token in range(tokenizer.vocab_size)])
+    return [sizes[held_out.targets(index)] for index in range(len(held_out.texts))]
+
+
+def loss_by_place(
+    nats: Sequence[Nats],
+    sizes: Sequence[npt.NDArray[np.int64]],
+    baseline: Sequence[Nats] | None = None,
+    starts: Sequence[int] = STARTS,
+) -> tuple[PlaceLoss, ...]:
+    """Mean loss of the targets in each bucket that holds any: does a model use what came before?
+
+    Late places are easier for every model, because a story repeats its own words. A model that uses a long context
+    gains on the n-gram baseline the more, the further it is into the story.
+
+    Args:
+        nats: of each story's targets.
+        sizes: bytes of the same targets.
+        baseline: the n-gram table's nats of the same targets.
+        starts: first places of the buckets, rising, from 0.
+    """
+    place = np.concatenate([np.arange(len(story)) for story in nats])
+    bucket = np.searchsorted(np.array(starts), place, side="right") - 1
+
+    def total(values: Sequence[npt.NDArray[Any]]) -> npt.NDArray[np.float64]:
+        return np.bincount(bucket, np.concatenate(values), minlength=len(starts)).astype(np.float64)
+
+    counts = np.bincount(bucket, minlength=len(starts))
+    summed, width = total(nats), total(sizes)
+    below = None if baseline is None else total(baseline)
+    return tuple(
+        PlaceLoss(
+            first=first,
+            last=starts[index + 1] - 1 if index + 1 < len(starts) else None,
+            tokens=int(counts[index]),
+            loss=float(summed[index] / counts[index]),
+            bits_per_byte=float(summed[index] / math.log(2) / width[index]) if width[index] else None,
+            baseline_loss=None if below is None else float(below[index] / counts[index]),
+        )
+        for index, first in enumerate(starts)
+        if counts[index]
+    )
 
 
 def _torch_scorer(folder: ModelFolder) -> Scorer:

@@ -1,10 +1,10 @@
-"""A larger frozen model as a judge: how unlikely does it find our stories?
+"""A larger frozen model as a judge: the perplexity of our stories under it.
 
-A low perplexity alone is no praise, since a story that goes round in circles is the easiest of all to predict. So the
-judge reads some held-out stories as well, and the two figures are to be near to each other.
+A low perplexity alone means little, since a story that loops is the easiest to predict. So the judge scores some
+held-out stories as well, and the two figures should be near to each other.
 
-The judge is a folder in Hugging Face's form, read by the `transformers` package if that is installed. It is no
-dependency of this project, and nothing is ever fetched.
+The judge is a folder in Hugging Face's format, read by the `transformers` package if that is installed. It is no
+dependency of this project, and nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from typing import Any
 from model.errors import InputError
 
 REFERENCE_STORIES = 64
-"""Held-out stories that are read for comparison, the first ones."""
+"""Number of held-out stories that are scored for comparison, the first ones."""
 PACKAGE = "transformers"
 FIRST_SENTENCE = re.compile(r"^.*?[.!?]\"?(?=\s)", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """What the judge makes of one continuation, given its beginning."""
+    """The judge's loss on one continuation, given its beginning."""
 
     nats: float
     tokens: int
@@ -38,7 +38,7 @@ class Judged:
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """Figures of all stories that were read."""
+    """Figures of all stories that were scored."""
 
     judge: str
     stories: tuple[Judged, ...]
@@ -46,7 +46,7 @@ class Judgement:
     """The held-out stories."""
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON; perplexity is by the judge's token, so it compares only what the same judge has read."""
+        """For JSON; perplexity is by the judge's token, so it compares only stories of the same judge."""
         return {
             "judge": self.judge,
             "perplexity": perplexity(self.stories),
@@ -93,20 +93,22 @@ class Judge:
         try:
             self._tokenizer = package.AutoTokenizer.from_pretrained(str(path), local_files_only=True)
             self._model = package.AutoModelForCausalLM.from_pretrained(str(path), local_files_only=True)
-        except Exception as error:  # the package raises whatever the files make it stumble over
+        except Exception as error:  # the package raises all kinds of errors for damaged files
             reason = " ".join(str(error).split())[:200]
             raise InputError(
                 "judge", f"{path} cannot be read as a causal language model: {reason}"
             ) from error
         self._model.eval()
         if not getattr(self._tokenizer, "is_fast", False):
-            raise InputError("judge", f"{path} needs a fast tokenizer: one that knows where its tokens stand")
+            raise InputError(
+                "judge", f"{path} needs a fast tokenizer: one that gives the offsets of its tokens"
+            )
         self.name = path.resolve().name
         self.window: int | None = getattr(self._model.config, "max_position_embeddings", None)
-        """Tokens that it can read at once; what stands behind them is not judged."""
+        """Tokens that it can read at once; later ones are not scored."""
 
     def read(self, given: str, continuation: str) -> Judged:
-        """Nats of the continuation's tokens, after `given`; the first token of all is never judged.
+        """Nats of the continuation's tokens, after `given`; the very first token is not scored.
 
         A token that holds the end of the one and the beginning of the other belongs to the continuation.
         """

@@ -1,33 +1,76 @@
-"""The longest run of words that a written story shares with a training story: is it told, or recited?
+"""Memorisation: the longest run of words that a generated story shares with a training story.
 
-The written stories are few, so they are indexed and the training stories stream past, block by block: memory does not
-grow with the corpus. Runs of `ANCHOR` words are looked up by a hash, compared word by word, and followed to their end.
+The generated stories are few, so they are indexed, and the training stories are streamed block by block: memory does
+not grow with the corpus. Runs of `ANCHOR` words are looked up by a hash, compared word by word, and followed to their
+end.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from experiments.quality.text import words
-from training.data.corpus import story_id
+from model.architecture.tokenizer import StoryTokenizer
+from training.data.corpus import find_files, load_own_stories, read_stories, story_id
+from training.data.shards import TokenShard
 
 ANCHOR = 5
 """Shorter runs are not looked for: stories of one kind share them all."""
 BLOCK_WORDS = 100_000
+WORD = re.compile(r"[\w']+")
 OTHER, END = 0, -1
-"""Stand-ins for a word that no written story uses, and between written stories. Neither equals any word."""
+"""Stand for a word that no generated story uses, and for the gap between generated stories."""
 
 Ints = npt.NDArray[np.int64]
 Hashes = npt.NDArray[np.uint64]
 
 
+def words(text: str) -> list[str]:
+    """The words of a text, in lower case."""
+    return WORD.findall(text.lower())
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingTexts:
+    """The stories a model was trained on: read one at a time, as often as needed, always in the same order."""
+
+    sources: tuple[Path, ...]
+    """Files or folders of stories, or folders of shards; empty: the training part of our own corpus."""
+
+    @classmethod
+    def of(cls, sources: Sequence[Path]) -> TrainingTexts:
+        """Check that each source is there. Raises `DataError` that names it."""
+        for source in sources:
+            if _is_shards(source):
+                TokenShard(source, "train")
+            else:
+                find_files([source])
+        return cls(tuple(sources))
+
+    @property
+    def name(self) -> str:
+        """What to call them in a report: names of files, without their folders."""
+        return ", ".join(source.name for source in self.sources) or "our own corpus"
+
+    def __iter__(self) -> Iterator[str]:
+        if not self.sources:
+            yield from (story.text for story in load_own_stories("train"))
+        for source in self.sources:
+            if _is_shards(source):
+                yield from _of_shards(source)
+            else:
+                for path in find_files([source]):
+                    yield from (story.text for story in read_stories(path))
+
+
 @dataclass(frozen=True, slots=True)
 class Copy:
-    """The longest run that a written story and some training story share."""
+    """The longest run that a generated story and some training story share."""
 
     words: int
     """0: none of at least `ANCHOR` words."""
@@ -40,7 +83,7 @@ class Copy:
 
 
 class _Index:
-    """All written stories in one row of word numbers, and the hashes of their runs, sorted."""
+    """All generated stories in one row of word numbers, and the hashes of their runs, sorted."""
 
     def __init__(self, texts: Sequence[str]) -> None:
         self.texts = [words(text) for text in texts]
@@ -99,7 +142,7 @@ class _Index:
 
 
 def longest_copies(written: Sequence[str], training: Iterable[str]) -> list[Copy]:
-    """For each written story, the longest run of at least `ANCHOR` words that a training story holds too."""
+    """For each generated story, the longest run of at least `ANCHOR` words that a training story holds too."""
     index = _Index(written)
     for texts in _blocks(training):
         index.compare([words(text) for text in texts], [story_id(text) for text in texts])
@@ -132,3 +175,13 @@ def _runs(row: Ints) -> tuple[Ints, Hashes]:
         whole &= part > 0
     places = np.flatnonzero(whole)
     return places, hashes[places]
+
+
+def _is_shards(source: Path) -> bool:
+    return (source / "train.bin").is_file()
+
+
+def _of_shards(folder: Path) -> Iterator[str]:
+    shard, tokenizer = TokenShard(folder, "train"), StoryTokenizer.load(folder)
+    for index in range(len(shard)):
+        yield tokenizer.decode(shard.story(index)[1:].tolist())

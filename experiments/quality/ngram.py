@@ -1,4 +1,4 @@
-"""A table of token n-grams, smoothed after Kneser and Ney: the floor under every figure of a model.
+"""The n-gram baseline: a table of token n-grams, smoothed after Kneser and Ney, beside every figure of a model.
 
 Interpolated, with one absolute discount D = n1 / (n1 + 2 n2) for each order, estimated from how many n-grams were seen
 once and twice (Kneser and Ney 1995; Ney, Essen and Kneser 1994). The highest order counts occurrences; a lower order
@@ -11,18 +11,26 @@ the sorted pairs of level k. A level is then a few sorted arrays, and all places
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
+
+from experiments.quality.held_out import Figures, HeldOut, figures_of
+from experiments.quality.memorised import TrainingTexts
+from model.architecture.config import END_ID
+from model.architecture.tokenizer import StoryTokenizer
+from model.runtimes.protocol import Logits, Tokens
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 ORDER = 4
 """On TinyStories orders 4 and 5 differ by less than 1 %."""
 UNSEEN = -1
+MAX_TOKENS = 10_000_000
+"""Only the first so many training tokens are counted: sorting them takes about 100 bytes each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +118,7 @@ class NgramTable:
         return [part[1:] for part in np.split(-np.log(chances), starts[1:])]
 
     def advance(self, context: Sequence[int], token: int) -> tuple[int, ...]:
-        """What the table remembers after one more token: the numbers of the n-grams that end there.
+        """The context after one more token: the numbers of the n-grams that end there.
 
         `context` is what an earlier call gave, and () before a story's leading end-of-story id.
         """
@@ -134,6 +142,118 @@ class NgramTable:
             chances_V *= level.backoff_C[number]
             chances_V[level.keys_N[first:last] % self.vocab_size] += level.weights_N[first:last]
         return chances_V
+
+
+@dataclass(frozen=True, slots=True)
+class NgramBaseline:
+    """A counted table, and its figures on the held-out stories."""
+
+    table: NgramTable
+    figures: Figures
+    source: str
+    stories: int
+    tokens: int
+    """Targets counted."""
+    max_tokens: int
+
+    @classmethod
+    def measure(
+        cls,
+        held_out: HeldOut,
+        training: TrainingTexts,
+        tokenizer: StoryTokenizer,
+        *,
+        order: int = ORDER,
+        max_tokens: int = MAX_TOKENS,
+    ) -> NgramBaseline:
+        """Count the training stories, up to `max_tokens`, and score the held-out ones."""
+        stories, total = 0, 0
+
+        def counting() -> Iterator[list[int]]:
+            nonlocal stories, total
+            for text in training:
+                tokens = [END_ID, *tokenizer.encode(text)]
+                stories, total = stories + 1, total + len(tokens)
+                yield tokens
+                if total >= max_tokens:
+                    return
+
+        table = NgramTable.count(counting(), tokenizer.vocab_size, order)
+        figures = figures_of(table.nats(held_out.tokens), held_out)
+        return cls(table, figures, training.name, stories, total, max_tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class NgramState:
+    """The numbers of the n-grams that end at the last token."""
+
+    position: int
+    context: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Of the numbers alone."""
+        return 8 * len(self.context)
+
+
+class NgramBatch:
+    """One state for each row."""
+
+    def __init__(self) -> None:
+        self.states: list[NgramState] = []
+
+    def __len__(self) -> int:
+        return len(self.states)
+
+    def append(self, state: NgramState) -> int:
+        """Add a row and return its index."""
+        self.states.append(state)
+        return len(self.states) - 1
+
+    def remove(self, row: int) -> None:
+        """Drop a row; the last one moves into its place."""
+        self.states[row] = self.states[-1]
+        self.states.pop()
+
+    def read(self, row: int) -> NgramState:
+        """A row's state."""
+        return self.states[row]
+
+
+class NgramRuntime:
+    """A `model.runtimes.protocol.Runtime` over a table: the engine generates with it as with a model."""
+
+    def __init__(self, table: NgramTable, *, max_batch: int = 16) -> None:
+        self._table = table
+        self.max_batch = max_batch
+
+    @property
+    def vocab_size(self) -> int:
+        """Of the table."""
+        return self._table.vocab_size
+
+    def prefill(self, tokens: Sequence[int], state: Any | None = None) -> tuple[Logits, NgramState]:
+        """Take in tokens after `state`; the logits are log-probabilities."""
+        before = NgramState(0, ()) if state is None else state
+        context = before.context
+        for token in tokens:
+            context = self._table.advance(context, token)
+        return self._logits(context), NgramState(before.position + len(tokens), context)
+
+    def new_batch(self) -> NgramBatch:
+        """An empty batch."""
+        return NgramBatch()
+
+    def step(self, tokens: Tokens, batch: NgramBatch) -> Logits:
+        """One token for each row."""
+        for row, state in enumerate(batch.states):
+            context = self._table.advance(state.context, int(tokens[row]))
+            batch.states[row] = NgramState(state.position + 1, context)
+        return np.stack([self._logits(state.context) for state in batch.states])
+
+    def _logits(self, context: tuple[int, ...]) -> Logits:
+        logits: Logits = np.log(self._table.chances(context)).astype(np.float32)
+        return logits
 
 
 def _flat(stories: Iterable[Sequence[int]]) -> tuple[Ints, Ints]:

@@ -1,17 +1,16 @@
-"""Everything that one evaluation found, as plain values for a machine."""
+"""Everything that one evaluation found, as one record."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from experiments.common.statistics import Estimate, ratio_of_sums
-from experiments.quality.floor import Floor
-from experiments.quality.held_out import Figures, HeldOut, RuntimeName
+from experiments.quality.generation import Written
+from experiments.quality.held_out import Figures, HeldOut, PlaceLoss, RuntimeName
 from experiments.quality.judge import Judgement
-from experiments.quality.positions import PlaceLoss
-from experiments.quality.written import Written
+from experiments.quality.ngram import NgramBaseline
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,25 +24,25 @@ class QualityReport:
     held_out: HeldOut
     runtimes: dict[RuntimeName, Figures]
     skipped: dict[RuntimeName, str]
-    """Runtimes that could not be asked, and why."""
+    """Runtimes that could not be measured, and why."""
     not_measured: dict[str, str]
     """What else was left out (`written`, `memorisation`, `judge`), and why."""
-    floor: Floor | None = None
+    baseline: NgramBaseline | None = None
     places: tuple[PlaceLoss, ...] = ()
     """Loss by place in the story, of the served runtime."""
     written: Written | None = None
-    """What the served model writes; None if it was not asked to."""
-    floor_written: Written | None = None
-    """What the floor writes from the same prompts, for the first of the seeds."""
+    """What the served model generates; None if it was not asked to."""
+    baseline_written: Written | None = None
+    """What the baseline generates from the same prompts, for the first seed."""
     judgement: Judgement | None = None
     training_name: str | None = None
     """The stories that were searched for copies; None: none were given."""
     seen_in_training: int | None = None
-    """Held-out stories that stand in them word for word."""
+    """Held-out stories that occur in them word for word."""
 
     @property
     def runtime(self) -> RuntimeName:
-        """The first runtime measured: what readers get, unless it was left out."""
+        """The first runtime measured, which is the one that serves."""
         return next(iter(self.runtimes))
 
     @property
@@ -78,11 +77,17 @@ class QualityReport:
         }
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values; the served runtime's figures stand at the top."""
+        """Plain values; the served runtime's figures at the top."""
+        intervals = self.intervals().items()
         return {
-            "model": self.model, "digest": self.digest, "data": list(self.data),
-            "bits_per_byte": self.served.bits_per_byte, "loss": self.served.loss,
-            "tokens": self.tokens, "bytes": self.bytes, "stories": self.stories,
+            "model": self.model,
+            "digest": self.digest,
+            "data": list(self.data),
+            "bits_per_byte": self.served.bits_per_byte,
+            "loss": self.served.loss,
+            "tokens": self.tokens,
+            "bytes": self.bytes,
+            "stories": self.stories,
             "runtimes": {
                 name: {"bits_per_byte": figures.bits_per_byte, "loss": figures.loss}
                 for name, figures in self.runtimes.items()
@@ -90,35 +95,31 @@ class QualityReport:
             "skipped": dict(self.skipped),
             "written": self.written.as_dict() if self.written else None,
             "data_digest": self.held_out.digest,
-            "intervals": {
-                name: [estimate.low, estimate.high] for name, estimate in self.intervals().items()
-            },
-            "places": [place.as_dict() for place in self.places],
-            "floor": self._floor_dict(),
+            "intervals": {name: [estimate.low, estimate.high] for name, estimate in intervals},
+            "places": [asdict(place) for place in self.places],
+            "baseline": self._baseline_dict(),
             "memorisation": self._memorisation(),
             "judge": self.judgement.as_dict() if self.judgement else None,
             "not_measured": dict(self.not_measured),
-        }  # fmt: skip
+        }
 
-    def _floor_dict(self) -> dict[str, Any] | None:
-        floor = self.floor
-        if floor is None:
+    def _baseline_dict(self) -> dict[str, Any] | None:
+        baseline = self.baseline
+        if baseline is None:
             return None
         return {
-            "bits_per_byte": floor.figures.bits_per_byte, "loss": floor.figures.loss,
-            "order": floor.table.order, "source": floor.source,
-            "stories": floor.stories, "tokens": floor.tokens,
-            "written": self.floor_written.as_dict() if self.floor_written else None,
-        }  # fmt: skip
+            "bits_per_byte": baseline.figures.bits_per_byte,
+            "loss": baseline.figures.loss,
+            "order": baseline.table.order,
+            "source": baseline.source,
+            "stories": baseline.stories,
+            "tokens": baseline.tokens,
+            "written": self.baseline_written.as_dict() if self.baseline_written else None,
+        }
 
     def _memorisation(self) -> dict[str, Any] | None:
         if self.training_name is None:
             return None
         longest = self.written.longest_copy if self.written else None
-        return {
-            "source": self.training_name,
-            "held_out_seen": self.seen_in_training,
-            "longest": None if longest is None else {
-                "words": longest.words, "text": longest.text, "story": longest.story
-            },
-        }  # fmt: skip
+        copy = {"words": longest.words, "text": longest.text, "story": longest.story} if longest else None
+        return {"source": self.training_name, "held_out_seen": self.seen_in_training, "longest": copy}

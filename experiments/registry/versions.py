@@ -49,7 +49,6 @@ class Version:
     """Made by this very call."""
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values."""
         return asdict(self)
 
 

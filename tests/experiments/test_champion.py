@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from experiments.common.thresholds import THRESHOLDS, load_thresholds
-from experiments.gate.evidence import load_baseline
+from experiments.gate.evidence import load_champion
 from model.architecture.folder import PRETRAINED, ModelFolder
 from training.data.corpus import load_own_stories, story_id
 
@@ -14,7 +14,7 @@ CHAMPION = THRESHOLDS.with_name("champion.json")
 
 
 def test_the_champion_in_the_repository_is_the_model_that_ships() -> None:
-    champion = load_baseline(CHAMPION)
+    champion = load_champion(CHAMPION)
     assert champion.digest == ModelFolder.open(PRETRAINED).digest, (
         "model/pretrained has changed: make experiments/champion.json again (docs/evaluation.md, The gate in CI)"
     )

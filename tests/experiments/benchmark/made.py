@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from experiments.benchmark.compare import Comparison
-from experiments.benchmark.measures import Phase, Sample
-from experiments.benchmark.memory import MemoryUse
+from experiments.benchmark.measures import MemoryUse, Phase, Sample
 from experiments.benchmark.plan import Plan
 from experiments.benchmark.report import Report, make_report
 from experiments.common.statistics import Estimate

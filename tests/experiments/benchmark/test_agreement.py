@@ -14,7 +14,7 @@ from itertools import pairwise
 
 import pytest
 
-from experiments.benchmark.load import Clock, closed_loop
+from experiments.benchmark.load import LoadGenerator
 from experiments.benchmark.measures import Sample, phase_figures
 from experiments.benchmark.plan import Plan
 from experiments.benchmark.targets import WebTarget
@@ -36,9 +36,9 @@ def run_loop(url: str, plan: Plan, clients: int, start: Callable[[], None] = lam
         target = WebTarget(url)
         async with target.running():
             warm = plan.model_copy(update={"max_tokens": 5})
-            await closed_loop(target, warm, Clock(), phase="warmup", clients=clients, requests=clients)
+            await LoadGenerator(warm).closed_loop(target, "warmup", clients, requests=clients)
             start()
-            return await closed_loop(target, plan, Clock(), phase="concurrent", clients=clients)
+            return await LoadGenerator(plan).closed_loop(target, "concurrent", clients)
 
     return asyncio.run(go())
 

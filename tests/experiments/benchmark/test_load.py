@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from experiments.benchmark.compare import Comparison, summarise
-from experiments.benchmark.load import Clock, arrival_times, ask, closed_loop, in_turn, open_loop
+from experiments.benchmark.load import Clock, LoadGenerator, arrival_times
 from experiments.benchmark.measures import Sample, phase_figures
 from experiments.benchmark.plan import Plan
 from experiments.benchmark.targets import Ending, Failed, Listener
@@ -67,17 +67,11 @@ def p95(samples: list[Sample]) -> float:
 
 
 def closed(target: Scripted, plan: Plan, clients: int) -> list[Sample]:
-    async def go() -> list[Sample]:
-        return await closed_loop(target, plan, Clock(), phase="concurrent", clients=clients)  # type: ignore[arg-type]
-
-    return virtual_time.run(go())
+    return virtual_time.run(LoadGenerator(plan).closed_loop(target, "concurrent", clients))  # type: ignore[arg-type]
 
 
 def opened(target: Scripted, plan: Plan) -> list[Sample]:
-    async def go() -> list[Sample]:
-        return await open_loop(target, plan, Clock())  # type: ignore[arg-type]
-
-    return virtual_time.run(go())
+    return virtual_time.run(LoadGenerator(plan).open_loop(target))  # type: ignore[arg-type]
 
 
 def test_an_open_loop_shows_a_stall_that_a_closed_loop_hides() -> None:
@@ -144,9 +138,8 @@ def test_a_failure_is_a_row_and_a_timeout_too() -> None:
     plan = Plan(requests=1)
 
     async def one(target: Scripted, timeout: float) -> Sample:
-        return await ask(
-            target, plan.request("single", 0), Clock(), phase="single", level=1, number=0, timeout=timeout  # type: ignore[arg-type]
-        )  # fmt: skip
+        request = plan.request("single", 0)
+        return await LoadGenerator(plan).ask(target, "single", request, timeout=timeout)  # type: ignore[arg-type]
 
     busy = virtual_time.run(one(Scripted(fail=Failed("busy", "the queue\nis full")), 5.0))
     assert (busy.error, busy.message, busy.ok, busy.finish) == ("busy", "the queue is full", False, "")
@@ -158,10 +151,7 @@ def test_a_failure_is_a_row_and_a_timeout_too() -> None:
 
 
 def both(ours: Paced, theirs: Paced, plan: Plan) -> tuple[list[Sample], Comparison]:
-    async def go() -> list[Sample]:
-        return await in_turn(ours, theirs, plan, Clock())
-
-    samples = virtual_time.run(go())
+    samples = virtual_time.run(LoadGenerator(plan).in_turn(ours, theirs))
     return samples, summarise(samples, theirs, seed=plan.seed)
 
 

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from experiments.benchmark.measures import (
+    MemoryUse,
     Phase,
     Sample,
     failures,
@@ -22,7 +23,6 @@ from experiments.benchmark.measures import (
     phase_figures,
     wall_time,
 )
-from experiments.benchmark.memory import MemoryUse
 from tests.experiments.benchmark.made import failed, row
 
 LIMITS = {"ttft_limit": 1.0, "itl_limit": 0.1}

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
-from experiments.benchmark.load import Clock, ask
+from experiments.benchmark.load import LoadGenerator
 from experiments.benchmark.measures import Phase, Sample
 from experiments.benchmark.plan import Plan
 from experiments.benchmark.targets import (
@@ -25,7 +25,7 @@ from experiments.benchmark.targets import (
     Target,
     UnreachableError,
     WebTarget,
-    _StreamReader,
+    _StreamParser,
     open_target,
 )
 from model.architecture.folder import PRETRAINED, ModelFolder
@@ -45,9 +45,9 @@ def rows(
 
     async def run() -> list[Sample]:
         async with target.running():
-            clock = Clock()
+            load = LoadGenerator(plan)
             asked = (
-                ask(target, plan.request(phase, n), clock, phase=phase, level=1, number=n, timeout=timeout)
+                load.ask(target, phase, plan.request(phase, n), number=n, timeout=timeout)
                 for n in range(count)
             )
             return list(await asyncio.gather(*asked))
@@ -230,9 +230,7 @@ def test_a_server_that_is_gone_refuses() -> None:
             target = WebTarget(address)
             running = target.running()
             await running.__aenter__()
-        row = await ask(
-            target, PLAN.request("single", 0), Clock(), phase="single", level=1, number=0, timeout=5
-        )
+        row = await LoadGenerator(PLAN).ask(target, "single", PLAN.request("single", 0))
         await running.__aexit__(None, None, None)
         return row
 
@@ -303,7 +301,7 @@ JSON = st.recursive(
 
 @given(st.lists(JSON.map(json.dumps) | st.text(max_size=8), max_size=3))
 def test_whatever_a_server_sends_is_an_ending_or_a_failure(events: list[str]) -> None:
-    reader = _StreamReader(Heard())
+    reader = _StreamParser(Heard())
     with contextlib.suppress(Failed):  # what else is raised fails this test
         for event in [*events, "[DONE]"]:
             reader.take(event)

@@ -56,7 +56,9 @@ def test_our_own_judge_speed_quality_and_the_challenger() -> None:
     assert {entry.metric for entry in thresholds.of("benchmark")} >= {"ttft_p95", "goodput_share"}
     assert {entry.metric for entry in thresholds.of("quality")} >= {"bits_per_byte"}
     assert {entry.metric for entry in thresholds.of("compare")} >= {"bits_per_byte_difference", "ttft_ratio"}
-    assert len(thresholds) == sum(len(thresholds.of(scope)) for scope in ("benchmark", "quality", "compare"))
+    assert len(thresholds.entries) == sum(
+        len(thresholds.of(scope)) for scope in ("benchmark", "quality", "compare")
+    )
 
 
 def test_the_digest_is_the_files_own() -> None:
@@ -92,7 +94,7 @@ def test_a_file_is_read_in_its_order(tmp_path: Path) -> None:
         ("reason: Documented.", "reason: ''", 7, "reason string should have at least 1 character"),
         ("min_n: 30", "min_n: 0", 13, "min_n input should be greater than or equal to 1"),
         ("min_n: 30", "min_m: 30", 13, "min_m is not known here"),
-        ("unit: s\n", "unit: s\n    unit: s\n", 5, "unit is said twice"),
+        ("unit: s\n", "unit: s\n    unit: s\n", 5, "unit is given twice"),
         ("success_rate", "avg_generation_time", 9, "is measured in s, got 'share'"),
         ("unit: s\n", "unit: [s\n", 5, "not valid YAML"),
         ("thresholds:", "limits:", 2, "must be one list called 'thresholds'"),

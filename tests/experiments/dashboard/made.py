@@ -12,8 +12,8 @@ from functools import cache
 from pathlib import Path
 
 from experiments.common.thresholds import load_thresholds
+from experiments.gate.decide import Decision
 from experiments.gate.run import run_gate
-from experiments.gate.verdict import Decision
 from tests.experiments.gate.promoted import copied
 from tests.model.small_model import workplace
 from tests.training.own_shards import own_shards

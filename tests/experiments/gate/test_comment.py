@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from experiments.gate.comment import LONGEST, PAGE, main
-from experiments.gate.shown import MARK
+from experiments.gate.render import MARK
 from tests.json_server import Asked, PullRequest, json_server
 
 
@@ -55,13 +55,13 @@ def test_a_second_verdict_takes_the_place_of_the_first(report: Path, github: Git
     assert [asked.method for asked in seen].count("PATCH") == before, "an equal verdict notifies nobody"
 
 
-def test_a_report_that_is_too_long_is_cut_and_says_so(report: Path, github: Github) -> None:
+def test_a_report_that_is_too_long_is_truncated_and_says_so(report: Path, github: Github) -> None:
     pull_request, _, environment = github
     report.write_text(f"{MARK}\n" + "x" * 100_000)
     assert main([str(report)], environment) == 0
     body = pull_request.comments[0]["body"]
     assert len(body) == LONGEST
-    assert "cut here" in body[-200:]
+    assert "truncated" in body[-200:]
 
 
 def test_without_a_pull_request_nothing_is_asked(report: Path, github: Github) -> None:

@@ -1,14 +1,19 @@
-"""Which bounds a version is judged by: where one depends on the stories that were read, the one for these stories."""
+"""Three values, never two: pass at the pessimistic bound, fail at the optimistic one, and undecided between them."""
 
 from __future__ import annotations
 
+import itertools
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from experiments.common.thresholds import Thresholds, load_thresholds
-from experiments.gate.decide import decide
+from experiments.common.statistics import ONE_SIDED, Estimate, wilson
+from experiments.common.thresholds import Threshold, Thresholds, load_thresholds
+from experiments.gate.decide import Check, Decision, Verdict, decide, judge, overall, without
 from experiments.gate.evidence import Evidence, Found
 from experiments.quality.evidence import QualityEvidence, StoryLoss
 from experiments.quality.held_out import digest_of, read_held_out
@@ -28,7 +33,7 @@ def judged_on(data_digest: str) -> Evidence:
         run_id="r", digest="d", ended_at=0, metrics={}, params={}, tags={"data.digest": data_digest},
         losses=losses, stories=(),
     )  # fmt: skip
-    return Evidence(digest="d", quality=Found(quality=quality), benchmark=Found(missing="none"))
+    return Evidence(digest="d", quality=Found(quality), benchmark=Found(missing="none"))
 
 
 @pytest.fixture
@@ -58,3 +63,89 @@ def test_without_an_evaluation_the_usual_bound_is_undecided(bounds: Thresholds) 
 
 def test_our_own_stories_are_known_by_what_an_evaluation_logs_of_them() -> None:
     assert read_held_out(None, StoryTokenizer.load(small_tokenizer())).digest == OWN
+
+
+def share(successes: int, n: int) -> Estimate:
+    return wilson(successes, n, level=ONE_SIDED)
+
+
+def threshold(**changes: Any) -> Threshold:
+    values: dict[str, Any] = {
+        "metric": "success_rate",
+        "unit": "share",
+        "scope": "benchmark",
+        "reason": "a reason",
+        "at_least": 0.8,
+    }
+    return Threshold(**(values | changes))
+
+
+SLOW: dict[str, Any] = {"metric": "avg_generation_time", "unit": "s", "at_least": None, "at_most": 10.0}
+
+
+@pytest.mark.parametrize(
+    ("bounds", "verdict"),
+    [
+        (Estimate(0.95, 0.85, 0.99, 40), "pass"),
+        (Estimate(0.85, 0.80, 0.90, 40), "pass"),
+        (Estimate(0.85, 0.79, 0.90, 40), "undecided"),
+        (Estimate(0.75, 0.60, 0.85, 40), "undecided"),
+        (Estimate(0.60, 0.50, 0.79, 40), "fail"),
+    ],
+)
+def test_a_lower_bound_is_decided_by_its_pessimistic_side(bounds: Estimate, verdict: Verdict) -> None:
+    assert judge(threshold(), bounds).verdict == verdict
+
+
+def test_an_upper_bound_is_decided_the_other_way_round() -> None:
+    assert judge(threshold(**SLOW), Estimate(8, 7, 9, 30)).verdict == "pass"
+    assert judge(threshold(**SLOW), Estimate(8, 7, 11, 30)).verdict == "undecided"
+    assert judge(threshold(**SLOW), Estimate(12, 11, 13, 30)).verdict == "fail"
+
+
+def test_too_few_observations_decide_nothing_however_good_they_are() -> None:
+    check = judge(threshold(min_n=30), share(29, 29))
+    assert check.verdict == "undecided"
+    assert check.margin == pytest.approx(0.2)
+    assert "29 observations are too few" in check.why
+
+
+def test_ten_of_ten_is_not_enough_to_claim_four_in_five() -> None:
+    assert judge(threshold(), share(10, 10)).verdict == "undecided"
+    assert judge(threshold(), share(19, 20)).verdict == "pass"
+    assert judge(threshold(), share(10, 20)).verdict == "fail"
+
+
+def test_missing_evidence_is_undecided_and_says_why() -> None:
+    check = without(threshold(), "it was never measured")
+    assert (check.verdict, check.bounds, check.margin) == ("undecided", None, None)
+    assert check.as_dict()["why"] == "it was never measured"
+
+
+@pytest.mark.parametrize("verdicts", list(itertools.product(("pass", "fail", "undecided"), repeat=3)))
+def test_a_version_passes_only_if_every_check_does(verdicts: tuple[Verdict, ...]) -> None:
+    together = overall(verdicts)
+    assert (together == "pass") == all(each == "pass" for each in verdicts)
+    assert (together == "fail") == ("fail" in verdicts)
+
+
+def test_of_no_check_nothing_can_be_said() -> None:
+    assert overall([]) == "undecided"
+
+
+@given(st.floats(0, 1), st.floats(0, 1), st.floats(0, 1), st.integers(1, 1000))
+def test_nan_and_disorder_never_pass(low: float, value: float, high: float, n: int) -> None:
+    low, value, high = sorted((low, value, high))
+    verdict = judge(threshold(), Estimate(value, low, high, n)).verdict
+    assert (verdict == "pass") == (low >= 0.8)
+    assert judge(threshold(), Estimate(float("nan"), float("nan"), float("nan"), n)).verdict != "pass"
+
+
+def test_the_exit_code_tells_the_verdict() -> None:
+    def decision(*checks: Check) -> Decision:
+        return Decision(digest="d" * 64, version=1, champion=None, checks=checks, thresholds_digest="t")
+
+    good, bad = judge(threshold(), share(50, 50)), judge(threshold(), share(5, 50))
+    assert decision(good).exit_code == 0
+    assert decision(good, bad).exit_code == 1
+    assert decision(good, without(threshold(), "gone")).exit_code == 3

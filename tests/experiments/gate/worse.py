@@ -53,10 +53,10 @@ def noised(target: Path, *, strength: float) -> ModelFolder:
     """The small model with noise on every weight, in proportion to that tensor's own spread."""
     checkpoint = target / "checkpoint"
     shutil.copytree(small_checkpoint(), checkpoint)
-    dice = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     weights = load_file(checkpoint / "model.safetensors")
     worse = {
-        name: (value + strength * value.std() * dice.standard_normal(value.shape)).astype(value.dtype)
+        name: (value + strength * value.std() * rng.standard_normal(value.shape)).astype(value.dtype)
         for name, value in weights.items()
     }
     save_file(worse, checkpoint / "model.safetensors")
@@ -75,7 +75,7 @@ def held_out_file(folder: Path) -> Path:
 def log_quality(uri: str, folder: ModelFolder, stories: Path) -> str:
     """Evaluate for real; returns the run's id."""
     _, logged = evaluate_and_log(
-        folder.path, [stories], tracking_uri=uri, runtimes=("int8",), write=False, floor=False
+        folder.path, [stories], tracking_uri=uri, runtimes=("int8",), write=False, baseline=False
     )
     return logged["run"]
 

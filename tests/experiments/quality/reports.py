@@ -6,18 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from experiments.quality.floor import Floor
-from experiments.quality.generated import Prompt, WrittenStory
-from experiments.quality.held_out import HeldOut, RuntimeName, figures_of
+from experiments.quality.generation import Prompt, Written, WrittenStory
+from experiments.quality.held_out import HeldOut, RuntimeName, figures_of, loss_by_place
 from experiments.quality.memorised import longest_copies
-from experiments.quality.ngram import NgramTable
-from experiments.quality.positions import loss_by_place
+from experiments.quality.ngram import NgramBaseline, NgramTable
 from experiments.quality.report import QualityReport
-from experiments.quality.written import Written
 
 DIGEST = "a2bf" + "0" * 60
 TEXTS = ("A cat sat.", "Zoë [red] ran.")
-HELD_OUT = HeldOut(TEXTS, ([0, 5, 6, 7], [0, 5, 8]), 0)
+HELD_OUT = HeldOut(TEXTS, ([0, 5, 6, 7], [0, 5, 8]))
 TRAINING = ["Then the big dog ran to the red barn and slept."]
 NATS = (np.array([1.0, 2.0, 3.0, 0.5]), np.array([2.0, 2.0, 1.0]))
 PROMPTS = (Prompt("Lily and Tom went to the park.", ("Lily", "Tom")), Prompt("Mia had a key.", ("Mia",)))
@@ -36,11 +33,12 @@ def written(seeds: int = 2, *, training: bool = True) -> Written:
 
 
 def report(*, scale: float = 1.0, **changes: Any) -> QualityReport:
-    """Losses by int8 and fp32, a floor of bigrams, and four written stories."""
+    """Losses by int8 and fp32, a baseline of bigrams, and four generated stories."""
     int8 = figures_of([nats * scale for nats in NATS], HELD_OUT)
     fp32 = figures_of([nats * scale * 0.99 for nats in NATS], HELD_OUT)
     table = NgramTable.count([[0, 5, 6], [0, 7, 8]], 9, order=2)
-    floor = Floor(table, figures_of(table.nats(HELD_OUT.tokens), HELD_OUT), "our own corpus", 2, 6, 100)
+    scored = figures_of(table.nats(HELD_OUT.tokens), HELD_OUT)
+    baseline = NgramBaseline(table, scored, "our own corpus", 2, 6, 100)
     runtimes: dict[RuntimeName, Any] = {"int8": int8, "fp32": fp32}
     sizes = [np.array([2, 4, 4, 0]), np.array([9, 6, 0])]
     given: dict[str, Any] = {
@@ -51,10 +49,10 @@ def report(*, scale: float = 1.0, **changes: Any) -> QualityReport:
         "runtimes": runtimes,
         "skipped": {"torch": "it is not installed"},
         "not_measured": {"judge": "no judge was named"},
-        "floor": floor,
-        "places": loss_by_place(int8.nats, sizes, floor.figures.nats, starts=(0, 2)),
+        "baseline": baseline,
+        "places": loss_by_place(int8.nats, sizes, baseline.figures.nats, starts=(0, 2)),
         "written": written(),
-        "floor_written": written(1),
+        "baseline_written": written(1),
         "training_name": "train.jsonl",
         "seen_in_training": 0,
     }

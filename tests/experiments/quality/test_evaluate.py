@@ -18,15 +18,18 @@ import torch
 from typer.testing import CliRunner
 
 import story
-from experiments.quality import generated, held_out
-from experiments.quality.evaluate import RUNTIMES, RuntimeName, evaluate, evaluate_and_log
-from experiments.quality.evidence import EvidenceStore, load_quality_evidence
-from experiments.quality.generated import load_prompts, write_stories
+from experiments.common import evidence_runs
+from experiments.quality import evaluate as module
+from experiments.quality import generation, held_out
+from experiments.quality.evaluate import evaluate
+from experiments.quality.evidence import EXPERIMENT, load_quality_evidence
+from experiments.quality.generation import generate_stories, load_prompts
+from experiments.quality.held_out import RUNTIMES, RuntimeName
 from model.architecture.checkpoint import load_network
 from model.architecture.folder import PRETRAINED, ModelFolder
 from model.architecture.tokenizer import StoryTokenizer
 from model.engine.load import load_engine
-from model.errors import DataError, InputError, ModelError
+from model.errors import DataError, InputError, MissingExtraError, ModelError
 from tests.model.runtimes.shared import NOT_NATIVE, needs_native
 from tests.model.small_model import copy_of, small_folder
 from training.data.corpus import load_own_stories
@@ -145,7 +148,7 @@ def test_the_json_has_the_served_runtime_at_the_top(data: Path) -> None:
     told = json.loads(json.dumps(report.as_dict()))
     assert list(told) == [
         "model", "digest", "data", "bits_per_byte", "loss", "tokens", "bytes", "stories", "runtimes", "skipped",
-        "written", "data_digest", "intervals", "places", "floor", "memorisation", "judge", "not_measured",
+        "written", "data_digest", "intervals", "places", "baseline", "memorisation", "judge", "not_measured",
     ]  # fmt: skip
     served, expected = ("int8", RUNTIMES[1:]) if NOT_NATIVE else ("native", RUNTIMES)
     assert RUNTIMES == ("native", "int8", "fp32", "torch")
@@ -161,7 +164,9 @@ def test_the_json_has_the_served_runtime_at_the_top(data: Path) -> None:
 
 def test_progress_counts_every_story_once_for_each_runtime(data: Path) -> None:
     told: list[tuple[str, int]] = []
-    evaluate(small_folder(), [data], floor=False, progress=lambda name, stories: told.append((name, stories)))
+    evaluate(
+        small_folder(), [data], baseline=False, progress=lambda name, stories: told.append((name, stories))
+    )
     asked = RUNTIMES[1:] if NOT_NATIVE else RUNTIMES
     assert {name: sum(count for who, count in told if who == name) for name, _ in told} == dict.fromkeys(
         asked, 5
@@ -182,26 +187,26 @@ def _few_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three prompts and short stories: all 64 at full length would take the small model most of a minute."""
     prompts = load_prompts()[:3]
     monkeypatch.setattr("experiments.quality.evaluate.load_prompts", lambda: prompts)
-    monkeypatch.setattr(generated, "MAX_TOKENS", 30)
+    monkeypatch.setattr(generation, "MAX_TOKENS", 30)
 
 
 @pytest.mark.usefixtures("_few_prompts")
-def test_written_stories_are_measured_beside_those_of_the_floor(data: Path, tmp_path: Path) -> None:
+def test_written_stories_are_measured_beside_those_of_the_baseline(data: Path, tmp_path: Path) -> None:
     train = write_jsonl(tmp_path / "train.jsonl", [one.text for one in load_own_stories("train")])
     report = evaluate(
         small_folder(), [data], runtimes=["fp32"], write=True, seeds=2, train_data=[train, data]
     )
     assert report.written is not None
-    assert report.floor_written is not None
-    assert [len(one.stories) for one in (report.written, report.floor_written)] == [6, 3]
+    assert report.baseline_written is not None
+    assert [len(one.stories) for one in (report.written, report.baseline_written)] == [6, 3]
     with load_engine(small_folder(), precision="fp32") as engine:
-        again = write_stories(engine, load_prompts()[:3], [0, 1])
+        again = generate_stories(engine, load_prompts()[:3], [0, 1])
     assert list(report.written.stories) == again
     told = report.as_dict()
     assert told["memorisation"]["held_out_seen"] == 5, "the data to judge by is among the training data here"
     assert told["memorisation"]["source"] == "train.jsonl, stories.jsonl"
-    assert told["floor"]["source"] == "train.jsonl, stories.jsonl"
-    assert told["floor"]["written"]["stories"] == 3
+    assert told["baseline"]["source"] == "train.jsonl, stories.jsonl"
+    assert told["baseline"]["written"]["stories"] == 3
     assert told["written"]["copied_words_max"] is not None
     assert told["not_measured"] == {"judge": "no judge was named (--judge FOLDER)"}
     assert sum(place["tokens"] for place in told["places"]) == told["tokens"]
@@ -212,11 +217,11 @@ def test_written_stories_are_measured_beside_those_of_the_floor(data: Path, tmp_
 
 
 def test_what_was_not_asked_for_is_said(data: Path) -> None:
-    report = evaluate(small_folder(), [data], runtimes=["fp32"], floor=False)
+    report = evaluate(small_folder(), [data], runtimes=["fp32"], baseline=False)
     told = report.as_dict()
-    assert (told["floor"], told["memorisation"], told["judge"]) == (None, None, None)
+    assert (told["baseline"], told["memorisation"], told["judge"]) == (None, None, None)
     assert set(told["not_measured"]) == {"written", "judge"}
-    assert {place["floor_loss"] for place in told["places"]} == {None}
+    assert {place["baseline_loss"] for place in told["places"]} == {None}
 
 
 @pytest.mark.usefixtures("_few_prompts")
@@ -261,8 +266,8 @@ def test_a_store_that_fails_after_the_measuring_costs_the_evidence_and_not_the_f
     data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The store is opened, and then a file stands where the folder of its artifacts should be made."""
-    opened = EvidenceStore.open("sqlite:///mlflow.db")
-    monkeypatch.setattr(EvidenceStore, "open", lambda uri: opened)
+    opened = evidence_runs.EvidenceStore("sqlite:///mlflow.db", EXPERIMENT)
+    monkeypatch.setattr(evidence_runs, "EvidenceStore", lambda uri, experiment: opened)
     Path("mlartifacts").write_text("a file")
     arguments = [
         "evaluate",
@@ -281,19 +286,13 @@ def test_a_store_that_fails_after_the_measuring_costs_the_evidence_and_not_the_f
     assert told["evidence"]["failed"].startswith("MLFLOW_TRACKING_URI sqlite:///mlflow.db cannot be used")
 
 
-def test_without_mlflow_the_figures_come_and_the_missing_evidence_is_said(
+def test_without_the_train_packages_it_says_what_is_missing(
     data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is missing is told from whether the package can be found, so that is what is changed here."""
-    monkeypatch.setattr(
-        "experiments.quality.evaluate.find_spec", lambda name: None if name == "mlflow" else object()
-    )
-    report, evidence = evaluate_and_log(
-        small_folder(), [data], tracking_uri="sqlite:///x.db", runtimes=["fp32"]
-    )
-    assert report.stories == 5
-    assert evidence["skipped"].startswith("logging evidence needs the 'train' packages")
-    assert not Path("x.db").exists()
+    # Whether a package is installed is asked of `find_spec`, so that is what is replaced here.
+    monkeypatch.setattr(module, "find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match="story evaluate needs the 'train' packages"):
+        evaluate(small_folder(), [data])
 
 
 WITHOUT_TORCH = """
@@ -339,12 +338,11 @@ def test_without_torch_it_is_skipped_with_the_reason_and_the_rest_is_measured(
 @pytest.mark.parametrize(
     ("ask", "message"),
     [
-        ({"runtimes": []}, "runtime must be among native, int8, fp32, torch, got none"),
-        ({"runtimes": ["fp32", "int4"]}, "runtime must be among native, int8, fp32, torch, got fp32, int4"),
-        ({"limit": 0}, "limit must be at least 1, got 0"),
-        ({"seeds": 0}, "seeds must be between 1 and 100, got 0"),
-        ({"seeds": 101}, "seeds must be between 1 and 100, got 101"),
-        ({"limit": -3}, "limit must be at least 1, got -3"),
+        ({"runtimes": []}, r"runtimes must have at least 1 item.*, got \[\]"),
+        ({"runtimes": ["fp32", "int4"]}, "runtimes must be 'native', 'int8', 'fp32' or 'torch', got 'int4'"),
+        ({"limit": 0}, "limit must be greater than or equal to 1, got 0"),
+        ({"seeds": 101}, "seeds must be less than or equal to 100, got 101"),
+        ({"floor": True}, "floor is not known, got True"),
     ],
 )
 def test_bad_use_names_the_option_and_what_is_allowed(ask: dict[str, Any], message: str, data: Path) -> None:

@@ -14,26 +14,31 @@ from typing import Any
 import numpy as np
 import pytest
 
+from experiments.common.evidence_runs import DIGEST, EvidenceError, EvidenceStore
 from experiments.quality.evidence import (
+    BASELINE,
     EXPERIMENT,
-    FLOOR_STORIES,
     LOSSES,
     STORIES,
-    EvidenceStore,
+    _loss_rows,
+    _metrics,
+    _params,
+    _story_rows,
+    _tags,
     load_quality_evidence,
+    log_evaluation,
 )
-from experiments.quality.facts import DIGEST, loss_rows, metrics_of, params_of, story_rows, tags_of
-from experiments.quality.generated import prompts_digest
+from experiments.quality.generation import prompts_digest
 from experiments.quality.held_out import figures_of
 from experiments.quality.judge import Judged, Judgement
-from model.errors import DataError, InputError
+from model.errors import InputError
 from tests.experiments.quality.reports import DIGEST as DIGEST_OF_REPORT
 from tests.experiments.quality.reports import HELD_OUT, PROMPTS, report
 from training.tracking.store import OWNER, Owner, open_store
 
 
 def log(uri: str, **changes: Any) -> str:
-    return EvidenceStore.open(uri).log(report(**changes))
+    return log_evaluation(report(**changes), EvidenceStore(uri, EXPERIMENT))
 
 
 def artifact_folder(uri: str, run_id: str) -> Path:
@@ -56,7 +61,7 @@ def test_what_was_logged_comes_back_story_by_story(tracking_uri: str) -> None:
         bits == pytest.approx(evidence.metrics["bits_per_byte"]) == pytest.approx(logged.served.bits_per_byte)
     )
     assert [(row["number"], row["seed"], row["text"]) for row in evidence.stories] == [
-        (row["number"], row["seed"], row["text"]) for row in story_rows(logged)
+        (row["number"], row["seed"], row["text"]) for row in _story_rows(logged)
     ]
     kept = [row["names_kept"] for row in evidence.stories]
     assert sum(kept) / len(kept) == evidence.metrics["written/names_kept"]
@@ -77,12 +82,12 @@ def test_the_run_says_whose_evidence_it_is_and_what_it_rests_on(tracking_uri: st
     assert run.info.status == "FINISHED"
     assert open_store(tracking_uri).get_experiment(run.info.experiment_id).name == EXPERIMENT
     files = {path.name for path in artifact_folder(tracking_uri, run.info.run_id).rglob("*.json")}
-    assert files >= {Path(name).name for name in (LOSSES, STORIES, FLOOR_STORIES)}
+    assert files >= {Path(name).name for name in (LOSSES, STORIES, BASELINE)}
 
 
-def test_loss_by_place_is_a_curve_with_the_floors_beside(tracking_uri: str) -> None:
+def test_loss_by_place_is_a_curve_with_the_baselines_beside(tracking_uri: str) -> None:
     client, run_id = open_store(tracking_uri), log(tracking_uri)
-    for key, attribute in (("loss_by_place", "loss"), ("floor/loss_by_place", "floor_loss")):
+    for key, attribute in (("loss_by_place", "loss"), ("baseline/loss_by_place", "baseline_loss")):
         curve = {one.step: one.value for one in client.get_metric_history(run_id, key)}
         assert curve == {place.first: getattr(place, attribute) for place in report().places}
 
@@ -109,7 +114,7 @@ def test_no_evidence_is_none_and_not_an_error(tracking_uri: str) -> None:
 def test_mlflow_reads_the_tables_as_its_own(tracking_uri: str) -> None:
     client, run_id = open_store(tracking_uri), log(tracking_uri)
     experiment = client.get_run(run_id).info.experiment_id
-    for path, rows in ((LOSSES, loss_rows(report())), (STORIES, story_rows(report()))):
+    for path, rows in ((LOSSES, _loss_rows(report())), (STORIES, _story_rows(report()))):
         table = client.load_table(experiment, path, [run_id])
         assert list(table.columns) == list(rows[0])
         for name in ("id", "nats", "text", "names_kept"):
@@ -118,75 +123,76 @@ def test_mlflow_reads_the_tables_as_its_own(tracking_uri: str) -> None:
     listed = {
         entry["path"] for entry in json.loads(client.get_run(run_id).data.tags["mlflow.loggedArtifacts"])
     }
-    assert listed == {LOSSES, STORIES, FLOOR_STORIES}
+    assert listed == {LOSSES, STORIES, BASELINE}
 
 
 @pytest.mark.parametrize("path", [LOSSES, STORIES])
 def test_a_run_without_its_tables_is_evidence_of_nothing(path: str, tracking_uri: str) -> None:
     run_id = log(tracking_uri)
     (artifact_folder(tracking_uri, run_id) / path).unlink()
-    with pytest.raises(DataError, match=f"MLflow run {run_id} is no evidence"):
+    with pytest.raises(EvidenceError, match=f"MLflow run {run_id} is no evidence"):
         load_quality_evidence(tracking_uri, DIGEST_OF_REPORT)
 
 
 def test_losses_that_are_no_numbers_are_evidence_of_nothing(tracking_uri: str) -> None:
     nats = [np.array([1.0, np.nan, 1.0, 1.0]), np.array([1.0, 1.0, 1.0])]
-    log(tracking_uri, runtimes={"int8": figures_of(nats, HELD_OUT)}, floor=None, places=())
-    with pytest.raises(DataError, match="is no evidence"):
+    log(tracking_uri, runtimes={"int8": figures_of(nats, HELD_OUT)}, baseline=None, places=())
+    with pytest.raises(EvidenceError, match="is no evidence"):
         load_quality_evidence(tracking_uri, DIGEST_OF_REPORT)
 
 
 def test_a_model_that_was_not_asked_to_write_has_no_stories(tracking_uri: str) -> None:
-    log(tracking_uri, written=None, floor_written=None)
+    log(tracking_uri, written=None, baseline_written=None)
     evidence = load_quality_evidence(tracking_uri, DIGEST_OF_REPORT)
     assert evidence is not None
     assert evidence.stories == ()
     assert "written/ended" not in evidence.metrics
 
 
-def test_the_judges_word_stands_beside_each_story() -> None:
+def test_the_judges_score_is_beside_each_story() -> None:
     read = tuple(Judged(float(number), 3, 9) for number in range(4))
     judged = report(judgement=Judgement("big", read, read[:1]))
-    assert [row["judge_nats"] for row in story_rows(judged)] == [0.0, 1.0, 2.0, 3.0]
-    metrics = {metric.key: metric.value for metric in metrics_of(judged)}
+    assert [row["judge_nats"] for row in _story_rows(judged)] == [0.0, 1.0, 2.0, 3.0]
+    metrics = _metrics(judged)
     assert metrics["judge/perplexity"] == pytest.approx(math.exp(6 / 12))
     assert metrics["judge/reference_perplexity"] == 1.0
 
 
-def test_losses_of_every_runtime_and_of_the_floor_stand_in_one_row() -> None:
-    row = loss_rows(report())[0]
+def test_losses_of_every_runtime_and_of_the_baseline_are_in_one_row() -> None:
+    row = _loss_rows(report())[0]
     assert row["nats"] == row["nats_int8"] == 6.5
     assert row["nats_fp32"] == pytest.approx(6.5 * 0.99)
-    floor = report().floor
-    assert floor is not None
-    assert row["nats_floor"] == pytest.approx(float(floor.figures.nats[0].sum()))
+    baseline = report().baseline
+    assert baseline is not None
+    assert row["nats_baseline"] == pytest.approx(float(baseline.figures.nats[0].sum()))
 
 
 def test_every_mean_has_its_interval_among_the_metrics() -> None:
-    metrics = {metric.key: metric.value for metric in metrics_of(report())}
+    metrics = _metrics(report())
     for name in ("bits_per_byte", "loss", "written/ended", "written/copied_words"):
-        assert metrics[f"{name}_low"] <= metrics[name] <= metrics[f"{name}_high"]
-    assert metrics["floor/written/names_kept"] == 0.5
+        low, value, high = (float(metrics[f"{name}{end}"] or 0) for end in ("_low", "", "_high"))
+        assert low <= value <= high
+    assert metrics["baseline/written/names_kept"] == 0.5
     assert (metrics["stories"], metrics["tokens"], metrics["bytes"]) == (2, 7, 25)
-    assert "floor/bits_per_byte" not in {metric.key for metric in metrics_of(report(floor=None))}
+    assert "baseline/bits_per_byte" not in _metrics(report(baseline=None))
 
 
 def test_tags_and_parameters_name_no_folder_and_no_person() -> None:
-    told = {**tags_of(report()), **{key: str(value) for key, value in params_of(report()).items()}}
+    told = {**_tags(report()), **{key: str(value) for key, value in _params(report()).items()}}
     assert str(Path.home()) not in " ".join(told.values())
 
 
 def test_a_store_that_fails_while_logging_leaves_a_failed_run(
     tracking_uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = EvidenceStore.open(tracking_uri)
+    store = EvidenceStore(tracking_uri, EXPERIMENT)
     client = open_store(tracking_uri)
     place = Path(client.get_experiment_by_name(EXPERIMENT).artifact_location)  # type: ignore[union-attr]
     place.parent.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(place, ignore_errors=True)
     place.write_text("a file where the folder of the artifacts should be")
     with pytest.raises(InputError, match="MLFLOW_TRACKING_URI"):
-        store.log(report())
+        log_evaluation(report(), store)
     (run,) = client.search_runs([client.get_experiment_by_name(EXPERIMENT).experiment_id])  # type: ignore[union-attr]
     assert run.info.status == "FAILED"
     assert load_quality_evidence(tracking_uri, DIGEST_OF_REPORT) is None
@@ -194,10 +200,10 @@ def test_a_store_that_fails_while_logging_leaves_a_failed_run(
 
 def test_a_store_that_is_none_is_refused_before_anything_is_measured() -> None:
     with pytest.raises(InputError, match="MLFLOW_TRACKING_URI ftp:"):
-        EvidenceStore.open("ftp://nowhere")
+        EvidenceStore("ftp://nowhere", EXPERIMENT)
 
 
-def test_a_run_of_a_dead_process_is_buried_by_the_next(tracking_uri: str) -> None:
+def test_a_run_of_a_dead_process_is_marked_as_killed_by_the_next(tracking_uri: str) -> None:
     """The owner is a real process that has ended."""
     run_id = log(tracking_uri)
     child = subprocess.run(
@@ -212,5 +218,5 @@ def test_a_run_of_a_dead_process_is_buried_by_the_next(tracking_uri: str) -> Non
     client = open_store(tracking_uri)
     client.set_tag(run_id, OWNER, child.stdout.strip())
     client.update_run(run_id, status="RUNNING")
-    EvidenceStore.open(tracking_uri)
+    EvidenceStore(tracking_uri, EXPERIMENT)
     assert client.get_run(run_id).info.status == "KILLED"

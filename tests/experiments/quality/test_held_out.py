@@ -1,4 +1,4 @@
-"""What is read to judge by, and how the nats of its tokens add up."""
+"""What a model is evaluated on, how the nats of its tokens add up, and loss by place against a plain loop."""
 
 from __future__ import annotations
 
@@ -15,7 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from experiments.quality import held_out as module
-from experiments.quality.held_out import HeldOut, figures_of, read_held_out, score
+from experiments.quality.held_out import (
+    HeldOut,
+    figures_of,
+    loss_by_place,
+    read_held_out,
+    score,
+    target_bytes,
+)
 from model.architecture.tokenizer import StoryTokenizer
 from model.errors import DataError
 from model.runtimes.protocol import Logits
@@ -60,21 +67,19 @@ def test_an_empty_story_is_refused(tmp_path: Path) -> None:
     st.integers(1, 40),
 )
 def test_nats_are_those_of_each_target_however_logits_are_batched_and_cut(
-    bodies: list[list[int]], piece: int, budget: int
+    bodies: list[list[int]], chunk: int, budget: int
 ) -> None:
-    """The scorer here gives logits that follow from the token alone, in pieces of any length."""
+    """The scorer here gives logits that follow from the token alone, in chunks of any length."""
     table_VV = np.random.default_rng(0).normal(size=(9, 9)).astype(np.float32) * 3
     log_chances = table_VV - np.log(np.exp(table_VV.astype(np.float64)).sum(axis=1, keepdims=True))
 
     def scorer(stories: list[list[int]]) -> Iterator[tuple[int, Logits]]:
         longest = max(map(len, stories))
         fed = np.array([story + [0] * (longest - len(story)) for story in stories])
-        for start in range(0, longest, piece):
-            yield start, table_VV[fed[:, start : start + piece]]
+        for start in range(0, longest, chunk):
+            yield start, table_VV[fed[:, start : start + chunk]]
 
-    stories = HeldOut(
-        tuple("x" * (1 + len(body)) for body in bodies), tuple([0, *body] for body in bodies), 0
-    )
+    stories = HeldOut(tuple("x" * (1 + len(body)) for body in bodies), tuple([0, *body] for body in bodies))
     heard: list[int] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "BATCH_TOKENS", budget)
@@ -88,9 +93,49 @@ def test_nats_are_those_of_each_target_however_logits_are_batched_and_cut(
 
 
 def test_figures_weigh_every_token_and_every_byte_alike() -> None:
-    stories = HeldOut(("abcd", "ab"), ([0, 1, 2], [0, 1]), 0)
+    stories = HeldOut(("abcd", "ab"), ([0, 1, 2], [0, 1]))
     figures = figures_of([np.array([1.0, 2.0, 3.0]), np.array([4.0, 0.0])], stories)
     assert figures.loss == 10 / 5
     assert figures.bits_per_byte == pytest.approx(10 / math.log(2) / 6)
     assert figures.story_bits == pytest.approx([6 / math.log(2) / 4, 4 / math.log(2) / 2])
     assert figures.story_nats.tolist() == [6.0, 4.0]
+
+
+TARGET = st.tuples(st.floats(0, 9), st.integers(0, 12), st.floats(0, 9))
+
+
+@given(st.lists(st.lists(TARGET, min_size=1, max_size=20), min_size=1, max_size=5))
+def test_buckets_hold_the_means_of_their_targets(stories: list[list[tuple[float, int, float]]]) -> None:
+    starts = (0, 1, 4, 16)
+    nats, sizes, baseline = (
+        [np.array([target[column] for target in story]) for story in stories] for column in range(3)
+    )
+    got = {place.first: place for place in loss_by_place(nats, sizes, baseline, starts)}
+    for first, end in zip(starts, [*starts[1:], math.inf], strict=True):
+        here = [target for story in stories for place, target in enumerate(story) if first <= place < end]
+        if not here:
+            assert first not in got
+            continue
+        place = got[first]
+        assert place.tokens == len(here)
+        assert place.last == (None if end == math.inf else end - 1)
+        assert place.loss == pytest.approx(sum(target[0] for target in here) / len(here))
+        assert place.baseline_loss == pytest.approx(sum(target[2] for target in here) / len(here))
+        size = sum(target[1] for target in here)
+        bits = sum(target[0] for target in here) / math.log(2) / size if size else None
+        assert place.bits_per_byte == (None if bits is None else pytest.approx(bits))
+
+
+def test_without_a_baseline_there_is_none() -> None:
+    (place,) = loss_by_place([np.array([1.0, 3.0])], [np.array([2, 0])], starts=(0,))
+    assert (place.loss, place.baseline_loss, place.tokens) == (2.0, None, 2)
+
+
+def test_the_bytes_of_the_targets_are_those_of_the_text() -> None:
+    tokenizer = StoryTokenizer.load(small_tokenizer())
+    texts = ("A cat sat.", "Zoë said: “No!” 🐉")
+    stories = HeldOut(texts, tuple([0, *tokenizer.encode(text)] for text in texts))
+    sizes = target_bytes(stories, tokenizer)
+    assert [int(story.sum()) for story in sizes] == stories.bytes.tolist()
+    assert [story[-1] for story in sizes] == [0, 0]
+    assert [len(story) for story in sizes] == [len(tokens) for tokens in stories.tokens]

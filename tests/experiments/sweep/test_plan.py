@@ -78,7 +78,7 @@ def test_the_origin_gives_story_train_the_same_recipe(
         (BASE + "  rows: {low: 4, high: 8.5}", 3, "high must be whole, got 8.5"),
         (BASE + "  model.pattern: {low: 1, high: 2}", 3, "model.pattern is no number and needs choices"),
         (BASE + "  model.pattern: {choices: [RRA, RXA]}", 3, "must be letters R and A"),
-        (BASE + "  dropout: {low: 0, high: 0.1}\n  dropout: {low: 0, high: 0.2}", 4, "dropout is said twice"),
+        (BASE + "  dropout: {low: 0, high: 0.1}\n  dropout: {low: 0, high: 0.2}", 4, "dropout is given twice"),
         ("preset: tinny\nsearch:\n  rows: {choices: [4, 8]}", 1, "preset must be one of"),
         ("preset: tiny\nset: {rows: 8}\nsearch:\n  rows: {choices: [4, 8]}", 2, "rows is both set and searched"),
         ("preset: tiny\nset:\n  rowz: 8\nsearch:\n  rows: {choices: [4, 8]}", 3, "rowz is not known"),

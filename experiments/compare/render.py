@@ -1,4 +1,4 @@
-"""A comparison for whoever reads it: a table in the terminal, JSON for a machine, a folder of files to keep."""
+"""A comparison in the terminal, as JSON, and as a folder of files."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.table import Table
 
 from experiments.common.plotting import save
+from experiments.common.tables import markdown_table, terminal_table
 from experiments.compare.figures import draw_curves
 from experiments.compare.frames import COLUMNS, METRICS, notes
 from model.errors import InputError
@@ -23,34 +23,30 @@ WIDEST = 40
 
 
 def print_comparison(figures: DataFrame, unlike: DataFrame, console: Console) -> None:
-    """Figures and differences, a column a subject; what nobody has is left out."""
-    shown = Table("", *(str(name) for name in figures.index))
-    for label, cells in cells_of(figures):
-        shown.add_row(label, *cells)
-    console.print(shown)
+    """Print figures and differences, one column a subject."""
+    console.print(terminal_table(["", *map(str, figures.index)], cells_of(figures)))
     if len(figures) > 1 and unlike.empty:
         console.print("No parameter differs.")
     elif not unlike.empty:
-        apart = Table("differs", *(str(name) for name in unlike.columns))
-        for name, row in unlike.iterrows():
-            apart.add_row(str(name), *(_short(text) for text in row))
-        console.print(apart)
+        rows = [[str(name), *map(_short, row)] for name, row in unlike.iterrows()]
+        console.print()
+        console.print(terminal_table(["differs", *map(str, unlike.columns)], rows))
     for note in notes(figures, unlike):
         console.print(f"Note: {note}.", soft_wrap=True)
 
 
-def cells_of(figures: DataFrame) -> list[tuple[str, list[str]]]:
-    """Each figure that some subject has, as its reader's name and one text a subject."""
+def cells_of(figures: DataFrame) -> list[list[str]]:
+    """Each figure that some subject has: its label, and one text a subject."""
     rows = []
     for column, (label, form) in COLUMNS.items():
         values = [_cell(value, form) for value in figures[column]]
         if any(values):
-            rows.append((label, values))
+            rows.append([label, *values])
     return rows
 
 
 def as_plain(figures: DataFrame, unlike: DataFrame) -> dict[str, Any]:
-    """Both frames as plain values; JSON has no NaN, so what is not known is null."""
+    """Both frames as plain values; JSON has no NaN, so an unknown value is null."""
     runs = [
         {"name": name, **{column: _plain(value) for column, value in row.items()}}
         for name, row in figures.to_dict("index").items()
@@ -59,13 +55,14 @@ def as_plain(figures: DataFrame, unlike: DataFrame) -> dict[str, Any]:
 
 
 def markdown(figures: DataFrame, unlike: DataFrame, pictures: Sequence[Path] = ()) -> str:
-    """The same as a page, with its pictures beside it."""
-    lines = ["# Comparison", "", *_page_table("", figures.index, cells_of(figures))]
+    """The comparison as a page that shows its pictures."""
+    lines = ["# Comparison", "", *markdown_table(["", *map(str, figures.index)], cells_of(figures))]
     for path in pictures:
         lines += ["", f"![{path.stem.replace('_', ' ')}]({path.name})"]
     if not unlike.empty:
-        rows = [(str(name), [str(text) for text in row]) for name, row in unlike.iterrows()]
-        lines += ["", "## What differs", "", *_page_table("parameter", unlike.columns, rows)]
+        rows = [[str(name), *map(str, row)] for name, row in unlike.iterrows()]
+        columns = ["parameter", *map(str, unlike.columns)]
+        lines += ["", "## What differs", "", *markdown_table(columns, rows)]
     lines += ["", *(f"Note: {note}." for note in notes(figures, unlike))]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -91,15 +88,6 @@ def write_files(out: Path, figures: DataFrame, unlike: DataFrame, lines: DataFra
     except OSError as error:
         raise InputError("out", f"{out} cannot be written: {error.strerror}") from None
     return [page, *(out / f"{name}.csv" for name in ("table", "differences", "curves")), *pictures]
-
-
-def _page_table(corner: str, columns: Sequence[Any], rows: Sequence[tuple[str, list[str]]]) -> list[str]:
-    head = [corner, *map(str, columns)]
-    body = [[label, *cells] for label, cells in rows]
-    lines = [head, ["---"] * len(head), *body]
-    return [
-        "| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in row) + " |" for row in lines
-    ]
 
 
 def _cell(value: Any, form: str) -> str:

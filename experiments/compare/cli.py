@@ -1,7 +1,4 @@
-"""The verb `story compare`: its options, and nothing else that takes time to load.
-
-`story.py` imports this for every verb, so that `story --help` can list it.
-"""
+"""The verb `story compare`. `story --help` imports this file, so it loads nothing heavy."""
 
 from __future__ import annotations
 
@@ -10,6 +7,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from experiments.common.cli_options import Json
 
 
 def compare(
@@ -24,16 +23,14 @@ def compare(
     out: Annotated[
         Path | None, typer.Option(help="Also write curves (PNG), tables (CSV) and a page (Markdown) here.")
     ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print JSON for a machine instead of text.")
-    ] = False,
+    as_json: Json = False,
 ) -> None:
     """Show training runs and registered versions side by side: figures, curves, and what differs between them."""
     from rich.console import Console
 
     from experiments.compare.choose import choose
     from experiments.compare.frames import curves, differences, table
-    from experiments.compare.shown import as_plain, print_comparison, write_files
+    from experiments.compare.render import as_plain, print_comparison, write_files
     from model.settings import load_settings
 
     uri = load_settings().mlflow_tracking_uri

@@ -1,4 +1,4 @@
-"""What reaches a reader: the terminal, JSON, and a folder of pictures and tables."""
+"""The output: the terminal, JSON, and a folder of pictures and tables."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import story
 from experiments.compare.choose import choose
 from experiments.compare.figures import draw_curves, thinned
 from experiments.compare.frames import curves, differences, table
-from experiments.compare.shown import print_comparison
+from experiments.compare.render import print_comparison
 from model.errors import InputError
 from tests.experiments.compare.conftest import Place
 

@@ -1,22 +1,20 @@
-"""The verbs `story gate`, `story promote` and `story rollback`: their options, and nothing that takes time to load.
-
-`story.py` imports this for every verb, so that `story --help` can list them.
-"""
+"""The verbs `story gate`, `promote` and `rollback`. `story --help` imports this file, so it loads nothing heavy."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for a machine instead of text.")]
+from experiments.common.cli_options import Json, MarkdownFile, ThresholdsFile, Track
+
+if TYPE_CHECKING:
+    from experiments.gate.promotion import Move
+
 Version = Annotated[str, typer.Option(help="Number, alias or digest of a registered version.")]
-Thresholds = Annotated[
-    Path | None, typer.Option(help="File of thresholds. Default: experiments/thresholds.yaml.")
-]
-Apply = Annotated[bool, typer.Option("--yes", help="Move the alias; without it, only tell what would move.")]
+Apply = Annotated[bool, typer.Option("--yes", help="Move the alias; without it, only show what would move.")]
 
 
 def gate(
@@ -30,20 +28,21 @@ def gate(
     save_champion: Annotated[
         Path | None, typer.Option(help="Judge nothing: write the artifact's losses to this file.")
     ] = None,
-    thresholds: Thresholds = None,
-    markdown: Annotated[Path | None, typer.Option(help="Also write the decision as Markdown here.")] = None,
-    junit: Annotated[Path | None, typer.Option(help="Also write it as JUnit XML here.")] = None,
-    track: Annotated[bool, typer.Option(help="Log the decision to MLflow; promotion needs it there.")] = True,
+    thresholds: ThresholdsFile = None,
+    markdown: MarkdownFile = None,
+    junit: Annotated[Path | None, typer.Option(help="Also write the decision as JUnit XML here.")] = None,
+    track: Track = True,
     as_json: Json = False,
 ) -> None:
-    """Judge a version by its evidence: exit code 0 for pass, 1 for fail, 3 for undecided."""
+    """Judge a version by its evidence: exit code 0 for pass, 1 for fail, 3 for undecided.
+
+    Only a decision that is logged to MLflow can promote a version.
+    """
     from rich.console import Console
 
     from experiments.common.thresholds import THRESHOLDS, load_thresholds
+    from experiments.gate import render
     from experiments.gate.run import run_gate, save_losses
-    from experiments.gate.shown import junit as as_junit
-    from experiments.gate.shown import markdown as as_markdown
-    from experiments.gate.shown import print_decision
     from model.architecture.folder import ModelFolder
     from model.settings import load_settings
 
@@ -55,34 +54,34 @@ def gate(
     bounds = load_thresholds(thresholds or THRESHOLDS)
     decision = run_gate(uri, bounds, version=version, digest=digest, against_file=against_file, track=track)
     if markdown is not None:
-        markdown.write_text(as_markdown(decision), encoding="utf-8")
+        markdown.write_text(render.markdown(decision), encoding="utf-8")
     if junit is not None:
-        junit.write_text(as_junit(decision), encoding="utf-8")
+        junit.write_text(render.junit(decision), encoding="utf-8")
     if as_json:
         typer.echo(json.dumps(decision.as_dict(), ensure_ascii=False, indent=2))
     else:
-        print_decision(decision, Console())
+        render.print_decision(decision, Console())
     raise typer.Exit(decision.exit_code)
 
 
 def promote(
     version: Version = "challenger",
-    thresholds: Thresholds = None,
+    thresholds: ThresholdsFile = None,
     apply: Apply = False,
     as_json: Json = False,
 ) -> None:
-    """Make a version the champion if the gate let it pass; tells what it would do until --yes is given."""
+    """Make a version the champion if the gate passed it; shows what it would do until --yes is given."""
     from experiments.common.thresholds import THRESHOLDS, load_thresholds
     from experiments.gate.promotion import promote as move_up
     from model.settings import load_settings
 
     bounds = load_thresholds(thresholds or THRESHOLDS)
     move = move_up(load_settings().mlflow_tracking_uri, bounds, version=version, apply=apply)
-    _tell(move.as_dict(), "promoted" if apply else "would be promoted (--yes does it)", as_json=as_json)
+    _print(move, "promoted" if apply else "would be promoted (--yes does it)", as_json=as_json)
 
 
 def rollback(
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what would move.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would move.")] = False,
     as_json: Json = False,
 ) -> None:
     """Give the alias champion back to the version that had it before."""
@@ -90,13 +89,13 @@ def rollback(
     from model.settings import load_settings
 
     move = move_back(load_settings().mlflow_tracking_uri, apply=not dry_run)
-    _tell(move.as_dict(), "would be champion again" if dry_run else "is champion again", as_json=as_json)
+    _print(move, "would be champion again" if dry_run else "is champion again", as_json=as_json)
 
 
-def _tell(move: dict[str, object], what: str, *, as_json: bool) -> None:
+def _print(move: Move, what: str, *, as_json: bool) -> None:
     if as_json:
-        typer.echo(json.dumps(move, indent=2))
+        typer.echo(json.dumps(move.as_dict(), indent=2))
         return
-    before = move["champion_before"]
+    before = move.champion_before
     known = f"; champion so far: version {before}" if before is not None else ""
-    typer.echo(f"version {move['version']} ({str(move['digest'])[:12]}) {what}{known}")
+    typer.echo(f"version {move.version} ({move.digest[:12]}) {what}{known}")

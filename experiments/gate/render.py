@@ -1,0 +1,94 @@
+"""A decision in the terminal, as Markdown for a pull request, and as JUnit XML for a CI server."""
+
+from __future__ import annotations
+
+from xml.etree import ElementTree
+
+from rich.console import Console
+
+from experiments.common.tables import markdown_table, markdown_text, terminal_table
+from experiments.gate.decide import Check, Decision, Verdict
+
+MARK = "<!-- story-gate -->"
+"""First line of the comment on a pull request: a later verdict replaces the comment that begins with it."""
+WORDS: dict[Verdict, str] = {"pass": "PASS", "fail": "FAIL", "undecided": "UNDECIDED"}
+COLORS: dict[Verdict, str] = {"pass": "green", "fail": "red", "undecided": "yellow"}
+COLUMNS = ("verdict", "metric", "value", "threshold", "margin", "95 % bounds", "n")
+TEXT = ("metric", "threshold", "why")
+
+
+def print_decision(decision: Decision, console: Console) -> None:
+    """Print one row a check, and the verdict below."""
+    rows = [
+        (*_cells(check, check.threshold.metric), "" if check.verdict == "pass" else check.why)
+        for check in decision.checks
+    ]
+    styles = {WORDS[verdict]: color for verdict, color in COLORS.items()}
+    console.print(terminal_table((*COLUMNS, "why"), rows, text=TEXT, styles=styles))
+    for note in decision.notes:
+        console.print(f"not checked: {note}", markup=False)
+    console.print(_headline(decision), style=COLORS[decision.verdict], markup=False)
+
+
+def markdown(decision: Decision) -> str:
+    """For a job summary, and as the body of a comment that is replaced, not repeated."""
+    rows = [_cells(check, f"`{check.threshold.metric}`") for check in decision.checks]
+    lines = [MARK, f"### Model gate: {WORDS[decision.verdict]}", "", _headline(decision), ""]
+    lines += markdown_table(COLUMNS, rows, text=TEXT)
+    reasons = [
+        f"- `{check.threshold.metric}`: {markdown_text(check.why)}"
+        for check in decision.checks
+        if check.verdict != "pass"
+    ]
+    notes = [f"- not checked: {markdown_text(note)}" for note in decision.notes]
+    for part in (reasons, notes):
+        lines += ["", *part] if part else []
+    sources = ", ".join(f"{name} `{run}`" for name, run in sorted(decision.evidence.items()))
+    lines += ["", f"Evidence: {sources or 'none'}. Thresholds `{decision.thresholds_digest[:12]}`."]
+    return "\n".join(lines) + "\n"
+
+
+def junit(decision: Decision) -> str:
+    """One test case a check: failed checks are failures, undecided ones are errors."""
+    counts = [check.verdict for check in decision.checks]
+    suite = ElementTree.Element(
+        "testsuite",
+        name="story gate",
+        tests=str(len(counts)),
+        failures=str(counts.count("fail")),
+        errors=str(counts.count("undecided")),
+        skipped="0",
+        timestamp=decision.decided.partition("+")[0],
+    )
+    for check in decision.checks:
+        case = ElementTree.SubElement(
+            suite, "testcase", classname=f"gate.{check.threshold.scope}", name=check.threshold.metric
+        )
+        if check.verdict != "pass":
+            kind = "failure" if check.verdict == "fail" else "error"
+            ElementTree.SubElement(case, kind, message=check.why, type=check.verdict)
+    root = ElementTree.Element("testsuites")
+    root.append(suite)
+    ElementTree.indent(root)
+    return ElementTree.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
+
+
+def _headline(decision: Decision) -> str:
+    verdicts = [check.verdict for check in decision.checks]
+    named = f"version {decision.version} " if decision.version is not None else ""
+    counts = ", ".join(
+        f"{verdicts.count(kind)} {text}"
+        for kind, text in (("pass", "passed"), ("fail", "failed"), ("undecided", "undecided"))
+        if kind in verdicts
+    )
+    against = f" against champion {decision.champion[:12]}" if decision.champion else ""
+    return f"{WORDS[decision.verdict]}: {named}({decision.digest[:12]}){against}: {counts or 'no checks'}"
+
+
+def _cells(check: Check, metric: str) -> tuple[str, ...]:
+    bounds = check.bounds
+    word, threshold = WORDS[check.verdict], str(check.threshold)
+    if bounds is None:
+        return word, metric, "-", threshold, "-", "-", "0"
+    spread = "" if bounds.low == bounds.high else f"{bounds.low:.4g} … {bounds.high:.4g}"
+    return word, metric, f"{bounds.value:.4g}", threshold, f"{check.margin:+.4g}", spread, str(bounds.n)

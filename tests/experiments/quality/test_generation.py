@@ -1,0 +1,244 @@
+"""Stories that depend on prompt and seed alone, and figures checked on stories short enough to count by hand."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from experiments.quality.generation import (
+    FIGURES,
+    OPENING_WORDS,
+    Prompt,
+    UnfinishedStoryError,
+    Written,
+    WrittenStory,
+    all_kept,
+    distinct,
+    generate_stories,
+    holds,
+    load_prompts,
+    names_in,
+    prompts_digest,
+    repeated,
+    sampling_seed,
+    share_kept,
+    speaks_to_himself,
+    split_opening,
+    story_figures,
+)
+from experiments.quality.memorised import longest_copies, words
+from model.errors import DataError
+from tests.experiments.quality.reports import written
+from tests.model import engines
+
+
+def test_each_prompt_names_two_children() -> None:
+    prompts = load_prompts()
+    assert len(prompts) == len({prompt.text for prompt in prompts}) == 64
+    assert all(len(prompt.names) == 2 for prompt in prompts)
+    assert all(holds(prompt.text, name) for prompt in prompts for name in prompt.names)
+
+
+def test_the_prompts_are_those_that_figures_in_the_log_were_measured_on() -> None:
+    """Whoever changes a prompt changes this digest too, and thinks of the figures that then compare no more."""
+    assert prompts_digest(load_prompts())[:12] == "639cce02356c"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "holds no prompts"),
+        ('{"prompt": "A dog."}\n', "line 1: needs"),
+        ('{"prompt": "A dog.", "names": []}\n{"prompt": "A dog.", "names": ["Lily"]}\n', "line 2: needs"),
+        ('{"prompt": "A dog.", "names": "A"}\n', "line 1: needs"),
+        ("[]\n", "line 1: needs"),
+        ("A dog.\n", "line 1: needs"),
+    ],
+)
+def test_a_file_of_prompts_that_is_none_is_named(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text(text)
+    with pytest.raises(DataError, match=rf"prompts\.jsonl.*{message}"):
+        load_prompts(path)
+    with pytest.raises(DataError, match=r"none\.jsonl: cannot be read"):
+        load_prompts(tmp_path / "none.jsonl")
+
+
+def test_no_two_stories_of_an_evaluation_share_a_sampling_seed() -> None:
+    seeds = [sampling_seed(seed, number, 64) for seed in range(3) for number in range(64)]
+    assert sorted(seeds) == list(range(192))
+
+
+def test_stories_come_by_seed_and_prompt_and_each_as_if_it_were_alone() -> None:
+    prompts = load_prompts()[:3]
+    heard: list[int] = []
+    with engines.engine(slots=2) as engine:
+        stories = generate_stories(engine, prompts, [0, 5], heard.append)
+        later = generate_stories(engine, prompts, [5])
+    assert [(story.seed, story.number) for story in stories] == [
+        (0, 0),
+        (0, 1),
+        (0, 2),
+        (5, 0),
+        (5, 1),
+        (5, 2),
+    ]
+    assert all(story.prompt == prompts[story.number] for story in stories)
+    assert stories[3:] == later
+    assert len({story.text for story in stories}) == 6
+    assert sum(heard) == 6
+
+
+def test_a_model_that_fails_gives_no_figures() -> None:
+    network = engines.runtime()
+    network.fail_next = RuntimeError("out of memory")
+    with (
+        engines.engine(network) as engine,
+        pytest.raises(UnfinishedStoryError, match="the story of prompt 1 was not"),
+    ):
+        generate_stories(engine, [Prompt("The dog", ())], [0])
+
+
+def test_words_are_runs_of_letters_in_lower_case() -> None:
+    assert words('"Tim\'s dog," said Zoë - 2 times!') == ["tim's", "dog", "said", "zoë", "2", "times"]
+
+
+def test_repeats_are_counted_in_runs() -> None:
+    # Runs of "a b c d a b c d": abcd bcda cdab dabc abcd - one of five has stood before.
+    sequence = words("a b c d a b c d")
+    assert repeated(sequence, 4) == pytest.approx(1 / 5)
+    assert distinct(sequence, 2) == pytest.approx(4 / 7)
+    assert distinct(sequence, 1) == 0.5
+
+
+@given(st.text("abc .'\n\"", max_size=60), st.integers(1, 4))
+def test_shares_are_those_of_a_count_of_runs(text: str, size: int) -> None:
+    sequence = words(text)
+    counts = Counter(tuple(sequence[start : start + size]) for start in range(len(sequence) - size + 1))
+    if not counts:
+        assert distinct(sequence, size) is None
+        assert repeated(sequence, size) is None
+        return
+    again = sum(count - 1 for count in counts.values())
+    assert repeated(sequence, size) == pytest.approx(again / counts.total())
+    assert distinct(sequence, size) == pytest.approx(len(counts) / counts.total())
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("The dog saw Lily and Tom.", {"Lily", "Tom"}),
+        ('She ran. Then he said, "Come!"', set()),
+        ("They met, Max and I, and I'm OK.", {"Max"}),
+        ("He asked Mr. Bear and Dr Fox.", {"Fox"}),
+    ],
+)
+def test_a_name_is_a_capital_in_mid_sentence(text: str, names: set[str]) -> None:
+    assert names_in(text) == names
+
+
+def test_a_name_is_a_word_of_its_own() -> None:
+    assert holds("It was Tim's ball.", "Tim")
+    assert not holds("Timmy ran.", "Tim")
+    assert all_kept("Lily saw Tom.", ["Tom", "Lily"])
+    assert not all_kept("Lily saw a tom.", ["Tom", "Lily"])
+
+
+def test_names_of_prompt_and_opening_are_looked_for_behind_the_opening() -> None:
+    opening = " She met Max and a cat." + " and so on" * 12
+    assert len(opening.split()) > OPENING_WORDS
+    prompt = "Lily went out."
+    assert share_kept(prompt, opening + " Lily said to Max: hello.", ["Lily"]) == 1
+    assert share_kept(prompt, opening + " Max slept.", ["Lily"]) == 0.5
+    assert share_kept(prompt, opening + " They slept.", ["Lily"]) == 0
+    assert share_kept(prompt, " Lily slept.", ["Lily"]) is None, "over with its opening"
+    assert share_kept("it rained.", opening.replace("Max", "a fox") + " It rained on.", []) is None, "no name"
+
+
+@given(st.text("ab \n.", max_size=300), st.integers(1, 50))
+def test_an_opening_and_the_rest_are_the_whole(text: str, count: int) -> None:
+    opening, rest = split_opening(text, count)
+    assert opening + rest == text
+    assert len(opening.split()) == min(count, len(text.split()))
+
+
+@pytest.mark.parametrize(
+    ("text", "confused"),
+    [
+        ('Tom said, "Come, Tom!" Lily ran.', True),
+        ('Tom asked: "Where is Tom?" Lily did not know.', True),
+        ('Tom said, "Come, Lily!" They ran.', False),
+        ('Tom said, "Come!" Then Lily said, "Tom, wait!"', False),
+        ('"I am Tom," said Tom to Lily.', False),
+    ],
+)
+def test_only_who_speaks_to_himself_by_name_is_confused(text: str, confused: bool) -> None:
+    assert speaks_to_himself(text, ["Lily", "Tom"]) == confused
+
+
+PROMPT = Prompt("Lily and Tom went to the park.", ("Lily", "Tom"))
+
+
+def story(text: str, *, number: int = 0, seed: int = 0, ended: bool = True) -> WrittenStory:
+    return WrittenStory(PROMPT, number, seed, text, 2 * len(text.split()), ended)
+
+
+def test_shares_of_ended_and_of_kept_names_are_means_over_stories() -> None:
+    stories = [story("Lily saw Tom."), story("Lily ran home.", number=1, ended=False)]
+    means = {name: estimate.value for name, estimate in Written.measure(stories).estimates().items()}
+    assert (means["ended"], means["names_kept"], means["names_straight"]) == (0.5, 0.5, 0.5)
+    assert (means["mean_tokens"], means["mean_words"]) == (6, 3)
+
+
+def test_a_name_that_is_kept_and_confused_is_not_straight() -> None:
+    figures = story_figures(story('Tom said, "Come, Tom!" Lily ran.'))
+    assert (figures.names_kept, figures.names_confused, figures.names_straight) == (1, 1, 0)
+
+
+def test_a_story_that_goes_round_is_looping() -> None:
+    assert story_figures(story("the cat sat down " * 20)).looping == 1
+    assert story_figures(story("the cat sat down and slept")).looping == 0
+
+
+def test_a_story_of_no_words_has_no_shares_and_counts_for_the_rest() -> None:
+    figures = story_figures(story(""))
+    assert (figures.distinct_2, figures.repeated_4, figures.looping, figures.names_kept) == (None, None, 0, 0)
+    estimates = Written.measure([story(""), story("Lily and Tom.", number=1)]).estimates()
+    assert (estimates["distinct_2"].n, estimates["ended"].n) == (1, 2)
+    assert "repeated_4" not in estimates, "no story is four words long"
+
+
+def test_copies_are_measured_only_where_training_stories_were_given() -> None:
+    stories = [story("the fox ran to the red barn and slept")]
+    assert Written.measure(stories).longest_copy is None
+    assert "copied_words" not in Written.measure(stories).estimates()
+    copies = longest_copies([one.text for one in stories], ["A dog ran to the red barn and sang."])
+    measured = Written.measure(stories, copies)
+    assert measured.estimates()["copied_words"].value == 6
+    assert measured.estimates()["copied_share"].value == pytest.approx(6 / 9)
+    assert measured.longest_copy == copies[0]
+
+
+def test_every_story_is_a_row_with_its_text_and_figures() -> None:
+    rows = written().rows()
+    assert [(row["number"], row["seed"]) for row in rows] == [(0, 0), (1, 0), (0, 1), (1, 1)]
+    assert rows[0]["text"] == " Lily saw Tom and the big dog ran to the red door."
+    assert (rows[0]["names"], rows[0]["tokens"], rows[0]["words"]) == ("Lily, Tom", 10, 12)
+    assert rows[0]["copied_text"] == "the big dog ran to the red"
+    assert (rows[1]["names_kept"], rows[1]["copied_words"], rows[1]["copied_text"]) == (0, 0, "")
+    expected = {name.removeprefix("mean_") for name in FIGURES}
+    assert expected <= rows[0].keys()
+
+
+def test_the_json_has_means_at_the_top_and_intervals_beside() -> None:
+    told = written(3).as_dict()
+    assert (told["stories"], told["seeds"]) == (6, [0, 1, 2])
+    assert told["names_kept"] == 0.5
+    assert told["ended"] == pytest.approx(1 / 3)
+    assert told["copied_words_max"] == 7
+    for name, (low, high) in told["intervals"].items():
+        assert low <= told[name] <= high
