@@ -27,6 +27,7 @@ from model.serving.backend import LocalBackend
 from model.serving.http.__main__ import app as service
 from model.settings import Settings, environment_names, load_settings, secret_names
 from tests.model.serving.http.serving import Running, serving
+from training.trainer.recipe import preset_names
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 MANUAL = sorted(path for path in (REPOSITORY / "docs").glob("*.md") if not path.is_symlink())
@@ -158,6 +159,10 @@ def test_options_named_in_the_text_exist() -> None:
     named = set(re.findall(r"`(?:story [\w ]*)?(--[a-z-]+)", ALL)) - {"--help"}
     assert named, "the pages name options"
     assert named - options == set()
+
+
+def test_every_preset_is_documented() -> None:
+    assert [name for name in preset_names() if f"`{name}`" not in TEXT["training.md"]] == []
 
 
 def test_settings_named_in_the_text_exist() -> None:
