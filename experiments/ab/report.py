@@ -128,12 +128,7 @@ def median(values: list[float] | list[int]) -> float | None:
 
 
 def look(
-    url: str,
-    test: str | None,
-    *,
-    metric: Metric = "like",
-    alpha: float = 0.05,
-    since: float | None = None,
+    url: str, test: str | None, *, metric: Metric = "like", alpha: float = 0.05, since: float | None = None
 ) -> Report:
     """Report on `test`, or on the newest one in the database at `url`.
 

@@ -167,11 +167,7 @@ def log_factors(blocks: Blocks, difference: float) -> Floats:
 
 
 def compare(
-    a: Sequence[bool],
-    b: Sequence[bool],
-    sizes: Sequence[tuple[int, int]] = ((1, 1),),
-    *,
-    alpha: float = 0.05,
+    a: Sequence[bool], b: Sequence[bool], sizes: Sequence[tuple[int, int]] = ((1, 1),), *, alpha: float = 0.05
 ) -> Comparison:
     """Compare the shares behind two streams of observations; see `make_blocks`."""
     blocks = make_blocks(a, b, sizes)

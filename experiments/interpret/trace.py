@@ -23,14 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.architecture.config import END_ID
-from model.architecture.network import (
-    Attention,
-    Block,
-    Recurrence,
-    StoryNetwork,
-    rms_norm,
-    rotate,
-)
+from model.architecture.network import Attention, Block, Recurrence, StoryNetwork, rms_norm, rotate
 from model.architecture.tokenizer import StoryTokenizer
 from model.errors import InputError
 

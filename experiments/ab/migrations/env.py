@@ -7,8 +7,6 @@ from alembic import context
 from experiments.ab.store import VERSION_TABLE, metadata
 
 context.configure(
-    connection=context.config.attributes["connection"],
-    target_metadata=metadata,
-    version_table=VERSION_TABLE,
+    connection=context.config.attributes["connection"], target_metadata=metadata, version_table=VERSION_TABLE
 )
 context.run_migrations()

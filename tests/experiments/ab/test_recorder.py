@@ -128,9 +128,7 @@ def test_a_removed_database_is_created_again() -> None:
     assert count(metadata.tables["story_exposures"]) == 1
 
 
-def test_an_invalid_event_does_not_keep_the_others_out(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def test_an_invalid_event_does_not_keep_the_others_out(caplog: pytest.LogCaptureFixture) -> None:
     events = recorder()
     with events.running():
         events.add(Rating(story="a", rating=1))

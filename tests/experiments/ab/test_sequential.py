@@ -185,10 +185,7 @@ def test_counts_are_tested_against_the_promised_shares(counts: dict[str, int], m
 
 def test_a_changed_split_is_tested_against_each_of_its_promises() -> None:
     even = {"champion": 0.5, "challenger": 0.5}
-    rounds = [
-        (NINETY_TEN, {"champion": 902, "challenger": 98}),
-        (even, {"champion": 510, "challenger": 490}),
-    ]
+    rounds = [(NINETY_TEN, {"champion": 902, "challenger": 98}), (even, {"champion": 510, "challenger": 490})]
     found = check_sample_ratio(rounds)
     assert not found.mismatch
     assert found.found == {"champion": 1412, "challenger": 588}

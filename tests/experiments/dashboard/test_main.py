@@ -24,10 +24,7 @@ def test_no_question_changes_the_store_and_its_client_could_not(tmp_path: Path) 
     uri = f"sqlite:///{database}"
     reader = StoreReader(uri)
     run = json.loads(reply(reader, '{"ask": "overview"}'))["answer"]["runs"][0]["id"]
-    for question in (
-        {"ask": "curves", "runs": [run], "measure": "training"},
-        {"ask": "samples", "run": run},
-    ):
+    for question in ({"ask": "curves", "runs": [run], "measure": "training"}, {"ask": "samples", "run": run}):
         assert "answer" in json.loads(reply(reader, json.dumps(question)))
     with pytest.raises(MlflowException, match="readonly"):
         open_store(uri, read_only=True).set_tag(run, "seen", "yes")

@@ -46,9 +46,7 @@ def test_a_shipped_space_contains_its_base_recipe(path: Path) -> None:
     assert Space.model_validate(json.loads(space.model_dump_json())) == space
 
 
-def test_the_origin_gives_story_train_the_same_recipe(
-    tmp_path: Path,
-) -> None:
+def test_the_origin_gives_story_train_the_same_recipe(tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_text('rows = 8\nmicro_rows = 4\n[optimizer]\nname = "adamw"\n')
     text = (
         "recipe: mine.toml\nset: {samples: [A cat.], precision: fp32}\nsearch:\n  rows: {choices: [4, 8]}\n"
