@@ -81,7 +81,7 @@ def _comparison_row(each: VariantComparison) -> list[str]:
     return [
         f"{each.metric} ({'higher' if HIGHER_IS_BETTER[each.metric] else 'lower'} is better)",
         each.variant,
-        f"{100 * found.low:+.1f} … {100 * found.high:+.1f}",
+        f"{100 * found.difference_low:+.1f} … {100 * found.difference_high:+.1f}",
         f"{found.e:.3g}",
         f"{found.used[0]} + {found.used[1]}",
         each.verdict,

@@ -48,19 +48,8 @@ class VariantComparison:
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values."""
-        found = self.comparison
-        return {
-            "variant": self.variant,
-            "metric": self.metric,
-            "verdict": self.verdict,
-            "difference_low": found.low,
-            "difference_high": found.high,
-            "e": found.e,
-            "p": found.p,
-            "blocks": found.blocks,
-            "used": list(found.used),
-            "decided_at_block": found.decided,
-        }
+        names = {"variant": self.variant, "metric": self.metric, "verdict": self.verdict}
+        return names | asdict(self.comparison)
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,8 +217,8 @@ def _compare(
     sizes = [known[text] for text in a.splits] or [(1, 1)]
     found = compare(a.values, b.values, sizes, alpha=alpha)
     verdict: Verdict = "undecided"
-    if found.decided is not None:
-        verdict = "better" if (found.low >= 0) == HIGHER_IS_BETTER[metric] else "worse"
+    if found.decided_at_block is not None:
+        verdict = "better" if (found.difference_low >= 0) == HIGHER_IS_BETTER[metric] else "worse"
     return VariantComparison(variant.name, metric, found, verdict)
 
 
@@ -263,8 +252,8 @@ def _metrics(report: Report) -> dict[str, float]:
         prefix = f"{_key(each.variant)}/{each.metric}"
         found |= {
             f"{prefix}_e": each.comparison.e,
-            f"{prefix}_difference_low": each.comparison.low,
-            f"{prefix}_difference_high": each.comparison.high,
+            f"{prefix}_difference_low": each.comparison.difference_low,
+            f"{prefix}_difference_high": each.comparison.difference_high,
         }
     return found
 

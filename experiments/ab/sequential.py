@@ -91,13 +91,13 @@ class Comparison:
     """The largest value that the e-process against "no difference" has had; 1/alpha decides."""
     p: float
     """An always-valid p-value: 1/e, at most 1."""
-    low: float
-    high: float
+    difference_low: float
+    difference_high: float
     """Holds the difference at all looks together, with confidence 1 - alpha."""
     blocks: int
     used: tuple[int, int]
     """Observations of each variant that it stands on."""
-    decided: int | None
+    decided_at_block: int | None
     """The block at which 1/alpha was first reached."""
 
 
@@ -182,11 +182,11 @@ def compare(
     return Comparison(
         e=math.exp(min(best, LARGEST_LOG)),
         p=math.exp(-best),
-        low=low,
-        high=high,
+        difference_low=low,
+        difference_high=high,
         blocks=count,
         used=blocks.used,
-        decided=int(reached[0]) + 1 if len(reached) else None,
+        decided_at_block=int(reached[0]) + 1 if len(reached) else None,
     )
 
 

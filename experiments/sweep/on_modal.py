@@ -3,8 +3,8 @@
 The study, the prune checks and the log stay in the sweep's process, so nothing secret travels and no database has to be
 open to the world. There a worker is a thread: it claims a trial, calls the deployed Function with its recipe, and hands
 the container's reports to the same observers that a local trial has. In the container, `train_remotely` sends these
-reports over a queue, and at each eighth of its budget waits for the result of the prune check. Where none comes, the
-sweep is gone: the run saves and stops, so that it costs no more money.
+reports over a queue, and after each evaluation waits for a reply: why the trial should end, or None. Where none comes,
+the sweep is gone: the run saves and stops, so that it costs no more money.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import queue
-import threading
 import uuid
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from experiments.common.modal_client import modal_errors
 from experiments.sweep.plan import Plan
 from experiments.sweep.study import open_study
-from experiments.sweep.trial import Runner, Say, SweepWorker, TrialEnd, TrialJob, run_trial
+from experiments.sweep.trial import Runner, Say, SweepWorker, TrialEnd, TrialJob, TrialObserver, run_trial
 from experiments.sweep.worker import FAILED, STOPPED, LineObserver, WorkerConfig
 from model.errors import DataError, DeployError, MissingExtraError, StoryError, one_line
 from training.tracking.provenance import Provenance, provenance
@@ -44,57 +44,10 @@ CALL = "modal.call"
 """Note of a trial: the call that trains it, so that a later attempt can cancel one that still runs."""
 POLL = 1.0
 """Seconds between two checks whether a silent call is still running."""
-CHECK_TIMEOUT = 120.0
-"""Seconds that a container waits for a prune check."""
+REPLY_TIMEOUT = 120.0
+"""Seconds that a container waits for the reply to an evaluation."""
 STEPS_AT_ONCE = 500
 """Steps in one message; a message may hold 1 MB."""
-
-
-class Wire(Protocol):
-    """The part of `modal.Queue` that is used: messages in order, in independent partitions."""
-
-    def put(self, v: Any, *, partition: str) -> None: ...
-
-    def get(self, *, timeout: float, partition: str) -> Any:
-        """Raise `queue.Empty` after `timeout` seconds."""
-
-
-class Call(Protocol):
-    """The part of `modal.FunctionCall` that is used."""
-
-    @property
-    def object_id(self) -> str: ...
-
-    def get(self, timeout: float | None = None) -> Any:
-        """Raise `TimeoutError` while it runs."""
-
-    def cancel(self) -> None: ...
-
-
-class Calls(Protocol):
-    """How calls are made and found again."""
-
-    def spawn(self, job: dict[str, Any]) -> Call: ...
-
-    def cancel(self, call_id: str) -> None: ...
-
-
-class ModalCalls:
-    """Calls of the deployed Function, with the queue that they report on."""
-
-    def __init__(self, function: modal.Function[..., Any, Any], wire: modal.Queue) -> None:
-        self._function, self._wire = function, wire
-
-    def spawn(self, job: dict[str, Any]) -> Call:
-        call: Call = self._function.spawn(job, self._wire)
-        return call
-
-    def cancel(self, call_id: str) -> None:
-        """End a call of an earlier process, if it still runs."""
-        import modal
-
-        with contextlib.suppress(modal.exception.Error):
-            modal.FunctionCall.from_id(call_id).cancel()
 
 
 class RemoteTrialError(StoryError):
@@ -115,9 +68,9 @@ class RemoteStart:
 
 
 class WireObserver:
-    """Sends a run's reports, and asks for prune checks. `commit` saves what was written to the Volume."""
+    """Sends a run's reports; the reply to an evaluation may end it. `commit` saves what was written to the Volume."""
 
-    def __init__(self, wire: Wire, key: str, commit: Callable[[], None]) -> None:
+    def __init__(self, wire: modal.Queue, key: str, commit: Callable[[], None]) -> None:
         self._wire, self._up, self._down, self._commit = wire, f"{key}.up", f"{key}.down", commit
         self._steps: list[StepReport] = []
         self._unsaved = False
@@ -137,20 +90,17 @@ class WireObserver:
         self._send_steps()
         self._send(report)
         self._unsaved = True
+        try:
+            reason = self._wire.get(timeout=REPLY_TIMEOUT, partition=self._down)
+        except queue.Empty:
+            reason = "the sweep no longer answers"
+        if reason is not None:
+            raise EndRun(reason)
 
     def ended(self, end: RunEnd) -> None:
         self._send_steps()
         self._send(end)
         self._commit()
-
-    def prune_check(self, part: int, bits: float) -> str | None:
-        """Ask the sweep whether to go on."""
-        self._send((part, bits))
-        try:
-            reason: str | None = self._wire.get(timeout=CHECK_TIMEOUT, partition=self._down)
-        except queue.Empty:
-            raise EndRun("the sweep no longer answers") from None
-        return reason
 
     def _send_steps(self) -> None:
         if self._steps:
@@ -161,7 +111,7 @@ class WireObserver:
         self._wire.put(message, partition=self._up)
 
 
-def train_remotely(job: dict[str, Any], wire: Wire, root: Path, commit: Callable[[], None]) -> None:
+def train_remotely(job: dict[str, Any], wire: modal.Queue, root: Path, commit: Callable[[], None]) -> None:
     """Train the trial of `job` in the Volume at `root`; its `TrialEnd`, or an error's text, is the last message.
 
     `job`: `key` of the partitions, `recipe`, name of the `data`, and the folders of the sweep and the trial.
@@ -177,7 +127,6 @@ def train_remotely(job: dict[str, Any], wire: Wire, root: Path, commit: Callable
             Recipe.from_dict(job["recipe"]),
             data=data,
             out=root / "sweeps" / job["sweep"] / job["folder"],
-            prune_check=observer.prune_check,
             observers=[observer],
         )
     except StoryError as error:
@@ -201,7 +150,7 @@ def run_on_modal(
     except ModuleNotFoundError as error:
         raise MissingExtraError("story sweep --on modal", "modal") from error
 
-    with contextlib.ExitStack() as open_while_running:
+    with contextlib.ExitStack() as stack:
         with modal_errors():
             try:
                 function = modal.Function.from_name(APP, FUNCTION).hydrate()
@@ -209,8 +158,8 @@ def run_on_modal(
                 raise DeployError(
                     f"{APP} is not deployed with {FUNCTION}: modal deploy -m deploy.modal_app::workshop"
                 ) from None
-            wire = open_while_running.enter_context(modal.Queue.ephemeral())
-        return run_calls(config, plan, at_once, say, stopping, ModalCalls(function, wire), wire)
+            wire = stack.enter_context(modal.Queue.ephemeral())
+        return run_calls(config, plan, at_once, say, stopping, function, wire)
 
 
 def run_calls(
@@ -219,11 +168,11 @@ def run_calls(
     at_once: int,
     say: Say,
     stopping: Callable[[], bool],
-    calls: Calls,
-    wire: Wire,
+    function: Any,
+    wire: modal.Queue,
 ) -> int:
-    """Do the same with any kind of calls and queue."""
-    runner = remote_runner(config, plan, say, stopping, calls, wire)
+    """Run trials by calls of `function`, `at_once` at a time."""
+    runner = remote_runner(config, plan, say, stopping, function, wire)
     workers = [
         SweepWorker(
             open_study(config.storage, config.name),
@@ -235,48 +184,34 @@ def run_calls(
         )
         for _ in range(at_once)
     ]
-    errors: list[BaseException] = []
-
-    def run(worker: SweepWorker) -> None:
-        try:
-            worker.run()
-        except BaseException as error:  # for the thread that waits
-            errors.append(error)
-
-    threads = [threading.Thread(target=run, args=(worker,), name="sweep worker") for worker in workers]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if errors:
-        raise errors[0]
+    with ThreadPoolExecutor(at_once, "sweep worker") as pool:
+        for done in [pool.submit(worker.run) for worker in workers]:
+            done.result()
     if stopping() or any(worker.interrupted for worker in workers):
         return STOPPED
     return FAILED if any(worker.failures for worker in workers) else 0
 
 
 def remote_runner(
-    config: WorkerConfig, plan: Plan, say: Say, stopping: Callable[[], bool], calls: Calls, wire: Wire
+    config: WorkerConfig,
+    plan: Plan,
+    say: Say,
+    stopping: Callable[[], bool],
+    function: Any,
+    wire: modal.Queue,
 ) -> Runner:
     """Return a runner that trains a job by a call and follows it."""
 
     def run(job: TrialJob) -> TrialEnd:
-        if (before := job.notes.get(CALL)) is not None:
-            calls.cancel(before)  # of a process that is gone; two calls must not write to one folder
+        if (before := job.trial.user_attrs.get(CALL)) is not None:
+            cancel_call(before)  # of a process that is gone; two calls must not write to one folder
         key = uuid.uuid4().hex
-        call = calls.spawn(
-            {
-                "key": key,
-                "recipe": job.recipe.as_dict(),
-                "data": plan.data,
-                "sweep": config.name,
-                "folder": job.folder.name,
-            }
-        )
-        job.save_note(CALL, call.object_id)
+        request = {"key": key, "recipe": job.recipe.as_dict(), "data": plan.data}
+        call = function.spawn(request | {"sweep": config.name, "folder": job.folder.name}, wire)
+        job.trial.set_user_attr(CALL, call.object_id)
         remote = _RemoteRun(config, job, say)
         try:
-            return _follow(call, remote, job, wire, key, stopping)
+            return _follow(call, remote, wire, key, stopping)
         except BaseException as error:
             with contextlib.suppress(Exception):
                 call.cancel()
@@ -286,8 +221,16 @@ def remote_runner(
     return run
 
 
+def cancel_call(call_id: str) -> None:
+    """End a call of an earlier process, if it still runs."""
+    import modal
+
+    with contextlib.suppress(modal.exception.Error):
+        modal.FunctionCall.from_id(call_id).cancel()
+
+
 def _follow(
-    call: Call, remote: _RemoteRun, job: TrialJob, wire: Wire, key: str, stopping: Callable[[], bool]
+    call: Any, remote: _RemoteRun, wire: modal.Queue, key: str, stopping: Callable[[], bool]
 ) -> TrialEnd:
     """Handle the container's messages until the trial has ended."""
     over = False
@@ -296,30 +239,25 @@ def _follow(
             call.cancel()
             return remote.end("stopped", "interrupted by hand")
         try:
-            message = wire.get(timeout=POLL, partition=f"{key}.up")
+            message: Any = wire.get(timeout=POLL, partition=f"{key}.up")
         except queue.Empty:
             if over:
                 raise RemoteTrialError("its container ended without a result") from None
-            over = _is_over(call)  # its last message may still be on its way: look once more
+            with contextlib.suppress(TimeoutError):  # it still runs
+                call.get(timeout=0)
+                over = True  # its last message may still be on its way: look once more
             continue
         match message:
             case TrialEnd():
+                if message.how == "stopped" and remote.own.pruned:
+                    return dataclasses.replace(message, how="pruned")
                 return message
             case str():
                 raise RemoteTrialError(message)
-            case (int() as part, float() as bits):
-                wire.put(job.prune_check(part, bits), partition=f"{key}.down")
+            case EvaluationReport():
+                wire.put(remote.evaluated(message), partition=f"{key}.down")
             case _:
                 remote.handle(message)
-
-
-def _is_over(call: Call) -> bool:
-    """Whether a call has returned. Raises what it raised."""
-    try:
-        call.get(timeout=0)
-    except TimeoutError:
-        return False
-    return True
 
 
 class _RemoteRun:
@@ -327,14 +265,14 @@ class _RemoteRun:
 
     def __init__(self, config: WorkerConfig, job: TrialJob, say: Say) -> None:
         self._config, self._job = config, job
+        self.own = TrialObserver(job.recipe, job.prune_check, job.on_start)
         self._observers: list[Observer] = [LineObserver(job.number, say)]
-        self._step = self._tokens = 0
-        self._best: float | None = None
 
-    def handle(self, message: Any) -> None:
+    def handle(self, message: RemoteStart | list[StepReport] | RunEnd) -> None:
+        """Handle every message but an evaluation."""
         match message:
             case RemoteStart():
-                self._job.on_start(message.start)
+                self.own.started(message.start)
                 if self._config.parent_run is not None:
                     self._observers.append(self._config.mlflow_observer(self._job.number, message.origin))
                 # What is written beside the run's files is written on this machine.
@@ -343,29 +281,35 @@ class _RemoteRun:
                     observer.started(start)
             case list():
                 for report in message:
-                    self._step, self._tokens = report.step, report.tokens
-                    for observer in self._observers:
+                    for observer in (self.own, *self._observers):
                         observer.stepped(report)
-            case EvaluationReport():
-                self._best = min(self._best or message.bits_per_byte, message.bits_per_byte)
-                for observer in self._observers:
-                    observer.evaluated(message)
             case RunEnd():
                 self._end(dataclasses.replace(message, checkpoint=None))
 
+    def evaluated(self, report: EvaluationReport) -> str | None:
+        """Handle an evaluation; return why the trial should end, or None."""
+        for observer in self._observers:
+            observer.evaluated(report)
+        try:
+            self.own.evaluated(report)
+        except EndRun as end:
+            return str(end)
+        return None
+
     def end(self, outcome: Outcome, reason: str) -> TrialEnd:
         """End the observers, for a run that reports no more itself."""
+        own = self.own
         self._end(
             RunEnd(
                 outcome=outcome,
                 reason=reason,
-                step=self._step,
-                tokens=self._tokens,
-                best_bits_per_byte=self._best,
+                step=own.step,
+                tokens=own.tokens,
+                best_bits_per_byte=own.best,
                 checkpoint=None,
             )
         )
-        return TrialEnd("stopped", reason, self._best, self._step, self._tokens)
+        return TrialEnd("stopped", reason, own.best, own.step, own.tokens)
 
     def _end(self, end: RunEnd) -> None:
         observers, self._observers = self._observers, []

@@ -11,7 +11,7 @@ import contextlib
 import gc
 import math
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -69,17 +69,19 @@ class TrialEnd:
 class TrialJob:
     """A trial as a runner gets it."""
 
-    number: int
+    trial: optuna.Trial
+    """Its user attributes are the only memory that later attempts have."""
     recipe: Recipe
     folder: Path
     """For its checkpoints, on this machine."""
     prune_check: PruneCheck
     on_start: Callable[[RunStart], None]
     """Called with the run's start; refuses other data than the sweep's."""
-    save_note: Callable[[str, str], None]
-    """Stores a fact with the trial, for a later attempt at it."""
-    notes: Mapping[str, str]
-    """What earlier attempts stored."""
+
+    @property
+    def number(self) -> int:
+        """The trial's."""
+        return self.trial.number
 
 
 Runner = Callable[[TrialJob], TrialEnd]
@@ -127,7 +129,7 @@ def run_trial(
     *,
     data: Path,
     out: Path,
-    prune_check: PruneCheck,
+    prune_check: PruneCheck = lambda part, bits: None,
     on_start: Callable[[RunStart], None] = lambda start: None,
     stopping: Callable[[], bool] = lambda: False,
     observers: Sequence[Observer] = (),
@@ -233,12 +235,8 @@ class SweepWorker:
                 trial.set_user_attr(REASON, f"no possible recipe: {error}")
                 raise optuna.TrialPruned from None
             trial.set_user_attr(RECIPE, recipe.as_dict())
-            notes = {name: fact for name, fact in trial.user_attrs.items() if isinstance(fact, str)}
             folder = self.plan.folder(self.out, first)
-            check = self._prune_check(trial)
-            end = self.runner(
-                TrialJob(number, recipe, folder, check, self._check_data, trial.set_user_attr, notes)
-            )
+            end = self.runner(TrialJob(trial, recipe, folder, self._prune_check(trial), self._check_data))
         except optuna.TrialPruned:
             self.say(f"trial {number}: pruned, {trial.user_attrs[REASON]}")
             raise

@@ -38,7 +38,7 @@ def test_a_clear_difference_decides_for_the_better_variant() -> None:
     assert (found.verdict, found.exit_code) == ("better", 0)
     assert found.why == "challenger is better than champion"
     (against,) = [each for each in found.comparisons if each.metric == "like"]
-    assert 0 < against.comparison.low < 0.35 < against.comparison.high
+    assert 0 < against.comparison.difference_low < 0.35 < against.comparison.difference_high
     assert not found.ratio.mismatch
 
 

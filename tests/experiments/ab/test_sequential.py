@@ -103,7 +103,7 @@ def test_the_interval_holds_the_truth_at_all_looks_together() -> None:
     for _ in range(24):
         a, b = (rng.random(240) < 0.5).tolist(), (rng.random(240) < 0.65).tolist()
         looks = [compare(a[:n], b[:n]) for n in (10, 60, 240)]
-        missed += any(not look.low <= 0.15 <= look.high for look in looks)
+        missed += any(not look.difference_low <= 0.15 <= look.difference_high for look in looks)
     assert missed <= 4  # 1.2 are expected at most; 5 or more come in 1 % of all cases
 
 
@@ -117,26 +117,32 @@ def test_the_interval_leaves_zero_out_just_where_the_test_decides(
     a: list[bool], b: list[bool], sizes: tuple[int, int]
 ) -> None:
     found = compare(a, b, [sizes], alpha=ALPHA)
-    assert -1 <= found.low <= found.high <= 1
+    assert -1 <= found.difference_low <= found.difference_high <= 1
     assert found.p == pytest.approx(1 / found.e)
-    assert (found.e >= 1 / ALPHA * (1 - 1e-9)) == (found.decided is not None)
-    if found.decided is not None:
-        assert found.low >= 0 or found.high <= 0
+    assert (found.e >= 1 / ALPHA * (1 - 1e-9)) == (found.decided_at_block is not None)
+    if found.decided_at_block is not None:
+        assert found.difference_low >= 0 or found.difference_high <= 0
     else:
-        assert found.low < 0 < found.high
+        assert found.difference_low < 0 < found.difference_high
     blocks = min(len(a) // sizes[0], len(b) // sizes[1])
     assert (found.blocks, found.used) == (blocks, (blocks * sizes[0], blocks * sizes[1]))
 
 
 def test_five_against_five_is_enough_where_everything_differs() -> None:
     found = compare([True] * 5, [False] * 5)
-    assert found.decided == 4
-    assert found.high < 0
+    assert found.decided_at_block == 4
+    assert found.difference_high < 0
 
 
 def test_nothing_is_known_of_nothing() -> None:
     found = compare([], [True])
-    assert (found.e, found.p, found.low, found.high, found.decided) == (1.0, 1.0, -1.0, 1.0, None)
+    assert (found.e, found.p, found.difference_low, found.difference_high, found.decided_at_block) == (
+        1.0,
+        1.0,
+        -1.0,
+        1.0,
+        None,
+    )
 
 
 def test_an_estimate_knows_the_blocks_before_it_and_no_other() -> None:
@@ -164,8 +170,8 @@ def test_blocks_are_small_and_near_the_split(parts: tuple[int, int], sizes: tupl
 def test_a_million_users_are_computed_in_seconds() -> None:
     rng = np.random.default_rng(8)
     found = compare((rng.random(1_000_000) < 0.6).tolist(), (rng.random(1_000_000) < 0.61).tolist())
-    assert found.decided is not None
-    assert 0 < found.low < 0.01 < found.high < 0.02
+    assert found.decided_at_block is not None
+    assert 0 < found.difference_low < 0.01 < found.difference_high < 0.02
     assert found.blocks < 20_000
 
 

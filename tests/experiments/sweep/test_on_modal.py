@@ -6,6 +6,7 @@ is made of Python's own. `tests/deploy/test_modal_app.py` shows what Modal would
 
 from __future__ import annotations
 
+import dataclasses
 import queue
 import shutil
 import threading
@@ -25,6 +26,7 @@ from experiments.sweep.study import EXPERIMENT, begin_study, open_study
 from experiments.sweep.trial import TrialEnd
 from experiments.sweep.worker import FAILED, STOPPED, WorkerConfig
 from tests.experiments.sweep.sweeps import STEPS, small_space
+from tests.training.tracked import evaluation
 from training.tracking.store import open_store
 
 
@@ -68,16 +70,12 @@ class Containers:
         self.root, self.wire, self.run = root, wire, run
         self.calls: list[Thread] = []
         self.jobs: list[dict[str, Any]] = []
-        self.ended_before: list[str] = []
         self.commits = 0
 
-    def spawn(self, job: dict[str, Any]) -> Thread:
+    def spawn(self, job: dict[str, Any], wire: Partitions) -> Thread:
         self.jobs.append(job)
         self.calls.append(Thread(len(self.calls), lambda: self.run(job, self.wire, self.root, self.commit)))
         return self.calls[-1]
-
-    def cancel(self, call_id: str) -> None:
-        self.ended_before.append(call_id)
 
     def commit(self) -> None:
         self.commits += 1
@@ -92,7 +90,8 @@ class Sweep:
     """A sweep with its study and a Volume in a folder."""
 
     def __init__(self, folder: Path, shards: Path | None, uri: str | None = None) -> None:
-        self.folder, self.wire = folder, Partitions()
+        self.folder = folder
+        self.wire: Any = Partitions()
         self.plan = modal_plan(folder)
         storage = f"sqlite:///{folder}/sweeps.db"
         study = begin_study(storage, "m", self.plan)
@@ -109,8 +108,6 @@ class Sweep:
         at_once: int = 1,
         stopping: Callable[[], bool] = lambda: False,
     ) -> int:
-        import dataclasses
-
         config = dataclasses.replace(self.config, trials=trials)
         return run_calls(config, self.plan, at_once, self.lines.append, stopping, containers, self.wire)
 
@@ -151,8 +148,8 @@ def test_trials_train_elsewhere_and_are_judged_and_logged_here(
     assert child.data.tags["data.digest"] == digest, "which data it is comes from the first trial"
 
 
-def test_a_trial_that_is_stopped_here_is_cancelled_there_and_ended_before_it_is_tried_again(
-    tmp_path: Path,
+def test_a_stopped_trial_is_cancelled_remotely_and_again_before_it_is_retried(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sweep = Sweep(tmp_path, None)
     containers = Containers(tmp_path, sweep.wire, lambda *_: None)
@@ -161,13 +158,15 @@ def test_a_trial_that_is_stopped_here_is_cancelled_there_and_ended_before_it_is_
     assert [row["state"] for row in sweep.rows] == ["failed", "waiting"]
 
     def finishes(job: dict[str, Any], wire: Partitions, *_: Any) -> None:
-        wire.put((8, 1.5), partition=f"{job['key']}.up")
+        wire.put(evaluation(STEPS, 1.5), partition=f"{job['key']}.up")
         assert wire.get(timeout=60, partition=f"{job['key']}.down") is None
         wire.put(finished(1.5), partition=f"{job['key']}.up")
 
+    cancelled: list[str] = []
+    monkeypatch.setattr(on_modal, "cancel_call", cancelled.append)
     again = Containers(tmp_path, sweep.wire, finishes)
     assert sweep.run(again, trials=1) == 0
-    assert again.ended_before == ["fc-0"]
+    assert cancelled == ["fc-0"]
     assert (
         [job["folder"] for job in again.jobs] == ["trial-0000"] == [job["folder"] for job in containers.jobs]
     )
@@ -196,10 +195,11 @@ def test_a_container_that_ends_without_a_word_or_lacks_its_data_is_a_failure_wit
 def test_a_run_whose_sweep_is_gone_saves_and_stops(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(on_modal, "CHECK_TIMEOUT", 0.1)
+    monkeypatch.setattr(on_modal, "REPLY_TIMEOUT", 0.1)
     shutil.copytree(shards, tmp_path / "data" / "own")
     plan = modal_plan(tmp_path)
-    wire, commits = Partitions(), []
+    wire: Any = Partitions()
+    commits: list[int] = []
     job = {
         "key": "k",
         "recipe": plan.recipe({}).as_dict(),
