@@ -15,7 +15,6 @@ only its mean time per token, which stands in all its columns.
 from __future__ import annotations
 
 import asyncio
-import json
 import shutil
 import subprocess
 import sys
@@ -27,7 +26,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from experiments.studies.rounds import Turn, compare, options, print_table, quantile
+from experiments.studies.rounds import Turn, compare, options, print_rows, quantile
 from model.architecture.folder import PRECISIONS, PRETRAINED, ModelFolder
 from model.architecture.tokenizer import StoryTokenizer
 from model.engine.engine import Engine
@@ -182,20 +181,7 @@ def main() -> None:
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 16], help="concurrent streams")
     parser.add_argument("--seconds", type=float, default=5.0, help="length of one round of one target")
     given = parser.parse_args()
-    rows = measure(given.model, given.streams, given.seconds, given.rounds)
-    if given.json:
-        print(json.dumps(rows, indent=2))
-        return
-    columns = {
-        "target": lambda row: row["target"],
-        "streams": lambda row: str(row["streams"]),
-        "tok/s each": lambda row: f"{row['tokens_per_second']:,.0f}",
-        "tok/s total": lambda row: f"{row['total_tokens_per_second']:,.0f}",
-        "ratio": lambda row: f"{row['ratio']:.2f}",
-        "TTFT p50/p95 ms": lambda row: f"{row['ttft_p50'] * 1e3:.1f}/{row['ttft_p95'] * 1e3:.1f}",
-        "ITL p50/p99 ms": lambda row: f"{row['itl_p50'] * 1e3:.2f}/{row['itl_p99'] * 1e3:.2f}",
-    }
-    print_table(columns, rows)
+    print_rows(measure(given.model, given.streams, given.seconds, given.rounds), as_json=given.json)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from experiments.studies.rounds import (
     Turn,
     compare,
     options,
-    print_table,
+    print_rows,
     running_service,
     stream_story,
 )
@@ -170,20 +170,8 @@ def main() -> None:
     if given.json:
         print(json.dumps({"rows": rows, "parts": alone}, indent=2))
         return
-    columns = {
-        "target": lambda row: row["target"],
-        "clients": lambda row: str(row["clients"]),
-        "TTFT ms (ratio)": lambda row: f"{row['ttft_ms']:.1f} ({row['ttft_ms_ratio']:.2f})",
-        "tokens/s in total (ratio)": (
-            lambda row: f"{row['tokens_per_second']:,.0f} ({row['tokens_per_second_ratio']:.2f})"
-        ),
-        "CPU ms a story (ratio)": (
-            lambda row: f"{row['cpu_ms_per_story']:.1f} ({row['cpu_ms_per_story_ratio']:.2f})"
-        ),
-    }
-    print_table(columns, rows)
-    for name, microseconds in alone.items():
-        print(f"{name}: {microseconds:.0f} µs")
+    print_rows(rows)
+    print_rows([{"part": name, "microseconds": value} for name, value in alone.items()])
 
 
 if __name__ == "__main__":

@@ -12,9 +12,8 @@ requests them. Ratios are to `alone` in the same round.
 from __future__ import annotations
 
 import asyncio
-import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import count
 from typing import Any
 
@@ -25,7 +24,7 @@ from experiments.studies.rounds import (
     Turn,
     compare,
     options,
-    print_table,
+    print_rows,
     quantile,
     running_service,
     stream_story,
@@ -36,13 +35,13 @@ PAUSES = {"alone": None, "each second": 1.0, "without a pause": 0.0}
 """Seconds between two visits; None: there are none."""
 PROMPT, TOKENS = "Once upon a time", 300
 FIGURES: Figures = {
-    "ttft_p50": lambda turn: quantile(turn.ttft, 0.5) * 1e3,
-    "ttft_p95": lambda turn: quantile(turn.ttft, 0.95) * 1e3,
-    "gap_p50": lambda turn: quantile(turn.gaps, 0.5) * 1e3,
-    "gap_p99": lambda turn: quantile(turn.gaps, 0.99) * 1e3,
-    "visit_p50": lambda turn: quantile(turn.visits, 0.5) * 1e3,
+    "ttft_p50_ms": lambda turn: quantile(turn.ttft, 0.5) * 1e3,
+    "ttft_p95_ms": lambda turn: quantile(turn.ttft, 0.95) * 1e3,
+    "gap_p50_ms": lambda turn: quantile(turn.gaps, 0.5) * 1e3,
+    "gap_p99_ms": lambda turn: quantile(turn.gaps, 0.99) * 1e3,
+    "visit_p50_ms": lambda turn: quantile(turn.visits, 0.5) * 1e3,
 }
-"""In milliseconds; not a number where there are no visits."""
+"""NaN where there are no visits."""
 
 
 async def _visit(client: httpx.AsyncClient, event: int) -> None:
@@ -101,24 +100,7 @@ def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--seconds", type=float, default=10, help="of one turn")
     given = parser.parse_args()
-    rows = measure(given.seconds, given.rounds)
-    if given.json:
-        print(json.dumps(rows, indent=2))
-        return
-
-    def figure(name: str, digits: int) -> Callable[..., str]:
-        return lambda row: f"{row[name]:.{digits}f} ({row[f'{name}_ratio']:.2f})"
-
-    columns = {
-        "visits": lambda row: row["visits"],
-        "stories": lambda row: str(row["stories"]),
-        "visits, ms": lambda row: f"{row['count']}, {row['visit_p50']:.0f}",
-        "TTFT p50 ms (ratio)": figure("ttft_p50", 1),
-        "p95 (ratio)": figure("ttft_p95", 1),
-        "gap p50 ms (ratio)": figure("gap_p50", 2),
-        "p99 (ratio)": figure("gap_p99", 2),
-    }
-    print_table(columns, rows)
+    print_rows(measure(given.seconds, given.rounds), as_json=given.json)
 
 
 if __name__ == "__main__":

@@ -112,9 +112,12 @@ def options(doc: str | None) -> argparse.ArgumentParser:
     return parser
 
 
-def print_table(
-    columns: Mapping[str, Callable[[Mapping[str, Any]], str]], rows: Sequence[Mapping[str, Any]]
-) -> None:
-    """Print rows as Markdown; each column says how its cell is written."""
-    cells = [[write(row) for write in columns.values()] for row in rows]
-    print("\n".join(markdown_table(list(columns), cells)))
+def print_rows(rows: Sequence[Mapping[str, Any]], *, as_json: bool = False) -> None:
+    """Print rows of equal keys as JSON, or as a Markdown table with four significant digits."""
+    if as_json:
+        print(json.dumps(rows, indent=2))
+        return
+    cells = [
+        [f"{cell:,.4g}" if isinstance(cell, float) else str(cell) for cell in row.values()] for row in rows
+    ]
+    print("\n".join(markdown_table(list(rows[0]), cells)))

@@ -18,13 +18,13 @@ def test_each_turn_has_the_visits_it_names(monkeypatch: pytest.MonkeyPatch) -> N
     assert [row["visits"] for row in rows] == list(PAUSES)
     alone, seldom, often = rows
     assert alone["count"] == 0
-    assert math.isnan(alone["visit_p50"])
+    assert math.isnan(alone["visit_p50_ms"])
     assert 1 <= seldom["count"] <= 3 < often["count"]
     for row in rows:
         assert row["stories"] >= 1
-        assert row["ttft_p50"] <= row["ttft_p95"]
-        assert row["gap_p50"] <= row["gap_p99"]
-    assert alone["ttft_p50_ratio"] == alone["gap_p99_ratio"] == 1
+        assert row["ttft_p50_ms"] <= row["ttft_p95_ms"]
+        assert row["gap_p50_ms"] <= row["gap_p99_ms"]
+    assert alone["ttft_p50_ms_ratio"] == alone["gap_p99_ms_ratio"] == 1
 
 
 def test_a_quantile_is_one_of_the_values() -> None:
