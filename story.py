@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from demo.terminal import Verbs, model_folder, print_json, print_rows, write_story
+from demo.terminal import Verbs, print_json, print_rows, write_story
 from deploy.release.cli import app as deploy_verbs
 from experiments.ab.cli import ab
 from experiments.benchmark.cli import benchmark
+from experiments.common.cli_options import Json
 from experiments.compare.cli import compare
 from experiments.gate.cli import gate, promote, rollback
 from experiments.quality.cli import evaluate
@@ -47,7 +48,6 @@ app.add_typer(
     help="Two deployments of the story service: upload, deploy, check, switch and roll back.",
 )
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for a machine instead of text.")]
 ModelFolder = Annotated[
     Path | None,
     typer.Option(
@@ -134,7 +134,10 @@ def write(
         sampling=SamplingParams(temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p, seed=chosen),
     )
     settings = _settings()
-    write_story(request, model_folder(model, settings), settings, as_json=as_json)
+    from experiments.registry.resolve import resolve_model
+
+    with resolve_model(model or settings.story_model, settings.mlflow_tracking_uri) as found:
+        write_story(request, found.path, settings, as_json=as_json)
 
 
 @app.command()

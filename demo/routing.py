@@ -13,12 +13,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-import importlib.util
-import tempfile
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -29,7 +26,7 @@ from demo.user_cookie import UserCookieMiddleware
 from experiments.ab.assignment import DEFAULT_VARIANT, SETTING, TrafficSplit, parse_split, without_test
 from experiments.ab.events import Ending, Exposure, Outcome, Rating, new_id
 from experiments.ab.recorder import Recorder, database_url
-from model.errors import BusyError, InputError, MissingExtraError
+from model.errors import BusyError, InputError
 from model.generation import Chunk, Completion, FinishReason, GenerationRequest, Usage
 from model.serving.backend import Backend, Health, LocalBackend, ModelInfo, Stream, StreamTimer
 from model.serving.metrics import MeteredBackend
@@ -306,29 +303,17 @@ def _load(variant: str, default: Callable[[], Backend], settings: Settings) -> V
         from model.serving.remote import open_deployment
 
         return Variant(variant, open_deployment(variant, settings))
-    if "/" in variant or Path(variant).is_dir():
-        return Variant(variant, _local(Path(variant).expanduser(), settings))
-    return _registered(variant, settings)
+    from experiments.registry.resolve import resolve_model
 
-
-def _local(folder: Path, settings: Settings) -> LocalBackend:
-    return LocalBackend.load(settings.model_copy(update={"story_model": str(folder)}))
-
-
-def _registered(variant: str, settings: Settings) -> Variant:
-    if importlib.util.find_spec("mlflow") is None:
-        raise MissingExtraError(f"the variant {variant!r} of {SETTING}, a registered version,", "train")
-    from experiments.registry.versions import NAME, download, find
-
-    uri = settings.mlflow_tracking_uri
     try:
-        version = find(uri, variant)
+        with resolve_model(variant, settings.mlflow_tracking_uri, bare_names=True) as found:
+            backend = LocalBackend.load(settings.model_copy(update={"story_model": str(found.path)}))
     except InputError as error:
         raise InputError(SETTING, f"names the variant {variant!r}, and the {error}") from None
-    with tempfile.TemporaryDirectory(prefix="story-variant-") as scratch:
-        backend = _local(download(uri, version, Path(scratch)).path, settings)
-    backend.model = replace(backend.model, name=f"{NAME} {version.number}")
-    return Variant(variant, backend, str(version.number))
+    if found.version is None:
+        return Variant(variant, backend)
+    backend.model = replace(backend.model, name=found.version.name)
+    return Variant(variant, backend, str(found.version.number))
 
 
 def user_middleware(backend: Backend) -> list[Middleware]:

@@ -73,16 +73,7 @@ def in_one_line(error: Exception, verb: str) -> tuple[str, int]:
     return " ".join(message.split()), exit_code
 
 
-def model_folder(given: Path | None, settings: Settings) -> Path | None:
-    """The folder asked for by the option, else by the environment, else None for the shipped one."""
-    if given is not None:
-        return given
-    return None if settings.story_model is None else Path(settings.story_model)
-
-
-def write_story(
-    request: GenerationRequest, folder: Path | None, settings: Settings, *, as_json: bool
-) -> None:
+def write_story(request: GenerationRequest, folder: Path, settings: Settings, *, as_json: bool) -> None:
     """Write one story to stdout, chunk by chunk, or whole as JSON; its figures go to stderr.
 
     Raises `ModelError` when there is no usable model and `WritingError` when the story broke off.

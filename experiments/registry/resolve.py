@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from model.architecture.folder import PRETRAINED, ModelFolder
-from model.errors import InputError
+from model.errors import InputError, MissingExtraError
 
 if TYPE_CHECKING:
     from experiments.registry.versions import Version
@@ -48,13 +48,16 @@ def resolve_model(
             version. Without it, it is the name of a folder.
 
     Raises:
-        InputError: there is no such version, or the store cannot be used. `ModelError`: its files are damaged.
+        InputError: there is no such version, or the store cannot be used. `MissingExtraError`: MLflow is not installed.
+        ModelError: the version's files are damaged.
     """
     text = "" if reference is None else str(reference)
     is_path = "/" in text or Path(text).is_dir()
     if reference is None:
         yield ResolvedModel(PRETRAINED)
     elif text.startswith(MODELS) or (bare_names and not is_path):
+        if find_spec("mlflow") is None:
+            raise MissingExtraError(f"the registered version {text!r}", "train")
         from experiments.registry.versions import download, find
 
         version = find(uri, text)

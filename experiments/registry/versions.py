@@ -48,6 +48,11 @@ class Version:
     new: bool = False
     """Made by this very call."""
 
+    @property
+    def name(self) -> str:
+        """`story-writer 3`."""
+        return f"{NAME} {self.number}"
+
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 

@@ -339,8 +339,8 @@ def test_what_cannot_be_is_one_line(settings: dict[str, object], kind: type[Exce
 
 def test_a_registered_version_without_mlflow_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     # MLflow is installed where the tests run; only its absence can be made up.
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("experiments.registry.resolve.find_spec", lambda name: None)
     with pytest.raises(
-        MissingExtraError, match=r"the variant 'champion' of STORY_SPLIT.* needs the 'train' packages"
+        MissingExtraError, match=r"the registered version 'champion' needs the 'train' packages"
     ):
         made(story_split="champion:1")
