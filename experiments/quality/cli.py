@@ -31,7 +31,7 @@ def evaluate(
     ] = "all",
     limit: Annotated[int | None, typer.Option(help="Only the first N stories.")] = None,
     write: Annotated[
-        bool, typer.Option(help="Also generate stories from 64 fixed prompts and measure them.")
+        bool, typer.Option(help="Also generate stories from fixed prompts and measure them.")
     ] = True,
     seeds: Annotated[int, typer.Option(help="Stories generated from each prompt, at most 100.")] = 3,
     train_data: Annotated[

@@ -33,6 +33,7 @@ from experiments.quality.held_out import (
 from experiments.quality.judge import Judge, judge_stories, why_not
 from experiments.quality.memorised import TrainingTexts, longest_copies
 from experiments.quality.ngram import NgramBaseline, NgramRuntime
+from experiments.quality.rare_names import RARE_PROMPTS, RareNames
 from experiments.quality.report import QualityReport
 from model.architecture.folder import PRETRAINED, ModelFolder
 from model.architecture.tokenizer import StoryTokenizer
@@ -53,7 +54,7 @@ class EvaluationOptions(Options):
     """Score only the first so many stories."""
     threads: int = 1
     write: bool = False
-    """Also generate stories from the fixed prompts, and measure them."""
+    """Also generate stories from the fixed prompts and from those with rare names, and measure them."""
     seeds: int = Field(default=1, ge=1, le=100)
     """Stories from each prompt."""
     train_data: tuple[Path, ...] = ()
@@ -102,13 +103,14 @@ def evaluate(
         progress("baseline", len(held_out.texts))
     sizes = target_bytes(held_out, tokenizer)
     served = next(iter(measured.values()))
-    written, baseline_written, judgement = None, None, None
+    written, baseline_written, rare_names, judgement = None, None, None, None
     if asked.write:
-        stories = _write(folder, next(iter(measured)), asked, partial(progress, "writing"))
+        stories, rare = _write(folder, next(iter(measured)), asked, partial(progress, "writing"))
         theirs = []
         if baseline is not None:
             theirs = _write_baseline(baseline, tokenizer, partial(progress, "baseline writing"))
         written, baseline_written = _measure_written(stories, theirs, training)
+        rare_names = RareNames(tuple(rare))
         if not asked.train_data:
             not_measured["memorisation"] = NO_TRAINING
         if judge is not None:
@@ -128,6 +130,7 @@ def evaluate(
         places=loss_by_place(served.nats, sizes, baseline.figures.nats if baseline else None),
         written=written,
         baseline_written=baseline_written,
+        rare_names=rare_names,
         judgement=judgement,
         training_name=training.name if asked.train_data else None,
         # A held-out story that the model was trained on makes the loss meaningless.
@@ -182,17 +185,20 @@ def _score_all(
 
 def _write(
     folder: ModelFolder, runtime: RuntimeName, asked: EvaluationOptions, done: Callable[[int], None]
-) -> list[WrittenStory]:
-    """Stories of the engine; where only PyTorch was scored, of the fp32 graph, which is the same network."""
-    prompts = load_prompts()
+) -> list[list[WrittenStory]]:
+    """Stories of the engine, of the fixed prompts and of those with rare names.
+
+    Where only PyTorch was scored, it uses the fp32 graph, which is the same network.
+    """
+    sets = (load_prompts(), load_prompts(RARE_PROMPTS))
     with load_engine(
         folder.path,
         threads=asked.threads,
         precision="fp32" if runtime in ("fp32", "torch") else "int8",
         runtime="native" if runtime == "native" else "onnx",
-        queue_limit=len(prompts),
+        queue_limit=max(map(len, sets)),
     ) as engine:
-        return generate_stories(engine, prompts, range(asked.seeds), done)
+        return [generate_stories(engine, prompts, range(asked.seeds), done) for prompts in sets]
 
 
 def _write_baseline(

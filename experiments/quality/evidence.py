@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 EXPERIMENT = "story-evaluation"
 LOSSES, STORIES, BASELINE = "held_out/losses.json", "written/stories.json", "written/baseline.json"
+RARE_NAMES = "rare_names/stories.json"
 """Tables in MLflow's own format, which its UI shows."""
 REPORT = "report.json"
 SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
@@ -100,6 +101,8 @@ def log_evaluation(report: QualityReport, store: EvidenceStore) -> str:
             tables[STORIES] = _story_rows(report)
         if report.baseline_written is not None:
             tables[BASELINE] = report.baseline_written.rows()
+        if report.rare_names is not None:
+            tables[RARE_NAMES] = report.rare_names.rows()
         for path, rows in tables.items():
             run.client.log_text(run.run_id, table_text(rows), path)
         # With this tag MLflow's UI lists the files among the run's tables.
@@ -249,10 +252,12 @@ def _metrics(report: QualityReport) -> dict[str, float | None]:
     for name, found in rows:
         figures |= {f"{name}/bits_per_byte": found.bits_per_byte, f"{name}/loss": found.loss}
     intervals: dict[str, Estimate] = report.intervals()
+    for prefix, stories in (("written", report.written), ("rare_names", report.rare_names)):
+        if stories is not None:
+            estimates = {f"{prefix}/{name}": estimate for name, estimate in stories.estimates().items()}
+            figures |= {name: estimate.value for name, estimate in estimates.items()}
+            intervals |= estimates
     if report.written is not None:
-        written = {f"written/{name}": estimate for name, estimate in report.written.estimates().items()}
-        figures |= {name: estimate.value for name, estimate in written.items()}
-        intervals |= written
         longest = report.written.longest_copy
         figures["written/copied_words_max"] = None if longest is None else longest.words
     for name, estimate in intervals.items():

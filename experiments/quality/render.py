@@ -116,6 +116,12 @@ def _remarks(report: QualityReport, evidence: Mapping[str, str]) -> Iterator[str
     longest = report.written.longest_copy if report.written is not None else None
     if longest is not None and longest.words:
         yield f'longest copied run: {longest.words} words, of story {longest.story}: "{longest.text}"'
+    if report.rare_names is not None:
+        shares = {name: _number(found, ".1%") for name, found in report.rare_names.estimates().items()}
+        yield (
+            f"rare names: {shares['kept']} of {len(report.rare_names.stories)} stories keep all names of the prompt, "
+            f"in {shares['mutated']} one of them is mutated"
+        )
     if report.judgement is not None:
         figures = report.judgement.as_dict()
         yield (

@@ -11,6 +11,7 @@ from experiments.quality.generation import Written
 from experiments.quality.held_out import Figures, HeldOut, PlaceLoss, RuntimeName
 from experiments.quality.judge import Judgement
 from experiments.quality.ngram import NgramBaseline
+from experiments.quality.rare_names import RareNames
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,7 @@ class QualityReport:
     """What the served model generates; None if it was not asked to."""
     baseline_written: Written | None = None
     """What the baseline generates from the same prompts, for the first seed."""
+    rare_names: RareNames | None = None
     judgement: Judgement | None = None
     training_name: str | None = None
     """The stories that were searched for copies; None: none were given."""
@@ -99,6 +101,7 @@ class QualityReport:
             "places": [asdict(place) for place in self.places],
             "baseline": self._baseline_dict(),
             "memorisation": self._memorisation(),
+            "rare_names": self.rare_names.as_dict() if self.rare_names else None,
             "judge": self.judgement.as_dict() if self.judgement else None,
             "not_measured": dict(self.not_measured),
         }

@@ -10,6 +10,7 @@ from experiments.quality.generation import Prompt, Written, WrittenStory
 from experiments.quality.held_out import HeldOut, RuntimeName, figures_of, loss_by_place
 from experiments.quality.memorised import longest_copies
 from experiments.quality.ngram import NgramBaseline, NgramTable
+from experiments.quality.rare_names import RareNames
 from experiments.quality.report import QualityReport
 
 DIGEST = "a2bf" + "0" * 60
@@ -53,6 +54,7 @@ def report(*, scale: float = 1.0, **changes: Any) -> QualityReport:
         "places": loss_by_place(int8.nats, sizes, baseline.figures.nats, starts=(0, 2)),
         "written": written(),
         "baseline_written": written(1),
+        "rare_names": RareNames(written().stories),
         "training_name": "train.jsonl",
         "seen_in_training": 0,
     }

@@ -148,7 +148,8 @@ def test_the_json_has_the_served_runtime_at_the_top(data: Path) -> None:
     told = json.loads(json.dumps(report.as_dict()))
     assert list(told) == [
         "model", "digest", "data", "bits_per_byte", "loss", "tokens", "bytes", "stories", "runtimes", "skipped",
-        "written", "data_digest", "intervals", "places", "baseline", "memorisation", "judge", "not_measured",
+        "written", "data_digest", "intervals", "places", "baseline", "memorisation", "rare_names", "judge",
+        "not_measured",
     ]  # fmt: skip
     served, expected = ("int8", RUNTIMES[1:]) if NOT_NATIVE else ("native", RUNTIMES)
     assert RUNTIMES == ("native", "int8", "fp32", "torch")
@@ -186,7 +187,7 @@ def test_packed_files_and_plain_text_count_the_same(data: Path, tmp_path: Path) 
 def _few_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three prompts and short stories: all 64 at full length would take the small model most of a minute."""
     prompts = load_prompts()[:3]
-    monkeypatch.setattr("experiments.quality.evaluate.load_prompts", lambda: prompts)
+    monkeypatch.setattr("experiments.quality.evaluate.load_prompts", lambda *path: prompts)
     monkeypatch.setattr(generation, "MAX_TOKENS", 30)
 
 
@@ -202,6 +203,8 @@ def test_written_stories_are_measured_beside_those_of_the_baseline(data: Path, t
     with load_engine(small_folder(), precision="fp32") as engine:
         again = generate_stories(engine, load_prompts()[:3], [0, 1])
     assert list(report.written.stories) == again
+    assert report.rare_names is not None
+    assert list(report.rare_names.stories) == again
     told = report.as_dict()
     assert told["memorisation"]["held_out_seen"] == 5, "the data to judge by is among the training data here"
     assert told["memorisation"]["source"] == "train.jsonl, stories.jsonl"

@@ -19,6 +19,7 @@ from experiments.quality.evidence import (
     BASELINE,
     EXPERIMENT,
     LOSSES,
+    RARE_NAMES,
     STORIES,
     _loss_rows,
     _metrics,
@@ -123,7 +124,7 @@ def test_mlflow_reads_the_tables_as_its_own(tracking_uri: str) -> None:
     listed = {
         entry["path"] for entry in json.loads(client.get_run(run_id).data.tags["mlflow.loggedArtifacts"])
     }
-    assert listed == {LOSSES, STORIES, BASELINE}
+    assert listed == {LOSSES, STORIES, BASELINE, RARE_NAMES}
 
 
 @pytest.mark.parametrize("path", [LOSSES, STORIES])
@@ -169,7 +170,14 @@ def test_losses_of_every_runtime_and_of_the_baseline_are_in_one_row() -> None:
 
 def test_every_mean_has_its_interval_among_the_metrics() -> None:
     metrics = _metrics(report())
-    for name in ("bits_per_byte", "loss", "written/ended", "written/copied_words"):
+    for name in (
+        "bits_per_byte",
+        "loss",
+        "written/ended",
+        "written/copied_words",
+        "rare_names/kept",
+        "rare_names/mutated",
+    ):
         low, value, high = (float(metrics[f"{name}{end}"] or 0) for end in ("_low", "", "_high"))
         assert low <= value <= high
     assert metrics["baseline/written/names_kept"] == 0.5

@@ -40,6 +40,7 @@ def test_what_was_left_out_and_where_the_evidence_is_are_said() -> None:
     assert "not measured: judge: no judge was named" in text
     assert "evidence: MLflow run f00d" in text
     assert "longest copied run: 7 words" in text
+    assert "rare names: 50.0% [" in text
     assert "held-out stories that occur in train.jsonl: 0" in text
     assert "no evidence: nothing was to be logged" in shown({"skipped": "nothing was to be logged"})
 
