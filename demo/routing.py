@@ -29,6 +29,7 @@ from experiments.ab.recorder import Recorder, database_url
 from model.errors import BusyError, InputError
 from model.generation import Chunk, Completion, FinishReason, GenerationRequest, Usage
 from model.serving.backend import Backend, Health, LocalBackend, ModelInfo, Stream, StreamTimer
+from model.serving.deployments import DEPLOYMENTS
 from model.serving.metrics import MeteredBackend
 
 if TYPE_CHECKING:
@@ -260,9 +261,6 @@ def _together(engines: list[EngineStats]) -> EngineStats:
             last_error=first.last_error or other.last_error,
         )
     return first
-
-
-DEPLOYMENTS = ("blue", "green")
 
 
 def open_variants(

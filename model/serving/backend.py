@@ -34,17 +34,14 @@ class Stream(Protocol):
 
     def cancel(self) -> object:
         """Ask the stream to end at the next step. Harmless when it has ended."""
-        ...
 
     @property
     def completion(self) -> Completion:
         """How the stream ended; known once its iteration is over, `StoryError` before."""
-        ...
 
     @property
     def served_by(self) -> str:
         """Which backend generates now: `local`, `modal`, `cache`; it may change in mid-story."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,29 +74,23 @@ class Backend(Protocol):
     @property
     def name(self) -> str:
         """`local`, `modal`, or `auto` for whichever of them is available."""
-        ...
 
     @property
     def model(self) -> ModelInfo:
         """The model that generates; known before `running`."""
-        ...
 
     @property
     def capacity(self) -> int:
         """Streams that can be open at once, queued ones included."""
-        ...
 
     def running(self) -> AbstractAsyncContextManager[None]:
         """Start on entry; on exit cancel open streams and stop."""
-        ...
 
     def health(self) -> Health:
         """Return the known state without a request to anyone: cheap enough for every health check."""
-        ...
 
     async def submit(self, request: GenerationRequest) -> Stream:
         """Start a stream. Raises `BusyError` when the queue is full, `ModelError` when there is no model."""
-        ...
 
 
 @runtime_checkable
@@ -111,11 +102,9 @@ class FingerprintedBackend(Backend, Protocol):
 
         Equal seeded requests with equal fingerprints have equal responses.
         """
-        ...
 
     def fingerprint_of(self, stream: Stream) -> str | None:
         """Return what generated this finished stream of the backend; None: not known, or more than one."""
-        ...
 
 
 @runtime_checkable
@@ -124,7 +113,6 @@ class VariantRouter(Protocol):
 
     def model_for(self, user: str) -> ModelInfo:
         """Return the model for this user (`GenerationRequest.user`)."""
-        ...
 
 
 def model_for(backend: Backend, user: str) -> ModelInfo:

@@ -57,18 +57,6 @@ class DeploymentError(StoryError):
     exit_code = 1
 
 
-def other(deployment: Deployment) -> Deployment:
-    """Return the deployment that is not `deployment`."""
-    return "green" if deployment == "blue" else "blue"
-
-
-def deployment_named(name: str) -> Deployment:
-    """Return `name` as a deployment. Raises `InputError`."""
-    if name not in DEPLOYMENTS:
-        raise InputError("deployment", f"must be one of {', '.join(DEPLOYMENTS)}, got {name!r}")
-    return name
-
-
 class DeploymentState(BaseModel):
     """The record. Each change makes a new one, with the next `generation`."""
 
@@ -113,15 +101,16 @@ class DeploymentState(BaseModel):
     @property
     def idle(self) -> Deployment:
         """The deployment that new versions are deployed to."""
-        return other(self.active)
+        return "green" if self.active == "blue" else "blue"
 
     @property
     def url(self) -> str | None:
         """Where new requests go."""
         return self.urls[self.active]
 
-    def switched(self, to: Deployment) -> DeploymentState:
-        """Make `to` active. Raises `DeploymentError` when it has not passed its check."""
+    def switched(self, to: Deployment | None = None) -> DeploymentState:
+        """Make `to` (None: the idle one) active. Raises `DeploymentError` when it has not passed its check."""
+        to = to or self.idle
         if self.urls[to] is None:
             raise DeploymentError(f"{to} has no deployment that passed its check: run `story deploy deploy`")
         if to == self.active:
@@ -150,6 +139,12 @@ class DeploymentState(BaseModel):
 
     def _next(self, **changes: Any) -> DeploymentState:
         return self.model_copy(update={**changes, "changed": time.time(), "generation": self.generation + 1})
+
+
+def _existing(record: DeploymentState | None) -> DeploymentState:
+    if record is None:
+        raise DeploymentError("nothing is deployed yet: run `story deploy deploy`")
+    return record
 
 
 Change = Callable[[DeploymentState | None], DeploymentState]
@@ -198,23 +193,11 @@ class DeploymentStore(ABC):
 
     def switch(self, to: Deployment | None = None) -> DeploymentState:
         """Make `to` active (None: the idle deployment). Raises `DeploymentError`."""
-
-        def how(record: DeploymentState | None) -> DeploymentState:
-            if record is None:
-                raise DeploymentError("nothing is deployed yet: run `story deploy deploy`")
-            return record.switched(record.idle if to is None else to)
-
-        return self.change(how)
+        return self.change(lambda record: _existing(record).switched(to))
 
     def rollback(self) -> DeploymentState:
         """Undo the last switch. Raises `DeploymentError`."""
-
-        def how(record: DeploymentState | None) -> DeploymentState:
-            if record is None:
-                raise DeploymentError("there is nothing to roll back to: nothing is deployed yet")
-            return record.rolled_back()
-
-        return self.change(how)
+        return self.change(lambda record: _existing(record).rolled_back())
 
     def set_deployment(self, deployment: Deployment, url: str | None, version: str | None) -> DeploymentState:
         """Record what runs as `deployment`, None for nothing. The first one ever becomes active."""

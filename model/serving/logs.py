@@ -1,7 +1,4 @@
-"""Lines of the log that a machine can read: one JSON object each, with the name of the request that they belong to.
-
-The name is the one that the client gets as `x-request-id`. What a story or its prompt says is in no line.
-"""
+"""JSON log lines that carry their request's id, the client's `x-request-id`. No line holds a story or prompt."""
 
 from __future__ import annotations
 
@@ -12,30 +9,22 @@ from contextvars import ContextVar
 from typing import TextIO
 
 request_id: ContextVar[str] = ContextVar("request_id", default="")
-"""The request at hand; tasks that are started for it inherit it."""
-
-
-class _Named(logging.Filter):
-    def filter(self, record: logging.LogRecord) -> bool:
-        if not hasattr(record, "request_id"):
-            record.request_id = request_id.get() or None
-        return True
-
-
-class _Told(logging.Filter):
-    """Of the project's own lines all; of a library's, what is at least a warning."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        return record.levelno >= logging.WARNING or record.name.partition(".")[0] == "story"
+"""The current request; tasks that are started for it inherit it."""
 
 
 def new_request_id() -> str:
-    """A name that no other request has."""
+    """Return a unique id."""
     return uuid.uuid4().hex
 
 
+def _filter(record: logging.LogRecord) -> bool:
+    """Add the request's id; keep all of the project's own records, and warnings of libraries."""
+    record.request_id = getattr(record, "request_id", None) or request_id.get() or None
+    return record.levelno >= logging.WARNING or record.name.partition(".")[0] == "story"
+
+
 def configure_logs(kind: str, to: TextIO | None = None) -> logging.Handler | None:
-    """Write JSON lines to `to` (stderr) where `kind` is `json`; else leave Python's own way, warnings as text."""
+    """Write JSON lines to `to` (stderr) where `kind` is `json`; else leave Python's default, warnings as text."""
     if kind != "json":
         return None
     from pythonjsonlogger.json import JsonFormatter
@@ -48,16 +37,10 @@ def configure_logs(kind: str, to: TextIO | None = None) -> logging.Handler | Non
             datefmt="%Y-%m-%dT%H:%M:%S%z",
         )
     )
-    handler.addFilter(_Told())
-    handler.addFilter(_Named())
-    root = logging.getLogger()
-    root.handlers[:] = [handler]
+    handler.addFilter(_filter)
+    logging.getLogger().handlers[:] = [handler]
     logging.getLogger("story").setLevel(logging.INFO)
-    for name in (
-        "uvicorn",
-        "uvicorn.error",
-        "uvicorn.access",
-    ):  # they would write beside it, in a form of their own
+    for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):  # they would write in a form of their own
         logging.getLogger(name).handlers.clear()
         logging.getLogger(name).propagate = True
     return handler

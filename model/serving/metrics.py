@@ -72,9 +72,6 @@ class _BackendCollector(Collector):
     def __init__(self, backend: Backend, deployment: str) -> None:
         self._backend, self._deployment = backend, deployment
 
-    def describe(self) -> Iterable[Metric]:
-        return ()  # so that registering asks no engine
-
     def collect(self) -> Iterable[Metric]:
         health = self._backend.health()
         yield GaugeMetricFamily("story_ready", "1 if a request could be served now.", float(health.ready))

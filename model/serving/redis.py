@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -22,21 +23,21 @@ if TYPE_CHECKING:
     import redis.asyncio
 
 TIMEOUT = 0.25
-"""Seconds for one answer, a new connection included. One that is well does in a millisecond."""
+"""Seconds for one response, a new connection included. A healthy Redis takes a millisecond."""
 RETRY_DELAYS = (0.25, 0.5, 1.0, 2.0, 5.0, 10.0)
-"""Seconds before each attempt to bring it back; the last one repeats."""
+"""Seconds before each ping while it is down; the last one repeats."""
 CONNECTIONS = 256
 
 log = logging.getLogger(__name__)
-Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 
 
 class RedisUnavailableError(StoryError):
-    """Redis does not answer; whoever asked does without."""
+    """Redis does not answer; the caller goes on without it."""
 
 
 class RedisLink(Collector):
-    """A Redis that may go away. Used from one event loop, beginning with the first question."""
+    """A connection pool to a Redis that may be down. Used from one event loop."""
 
     def __init__(self, url: str) -> None:
         """Connect at the first use. Raises `InputError` when `url` is not the address of a Redis."""
@@ -58,13 +59,10 @@ class RedisLink(Collector):
         self.pool = pool
         self.client: redis.asyncio.Redis = redis.asyncio.Redis(connection_pool=pool)
         self._errors = (redis.RedisError, OSError, TimeoutError)
-        self._up = True
+        self.up = True
+        """Whether the last call succeeded."""
         self._tasks: set[asyncio.Task[Any]] = set()
         self.losses = 0
-        """How often it was lost."""
-
-    def describe(self) -> Iterable[Metric]:
-        return ()
 
     def collect(self) -> Iterable[Metric]:
         """Yield the connection's metrics."""
@@ -75,67 +73,60 @@ class RedisLink(Collector):
             "story_redis_losses", "Times the connection to Redis was lost.", self.losses
         )
 
-    @property
-    def up(self) -> bool:
-        """Whether it answered when it was last asked; nobody has asked yet: True."""
-        return self._up
-
-    async def call(self, how: Callable[[], Awaitable[Answer]]) -> Answer:
-        """What `how` gets from the client. Raises `RedisUnavailableError`: at once while Redis is known to be gone."""
-        if not self._up:
-            raise RedisUnavailableError("Redis is gone")
+    async def call(self, how: Callable[[], Awaitable[Result]]) -> Result:
+        """Await `how`. Raises `RedisUnavailableError`, at once while Redis is known to be down."""
+        if not self.up:
+            raise RedisUnavailableError("Redis does not answer")
         try:
             async with asyncio.timeout(TIMEOUT):
                 return await how()
         except self._errors as error:
             self._lost(error)
-            raise RedisUnavailableError("Redis is gone") from None
+            raise RedisUnavailableError("Redis does not answer") from None
 
     def fire_and_forget(self, how: Callable[[], Awaitable[object]]) -> None:
-        """Ask it something whose answer nobody waits for; while Redis is gone it is not asked."""
+        """Run `how` in the background; while Redis is down, drop it."""
 
-        async def asking() -> None:
+        async def run() -> None:
             with contextlib.suppress(RedisUnavailableError):
                 await self.call(how)
 
-        if self._up:
-            self._run(asking())
+        if self.up:
+            self._start(run())
 
     async def aclose(self) -> None:
-        """Say what is still to be said, and close the connections. The link can be used again afterwards."""
+        """Finish what runs in the background, and close the connections. The link can be used again afterwards."""
         tasks = list(self._tasks)
         if tasks:
             await asyncio.wait(tasks, timeout=TIMEOUT)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        self._up = True
+        self.up = True
         with contextlib.suppress(*self._errors):
             await self.client.aclose()
             await self.pool.disconnect()
 
-    def _run(self, work: Coroutine[Any, Any, None]) -> None:
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     def _lost(self, error: BaseException) -> None:
-        if not self._up:
+        if not self.up:
             return
-        self._up = False
+        self.up = False
         self.losses += 1
         reason = str(error) or type(error).__name__
         log.warning("Redis is gone (%s): limits and cache are this process's own until it is back", reason)
-        self._run(self._bring_back())
+        self._start(self._reconnect())
 
-    async def _bring_back(self) -> None:
-        attempt = 0
-        while True:
-            await asyncio.sleep(RETRY_DELAYS[min(attempt, len(RETRY_DELAYS) - 1)])
-            attempt += 1
+    async def _reconnect(self) -> None:
+        for delay in itertools.chain(RETRY_DELAYS, itertools.repeat(RETRY_DELAYS[-1])):
+            await asyncio.sleep(delay)
             with contextlib.suppress(*self._errors):
                 async with asyncio.timeout(TIMEOUT):
                     await self.client.ping()
-                self._up = True
+                self.up = True
                 log.warning("Redis is back: limits and cache are shared again")
                 return

@@ -179,9 +179,6 @@ class ResponseCache(Collector):
         if (redis := self._redis) is not None:
             redis.fire_and_forget(lambda: redis.client.set(PREFIX + key, data, ex=self._ttl))
 
-    def describe(self) -> Iterable[Metric]:
-        return ()
-
     def collect(self) -> Iterable[Metric]:
         """Yield the cache's metrics."""
         requests = CounterMetricFamily(

@@ -17,7 +17,7 @@ import json
 import secrets
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -136,21 +136,27 @@ class StreamOptions(BaseModel):
 class CompletionBody(_StoryBody):
     """The body of `POST /v1/completions`. Fields that could only be ignored are refused instead."""
 
-    prompt: str | list[str] = Field(
+    prompt: str | Annotated[list[str], Field(min_length=1, max_length=1)] = Field(
         description="a text or a list of one text (arrays of tokens are not taken)"
     )
     model: str | None = Field(None, description="a name of /v1/models")
-    n: int = Field(1, description=f"a whole number between 1 and {MAX_CHOICES}, how many stories")
+    n: int = Field(
+        1, ge=1, le=MAX_CHOICES, description=f"a whole number between 1 and {MAX_CHOICES}, how many stories"
+    )
     stream_options: StreamOptions | None = Field(
         None, description="an object with include_usage, true or false"
     )
     logprobs: int | None = Field(None, description=f"a whole number between 0 and {MAX_LOGPROBS}")
     echo: bool = Field(False, description="true or false, whether the prompt comes back too")
-    presence_penalty: float = Field(0.0, description="0: repetition_penalty is what this model takes")
-    frequency_penalty: float = Field(0.0, description="0: repetition_penalty is what this model takes")
+    presence_penalty: float = Field(
+        0.0, ge=0, le=0, description="0: repetition_penalty is what this model takes"
+    )
+    frequency_penalty: float = Field(
+        0.0, ge=0, le=0, description="0: repetition_penalty is what this model takes"
+    )
     best_of: int | None = Field(None, description="the same as n: all stories come back, none is chosen")
-    suffix: str = Field("", description="empty: this model only goes on from a beginning")
-    logit_bias: dict[str, float] = Field({}, description="empty: this model takes no biases")
+    suffix: str = Field("", max_length=0, description="empty: this model only goes on from a beginning")
+    logit_bias: dict[str, float] = Field({}, max_length=0, description="empty: this model takes no biases")
     return_token_ids: bool = Field(False, description="true or false, whether token ids come too")
 
     @property
@@ -164,24 +170,14 @@ class CompletionBody(_StoryBody):
 
     def requests(self) -> list[GenerationRequest]:
         """Return one request for each of `n` stories. Raises `ServiceError` (422) or `InputError`."""
-        if not isinstance(self.prompt, str) and len(self.prompt) != 1:
-            raise self._wrong("prompt", f"{len(self.prompt)} texts")
-        if not 1 <= self.n <= MAX_CHOICES:
-            raise self._wrong("n")
-        for name in ("presence_penalty", "frequency_penalty", "suffix", "logit_bias"):
-            if getattr(self, name):
-                raise self._wrong(name)
         if self.best_of not in (None, self.n):
-            raise self._wrong("best_of")
+            allowed = type(self).model_fields["best_of"].description
+            raise bad_value("best_of", f"must be {allowed}, got {self.best_of}")
         if self.stream_options is not None and not self.stream:
             raise bad_value("stream_options", "may be given only where stream is true")
         if self.echo and self.logprobs is not None:
             raise bad_value("logprobs", "cannot be combined with echo: those of the prompt are not computed")
         return self._requests(self.text(), self.n, self.logprobs)
-
-    def _wrong(self, name: str, got: str | None = None) -> Exception:
-        allowed = type(self).model_fields[name].description
-        return bad_value(name, f"must be {allowed}, got {got or _shown(getattr(self, name))}")
 
 
 def apply_cache_control(

@@ -224,10 +224,10 @@ class GenerationManager:
         Returns whether all ended by themselves.
         """
         self.draining = True
-        if await self._wait_until_idle(seconds):
+        if await self._idle_within(seconds):
             return True
         self.abort()
-        await self._wait_until_idle(2.0)
+        await self._idle_within(2.0)
         return False
 
     def abort(self) -> None:
@@ -236,13 +236,11 @@ class GenerationManager:
         for session in list(self._open):
             session.abort()
 
-    async def _wait_until_idle(self, seconds: float) -> bool:
-        try:
+    async def _idle_within(self, seconds: float) -> bool:
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._idle.wait()
-        except TimeoutError:
-            return False
-        return True
+        return self._idle.is_set()
 
 
 class ResponseFormat(ABC):

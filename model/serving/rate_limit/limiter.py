@@ -175,9 +175,6 @@ class Limiter(Collector):
             raise
         return reservation
 
-    def describe(self) -> Iterable[Metric]:
-        return ()
-
     def collect(self) -> Iterable[Metric]:
         """Yield the limiter's metrics."""
         refused = CounterMetricFamily(

@@ -12,6 +12,7 @@ from model.errors import InputError
 from model.serving.backend import Backend, LocalBackend, ModelInfo
 
 if TYPE_CHECKING:
+    from model.serving.deployments import Deployment
     from model.serving.remote.modal import ModalBackend
     from model.settings import Settings
 
@@ -32,16 +33,15 @@ def open_backend(kind: str, settings: Settings) -> Backend:
     return FailoverBackend(_modal(settings, fallback=local), local)
 
 
-def open_deployment(deployment: str, settings: Settings) -> ModalBackend:
+def open_deployment(deployment: Deployment, settings: Settings) -> ModalBackend:
     """Open one deployment on Modal, active or not. Raises `InputError` when nothing proven runs there."""
-    from model.serving.deployments import deployment_named, open_deployments
+    from model.serving.deployments import open_deployments
 
-    name = deployment_named(deployment)
     record = open_deployments(settings).read()
-    url = None if record is None else record.urls[name]
+    url = None if record is None else record.urls[deployment]
     if record is None or url is None:
         raise InputError("STORY_SPLIT", f"names the variant {deployment!r}, and nothing proven runs there")
-    model = ModelInfo(f"the model on {deployment}", record.versions[name] or "unknown")
+    model = ModelInfo(f"the model on {deployment}", record.versions[deployment] or "unknown")
     return _modal(settings, fixed=(url, model))
 
 

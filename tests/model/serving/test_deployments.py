@@ -26,9 +26,7 @@ from model.serving.deployments import (
     DeploymentStore,
     FileDeploymentStore,
     RedisDeploymentStore,
-    deployment_named,
     open_deployments,
-    other,
 )
 from model.settings import load_settings
 from tests.redis_server import RedisServer, redis_server
@@ -38,12 +36,6 @@ A, B = "https://a.example", "https://b.example"
 
 def both() -> DeploymentState:
     return DeploymentState(active="blue").updated("blue", A, "1").updated("green", B, "2")
-
-
-def test_there_are_two_deployments_and_each_knows_the_other() -> None:
-    assert [other(deployment) for deployment in DEPLOYMENTS] == ["green", "blue"]
-    with pytest.raises(InputError, match="deployment must be one of blue, green, got 'red'"):
-        deployment_named("red")
 
 
 def test_a_switch_moves_new_stories_and_a_rollback_moves_them_back() -> None:

@@ -15,11 +15,7 @@ from hypothesis import strategies as st
 from tests.model.serving.http.serving import Running, paced, serving
 
 EXAMPLES = settings(
-    max_examples=60,
-    deadline=None,
-    derandomize=True,
-    database=None,
-    suppress_health_check=list(HealthCheck),
+    max_examples=60, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
 )
 
 

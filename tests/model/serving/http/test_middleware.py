@@ -47,10 +47,7 @@ def test_a_body_that_is_too_long_is_refused_whether_or_not_it_tells_its_length(
     response = running.client.post(f"{path}", content=content)
     assert response.status_code == 413
     error = error_of(response)
-    assert (error["code"], error["message"]) == (
-        "body_too_large",
-        "the body must have at most 2048 bytes",
-    )
+    assert (error["code"], error["message"]) == ("body_too_large", "the body must have at most 2048 bytes")
 
 
 def test_a_body_of_the_longest_length_is_read(running: Running) -> None:
