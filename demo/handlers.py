@@ -24,8 +24,7 @@ from model.errors import BusyError, InputError, LimitError, StoryError
 from model.generation import Completion, Usage
 from model.serving.backend import CACHE, Backend, Stream, model_for
 from model.serving.logs import new_request_id, request_id
-from model.serving.rate_limit.clients import UNKNOWN
-from model.serving.rate_limit.limiter import Limiter, Reservation
+from model.serving.rate_limit import UNKNOWN, Limiter, Reservation
 
 log = logging.getLogger(__name__)
 

@@ -26,7 +26,7 @@ from demo.links import VERSION_CHARS
 from demo.routing import event_recorder
 from demo.user_cookie import user_of
 from model.serving.backend import Backend, model_for
-from model.serving.rate_limit.limiter import Limiter
+from model.serving.rate_limit import Limiter
 
 EXAMPLES = {
     "A fox who could not sleep": "Once upon a time, there was a little fox who could not sleep. Every night,",

@@ -40,7 +40,7 @@ from model.generation import Chunk, GenerationRequest, SamplingParams
 from model.serving import http
 from model.serving.cache.store import CachedResponse, LRUCache, ResponseCache, cache_key
 from model.serving.http.address import free_port
-from model.serving.rate_limit.limiter import SETTINGS, Limiter, quotas_of
+from model.serving.rate_limit import SETTINGS, Limiter, quotas_of
 from model.serving.redis import RedisLink
 
 LIMITS = {

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from model.serving.backend import Backend
-from model.serving.rate_limit.limiter import Limiter
+from model.serving.rate_limit import Limiter
 
 if TYPE_CHECKING:
     from model.serving.cache.store import ResponseCache

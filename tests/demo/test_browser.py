@@ -25,7 +25,7 @@ from demo.page import EXAMPLES
 from model import generation
 from model.serving.backend import LocalBackend
 from model.serving.cache.store import LRUCache, ResponseCache
-from model.serving.rate_limit.limiter import Limiter, quotas_of
+from model.serving.rate_limit import Limiter, quotas_of
 from model.serving.shared_state import SharedState
 from model.settings import Settings
 from tests.demo.engines import local_backend

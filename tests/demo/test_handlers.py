@@ -20,7 +20,7 @@ from demo.handlers import AppState, View, buttons
 from model.errors import ModelError, StoryError
 from model.serving.cache.backend import cached_backend
 from model.serving.cache.store import LRUCache, ResponseCache
-from model.serving.rate_limit.limiter import Limiter, quotas_of
+from model.serving.rate_limit import Limiter, quotas_of
 from tests.demo.engines import local_backend
 from tests.demo.scripted import ScriptedBackend, busy
 

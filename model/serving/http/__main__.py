@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+from typer import Option
 
 from model.errors import StoryError
 
@@ -16,35 +17,17 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.command()
 def serve(
-    host: Annotated[
-        str | None, typer.Option(help="Address to listen on. Default: HOST, else 127.0.0.1.")
-    ] = None,
-    port: Annotated[
-        int | None, typer.Option(help="Port to listen on, 0 for any free one. Default: PORT, else 7860.")
-    ] = None,
-    model: Annotated[
-        Path | None, typer.Option(help="Model folder. Default: STORY_MODEL, else the one that ships.")
-    ] = None,
+    host: Annotated[str | None, Option(help="Address to listen on; default: HOST.")] = None,
+    port: Annotated[int | None, Option(help="Port, 0 for any free one; default: PORT.")] = None,
+    model: Annotated[Path | None, Option(help="Model folder; default: STORY_MODEL.")] = None,
     precision: Annotated[
-        Literal["int8", "fp32"] | None,
-        typer.Option(help="Decode graph. Default: STORY_PRECISION, else int8."),
+        Literal["int8", "fp32"] | None, Option(help="Decode graph; default: STORY_PRECISION.")
     ] = None,
-    threads: Annotated[
-        int | None, typer.Option(help="Threads of the decode graph. Default: STORY_THREADS, else 1.")
-    ] = None,
-    slots: Annotated[
-        int | None, typer.Option(help="Stories generated at once. Default: STORY_SLOTS, else 16.")
-    ] = None,
-    queue: Annotated[
-        int | None, typer.Option(help="Requests that may wait for a slot. Default: STORY_QUEUE, else 64.")
-    ] = None,
-    drain: Annotated[
-        int | None,
-        typer.Option(help="Seconds for running stories to finish on SIGTERM. Default: STORY_DRAIN, else 30."),
-    ] = None,
-    name: Annotated[
-        str, typer.Option(help="Name of this deployment, say `blue`; sent in x-story-backend.")
-    ] = "",
+    threads: Annotated[int | None, Option(help="Threads of it; default: STORY_THREADS.")] = None,
+    slots: Annotated[int | None, Option(help="Stories generated at once; default: STORY_SLOTS.")] = None,
+    queue: Annotated[int | None, Option(help="Requests that may wait; default: STORY_QUEUE.")] = None,
+    drain: Annotated[int | None, Option(help="Seconds to finish on SIGTERM; default: STORY_DRAIN.")] = None,
+    name: Annotated[str, Option(help="Name of this deployment, say `blue`, for x-story-backend.")] = "",
 ) -> None:
     """Serve stories over HTTP until SIGTERM or SIGINT; exit code 0 when it has drained."""
     # ONNX Runtime reports usage to its maker unless it is told not to before it is imported.

@@ -15,7 +15,7 @@ from model.serving.http import completions, errors, health, simple
 from model.serving.http.middleware import RequestContextMiddleware, SecurityHeadersMiddleware, cors
 from model.serving.http.options import ServiceOptions
 from model.serving.http.session import GenerationManager
-from model.serving.http.sockets import Sockets
+from model.serving.http.simple import Sockets
 from model.serving.metrics import Meter, MeteredBackend
 from model.serving.shared_state import SharedState
 
@@ -101,11 +101,9 @@ class ServiceRoute(BaseRoute):
         self._service = service
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        """Match the service's paths."""
         path = scope.get("path", "")
         ours = any(path == prefix.rstrip("/") or path.startswith(prefix) for prefix in PREFIXES)
         return (Match.FULL if ours and scope["type"] in ("http", "websocket") else Match.NONE), {}
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on as it came."""
         await self._service(scope, receive, send)

@@ -52,7 +52,6 @@ class RequestContextMiddleware:
         self._max_body = max_body
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request through."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -115,7 +114,6 @@ class SecurityHeadersMiddleware:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request through."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return

@@ -33,8 +33,7 @@ from model.serving.http.errors import (
 )
 from model.serving.http.options import ServiceOptions
 from model.serving.metrics import Meter
-from model.serving.rate_limit.clients import UNKNOWN
-from model.serving.rate_limit.limiter import Limiter, Reservation
+from model.serving.rate_limit import UNKNOWN, Limiter, Reservation
 
 READ_AHEAD = 8
 """Chunks that are read ahead of a client; while one is slow, its backend's own stream keeps the rest."""
@@ -292,7 +291,6 @@ class GenerationResponse(Response):
         self._stream = stream
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the response, or leave off when the client is gone."""
         work = asyncio.create_task(self._run(scope, receive, send))
         gone = asyncio.create_task(_disconnected(receive))
         try:

@@ -1,15 +1,22 @@
-"""`POST /api/generate`: the simple form, for a script or a page that wants a story and no contract.
+"""The simple form, for a script or a page that wants a story and no contract: `POST /api/generate` and Socket.IO.
 
 Whole: one object with `text` (what was generated), `story` (the prompt with it), `finish_reason`, `seed`, counts and
-times. As events: `token` for each chunk (`{"text"}`), then `complete` with that same object, or `error`. Socket.IO
-sends the same under its own names.
+times. As events: `token` for each chunk (`{"text"}`), then `complete` with that same object, or `error`.
+
+A Socket.IO client emits `generate_story` with the same body and receives `story_token` (`{"id", "text"}`) for each
+chunk, then `story_complete` with that object, or `story_error` with the usual error object. `stop_story` ends the
+story, which then completes as `cancelled`. A client has one story at a time; when it disconnects, its story ends.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import uuid
+from dataclasses import dataclass
 from typing import Any
 
+import socketio
 from fastapi import APIRouter
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
@@ -17,11 +24,12 @@ from starlette.responses import Response
 from model.generation import Chunk, Completion, GenerationRequest
 from model.serving.backend import ModelInfo, model_for
 from model.serving.http.completions import MODEL_ID
-from model.serving.http.errors import sse_event
+from model.serving.http.errors import INVALID, ServiceError, as_service_error, sse_event
 from model.serving.http.schemas import SimpleBody, apply_cache_control, parse_object
 from model.serving.http.session import (
     GenerationManager,
     GenerationResponse,
+    GenerationSession,
     ResponseFormat,
     times_of,
     usage_of,
@@ -78,3 +86,84 @@ def router(manager: GenerationManager) -> APIRouter:
         return GenerationResponse(manager, requests, form, stream=body.stream)
 
     return routes
+
+
+@dataclass(slots=True)
+class _Running:
+    """The request of one client, from its arrival on."""
+
+    task: asyncio.Task[Any] | None
+    session: GenerationSession | None = None
+    stopped: bool = False
+
+    def stop(self) -> None:
+        """End it, also where no stream has been opened yet."""
+        self.stopped = True
+        if self.session is not None:
+            self.session.stop()
+
+
+class Sockets:
+    """The Socket.IO side of a service; `app` is mounted at `/socket.io`."""
+
+    def __init__(self, manager: GenerationManager) -> None:
+        self._manager = manager
+        self._running: dict[str, _Running] = {}
+        self._server = socketio.AsyncServer(async_mode="asgi", max_http_buffer_size=manager.options.max_body)
+        self.app = socketio.ASGIApp(self._server, socketio_path=None)
+        self._server.on("generate_story", self._generate)
+        self._server.on("stop_story", self._stop)
+        self._server.on("disconnect", self._disconnected)
+
+    async def close(self) -> None:
+        """Disconnect all clients."""
+        clients = [sid for sid, _ in self._server.manager.get_participants("/", None)]
+        for sid in clients:
+            await self._server.disconnect(sid)
+        await self._server.shutdown()
+
+    async def _generate(self, sid: str, data: Any = None) -> None:
+        if sid in self._running:
+            busy = ServiceError(
+                409, INVALID, "story_running", "a story is running; stop it with stop_story first"
+            )
+            await self._server.emit("story_error", busy.body(), to=sid)
+            return
+        running = self._running[sid] = _Running(asyncio.current_task())
+        try:
+            await self._run(sid, running, data)
+        except Exception as error:
+            await self._server.emit("story_error", as_service_error(error).body(), to=sid)
+        finally:
+            del self._running[sid]
+
+    async def _run(self, sid: str, running: _Running, data: Any) -> None:
+        if not isinstance(data, dict):
+            raise ServiceError(422, INVALID, "invalid_value", "generate_story needs an object with a prompt")
+        manager = self._manager
+        request = SimpleBody.read(data).requests()[0]
+        form = SimpleFormat(request, model_for(manager.backend, request.user))
+        client = manager.limiter.clients.of(self._server.get_environ(sid)["asgi.scope"])
+        async with manager.session([request], client) as session:
+            running.session = session
+            if running.stopped:
+                session.stop()
+            async for event in session.events(manager.options.keep_alive):
+                if event is None:
+                    continue
+                if event.chunk is not None and event.chunk.text:
+                    token = {"id": form.id, "text": event.chunk.text}
+                    await self._server.emit("story_token", token, to=sid)
+                elif event.completion is not None:
+                    whole = form.whole([], [event.completion], session.served_by)
+                    await self._server.emit("story_complete", whole, to=sid)
+
+    async def _stop(self, sid: str, _data: Any = None) -> None:
+        if (running := self._running.get(sid)) is not None:
+            running.stop()
+
+    async def _disconnected(self, sid: str, _reason: Any = None) -> None:
+        if (running := self._running.get(sid)) is not None and running.task is not None:
+            running.task.cancel()
+            with contextlib.suppress(asyncio.CancelledError, Exception):
+                await running.task

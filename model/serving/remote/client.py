@@ -70,13 +70,8 @@ class ServiceClient:
     def __init__(
         self, headers: dict[str, str], timeouts: Timeouts, *, connections: int, fail_fast: bool
     ) -> None:
-        """Open the pool.
-
-        Args:
-            headers: sent with each request; see `proxy_auth`.
-            timeouts: of each stage.
-            connections: largest number at once.
-            fail_fast: there is a fallback, so retry once at most, and never after a timeout.
+        """`headers` are sent with each request; `fail_fast`: there is a fallback, so retry once at most, and never
+        after a timeout.
         """
         self._timeouts = timeouts
         self._fail_fast = fail_fast
@@ -102,16 +97,10 @@ class ServiceClient:
         take: Callable[[WireEvent], None],
         timeouts: Timeouts | None = None,
     ) -> None:
-        """Have the service at `url` generate, and return when the stream is complete.
+        """Have the service at `url` (without a path) generate, and return when the stream is complete.
 
+        Calls `accepted` once, when the service has accepted the request, and `take` with every event in order.
         Cancelling this closes its connection at once. Raises `RemoteError`.
-
-        Args:
-            url: the service's address, without a path.
-            request: what to generate.
-            accepted: called once, when the service has accepted the request.
-            take: called with every event that came in order, the last one being `done` or the end.
-            timeouts: instead of the client's own.
         """
         timeouts = timeouts or self._timeouts
         now = asyncio.get_running_loop().time

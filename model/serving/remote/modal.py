@@ -25,20 +25,14 @@ if TYPE_CHECKING:
     from model.serving.backend import Stream
 
 ACCEPT_TIMEOUT = 0.4
-"""Seconds that `submit` waits for the service to accept a request, so that a refusal is raised by `submit` itself.
-
-A running container answers within the network's delay. One that is starting does not; then the stream is returned
-while it still waits, so that its client can see that, and cancel."""
-
+"""Seconds that `submit` waits for the service to accept a request, so that it can raise a refusal itself. While a
+container is still starting, the stream is returned, so that its client can see that it waits, and cancel."""
 COLD_START_TIMEOUT = 150.0
 """Seconds that a probe waits for its first token: longer than a cold start. No user waits for it."""
-
 PROBE = GenerationRequest(prompt="Once", max_tokens=1)
 """The smallest request that proves that the service admits, has a slot, and generates."""
-
 FINGERPRINT_TTL = 30.0
 """Seconds for which the version of the last response is taken to serve the next request."""
-
 CONNECTIONS = 256
 """Streams at once; how many are generated at once is up to the service."""
 
@@ -63,7 +57,7 @@ class Breaker:
         self.failures = 0
         """Failures in a row."""
         self.reason = ""
-        """The last failure, for an operator."""
+        """The last one, for an operator."""
 
     @property
     def state(self) -> Literal["closed", "open", "half-open"]:
@@ -248,15 +242,9 @@ class ModalBackend:
         headers: dict[str, str] | None = None,
         fail_fast: bool = False,
     ) -> None:
-        """Describe the service.
+        """`endpoint` returns the address for a new request and may block for a moment; `headers` are sent with each.
 
-        Args:
-            endpoint: returns the address for a new request; may block for a moment.
-            model: what it serves.
-            timeouts: of each stage.
-            breaker: counts its failures.
-            headers: sent with each request; see `model.serving.remote.client.proxy_auth`.
-            fail_fast: there is a fallback: give up soon.
+        `fail_fast`: there is a fallback, so give up soon.
         """
         self.model = model
         self.breaker = breaker

@@ -17,9 +17,18 @@ from limits.strategies import MovingWindowRateLimiter
 
 from model.errors import InputError, LimitError
 from model.generation import GenerationRequest
-from model.serving.rate_limit.clients import UNKNOWN, Clients, grouped
-from model.serving.rate_limit.limiter import MAX_UNITS, Limiter, Quota, quotas_of
-from model.serving.rate_limit.windows import MemoryWindows, RedisWindows, Taken
+from model.serving.rate_limit import (
+    MAX_UNITS,
+    UNKNOWN,
+    Clients,
+    Limiter,
+    MemoryWindows,
+    Quota,
+    RedisWindows,
+    Taken,
+    grouped,
+    quotas_of,
+)
 from model.serving.redis import RedisLink
 from model.settings import MAX_PROXIES, load_settings
 from tests.redis_server import redis_server, settled
