@@ -24,8 +24,8 @@ from starlette.middleware import Middleware
 
 from demo.user_cookie import UserCookieMiddleware
 from experiments.ab.assignment import DEFAULT_VARIANT, SETTING, TrafficSplit, parse_split, without_test
-from experiments.ab.events import Ending, Exposure, Outcome, Rating, new_id
-from experiments.ab.recorder import Recorder, database_url
+from experiments.ab.events import Ending, Exposure, Outcome, Rating, database_url, new_id
+from experiments.ab.recorder import Recorder
 from model.errors import BusyError, InputError
 from model.generation import Chunk, Completion, FinishReason, GenerationRequest, Usage
 from model.serving.backend import Backend, Health, LocalBackend, ModelInfo, Stream, StreamTimer

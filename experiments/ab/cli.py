@@ -48,15 +48,15 @@ def ab(
     """Compare versions by what users did: exit code 0 if one is better than the first, 1 if worse, 3 undecided."""
     from rich.console import Console
 
-    from experiments.ab.recorder import database_url
-    from experiments.ab.render import print_report
+    from experiments.ab.events import database_url
+    from experiments.ab.render import markdown, print_report
     from experiments.ab.report import log, look
     from model.settings import load_settings
 
     settings = load_settings()
     start = None if since is None else parse_since(since)
     report = look(database_url(settings), test, metric=metric, alpha=alpha, since=start)
-    logged = log(settings.mlflow_tracking_uri, report) if track else {}
+    logged = log(settings.mlflow_tracking_uri, report, markdown(report)) if track else {}
     if as_json:
         typer.echo(json.dumps({**report.as_dict(), "logged": logged}, ensure_ascii=False, indent=2))
     else:

@@ -1,4 +1,4 @@
-"""The events that a test records of each story: exposure, ending, and ratings.
+"""The events that a test records of each story (exposure, ending, ratings), and the database they are stored in.
 
 Events are append-only, and each stands alone: any number of processes may write them, and retry after a failure. No
 event holds any text except the prompt, and that only where it is switched on.
@@ -7,10 +7,24 @@ event holds any text except the prompt, and that only where it is switched on.
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import time
 import uuid
 from dataclasses import dataclass, field
-from typing import Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from model.errors import InputError, MissingExtraError
+from model.settings import without_password
+
+if TYPE_CHECKING:
+    from model.settings import Settings
+
+DEFAULT_DATABASE = "sqlite:///stories.db"
+"""In the working directory, beside MLflow's database."""
+SQLITE = "sqlite:///"
+ALLOWED_DATABASE = "must be sqlite:///FILE or postgresql://USER@HOST/NAME"
+
 
 Outcome = Literal["finished", "length", "stopped", "failed", "refused", "aborted"]
 """`finished`: the model ended the story. `length`: `max_tokens` was reached. `stopped`: the user stopped it or
@@ -81,3 +95,28 @@ class Rating:
 
 
 Event = Exposure | Ending | Rating
+
+
+def database_url(settings: Settings) -> str:
+    """Return the database that the settings name. Raises as `check_database` does."""
+    given = settings.database_url
+    url = DEFAULT_DATABASE if given is None else given.get_secret_value()
+    check_database(url)
+    return url
+
+
+def check_database(url: str) -> None:
+    """Raise `InputError` for an unknown kind of database, `MissingExtraError` if its driver is not installed."""
+    if (file := sqlite_file(url)) is not None and file.name:
+        return
+    scheme, _, rest = url.partition("://")
+    if scheme not in ("postgresql", "postgres", "postgresql+psycopg") or not rest:
+        shown = without_password(url) if "://" in url else "something else"
+        raise InputError("DATABASE_URL", f"{ALLOWED_DATABASE}, got {shown}")
+    if importlib.util.find_spec("psycopg") is None:
+        raise MissingExtraError("PostgreSQL (DATABASE_URL)", "postgres")
+
+
+def sqlite_file(url: str) -> Path | None:
+    """Return the file of a SQLite database; None for any other database."""
+    return Path(url.removeprefix(SQLITE).partition("?")[0]) if url.startswith(SQLITE) else None

@@ -8,27 +8,18 @@ of an outage are logged once each. SQLAlchemy (0.7 s) is imported by the backgro
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.ab.events import Event, hashed
-from model.errors import InputError, MissingExtraError
 from model.outbox import Outbox
 from model.settings import without_password
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
 
-    from model.settings import Settings
-
-DEFAULT_DATABASE = "sqlite:///stories.db"
-"""In the working directory, beside MLflow's database."""
-SQLITE = "sqlite:///"
-ALLOWED_DATABASE = "must be sqlite:///FILE or postgresql://USER@HOST/NAME"
 
 LIMIT = 10_000
 """Events queued at most: about 5 MB, and minutes of an outage of a busy demo."""
@@ -40,31 +31,6 @@ CLOSE_TIMEOUT = 5.0
 """Seconds for the last batch at shutdown."""
 
 log = logging.getLogger(__name__)
-
-
-def database_url(settings: Settings) -> str:
-    """Return the database that the settings name. Raises as `check_database` does."""
-    given = settings.database_url
-    url = DEFAULT_DATABASE if given is None else given.get_secret_value()
-    check_database(url)
-    return url
-
-
-def check_database(url: str) -> None:
-    """Raise `InputError` for an unknown kind of database, `MissingExtraError` if its driver is not installed."""
-    if (file := sqlite_file(url)) is not None and file.name:
-        return
-    scheme, _, rest = url.partition("://")
-    if scheme not in ("postgresql", "postgres", "postgresql+psycopg") or not rest:
-        shown = without_password(url) if "://" in url else "something else"
-        raise InputError("DATABASE_URL", f"{ALLOWED_DATABASE}, got {shown}")
-    if importlib.util.find_spec("psycopg") is None:
-        raise MissingExtraError("PostgreSQL (DATABASE_URL)", "postgres")
-
-
-def sqlite_file(url: str) -> Path | None:
-    """Return the file of a SQLite database; None for any other database."""
-    return Path(url.removeprefix(SQLITE).partition("?")[0]) if url.startswith(SQLITE) else None
 
 
 @dataclass(frozen=True, slots=True)

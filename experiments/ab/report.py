@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 from experiments.ab.assignment import parse_split
+from experiments.ab.events import sqlite_file
 from experiments.ab.evidence import (
     HIGHER_IS_BETTER,
     METRICS,
@@ -23,7 +24,6 @@ from experiments.ab.evidence import (
     gather,
     known_tests,
 )
-from experiments.ab.recorder import sqlite_file
 from experiments.ab.sequential import Comparison, SampleRatio, block_sizes, check_sample_ratio, compare
 from experiments.ab.store import connect, migrate
 from experiments.common.evidence_runs import EvidenceStore
@@ -174,10 +174,8 @@ def make_report(evidence: Evidence, *, metric: Metric = "like", alpha: float = 0
     )
 
 
-def log(uri: str, report: Report) -> dict[str, str]:
-    """Log one look as a run; a failure is returned as `failed`, not raised: the report stays valid."""
-    from experiments.ab.render import markdown
-
+def log(uri: str, report: Report, text: str) -> dict[str, str]:
+    """Log one look as a run, with `text` as its Markdown; a failure is returned as `failed`, not raised."""
     evidence = report.evidence
     tags = provenance().tags() | {"ab.verdict": report.verdict, "ab.test": evidence.test}
     tags |= {f"{each.name}.digest": each.digest for each in evidence.variants.values() if each.digest}
@@ -193,9 +191,9 @@ def log(uri: str, report: Report) -> dict[str, str]:
                 run.client.log_param(run.run_id, key, value)
             run.log_metrics(_metrics(report))
             with run.artifacts() as folder:
-                text = json.dumps(report.as_dict(), ensure_ascii=False, indent=2)
-                (folder / "report.json").write_text(text + "\n", encoding="utf-8")
-                (folder / "report.md").write_text(markdown(report), encoding="utf-8")
+                plain = json.dumps(report.as_dict(), ensure_ascii=False, indent=2)
+                (folder / "report.json").write_text(plain + "\n", encoding="utf-8")
+                (folder / "report.md").write_text(text, encoding="utf-8")
     except StoryError as error:
         return {"failed": str(error)}
     return {"run_id": run.run_id, "experiment": EXPERIMENT}

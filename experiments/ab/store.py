@@ -16,8 +16,15 @@ import sqlalchemy as sa
 from sqlalchemy import Column, Float, Integer, SmallInteger, String, Table, Text
 from sqlalchemy.dialects import postgresql, sqlite
 
-from experiments.ab.events import Ending, Event, Exposure, Rating
-from experiments.ab.recorder import ALLOWED_DATABASE, check_database, sqlite_file
+from experiments.ab.events import (
+    ALLOWED_DATABASE,
+    Ending,
+    Event,
+    Exposure,
+    Rating,
+    check_database,
+    sqlite_file,
+)
 from model.errors import InputError, one_line
 from model.settings import without_password
 
