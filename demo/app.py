@@ -1,9 +1,7 @@
 """Start the page and stop it cleanly.
 
-The model is loaded first, then the server starts in a thread of its own and runs the backend inside its event
-loop, so that streams and page share one loop. The routes of the HTTP service lie beside the page, over
-the same backend. `serve` is all that as a context, for tests and for programs that have their own main loop;
-`launch` adds waiting for a signal, for the command line.
+The server runs in a thread of its own, with page, HTTP service and backend in one event loop. `serve` is a context
+manager for tests and programs with their own main loop; `launch` adds waiting for a signal, for the command line.
 """
 
 from __future__ import annotations
@@ -64,10 +62,8 @@ def serve(
 ) -> Iterator[Served]:
     """Serve page and service while this context is open; port 0 takes any free one.
 
-    `shared` holds the rate limiter of both; its cache wraps `backend` already. With `experiments`, the page
-    Experiments is served as well.
-
-    Raises `InputError` when the address cannot be listened on.
+    `shared` holds the rate limiter of both; its cache wraps `backend` already. `experiments` adds the page
+    Experiments. Raises `InputError` when the address cannot be listened on.
     """
     # Gradio's server would trust every proxy on this machine; `STORY_TRUSTED_PROXIES` names those that count.
     os.environ.setdefault("FORWARDED_ALLOW_IPS", "")
@@ -114,8 +110,7 @@ def serve(
 def launch(settings: Settings, *, host: str, port: int, share: bool = False, backend: str = "auto") -> None:
     """Load the model, serve the page, and return after SIGINT or SIGTERM when everything has stopped.
 
-    Requests of the API that are running end first, within the settings' `STORY_DRAIN`; a second signal ends
-    them at once.
+    Running API requests finish first, for at most `STORY_DRAIN` seconds; a second signal aborts them.
 
     Raises `ModelError` when there is no usable model, `InputError` for an unknown backend or a taken port.
     """
@@ -134,11 +129,9 @@ def launch(settings: Settings, *, host: str, port: int, share: bool = False, bac
         configure_logs(settings.story_log)
         options = ServiceOptions.from_settings(settings)
         shared = SharedState.from_settings(settings)
-        opened = open_demo_backend(backend, settings, shared)
-        reader = open_reader(settings)
-        with serve(
-            opened, host=host, port=port, share=share, options=options, shared=shared, experiments=reader
-        ) as served:
+        opened, reader = open_demo_backend(backend, settings, shared), open_reader(settings)
+        where: dict[str, Any] = {"host": host, "port": port, "share": share}
+        with serve(opened, **where, options=options, shared=shared, experiments=reader) as served:
             abort.append(served.abort)
             print(f"Write me a story: {served.url}", flush=True)
             if served.share_url:

@@ -1,7 +1,6 @@
-"""The page and the HTTP service as one ASGI application, composed once for both ways to run it.
+"""Compose page and HTTP service into one ASGI application.
 
-`compose` puts them together; `demo.app` runs the result in a server of its own (with a share link), `create_app` gives
-it to a host that brings one:
+`demo.app` runs it in a server of its own (with a share link); `create_app` is for an ASGI server:
 
     uvicorn --factory demo.asgi:create_app
 """

@@ -1,7 +1,6 @@
 """Merge chunks of a story so that the page is redrawn about twenty times a second, not once a token.
 
-A small model writes thousands of tokens a second, and every update of a page costs a message, a diff and a
-redraw. The first chunk passes at once, because the time to the first word is what a user feels.
+Each update of a page costs a message, a diff and a redraw. The first chunk passes at once.
 """
 
 from __future__ import annotations
@@ -24,10 +23,9 @@ async def coalesce(
 ) -> AsyncGenerator[Chunk, None]:
     """Pass on `chunks`, the first at once and later ones merged over `interval` seconds.
 
-    Text, tokens and log-probabilities are kept whole and in order. What has gathered when the source ends is
-    passed on without waiting, and before an error of the source is raised. While a source is silent, an empty
-    chunk comes every `idle` seconds: the consumer can then notice that its client is gone, even
-    while the stream still waits in the queue. Closing this generator cancels the task that reads `chunks`.
+    What has gathered when the source ends is passed on at once, before an error of the source is raised. While the
+    source is silent, an empty chunk comes every `idle` seconds, so that the consumer can notice that its client is
+    gone. Closing this generator cancels the task that reads `chunks`.
     """
     gathered: list[Chunk] = []
     arrived = asyncio.Event()

@@ -1,7 +1,6 @@
 """Find what is installed, what works, and what each missing part would add (`story doctor`).
 
-Nothing heavy is imported to find out: packages are looked up in their metadata. Only whether stories can be
-written is tried for real, by writing the start of one, because every cheaper answer can be wrong.
+Packages are looked up in their metadata, without importing them. The model is tested by generating a few tokens.
 """
 
 from __future__ import annotations
@@ -61,15 +60,8 @@ def examine() -> list[Finding]:
         return [*findings, wrong]
     named = [name.upper() for name in Settings.model_fields if name in settings.model_fields_set]
     findings.append(Finding("settings", "ok", ", ".join(named) or "all at their defaults"))
-    return [
-        *findings,
-        _model(settings),
-        _native(),
-        _port(settings),
-        _mlflow(settings),
-        _modal(settings),
-        _browser(),
-    ]
+    findings += [_model(settings), _native(), _port(settings), _mlflow(settings), _modal(settings)]
+    return [*findings, _browser()]
 
 
 def stories_can_be_written(findings: list[Finding]) -> bool:
@@ -119,10 +111,9 @@ def _model(settings: Settings) -> Finding:
             runtime=settings.story_runtime,
         ) as engine:
             name = engine.runtime_name
+            greedy = SamplingParams(temperature=0)
             stream = engine.submit(
-                GenerationRequest(
-                    prompt="Once upon a time", max_tokens=16, sampling=SamplingParams(temperature=0)
-                )
+                GenerationRequest(prompt="Once upon a time", max_tokens=16, sampling=greedy)
             )
             for _ in stream:
                 pass
@@ -131,9 +122,8 @@ def _model(settings: Settings) -> Finding:
             raise StoryError(completion.error)
     except Exception as error:  # whatever the reason is, it is what the user asked for
         reason = str(error) if isinstance(error, StoryError) else f"{type(error).__name__}: {error}"
-        return Finding(
-            "model", "wrong", reason, "stories: name another folder in STORY_MODEL, or clone afresh"
-        )
+        gives = "stories: name another folder in STORY_MODEL, or clone afresh"
+        return Finding("model", "wrong", reason, gives)
     usage = completion.usage
     wrote = f"wrote {usage.completion_tokens} tokens at {usage.tokens_per_second:,.0f} a second"
     shown = f"{folder or 'model/pretrained'} (digest {digest[:12]}), {name}"
@@ -183,10 +173,8 @@ def _modal(settings: Settings) -> Finding:
     shown = f"{without_password(url)}, {token}, {used}"
     answer = fetch_model_info(url, headers, MODAL_PATIENCE)
     if isinstance(answer, str):
-        gives = (
-            "writing on a GPU at Modal; it may be starting (ask again), or not be deployed, or want a token"
-        )
-        return Finding("endpoint", "off", f"{shown}: {answer}", gives)
+        why = "it may be starting (ask again), or not be deployed, or want a token"
+        return Finding("endpoint", "off", f"{shown}: {answer}", f"writing on a GPU at Modal; {why}")
     return Finding("endpoint", "ok", f"{shown}: answers, with {answer.name} (version {answer.version[:12]})")
 
 

@@ -1,7 +1,6 @@
 """What the Experiments page shows, without the page: plain functions from what a store holds to what is drawn.
 
-Nothing here changes anything, and nothing makes HTML: texts go on as texts, tables and plots as plain values in the
-form that Gradio's components take from a program (so that no data frame is built in the process that writes).
+Read only, and no HTML: tables and plots are plain values in the form that Gradio's components take, without pandas.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from experiments.dashboard.records import (
-    BenchmarkRow,
     Curve,
     DecisionRow,
     Overview,
@@ -38,18 +36,19 @@ COLORS = ("#b4532f", "#3f7f93", "#8a6fb0", "#7d8a2e", "#c08a1e", "#6b7280")
 WORDS = {"pass": "passed", "fail": "failed", "undecided": "undecided"}
 
 NOTHING = "There is no experiment yet: this page shows what MLflow keeps, and `story train` fills it."
-RUN_COLUMNS = (
-    "run",
-    "status",
-    "preset",
-    "bits per byte",
-    "tokens",
-    "minutes",
-    "parameters",
-    "data",
-    "began (UTC)",
-    "id",
-)
+RUN_COLUMNS = {
+    "run": None,
+    "status": None,
+    "preset": None,
+    "bits per byte": 4,
+    "tokens": 0,
+    "minutes": 1,
+    "parameters": 0,
+    "data": None,
+    "began (UTC)": None,
+    "id": None,
+}
+"""Heading → digits behind the point; None: a text."""
 BENCHMARK_COLUMNS = (
     ("tokens_per_second", "tokens/s, one", 0, 1.0),
     ("total_tokens_per_second", "tokens/s, all", 0, 1.0),
@@ -154,12 +153,9 @@ async def draw(reader: Store, chosen: Sequence[str], measure: str) -> Drawn:
     except StoryError as error:
         return Drawn(chosen=tuple(chosen), measure=measure, note=str(error))
     names = names_in_the_picture(list(found.values()))
-    by_tokens: list[list[Any]] = []
-    by_minutes: list[list[Any]] = []
-    for curve in curves:
-        for tokens, minutes, value in curve.points:
-            by_tokens.append([tokens, round(value, 5), names[curve.run]])
-            by_minutes.append([round(minutes, 3), round(value, 5), names[curve.run]])
+    points = [(*point, names[curve.run]) for curve in curves for point in curve.points]
+    by_tokens = [[tokens, round(value, 5), name] for tokens, _, value, name in points]
+    by_minutes = [[round(minutes, 3), round(value, 5), name] for _, minutes, value, name in points]
     note = "" if found else "Choose a run above to see how it learned."
     if found and not by_tokens:
         note = "The chosen runs have not logged this yet."
@@ -190,61 +186,41 @@ async def samples(reader: Store, run: str, *, at: str = "") -> dict[str, Any]:
         moments = [] if row is None else await reader.samples(row.id)
     except StoryError as error:
         return {"run": "", "name": "", "moments": [], "at": None, "note": str(error)}
-    note = (
-        "" if moments else "No run has kept sample stories yet; `story train` writes some at each evaluation."
-    )
+    missing = "No run has kept sample stories yet; `story train` writes some at each evaluation."
     return {
         "run": run if moments else "",
         "name": row.name if row else "",
         "moments": [moment.model_dump() for moment in moments],
         "at": int(at) if re.fullmatch(r"[0-9]{1,9}", at) else None,
-        "note": note,
+        "note": "" if moments else missing,
     }
 
 
 def runs_table(runs: Sequence[RunRow]) -> Table:
     """A row for each run. A figure that is missing is an empty cell."""
-    rows: list[list[Any]] = [
-        [
-            run.name, run.status, run.preset, run.bits_per_byte, run.tokens, run.minutes, run.parameters,
-            run.data, _moment(run.started), run.id[:SHORT],
-        ]
-        for run in runs
-    ]  # fmt: skip
-    written = [
-        [
-            name, status, preset, _number(bits, 4), _number(tokens), _number(minutes, 1), _number(parameters),
-            data, began, run,
-        ]
-        for name, status, preset, bits, tokens, minutes, parameters, data, began, run in rows
-    ]  # fmt: skip
-    return _table(RUN_COLUMNS, rows, written)
+    rows: list[list[Any]] = []
+    for run in runs:
+        figures = [run.bits_per_byte, run.tokens, run.minutes, run.parameters]
+        texts = [run.data, _moment(run.started), run.id[:SHORT]]
+        rows.append([run.name, run.status, run.preset, *figures, *texts])
+    return _table(RUN_COLUMNS, rows)
 
 
 def benchmarks_table(seen: Overview) -> Table:
     """A row for each benchmark, with the version that was measured, where it is one of the registered ones."""
     numbers = {version.digest: version.number for version in seen.versions}
-    rows, written = [], []
+    rows: list[list[Any]] = []
     for row in seen.benchmarks:
         values = [
             None if (value := row.figures.get(name)) is None else value * factor
             for name, _, _, factor in BENCHMARK_COLUMNS
         ]
-        ends = [row.target, _measured(row, numbers)]
+        measured = f"version {numbers[row.digest]}" if row.digest in numbers else row.digest[:SHORT]
         held = {True: "✓ held", False: "✗ missed", None: ""}[row.passed]
-        rows.append([*ends, *values, held, _moment(row.started)])
-        texts = [
-            _number(value, digits) for value, (_, _, digits, _) in zip(values, BENCHMARK_COLUMNS, strict=True)
-        ]
-        written.append([*ends, *texts, held, _moment(row.started)])
-    headings = (
-        "target",
-        "model",
-        *(heading for _, heading, _, _ in BENCHMARK_COLUMNS),
-        "thresholds",
-        "began (UTC)",
-    )
-    return _table(headings, rows, written)
+        rows.append([row.target, measured, *values, held, _moment(row.started)])
+    columns: dict[str, int | None] = {"target": None, "model": None}
+    columns |= {heading: digits for _, heading, digits, _ in BENCHMARK_COLUMNS}
+    return _table(columns | {"thresholds": None, "began (UTC)": None}, rows)
 
 
 def versions_shown(seen: Overview) -> dict[str, Any]:
@@ -269,8 +245,14 @@ def plot(over: str, rows: list[list[Any]]) -> Plot:
     return {"columns": list(kinds), "data": rows, "datatypes": kinds, "mark": "line"}
 
 
-def _table(headings: Sequence[str], rows: list[list[Any]], written: list[list[str]]) -> Table:
-    return {"headers": list(headings), "data": rows, "metadata": {"display_value": written}}
+def _table(columns: Mapping[str, int | None], rows: list[list[Any]]) -> Table:
+    def written(value: Any, digits: int | None) -> Any:
+        if digits is None:
+            return value
+        return "" if value is None else f"{value:,.{digits}f}"
+
+    texts = [[written(*cell) for cell in zip(row, columns.values(), strict=True)] for row in rows]
+    return {"headers": list(columns), "data": rows, "metadata": {"display_value": texts}}
 
 
 def _version(version: VersionRow, numbers: dict[str, int]) -> dict[str, Any]:
@@ -322,20 +304,10 @@ def _check(check: Any) -> dict[str, Any]:
     }
 
 
-def _measured(row: BenchmarkRow, numbers: dict[str, int]) -> str:
-    if row.digest in numbers:
-        return f"version {numbers[row.digest]}"
-    return row.digest[:SHORT]
-
-
 def _summary(seen: Overview) -> str:
     """`3 training runs, 2 versions, 4 benchmarks.`"""
-    counts = [
-        (len(seen.runs), "training run"),
-        (len(seen.versions), "version"),
-        (len(seen.benchmarks), "benchmark"),
-    ]
-    listed = ", ".join(f"{count:,} {word}{'s' * (count != 1)}" for count, word in counts)
+    counts = {"training run": seen.runs, "version": seen.versions, "benchmark": seen.benchmarks}
+    listed = ", ".join(f"{len(rows):,} {word}{'s' * (len(rows) != 1)}" for word, rows in counts.items())
     return f"{listed}.{' Older runs are left out.' * seen.more}"
 
 
@@ -348,11 +320,7 @@ def _run_with_samples(seen: Overview, asked: str) -> str:
     sampled = [run for run in seen.runs if run.stories]
     if any(run.id[:SHORT] == asked for run in sampled):
         return asked
-    best = min(
-        sampled,
-        key=lambda run: float("inf") if run.bits_per_byte is None else run.bits_per_byte,
-        default=None,
-    )
+    best = min(sampled, key=lambda run: (run.bits_per_byte is None, run.bits_per_byte), default=None)
     return "" if best is None else best.id[:SHORT]
 
 
@@ -366,10 +334,6 @@ def _split(text: str) -> list[str]:
 
 def _moment(milliseconds: int) -> str:
     return f"{datetime.fromtimestamp(milliseconds / 1000, UTC):%Y-%m-%d %H:%M}"
-
-
-def _number(value: Any, digits: int = 0) -> str:
-    return "" if value is None else f"{value:,.{digits}f}"
 
 
 def _is_number(text: str) -> bool:

@@ -1,13 +1,11 @@
 """The layout of the page Experiments, which shows what MLflow holds and changes nothing.
 
-Its events do not go through the queue: many users here must not fill the queue of stories. What
-bounds them instead is the reader, which sends one query at a time and answers the rest from its cache. Stories and
-verdicts are drawn by scripts from plain values, under a constant template, as the story is (see `demo.page`).
+Its events bypass Gradio's queue, which is for stories; the store's client bounds them by one query at a time and a
+cache. Scripts draw stories and verdicts from plain values, under a constant template (see `demo.page`).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
@@ -45,36 +43,9 @@ _LEARN = """
 _VERSIONS = """<div class="versions"></div>"""
 
 
-@dataclass(frozen=True, slots=True)
-class Parts:
-    """What events come from or change."""
-
-    note: gr.HTML
-    body: gr.Column
-    runs: gr.Dataframe
-    chosen: gr.Dropdown
-    measure: gr.Radio
-    drawn_note: gr.HTML
-    by_tokens: gr.LinePlot
-    by_minutes: gr.LinePlot
-    sample_run: gr.Dropdown
-    learn: gr.HTML
-    benchmarks: gr.Dataframe
-    no_benchmarks: gr.HTML
-    versions: gr.HTML
-
-    @property
-    def curves(self) -> list[Any]:
-        """What `_drawn` fills."""
-        return [self.chosen, self.measure, self.drawn_note, self.by_tokens, self.by_minutes]
-
-    @property
-    def all(self) -> list[Any]:
-        """What `_opened` fills."""
-        return [
-            *(self.note, self.body, self.runs, *self.curves, self.sample_run, self.learn),
-            *(self.benchmarks, self.no_benchmarks, self.versions),
-        ]
+Parts = dict[str, Any]
+"""What events come from or change, by name, in the order of the values in `_opened`."""
+_CURVES = ("chosen", "measure", "drawn_note", "by_tokens", "by_minutes")
 
 
 def open_reader(settings: Settings) -> StoreClient | None:
@@ -88,93 +59,48 @@ def open_reader(settings: Settings) -> StoreClient | None:
 def add_experiments(page: gr.Blocks, reader: Store) -> None:
     """Add the page to `page`, at `/experiments`."""
     with page.route("Experiments", f"/{PATH}", show_in_navbar=False):
-        _plain(
-            _HEADER,
-            "experiments",
-            "window.story.paper(element); document.title = 'Experiments · Write me a story'",
-        )
-        parts = _lay_out()
-        _wire(page, parts, reader)
+        title = "document.title = 'Experiments · Write me a story'"
+        _plain(_HEADER, "experiments", f"window.story.paper(element); {title}")
+        _wire(page, _lay_out(), reader)
 
 
 def _lay_out() -> Parts:
-    note = _drawn_by("note", _NOTE, "Reading the store …")
-    with gr.Column(visible=False, elem_id="findings") as body:
-        _heading(
-            "Runs",
-            "Press a row to see its curve below, and ⋮ beside a heading to sort or filter by it.",
-            "runs-head",
-        )
-        runs = gr.Dataframe(
-            headers=list(handlers.RUN_COLUMNS),
-            datatype=["str", "str", "str", "number", "number", "number", "number", "str", "str", "str"],
-            interactive=False,
-            show_search="filter",
-            show_label=False,
-            label="Training runs",
-            max_height=420,
-            buttons=[],
-            elem_id="runs",
-        )
-        _heading(
-            "How they learned",
-            "Runs laid over each other: by what they read, and by the clock.",
-            "curves-head",
-        )
+    parts: Parts = {"note": _drawn_by("note", _NOTE, "Reading the store …")}
+    with gr.Column(visible=False, elem_id="findings") as parts["body"]:
+        sorting = "Press a row to see its curve below, and ⋮ beside a heading to sort or filter by it."
+        _heading("Runs", sorting, "runs-head")
+        kinds = ["str" if digits is None else "number" for digits in handlers.RUN_COLUMNS.values()]
+        headers = list(handlers.RUN_COLUMNS)
+        parts["runs"] = _frame("Training runs", "runs", "filter", headers=headers, datatype=kinds)
+        by_what = "Runs laid over each other: by what they read, and by the clock."
+        _heading("How they learned", by_what, "curves-head")
         with gr.Row(elem_id="choice"):
-            chosen = gr.Dropdown(
+            parts["chosen"] = gr.Dropdown(
                 [],
                 multiselect=True,
                 max_choices=handlers.MOST_CHOSEN,
                 label="Runs in the picture",
                 elem_id="chosen",
             )
-            measure = gr.Radio(
-                [(label, name) for name, label in handlers.MEASURES.items()],
-                value="held-out",
-                label="Measure",
-                elem_id="measure",
-            )
-        drawn_note = _drawn_by("drawn-note", _NOTE, "")
+            measures = [(label, name) for name, label in handlers.MEASURES.items()]
+            parts["measure"] = gr.Radio(measures, value="held-out", label="Measure", elem_id="measure")
+        parts["drawn_note"] = _drawn_by("drawn-note", _NOTE, "")
         with gr.Row(elem_id="plots"):
-            by_tokens = _line("tokens", "Tokens read", "by-tokens")
-            by_minutes = _line("minutes", "Minutes of training", "by-minutes")
-        _heading(
-            "Watch it learn to write", "The same prompts and the same seed, at each evaluation.", "learn-head"
-        )
-        sample_run = gr.Dropdown([], label="Run", elem_id="sample-run")
+            parts["by_tokens"] = _line("tokens", "Tokens read", "by-tokens")
+            parts["by_minutes"] = _line("minutes", "Minutes of training", "by-minutes")
+        same = "The same prompts and the same seed, at each evaluation."
+        _heading("Watch it learn to write", same, "learn-head")
+        parts["sample_run"] = gr.Dropdown([], label="Run", elem_id="sample-run")
         empty: dict[str, Any] = {"run": "", "name": "", "moments": [], "at": None, "note": ""}
-        learn = _drawn_by("learn", _LEARN, empty, theme.asset("learn.js"))
+        parts["learn"] = _drawn_by("learn", _LEARN, empty, theme.asset("learn.js"))
         _heading("How fast", "Benchmarks of models and servers, newest first.", "fast-head")
-        benchmarks = gr.Dataframe(
-            interactive=False,
-            show_search="search",
-            show_label=False,
-            label="Benchmarks",
-            max_height=420,
-            buttons=[],
-            elem_id="benchmarks",
-        )
-        no_benchmarks = _drawn_by(
-            "no-benchmarks", _NOTE, "No benchmark has been logged yet; `story benchmark` makes one."
-        )
+        parts["benchmarks"] = _frame("Benchmarks", "benchmarks", "search")
+        none_yet = "No benchmark has been logged yet; `story benchmark` makes one."
+        parts["no_benchmarks"] = _drawn_by("no-benchmarks", _NOTE, none_yet)
         _heading("Versions and verdicts", "What the gate said of each, check by check.", "versions-head")
-        versions = _drawn_by("versions", _VERSIONS, {"note": "", "versions": []}, theme.asset("versions.js"))
-    return Parts(
-        note=note,
-        body=body,
-        runs=runs,
-        chosen=chosen,
-        measure=measure,
-        drawn_note=drawn_note,
-        by_tokens=by_tokens,
-        by_minutes=by_minutes,
-        sample_run=sample_run,
-        learn=learn,
-        benchmarks=benchmarks,
-        no_benchmarks=no_benchmarks,
-        versions=versions,
-    )
+        nothing: dict[str, Any] = {"note": "", "versions": []}
+        parts["versions"] = _drawn_by("versions", _VERSIONS, nothing, theme.asset("versions.js"))
+    return parts
 
 
 def _wire(page: gr.Blocks, parts: Parts, reader: Store) -> None:
@@ -197,19 +123,19 @@ def _wire(page: gr.Blocks, parts: Parts, reader: Store) -> None:
 
     quick: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
     note_choice = "(runs, measure) => { window.experiments.address({ runs: runs.join(','), measure }); }"
-    picture: list[Any] = [parts.chosen, parts.measure]
-    page.load(on_open, None, parts.all, **quick)
+    curves = [parts[name] for name in _CURVES]
+    picture, plots = curves[:2], curves[-2:]
+    page.load(on_open, None, list(parts.values()), **quick)
     # Gradio 6.31 draws a plot that stands there one change late, so it is taken away and comes back with its curves.
-    plots: list[Any] = [parts.by_tokens, parts.by_minutes]
-    changes = [field.input(on_choice, picture, parts.curves, **quick) for field in picture]
-    changes.append(parts.runs.select(on_row, picture, parts.curves, **quick))
+    changes = [field.input(on_choice, picture, curves, **quick) for field in picture]
+    changes.append(parts["runs"].select(on_row, picture, curves, **quick))
     for change in changes:
         change.then(on_plots, picture, plots, **quick).then(None, picture, None, js=note_choice)
-    parts.sample_run.input(on_sample_run, parts.sample_run, parts.learn, **quick)
+    parts["sample_run"].input(on_sample_run, parts["sample_run"], parts["learn"], **quick)
 
 
 def _opened(page: Page) -> list[Any]:
-    """A page as values for `Parts.all`."""
+    """A page as values for all `Parts`."""
     if not page.filled:
         return [page.note, gr.update(visible=False), *[gr.skip()] * (len(_CURVES) + 6)]
     return [
@@ -228,29 +154,32 @@ def _opened(page: Page) -> list[Any]:
     ]
 
 
-_CURVES = ("chosen", "measure", "note", "by_tokens", "by_minutes")
-
-
 def _drawn(drawn: Drawn) -> list[Any]:
-    """Curves as values for `Parts.curves`."""
-    title = handlers.MEASURES[drawn.measure]
-    looks: dict[str, Any] = {
-        "color_map": drawn.colors,
-        "y_title": title,
-        "visible": bool(drawn.chosen) and not drawn.note,
-    }
-    return [
-        list(drawn.chosen),
-        drawn.measure,
-        drawn.note,
-        gr.update(value=drawn.by_tokens, **looks),
-        gr.update(value=drawn.by_minutes, **looks),
+    """Curves as values for the parts in `_CURVES`."""
+    visible, title = bool(drawn.chosen) and not drawn.note, handlers.MEASURES[drawn.measure]
+    plots = [
+        gr.update(value=value, color_map=drawn.colors, y_title=title, visible=visible)
+        for value in (drawn.by_tokens, drawn.by_minutes)
     ]
+    return [list(drawn.chosen), drawn.measure, drawn.note, *plots]
 
 
 def _undrawn(drawn: Drawn) -> list[Any]:
-    """What was chosen, as values for `Parts.curves`, with the plots out of the way."""
+    """As `_drawn`, with the plots out of the way."""
     return [*_drawn(drawn)[:3], gr.update(visible=False), gr.update(visible=False)]
+
+
+def _frame(label: str, elem_id: str, search: Any, **columns: Any) -> gr.Dataframe:
+    return gr.Dataframe(
+        interactive=False,
+        show_search=search,
+        show_label=False,
+        label=label,
+        max_height=420,
+        buttons=[],
+        elem_id=elem_id,
+        **columns,
+    )
 
 
 def _line(x: str, title: str, elem_id: str) -> gr.LinePlot:

@@ -1,7 +1,6 @@
-"""The fields of the page's form, and what each of them may hold.
+"""The fields of the page's form: names, order and limits, the same for layout, handlers and links.
 
-One place knows their names, their order and their limits, so that layout, handlers and links agree. The
-limits themselves are those of `model.generation`; the page narrows two of them.
+The limits are those of `model.generation`; the page narrows two of them.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from demo.form import FIELDS, Form, new_seed
 from demo.routing import event_recorder
 from experiments.ab.events import new_id
 from model.errors import BusyError, InputError, LimitError, StoryError
-from model.generation import Completion, Usage
+from model.generation import Completion
 from model.serving.backend import CACHE, Backend, Stream, model_for
 from model.serving.logs import new_request_id, request_id
 from model.serving.rate_limit import UNKNOWN, Limiter, Reservation
@@ -33,7 +33,6 @@ Phase = Literal["empty", "waiting", "writing", "ended", "open", "failed"]
 
 PLACES = {"local": "locally", "modal": "on Modal"}
 """`served_by` of a stream, in words."""
-
 
 THANKS = {1: "Noted: you like it.", -1: "Noted: not for you.", 0: "Taken back."}
 """What a screen reader says of a rating."""
@@ -137,7 +136,7 @@ def opened(query: Mapping[str, str], version: str) -> tuple[dict[str, Any], View
     return {"seed": new_seed(), **link.values}, View(status=note, spoken=note)
 
 
-async def write(
+def write(
     state: AppState, session: str, form: Form, client: str = UNKNOWN, user: str = ""
 ) -> AsyncGenerator[View, None]:
     """Generate a new story from the form's prompt and settings.
@@ -151,18 +150,14 @@ async def write(
     view = View(prompt=form.prompt, filename=filename(form.prompt), story=new_id() if state.records else "")
     with contextlib.suppress(InputError):  # only a prompt too long for an address: then there is no link
         view = replace(view, link=links.encode(form, model_for(state.backend, user).version))
-    async with contextlib.aclosing(_generate(state, session, form, view, client, user)) as views:
-        async for shown in views:
-            yield shown
+    return _generate(state, session, form, view, client, user)
 
 
-async def resume(
+def resume(
     state: AppState, session: str, form: Form, view: View, client: str = UNKNOWN, user: str = ""
 ) -> AsyncGenerator[View, None]:
     """Go on with the story on the page, under the form's settings; its prompt field plays no part."""
-    async with contextlib.aclosing(_generate(state, session, form, view, client, user)) as views:
-        async for shown in views:
-            yield shown
+    return _generate(state, session, form, view, client, user)
 
 
 def stop(state: AppState, session: str) -> None:
@@ -223,10 +218,7 @@ async def _generate(
         yield _failed(view, f"{who} as many stories as there may be for now. Please try again in {wait}.")
     except BusyError as error:
         wait = spoken_wait(error.retry_after)
-        yield _failed(
-            view,
-            f"All places are taken and the queue is full. Please try again in about {wait}.",
-        )
+        yield _failed(view, f"All places are taken and the queue is full. Please try again in about {wait}.")
     except StoryError as error:
         yield _failed(view, f"{str(error)[:1].upper()}{str(error)[1:]}.")
     except Exception:  # the edge of the program: the user keeps the page, the log gets the reason
@@ -244,11 +236,8 @@ async def _generate(
 
 def spoken_wait(seconds: float) -> str:
     """A time to wait, in words and never too short: `12 seconds`, `3 minutes`."""
-    size, name = next(
-        (size, name)
-        for size, name in ((3_600, "hour"), (60, "minute"), (1, "second"))
-        if seconds > size or size == 1
-    )
+    units = ((3_600, "hour"), (60, "minute"), (1, "second"))
+    size, name = next((size, name) for size, name in units if seconds > size or size == 1)
     count = max(1, math.ceil(seconds / size))
     return f"{count} {name}{'s' * (count != 1)}"
 
@@ -262,20 +251,13 @@ def _ended(view: View, completion: Completion, served_by: list[str], seed: int) 
     if completion.finish_reason == "error":
         reason = completion.error or "the model could not go on"
         return _failed(view, f"The story broke off: {reason}")
-    ending = {
-        "stop": "The end",
-        "length": "Stopped at the length you set",
-        "cancelled": "Stopped",
-    }[completion.finish_reason]
+    endings = {"stop": "The end", "length": "Stopped at the length you set", "cancelled": "Stopped"}
+    ending = endings[completion.finish_reason]
     usage = completion.usage
     line = _line(usage.completion_tokens, usage.tokens_per_second, usage.ttft, served_by, seed)
     status = f"{ending} · {line}" if usage.completion_tokens else ending
     phase: Phase = "ended" if completion.finish_reason == "stop" else "open"
     return replace(view, phase=phase, status=status, spoken=status.replace(" · ", ", ") + ".")
-
-
-def _told(usage: Usage) -> bool:
-    return usage.completion_tokens > 0
 
 
 def _rate(tokens: int, seconds: float) -> float:

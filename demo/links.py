@@ -1,9 +1,8 @@
 """A link that reopens the same prompt and settings.
 
-All of it stands in the query string, in plain words: nothing is stored, so a link never dies with a disk and
-works on every replica. The version of the model is part of it, because another version writes another story
-from the same seed. Whatever arrives is treated as written by a stranger: a value that cannot be used is left
-at its default and reported, and never stops the page from opening.
+Everything is in the query string and nothing is stored, so a link works on every replica. It names the model's version,
+because another version writes another story from the same seed. Input is untrusted: a value that cannot be used is
+left at its default and reported.
 """
 
 from __future__ import annotations

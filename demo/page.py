@@ -10,10 +10,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncGenerator, Callable
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Callable, Sequence
 from html import escape
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import gradio as gr
 
@@ -36,6 +35,19 @@ EXAMPLES = {
     "Two friends, one kite": "Sam and Mia both wanted to fly the blue kite.",
 }
 """Beginnings by label. None ends in a space: see `handlers.write`."""
+
+HELP = {
+    "Length": "In tokens at most: a short word or a part of one.",
+    "Temperature": "How daring the words are. 0 always takes the likeliest.",
+    "Top-p": "Keeps the likeliest words that together reach this share.",
+    "Min-p": "Drops words less likely than this share of the likeliest.",
+    "Repetition penalty": "Above 1, words already used become less likely.",
+    "Top-k": "Keeps only the k likeliest words. 0 keeps all.",
+    "Seed": "The same seed, prompt and settings give the same story.",
+}
+
+BUTTONS = ("write", "stop", "resume", "again", "save", "link", "rate", "rate")
+"""What of `Buttons` each button needs, in their order on the page; the last two are the thumbs."""
 
 QUEUE_MARGIN = 64
 """Events that may wait in Gradio's own queue: loads and new seeds. Stories wait in the engine's queue."""
@@ -65,22 +77,15 @@ _BOOK = """
 Made = TypeVar("Made")
 
 
-@dataclass(frozen=True, slots=True)
-class Parts:
+class Parts(NamedTuple):
     """What events come from or change."""
 
-    fields: list[gr.components.Component]
+    fields: Sequence[gr.components.Component]
     """In the order of `FIELDS`."""
     examples: list[tuple[gr.Button, str]]
     new_seed_button: gr.Button
-    write: gr.Button
-    stop: gr.Button
-    resume: gr.Button
-    again: gr.Button
-    save: gr.Button
-    link: gr.Button
-    like: gr.Button
-    dislike: gr.Button
+    buttons: list[gr.Button]
+    """In the order of `BUTTONS`."""
     book: gr.HTML
     view: gr.State
     """The `View` on the page, kept on the server for Continue."""
@@ -143,59 +148,29 @@ def _layout(*, asks: bool) -> Parts:
                     (gr.Button(label, size="sm", min_width=0, scale=0, elem_classes="chip"), beginning)
                     for label, beginning in EXAMPLES.items()
                 ]
-            max_tokens = _slider(
-                "Length", 1, LONGEST, 1, usual.max_tokens, "In tokens at most: a short word or a part of one."
-            )
+            max_tokens = _slider("Length", 1, LONGEST, 1, usual.max_tokens)
             with gr.Accordion("More", open=False, elem_id="more"), gr.Row(elem_id="settings"):
-                temperature = _slider(
-                    "Temperature",
-                    0,
-                    2,
-                    0.05,
-                    usual.temperature,
-                    "How daring the words are. 0 always takes the likeliest.",
-                )
-                top_p = _slider(
-                    "Top-p",
-                    0,
-                    1,
-                    0.01,
-                    usual.top_p,
-                    "Keeps the likeliest words that together reach this share.",
-                )
-                min_p = _slider(
-                    "Min-p",
-                    0,
-                    1,
-                    0.01,
-                    usual.min_p,
-                    "Drops words less likely than this share of the likeliest.",
-                )
-                penalty = _slider(
-                    "Repetition penalty",
-                    1,
-                    2,
-                    0.01,
-                    usual.repetition_penalty,
-                    "Above 1, words already used become less likely.",
-                )
-                top_k = _number("Top-k", usual.top_k, "Keeps only the k likeliest words. 0 keeps all.")
+                temperature = _slider("Temperature", 0, 2, 0.05, usual.temperature)
+                top_p = _slider("Top-p", 0, 1, 0.01, usual.top_p)
+                min_p = _slider("Min-p", 0, 1, 0.01, usual.min_p)
+                penalty = _slider("Repetition penalty", 1, 2, 0.01, usual.repetition_penalty)
+                top_k = _number("Top-k", usual.top_k)
                 with gr.Row(elem_id="seed-row"):
-                    seed = _number(
-                        "Seed", new_seed(), "The same seed, prompt and settings give the same story."
-                    )
+                    seed = _number("Seed", new_seed())
                     new_seed_button = _small("New seed", "new-seed", interactive=True)
             with gr.Row(elem_id="actions"):
-                write = gr.Button("Write", variant="primary", min_width=0, elem_id="write")
-                stop = gr.Button("Stop", interactive=False, min_width=0, elem_id="stop")
-                resume = gr.Button("Continue", interactive=False, min_width=0, elem_id="continue")
-                again = gr.Button("Again", interactive=False, min_width=0, elem_id="again")
+                actions = [
+                    gr.Button("Write", variant="primary", min_width=0, elem_id="write"),
+                    gr.Button("Stop", interactive=False, min_width=0, elem_id="stop"),
+                    gr.Button("Continue", interactive=False, min_width=0, elem_id="continue"),
+                    gr.Button("Again", interactive=False, min_width=0, elem_id="again"),
+                ]
             _plain(_KEYS, "keys")
         with gr.Column(elem_id="story-panel"):
             book = gr.HTML(
                 View().as_dict(),
                 html_template=_BOOK,
-                js_on_load=theme.book_script(),
+                js_on_load=theme.asset("book.js"),
                 apply_default_css=False,
                 elem_id="book",
             )
@@ -205,56 +180,25 @@ def _layout(*, asks: bool) -> Parts:
             with gr.Row(elem_id="keep"):
                 save = _small("Save as .txt", "save", interactive=False)
                 link = _small("Copy link", "link", interactive=False)
-    return Parts(
-        fields=[prompt, max_tokens, temperature, top_p, top_k, min_p, penalty, seed],
-        examples=examples,
-        new_seed_button=new_seed_button,
-        write=write,
-        stop=stop,
-        resume=resume,
-        again=again,
-        save=save,
-        link=link,
-        like=like,
-        dislike=dislike,
-        book=book,
-        view=gr.State(View()),
-    )
+    fields = [prompt, max_tokens, temperature, top_p, top_k, min_p, penalty, seed]
+    buttons = [*actions, save, link, like, dislike]
+    return Parts(fields, examples, new_seed_button, buttons, book, gr.State(View()))
 
 
 def _wire(page: gr.Blocks, parts: Parts, state: AppState) -> None:
     """Connect events to handlers. Each function here only hands over what Gradio gives it."""
 
-    async def on_write(
-        prompt: str,
-        max_tokens: int,
-        temperature: float,
-        top_p: float,
-        top_k: int,
-        min_p: float,
-        repetition_penalty: float,
-        seed: int,
-        request: gr.Request,
-    ) -> AsyncGenerator[list[Any], None]:
-        form = _form(prompt, max_tokens, temperature, top_p, top_k, min_p, repetition_penalty, seed)
+    # Gradio finds `request` by its place, so it stands before the fields' values.
+    async def on_write(request: gr.Request, *values: Any) -> AsyncGenerator[list[Any], None]:
         who = (_client(state, request), user_of(request))
-        async with contextlib.aclosing(handlers.write(state, _session(request), form, *who)) as views:
+        async with contextlib.aclosing(
+            handlers.write(state, _session(request), _form(*values), *who)
+        ) as views:
             async for update in _updates(views):
                 yield update
 
-    async def on_resume(
-        view: View,
-        max_tokens: int,
-        temperature: float,
-        top_p: float,
-        top_k: int,
-        min_p: float,
-        repetition_penalty: float,
-        seed: int,
-        request: gr.Request,
-    ) -> AsyncGenerator[list[Any], None]:
-        form = _form("", max_tokens, temperature, top_p, top_k, min_p, repetition_penalty, seed)
-        who = (_client(state, request), user_of(request))
+    async def on_resume(request: gr.Request, view: View, *numbers: Any) -> AsyncGenerator[list[Any], None]:
+        form, who = _form("", *numbers), (_client(state, request), user_of(request))
         async with contextlib.aclosing(handlers.resume(state, _session(request), form, view, *who)) as views:
             async for update in _updates(views):
                 yield update
@@ -263,12 +207,10 @@ def _wire(page: gr.Blocks, parts: Parts, state: AppState) -> None:
         handlers.stop(state, _session(request))
 
     def on_like(view: View) -> list[Any]:
-        rated = handlers.rate(state, view, 1)
-        return [rated.as_dict(), rated]
+        return _shown(handlers.rate(state, view, 1))
 
     def on_dislike(view: View) -> list[Any]:
-        rated = handlers.rate(state, view, -1)
-        return [rated.as_dict(), rated]
+        return _shown(handlers.rate(state, view, -1))
 
     def on_load(request: gr.Request) -> list[Any]:
         version = model_for(state.backend, user_of(request)).version
@@ -281,28 +223,25 @@ def _wire(page: gr.Blocks, parts: Parts, state: AppState) -> None:
     quick: dict[str, Any] = {**hidden, "queue": False}
     story: dict[str, Any] = {
         **hidden,
-        "outputs": [
-            *(parts.book, parts.view),
-            *(parts.write, parts.stop, parts.resume, parts.again, parts.save, parts.link),
-            *(parts.like, parts.dislike),
-        ],
+        "outputs": [parts.book, parts.view, *parts.buttons],
         "concurrency_limit": state.backend.capacity,
         "concurrency_id": "stories",
     }
     seed = parts.fields[-1]
+    write, stop, resume, again, save, link, like, dislike = parts.buttons
 
-    parts.write.click(on_write, parts.fields, validator=_check, **story)
-    parts.resume.click(on_resume, [parts.view, *parts.fields[1:]], validator=_check_resume, **story)
-    parts.again.click(new_seed, None, seed, **quick).then(on_write, parts.fields, validator=_check, **story)
-    parts.stop.click(on_stop, None, None, **quick)
+    write.click(on_write, parts.fields, validator=_check, **story)
+    resume.click(on_resume, [parts.view, *parts.fields[1:]], validator=_check_resume, **story)
+    again.click(new_seed, None, seed, **quick).then(on_write, parts.fields, validator=_check, **story)
+    stop.click(on_stop, None, None, **quick)
     parts.new_seed_button.click(new_seed, None, seed, **quick)
     if state.records:
-        parts.like.click(on_like, parts.view, [parts.book, parts.view], **quick)
-        parts.dislike.click(on_dislike, parts.view, [parts.book, parts.view], **quick)
+        like.click(on_like, parts.view, [parts.book, parts.view], **quick)
+        dislike.click(on_dislike, parts.view, [parts.book, parts.view], **quick)
     for chip, beginning in parts.examples:
         chip.click(None, None, parts.fields[0], js=f"() => window.story.begin({json.dumps(beginning)})")
-    parts.save.click(None, parts.book, None, js="(view) => window.story.save(view)")
-    parts.link.click(None, parts.book, None, js="(view) => window.story.link(view)")
+    save.click(None, parts.book, None, js="(view) => window.story.save(view)")
+    link.click(None, parts.book, None, js="(view) => window.story.link(view)")
     page.load(on_load, None, [*parts.fields, parts.book], **hidden)
     page.unload(on_stop)
 
@@ -332,21 +271,24 @@ def _client(state: AppState, request: gr.Request) -> str:
     return state.limiter.clients.of({} if request.request is None else request.request.scope)
 
 
+def _shown(view: View) -> list[Any]:
+    return [view.as_dict(), view]
+
+
 async def _updates(views: AsyncGenerator[View, None]) -> AsyncGenerator[list[Any], None]:
     """Each view as values for the story's outputs; buttons are sent only when one changes."""
     before = None
     async for view in views:
         now = buttons(view)
         if now == before:
-            presses: list[Any] = [gr.skip()] * 8
+            presses: list[Any] = [gr.skip()] * len(BUTTONS)
         else:
-            allowed = (now.write, now.stop, now.resume, now.again, now.save, now.link, now.rate, now.rate)
-            presses = [gr.update(interactive=value) for value in allowed]
+            presses = [gr.update(interactive=getattr(now, name)) for name in BUTTONS]
         before = now
-        yield [view.as_dict(), view, *presses]
+        yield [*_shown(view), *presses]
 
 
-def _slider(label: str, low: float, high: float, step: float, value: float, info: str) -> gr.Slider:
+def _slider(label: str, low: float, high: float, step: float, value: float) -> gr.Slider:
     """A slider whose element id is its label in small letters with hyphens."""
     return gr.Slider(
         low,
@@ -355,15 +297,15 @@ def _slider(label: str, low: float, high: float, step: float, value: float, info
         step=step,
         precision=0 if step == 1 else None,
         label=label,
-        info=info,
+        info=HELP[label],
         elem_id=label.lower().replace(" ", "-"),
         buttons=[],
     )
 
 
-def _number(label: str, value: int, info: str) -> gr.Number:
+def _number(label: str, value: int) -> gr.Number:
     """A field for a whole number, without limits of its own: the validator names them beside the field."""
-    return gr.Number(value=value, step=1, precision=0, label=label, info=info, elem_id=label.lower())
+    return gr.Number(value=value, step=1, precision=0, label=label, info=HELP[label], elem_id=label.lower())
 
 
 def _small(label: str, elem_id: str, *, interactive: bool) -> gr.Button:

@@ -1,7 +1,7 @@
 """A/B routing: which model variant serves a user, and the record of each story for the test's analysis.
 
-To page and service `RoutingBackend` is one backend. It sends each request to the variant of its user and records the
-request once, whichever interface it came from. With a single variant nothing is split, only recorded.
+`RoutingBackend` sends each request to its user's variant and records it once, whichever interface it came from. With a
+single variant it only records.
 
 A variant of `STORY_SPLIT` is a registered version (number, alias or digest), a model folder, a deployment on Modal, or
 `default`, which serves without a test. Registered versions are resolved once, at the start: only then is MLflow
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from model.serving.http.app import Service
     from model.settings import Settings
 
+DEPLOYMENTS = ("blue", "green")
 OUTCOMES: dict[FinishReason, Outcome] = {
     "stop": "finished",
     "length": "length",
@@ -129,9 +130,7 @@ class RoutingBackend:
         except Exception as error:
             outcome: Outcome = "refused" if isinstance(error, BusyError) else "failed"
             waited = time.perf_counter() - began
-            self._end(
-                request, outcome, served_by=variant.backend.name, usage=Usage(0, 0, waited, waited, waited)
-            )
+            self._end(request, outcome, variant.backend.name, Usage(0, 0, waited, waited, waited))
             raise
         return RecordedStream(self, request, stream, began)
 
@@ -150,9 +149,9 @@ class RoutingBackend:
         if outcome == "stopped" and self._closing:
             outcome = "aborted"
         usage = stream.usage if completion is None else completion.usage
-        self._end(request, outcome, served_by=stream.served_by, usage=usage)
+        self._end(request, outcome, stream.served_by, usage)
 
-    def _end(self, request: GenerationRequest, outcome: Outcome, *, served_by: str, usage: Usage) -> None:
+    def _end(self, request: GenerationRequest, outcome: Outcome, served_by: str, usage: Usage) -> None:
         tokens, rate = usage.completion_tokens, usage.tokens_per_second
         self.recorder.add(
             Ending(
@@ -238,6 +237,9 @@ class RecordedStream:
             self._backend.ended(self._request, self, completion)
 
 
+SUMMED = ("slots", "active", "waiting", "queue_limit", "steps", "tokens", "prompt_tokens", "refused")
+
+
 def _together(engines: list[EngineStats]) -> EngineStats:
     """Several engines' figures as one's."""
     first, *others = engines
@@ -249,16 +251,9 @@ def _together(engines: list[EngineStats]) -> EngineStats:
         first = replace(
             first,
             healthy=first.healthy and other.healthy,
-            slots=first.slots + other.slots,
-            active=first.active + other.active,
-            waiting=first.waiting + other.waiting,
-            queue_limit=first.queue_limit + other.queue_limit,
-            steps=first.steps + other.steps,
-            tokens=first.tokens + other.tokens,
-            prompt_tokens=first.prompt_tokens + other.prompt_tokens,
             finished=finished,
-            refused=first.refused + other.refused,
             last_error=first.last_error or other.last_error,
+            **{name: getattr(first, name) + getattr(other, name) for name in SUMMED},
         )
     return first
 
@@ -334,14 +329,10 @@ class _EventMetrics(Collector):
 
     def collect(self) -> Iterable[Metric]:
         tally = self._recorder.tally()
-        events = CounterMetricFamily(
-            "story_events",
-            "Recorded events of stories and ratings, by what became of them.",
-            labels=["state"],
-        )
+        what = "Recorded events of stories and ratings, by what became of them."
+        events = CounterMetricFamily("story_events", what, labels=["state"])
         events.add_metric(["written"], tally.written)
         events.add_metric(["lost"], tally.lost)
         yield events
-        yield GaugeMetricFamily(
-            "story_events_waiting", "Recorded events that are still to be stored.", tally.waiting
-        )
+        waiting = "Recorded events that are still to be stored."
+        yield GaugeMetricFamily("story_events_waiting", waiting, tally.waiting)

@@ -20,17 +20,8 @@ if TYPE_CHECKING:
     from model.generation import GenerationRequest
     from model.settings import Settings
 
-EXTRA_OF = {
-    "huggingface_hub": "train",
-    "mlflow": "train",
-    "onnx": "train",
-    "optuna": "train",
-    "psutil": "train",
-    "safetensors": "train",
-    "scipy": "train",
-    "torch": "train",
-    "modal": "modal",
-}
+TRAIN = ("huggingface_hub", "mlflow", "onnx", "optuna", "psutil", "safetensors", "scipy", "torch")
+EXTRA_OF = {"modal": "modal", **dict.fromkeys(TRAIN, "train")}
 """Which optional set brings a package that a verb may find missing."""
 
 

@@ -1,10 +1,8 @@
-"""A user id: one that a browser keeps from one visit to the next, so that it meets the same version again.
+"""A first-party cookie with a random user id, so that a returning browser gets the same model version.
 
-It is a first-party cookie, set by this server with the page. Gradio's own session lasts for one tab and one visit, and
-an address is shared by a household; what a script keeps (a script's cookie, local storage) some browsers throw away
-after seven days, and a cookie that the server sets they keep. The id is 128 random bits and stands for nothing; scripts
-cannot read it, other sites do not get it, and what is stored of it is a hash. A browser that takes no cookies is a new
-user in each tab.
+Gradio's session lasts for one tab, an address is shared by a household, and some browsers delete what scripts store
+after seven days. The id is 128 random bits that scripts and other sites cannot read; only its hash is stored. A
+browser without cookies is a new user in each tab.
 """
 
 from __future__ import annotations

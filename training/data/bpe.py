@@ -1,8 +1,7 @@
 """The tokenizer: byte-level BPE, trained on the corpus that the model will read.
 
-Byte-level (Radford et al. 2019, section 2.2), so that any text can be written and nothing is unknown. 4,096
-tokens keep the tied embedding at a fifth of a 5 M-parameter model while a token still covers about four
-bytes.
+Byte-level (Radford et al. 2019, section 2.2), so that any text can be written and nothing is unknown. 4,096 tokens
+keep the tied embedding at a fifth of a 5 M-parameter model while a token still covers about four bytes.
 """
 
 from __future__ import annotations
@@ -47,8 +46,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
     """Read a `tokenizer.json` and make sure that it keeps the project's conventions.
 
     Raises:
-        DataError: it cannot be read, its id 0 is not `<|endoftext|>`, it has more than 65,536 tokens, or it
-        does not
+        DataError: it cannot be read, its id 0 is not `<|endoftext|>`, it has more than 65,536 tokens, or it does not
             give every text back (so it is not byte-level).
     """
     try:

@@ -49,9 +49,8 @@ def _undo_mojibake(match: re.Match[str]) -> str:
 def repair(text: str) -> str:
     """The same story in plain writing: NFC, straight quotes, ` - ` for a dash, single spaces, no blank lines.
 
-    UTF-8 that was once read as Windows-1252 is undone, and an end-of-story mark inside the text becomes a
-    line end, because the tokenizer would read it as the end. Repairing twice changes nothing more. May return
-    "".
+    UTF-8 that was once read as Windows-1252 is undone, and an end-of-story mark inside the text becomes a line end,
+    because the tokenizer would read it as the end. Repairing twice changes nothing more. May return "".
     """
     text = text.replace(END_OF_STORY, "\n")
     while not text.isascii():  # each round undoes one layer; a plain English text is ASCII after one or two

@@ -77,8 +77,7 @@ def find_files(sources: Iterable[Path]) -> list[Path]:
     """The story files behind files and folders, each once; a folder gives all of its files, sorted by name.
 
     Raises:
-        DataError: a source does not exist, has another suffix than `SUFFIXES`, or is a folder without story
-        files.
+        DataError: a source does not exist, has another suffix than `SUFFIXES`, or is a folder without story files.
     """
     found: dict[Path, Path] = {}
     for source in sources:
@@ -109,15 +108,13 @@ def read_stories(
 ) -> Iterator[Story]:
     """Stream the stories of one file, as they stand there (not repaired, not filtered).
 
-    JSON Lines: one object a line with a string "text" (and, if present, "title" and "split"); blank lines are
-    passed over. Text: stories end at `<|endoftext|>`; in a file without that mark, at blank lines. `.gz` is
-    read through gzip. `on_bytes` hears the number of bytes taken from the disk (compressed, if so) since the
-    last call.
+    JSON Lines: one object a line with a string "text" (and, if present, "title" and "split"); blank lines are passed
+    over. Text: stories end at `<|endoftext|>`; in a file without that mark, at blank lines. `.gz` is read through
+    gzip. `on_bytes` hears the number of bytes taken from the disk (compressed, if so) since the last call.
 
     Raises:
-        BadLineError: bad JSON, no "text", a byte that is not UTF-8, a story over `MAX_STORY_BYTES`; not
-        raised
-            but handed over if `on_bad` is given.
+        BadLineError: bad JSON, no "text", a byte that is not UTF-8, a story over `MAX_STORY_BYTES`; not raised but
+            handed over if `on_bad` is given.
         DataError: the file cannot be read, its gzip stream is damaged, or it holds no story at all.
     """
 
@@ -145,9 +142,7 @@ def read_stories(
 
 
 class _MeteredFile(io.FileIO):
-    """A file that counts the bytes read from it, so that progress is exact for compressed files
-    too.
-    """
+    """A file that counts the bytes read from it, so that progress is exact for compressed files too."""
 
     def __init__(self, path: Path, on_bytes: Callable[[int], None] | None) -> None:
         super().__init__(path, "rb")

@@ -1,17 +1,16 @@
 """The same story twice is no second story: exact copies and near copies leave the training set.
 
-A near copy shares at least 40 % of the shorter story's 8-word runs with a story that stays. Comparing all
-pairs of 2.5 M stories is out of the question, so MinHash (Broder 1997, "On the resemblance and containment of
-documents") proposes pairs and the true runs decide. All that is kept of a story are `MINIMA` minima, of
-which 16 bits each are enough (Li and König 2010, "b-Bit Minwise Hashing"). Two stories whose sets of runs
-have the Jaccard resemblance J agree in each minimum with probability J. They are proposed if they agree in
-two neighbouring minima (a *band*) and in at least `MIN_AGREEING` of all. Stories of equal length at the 40 %
-limit have J = 0.25, which is proposed with probability 0.995; J = 0.02, two stories with the same worn
-opening, with 0.0002. (Both by simulation.) A short story copied whole into a much longer one has a small J
-and may stay: the limit of the method.
+A near copy shares at least 40 % of the shorter story's 8-word runs with a story that stays. Comparing all pairs of
+2.5 M stories is out of the question, so MinHash (Broder 1997, "On the resemblance and containment of documents")
+proposes pairs and the true runs decide. All that is kept of a story are `MINIMA` minima, of which 16 bits each are
+enough (Li and König 2010, "b-Bit Minwise Hashing"). Two stories whose sets of runs have the Jaccard resemblance J
+agree in each minimum with probability J. They are proposed if they agree in two neighbouring minima (a *band*) and in
+at least `MIN_AGREEING` of all. Stories of equal length at the 40 % limit have J = 0.25, which is proposed with
+probability 0.995; J = 0.02, two stories with the same worn opening, with 0.0002. (Both by simulation.) A short story
+copied whole into a much longer one has a small J and may stay: the limit of the method.
 
-Work is bounded too. In a bucket that many stories share each one meets only its `WINDOW` next ones; two that
-are true copies meet in other bands.
+Work is bounded too. In a bucket that many stories share each one meets only its `WINDOW` next ones; two that are true
+copies meet in other bands.
 """
 
 from __future__ import annotations
@@ -42,9 +41,7 @@ _U64 = NDArray[np.uint64]
 
 
 class _WordHashes(dict[str, int]):
-    """Word → 64-bit hash, the same in every process (Python's own is salted); forgotten when it grows too
-    large.
-    """
+    """Word → 64-bit hash, the same in every process (Python's own is salted); forgotten when it grows too large."""
 
     def __missing__(self, word: str) -> int:
         if len(self) >= _KNOWN_WORDS:

@@ -18,8 +18,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 Outcome = Literal["finished", "stopped", "failed"]
-"""`finished`: the budget was used or early stopping decided. `stopped`: interrupted by hand. `failed`: an
-error."""
+"""`finished`: the budget was used or early stopping decided. `stopped`: interrupted by hand. `failed`: an error."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,9 +1,8 @@
 """TinyStories are fetched by the hub's own client, here from a small hub on this machine.
 
-The public hub cannot be reached in a test. What stands in for it speaks the part of its protocol that a file
-download needs (a HEAD and a GET on `/datasets/REPOSITORY/resolve/REVISION/FILE` with commit and ETag), over a
-real socket. The client runs in a process of its own, because it reads its environment once, when it is
-imported.
+The public hub cannot be reached in a test. What stands in for it speaks the part of its protocol that a file download
+needs (a HEAD and a GET on `/datasets/REPOSITORY/resolve/REVISION/FILE` with commit and ETag), over a real socket. The
+client runs in a process of its own, because it reads its environment once, when it is imported.
 """
 
 from __future__ import annotations
