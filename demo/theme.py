@@ -15,9 +15,9 @@ ASSETS = Path(__file__).resolve().parent / "assets"
 
 SANS = "-apple-system, Segoe UI, Roboto, Inter, Noto Sans, Cantarell, Liberation Sans, sans-serif"
 MONO = "ui-monospace, SF Mono, Cascadia Mono, Liberation Mono, monospace"
-PAPER = "#faf7f0 #f3eee3 #e6dece #d3c8b3 #a99d88 #857a68 #6a6052 #4d453b #302b25 #211e1a #171512"
-INK = "#fbf0ec #f5ddd5 #ebbcad #e3a38d #cf7a60 #ac4f37 #8f3d28 #76321f #5c281a #431d13 #2a120b"
-"""Shades from the lightest (50) to the darkest (950)."""
+PAPER = "#faf7f0 #f3eee3 #e6dece #d3c8b3 #a99d88 #857a68 #6a6052 #4d453b #302b25 #211e1a #171512 paper"
+INK = "#fbf0ec #f5ddd5 #ebbcad #e3a38d #cf7a60 #ac4f37 #8f3d28 #76321f #5c281a #431d13 #2a120b ink"
+"""Shades from the lightest (50) to the darkest (950), and the name."""
 
 LIGHT_AND_DARK = {
     "body_background_fill": ("#f6f2e9", "#191714"),
@@ -64,9 +64,9 @@ WITHOUT_DARK = {
 
 def theme() -> gr.themes.Base:
     """Gradio's variables, set to the colors of `assets/page.css`."""
-    paper = gr.themes.Color(*PAPER.split(), "paper")
+    paper = gr.themes.Color(*PAPER.split())
     base = gr.themes.Base(
-        primary_hue=gr.themes.Color(*INK.split(), "ink"),
+        primary_hue=gr.themes.Color(*INK.split()),
         secondary_hue=paper,
         neutral_hue=paper,
         radius_size=gr.themes.sizes.radius_md,

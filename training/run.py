@@ -1,4 +1,4 @@
-"""`story train`: a recipe, its data and a folder, put together with whoever watches the run."""
+"""`story train`: put recipe, data, folder and observers together, in one process or several."""
 
 from __future__ import annotations
 
@@ -48,12 +48,7 @@ class TrainResult:
 
 
 def resumed_recipe(out: Path, overrides: list[str]) -> Recipe:
-    """The recipe that the run in `out` was last given, its minutes included, with `name=value` overrides on top.
-
-    Raises:
-        ModelError: there is no run in `out`, or its checkpoint does not hold a recipe.
-        InputError: an override is not usable.
-    """
+    """The recipe of the run in `out`, with `name=value` overrides. Raises `ModelError` and `InputError`."""
     from training.trainer.checkpoint import LAST, find_checkpoint
 
     folder = find_checkpoint(out / LAST)
@@ -78,11 +73,8 @@ def train(
 ) -> TrainResult:
     """Train (or resume) in this process; under `torchrun`, as one process of the group.
 
-    `init` is a model folder or checkpoint whose weights a new run starts from. `observers` watch the run instead of
-    the terminal's progress and MLflow.
-
-    Raises:
-        StoryError: the recipe, the data or a checkpoint is not usable, or the loss stopped being finite.
+    `init` is a model folder or checkpoint whose weights a new run starts from. `observers` replace the terminal's
+    progress and MLflow. Raises `StoryError`.
     """
     import torch
 
@@ -99,29 +91,19 @@ def train(
     if observers is None:
         observers = [ProgressObserver(), *([MlflowObserver()] if track else [])] if group.first else []
     try:
-        end = Trainer(
-            recipe, data=data, out=out, observers=observers, group=group, resume=resume, init=init
-        ).run()
+        where: dict[str, Any] = {"data": data, "out": out, "resume": resume, "init": init}
+        end = Trainer(recipe, **where, observers=observers, group=group).run()
     finally:
         group.close()
-    return TrainResult(
-        end.outcome,
-        end.reason,
-        end.step,
-        end.tokens,
-        end.best_bits_per_byte,
-        str(end.checkpoint) if end.checkpoint else None,
-    )
+    kept = str(end.checkpoint) if end.checkpoint else None
+    return TrainResult(end.outcome, end.reason, end.step, end.tokens, end.best_bits_per_byte, kept)
 
 
 def relaunch(processes: int, arguments: list[str]) -> int:
     """Run this same `story` command in `processes` processes of this machine; returns their exit status.
 
-    They get the environment that `torchrun` would give them. What is asked of this process by Ctrl-C or SIGTERM
-    is passed on, and they get all the time they need to save: torchrun would end them after half a minute.
-
-    Raises:
-        InputError: `processes` is less than 1.
+    They get the environment that `torchrun` would set. SIGINT and SIGTERM are passed on without a time limit for
+    saving (torchrun's is half a minute). Raises `InputError`.
     """
     if processes < 1:
         raise InputError("processes", f"must be at least 1, got {processes}")
@@ -178,14 +160,11 @@ class Start:
 def find_start(
     data: Path | None, *, preset: str | None, init: Path | None, recipe_given: bool, say: Console
 ) -> Start:
-    """Fill in what was not said.
+    """Fill in defaults: data, recipe and initial weights.
 
-    The data are `data/tinystories` where `story data` has made it; otherwise the stories that ship with the project,
-    whose shards this makes. They are too few to learn to write from, so unless a recipe or a beginning was chosen
-    (`recipe_given`: by a file, or a resumed run's own), the shipped model goes on with them.
-
-    Raises:
-        DataError: the project's own stories are damaged, or the shards cannot be written.
+    The data are `data/tinystories` where it exists; otherwise shards of the project's own stories are made. Those are
+    too few to train on from scratch, so unless a recipe (`recipe_given`: by a file or a resumed run) or weights were
+    chosen, training continues from the shipped model. Raises `DataError`.
     """
     if data is not None:
         return Start(data, preset, init)
@@ -193,13 +172,9 @@ def find_start(
         return Start(SHARDS, preset, init)
     tokenizer = PRETRAINED / "tokenizer.json"
     prepare(PrepareOptions(sources=(own_stories_folder(),), out=OWN_SHARDS, tokenizer=tokenizer), None)
-    if recipe_given or preset is not None or init is not None:
-        say.print(
-            f"{SHARDS} is not there (`story data` makes it): training on our own few stories", soft_wrap=True
-        )
-        return Start(OWN_SHARDS, preset, init)
-    say.print(
-        f"{SHARDS} is not there (`story data` makes it): the shipped model goes on with our own few stories",
-        soft_wrap=True,
+    chosen = recipe_given or preset is not None or init is not None
+    what = (
+        "training on our own few stories" if chosen else "the shipped model goes on with our own few stories"
     )
-    return Start(OWN_SHARDS, OWN_RECIPE, PRETRAINED)
+    say.print(f"{SHARDS} is not there (`story data` makes it): {what}", soft_wrap=True)
+    return Start(OWN_SHARDS, preset, init) if chosen else Start(OWN_SHARDS, OWN_RECIPE, PRETRAINED)

@@ -1,7 +1,6 @@
-"""The tokenizer: byte-level BPE, trained on the corpus that the model will read.
+"""The tokenizer: byte-level BPE (Radford et al. 2019, section 2.2), so that no text is unknown.
 
-Byte-level (Radford et al. 2019, section 2.2), so that any text can be written and nothing is unknown. 4,096 tokens
-keep the tied embedding at a fifth of a 5 M-parameter model while a token still covers about four bytes.
+4,096 tokens keep the tied embedding at a fifth of a 5 M-parameter model; a token covers about four bytes.
 """
 
 from __future__ import annotations
@@ -23,10 +22,9 @@ _PROBE = "Once upon a time, Zoë said: \"It's 5 o'clock!\"\n\u65e5\u672c \U0001f
 
 
 def train_tokenizer(stories: Iterable[str], vocab_size: int = 4096) -> Tokenizer:
-    """Train a byte-level BPE of `vocab_size` pieces; id 0 is the end of a story.
+    """Train a byte-level BPE of `vocab_size` tokens; id 0 is the end of a story.
 
-    The result does not depend on how `stories` is cut into batches. Memory grows with the number of different
-    words, not with the length of the text.
+    Memory grows with the number of different words, not with the length of the text.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
@@ -71,17 +69,14 @@ def load_tokenizer(path: Path) -> Tokenizer:
 
 
 def same_tokenizer(one: Path, other: Path) -> bool:
-    """Whether two `tokenizer.json` say the same, however they are laid out.
+    """Whether two `tokenizer.json` hold the same values. Raises `DataError` where one cannot be read."""
 
-    Raises:
-        DataError: one of them cannot be read.
-    """
-    said = []
-    for path in (one, other):
+    def read(path: Path) -> object:
         try:
-            said.append(json.loads(path.read_text("utf-8")))
+            return json.loads(path.read_text("utf-8"))
         except OSError as error:
             raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
         except ValueError as error:
             raise DataError(f"{path}: is not a tokenizer.json: {error}") from None
-    return bool(said[0] == said[1])
+
+    return bool(read(one) == read(other))

@@ -1,8 +1,7 @@
-"""What a story must look like before a model learns from it.
+"""Clean stories before training.
 
-Two steps that must not be mixed. `repair` changes how a text is written (Unicode form, quotes, dashes,
-spaces) and never what it says, so it is safe for the stories a model is judged on. `why_dropped` decides
-whether a training text is kept and names the reason, so that every dropped story can be counted and reported.
+`repair` normalises the writing (Unicode form, quotes, dashes, spaces) and never the words, so it applies to validation
+stories too. `why_dropped` filters training stories and names the reason.
 """
 
 from __future__ import annotations
@@ -47,10 +46,10 @@ def _undo_mojibake(match: re.Match[str]) -> str:
 
 
 def repair(text: str) -> str:
-    """The same story in plain writing: NFC, straight quotes, ` - ` for a dash, single spaces, no blank lines.
+    """Normalise a story: NFC, straight quotes, ` - ` for a dash, single spaces, no blank lines; may return "".
 
-    UTF-8 that was once read as Windows-1252 is undone, and an end-of-story mark inside the text becomes a line end,
-    because the tokenizer would read it as the end. Repairing twice changes nothing more. May return "".
+    Undoes UTF-8 that was read as Windows-1252. An end-of-story mark inside the text becomes a line end, because the
+    tokenizer would read it as the end. Idempotent.
     """
     text = text.replace(END_OF_STORY, "\n")
     while not text.isascii():  # each round undoes one layer; a plain English text is ASCII after one or two
@@ -63,12 +62,7 @@ def repair(text: str) -> str:
 
 
 def why_dropped(text: str, *, min_chars: int, max_chars: int) -> str | None:
-    """The reason (one of `REASONS`) why a repaired text is no story to learn from; None if it is one.
-
-    The rules: no text; fewer than `min_chars` or more than `max_chars` characters; HTML, links or other
-    markup; control characters or less than 70 % Latin letters and spaces; a first letter that is lower case
-    or a first character that closes something; no closing punctuation at the end.
-    """
+    """Return the reason (one of `REASONS`) to drop a repaired text from training, or None to keep it."""
     if not text:
         return "empty"
     if len(text) < min_chars:

@@ -1,8 +1,7 @@
-"""Stories out of files: one record or one stretch of text at a time, and never a silent loss.
+"""Stream stories out of files; memory does not grow with the file.
 
-Everything streams: memory does not grow with the file. A damaged line stops the reading with a message that
-names file and line, unless the caller passes `on_bad` and so takes over the counting. Damage that reaches the
-whole file (a gzip stream cut off, no story at all) always stops.
+A damaged line raises an error that names file and line, unless the caller passes `on_bad`. Damage of the whole file (a
+truncated gzip stream, no story at all) always raises.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from contextlib import contextmanager
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import BinaryIO, Literal, NamedTuple, cast
+from typing import BinaryIO, Literal, NamedTuple, cast, get_args
 
 from model.errors import DataError, InputError
 from training.data.bpe import END_OF_STORY
@@ -76,8 +75,7 @@ def file_sha256(path: Path, on_bytes: Callable[[int], None] | None = None) -> st
 def find_files(sources: Iterable[Path]) -> list[Path]:
     """The story files behind files and folders, each once; a folder gives all of its files, sorted by name.
 
-    Raises:
-        DataError: a source does not exist, has another suffix than `SUFFIXES`, or is a folder without story files.
+    Raises `DataError` for a source that does not exist, has another suffix, or is a folder without story files.
     """
     found: dict[Path, Path] = {}
     for source in sources:
@@ -108,13 +106,12 @@ def read_stories(
 ) -> Iterator[Story]:
     """Stream the stories of one file, as they stand there (not repaired, not filtered).
 
-    JSON Lines: one object a line with a string "text" (and, if present, "title" and "split"); blank lines are passed
-    over. Text: stories end at `<|endoftext|>`; in a file without that mark, at blank lines. `.gz` is read through
-    gzip. `on_bytes` hears the number of bytes taken from the disk (compressed, if so) since the last call.
+    JSON Lines: one object a line with a string "text" (and, if present, "title" and "split"). Text: stories end at
+    `<|endoftext|>` or, in a file without that mark, at blank lines. `.gz` is read through gzip. `on_bytes` gets the
+    number of bytes read from the disk since the last call.
 
     Raises:
-        BadLineError: bad JSON, no "text", a byte that is not UTF-8, a story over `MAX_STORY_BYTES`; not raised but
-            handed over if `on_bad` is given.
+        BadLineError: a line is unusable and `on_bad` is not given.
         DataError: the file cannot be read, its gzip stream is damaged, or it holds no story at all.
     """
 
@@ -142,7 +139,7 @@ def read_stories(
 
 
 class _MeteredFile(io.FileIO):
-    """A file that counts the bytes read from it, so that progress is exact for compressed files too."""
+    """A file that reports the bytes read from it, so that progress is exact for compressed files too."""
 
     def __init__(self, path: Path, on_bytes: Callable[[int], None] | None) -> None:
         super().__init__(path, "rb")
@@ -226,9 +223,8 @@ def _read_json(path: Path, bad: BadLineHandler, on_bytes: Callable[[int], None] 
         try:
             text.encode()
         except UnicodeEncodeError:
-            bad(
-                BadLineError(path, number, "not UTF-8", "holds half of a surrogate pair (\\ud800 to \\udfff)")
-            )
+            detail = "holds half of a surrogate pair (\\ud800 to \\udfff)"
+            bad(BadLineError(path, number, "not UTF-8", detail))
             continue
         yield Story(text, path, number, str(record.get("title") or ""), str(record.get("split") or ""))
 
@@ -291,13 +287,8 @@ def own_stories_folder() -> Path:
 
 
 def load_own_stories(split: Split = "all") -> list[Story]:
-    """The stories of one split, always in the same order.
-
-    Raises:
-        InputError: `split` is not "train", "heldout" or "all".
-        DataError: a file is damaged, or a story has no title or split.
-    """
-    if split not in ("train", "heldout", "all"):
+    """The stories of one split, always in the same order. Raises `InputError` and `DataError`."""
+    if split not in get_args(Split):
         raise InputError("split", f'must be "train", "heldout" or "all", got {split!r}')
     return [story for story in _all_stories() if split in ("all", story.split)]
 
@@ -308,8 +299,7 @@ def _all_stories() -> tuple[Story, ...]:
     for path in sorted(own_stories_folder().glob("*.jsonl")):
         for story in read_stories(path):
             if not story.title or story.split not in ("train", "heldout"):
-                raise DataError(
-                    f'{path}, line {story.line}: needs a "title" and the "split" train or heldout'
-                )
+                needs = 'needs a "title" and the "split" train or heldout'
+                raise DataError(f"{path}, line {story.line}: {needs}")
             stories.append(story)
     return tuple(stories)

@@ -1,16 +1,14 @@
-"""The same story twice is no second story: exact copies and near copies leave the training set.
+"""Find exact and near duplicates among millions of stories.
 
-A near copy shares at least 40 % of the shorter story's 8-word runs with a story that stays. Comparing all pairs of
-2.5 M stories is out of the question, so MinHash (Broder 1997, "On the resemblance and containment of documents")
-proposes pairs and the true runs decide. All that is kept of a story are `MINIMA` minima, of which 16 bits each are
-enough (Li and König 2010, "b-Bit Minwise Hashing"). Two stories whose sets of runs have the Jaccard resemblance J
-agree in each minimum with probability J. They are proposed if they agree in two neighbouring minima (a *band*) and in
-at least `MIN_AGREEING` of all. Stories of equal length at the 40 % limit have J = 0.25, which is proposed with
-probability 0.995; J = 0.02, two stories with the same worn opening, with 0.0002. (Both by simulation.) A short story
-copied whole into a much longer one has a small J and may stay: the limit of the method.
+A near duplicate shares at least 40 % of the shorter story's 8-word runs with a story that stays. MinHash (Broder
+1997) proposes pairs and the true runs decide. Of each story `MINIMA` minima of 16 bits are kept (Li and König 2010,
+"b-Bit Minwise Hashing"). Two stories with the Jaccard resemblance J agree in each minimum with probability J; they
+are proposed if they agree in two neighbouring minima (a *band*) and in at least `MIN_AGREEING` of all. By simulation:
+stories of equal length at the 40 % limit (J = 0.25) are proposed with probability 0.995, two with the same opening (J
+= 0.02) with 0.0002. A short story inside a much longer one has a small J and may stay.
 
-Work is bounded too. In a bucket that many stories share each one meets only its `WINDOW` next ones; two that are true
-copies meet in other bands.
+In a bucket that many stories share each is compared with its `WINDOW` next ones only; true copies meet in other
+bands.
 """
 
 from __future__ import annotations
@@ -41,7 +39,7 @@ _U64 = NDArray[np.uint64]
 
 
 class _WordHashes(dict[str, int]):
-    """Word → 64-bit hash, the same in every process (Python's own is salted); forgotten when it grows too large."""
+    """Word → 64-bit hash, the same in every process (Python's own is salted); cleared when it grows too large."""
 
     def __missing__(self, word: str) -> int:
         if len(self) >= _KNOWN_WORDS:
@@ -160,11 +158,11 @@ class DuplicateFinder:
         keep_reference: bool = False,
         on_band: Callable[[], None] | None = None,
     ) -> Duplicates:
-        """Name the duplicates; of each group the first story stays.
+        """Find the duplicates; of each group the first story stays.
 
-        `text_of(i)` gives story i again. Stories marked in `reference` (those of the evaluation split) come
-        before all others, so a copy shared by both splits leaves the other one; with `keep_reference` none of
-        them is ever named. `on_band` is called `BANDS` times.
+        `text_of(i)` gives story i again. Stories marked in `reference` (the validation split) come before all others,
+        so a copy in both splits leaves the other one; with `keep_reference` none of them is dropped. `on_band` is
+        called `BANDS` times.
         """
         total = len(self)
         reference = np.zeros(total, np.bool_) if reference is None else reference

@@ -1,7 +1,6 @@
 """TinyStories from the Hugging Face hub (Eldan and Li 2023, arXiv:2305.07759; licence CDLA-Sharing-1.0).
 
-The GPT-4 half of the data set in its plain text form: 2.2 GB to train on and 22 MB to judge by. The hub's own
-cache keeps what was fetched and goes on where a broken transfer stopped.
+The GPT-4 half of the data set as plain text: 2.2 GB for training and 22 MB for validation.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""Is what was exported the network? Held logit by logit against PyTorch, on the trained weights.
+"""Accept an export only if its logits are the fp32 network's.
 
-Random weights prove little: an overflow that only trained gates reach has passed such a test before. So an export
-is accepted only if, on real stories, every logit of every precision at every batch size is finite and within its
-bound of the fp32 network's, through the prefill and through the step.
+On trained weights and real stories, because an overflow that only trained gates reach has passed a test on random
+weights. Every logit of every precision and batch size must be finite and within its bound, in prefill and step.
 """
 
 from __future__ import annotations
@@ -46,11 +45,8 @@ def accept(
 ) -> Acceptance:
     """Compare `runtime` with `network` at each batch size up to its `max_batch`.
 
-    Args:
-        stories: token lists that begin with the end-of-story id, longer than a few tokens.
-
-    Raises:
-        ModelError: a logit is not finite or further off than its bound, or the network's own are not finite.
+    `stories` are token lists that begin with the end-of-story id. Raises `ModelError` for a logit that is not finite
+    or further off than its bound.
     """
     cut = [list(story)[: PREFILL + STEPS] for story in stories if len(story) >= PREFILL + STEPS]
     if not cut or any(story[0] != END_ID for story in cut):
@@ -61,9 +57,7 @@ def accept(
     largest = {}
     for size in (size for size in BATCHES if size <= runtime.max_batch):
         chosen = [index % len(cut) for index in range(size)]
-        largest[size] = _largest(
-            runtime, [cut[index] for index in chosen], [expected[index] for index in chosen]
-        )
+        largest[size] = _largest(runtime, [cut[i] for i in chosen], [expected[i] for i in chosen])
         if not largest[size] <= LIMITS[precision]:
             off = f"off by {largest[size]:.3g}" if np.isfinite(largest[size]) else "not finite"
             raise ModelError(

@@ -1,9 +1,7 @@
-"""How sure a network should be: one number that scales its logits, found on held-out stories.
+"""Temperature scaling (Guo et al. 2017): one scale of the logits, found on held-out stories.
 
-A network that has read its corpus several times is surer than it is right, and one trained with dropout gets
-surer still when nothing is dropped any more. One scale mends both (temperature scaling, Guo et al. 2017). It changes
-no ranking of tokens, and it costs nothing afterwards: it goes into the embedding, which is normed on its way in
-and is the output matrix on the way out.
+It corrects the overconfidence of repeated epochs and of dropout, and changes no ranking of tokens. It costs nothing at
+run time: it is multiplied into the tied embedding, whose input side is normed.
 """
 
 from __future__ import annotations
@@ -51,10 +49,8 @@ class Calibration:
 def calibrate(network: StoryNetwork, data: Path, tokenizer: Path, *, stories: int = STORIES) -> Calibration:
     """Scale the network's logits, in place, to the lowest loss on the first validation stories in `data`.
 
-    Raises:
-        InputError: the shards in `data` were made with another tokenizer than `tokenizer`.
-        DataError: the shards are missing or damaged, or have no validation stories.
-        ModelError: the network's logits are not finite, or no scale from 0.25 to 4 is best.
+    Raises `InputError` for shards of another tokenizer, `DataError` for damaged ones, and `ModelError` where logits
+    are not finite or no scale from 0.25 to 4 is best.
     """
     meta = read_meta(data)
     if not same_tokenizer(data / "tokenizer.json", tokenizer):

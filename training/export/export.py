@@ -50,17 +50,16 @@ def export_checkpoint(
 ) -> ExportReport:
     """Write the model folder `out` from a checkpoint (a run's `best` or `last` folder).
 
-    With `blend_with`, a model folder or checkpoint, the weights are first averaged with those. With `calibrate_on`, a
-    folder of token shards, the logits are then scaled to be as sure as they are right on its validation stories.
+    `blend_with`, a model folder or checkpoint, is averaged into the weights first. `calibrate_on`, a folder of token
+    shards, then calibrates the logits (see `training.export.calibration`).
 
-    Weights are stored as fp16 and both graphs are built from what was stored, so that every runtime computes the
-    same network. The folder appears whole, in one rename, after its graphs have been accepted; until then a model
-    that stood there before is not touched.
+    Weights are stored as fp16 and both graphs are built from what was stored, so every runtime computes the same
+    network. The folder is replaced by one rename, after its graphs have been accepted.
 
     Raises:
         ModelError: the checkpoint is unusable, or a graph differs from the network.
-        InputError: `out` exists and is not a model folder and nothing else, or it cannot be written;
-            `blend_with` has other sizes; it or `calibrate_on` was made with another tokenizer.
+        InputError: `out` cannot be written or is not a model folder; `blend_with` has other sizes; it or
+            `calibrate_on` was made with another tokenizer.
         DataError: the shards in `calibrate_on` are missing or damaged.
     """
     _check_target(out)
@@ -145,11 +144,9 @@ SHARE = 0.5
 
 
 def blend(network: StoryNetwork, other: Path, tokenizer: Path) -> dict[str, Any]:
-    """Turn the network's weights into their mean with those in the folder `other`; returns the record for the notes.
+    """Average the network's weights with those in the folder `other`; returns the record for the notes.
 
-    Raises:
-        InputError: `other` has other sizes or another tokenizer than `tokenizer`.
-        ModelError, DataError: `other` is missing or damaged.
+    Raises `InputError` for other sizes or another tokenizer, `ModelError` and `DataError` for a damaged folder.
     """
     theirs, notes = read_initial(other, network.config, tokenizer, name="blend")
     with torch.no_grad():
@@ -164,7 +161,7 @@ def history(notes: dict[str, Any]) -> list[dict[str, Any]]:
     return [*(history(earlier) if earlier else []), notes]
 
 
-def _told(notes: dict[str, Any]) -> str:
+def _history_line(notes: dict[str, Any]) -> str:
     """One training run in one line."""
     recipe, earlier = notes.get("recipe", {}), notes.get("init")
     optimizer = recipe.get("optimizer", {})
@@ -182,29 +179,19 @@ def _told(notes: dict[str, Any]) -> str:
     )
 
 
-def _blended(notes: dict[str, Any]) -> list[str]:
-    """Whose weights were mixed in, if any were."""
-    if not (blend := notes.get("blend")):
-        return []
-    return [
-        f"- then the mean of these weights and, to {blend['share']:.0%}, those of `{blend['digest'][:12]}`"
-    ]
-
-
-def _calibrated(notes: dict[str, Any]) -> list[str]:
-    """What calibration did, if there was one."""
-    if not (found := notes.get("calibration")):
-        return []
-    return [
-        f"- logits scaled by {found['scale']:.3f}, chosen on the first {found['stories']:,} validation stories: "
-        f"{found['bits_per_byte_before']:.4f} bits per byte there without it, {found['bits_per_byte']:.4f} with it"
-    ]
-
-
 def write_card(folder: Path, network: StoryNetwork, accepted: Sequence[Acceptance]) -> None:
     """Write `card.md` into a model folder, from its config.json and the figures of its acceptance."""
     notes, config = read_config(folder), network.config
     best = notes.get("best_bits_per_byte")
+    blended, calibrated = [], []
+    if found := notes.get("blend"):
+        mixed = f"to {found['share']:.0%}, those of `{found['digest'][:12]}`"
+        blended = [f"- then the mean of these weights and, {mixed}"]
+    if found := notes.get("calibration"):
+        calibrated = [
+            f"- logits scaled by {found['scale']:.3f}, chosen on the first {found['stories']:,} validation stories: "
+            f"{found['bits_per_byte_before']:.4f} bits per byte there without it, {found['bits_per_byte']:.4f} with it"
+        ]
     lines = [
         "# A small story model",
         "",
@@ -214,14 +201,14 @@ def write_card(folder: Path, network: StoryNetwork, accepted: Sequence[Acceptanc
         "",
         "## How it was made",
         "",
-        *(_told(part) for part in history(notes)),
-        *_blended(notes),
+        *map(_history_line, history(notes)),
+        *blended,
         "- the whole recipe stands in `config.json`",
         "",
         "## Figures",
         "",
         f"- {best:.4f} bits per byte on the training run's validation stories" if best else "- not validated",
-        *_calibrated(notes),
+        *calibrated,
         "",
         "Largest difference of any logit from fp32 PyTorch, on trained weights and real stories, by batch size "
         f"(the logits' standard deviation is {accepted[0].spread:.2f}):",

@@ -1,13 +1,11 @@
-"""The decode graph: the network written a second time, as ONNX nodes, for serving without PyTorch.
+"""Build the decode graph: the network as ONNX nodes, for serving without PyTorch.
 
-One graph serves both phases. Fed one token a stream it is the decode step; fed a run of tokens it is the
-prefill. States go in and come out; the ring of attention's keys and values only goes in, and the new rows come
-out, so that no step copies a ring (the runtime writes one row into it).
+One graph serves prefill (a run of tokens) and decode (one token a stream). States go in and come out; the ring of
+attention's keys and values only goes in and the new rows come out, so that no step copies a ring.
 
-Built by hand rather than traced: fewer and larger nodes, each of which costs a microsecond or more at this size,
-and a second, independent account of the network that the tests hold against the first. ONNX Runtime's fused nodes
-do the recurrence (`LinearAttention`) and its decays (`LinearAttentionGate`). Its `CausalConvWithState` and
-`GatedRMSNorm` are not used: at 16 streams plain nodes are faster (a step 17 % shorter, experiments/LOG.md).
+Built by hand rather than traced: fewer and larger nodes, each of which costs a microsecond or more at this size.
+ONNX Runtime's fused nodes do the recurrence (`LinearAttention`) and its decays (`LinearAttentionGate`). Its
+`CausalConvWithState` and `GatedRMSNorm` are not used: at 16 streams plain nodes are faster (a step 17 % shorter).
 
 Inputs (B streams, T tokens, W window, D width, H heads, N keys, P values, K taps, M convolved channels):
 `tokens` (B, T); `cos`, `sin` (B, T, 1, P) rotary table; `bias` (B, T, 1, W + T), 0 where a query may look and a
@@ -36,9 +34,8 @@ from model.errors import ModelError
 CONTRIB = "com.microsoft"
 EPSILON = 1e-6
 BITS_BLOCK = 64
-"""Weights that share one scale in int8. Not more: with blocks of 128 a single stream saves a tenth of its time, but
-ONNX Runtime's AVX-512 kernel for one row then adds up in another order than its kernel for several, and a story would
-depend on who is written beside it."""
+"""Weights that share one scale in int8. Blocks of 128 save a single stream a tenth of its time, but ONNX Runtime's
+AVX-512 kernel then sums one row in another order than several: results would depend on batch mates."""
 
 Array = npt.NDArray[Any]
 
@@ -58,11 +55,9 @@ class WeightFile:
         with path.open("rb") as file:
             (size,) = struct.unpack("<Q", file.read(8))
             header = json.loads(file.read(size))
-        spans = {}
-        for name, entry in header.items():
-            if name != "__metadata__":
-                begin, end = entry["data_offsets"]
-                spans[name] = (8 + size + begin, end - begin)
+        header.pop("__metadata__", None)
+        offsets = {name: entry["data_offsets"] for name, entry in header.items()}
+        spans = {name: (8 + size + begin, end - begin) for name, (begin, end) in offsets.items()}
         return cls(path.name, load_file(path), spans)
 
 
@@ -90,7 +85,7 @@ class GraphBuilder:
         self.constants: list[onnx.TensorProto] = []
         self.inputs: list[onnx.ValueInfoProto] = []
         self.outputs: list[onnx.ValueInfoProto] = []
-        self._known: dict[str, str] = {}
+        self._known: set[str] = set()
         self._count = 0
 
     def node(self, kind: str, *inputs: str, outputs: int = 1, domain: str = "", **attributes: Any) -> Any:
@@ -102,7 +97,7 @@ class GraphBuilder:
     def constant(self, name: str, value: Array) -> str:
         if name not in self._known:
             self.constants.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
-            self._known[name] = name
+            self._known.add(name)
         return name
 
     def ints(self, *values: int) -> str:
@@ -133,7 +128,7 @@ class GraphBuilder:
             for key, text in (("location", self.source.name), ("offset", offset), ("length", length)):
                 tensor.external_data.add(key=key, value=str(text))
             self.constants.append(tensor)
-            self._known[name] = name
+            self._known.add(name)
         return name
 
     def linear(self, x: str, name: str) -> str:
@@ -144,20 +139,11 @@ class GraphBuilder:
             return str(self.node("MatMul", x, self.node("Transpose", matrix_OI, perm=[1, 0])))
         matrix = self.weight(name)
         levels, scale = quantize_blocks(matrix, BITS_BLOCK)
-        return str(
-            self.node(
-                "MatMulNBits",
-                x,
-                self.constant(name + ".q8", levels),
-                self.constant(name + ".scale", scale.reshape(-1)),
-                domain=CONTRIB,
-                K=matrix.shape[1],
-                N=matrix.shape[0],
-                bits=8,
-                block_size=BITS_BLOCK,
-                accuracy_level=4,  # activations are rounded to int8 as well, each row by itself
-            )
-        )
+        inputs = (x, self.constant(name + ".q8", levels), self.constant(name + ".scale", scale.reshape(-1)))
+        outputs_N, inputs_K = matrix.shape
+        # Accuracy level 4: activations are rounded to int8 as well, each row by itself.
+        options = {"bits": 8, "block_size": BITS_BLOCK, "accuracy_level": 4}
+        return str(self.node("MatMulNBits", *inputs, domain=CONTRIB, K=inputs_K, N=outputs_N, **options))
 
     def norm(self, x: str, size: int) -> str:
         ones = self.constant(f"ones_{size}", np.ones(size, np.float32))
@@ -171,11 +157,8 @@ class GraphBuilder:
         ones = self.constant(f"ones_{self.config.width}", np.ones(self.config.width, np.float32))
         names = [f"addnorm_{self._count}", "", "", f"sum_{self._count}"]
         self._count += 1
-        self.nodes.append(
-            helper.make_node(
-                "SkipSimplifiedLayerNormalization", [x, y, ones], names, domain=CONTRIB, epsilon=EPSILON
-            )
-        )
+        kind = "SkipSimplifiedLayerNormalization"
+        self.nodes.append(helper.make_node(kind, [x, y, ones], names, domain=CONTRIB, epsilon=EPSILON))
         return names[0], names[3]
 
 
@@ -204,9 +187,8 @@ def recurrence(g: GraphBuilder, x: str, layer: int) -> str:
     projected = g.linear(x, prefix + "inputs.weight")
     mixed, gate = g.node("Split", projected, g.ints(channels, heads * values), outputs=2, axis=-1)
     convolved, conv_out = convolution(g, mixed, conv_in, g.weight(prefix + "conv"))
-    query, key, value = g.node(
-        "Split", convolved, g.ints(heads * keys, heads * keys, heads * values), outputs=3, axis=-1
-    )
+    sizes = g.ints(heads * keys, heads * keys, heads * values)
+    query, key, value = g.node("Split", convolved, sizes, outputs=3, axis=-1)
     rate = g.node("MatMul", x, g.constant(prefix + "rate.weight", g.weight(prefix + "rate.weight").T))
     bias = g.constant(prefix + "rate.bias", g.weight(prefix + "rate.bias"))
     speed = g.constant(prefix + "speed", -np.exp(g.weight(prefix + "log_decay")))
@@ -215,20 +197,9 @@ def recurrence(g: GraphBuilder, x: str, layer: int) -> str:
     write = g.node("LinearAttentionGate", rate, bias, ones, domain=CONTRIB)
     spread = g.constant("spread", np.repeat(np.eye(heads, dtype=np.float32), keys, axis=1))
     written = g.node("Mul", key, g.node("MatMul", write, spread))
-    read, memory_out = g.node(
-        "LinearAttention",
-        query,
-        written,
-        value,
-        memory_in,
-        log_decay,
-        outputs=2,
-        domain=CONTRIB,
-        update_rule="gated",
-        q_num_heads=heads,
-        kv_num_heads=heads,
-        scale=keys**-0.5,
-    )
+    inputs = (query, written, value, memory_in, log_decay)
+    options = {"update_rule": "gated", "q_num_heads": heads, "kv_num_heads": heads, "scale": keys**-0.5}
+    read, memory_out = g.node("LinearAttention", *inputs, outputs=2, domain=CONTRIB, **options)
     skip = g.constant(prefix + "skip", np.repeat(g.weight(prefix + "skip"), values))
     read = g.node("Add", read, g.node("Mul", value, skip))
     normed = g.norm(g.node("Reshape", read, g.ints(0, 0, heads, values)), values)
@@ -276,10 +247,7 @@ def build_graph(config: ModelConfig, source: WeightFile, precision: str) -> onnx
     """The decode graph of a network in `fp32` or `int8`.
 
     The embedding table, and in fp32 every matrix, stay in the weights file beside the graph; int8 matrices are
-    written into the graph.
-
-    Raises:
-        ModelError: a weight that goes into the graph is not finite.
+    written into the graph. Raises `ModelError` for a weight that is not finite.
     """
     g = GraphBuilder(config, source, precision)
     tokens = g.input("tokens", TensorProto.INT64, "B", "T")
