@@ -1,8 +1,6 @@
-"""The stories of one corpus between reading and writing: which are kept, which go where, and why the others
-left.
+"""Hold the stories of one corpus between reading and writing: filter, split, deduplicate, tokenise.
 
-Texts live on disk (`training.data.pool`); in memory stays what the duplicate search remembers, about 150 bytes a
-story.
+Texts are on disk; memory holds what the duplicate search needs, about 150 bytes a story.
 """
 
 from __future__ import annotations
@@ -27,9 +25,7 @@ from training.data.rename import Renamer
 from training.data.shards import ShardWriter
 
 MIN_BYTES_PER_TOKEN = 64
-"""A tokenizer needs this much training text for each token (262,144 bytes for 4,096), or its tokens mean
-nothing.
-"""
+"""Training text that a tokenizer needs for each token (262,144 bytes for 4,096)."""
 
 TOKENIZER_SAMPLE_BYTES = 256 * 1024 * 1024
 """From a larger corpus the tokenizer is trained on a sample of about this size, chosen story by story."""
@@ -73,9 +69,7 @@ class StoryPool:
         self._spool.close()
 
     def read(self, path: Path, *, validation: bool, on_bytes: Step | None = None) -> int:
-        """Take in one file and return how many stories it holds; validation files are repaired but not
-        filtered.
-        """
+        """Take in one file and return how many stories it holds; validation files are repaired but not filtered."""
         batch: list[str] = []
         size = count = 0
         for story in read_stories(path, on_bad=self._on_bad, on_bytes=on_bytes):
@@ -116,9 +110,7 @@ class StoryPool:
         return int.from_bytes(hashlib.blake2b(key, digest_size=6).digest(), "big") / (1 << 48)
 
     def drop_duplicates(self, on_band: Step | None = None) -> None:
-        """Leave out copies; one that both splits hold leaves train, and validation files that were given stay
-        whole.
-        """
+        """Leave out copies; one that both splits hold leaves train, and validation files that were given stay whole."""
         is_val = np.frombuffer(self._is_val, np.bool_)
         found = self._finder.find(
             self._spool.__getitem__,
@@ -146,22 +138,14 @@ class StoryPool:
         return int(self._spool.sizes()[self.numbers(split)].sum())
 
     def check(self, vocab_size: int | None) -> None:
-        """Make sure that there is something to train on and to judge by; with a `vocab_size`, enough for a
-        tokenizer.
-
-        Raises:
-            DataError: there is not; the message says what was dropped.
-        """
+        """Raise `DataError` if a split is empty, or too small to train a tokenizer of `vocab_size`."""
         lost = ", ".join(f"{count:,} {reason}" for reason, count in self.dropped.most_common()) or "nothing"
         size = self.size("train")
         if not size:
             raise DataError(f"no training story is left (dropped: {lost})")
         if not len(self.numbers("val")):
-            advice = (
-                "its files hold none"
-                if self._val_fraction is None
-                else "raise val_fraction or give val files"
-            )
+            given = self._val_fraction is None
+            advice = "its files hold none" if given else "raise val_fraction or give val files"
             raise DataError(f"no validation story is left: {advice} (dropped: {lost})")
         if vocab_size is not None and size < MIN_BYTES_PER_TOKEN * vocab_size:
             raise DataError(
@@ -171,11 +155,7 @@ class StoryPool:
             )
 
     def train_tokenizer(self, vocab_size: int, on_bytes: Step | None = None) -> Tokenizer:
-        """Byte-level BPE on the training split, or on a sample of it if it is large.
-
-        Raises:
-            DataError: the text is too uniform to give `vocab_size` pieces.
-        """
+        """Train on the training split, or on a sample of a large one. Raises `DataError` for too uniform a text."""
         size = self.size("train")
         share = TOKENIZER_SAMPLE_BYTES / size
 
@@ -246,9 +226,6 @@ class StorySpool:
         self._file = path.open("w+b", buffering=1024 * 1024)
         self._ends = array("q", [0])
         self._flushed = True
-
-    def __len__(self) -> int:
-        return len(self._ends) - 1
 
     def append(self, text: str) -> None:
         """Park one text; its number is the length before."""

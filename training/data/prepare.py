@@ -1,9 +1,7 @@
-"""From files of stories to token shards: the whole path behind `story data`.
+"""`story data`: make token shards of story files.
 
-Three passes, none of which holds the corpus in memory: read, repair, filter and park the texts on disk while
-a few bytes a story go into the duplicate search; train the tokenizer on what is left (or a sample); write the
-shards. The new folder is built beside the old one and put in its place at the very end, so there is never
-half of one.
+Three passes, none of which holds the corpus in memory: clean the texts into a file and hash them for the duplicate
+search; train the tokenizer; write the shards. The finished folder replaces the old one by a rename.
 """
 
 from __future__ import annotations
@@ -35,9 +33,7 @@ from training.data.pool import Step, StoryPool
 from training.data.shards import SPLITS, TokenShard, read_meta, shards_digest
 
 FORMAT = 1
-"""Raised whenever the same input would give another output, so that old shards are not taken for current
-ones.
-"""
+"""Raised whenever the same input would give another output, so that old shards are not taken for current ones."""
 
 _EXAMPLES = 5
 _SHAPING = ("val_fraction", "skip_bad", "seed", "min_chars", "max_chars", "rename")
@@ -54,8 +50,7 @@ class PrepareOptions:
     out: Path = Path("data/tinystories")
     """Folder for the shards; replaced if it holds older ones."""
     download: bool = False
-    """Add TinyStories from the Hugging Face hub to the sources (and to the val sources, if there are none).
-    """
+    """Add TinyStories from the Hugging Face hub to the sources (and to the val sources, if there are none)."""
     tokenizer: Path | None = None
     """Use this tokenizer.json instead of training one."""
     vocab_size: int = 4096
@@ -77,9 +72,8 @@ class PrepareOptions:
 
     def __post_init__(self) -> None:
         if not self.sources and not self.download:
-            raise InputError(
-                "source", "is missing: name files or folders of stories, or ask for the download"
-            )
+            what = "is missing: name files or folders of stories, or ask for the download"
+            raise InputError("source", what)
         if not 257 <= self.vocab_size <= MAX_VOCAB:
             raise InputError("vocab_size", f"must be between 257 and {MAX_VOCAB}, got {self.vocab_size}")
         if not 0 < self.val_fraction <= 0.5:
@@ -96,9 +90,7 @@ class PrepareOptions:
 
 @dataclass(frozen=True, slots=True)
 class SplitCounts:
-    """Size of one split: `tokens` counts prediction targets (one end a story included), `bytes` the UTF-8
-    text.
-    """
+    """Size of one split: `tokens` counts prediction targets (one end a story included), `bytes` the UTF-8 text."""
 
     stories: int
     tokens: int
@@ -133,14 +125,9 @@ class PrepareReport:
 
 
 def prepare(options: PrepareOptions, console: Console | None = None) -> PrepareReport:
-    """Make token shards in `options.out`, or find them up to date there.
+    """Make token shards in `options.out`, or find them up to date; progress is shown on `console`.
 
-    Progress and what was dropped are shown on `console`, if there is one.
-
-    Raises:
-        DataError: a source is missing, damaged or too small; `out` is a folder of something else or not
-        writable.
-        InputError: a val source is also a source.
+    Raises `DataError` for an unusable source or `out`, `InputError` for a val source that is also a source.
     """
     began = time.perf_counter()
     say = console or Console(quiet=True)
@@ -164,9 +151,8 @@ def prepare(options: PrepareOptions, console: Console | None = None) -> PrepareR
     )
     with bars:
         report = _Preparation(options, train_files, val_files, bars).run()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (
-        1 << 20 if sys.platform == "darwin" else 1 << 10
-    )
+    unit = 1 << 20 if sys.platform == "darwin" else 1 << 10
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
     report = replace(report, seconds=time.perf_counter() - began, peak_memory_mb=peak)
     _tell(report, say)
     return report
@@ -214,15 +200,12 @@ class _Preparation:
         """Name, split, size and SHA-256 of every source file."""
         total = sum(path.stat().st_size for path, _ in self._files)
         with self._bar("checking sources", total) as step:
-            return [
-                {
-                    "name": path.name,
-                    "split": split,
-                    "bytes": path.stat().st_size,
-                    "sha256": file_sha256(path, step),
-                }
-                for path, split in self._files
-            ]
+
+            def describe(path: Path, split: str) -> dict[str, Any]:
+                size, digest = path.stat().st_size, file_sha256(path, step)
+                return {"name": path.name, "split": split, "bytes": size, "sha256": digest}
+
+            return [describe(path, split) for path, split in self._files]
 
     def _build(
         self, work: Path, sources: list[dict[str, Any]], tokenizer: Tokenizer | None
@@ -278,9 +261,7 @@ class _Preparation:
 
     @contextmanager
     def _bar(self, what: str, total: int, unit: str = "MB", scale: float = 1e6) -> Iterator[Step]:
-        """A progress bar with its own rate; small steps are gathered, because drawing costs more than
-        reading.
-        """
+        """A progress bar with its own rate; small steps are gathered, because drawing costs more than reading."""
         began = time.perf_counter()
         task = self._bars.add_task(what, total=total, rate="")
         done = shown = 0
@@ -357,10 +338,8 @@ def _tell(report: PrepareReport, say: Console) -> None:
             f"{renamed.get('without_names', 0):,} stories have no name"
         )
     for what, by_reason in (("dropped", report.dropped), ("skipped", report.skipped)):
-        line(
-            f"{what}: "
-            + (", ".join(f"{count:,} {reason}" for reason, count in by_reason.items()) or "nothing")
-        )
+        listed = ", ".join(f"{count:,} {reason}" for reason, count in by_reason.items())
+        line(f"{what}: {listed or 'nothing'}")
     for example in report.skipped_examples:
         line(f"  {example}")
     line(f"digest {report.digest[:12]}, {report.seconds:,.1f} s, peak memory {report.peak_memory_mb:,.0f} MB")

@@ -1,11 +1,10 @@
-"""Tokenised stories on disk: read by memory map, so that a run starts at once and many processes share one
-copy.
+"""Tokenised stories on disk: read by memory map, so that a run starts at once and many processes share one copy.
 
-A folder holds `tokenizer.json`, `meta.json` and for each split `SPLIT.bin` (uint16, little endian: every
-story is the end-of-story id 0 followed by its tokens; one last 0 closes the file) and `SPLIT.idx.npy` (int64:
-where each story's 0 stands, and last the place of the closing 0). `SPLIT.masked.npy` (int64, ascending), where it
-exists, lists the places of tokens that a model reads but is not trained to predict. So `tokens[a : b + 1]` with a, b
-two neighbouring entries is a story with both its marks, and inputs and targets are the same array shifted by one.
+A folder holds `tokenizer.json`, `meta.json` and for each split `SPLIT.bin` (uint16, little endian: every story is the
+end-of-story id 0 followed by its tokens; one last 0 closes the file) and `SPLIT.idx.npy` (int64: where each story's 0
+stands, and last the place of the closing 0). `SPLIT.masked.npy` (int64, ascending), where it exists, lists the places
+of tokens that a model reads but is not trained to predict. So `tokens[a : b + 1]` with a, b two neighbouring entries
+is a story with both its marks, and inputs and targets are the same array shifted by one.
 """
 
 from __future__ import annotations

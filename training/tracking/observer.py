@@ -1,12 +1,10 @@
-"""A training run as MLflow shows it: what went in, how it went, what it wrote, what came out.
+"""Log a training run to MLflow.
 
-Curves are logged twice. `train/loss` and its like stand over optimiser steps; the same names with the suffix
-`_by_tokens` stand over target tokens (MLflow's own step is then the token count), so that runs with different
-batch sizes can be laid over each other. `tokens` and `elapsed_seconds` over steps translate between the axes.
-Steps that a killed run did after its last checkpoint are done again by a resume and then stand there twice.
+Curves are logged over optimiser steps and, with the suffix `_by_tokens`, over target tokens (as MLflow's step), so that
+runs with different batch sizes can be compared. Steps after a killed run's last checkpoint are logged twice.
 
-The store may fail at any moment after the start; the run does not (see `model.outbox`). What never reached
-the store lies in `mlflow-unsent-RUN.jsonl` in the run's folder and is sent by a resume.
+A store that fails after the start does not stop the run (see `model.outbox`). What was not sent is kept in
+`mlflow-unsent-RUN.jsonl` in the run's folder, and a resume sends it.
 """
 
 from __future__ import annotations
@@ -22,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from model.errors import StoryError, one_line
 from model.outbox import Leftover, Outbox
+from model.settings import without_password
 from training.tracking.outbox import Point, read_leftover, write_leftover
 from training.tracking.provenance import Provenance
 from training.tracking.runs import begin_run, describe_run, now, set_tags
@@ -32,7 +31,6 @@ from training.tracking.store import (
     open_experiment,
     open_store,
     unusable,
-    without_password,
 )
 from training.trainer.observers import EvaluationReport, Outcome, RunEnd, RunStart, StepReport
 
@@ -52,9 +50,8 @@ STATUS: dict[Outcome, str] = {"finished": "FINISHED", "stopped": "KILLED", "fail
 class MlflowObserver:
     """Logs a run to the MLflow store at `tracking_uri` (default: `default_tracking_uri()`).
 
-    `system_seconds` lie between two looks at the machine (CPU, memory, disk, network, GPU); `None`: none.
-    `outbox` holds options of `Outbox`. `tags` are set at the start; `keep_model`: the best checkpoint goes to the store
-    as well. `origin`: the code and machine that train, where they are not this process's.
+    `system_seconds`: interval of MLflow's system metrics, `None` for none. `outbox`: options of `Outbox`. `keep_model`
+    stores the best checkpoint too. `origin`: the code and machine that train, where not this process's.
     """
 
     def __init__(
@@ -80,11 +77,7 @@ class MlflowObserver:
         """The MLflow run's id; empty before the start."""
 
     def started(self, start: RunStart) -> None:
-        """Begin a run, or go on with the one that `start.out` names when the training is resumed.
-
-        Raises:
-            InputError: the store cannot be used, which is better known now than after hours.
-        """
+        """Begin a run, or continue the one that `start.out` names. Raises `InputError` for an unusable store."""
         self._uri = self._uri or default_tracking_uri()
         self._client = open_store(self._uri)
         try:
@@ -138,10 +131,7 @@ class MlflowObserver:
         self._outbox.flush()
 
     def ended(self, end: RunEnd) -> None:
-        """Send what is left, log the best checkpoint as a model, close the run.
-
-        A store that fails here is reported, not raised: the training itself is over and its files are whole.
-        """
+        """Send what is left, log the best checkpoint as a model, close the run; failures are logged, not raised."""
         if self._outbox is None:
             return
         leftover = self._outbox.close()
@@ -158,9 +148,8 @@ class MlflowObserver:
             except Exception as failure:  # SQLAlchemy's, MLflow's, the driver's or the network's
                 error = one_line(failure)
         if error is not None:
-            log.warning(
-                "MLflow run %s could not be closed as %s: %s", self.run_id, end.outcome, self._shown(error)
-            )
+            message = "MLflow run %s could not be closed as %s: %s"
+            log.warning(message, self.run_id, end.outcome, self._shown(error))
         self._keep_unsent(leftover)
 
     def _put(
@@ -189,9 +178,8 @@ class MlflowObserver:
             self._client.set_tag(self.run_id, "mlflow.loggedArtifacts", table)
 
     def _tell_failure(self, error: str) -> None:
-        log.warning(
-            "MLflow does not answer; training goes on and its figures are kept: %s", self._shown(error)
-        )
+        message = "MLflow does not answer; training goes on and its figures are kept: %s"
+        log.warning(message, self._shown(error))
 
     def _shown(self, error: str) -> str:
         uri = self._uri or ""
@@ -323,17 +311,10 @@ def log_checkpoint(client: MlflowClient, run_id: str, checkpoint: Path) -> str:
         losses = client.get_metric_history(run_id, "val/loss")
         of_this_step = [one for one in losses if (one.step, one.timestamp) == (best.step, best.timestamp)]
         # Key, time and step are those of the run's own points, so the run's curves get no second ones.
+        of_data = {} if data is None else {"dataset_name": data.name, "dataset_digest": data.digest}
+        about = {"model_id": model.model_id, "run_id": run_id, **of_data}
         metrics = [
-            Metric(
-                metric.key,
-                metric.value,
-                metric.timestamp,
-                metric.step,
-                model_id=model.model_id,
-                dataset_name=None if data is None else data.name,
-                dataset_digest=None if data is None else data.digest,
-                run_id=run_id,
-            )
+            Metric(metric.key, metric.value, metric.timestamp, metric.step, **about)
             for metric in (best, *of_this_step)
         ]
         client.log_batch(run_id, metrics=metrics, synchronous=True)

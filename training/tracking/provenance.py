@@ -1,8 +1,6 @@
-"""Where a figure comes from: the revision of the code, the versions of the packages, the kind of machine.
+"""Record code revision, package versions and machine of a run or report.
 
-Every run and every report carries these facts, so that two figures can be compared later. A
-fact that cannot be found out is left out; looking for it never fails and never keeps a run from starting.
-Nothing here names a person, a folder or an address.
+Unknown facts are left out; nothing here raises, or names a person, a folder or an address.
 """
 
 from __future__ import annotations
@@ -63,8 +61,7 @@ def provenance() -> Provenance:
 def git_state(root: Path) -> tuple[str | None, bool | None]:
     """Revision checked out in `root`, and whether files differ from it; `(None, None)` where git cannot say.
 
-    A copy of the project that lies inside another repository (a virtual environment in somebody's checkout)
-    must not pass for that repository's revision: this very file has to be one that git tracks there.
+    This file must be tracked there: a copy of the project inside another repository is not that revision.
     """
     sha = _git(root, "rev-parse", "--verify", "HEAD")
     if sha is None or _git(root, "ls-files", "--error-unmatch", "training/tracking/provenance.py") is None:
@@ -97,10 +94,8 @@ def package_versions() -> dict[str, str]:
     """Versions of the installed ones of `PACKAGES`, from their metadata: nothing is imported."""
     versions = {}
     for name in PACKAGES:
-        try:
+        with suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
     return versions
 
 
@@ -114,7 +109,7 @@ def machine_facts() -> dict[str, str | int | float]:
         "system": platform.system(),
         "architecture": platform.machine(),
         "python": platform.python_version(),
-        "cores": _usable_cores(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
     }
     if cpu := _cpu_name():
         facts["cpu"] = cpu
@@ -125,21 +120,13 @@ def machine_facts() -> dict[str, str | int | float]:
     return facts
 
 
-def _usable_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def _cpu_name() -> str:
     """`model name` of Linux's table; the C library's word elsewhere."""
-    try:
+    with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
             name, _, value = line.partition(":")
             if name.strip() == "model name":
                 return value.strip()
-    except OSError:
-        pass
     return platform.processor()
 
 

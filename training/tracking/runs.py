@@ -1,18 +1,18 @@
-"""Which MLflow run a training belongs to, and what that run says about it before the first step.
+"""Begin or continue the MLflow run of a training, and describe it by parameters, tags and data.
 
-The folder of a training names its run in `mlflow-run.json`. A resume goes on in that run; where the store
-does not know it (another database, a deleted run) a new one begins, and its tags say what it continues.
+The training's folder names its run in `mlflow-run.json`. A resume continues that run; where the store does not know it
+a new one begins, whose tags name the old one.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import os
 import time
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
+from training.tracking.outbox import write_whole
 from training.tracking.provenance import Provenance, provenance
 from training.tracking.store import LAST_SEEN, OWNER, Owner, mark_killed, owner_of
 from training.trainer.observers import RunStart
@@ -56,10 +56,9 @@ def begin_run(client: MlflowClient, experiment_id: str, start: RunStart) -> Run:
 
 
 def describe_run(client: MlflowClient, run: Run, start: RunStart, origin: Provenance | None = None) -> None:
-    """Parameters, tags and the data set as an input; recipe, data and environment whole as artifacts.
+    """Log parameters, tags and the data set; recipe, data and environment whole as artifacts.
 
-    MLflow's parameters cannot change. What a resume brings new is a tag `resumed.…` beside the old value. `origin` is
-    where the run computes, by default here.
+    MLflow's parameters cannot change: what a resume changes is a tag `resumed.…`. `origin` is where the run computes.
     """
     origin = origin or provenance()
     run_id = run.info.run_id
@@ -120,14 +119,6 @@ def without_folders(value: Any) -> Any:
             if kind(value).is_absolute():
                 return kind(value).name
     return value
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that it is there whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(path.name + ".new")
-    fresh.write_text(text, encoding="utf-8")
-    os.replace(fresh, path)
 
 
 def now() -> int:

@@ -1,7 +1,6 @@
-"""The project's MLflow store: opened quietly, artifacts beside it, no run left `RUNNING` by the dead.
+"""Open the project's MLflow store, and mark runs whose process has died.
 
-MLflow takes about 3 s to import and as long to make a new database, so this file imports it only inside its
-functions, and whoever trains without tracking never pays for it.
+MLflow takes about 3 s to import, so this file imports it only inside its functions.
 """
 
 from __future__ import annotations
@@ -15,10 +14,10 @@ import uuid
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 from model.errors import InputError, MissingExtraError, one_line
-from model.settings import load_settings
+from model.settings import load_settings, without_password
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -55,21 +54,10 @@ def default_tracking_uri() -> str:
     return load_settings().mlflow_tracking_uri
 
 
-def without_password(uri: str) -> str:
-    """The address as it may be shown: the user's name and password taken out."""
-    parts = urlsplit(uri)
-    if "@" not in parts.netloc:
-        return uri
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
-
-
 def open_store(uri: str, *, read_only: bool = False) -> MlflowClient:
-    """Connect to the store at `uri`; a SQLite database is made where there is none.
+    """Connect to the store at `uri`; a SQLite database is created if missing, unless it is opened `read_only`.
 
-    `read_only`: SQLite itself lets nobody write through this client, and no database is made.
-
-    Raises:
-        InputError: nothing usable answers there. `MissingExtraError`: MLflow is not installed.
+    Raises `InputError` for a store that cannot be used, `MissingExtraError` without MLflow.
     """
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
@@ -96,10 +84,10 @@ def open_store(uri: str, *, read_only: bool = False) -> MlflowClient:
 
 
 def _read_only(database: Path) -> str:
-    """An address of the SQLite database by which it can only be read.
+    """Return an address that opens the SQLite database read only.
 
-    SQLite takes that in an address of its own form, of which MLflow would make folders. So the address is a plain one
-    with a mark, a size of a cache that nobody else asks for, and becomes the other when SQLAlchemy connects.
+    MLflow would make folders of SQLite's own form of such an address. So a plain one carries a mark (an unusual cache
+    size), and is replaced when SQLAlchemy connects.
     """
     from sqlalchemy import event
     from sqlalchemy.engine import Engine
@@ -130,12 +118,9 @@ def database_file(uri: str) -> Path | None:
 
 
 def open_experiment(client: MlflowClient, uri: str, name: str) -> str:
-    """Id of the experiment `name`, made where there is none.
+    """Id of the experiment `name`, created if missing, with artifacts in `mlartifacts/NAME` beside a SQLite database.
 
-    Beside a SQLite database its artifacts lie in `mlartifacts/NAME`; a server decides for itself.
-
-    Raises:
-        InputError: it was deleted in the UI, and MLflow keeps its name until it is purged or restored.
+    Raises `InputError` where it was deleted in the UI: MLflow keeps its name until it is purged or restored.
     """
     from mlflow.exceptions import MlflowException
 
@@ -151,9 +136,8 @@ def open_experiment(client: MlflowClient, uri: str, name: str) -> str:
                 raise
     if found.lifecycle_stage != "active":
         restore = f"mlflow experiments restore --experiment-id {found.experiment_id}"
-        raise InputError(
-            "MLFLOW_TRACKING_URI", f"holds a deleted experiment {name}; bring it back: {restore}"
-        )
+        what = f"holds a deleted experiment {name}; bring it back: {restore}"
+        raise InputError("MLFLOW_TRACKING_URI", what)
     return str(found.experiment_id)
 
 
@@ -166,10 +150,7 @@ def mark_killed(client: MlflowClient, run: Run, reason: str) -> None:
 
 
 def mark_stale_runs(client: MlflowClient, experiment_id: str) -> list[str]:
-    """Mark the `RUNNING` runs whose owner has died as `KILLED`; returns their ids.
-
-    Runs of other machines and of other programs are left as they are: nothing can be known about them here.
-    """
+    """Mark this machine's `RUNNING` runs whose process has died as `KILLED`; returns their ids."""
     marked = []
     for run in client.search_runs([experiment_id], "attributes.status = 'RUNNING'"):
         owner = Owner.from_text(run.data.tags.get(OWNER, ""))

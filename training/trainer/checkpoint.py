@@ -1,7 +1,6 @@
-"""Resumable checkpoints: the network plus all else that the next step depends on.
+"""Resumable checkpoints: `last/` is what a resume continues, `best/` has the lowest validation loss.
 
-`last/` is what a resume continues, `best/` the network with the lowest validation loss. A checkpoint appears
-by renaming a finished folder, so that a kill at any moment leaves a whole one behind.
+A checkpoint appears by renaming a finished folder, so that a kill at any moment leaves a whole one behind.
 """
 
 from __future__ import annotations
@@ -80,11 +79,10 @@ def read_checkpoint(folder: Path) -> tuple[StoryNetwork, dict[str, Any], dict[st
 def read_initial(
     folder: Path, sizes: ModelConfig, tokenizer: Path, *, name: str = "init"
 ) -> tuple[StoryNetwork, dict[str, Any]]:
-    """The network in `folder` (a model folder or a checkpoint), and the record of it for a run's notes.
+    """Read the network in `folder` (a model folder or a checkpoint), and the record of it for a run's notes.
 
-    The notes are those of the folder (its recipe, data, steps …; `init` again, if it was a continuation
-    itself) and its `digest`: a model folder's own, or SHA-256 of a checkpoint's weights. `name` is the option that
-    an error speaks of.
+    The record holds the folder's own notes and its `digest`: a model folder's own, or SHA-256 of a checkpoint's
+    weights. `name` is the option named in errors.
 
     Raises:
         InputError: its sizes are not `sizes`, or its tokenizer is not `tokenizer`.

@@ -1,8 +1,7 @@
-"""The training loop: rows in, a better network out, and never a lost run.
+"""The training loop.
 
-A run is a function of its recipe, its data and its seed. It can be interrupted at any step and resumed to
-the same losses; a loss or gradient that is not finite stops it before the weights are touched; the network with
-the lowest validation loss is kept beside the last one.
+A run is a function of its recipe, data and seed. It can be interrupted at any step and resumed to the same losses. A
+loss or gradient that is not finite stops it before the weights change. The best and the last network are kept.
 """
 
 from __future__ import annotations
@@ -86,11 +85,9 @@ class Trainer:
                 "model.vocab_size", f"must equal the data's {theirs} ({data}), got {recipe.model.vocab_size}"
             )
         if recipe.rows % (recipe.micro_rows * self.group.size):
-            raise InputError(
-                "rows",
-                f"must be a multiple of micro_rows x processes = "
-                f"{recipe.micro_rows} x {self.group.size}, got {recipe.rows}",
-            )
+            product = f"{recipe.micro_rows} x {self.group.size}"
+            must = f"must be a multiple of micro_rows x processes = {product}, got {recipe.rows}"
+            raise InputError("rows", must)
         self.tokenizer = Tokenizer.from_file(str(data / "tokenizer.json"))
         self.rows = RowStream(TokenShard(data, "train"), recipe.row_tokens, recipe.seed)
         self.validation = Validation(TokenShard(data, "val"), self.tokenizer, recipe.eval_stories, self.group)
@@ -147,14 +144,9 @@ class Trainer:
                 reason = str(error)
                 raise
             finally:
-                kept = find_checkpoint(self.out / BEST)
+                kept, counts = find_checkpoint(self.out / BEST), {"step": self.step, "tokens": self.tokens}
                 end = RunEnd(
-                    outcome=outcome,
-                    reason=reason,
-                    step=self.step,
-                    tokens=self.tokens,
-                    best_bits_per_byte=self.best,
-                    checkpoint=kept,
+                    outcome=outcome, reason=reason, **counts, best_bits_per_byte=self.best, checkpoint=kept
                 )
                 for observer in self.observers:
                     observer.ended(end)
@@ -340,11 +332,8 @@ class Trainer:
         theirs = _fixed(notes.get("recipe", {}), notes.get("data"))
         for name in ours:
             if ours[name] != theirs.get(name):
-                raise InputError(
-                    name,
-                    f"must stay what the run in {self.out} was started with "
-                    f"({theirs.get(name)!r}), got {ours[name]!r}",
-                )
+                must = f"must stay what the run in {self.out} was started with"
+                raise InputError(name, f"{must} ({theirs.get(name)!r}), got {ours[name]!r}")
         self.network.load_state_dict(network.state_dict())
         self.optimizers.load_state_dict(state["optimizers"])
         self.origin = notes.get("init")

@@ -1,7 +1,6 @@
-"""Records of a training run, the protocol of its observers, and the observer that draws progress in a terminal.
+"""Records of a training run, the protocol of its observers, and the progress shown in a terminal.
 
-The loop knows nothing of MLflow or of terminals; it hands these records to its observers, which log them,
-draw them or test them. All times are seconds of the run itself, interruptions left out.
+All times are seconds of the run itself, interruptions left out.
 """
 
 from __future__ import annotations
@@ -116,8 +115,7 @@ SAMPLE_CHARACTERS = 72
 class ProgressObserver:
     """Draws a run on `console` (default: standard error); without a terminal a line every `every` seconds.
 
-    Shown are the batch's loss and, from the corpus's bytes a token, the bits per byte that it amounts to
-    (both smoothed), tokens a second, and the time left if the budget is used on at the pace so far.
+    It shows the smoothed loss and bits per byte, tokens a second, and the time left at the pace so far.
     """
 
     def __init__(
@@ -183,11 +181,8 @@ class ProgressObserver:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
-        best = (
-            "no evaluation"
-            if end.best_bits_per_byte is None
-            else f"best {end.best_bits_per_byte:.4f} bits/byte"
-        )
+        bits = end.best_bits_per_byte
+        best = "no evaluation" if bits is None else f"best {bits:.4f} bits/byte"
         kept = "no checkpoint kept" if end.checkpoint is None else f"kept in {end.checkpoint}"
         self._say(f"{end.outcome}: {end.reason} · step {end.step:,}, {end.tokens:,} tokens · {best} · {kept}")
 

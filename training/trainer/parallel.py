@@ -1,8 +1,7 @@
 """Data parallel over processes: each computes its share of the rows, gradients are summed.
 
-Started by `torchrun` (or `story train --processes`), which sets RANK and WORLD_SIZE; without them there is one
-process and every function here does nothing. On a machine whose cores are shared, two processes of one
-thread each also beat one process of two threads, since they meet once a step and not at every operation.
+Started by `torchrun` or `story train --processes`, which set RANK and WORLD_SIZE; without them there is one process and
+every function here does nothing.
 """
 
 from __future__ import annotations

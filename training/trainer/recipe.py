@@ -1,7 +1,6 @@
 """A training recipe: every choice of a run in one frozen record, read from a TOML file and checked once.
 
-A preset is a file in `training/recipes/`; its name is the file's. Single values are overridden on the command
-line by their dotted name (`optimizer.matrix_lr=0.01 model.pattern=AAAAAA`).
+Presets are the files in `training/recipes/`; `optimizer.matrix_lr=0.01` on the command line overrides one value.
 """
 
 from __future__ import annotations
@@ -153,11 +152,10 @@ def _allowed(kind: Any) -> str:
     if plain is Literal:
         return "one of " + ", ".join(get_args(kind))
     if plain in (int, float):
-        words = [
-            f"{word} {getattr(bounds[mark], mark.__name__.lower()):g}"
-            for mark, word in BOUNDS
-            if mark in bounds
+        known = [
+            (word, getattr(bounds[mark], mark.__name__.lower())) for mark, word in BOUNDS if mark in bounds
         ]
+        words = [f"{word} {bound:g}" for word, bound in known]
         return f"a {'whole ' * (plain is int)}number {' and '.join(words)}"
     return {bool: "true or false", str: "a text that is not empty", tuple: "a list of texts"}[plain]
 

@@ -1,12 +1,9 @@
 """Rows of whole stories for training: packed, shuffled, endless, and resumable at any row.
 
-A row starts at the start of a story, so that no prediction is asked for without its context. It is filled
-with the one or two further whole stories that leave the least space (best-fit packing after Ding et al. 2024,
-"Fewer Truncations Improve Language Modeling"). A story longer than a row is cut into row-long spans; what is
-left of it opens a row of its own, for behind another story it would read as that story's continuation. On
-TinyStories in rows of 512, 2 % of the places stay empty; plain best fit, longest first, left 7 %.
-
-Everything follows from (seed, rows taken): the n-th row is the same whoever asks, and whenever.
+A row starts at the start of a story and is filled with the one or two further whole stories that leave the least space
+(best-fit packing after Ding et al. 2024, "Fewer Truncations Improve Language Modeling"). A story longer than a row is
+cut into row-long spans; its rest opens a row of its own. On TinyStories in rows of 512, 2 % of the places stay empty;
+plain best fit, longest first, left 7 %. The n-th row depends on the seed alone.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
-"""Validation during training: bits per byte on held-out stories, and what the model writes at this point.
+"""Validation during training: bits per byte on held-out stories, and sample stories.
 
-Each story is read from its own start, as in serving. Figures are exact sums over all targets, the end of the
-story included, in fp32; no padding counts.
+Each story is read from its start, as in serving. Figures are exact sums over all targets, ends included, in fp32.
 """
 
 from __future__ import annotations
