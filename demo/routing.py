@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from model.serving.http.app import Service
     from model.settings import Settings
 
-DEPLOYMENTS = ("blue", "green")
 OUTCOMES: dict[FinishReason, Outcome] = {
     "stop": "finished",
     "length": "length",
