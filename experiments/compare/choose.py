@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from experiments.benchmark.evidence import EXPERIMENT as BENCHMARKS
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 NO_TRAINING = {BENCHMARKS, EVALUATIONS, GATES}
 """Experiments whose runs measure a model and train none."""
 NEWEST = 5
+MOST_RUNS = 50_000
+"""MLflow gives no more at once."""
 SHORTEST_ID = 4
 """Digits of a run's id that are enough to name it."""
 SHORTEST_DIGEST = 8
@@ -55,8 +57,7 @@ def choose(uri: str, names: Sequence[str] = (), *, newest: int = NEWEST) -> list
     A name is a run's id or its first 4 digits or more, a run's name, a version's number or alias, 8 digits of its
     digest, or `models:/story-writer/2`, `models:/story-writer@champion`. What is named twice is taken once.
 
-    Raises:
-        InputError: a name means nothing, or more than one thing; there is no training run; the store is unusable.
+    Raises `InputError`: a name means nothing, or more than one thing; there is no training run; the store is unusable.
     """
     if newest < 1:
         raise InputError("newest", f"must be at least 1, got {newest}")
@@ -80,25 +81,15 @@ def choose(uri: str, names: Sequence[str] = (), *, newest: int = NEWEST) -> list
 def _training_runs(client: MlflowClient) -> list[Run]:
     """All runs that may be trainings, newest first."""
     experiments = [e.experiment_id for e in client.search_experiments() if e.name not in NO_TRAINING]
-    runs: list[Run] = []
-    token = None
-    while experiments:
-        page = client.search_runs(
-            experiments, order_by=["attributes.start_time DESC"], page_token=token, max_results=1000
-        )
-        runs += page
-        token = page.token
-        if not token:
-            break
-    return runs
+    order = ["attributes.start_time DESC"]
+    return list(client.search_runs(experiments, order_by=order, max_results=MOST_RUNS)) if experiments else []
 
 
 def _of_run(run: Run, every: Iterable[Version]) -> Subject:
     """A run, with the newest version that was registered of it."""
     made = [version for version in every if version.run_id == run.info.run_id]
-    return Subject(
-        label=str(run.info.run_name), run=run, version=max(made, key=lambda v: v.number, default=None)
-    )
+    newest = max(made, key=lambda version: version.number, default=None)
+    return Subject(label=str(run.info.run_name), run=run, version=newest)
 
 
 def _of_version(version: Version, client: MlflowClient) -> Subject:
@@ -162,6 +153,6 @@ def _with_unique_labels(subjects: Sequence[Subject]) -> list[Subject]:
     return [
         subject
         if labels.count(subject.label) == 1
-        else Subject(label=f"{subject.label} {subject.run_id[:8]}", run=subject.run, version=subject.version)
+        else replace(subject, label=f"{subject.label} {subject.run_id[:8]}")
         for subject in once.values()
     ]

@@ -29,8 +29,7 @@ TITLES = {
 def draw_curves(frame: DataFrame, metric: str = VAL) -> Figure:
     """One line a subject over tokens and, beside it, over minutes; `frame` is that of `curves`.
 
-    Raises:
-        InputError: `frame` has no point of this metric.
+    Raises `InputError`: `frame` has no point of this metric.
     """
     rows = frame[(frame["metric"] == metric) & np.isfinite(frame["value"])]
     if rows.empty:

@@ -67,8 +67,7 @@ def curves(uri: str, subjects: Sequence[Subject], metrics: Sequence[str] = METRI
     `tokens` are those trained on so far, `minutes` those of the run itself. A step that was repeated after a resume
     appears once, with its last value.
 
-    Raises:
-        InputError: the store cannot be used.
+    Raises `InputError`: the store cannot be used.
     """
     from pandas import DataFrame
 
@@ -93,8 +92,7 @@ def curves(uri: str, subjects: Sequence[Subject], metrics: Sequence[str] = METRI
 def table(uri: str, subjects: Sequence[Subject]) -> DataFrame:
     """One row a subject, by its label: the columns of `COLUMNS`, NaN or None where nothing is known.
 
-    Raises:
-        InputError: the store cannot be used.
+    Raises `InputError`: the store cannot be used.
     """
     from pandas import DataFrame
 
@@ -114,19 +112,14 @@ def differences(subjects: Sequence[Subject]) -> DataFrame:
     """Parameters, data, code and processor where subjects differ: a row each, a column a subject; "" where not set."""
     from pandas import DataFrame
 
-    values: dict[str, dict[str, str]] = {}
+    columns = {}
     for subject in subjects:
-        facts = {} if subject.run is None else dict(subject.run.data.params)
-        tags = {} if subject.run is None else subject.run.data.tags
-        facts |= {name: tags[name][:length] for name, length in ORIGINS.items() if name in tags}
-        for name, text in facts.items():
-            values.setdefault(name, {})[subject.label] = text
-    labels = [subject.label for subject in subjects]
-    rows = {name: [found.get(label, "") for label in labels] for name, found in sorted(values.items())}
-    unlike = {name: row for name, row in rows.items() if len(set(row)) > 1}
-    frame = DataFrame.from_dict(unlike, orient="index", columns=labels, dtype="object")
+        params, tags = ({}, {}) if subject.run is None else (subject.run.data.params, subject.run.data.tags)
+        origins = {name: tags[name][:length] for name, length in ORIGINS.items() if name in tags}
+        columns[subject.label] = {**params, **origins}
+    frame = DataFrame(columns, dtype="object").fillna("").sort_index()
     frame.index.name = "parameter"
-    return frame
+    return frame[frame.nunique(axis=1) > 1]
 
 
 def notes(figures: DataFrame, unlike: DataFrame) -> list[str]:

@@ -70,8 +70,7 @@ def markdown(figures: DataFrame, unlike: DataFrame, pictures: Sequence[Path] = (
 def write_files(out: Path, figures: DataFrame, unlike: DataFrame, lines: DataFrame) -> list[Path]:
     """Write `compare.md`, `table.csv`, `differences.csv`, `curves.csv` and a PNG for each curve; returns the paths.
 
-    Raises:
-        InputError: `out` cannot be written.
+    Raises `InputError`: `out` cannot be written.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)

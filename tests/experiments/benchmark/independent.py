@@ -27,9 +27,16 @@ class Story:
 
 def read_story(connection: http.client.HTTPConnection, seed: int, max_tokens: int) -> Story:
     body = json.dumps(
-        {"prompt": "Once upon a time", "max_tokens": max_tokens, "seed": seed, "stream": True,
-         "temperature": 0.7, "top_p": 0.95, "return_token_ids": True}
-    )  # fmt: skip
+        {
+            "prompt": "Once upon a time",
+            "max_tokens": max_tokens,
+            "seed": seed,
+            "stream": True,
+            "temperature": 0.7,
+            "top_p": 0.95,
+            "return_token_ids": True,
+        }
+    )
     story = Story(time.monotonic())
     connection.request("POST", "/v1/completions", body, {"Content-Type": "application/json"})
     response = connection.getresponse()
@@ -104,6 +111,10 @@ if __name__ == "__main__":
     parser.add_argument("--seed", type=int, default=1_000_000)
     chosen = parser.parse_args()
     figures = load(
-        chosen.url, requests=chosen.requests, clients=chosen.clients, max_tokens=chosen.max_tokens, seed=chosen.seed
-    )  # fmt: skip
+        chosen.url,
+        requests=chosen.requests,
+        clients=chosen.clients,
+        max_tokens=chosen.max_tokens,
+        seed=chosen.seed,
+    )
     print(json.dumps(figures, indent=2))

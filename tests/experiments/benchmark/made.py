@@ -52,17 +52,35 @@ def samples() -> list[Sample]:
     return [
         row("cold", arrivals=(1.25,), ended=1.25),
         row("warmup", ended=50.0),
-        *(row("single", number=n, due=2.0 * n, arrivals=(2.0 * n + 0.5, 2.0 * n + 0.52), ended=2.0 * n + 1)
-          for n in range(3)),
-        *(row("concurrent", level=4, number=n, due=10, arrivals=(10.2 + n / 10, 11.0), ended=12.0) for n in range(3)),
+        *(
+            row("single", number=n, due=2.0 * n, arrivals=(2.0 * n + 0.5, 2.0 * n + 0.52), ended=2.0 * n + 1)
+            for n in range(3)
+        ),
+        *(
+            row("concurrent", level=4, number=n, due=10, arrivals=(10.2 + n / 10, 11.0), ended=12.0)
+            for n in range(3)
+        ),
         failed("concurrent", level=4, number=3, due=10.0, error="busy"),
-        *(row("stress", level=level, number=n, due=20.0, arrivals=(20.5, 21.0, 22.0), ended=22.5)
-          for level in (1, 4) for n in range(level)),
-        *(row("open", level=0, number=n, due=30.0 + n, arrivals=(30.2 + n, 30.25 + n), ended=31.0 + n, tokens=2)
-          for n in range(4)),
+        *(
+            row("stress", level=level, number=n, due=20.0, arrivals=(20.5, 21.0, 22.0), ended=22.5)
+            for level in (1, 4)
+            for n in range(level)
+        ),
+        *(
+            row(
+                "open",
+                level=0,
+                number=n,
+                due=30.0 + n,
+                arrivals=(30.2 + n, 30.25 + n),
+                ended=31.0 + n,
+                tokens=2,
+            )
+            for n in range(4)
+        ),
         row("compare", due=40.0, arrivals=(40.5,), ended=41.0),
         row("compare", due=41.0, arrivals=(41.4,), ended=42.0, target="against"),
-    ]  # fmt: skip
+    ]
 
 
 def comparison() -> Comparison:

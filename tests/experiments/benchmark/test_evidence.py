@@ -57,14 +57,30 @@ def test_a_run_is_logged_completely(tracking_uri: str) -> None:
     assert run.data.metrics["single/ttft_p50"] == 0.5
     by_level = client.get_metric_history(run_id, "stress/total_tokens_per_second")
     assert {(point.step, point.value) for point in by_level} == {(1, 1.2), (4, 4.8)}
-    assert run.data.params.items() >= {
-        "concurrency": "4", "seed": "0", "phases": "cold,single,concurrent,stress,open", "target": "local",
-    }.items()  # fmt: skip
-    assert run.data.tags.items() >= {
-        "artifact.digest": DIGEST, "against.digest": OTHER, "against": "local (older)", "evidence": "benchmark",
-        "passed": "true", "thresholds.digest": load_thresholds().digest, "git.sha": "f" * 40,
-        "machine.cores": "2", "machine.cpu": "Z80", "machine.load.before": "0.50",
-    }.items()  # fmt: skip
+    assert (
+        run.data.params.items()
+        >= {
+            "concurrency": "4",
+            "seed": "0",
+            "phases": "cold,single,concurrent,stress,open",
+            "target": "local",
+        }.items()
+    )
+    assert (
+        run.data.tags.items()
+        >= {
+            "artifact.digest": DIGEST,
+            "against.digest": OTHER,
+            "against": "local (older)",
+            "evidence": "benchmark",
+            "passed": "true",
+            "thresholds.digest": load_thresholds().digest,
+            "git.sha": "f" * 40,
+            "machine.cores": "2",
+            "machine.cpu": "Z80",
+            "machine.load.before": "0.50",
+        }.items()
+    )
     files = {entry.path for entry in client.list_artifacts(run_id)}
     assert files == {"figures", "report.json", "report.md", "samples.parquet"}
     pictures = {entry.path for entry in client.list_artifacts(run_id, "figures")}

@@ -166,9 +166,12 @@ def test_a_target_that_is_half_as_fast_is_told_apart() -> None:
     assert all(ratio.excludes(1) for ratio in found.ratios.values())
     assert (found.against, found.against_digest) == ("theirs", "ab" * 32)
     assert {name: figure.n for name, figure in found.figures().items()} == {
-        "generation_time_ratio": 10, "ttft_ratio": 10, "itl_ratio": 10, "tokens_per_second_ratio": 10,
+        "generation_time_ratio": 10,
+        "ttft_ratio": 10,
+        "itl_ratio": 10,
+        "tokens_per_second_ratio": 10,
         "total_tokens_per_second_ratio": 3,
-    }  # fmt: skip
+    }
 
 
 def test_both_are_asked_the_same_in_turn_and_who_begins_changes() -> None:

@@ -20,11 +20,29 @@ from experiments.common.thresholds import METRICS, load_thresholds
 from tests.experiments.benchmark.made import DIGEST, comparison, failed, report, row, samples
 
 CONTRACT = (
-    "avg_generation_time", "median_generation_time", "min_generation_time", "max_generation_time",
-    "p95_generation_time", "p99_generation_time", "success_rate", "error_rate", "concurrent_handling",
-    "tokens_per_second", "total_tokens_per_second", "ttft_p50", "ttft_p95", "ttft_p99", "itl_p50", "itl_p95",
-    "itl_p99", "goodput", "memory_percent", "peak_rss_mb", "cold_start_s", "requests",
-)  # fmt: skip
+    "avg_generation_time",
+    "median_generation_time",
+    "min_generation_time",
+    "max_generation_time",
+    "p95_generation_time",
+    "p99_generation_time",
+    "success_rate",
+    "error_rate",
+    "concurrent_handling",
+    "tokens_per_second",
+    "total_tokens_per_second",
+    "ttft_p50",
+    "ttft_p95",
+    "ttft_p99",
+    "itl_p50",
+    "itl_p95",
+    "itl_p99",
+    "goodput",
+    "memory_percent",
+    "peak_rss_mb",
+    "cold_start_s",
+    "requests",
+)
 
 
 def test_the_json_has_the_contracts_figures_at_the_top() -> None:
@@ -38,8 +56,12 @@ def test_the_json_has_the_contracts_figures_at_the_top() -> None:
     assert told["latency_phase"] == "open"
     assert told["ttft_p50"] == pytest.approx(0.2)
     assert {(part["phase"], part["level"]) for part in told["phases"]} == {
-        ("single", 1), ("concurrent", 4), ("stress", 1), ("stress", 4), ("open", 0)
-    }  # fmt: skip
+        ("single", 1),
+        ("concurrent", 4),
+        ("stress", 1),
+        ("stress", 4),
+        ("open", 0),
+    }
     concurrent = next(part for part in told["phases"] if part["phase"] == "concurrent")
     assert concurrent["failures"] == {"busy": 1}
 
@@ -56,10 +78,15 @@ def test_each_threshold_has_its_line_with_value_and_verdict() -> None:
     assert set(checks) == {entry.metric for entry in load_thresholds().of("benchmark")}
     assert {check.verdict for check in checks.values()} == {"PASS"}
     assert checks["success_rate"].as_dict() == {
-        "metric": "success_rate", "value": pytest.approx(10 / 11), "unit": "share", "bound": "at_least",
-        "threshold": 0.8, "n": 11, "passed": True,
+        "metric": "success_rate",
+        "value": pytest.approx(10 / 11),
+        "unit": "share",
+        "bound": "at_least",
+        "threshold": 0.8,
+        "n": 11,
+        "passed": True,
         "reason": "Documented. Four stories in five must arrive whole.",
-    }  # fmt: skip
+    }
 
 
 def test_one_failing_request_in_three_fails_the_run() -> None:
@@ -111,9 +138,15 @@ def printed(made: Report, width: int) -> str:
 
 def test_the_terminal_has_the_documented_sections_in_their_order() -> None:
     text = printed(report(compared=comparison()), 110)
-    titles = ["MODEL BENCHMARK REPORT", "Performance summary", "Timing metrics", "Stress test results",
-              "Against local (older), in turn", "Validation results",
-              "Overall validation: PASSED (1 not measured)"]  # fmt: skip
+    titles = [
+        "MODEL BENCHMARK REPORT",
+        "Performance summary",
+        "Timing metrics",
+        "Stress test results",
+        "Against local (older), in turn",
+        "Validation results",
+        "Overall validation: PASSED (1 not measured)",
+    ]
     assert [text.index(title) for title in titles] == sorted(text.index(title) for title in titles)
     lines = [" ".join(line.split()) for line in text.splitlines()]
     assert "Total requests 11" in lines

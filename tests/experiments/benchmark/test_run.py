@@ -54,8 +54,18 @@ def test_a_run_is_measured_judged_logged_and_read_back(
     bounds.write_text(
         "thresholds:\n- {metric: success_rate, unit: share, at_least: 0.80, scope: benchmark, reason: no speed}\n"
     )
-    result = run("--model", str(small_folder()), "--phases", "single,concurrent,stress,open", *QUICK,
-                 "--json", "--markdown", str(page), "--thresholds", str(bounds))  # fmt: skip
+    result = run(
+        "--model",
+        str(small_folder()),
+        "--phases",
+        "single,concurrent,stress,open",
+        *QUICK,
+        "--json",
+        "--markdown",
+        str(page),
+        "--thresholds",
+        str(bounds),
+    )
     told = json.loads(result.stdout)
     assert result.exit_code == 0, result.stderr
     assert told["target"] == "local (model)"
@@ -72,8 +82,12 @@ def test_a_run_is_measured_judged_logged_and_read_back(
     }
     phases = [sample.phase for sample in evidence.samples]
     assert {phase: phases.count(phase) for phase in dict.fromkeys(phases)} == {
-        "warmup": 6, "single": 3, "concurrent": 3, "stress": 3 + 4 + 8 + 16, "open": 3,
-    }  # fmt: skip
+        "warmup": 6,
+        "single": 3,
+        "concurrent": 3,
+        "stress": 3 + 4 + 8 + 16,
+        "open": 3,
+    }
     assert evidence.report["plan"]["max_tokens"] == 8
 
 
@@ -82,8 +96,16 @@ def test_a_failed_threshold_is_exit_code_1_and_named(tmp_path: Path) -> None:
     strict.write_text(
         "thresholds:\n- {metric: ttft_p50, unit: s, below: 0.000001, scope: benchmark, reason: never}\n"
     )
-    result = run("--model", str(small_folder()), "--phases", "single", *QUICK, "--no-track", "--thresholds",
-                 str(strict))  # fmt: skip
+    result = run(
+        "--model",
+        str(small_folder()),
+        "--phases",
+        "single",
+        *QUICK,
+        "--no-track",
+        "--thresholds",
+        str(strict),
+    )
     assert result.exit_code == 1
     assert "Overall validation: FAILED (ttft_p50)" in result.stdout
     assert not (tmp_path / "mlflow.db").exists()
@@ -92,8 +114,17 @@ def test_a_failed_threshold_is_exit_code_1_and_named(tmp_path: Path) -> None:
 def test_two_models_are_compared_over_two_kinds_of_target() -> None:
     backend = LocalBackend.load(Settings(story_model=str(small_folder())))
     with serving(backend) as running:
-        result = run("--target", running.url, "--against", str(small_folder()), "--phases", "compare", *QUICK,
-                     "--no-track", "--json")  # fmt: skip
+        result = run(
+            "--target",
+            running.url,
+            "--against",
+            str(small_folder()),
+            "--phases",
+            "compare",
+            *QUICK,
+            "--no-track",
+            "--json",
+        )
     told = json.loads(result.stdout)
     comparison = told["comparison"]
     assert comparison["against_digest"] == told["digest"] == ModelFolder.open(small_folder()).digest

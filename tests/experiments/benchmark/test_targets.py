@@ -212,11 +212,19 @@ HTML = {"Content-Type": "text/html"}
         (Answer(b'data: {"text": "a"}\n\n'), "malformed", "an event has no choices"),
         (Answer(chunk("a") + END + DONE), "malformed", "neither usage nor token ids"),
         (Answer(chunk("a", token_ids=[1]) + DONE), "malformed", "the finish reason is None"),
-        (Answer(chunk(finish_reason="content_filter") + DONE), "error", "the finish reason is content_filter"),
-        (Answer(chunk("a") + b'data: {"error":{"message":"the model failed"}}\n\n'), "error", "the model failed"),
+        (
+            Answer(chunk(finish_reason="content_filter") + DONE),
+            "error",
+            "the finish reason is content_filter",
+        ),
+        (
+            Answer(chunk("a") + b'data: {"error":{"message":"the model failed"}}\n\n'),
+            "error",
+            "the model failed",
+        ),
         (Answer(b'event: error\ndata: {"error":"broke off"}\n\n' + DONE), "error", "broke off"),
     ],
-)  # fmt: skip
+)
 def test_each_way_to_fail_has_its_kind(answer: Answer, kind: str, message: str) -> None:
     with answering(answer) as (address, _):
         (row,) = rows(WebTarget(address))
@@ -289,14 +297,18 @@ class Heard:
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3)
-    | st.dictionaries(
-        st.sampled_from(["choices", "usage", "error", "token_ids", "text", "finish_reason", "completion_tokens"]),
-        inner,
-        max_size=4,
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(
+                ["choices", "usage", "error", "token_ids", "text", "finish_reason", "completion_tokens"]
+            ),
+            inner,
+            max_size=4,
+        )
     ),
     max_leaves=6,
-)  # fmt: skip
+)
 
 
 @given(st.lists(JSON.map(json.dumps) | st.text(max_size=8), max_size=3))

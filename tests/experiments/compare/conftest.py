@@ -17,9 +17,14 @@ __all__ = ["_migrated_store", "tracking_uri"]
 
 DIGEST = "5f" * 32
 JUDGED = {
-    "bits_per_byte": 0.61, "bits_per_byte_low": 0.60, "bits_per_byte_high": 0.62, "stories": 48.0,
-    "written/ended": 0.95, "written/looping": 0.0, "written/names_straight": 0.58,
-}  # fmt: skip
+    "bits_per_byte": 0.61,
+    "bits_per_byte_low": 0.60,
+    "bits_per_byte_high": 0.62,
+    "stories": 48.0,
+    "written/ended": 0.95,
+    "written/looping": 0.0,
+    "written/names_straight": 0.58,
+}
 
 
 @dataclass(frozen=True, slots=True)

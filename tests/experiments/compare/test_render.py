@@ -50,8 +50,13 @@ def test_a_folder_of_pictures_and_tables_is_written(place: Place, tmp_path: Path
     assert result.exit_code == 0, result.stderr
     names = sorted(path.name for path in (tmp_path / "kept").iterdir())
     assert names == [
-        "compare.md", "curves.csv", "differences.csv", "table.csv", "train_loss.png", "val_bits_per_byte.png"
-    ]  # fmt: skip
+        "compare.md",
+        "curves.csv",
+        "differences.csv",
+        "table.csv",
+        "train_loss.png",
+        "val_bits_per_byte.png",
+    ]
     page = (tmp_path / "kept/compare.md").read_text("utf-8")
     assert "![val bits per byte](val_bits_per_byte.png)" in page
     assert "| seed |" in page

@@ -34,9 +34,12 @@ def promoted() -> Place:
     """The store as it stood after the promotion; to be read only."""
     folder = Path(tempfile.mkdtemp(prefix="gate-", dir=workplace()))
     place = Place(
-        uri=f"sqlite:///{folder}/mlflow.db", stories=held_out_file(folder), bounds=thresholds(folder),
-        champion=ModelFolder.open(small_folder()), challenger=noised(folder, strength=1e-4),
-    )  # fmt: skip
+        uri=f"sqlite:///{folder}/mlflow.db",
+        stories=held_out_file(folder),
+        bounds=thresholds(folder),
+        champion=ModelFolder.open(small_folder()),
+        challenger=noised(folder, strength=1e-4),
+    )
     register(place.champion, place.uri)
     log_quality(place.uri, place.champion, place.stories)
     log_speed(place.uri, place.champion, place.bounds)

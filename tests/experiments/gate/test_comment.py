@@ -25,10 +25,16 @@ def report(tmp_path: Path) -> Path:
 def github() -> Iterator[tuple[PullRequest, list[Asked], dict[str, str]]]:
     pull_request = PullRequest()
     with json_server(pull_request.answer) as (address, seen):
-        yield pull_request, seen, {
-            "GITHUB_API_URL": address, "GITHUB_REPOSITORY": "someone/write-me-a-story", "GITHUB_TOKEN": "right",
-            "PULL_REQUEST": "7",
-        }  # fmt: skip
+        yield (
+            pull_request,
+            seen,
+            {
+                "GITHUB_API_URL": address,
+                "GITHUB_REPOSITORY": "someone/write-me-a-story",
+                "GITHUB_TOKEN": "right",
+                "PULL_REQUEST": "7",
+            },
+        )
 
 
 Github = tuple[PullRequest, list[Asked], dict[str, str]]
@@ -80,9 +86,13 @@ def test_without_a_pull_request_nothing_is_asked(report: Path, github: Github) -
     ],
 )
 def test_what_goes_wrong_is_one_line_without_the_token(
-    change: dict[str, str | None], code: int, said: str, report: Path, github: Github,
+    change: dict[str, str | None],
+    code: int,
+    said: str,
+    report: Path,
+    github: Github,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     environment = {name: value for name, value in (github[2] | change).items() if value is not None}
     assert main([str(report)], environment) == code
     error = capsys.readouterr().err
@@ -102,6 +112,10 @@ def test_it_runs_where_nothing_is_installed(repository: Path, report: Path) -> N
     """The job with the right to write installs nothing: -S leaves even site-packages out."""
     run = subprocess.run(
         [sys.executable, "-S", "-m", "experiments.gate.comment", str(report)],
-        cwd=repository, env={"PULL_REQUEST": ""}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        cwd=repository,
+        env={"PULL_REQUEST": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert (run.returncode, run.stdout) == (0, "no pull request, so no comment\n")

@@ -30,9 +30,15 @@ def judged_on(data_digest: str) -> Evidence:
         StoryLoss(id=f"{number:012x}", nats=120 * math.log(2), tokens=30, bytes=100) for number in range(60)
     )
     quality = QualityEvidence(
-        run_id="r", digest="d", ended_at=0, metrics={}, params={}, tags={"data.digest": data_digest},
-        losses=losses, stories=(),
-    )  # fmt: skip
+        run_id="r",
+        digest="d",
+        ended_at=0,
+        metrics={},
+        params={},
+        tags={"data.digest": data_digest},
+        losses=losses,
+        stories=(),
+    )
     return Evidence(digest="d", quality=Found(quality), benchmark=Found(missing="none"))
 
 

@@ -220,19 +220,28 @@ def test_written_stories_are_judged_by_their_rows_a_prompt_counting_once(tmp_pat
     bounds = load_thresholds(tmp_path / "written.yaml")
     rows = tuple(
         {
-            "number": number, "seed": seed, "ended": float(number % 16 > 0), "looping": 0.0,
-            "repeated_4": 0.01 * (number % 7), "copied_words": 3 + (number == 5 and seed == 1), "names_kept": None,
+            "number": number,
+            "seed": seed,
+            "ended": float(number % 16 > 0),
+            "looping": 0.0,
+            "repeated_4": 0.01 * (number % 7),
+            "copied_words": 3 + (number == 5 and seed == 1),
+            "names_kept": None,
         }
-        for number in range(64) for seed in range(3)
-    )  # fmt: skip
+        for number in range(64)
+        for seed in range(3)
+    )
     quality = QualityEvidence("run", "0" * 64, 0, {}, {}, {}, (), rows)
     evidence = Evidence(digest="0" * 64, quality=Found(quality), benchmark=Found(missing="none"))
     decision = decide(evidence, bounds)
     found = {check.threshold.metric: check for check in decision.checks}
     assert {name: check.verdict for name, check in found.items()} == {
-        "written/ended": "pass", "written/looping": "pass", "written/repeated_4": "pass",
-        "written/copied_words_max": "pass", "written/names_kept": "undecided",
-    }  # fmt: skip
+        "written/ended": "pass",
+        "written/looping": "pass",
+        "written/repeated_4": "pass",
+        "written/copied_words_max": "pass",
+        "written/names_kept": "undecided",
+    }
     looping, ended, copied = (
         found[f"written/{name}"].bounds for name in ("looping", "ended", "copied_words_max")
     )
@@ -250,11 +259,12 @@ def test_written_stories_are_judged_by_their_rows_a_prompt_counting_once(tmp_pat
     assert copied.value == 4
     without = decide(
         Evidence(
-            digest="0" * 64, benchmark=Found(missing="none"),
+            digest="0" * 64,
+            benchmark=Found(missing="none"),
             quality=Found(QualityEvidence("run", "0" * 64, 0, {}, {}, {}, (), ())),
         ),
         bounds,
-    )  # fmt: skip
+    )
     assert {check.verdict for check in without.checks} == {"undecided"}
 
 

@@ -105,8 +105,17 @@ def log_speed(
     began = datetime.now(UTC)
     samples = virtual_time.run(measure(target, plan, against=other)).samples
     report: Report = make_report(
-        samples, target="local", digest=folder.digest, began=began.isoformat(), seconds=1.0, plan=plan,
-        cold_start_means="", memory=None, thresholds=bounds, origin=provenance(), load=(0.0, 0.0),
+        samples,
+        target="local",
+        digest=folder.digest,
+        began=began.isoformat(),
+        seconds=1.0,
+        plan=plan,
+        cold_start_means="",
+        memory=None,
+        thresholds=bounds,
+        origin=provenance(),
+        load=(0.0, 0.0),
         comparison=summarise(samples, other, seed=0) if other is not None else None,
-    )  # fmt: skip
+    )
     return log_benchmark(report, samples, uri)

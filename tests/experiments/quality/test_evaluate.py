@@ -147,10 +147,26 @@ def test_the_json_has_the_served_runtime_at_the_top(data: Path) -> None:
     report = evaluate(small_folder(), [data])
     told = json.loads(json.dumps(report.as_dict()))
     assert list(told) == [
-        "model", "digest", "data", "bits_per_byte", "loss", "tokens", "bytes", "stories", "runtimes", "skipped",
-        "written", "data_digest", "intervals", "places", "baseline", "memorisation", "rare_names", "judge",
+        "model",
+        "digest",
+        "data",
+        "bits_per_byte",
+        "loss",
+        "tokens",
+        "bytes",
+        "stories",
+        "runtimes",
+        "skipped",
+        "written",
+        "data_digest",
+        "intervals",
+        "places",
+        "baseline",
+        "memorisation",
+        "rare_names",
+        "judge",
         "not_measured",
-    ]  # fmt: skip
+    ]
     served, expected = ("int8", RUNTIMES[1:]) if NOT_NATIVE else ("native", RUNTIMES)
     assert RUNTIMES == ("native", "int8", "fp32", "torch")
     assert list(told["runtimes"]) == list(expected)

@@ -61,8 +61,11 @@ def elsewhere(package: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     }
     run = subprocess.run(
         [sys.executable, "-c", LOAD, str(package), json.dumps(frame)],
-        cwd=tmp_path_factory.mktemp("elsewhere"), capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        cwd=tmp_path_factory.mktemp("elsewhere"),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert run.returncode == 0, run.stderr
     answer: dict[str, Any] = json.loads(run.stdout.splitlines()[-1])
     return answer
@@ -115,8 +118,12 @@ def test_mlflow_serves_the_version_over_http(package: Path, tmp_path: Path) -> N
     with (tmp_path / "log").open("wb") as log:
         server = subprocess.Popen(
             [*command, "--host", "127.0.0.1", "--port", str(port), "--workers", "1"],
-            cwd=tmp_path, env=environment, stdout=log, stderr=log, start_new_session=True,
-        )  # fmt: skip
+            cwd=tmp_path,
+            env=environment,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
     try:
         body = {"dataframe_records": [{"prompt": PROMPTS[0], "seed": 5}], "params": {"max_tokens": 24}}
         deadline = time.monotonic() + 90
