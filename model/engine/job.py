@@ -1,8 +1,8 @@
-"""One stream from submission to its end, as the scheduler and the reader share it.
+"""One stream from submission to its end, as the scheduler and the consumer share it.
 
 The scheduler's thread writes, any other thread reads. What crosses is a few fields whose single operations are atomic
-(`deque.append`, `deque.popleft`, setting a flag), so neither side ever waits for the other: a slow reader costs the
-engine nothing. What waits for a reader is bounded by `max_tokens`.
+(`deque.append`, `deque.popleft`, setting a flag), so neither side ever waits for the other: a slow consumer costs the
+engine nothing. What waits for a consumer is bounded by `max_tokens`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Job:
         self.admitted = 0.0
         # Read and written by all threads.
         self.pending: deque[tuple[str, int | None, TokenLogprob | None]] = deque()
-        self.waiters: deque[Any] = deque()  # readers to wake when there is something to read
+        self.waiters: deque[Any] = deque()  # consumers to wake when there is something to read
         self.enders: deque[Any] = deque()  # and those to wake when the stream has ended
         self.cancelled = False
         self.done = False  # set last: then nothing else changes any more

@@ -1,7 +1,7 @@
 """The one thread that owns the runtime: it admits, prefills, steps and samples, round after round.
 
 Each round: (1) drop cancelled streams; (2) give free slots to waiting requests, in order of arrival; (3) prefill a
-bounded number of prompt tokens; (4) advance all streams by one token; (5) wake the readers. Streams join and leave
+bounded number of prompt tokens; (4) advance all streams by one token; (5) wake the consumers. Streams join and leave
 between any two rounds (continuous batching: Yu et al. 2022, Orca).
 
 Prompts are read in chunks cut at multiples of `prefill_chunk` from their own beginning, never where the other
@@ -93,7 +93,7 @@ class Scheduler:
                 try:
                     self._round()
                 except Exception as error:
-                    # A runtime may fail in giving up a row too; whatever it is, no reader is left waiting.
+                    # A runtime may fail in giving up a row too; whatever it is, no consumer is left waiting.
                     self._fail(error)
                     self._wake()
         finally:

@@ -1,7 +1,7 @@
 """The stream of one story, read chunk by chunk with or without an event loop.
 
-Readers never take a lock that the engine holds. A reader that finds nothing registers a waiter; the engine collects the
-waiters of a whole step and wakes each event loop once. A late reader gets all that has come since in one chunk.
+Consumers never take a lock that the engine holds. A consumer that finds nothing registers a waiter; the engine collects
+the waiters of a whole step and wakes each event loop once. A late consumer gets all that has come since in one chunk.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def wake(waiters: Iterable[Waiter]) -> None:
         else:
             waiter.set()
     for loop, group in by_loop.items():
-        # A loop that was closed meanwhile has no reader left to wake; its streams end when let go of.
+        # A loop that was closed meanwhile has no consumer left to wake; its streams end when let go of.
         with contextlib.suppress(RuntimeError):
             loop.call_soon_threadsafe(_release, group)
 
@@ -53,7 +53,7 @@ def _release(group: list[LoopWaiter]) -> None:
 
 
 class Stream:
-    """A story being generated: iterate it with `for` or `async for`, from one reader at a time.
+    """A story being generated: iterate it with `for` or `async for`, from one consumer at a time.
 
     Iteration ends with the story; `completion` then says how it ended, an error too, which is not raised. Dropping the
     stream, leaving a `with` or `async with` block, or `cancel()` frees its slot at the next step.

@@ -155,7 +155,7 @@ class SamplingRows:
     """Implements `model.runtimes.protocol.Sampler` over logits on the host, in numpy."""
 
     def __init__(self, capacity: int, vocab_size: int) -> None:
-        """Room for `capacity` rows. Raises `ValueError` beyond 4,096 rows or 2^20 tokens."""
+        """Make `capacity` rows. Raises `ValueError` beyond 4,096 rows or 2^20 tokens."""
         check_sizes(capacity, vocab_size)
         self._vocab_size = vocab_size
         self._settings: list[RowSettings | None] = [None] * capacity

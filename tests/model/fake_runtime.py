@@ -37,15 +37,15 @@ class FakeState:
 
 
 class FakeBatch:
-    def __init__(self, room: int) -> None:
-        self.room = room
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
         self.states: list[FakeState] = []
 
     def __len__(self) -> int:
         return len(self.states)
 
     def append(self, state: FakeState) -> int:
-        assert len(self.states) < self.room, "the engine overfilled the batch"
+        assert len(self.states) < self.capacity, "the engine overfilled the batch"
         self.states.append(FakeState(state.position, state.hidden.copy()))
         return len(self.states) - 1
 

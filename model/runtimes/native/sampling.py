@@ -26,7 +26,7 @@ class NativeSampler:
     """Implements `model.runtimes.protocol.Sampler` over logits in memory."""
 
     def __init__(self, capacity: int, vocab_size: int, path_number: int) -> None:
-        """Room for `capacity` rows, computed by a path of `model.runtimes.native.library.paths`.
+        """Make `capacity` rows, computed by a path of `model.runtimes.native.library.paths`.
 
         Raises `ValueError` as `SamplingRows` does, `ModelError` when the library is not built.
         """

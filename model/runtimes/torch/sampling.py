@@ -90,7 +90,7 @@ class DeviceSampler:
     """Implements `model.runtimes.protocol.Sampler` over `DeviceLogits`."""
 
     def __init__(self, capacity: int, vocab_size: int, device: torch.device, recorder: Recorder) -> None:
-        """Room for `capacity` rows. Raises `ValueError` as `SamplingRows` does."""
+        """Make `capacity` rows. Raises `ValueError` as `SamplingRows` does."""
         check_sizes(capacity, vocab_size)
         self._vocab_size = vocab_size
         sizes = bucket_sizes(capacity)

@@ -261,7 +261,7 @@ def test_weights_of_other_sizes_are_refused(name: str, value: object, tmp_path: 
     assert "\n" not in str(caught.value)
 
 
-# The reader of safetensors, against the library of that name
+# Reading safetensors, against the library of that name
 
 
 def test_the_shipped_weights_are_read_as_the_library_reads_them() -> None:

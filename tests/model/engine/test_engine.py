@@ -85,7 +85,7 @@ def test_half_a_character_at_the_end_is_replaced_and_not_lost() -> None:
             assert "".join(chunk.text for chunk in stream) == TOKENIZER.decode(stream.tokens)
 
 
-def test_a_late_reader_finds_all_in_one_chunk() -> None:
+def test_a_late_consumer_finds_all_in_one_chunk() -> None:
     with engine(runtime(**NO_END)) as e:
         stream = e.submit(request(max_tokens=30))
         stream.wait(10)
@@ -172,7 +172,7 @@ OPERATIONS = st.lists(
 
 @settings(max_examples=15, suppress_health_check=[HealthCheck.too_slow])
 @given(OPERATIONS, st.integers(1, 4))
-def test_whatever_readers_do_every_story_is_its_own_and_every_slot_comes_back(
+def test_whatever_consumers_do_every_story_is_its_own_and_every_slot_comes_back(
     operations: list[tuple[str, int]], slots: int
 ) -> None:
     with engine(slots=slots) as e:

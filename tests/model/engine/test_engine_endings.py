@@ -73,7 +73,7 @@ def test_a_story_nobody_holds_any_more_frees_its_slot() -> None:
         assert e.stats().finished == {"cancelled": 1}
 
 
-async def test_a_reader_that_is_cancelled_or_breaks_off_frees_the_slot() -> None:
+async def test_a_consumer_that_is_cancelled_or_breaks_off_frees_the_slot() -> None:
     async def read(e: Engine) -> None:
         async with e.submit(request(max_tokens=4000)) as stream:
             async for _ in stream:
@@ -93,7 +93,7 @@ async def test_a_reader_that_is_cancelled_or_breaks_off_frees_the_slot() -> None
         assert e.stats().active == 0
 
 
-def test_readers_whose_event_loop_was_closed_touch_no_other(gated: FakeRuntime) -> None:
+def test_consumers_whose_event_loop_was_closed_touch_no_other(gated: FakeRuntime) -> None:
     with engine(gated) as e:
         gated.gate.clear()
         stream = e.submit(request(max_tokens=20))

@@ -25,13 +25,10 @@ from tests.model.small_model import SMALL
 # Batch invariance
 
 
-@pytest.mark.parametrize("streams", [19, 64])
-def test_a_row_has_the_same_bits_alone_and_in_any_batch_on_shipped_weights(
-    shipped_runtime: Any, streams: int
-) -> None:
-    sizes = check_batch_invariance(shipped_runtime, streams, steps=4, seed=streams)
+def test_a_row_has_the_same_bits_alone_and_in_any_batch_on_shipped_weights(shipped_runtime: Any) -> None:
+    sizes = check_batch_invariance(shipped_runtime, streams=19, steps=4, seed=0)
     assert len(sizes) >= 4
-    assert max(sizes) == streams
+    assert max(sizes) == 19
 
 
 def test_a_row_has_the_same_bits_alone_and_at_every_batch_size_on_shipped_weights(

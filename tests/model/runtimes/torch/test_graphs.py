@@ -35,9 +35,9 @@ def test_launches_cover_all_rows_once_within_the_room_and_as_few_as_can_be(
     sizes = sorted(some)
     launches = cover(count, sizes)
     rows = [row for first, size in launches for row in range(first, first + size)]
-    room = max(64, *sizes)
+    most = max(64, *sizes)
     assert rows == list(range(len(rows)))
-    assert count <= len(rows) <= room
+    assert count <= len(rows) <= most
     assert len(launches) == -(-count // sizes[-1])
     assert {size for _, size in launches} <= some
     assert len(rows) - count < launches[-1][1]
