@@ -1,7 +1,7 @@
 """No test meets this machine: not its environment, its home, its working directory or its network.
 
 Whatever a setting or a library would pick up from outside is removed before anything of the project is
-imported (`pytest_configure`), and each test starts in an empty folder of its own. Only the loopback answers,
+imported, and each test starts in an empty folder of its own. Only the loopback answers,
 so a test that would have gone out fails with the address it wanted.
 """
 
@@ -44,6 +44,13 @@ QUIET = {
     "NO_COLOR": "1",
 }
 
+# Here and not in `pytest_configure`: a conftest below this one may be loaded before that and import torch, which reads
+# its number of threads once. With one a core, tests on a busy machine took thirty times as long.
+for name in list(os.environ):
+    if name.startswith(FOREIGN) or name in FOREIGN_NAMES:
+        del os.environ[name]
+os.environ.update(QUIET)
+
 _home = pytest.StashKey[tempfile.TemporaryDirectory[str]]()
 
 
@@ -73,12 +80,9 @@ def _refuse_the_network(event: str, arguments: tuple[Any, ...]) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Clean the process before any test module, and so any library, is imported."""
-    for name in list(os.environ):
-        if name.startswith(FOREIGN) or name in FOREIGN_NAMES:
-            del os.environ[name]
+    """Give the process a home of its own and no network, before any test module is imported."""
     home = config.stash[_home] = tempfile.TemporaryDirectory(prefix="story-home-", ignore_cleanup_errors=True)
-    os.environ.update(QUIET, HOME=home.name)
+    os.environ["HOME"] = home.name
     sys.addaudithook(_refuse_the_network)
     # Where `CI` is set, hypothesis starts from a profile of its own that draws the same examples in each run and
     # remembers none; a database on top of that is a contradiction. Elsewhere, failures are kept in the checkout.
