@@ -1,9 +1,13 @@
+"""Exported model folders: whole, accepted and described; weights can be blended first."""
+
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,8 +17,17 @@ from model.architecture.checkpoint import load_network, save_network
 from model.architecture.folder import DIGESTED, ModelFolder, compute_digest
 from model.architecture.network import StoryNetwork
 from model.errors import InputError, ModelError
-from tests.model.small_model import copy_of, random_network, small_checkpoint, small_folder, small_tokenizer
-from training.export.export import export_checkpoint
+from tests.model.small_model import (
+    SMALL,
+    copy_of,
+    random_network,
+    small_checkpoint,
+    small_folder,
+    small_tokenizer,
+)
+from tests.training.runs import MODEL, smallest
+from training.export.acceptance import Acceptance
+from training.export.export import blend, export_checkpoint, history, write_card
 from training.trainer.recipe import load_recipe
 
 
@@ -246,3 +259,97 @@ def test_a_network_of_the_tiny_recipe_can_be_exported(tmp_path: Path) -> None:
     checkpoint.mkdir()
     save_network(random_network(config), checkpoint, tokenizer=small_tokenizer(), notes={})
     assert export_checkpoint(checkpoint, tmp_path / "model").parameters > 0
+
+
+FIRST: dict[str, Any] = {
+    "recipe": smallest(name="first").as_dict(),
+    "data": "aa11",
+    "step": 1200,
+    "tokens": 5_000_000,
+    "elapsed": 600.0,
+}
+SECOND: dict[str, Any] = {
+    "recipe": smallest(name="second", seed=7, dropout=0.1, average=0.98).as_dict(),
+    "data": "bb22",
+    "step": 90,
+    "tokens": 70_000,
+    "elapsed": 120.0,
+    "best_bits_per_byte": 0.5,
+    "init": {"digest": "c" * 64, **FIRST},
+}
+
+
+def card(folder: Path, notes: dict[str, Any]) -> str:
+    (folder / "config.json").write_text(json.dumps({"format": 1, "model": MODEL.as_dict(), **notes}))
+    accepted = [Acceptance(precision="fp32", spread=2.5, largest={1: 1e-6})]
+    write_card(folder, StoryNetwork(MODEL), accepted)
+    return (folder / "card.md").read_text("utf-8")
+
+
+def test_a_model_that_was_trained_in_one_run_tells_of_one(tmp_path: Path) -> None:
+    notes = card(tmp_path, FIRST)
+    assert "- recipe `first`, seed 0, peak rate 0.02, 1,200 steps, 5,000,000 tokens, 10 minutes" in notes
+    assert "from the weights of" not in notes
+    assert "not validated" in notes
+
+
+def test_a_continuation_tells_each_run_in_order_and_what_was_other_in_it(tmp_path: Path) -> None:
+    notes = card(tmp_path, SECOND)
+    lines = [line for line in notes.splitlines() if "recipe `" in line]
+    assert lines == [
+        "- recipe `first`, seed 0, peak rate 0.02, 1,200 steps, 5,000,000 tokens, 10 minutes; data digest `aa11`",
+        "- from the weights of `cccccccccccc`: recipe `second`, seed 7, peak rate 0.02, dropout 0.1, average of the "
+        "weights 0.98, 90 steps, 70,000 tokens, 2 minutes; data digest `bb22`",
+    ]
+    assert "0.5000 bits per byte" in notes
+
+
+def test_the_history_begins_with_the_first_run() -> None:
+    assert history(SECOND) == [SECOND["init"], SECOND]
+    assert history(FIRST) == [FIRST]
+
+
+@pytest.fixture
+def other(tmp_path: Path) -> Path:
+    """A checkpoint of the same sizes and tokenizer, with other weights."""
+    folder = tmp_path / "other"
+    folder.mkdir()
+    save_network(random_network(SMALL, seed=5), folder, tokenizer=small_tokenizer(), notes={})
+    return folder
+
+
+def test_the_weights_become_the_mean_of_both(other: Path) -> None:
+    network = load_network(small_checkpoint())
+    blend(network, other, small_tokenizer())
+    first, second = load_network(small_checkpoint()).state_dict(), load_network(other).state_dict()
+    for name, value in network.state_dict().items():
+        torch.testing.assert_close(value, (first[name] + second[name]) / 2)
+
+
+def test_a_model_blended_with_itself_stays_what_it_is() -> None:
+    network = load_network(small_checkpoint())
+    blend(network, small_checkpoint(), small_tokenizer())
+    for name, value in load_network(small_checkpoint()).state_dict().items():
+        assert torch.equal(network.state_dict()[name], value)
+
+
+def test_an_export_tells_whose_weights_were_mixed_in(tmp_path: Path) -> None:
+    out = tmp_path / "model"
+    export_checkpoint(small_checkpoint(), out, blend_with=small_folder())
+    digest = ModelFolder.open(small_folder()).digest
+    assert ModelFolder.open(out).notes["blend"] == {"share": 0.5, "digest": digest}
+    assert f"the mean of these weights and, to 50%, those of `{digest[:12]}`" in (out / "card.md").read_text(
+        "utf-8"
+    )
+    assert "blend" not in ModelFolder.open(small_folder()).notes
+
+
+def test_a_model_of_other_sizes_is_refused(other: Path) -> None:
+    network = random_network(dataclasses.replace(SMALL, mlp_width=64))
+    with pytest.raises(InputError, match=r"^blend has model\.mlp_width = 128 \(.*\), and not 64$"):
+        blend(network, other, small_tokenizer())
+
+
+def test_a_model_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="cannot be read"):
+        blend(load_network(small_checkpoint()), tmp_path / "nothing", small_tokenizer())

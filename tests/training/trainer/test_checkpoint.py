@@ -1,5 +1,9 @@
+"""Checkpoints: whole after a kill at any moment; and runs that start from an existing model."""
+
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import shutil
 from pathlib import Path
@@ -8,12 +12,18 @@ from typing import Any
 import pytest
 import torch
 
+from model.architecture.folder import ModelFolder, read_config
 from model.architecture.network import StoryNetwork
-from model.errors import ModelError
-from tests.training.runs import MODEL
+from model.errors import InputError, ModelError, StoryError
+from tests.model.small_model import SMALL, copy_of, small_folder
+from tests.training.runs import MODEL, Recorder, same_weights, smallest, train, weights
+from training.data.corpus import own_stories_folder
+from training.data.prepare import PrepareOptions, prepare
+from training.export.export import history
 from training.trainer.checkpoint import find_checkpoint, read_checkpoint, write_checkpoint
+from training.trainer.loop import Trainer
 from training.trainer.optim import Optimizers
-from training.trainer.recipe import OptimizerRecipe
+from training.trainer.recipe import OptimizerRecipe, Recipe
 
 
 class KilledError(Exception):
@@ -164,3 +174,151 @@ def test_a_state_that_would_run_code_is_refused(tmp_path: Path, tokenizer: Path)
     with pytest.raises(ModelError, match="cannot be read") as caught:
         read_checkpoint(folder)
     assert "\n" not in str(caught.value)
+
+
+def start(shards: Path, out: Path, init: Path, recipe: Recipe | None = None, **options: Any) -> Recorder:
+    recorder = Recorder()
+    Trainer(recipe or smallest(), data=shards, out=out, observers=[recorder], init=init, **options).run()
+    return recorder
+
+
+def digest_of(checkpoint: Path) -> str:
+    return hashlib.sha256((checkpoint / "model.safetensors").read_bytes()).hexdigest()
+
+
+def test_it_begins_with_these_weights_a_new_optimiser_and_the_first_row(
+    whole: tuple[Recorder, Path], shards: Path, tmp_path: Path
+) -> None:
+    recorder, init = whole[0], whole[1] / "last"
+    trainer = Trainer(smallest(seed=3), data=shards, out=tmp_path / "run", init=init)
+    assert all(
+        torch.equal(value, weights(init)[name]) for name, value in trainer.network.state_dict().items()
+    )
+    assert all(part.state_dict()["state"] == {} for part in trainer.optimizers.parts)
+    assert (trainer.step, trainer.tokens, trainer.rows.state()["next"]) == (0, 0, 0)
+    more = start(shards, tmp_path / "more", init)
+    assert [report.step for report in more.steps] == list(range(1, 13))
+    assert more.steps[0].loss < recorder.steps[0].loss - 0.3, "it knows what the first run has learned"
+    assert more.ends[0].best_bits_per_byte is not None
+    assert recorder.ends[0].best_bits_per_byte is not None
+    assert more.ends[0].best_bits_per_byte < recorder.ends[0].best_bits_per_byte
+
+
+def test_its_checkpoints_tell_what_it_started_from(
+    whole: tuple[Recorder, Path], shards: Path, tmp_path: Path
+) -> None:
+    init = whole[1] / "best"
+    notes = read_config(init)
+    del notes["model"], notes["format"]
+    recorder = start(shards, tmp_path / "run", init)
+    assert recorder.starts[0].init == digest_of(init)
+    for name in ("last", "best"):
+        assert read_config(tmp_path / "run" / name)["init"] == {"digest": digest_of(init), **notes}
+    assert whole[0].starts[0].init is None
+    assert "init" not in notes
+
+
+def test_a_continuation_of_a_continuation_tells_both(
+    whole: tuple[Recorder, Path], shards: Path, tmp_path: Path
+) -> None:
+    second, third = tmp_path / "second" / "best", tmp_path / "third" / "best"
+    start(shards, tmp_path / "second", whole[1] / "best", smallest(steps=2, eval_every=2, seed=1))
+    start(shards, tmp_path / "third", second, smallest(steps=2, eval_every=2, seed=2))
+    notes = read_config(third)
+    assert notes["init"]["digest"] == digest_of(second)
+    assert notes["init"]["init"]["digest"] == digest_of(whole[1] / "best")
+    assert [part["recipe"]["seed"] for part in history(notes)] == [0, 1, 2]
+
+
+def test_an_interrupted_continuation_resumes_without_init_and_still_tells_it(
+    whole: tuple[Recorder, Path], shards: Path, tmp_path: Path
+) -> None:
+    init = whole[1] / "best"
+    expected = start(shards, tmp_path / "expected", init)
+    recorder = Recorder()
+    trainer = Trainer(smallest(), data=shards, out=tmp_path / "run", observers=[recorder], init=init)
+    recorder.then = lambda step: trainer._stop.set() if step == 5 else None
+    trainer.run()
+    assert recorder.ends[0].outcome == "stopped"
+    train(smallest(), shards, tmp_path / "run", recorder, resume=True)
+    assert recorder.losses == expected.losses
+    assert [entry.init for entry in recorder.starts] == [digest_of(init)] * 2
+    for name in ("last", "best"):
+        assert same_weights(tmp_path / "run" / name, tmp_path / "expected" / name)
+        assert read_config(tmp_path / "run" / name)["init"]["digest"] == digest_of(init)
+
+
+def test_a_model_folder_is_named_by_its_own_digest_and_must_be_whole(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    tokenizer = small_folder() / "tokenizer.json"
+    prepare(PrepareOptions(sources=(own_stories_folder(),), out=data, tokenizer=tokenizer))
+    recipe = smallest(model=SMALL, steps=1, eval_every=1)
+    start(data, tmp_path / "run", small_folder(), recipe)
+    assert read_config(tmp_path / "run" / "best")["init"]["digest"] == ModelFolder.open(small_folder()).digest
+    damaged = copy_of(small_folder(), tmp_path / "damaged")
+    with (damaged / "decode.int8.onnx").open("ab") as file:
+        file.write(b"x")
+    with pytest.raises(ModelError, match="is damaged: its digest is"):
+        start(data, tmp_path / "other", damaged, recipe)
+
+
+# What is refused.
+
+
+def test_a_resume_takes_no_other_weights(whole: tuple[Recorder, Path], shards: Path) -> None:
+    with pytest.raises(InputError, match=r"^init cannot be given with resume: the run in .* has weights"):
+        start(shards, whole[1], whole[1] / "best", resume=True)
+
+
+def test_a_folder_with_a_run_is_not_overwritten(whole: tuple[Recorder, Path], shards: Path) -> None:
+    before = weights(whole[1] / "last")
+    with pytest.raises(InputError, match="out already holds a run"):
+        start(shards, whole[1], whole[1] / "best")
+    assert all(torch.equal(value, before[name]) for name, value in weights(whole[1] / "last").items())
+
+
+@pytest.mark.parametrize(("name", "value"), [("pattern", "AR"), ("mlp_width", 64), ("window", 32)])
+def test_other_sizes_are_refused_by_name(
+    whole: tuple[Recorder, Path], shards: Path, tmp_path: Path, name: str, value: object
+) -> None:
+    values = smallest().as_dict()
+    ours = values["model"][name]
+    recipe = Recipe.from_dict(values | {"model": values["model"] | {name: value}})
+    with pytest.raises(InputError, match=rf"^init has model\.{name} = {ours!r} \(.*\), and not {value!r}$"):
+        start(shards, tmp_path / "run", whole[1] / "best", recipe)
+
+
+def test_another_tokenizer_of_the_same_size_is_refused(
+    whole: tuple[Recorder, Path], shards: Path, tmp_path: Path
+) -> None:
+    init = tmp_path / "init"
+    shutil.copytree(whole[1] / "best", init)
+    tokenizer = json.loads((init / "tokenizer.json").read_text("utf-8"))
+    merges = tokenizer["model"]["merges"]
+    merges[-1], merges[-2] = merges[-2], merges[-1]
+    (init / "tokenizer.json").write_text(json.dumps(tokenizer), "utf-8")
+    with pytest.raises(InputError, match=r"^init has another tokenizer \(.*\) than ") as caught:
+        start(shards, tmp_path / "run", init)
+    assert f"story data --tokenizer {init / 'tokenizer.json'}" in str(caught.value)
+
+
+def test_the_same_tokenizer_written_otherwise_is_accepted(
+    whole: tuple[Recorder, Path], shards: Path, tmp_path: Path
+) -> None:
+    init = tmp_path / "init"
+    shutil.copytree(whole[1] / "best", init)
+    tokenizer = json.loads((init / "tokenizer.json").read_text("utf-8"))
+    (init / "tokenizer.json").write_text(json.dumps(tokenizer, indent=7), "utf-8")
+    Trainer(smallest(), data=shards, out=tmp_path / "run", init=init)
+
+
+@pytest.mark.parametrize("missing", ["config.json", "model.safetensors", "tokenizer.json"])
+def test_a_folder_that_lacks_a_file_is_refused_by_name(
+    whole: tuple[Recorder, Path], shards: Path, tmp_path: Path, missing: str
+) -> None:
+    init = tmp_path / "init"
+    shutil.copytree(whole[1] / "best", init)
+    (init / missing).unlink()
+    with pytest.raises(StoryError, match=rf"{missing}:? cannot be read"):
+        start(shards, tmp_path / "run", init)
+    assert not (tmp_path / "run").exists()

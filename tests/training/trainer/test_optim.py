@@ -1,23 +1,42 @@
+"""Optimisers: parameter groups, Muon, the learning-rate schedule and the average of the weights."""
+
 from __future__ import annotations
 
 import copy
 import io
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 from model.architecture.config import ModelConfig
 from model.architecture.network import StoryNetwork
 from tests.training.runs import MODEL
-from training.trainer.optim import Optimizers, group_parameters, rate_share
+from training.trainer.optim import (
+    Average,
+    Optimizers,
+    PreciseMuon,
+    group_parameters,
+    has_bf16,
+    orthogonalize,
+    rate_share,
+)
 from training.trainer.recipe import OptimizerRecipe, load_recipe, preset_names
 
 
 def network(config: ModelConfig = MODEL) -> StoryNetwork:
     torch.manual_seed(0)
     return StoryNetwork(config)
+
+
+def through_a_file(state: Any) -> Any:
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
 
 
 def set_gradients(net: StoryNetwork, seed: int) -> None:
@@ -116,11 +135,8 @@ def test_a_restored_state_goes_on_as_if_nothing_had_been(name: str) -> None:
     optimizers = Optimizers(whole, recipe)
     steps(whole, optimizers, range(3))
     restored = copy.deepcopy(whole)
-    file = io.BytesIO()
-    torch.save(optimizers.state_dict(), file)
-    file.seek(0)
     again = Optimizers(restored, recipe)
-    again.load_state_dict(torch.load(file, weights_only=True))
+    again.load_state_dict(through_a_file(optimizers.state_dict()))
     steps(whole, optimizers, range(3, 6))
     steps(restored, again, range(3, 6))
     for one, other in zip(whole.parameters(), restored.parameters(), strict=True):
@@ -170,3 +186,157 @@ def test_the_rate_is_always_a_share_of_the_peak(
 ) -> None:
     recipe = OptimizerRecipe(warmup_steps=warmup, warmdown=warmdown, final_lr=final)
     assert 0.0 <= rate_share(recipe, step, progress) <= 1.0 + 1e-9
+
+
+JORDAN = (3.4445, -4.7750, 2.0315)
+
+
+@given(
+    rows=st.integers(1, 40), columns=st.integers(1, 40), seed=st.integers(0, 999), scale=st.floats(1e-3, 1e3)
+)
+def test_the_singular_values_come_near_one_and_their_vectors_stay(
+    rows: int, columns: int, seed: int, scale: float
+) -> None:
+    rng = torch.Generator().manual_seed(seed)
+    matrix = torch.randn(rows, columns, generator=rng, dtype=torch.float64) * scale
+    result = orthogonalize(matrix, JORDAN, 5, 1e-7)
+    left, singular, right = torch.linalg.svd(matrix, full_matrices=False)
+    # The same polynomial of each singular value, computed one by one.
+    a, b, c = JORDAN
+    value = singular / singular.norm()
+    for _ in range(5):
+        value = a * value + b * value**3 + c * value**5
+    torch.testing.assert_close(result, left @ value.diag() @ right, rtol=1e-6, atol=1e-6)
+    assert float(value[singular > 0.02 * singular.norm()].min()) > 0.6
+    assert float(value.max()) < 1.25
+
+
+def test_a_matrix_of_zeros_stays_one() -> None:
+    assert torch.equal(orthogonalize(torch.zeros(4, 3), JORDAN, 5, 1e-7), torch.zeros(4, 3))
+
+
+@pytest.mark.parametrize("nesterov", [True, False])
+def test_it_takes_the_steps_of_torchs_own_up_to_the_rounding_of_bf16(nesterov: bool) -> None:
+    rng = torch.Generator().manual_seed(0)
+    shapes = ((24, 8), (8, 24), (16, 16))
+    theirs = [torch.nn.Parameter(torch.randn(shape, generator=rng)) for shape in shapes]
+    ours = [torch.nn.Parameter(matrix.detach().clone()) for matrix in theirs]
+    start = [matrix.detach().clone() for matrix in ours]
+    options = {"lr": 0.02, "weight_decay": 0.1, "momentum": 0.9, "nesterov": nesterov}
+    one, other = torch.optim.Muon(theirs, **options), PreciseMuon(ours, **options)  # type: ignore[arg-type]
+    for _ in range(4):
+        for first, second in zip(theirs, ours, strict=True):
+            first.grad = torch.randn(first.shape, generator=rng)
+            second.grad = first.grad.clone()
+        one.step()
+        other.step()
+    for first, second, before in zip(theirs, ours, start, strict=True):
+        moved = float((second - before).detach().abs().max())
+        assert float((first - second).detach().abs().max()) < 0.03 * moved
+
+
+def test_a_matrix_without_a_gradient_stays_as_it_is() -> None:
+    still, moving = (torch.nn.Parameter(torch.ones(2, 2)) for _ in range(2))
+    moving.grad = torch.ones(2, 2)
+    PreciseMuon([still, moving], lr=0.1).step()
+    assert torch.equal(still, torch.ones(2, 2))
+    assert not torch.equal(moving, torch.ones(2, 2))
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_only_where_bf16_is_emulated_its_own_products_are_used(
+    monkeypatch: pytest.MonkeyPatch, fast: bool
+) -> None:
+    # A machine is of one kind only.
+    monkeypatch.setattr("training.trainer.optim.has_bf16", lambda device: fast)
+    (muon, _) = Optimizers(StoryNetwork(MODEL), OptimizerRecipe()).parts
+    assert type(muon) is (torch.optim.Muon if fast else PreciseMuon)
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_bf16_is_what_the_processor_says_it_can(monkeypatch: pytest.MonkeyPatch, fast: bool) -> None:
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"avx2": True, "avx512_bf16": fast})
+    assert has_bf16(torch.device("cpu")) is fast
+
+
+def one_weight(value: float) -> nn.Linear:
+    network = nn.Linear(1, 1, bias=False).double()
+    put(network, value)
+    return network
+
+
+def put(network: nn.Linear, value: float) -> None:
+    with torch.no_grad():
+        network.weight.fill_(value)
+
+
+def averaged(network: nn.Linear, average: Average) -> float:
+    with average.applied():
+        return float(network.weight.detach())
+
+
+@given(values=st.lists(st.floats(-100, 100), min_size=1, max_size=60), keep=st.sampled_from([0.5, 0.9, 0.99]))
+def test_it_is_the_weighted_mean_of_all_weights_seen(values: list[float], keep: float) -> None:
+    network = one_weight(values[0])
+    average = Average(network, keep)
+    shares = [1.0]
+    for count, value in enumerate(values):
+        put(network, value)
+        average.update()
+        kept = min(keep, (1 + count) / (10 + count))
+        shares = [share * kept for share in shares] + [1 - kept]
+    assert sum(shares) == pytest.approx(1.0)
+    expected = sum(share * value for share, value in zip(shares, [values[0], *values], strict=True))
+    assert averaged(network, average) == pytest.approx(expected, abs=1e-9)
+
+
+def test_the_weights_it_began_with_are_soon_forgotten() -> None:
+    network = one_weight(1000.0)
+    average = Average(network, 0.999)
+    put(network, 1.0)
+    for _ in range(50):
+        average.update()
+    assert averaged(network, average) == pytest.approx(1.0, abs=1e-3)
+
+
+def test_weights_that_jump_about_a_point_are_averaged_to_it() -> None:
+    network = one_weight(0.0)
+    average = Average(network, 0.99)
+    rng = torch.Generator().manual_seed(0)
+    for _ in range(1000):
+        put(network, 3.0 + float(torch.randn(1, generator=rng)))
+        average.update()
+    assert abs(averaged(network, average) - 3.0) < 0.25 < 1.0, "a tenth of the spread of one step's weights"
+
+
+def test_the_network_gets_its_own_weights_back_bit_for_bit_even_after_an_error() -> None:
+    network = nn.Linear(8, 8)
+    average = Average(network, 0.5)
+    held = network.weight
+    with torch.no_grad():
+        held.mul_(1.1)
+    before = held.detach().clone()
+
+    def interrupted() -> None:
+        with average.applied():
+            assert not torch.equal(held, before)
+            raise RuntimeError("in between")
+
+    with pytest.raises(RuntimeError, match="in between"):
+        interrupted()
+    assert torch.equal(held, before)
+    assert network.weight is held, "optimisers hold this very tensor"
+
+
+def test_a_restored_average_goes_on_as_if_nothing_had_been() -> None:
+    network = one_weight(1.0)
+    average = Average(network, 0.9)
+    for value in (2.0, 5.0, 3.0):
+        put(network, value)
+        average.update()
+    again = Average(network, 0.9)
+    again.load_state_dict(through_a_file(average.state_dict()))
+    put(network, 7.0)
+    average.update()
+    again.update()
+    assert averaged(network, again) == averaged(network, average) != 7.0

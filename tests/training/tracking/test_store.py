@@ -1,3 +1,5 @@
+"""Owners of runs are recognised; points that were not sent are read back from their file."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -6,11 +8,15 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from model.outbox import Leftover
+from training.tracking.outbox import Point, read_leftover, write_leftover
 from training.tracking.store import Owner, owner_of
 
 
@@ -39,16 +45,18 @@ def test_a_killed_process_is_dead_before_and_after_its_parent_takes_notice(
     assert owner.state() == "dead"
 
 
-def test_a_process_that_got_the_same_id_later_is_somebody_else() -> None:
-    assert dataclasses.replace(owner_of(), began=owner_of().began - 100).state() == "dead"
-
-
-def test_a_process_from_before_the_reboot_is_dead() -> None:
-    assert dataclasses.replace(owner_of(), boot="another").state() == "dead"
-
-
-def test_nothing_is_known_about_another_machine() -> None:
-    assert dataclasses.replace(owner_of(), host="another", pid=2**22).state() == "unknown"
+@pytest.mark.parametrize(
+    ("other", "state"),
+    [
+        ({"began": -100.0}, "dead"),
+        ({"boot": "another"}, "dead"),
+        ({"host": "another", "pid": 2**22}, "unknown"),
+    ],
+)
+def test_another_process_of_the_same_id_another_boot_or_machine_is_not_this_one(
+    other: dict[str, Any], state: str
+) -> None:
+    assert dataclasses.replace(owner_of(), **other).state() == state
 
 
 @given(
@@ -70,3 +78,24 @@ FOREIGN = ["null", "[]", "{}", "1", '{"host": 1, "boot": 1, "pid": "x", "began":
 @given(st.text() | st.sampled_from(FOREIGN))
 def test_a_foreign_tag_is_nobody(text: str) -> None:
     assert Owner.from_text(text) is None
+
+
+@given(
+    kept=st.lists(
+        st.builds(Point, st.text(), st.floats(allow_nan=False), st.integers(0, 2**62), st.integers(0, 2**62))
+    ),
+    files=st.dictionaries(st.text(), st.text()),
+)
+def test_leftovers_read_back_from_their_file(
+    kept: list[Point], files: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path_factory.mktemp("unsent") / "unsent.jsonl"
+    write_leftover(path, Leftover(tuple(kept), files, 0, None))
+    assert read_leftover(path) == (kept, files)
+
+
+@pytest.mark.parametrize("text", ["{", "[1]\n", '{"other": 1}\n', '{"point": [1]}\n', '{"path": "a"}\n'])
+def test_a_damaged_file_of_leftovers_is_an_error(text: str, tmp_path: Path) -> None:
+    (tmp_path / "unsent.jsonl").write_text(text)
+    with pytest.raises((ValueError, TypeError, KeyError)):
+        read_leftover(tmp_path / "unsent.jsonl")
