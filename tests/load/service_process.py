@@ -1,4 +1,4 @@
-"""A service, or the demo, in a process of its own with the shipped model, and readers that stream from it."""
+"""A service, or the demo, in a process of its own with the shipped model, and clients that stream from it."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def service_process(what: str = "service", **settings: str) -> Iterator[ServiceP
 
 @dataclass
 class Readings:
-    """What the readers of one load saw."""
+    """What the clients of one load saw."""
 
     stories: int = 0
     tokens: int = 0
@@ -76,7 +76,7 @@ class Readings:
 
 
 async def read_story(client: httpx.AsyncClient, seed: int, into: Readings, *, pause: float = 0.0) -> None:
-    """Stream one story to its end; `pause` seconds after each event make a slow reader."""
+    """Stream one story to its end; `pause` seconds after each event make a slow client."""
     asked = {"prompt": "Once upon a time", "max_tokens": 200, "seed": seed, "stream": True}
     began = last = time.perf_counter()
     done = False

@@ -27,7 +27,7 @@ DAY = 86_400
 async def under_load(
     url: str, readings: Readings, *happenings: Callable[[], object], pause: float = 3.0
 ) -> None:
-    """`READERS` readers who ask for one story after the other, while one thing after the other happens."""
+    """`READERS` clients that ask for one story after the other, while one thing after the other happens."""
     seeds, over = itertools.count(), False
     async with httpx.AsyncClient(base_url=url, timeout=120) as client:
 

@@ -59,8 +59,8 @@ async def test_64_streams_for_two_minutes_without_an_error_in_flat_memory() -> N
     assert late < 1_000, "the documented instance has a gigabyte"
 
 
-async def test_readers_who_vanish_and_slow_ones_cost_the_others_nothing() -> None:
-    """Of 48 readers a third leaves in mid-story and a third reads slowly; the rest gets every story whole."""
+async def test_clients_who_vanish_and_slow_ones_cost_the_others_nothing() -> None:
+    """Of 48 clients a third disconnects in mid-story and a third reads slowly; the rest gets every story whole."""
     vanished, slow, steady = Readings(), Readings(), Readings()
     with service_process(**ROOM) as service:
         async with client_of(service) as client, asyncio.timeout(180):

@@ -124,7 +124,7 @@ def test_an_empty_value_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> None
         ),
     ],
 )
-def test_a_wrong_value_is_told_with_what_is_allowed(
+def test_a_wrong_value_is_reported_with_what_is_allowed(
     name: str, value: str, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(name, value)

@@ -124,7 +124,7 @@ def test_whatever_happens_the_record_stays_whole_and_survives_being_stored(
         ).map(json.dumps),
     )
 )
-def test_what_is_no_record_is_told_in_one_line_and_breaks_nothing(stored: bytes | str) -> None:
+def test_what_is_no_record_is_reported_in_one_line_and_breaks_nothing(stored: bytes | str) -> None:
     with pytest.raises(DeploymentError, match=r"^here does not hold a deployment record: "):
         DeploymentState.parse(stored, "here")
 
@@ -255,7 +255,7 @@ def test_writers_in_several_processes_lose_nothing(store: DeploymentStore, repos
     assert seen == sorted(seen), "a reader never sees an older record after a newer one"
 
 
-def test_a_damaged_file_is_told_once_and_stories_go_on(
+def test_a_damaged_file_is_reported_once_and_stories_go_on(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "deployments.json"
@@ -273,7 +273,7 @@ def test_a_damaged_file_is_told_once_and_stories_go_on(
     assert FileDeploymentStore(path).endpoint("https://default.example") == "https://default.example"
 
 
-def test_a_place_that_cannot_be_written_is_told_in_one_line(tmp_path: Path) -> None:
+def test_a_place_that_cannot_be_written_is_reported_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("", "utf-8")
     with pytest.raises(DeploymentError, match=r"cannot be written: "):
         FileDeploymentStore(tmp_path / "file" / "deployments.json").set_deployment(
@@ -281,7 +281,7 @@ def test_a_place_that_cannot_be_written_is_told_in_one_line(tmp_path: Path) -> N
         )
 
 
-def test_the_file_lies_in_the_users_state_folder_unless_told_otherwise(
+def test_the_file_lies_in_the_users_state_folder_unless_set_otherwise(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert open_deployments(load_settings()).where == str(
@@ -319,7 +319,7 @@ def test_a_redis_that_never_answered_leaves_the_default(tmp_path: Path) -> None:
     assert store.endpoint("https://default.example") == "https://default.example"
 
 
-def test_a_key_that_holds_something_else_is_told_and_left_alone(server: RedisServer) -> None:
+def test_a_key_that_holds_something_else_is_reported_and_left_alone(server: RedisServer) -> None:
     store = RedisDeploymentStore(server.url)
     store._writer.set(KEY, b"\x00\xff")
     try:

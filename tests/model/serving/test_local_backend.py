@@ -44,7 +44,7 @@ async def test_closing_the_page_frees_the_slot() -> None:
         assert backend.engine.stats().finished["cancelled"] == 1
 
 
-async def test_a_story_too_many_meets_a_full_line_and_a_place_frees_up_again() -> None:
+async def test_a_story_too_many_meets_a_full_queue_and_a_place_frees_up_again() -> None:
     backend = local_backend(slots=1, queue=1, step_seconds=0.005, end_bias=-50)
     state = AppState.of(backend)
     async with backend.running():

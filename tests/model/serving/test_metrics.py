@@ -79,7 +79,7 @@ async def read(backend: MeteredBackend) -> str:
     return "".join([chunk.text async for chunk in stream])
 
 
-async def test_a_story_counts_under_its_ending_writer_version_and_deployment(
+async def test_a_story_counts_under_its_ending_backend_version_and_deployment(
     scripted: Scripted, meter: Meter
 ) -> None:
     scripted.next = Told("length", "modal", None)
@@ -101,7 +101,7 @@ async def test_a_story_that_breaks_in_the_middle_is_an_error_and_the_error_passe
     assert (told(meter, "error", "local"), told(meter, "stop", "local")) == (1, 0)
 
 
-async def test_a_reader_who_leaves_in_the_middle_or_before_it_is_counted_once(
+async def test_a_client_who_leaves_in_the_middle_or_before_it_is_counted_once(
     scripted: Scripted, meter: Meter
 ) -> None:
     backend = MeteredBackend(scripted, meter)
@@ -144,7 +144,7 @@ def test_the_breaker_and_what_writes_can_be_seen(meter: Meter) -> None:
     assert value("story_info", {"deployment": "green", "version": "0123456789ab", "served_by": "local"}) == 1
 
 
-def test_where_the_system_does_not_tell_memory_nothing_is_claimed(
+def test_where_the_system_does_not_report_memory_nothing_is_claimed(
     scripted: Scripted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(metrics, "resident", lambda: None)

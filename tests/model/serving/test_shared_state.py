@@ -84,7 +84,7 @@ def test_tokens_count_as_written_and_not_as_asked_for(guarded: Running) -> None:
     assert (full.status_code, "600 tokens per minute" in full.json()["error"]["message"]) == (429, True)
 
 
-def test_what_is_wrong_with_a_request_costs_nothing_and_is_told_first(guarded: Running) -> None:
+def test_what_is_wrong_with_a_request_costs_nothing_and_is_reported_first(guarded: Running) -> None:
     for _ in range(6):
         assert ask(guarded, "192.0.2.1", temperature=9).status_code == 422
     assert ask(guarded, "192.0.2.1").status_code == 200
@@ -106,7 +106,7 @@ async def test_socket_io_has_the_same_limits(guarded: Running) -> None:
         await client.disconnect()
 
 
-def test_a_story_asked_again_is_told_from_memory_in_the_same_events(guarded: Running) -> None:
+def test_a_story_asked_again_is_served_from_the_cache_in_the_same_events(guarded: Running) -> None:
     asked = {"prompt": "Once", "max_tokens": 40, "seed": 7, "stream_options": {"include_usage": True}}
     told = []
     for client in ("192.0.2.1", "192.0.2.2"):
@@ -134,7 +134,7 @@ def test_a_story_asked_again_is_told_from_memory_in_the_same_events(guarded: Run
     assert figures["story_cache_bytes"] > 300
 
 
-def test_a_story_from_memory_counts_as_a_story_and_not_as_tokens(guarded: Running) -> None:
+def test_a_story_from_the_cache_counts_as_a_story_and_not_as_tokens(guarded: Running) -> None:
     for _ in range(3):
         assert ask(guarded, "192.0.2.1", seed=7, max_tokens=250).status_code == 200
     first = ask(guarded, "192.0.2.1", seed=7, max_tokens=250).json()["usage"]["completion_tokens"]

@@ -151,7 +151,7 @@ def story(seed: int = 1, **more: object) -> GenerationRequest:
 
 
 @pytest.mark.parametrize("logprobs", [None, 2])
-async def test_a_story_told_again_is_the_story_that_was_written(
+async def test_a_story_asked_again_is_the_story_that_was_written(
     desk: tuple[CachingBackend, LocalBackend, FakeRuntime], logprobs: int | None
 ) -> None:
     backend, local, _ = desk
@@ -283,12 +283,12 @@ async def test_while_a_backend_does_not_know_who_would_write_it_is_asked_each_ti
     assert len(backend.cache.memory) == 1
 
 
-def test_a_backend_that_knows_nothing_of_editions_is_left_alone() -> None:
+def test_a_backend_that_knows_nothing_of_fingerprints_is_left_alone() -> None:
     backend: Any = ScriptedBackend("a story")
     assert cached_backend(backend, stories()) is backend
 
 
-async def test_the_memory_ends_with_its_backend_and_breaks_off_what_is_being_told() -> None:
+async def test_the_cache_ends_with_its_backend_and_breaks_off_what_is_running() -> None:
     local, network = paced(slots=2, step_seconds=0.01)
     backend = cached_backend(local, stories())
     async with backend.running():
@@ -301,7 +301,7 @@ async def test_the_memory_ends_with_its_backend_and_breaks_off_what_is_being_tol
 
 @dataclass
 class Listener:
-    """A reader with a task that reads, and what it knows."""
+    """A client with a task that reads, and what it knows."""
 
     fingerprint: str
     request: GenerationRequest
@@ -478,7 +478,7 @@ TestReaders = Readers.TestCase
 TestReaders.settings = hypothesis.settings(max_examples=25, stateful_step_count=20)
 
 
-async def test_a_reader_who_gives_up_before_the_story_began_leaves_it_to_the_others() -> None:
+async def test_a_client_who_gives_up_before_the_story_began_leaves_it_to_the_others() -> None:
     tapes = Tapes()
     backend = CachingBackend(tapes, ResponseCache(LRUCache(1_000_000, 1000), 1000))
     request = GenerationRequest(prompt="Once", sampling=SamplingParams(seed=1))
@@ -507,7 +507,7 @@ async def test_a_story_that_all_gave_up_before_it_began_is_not_begun() -> None:
     assert tapes.streams == []
 
 
-async def test_a_full_line_is_told_to_all_who_wait_for_the_same_story() -> None:
+async def test_a_full_queue_is_raised_for_all_who_wait_for_the_same_story() -> None:
     tapes = Tapes()
     backend = CachingBackend(tapes, ResponseCache(LRUCache(1_000_000, 1000), 1000))
     tapes.refuse = StoryError("the queue is full")

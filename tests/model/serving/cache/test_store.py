@@ -158,7 +158,7 @@ def test_every_field_of_a_request_is_in_the_key_or_is_known_not_to_matter() -> N
     assert known == tested | {"min_p", "repetition_penalty"} | {"cacheable", "user", "story_id"}
 
 
-def test_each_edition_has_keys_of_its_own() -> None:
+def test_each_fingerprint_has_keys_of_its_own() -> None:
     assert cache_key("blue", REQUEST) != cache_key("green", REQUEST)
 
 

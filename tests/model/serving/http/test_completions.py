@@ -298,7 +298,7 @@ def test_each_failure_is_the_clients_own_class(client: openai.OpenAI) -> None:
         client.completions.create(model="story-writer", prompt=[1, 2, 3])
 
 
-def test_a_full_line_is_a_rate_limit_error_that_says_when_to_come_back() -> None:
+def test_a_full_queue_is_a_rate_limit_error_that_says_when_to_come_back() -> None:
     backend, network = paced(slots=1, queue=0)
     with serving(backend) as running, client_of(running) as client:
         network.gate.clear()
@@ -334,7 +334,7 @@ def test_the_client_comes_back_by_itself_when_a_place_is_free() -> None:
     assert len(network.calls) > 3
 
 
-def test_a_failure_in_mid_story_is_raised_not_told() -> None:
+def test_a_failure_in_mid_story_is_raised_not_sent() -> None:
     backend, network = paced()
     with serving(backend) as running, client_of(running) as client:
         network.gate.clear()

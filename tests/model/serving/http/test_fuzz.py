@@ -1,4 +1,4 @@
-"""Whatever the API's description allows, and what it does not, gets an answer of the house's form, and never a 500."""
+"""Whatever the API's description allows, and what it does not, gets an answer of the usual form, and never a 500."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def running() -> Iterator[Running]:
 
 
 def held(status: int, text: str) -> None:
-    """No 500; an error is one JSON object of the house's, without a trace of what lies inside."""
+    """No 500; an error is one JSON object of the usual form, without a trace of what lies inside."""
     assert status < 500, text
     assert "Traceback" not in text
     assert "site-packages" not in text

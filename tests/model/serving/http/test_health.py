@@ -33,7 +33,7 @@ def test_a_service_that_can_write_says_so_and_who_it_is(shipped: Running) -> Non
     assert body["capacity"] == 16 + 64
 
 
-def test_a_full_line_is_not_ready_and_a_place_makes_it_ready_again() -> None:
+def test_a_full_queue_is_not_ready_and_a_place_makes_it_ready_again() -> None:
     backend, network = paced(slots=1, queue=1)
     with serving(backend) as running:
         network.gate.clear()
@@ -82,7 +82,7 @@ def test_a_draining_service_says_so_refuses_the_new_and_ends_the_old() -> None:
     assert chunks[-2]["choices"][0]["finish_reason"] == "length"
 
 
-def test_what_does_not_end_in_time_is_cut_with_a_word_and_no_done() -> None:
+def test_what_does_not_end_in_time_is_aborted_with_an_error_and_no_done() -> None:
     backend, _ = paced(step_seconds=0.01)
     with serving(backend, drain=0.2) as running, streaming(running, prompt="Once", max_tokens=4000) as flow:
         next(flow)

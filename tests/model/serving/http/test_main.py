@@ -96,7 +96,7 @@ def test_it_prints_its_address_writes_stories_and_ends_cleanly(repository: Path)
         assert started.communicate() == ("", "")
 
 
-def test_on_sigterm_running_stories_are_told_to_their_end_and_new_ones_refused(repository: Path) -> None:
+def test_on_sigterm_running_stories_finish_and_new_ones_refused(repository: Path) -> None:
     with process(repository, program=PACED) as (started, _, url):
         readers = [Reader(url, max_tokens=300, seed=seed) for seed in range(4)]
         until(lambda: all(len(reader.told) > 5 for reader in readers), 30)
@@ -178,7 +178,7 @@ async def test_a_connection_sends_small_messages_at_once() -> None:
     assert all(told), "a token does not wait for the acknowledgement of the one before"
 
 
-def test_a_port_that_is_taken_and_an_address_elsewhere_are_told_in_one_line() -> None:
+def test_a_port_that_is_taken_and_an_address_elsewhere_are_reported_in_one_line() -> None:
     with bound("127.0.0.1", 0) as taken:
         taken.listen()
         with pytest.raises(InputError, match=r"port .* cannot be used"):

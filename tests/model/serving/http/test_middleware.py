@@ -39,7 +39,7 @@ def error_of(response: httpx.Response) -> dict[str, Any]:
 
 @pytest.mark.parametrize("path", ["/v1/completions", "/api/generate"])
 @pytest.mark.parametrize("told", [True, False])
-def test_a_body_that_is_too_long_is_refused_whether_or_not_it_tells_its_length(
+def test_a_body_that_is_too_long_is_refused_whether_or_not_it_announces_its_length(
     path: str, told: bool, running: Running
 ) -> None:
     body = json.dumps({"prompt": "x" * 3000}).encode()
@@ -71,7 +71,7 @@ def test_what_is_no_json_object_is_400(content: bytes, running: Running) -> None
         assert (response.status_code, error_of(response)["code"]) == (400, "invalid_json")
 
 
-def test_unknown_addresses_and_methods_are_told_in_the_same_form(running: Running) -> None:
+def test_unknown_addresses_and_methods_are_reported_in_the_same_form(running: Running) -> None:
     for path in ("/", "/v1", "/v1/completions/", "/docs", "/v1/chat/completions"):
         response = running.client.get(f"{path}")
         assert (response.status_code, error_of(response)["code"]) == (404, "not_found"), path

@@ -26,7 +26,7 @@ def requests(**body: Any) -> list[GenerationRequest]:
     return CompletionBody.read(body).requests()
 
 
-def test_a_prompt_alone_asks_for_one_story_with_the_houses_defaults() -> None:
+def test_a_prompt_alone_asks_for_one_story_with_the_default_parameters() -> None:
     (request,) = requests(prompt="Once")
     seed = request.sampling.seed
     assert request == GenerationRequest(prompt="Once", sampling=SamplingParams(seed=seed), cacheable=False)
@@ -176,7 +176,7 @@ def test_the_simple_form_knows_no_field_of_the_other() -> None:
 @pytest.mark.parametrize(
     "body", [b"", b"{", b"[]", b'"x"', b"\xff", b"[" * 100_000, b'{"seed": ' + b"9" * 5000 + b"}", b"null"]
 )
-def test_what_is_no_json_object_is_told_so(body: bytes) -> None:
+def test_what_is_no_json_object_is_reported(body: bytes) -> None:
     with pytest.raises(ServiceError, match=r"^the body ") as caught:
         parse_object(body)
     assert (caught.value.status, caught.value.code) == (400, "invalid_json")

@@ -40,7 +40,7 @@ def test_while_nothing_comes_a_comment_says_that_the_connection_lives() -> None:
     assert told[-1] == ("", "[DONE]")
 
 
-def test_comments_come_before_the_first_token_too_while_a_story_waits_in_line() -> None:
+def test_comments_come_before_the_first_token_too_while_a_story_waits_in_the_queue() -> None:
     backend, _ = paced(slots=1, step_seconds=0.01)
     with serving(backend, keep_alive=0.05) as running:
         held = backend.engine.submit(GenerationRequest(prompt="Once", max_tokens=4000))
@@ -54,7 +54,7 @@ def test_comments_come_before_the_first_token_too_while_a_story_waits_in_line() 
     assert told[-2]["times"]["ttft"] >= told[-2]["times"]["queued"]
 
 
-def test_a_told_story_leaves_nothing_that_only_the_collector_would_free() -> None:
+def test_a_finished_story_leaves_nothing_that_only_the_collector_would_free() -> None:
     def jobs() -> int:
         return sum(type(found) is Job for found in gc.get_objects())
 
@@ -102,13 +102,13 @@ def test_a_backend_that_ends_breaks_its_stories_off_with_an_error() -> None:
         assert (response.status_code, response.json()["error"]["code"]) == (503, "unavailable")
 
 
-def test_a_slow_reader_holds_up_nobody() -> None:
+def test_a_slow_client_holds_up_nobody() -> None:
     backend, _ = paced(slots=2)
     with serving(backend) as running, streaming(running, prompt="Once", max_tokens=3000, n=1) as slow:
         next(slow)
         answer = running.post("/v1/completions", prompt="Two", max_tokens=50)
         assert answer.status_code == 200
-        until(lambda: backend.engine.stats().active == 0)  # the slow reader's slot too, before it is read
+        until(lambda: backend.engine.stats().active == 0)  # the slow client's slot too, before it is read
         assert list(slow)[-1] == ("", "[DONE]")
 
 
@@ -186,7 +186,7 @@ def leaving(running: Running, backend: LocalBackend, network: FakeRuntime) -> It
 
 @pytest.mark.parametrize("how", ["close", "reset"])
 @pytest.mark.parametrize("path", ["/v1/completions", "/api/generate"])
-def test_a_reader_who_leaves_in_mid_story_frees_the_slot_at_the_next_step(how: str, path: str) -> None:
+def test_a_client_who_leaves_in_mid_story_frees_the_slot_at_the_next_step(how: str, path: str) -> None:
     backend, network = paced(step_seconds=0.01)
     with (
         serving(backend) as running,
@@ -213,7 +213,7 @@ def test_whoever_asked_for_a_whole_story_and_left_is_written_no_further() -> Non
         assert backend.engine.stats().finished["cancelled"] == 1
 
 
-def test_all_choices_of_a_reader_who_left_are_ended() -> None:
+def test_all_choices_of_a_client_who_left_are_ended() -> None:
     backend, network = paced(slots=4, step_seconds=0.01)
     with serving(backend) as running:
         with connected(running, prompt="Once", max_tokens=4000, stream=True, n=4) as connection:
@@ -225,7 +225,7 @@ def test_all_choices_of_a_reader_who_left_are_ended() -> None:
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_whoever_leaves_the_line_is_never_written_for(stream: bool) -> None:
+def test_whoever_leaves_the_queue_is_never_written_for(stream: bool) -> None:
     backend, _ = paced(slots=1, queue=1, step_seconds=0.01)
     with serving(backend) as running:
         first = backend.engine.submit(GenerationRequest(prompt="Once", max_tokens=4000))

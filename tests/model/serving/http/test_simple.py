@@ -40,7 +40,7 @@ def test_its_events_are_tokens_and_then_the_whole(shipped: Running) -> None:
     }
 
 
-def test_without_a_seed_the_answer_tells_the_one_it_was_written_with(shipped: Running) -> None:
+def test_without_a_seed_the_response_has_the_one_that_was_used(shipped: Running) -> None:
     first = shipped.post("/api/generate", prompt="Mia", max_tokens=15).json()
     again = shipped.post("/api/generate", prompt="Mia", max_tokens=15, seed=first["seed"]).json()
     assert again["text"] == first["text"]

@@ -61,7 +61,7 @@ async def free(backend: LocalBackend) -> None:
 ASKED = {"prompt": "Once upon a time", "max_tokens": 20, "temperature": 0.5, "seed": 4}
 
 
-async def test_a_story_is_told_token_by_token_and_then_whole(shipped: Running) -> None:
+async def test_a_story_is_sent_token_by_token_and_then_whole(shipped: Running) -> None:
     async with listening(shipped) as listener:
         await listener.client.emit("generate_story", ASKED)
         complete = await listener.until("story_complete", "story_error")
@@ -73,7 +73,7 @@ async def test_a_story_is_told_token_by_token_and_then_whole(shipped: Running) -
     assert complete["usage"] == whole["usage"]
 
 
-def test_a_client_that_only_polls_is_told_the_same(shipped: Running) -> None:
+def test_a_client_that_only_polls_gets_the_same(shipped: Running) -> None:
     """By hand, for the library's own polling client takes 30 s to leave any server."""
 
     def poll(send: str = "") -> list[str]:
@@ -134,7 +134,7 @@ async def test_a_client_that_goes_away_takes_its_story_with_it() -> None:
         assert backend.engine.stats().finished["cancelled"] == 1
 
 
-async def test_when_the_service_ends_the_story_that_runs_is_told_first() -> None:
+async def test_when_the_service_ends_the_running_story_finishes_first() -> None:
     backend, _ = paced(step_seconds=0.01)
     with serving(backend, drain=20) as running:
         async with listening(running) as listener:
@@ -145,7 +145,7 @@ async def test_when_the_service_ends_the_story_that_runs_is_told_first() -> None
             assert complete["finish_reason"] == "length"
 
 
-async def test_a_full_line_is_a_story_error() -> None:
+async def test_a_full_queue_is_a_story_error() -> None:
     backend, _ = paced(slots=1, queue=0, step_seconds=0.01)
     with serving(backend) as running:
         async with listening(running) as first, listening(running) as second:

@@ -115,7 +115,7 @@ def _watch(service: httpx.Client, busy: threading.Event, freed: list[float]) -> 
         time.sleep(0.01)
 
 
-def test_a_reader_sees_that_modal_was_lost_and_who_goes_on(browser: Browser, repository: Path) -> None:
+def test_a_client_sees_that_modal_was_lost_and_who_goes_on(browser: Browser, repository: Path) -> None:
     copies = Copies(repository, 1)
     try:
         with opened(browser, auto(copies.start(), timeouts=CALM)) as tab:

@@ -107,7 +107,7 @@ def logprobs(*texts: str) -> dict[str, object]:
     return {"text": "".join(texts), "token_ids": ids, "logprobs": lists}
 
 
-async def test_tokens_times_and_log_probabilities_add_up_over_both_writers() -> None:
+async def test_tokens_times_and_log_probabilities_add_up_over_both_backends() -> None:
     request = replace(ASKED, logprobs=2)
     chunks, completion, _ = await told(tells(logprobs(" a", " frog"), logprobs(" and")), request)
     here = alone(replace(request, prompt=f"{request.prompt} a frog and", max_tokens=37))
@@ -148,7 +148,7 @@ async def test_a_token_that_waited_for_its_text_comes_with_it() -> None:
     )
 
 
-async def test_a_story_cut_at_its_very_length_has_its_length() -> None:
+async def test_a_story_ended_at_its_very_length_has_its_length() -> None:
     chunks, completion, backend = await told(
         tells({"text": " a b", "token_ids": [1, 2]}), replace(ASKED, max_tokens=2)
     )
@@ -173,7 +173,7 @@ async def test_a_stop_string_that_began_with_modal_and_is_completed_here_ends_th
         tells({"text": " a b", "token_ids": [1, 2]}), replace(ASKED, stop=(stop,))
     )
     assert (completion.text, completion.finish_reason) == (" a b", "stop"), (
-        "what a reader has stays, no more comes"
+        "what a client has stays, no more comes"
     )
     assert "".join(chunk.text for chunk in chunks) == " a b"
 
@@ -222,7 +222,7 @@ async def test_a_cancel_while_modal_starts_begins_nothing_here() -> None:
             assert backend.local.engine.stats().prompt_tokens == 0
 
 
-async def test_a_line_that_is_full_on_both_sides_is_told_by_submit() -> None:
+async def test_a_queue_that_is_full_on_both_sides_is_raised_by_submit() -> None:
     async def script(line: Line) -> None:
         await line.status(429, "queue full")
 
@@ -283,7 +283,7 @@ async def test_failures_in_a_row_open_the_breaker_and_one_probe_closes_it() -> N
     assert completion.text == text_of(2)
 
 
-async def test_a_cold_start_costs_one_reader_the_patience_and_the_probe_sits_it_out() -> None:
+async def test_a_cold_start_costs_one_client_the_timeout_and_the_probe_sits_it_out() -> None:
     warm = asyncio.Event()
 
     async def script(line: Line) -> None:
@@ -301,7 +301,7 @@ async def test_a_cold_start_costs_one_reader_the_patience_and_the_probe_sits_it_
             assert QUICK.start - 0.1 < first.usage.ttft <= loop.time() - began
             assert backend.health().breaker == "open"
             await asyncio.sleep(QUICK.start + 0.5)
-            assert backend.health().breaker == "half-open", "longer than any reader would wait"
+            assert backend.health().breaker == "half-open", "longer than any user would wait"
             stream = await backend.submit(ASKED)
             assert stream.served_by == "local", "nobody else waits for it"
             _, second = await read(stream)
@@ -357,4 +357,4 @@ def test_a_story_ends_where_one_matcher_over_all_of_it_would_end_it(
     assert stop.met == whole.stopped
     assert told == (
         expected if len(expected) > len(shown) else shown
-    )  # what a reader has is never taken back
+    )  # what a client has is never taken back

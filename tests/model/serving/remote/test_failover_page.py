@@ -1,4 +1,4 @@
-"""Every way in which Modal can fail, for real, as a reader and as a program meet it: a whole story each time."""
+"""Every way in which Modal can fail, for real, as a user and as a program meet it: a whole story each time."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ async def lies_about_its_length(line: Line) -> None:
 
 @dataclass(frozen=True)
 class Case:
-    """A script, and how many of its words reach the reader before this process goes on."""
+    """A script, and how many of its words reach the client before this process goes on."""
 
     script: Script | None  # None: nothing listens there
     words: int = 0
@@ -204,7 +204,7 @@ def expected(words: int, length: int = LENGTH, seed: int = 3) -> str:
     )
 
 
-async def test_the_page_tells_the_whole_story_and_who_wrote_it(failing: tuple[str, int]) -> None:
+async def test_the_page_shows_the_whole_story_and_its_backend(failing: tuple[str, int]) -> None:
     url, words = failing
     backend = auto(url)
     async with backend.running():
@@ -241,7 +241,7 @@ async def whole(line: Line) -> None:
     await line.end()
 
 
-async def test_a_story_that_modal_tells_to_its_end_is_modals_alone() -> None:
+async def test_a_story_that_modal_finishes_is_modals_alone() -> None:
     async with broken(whole) as service:
         backend = auto(service.url)
         async with backend.running():
@@ -288,7 +288,7 @@ async def test_slow_tokens_are_waited_for_as_long_as_they_come() -> None:
     assert "· written on Modal ·" in last.status
 
 
-async def test_where_modal_refuses_and_the_line_here_is_full_the_reader_is_told_so(refused: str) -> None:
+async def test_where_modal_refuses_and_the_queue_here_is_full_the_user_gets_an_error(refused: str) -> None:
     backend = auto(refused)
     async with backend.running():
         room = backend.local.capacity

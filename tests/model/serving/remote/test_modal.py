@@ -117,7 +117,7 @@ async def test_a_stream_that_is_let_go_of_frees_its_slot() -> None:
             await slot_free(running)
 
 
-async def test_leaving_the_backend_ends_what_is_being_told() -> None:
+async def test_leaving_the_backend_ends_what_is_running() -> None:
     with serving(paced(step_seconds=0.01)[0]) as running:
         backend = modal(running.url, timeouts=CALM)
         async with backend.running():
@@ -131,7 +131,7 @@ async def test_leaving_the_backend_ends_what_is_being_told() -> None:
         await backend.submit(GenerationRequest(prompt=""))
 
 
-async def test_a_full_line_there_is_a_busy_error_that_says_when_to_come_back() -> None:
+async def test_a_full_queue_there_is_a_busy_error_that_says_when_to_come_back() -> None:
     with serving(paced(slots=1, queue=0, step_seconds=0.01)[0]) as running:
         backend = modal(running.url, timeouts=CALM)
         async with backend.running():
@@ -226,7 +226,7 @@ async def test_only_what_may_pass_is_tried_again_and_only_before_the_first_token
     assert len({str(body) for body in service.bodies}) == 1, "the same request, seed included"
 
 
-async def test_a_story_that_breaks_off_is_not_begun_again_but_told_as_broken() -> None:
+async def test_a_story_that_breaks_off_is_not_restarted_but_reported_as_broken() -> None:
     async def script(line: Line) -> None:
         await line.open()
         await line.words(4)
@@ -242,7 +242,7 @@ async def test_a_story_that_breaks_off_is_not_begun_again_but_told_as_broken() -
     assert service.connections == 1
 
 
-async def test_patience_bounds_all_tries_together() -> None:
+async def test_the_response_timeout_bounds_all_tries_together() -> None:
     async def script(line: Line) -> None:
         await line.status(503, "starting")
 
@@ -421,7 +421,7 @@ async def test_a_switch_to_another_deployment_asks_for_the_story_anew() -> None:
     assert len(memory.cache.memory) == 2, "one story of each version"
 
 
-async def test_a_story_that_two_writers_share_is_not_kept() -> None:
+async def test_a_story_that_two_backends_share_is_not_kept() -> None:
     async def breaks(line: Line) -> None:
         await line.open()
         await line.words(5)

@@ -88,7 +88,7 @@ def whole(told: str, form: Form) -> bool:
             new = decoder.push(token)
             begun += new
             if not new:
-                continue  # half a character is never shown, so no reader's story is cut there
+                continue  # half a character is never shown, so no client's story ends there
             if not told.startswith(begun):
                 return False
             rest = replace(request, prompt=form.prompt + begun, max_tokens=form.max_tokens - count)

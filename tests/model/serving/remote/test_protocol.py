@@ -87,7 +87,7 @@ def test_the_service_reads_the_request_that_was_meant(request: GenerationRequest
 @given(
     st.lists(chunks(), max_size=5), st.sampled_from(["stop", "length"]), st.lists(st.integers(0), max_size=6)
 )
-def test_what_the_service_tells_is_what_is_read_however_the_bytes_are_cut(
+def test_what_the_service_sends_is_what_is_read_however_the_bytes_are_cut(
     told: list[Chunk], finish: str, places: list[int]
 ) -> None:
     asked = CompletionBody.read({**body(GenerationRequest(prompt="Hi", logprobs=3)), "logprobs": 3})
@@ -194,7 +194,7 @@ def test_whatever_json_comes_nothing_but_our_own_error_comes_of_it(name: str, va
         ({"error": {}}, "the service broke off: it did not say why"),
     ],
 )
-def test_an_event_that_does_not_hold_is_told_with_its_place(event: object, reason: str) -> None:
+def test_an_event_that_does_not_hold_is_reported_with_its_place(event: object, reason: str) -> None:
     with pytest.raises(RemoteError) as caught:
         parse("", json.dumps(event))
     assert reason in caught.value.reason
