@@ -116,7 +116,7 @@ def generate_stories(
 ) -> list[WrittenStory]:
     """Each prompt once for each seed, with the default sampling; ordered by seed, then by prompt.
 
-    The stories of one seed are submitted together, so the engine needs room for all prompts in slots and queue.
+    The stories of one seed are submitted together, so the engine must have slots and queue for all prompts.
     `done` is called after each story.
 
     Raises:

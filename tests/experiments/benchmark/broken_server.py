@@ -1,4 +1,4 @@
-"""A real HTTP server that answers as it is told, byte by byte: for what a healthy service never does."""
+"""A real HTTP server that sends given bytes: for what a healthy service never does."""
 
 from __future__ import annotations
 

@@ -88,8 +88,8 @@ def test_a_run_is_logged_completely(tracking_uri: str) -> None:
         f"figures/{name}.png"
         for name in ("latency_cdf", "ttft_histogram", "itl_histogram", "throughput", "timeline")
     }
-    told = json.loads(artifact(tracking_uri, run_id, REPORT).read_text("utf-8"))
-    assert (told["run_id"], told["requests"]) == (run_id, 11)
+    output = json.loads(artifact(tracking_uri, run_id, REPORT).read_text("utf-8"))
+    assert (output["run_id"], output["requests"]) == (run_id, 11)
 
 
 def test_evidence_comes_back_as_it_went(tracking_uri: str) -> None:
@@ -147,9 +147,9 @@ def test_half_the_rows_deleted_is_noticed(tracking_uri: str) -> None:
 def test_a_figure_that_was_made_nicer_is_noticed(tracking_uri: str) -> None:
     run_id = log_benchmark(report(), samples(), tracking_uri)
     path = artifact(tracking_uri, run_id, REPORT)
-    told = json.loads(path.read_text("utf-8"))
-    told["ttft_p95"] *= 0.999
-    path.write_text(json.dumps(told), encoding="utf-8")
+    output = json.loads(path.read_text("utf-8"))
+    output["ttft_p95"] *= 0.999
+    path.write_text(json.dumps(output), encoding="utf-8")
     with pytest.raises(EvidenceError, match=r": ttft_p95 do not follow from its rows$"):
         load_benchmark_evidence(tracking_uri, DIGEST)
 
@@ -164,7 +164,7 @@ def test_evidence_tagged_for_another_model_is_noticed(tracking_uri: str) -> None
 @pytest.mark.parametrize("damage", ["gone", "garbage", "column", "report gone", "report without plan"])
 def test_damaged_evidence_is_an_error_that_leaves_the_gate_undecided(damage: str, tracking_uri: str) -> None:
     run_id = log_benchmark(report(), samples(), tracking_uri)
-    rows, told = artifact(tracking_uri, run_id, SAMPLES), artifact(tracking_uri, run_id, REPORT)
+    rows, output = artifact(tracking_uri, run_id, SAMPLES), artifact(tracking_uri, run_id, REPORT)
     match damage:
         case "gone":
             rows.unlink()
@@ -173,11 +173,11 @@ def test_damaged_evidence_is_an_error_that_leaves_the_gate_undecided(damage: str
         case "column":
             pandas.read_parquet(rows).drop(columns="tokens").to_parquet(rows)
         case "report gone":
-            told.unlink()
+            output.unlink()
         case _:
-            kept = json.loads(told.read_text("utf-8"))
+            kept = json.loads(output.read_text("utf-8"))
             del kept["plan"]
-            told.write_text(json.dumps(kept), encoding="utf-8")
+            output.write_text(json.dumps(kept), encoding="utf-8")
     with pytest.raises(EvidenceError) as caught:
         load_benchmark_evidence(tracking_uri, DIGEST)
     assert caught.value.exit_code == 3

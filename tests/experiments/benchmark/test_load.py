@@ -155,7 +155,7 @@ def both(ours: Paced, theirs: Paced, plan: Plan) -> tuple[list[Sample], Comparis
     return samples, summarise(samples, theirs, seed=plan.seed)
 
 
-def test_a_target_that_is_half_as_fast_is_told_apart() -> None:
+def test_a_target_that_is_half_as_fast_shows_a_difference() -> None:
     log: list[tuple[str, int]] = []
     ours, theirs = Paced(0.02, log, "ours"), Paced(0.01, log, "theirs", digest="ab" * 32)
     _, found = both(ours, theirs, Plan(requests=10, concurrency=3))

@@ -40,62 +40,62 @@ def test_two_stories_by_hand() -> None:
         row(due=0.0, arrivals=(0.5, 1.0, 2.0), ended=2.5),
         row(due=1.0, started=1.5, arrivals=(2.0, 2.1), ended=2.1),
     ]
-    told = values_of(samples, ttft_limit=0.75, itl_limit=0.8)
-    assert told["requests"] == 2
-    assert told["avg_generation_time"] == pytest.approx((2.5 + 1.1) / 2)
-    assert told["median_generation_time"] == pytest.approx(1.8)
-    assert (told["min_generation_time"], told["max_generation_time"]) == pytest.approx((1.1, 2.5))
+    output = values_of(samples, ttft_limit=0.75, itl_limit=0.8)
+    assert output["requests"] == 2
+    assert output["avg_generation_time"] == pytest.approx((2.5 + 1.1) / 2)
+    assert output["median_generation_time"] == pytest.approx(1.8)
+    assert (output["min_generation_time"], output["max_generation_time"]) == pytest.approx((1.1, 2.5))
     # Linear between two neighbours: 1.1 + 0.95 · 1.4 and 1.1 + 0.99 · 1.4.
-    assert told["p95_generation_time"] == pytest.approx(2.43)
-    assert told["p99_generation_time"] == pytest.approx(2.486)
+    assert output["p95_generation_time"] == pytest.approx(2.43)
+    assert output["p99_generation_time"] == pytest.approx(2.486)
     # From when they were due: 0.5 and 1.0, although the second was answered half a second after it was sent.
-    assert told["ttft_p50"] == pytest.approx(0.75)
+    assert output["ttft_p50"] == pytest.approx(0.75)
     # Gaps in one pool: 0.5, 1.0, 0.1.
-    assert told["itl_p50"] == pytest.approx(0.5)
-    assert told["itl_p95"] == pytest.approx(0.95)
+    assert output["itl_p50"] == pytest.approx(0.5)
+    assert output["itl_p95"] == pytest.approx(0.95)
     # (2.0 − 0.5) / 2 = 0.75 and 0.1 / 1.
-    assert told["tpot_p50"] == pytest.approx((0.75 + 0.1) / 2)
+    assert output["tpot_p50"] == pytest.approx((0.75 + 0.1) / 2)
     # Three tokens follow a first one, in 1.5 s and 0.1 s.
-    assert told["tokens_per_second"] == pytest.approx(3 / 1.6)
+    assert output["tokens_per_second"] == pytest.approx(3 / 1.6)
     # Five tokens and two stories between 0 and 2.5; only the first story is within both limits.
-    assert told["total_tokens_per_second"] == pytest.approx(2.0)
-    assert told["requests_per_second"] == pytest.approx(0.8)
-    assert told["goodput"] == pytest.approx(0.4)
-    assert told["goodput_share"] == 0.5
-    assert told["streams_at_once"] == 2
+    assert output["total_tokens_per_second"] == pytest.approx(2.0)
+    assert output["requests_per_second"] == pytest.approx(0.8)
+    assert output["goodput"] == pytest.approx(0.4)
+    assert output["goodput_share"] == 0.5
+    assert output["streams_at_once"] == 2
 
 
 def test_tokens_are_counted_by_usage_and_gaps_by_message() -> None:
     # Three messages that bring ten tokens; a server that packs tokens has fewer gaps, not more tokens.
     packed = row(arrivals=(1.0, 2.0, 3.0), counts=[4, 4, 2], tokens=10, ended=3.0)
-    told = values_of([packed])
-    assert told["tokens_per_second"] == pytest.approx(9 / 2)
-    assert told["tpot_p50"] == pytest.approx(2 / 9)
-    assert (told["itl_p50"], told["total_tokens_per_second"]) == pytest.approx((1.0, 10 / 3))
+    output = values_of([packed])
+    assert output["tokens_per_second"] == pytest.approx(9 / 2)
+    assert output["tpot_p50"] == pytest.approx(2 / 9)
+    assert (output["itl_p50"], output["total_tokens_per_second"]) == pytest.approx((1.0, 10 / 3))
     assert phase_figures([packed], **LIMITS)["itl_p50"].n == 2
 
 
 def test_failed_requests_count_in_the_rates_and_in_no_time() -> None:
     samples = [row(), failed(error="busy"), failed(error="truncated"), failed(error="busy")]
-    told = values_of(samples)
-    assert (told["success_rate"], told["error_rate"], told["requests"]) == (0.25, 0.75, 4)
-    assert told["max_generation_time"] == 2.0
-    assert told["goodput_share"] == 0.0  # the one that came had a gap of 0.5 s a token
+    output = values_of(samples)
+    assert (output["success_rate"], output["error_rate"], output["requests"]) == (0.25, 0.75, 4)
+    assert output["max_generation_time"] == 2.0
+    assert output["goodput_share"] == 0.0  # the one that came had a gap of 0.5 s a token
     assert failures(samples) == {"busy": 2, "truncated": 1}
 
 
-def test_where_all_failed_no_time_is_told() -> None:
-    told = values_of([failed(), failed(due=1.0)])
-    assert (told["success_rate"], told["total_tokens_per_second"], told["streams_at_once"]) == (0, 0, 0)
-    assert not [name for name in told if "generation" in name or name.startswith(("ttft", "itl", "tpot"))]
+def test_where_all_failed_there_is_no_time() -> None:
+    output = values_of([failed(), failed(due=1.0)])
+    assert (output["success_rate"], output["total_tokens_per_second"], output["streams_at_once"]) == (0, 0, 0)
+    assert not [name for name in output if "generation" in name or name.startswith(("ttft", "itl", "tpot"))]
     assert phase_figures([], **LIMITS) == {}
 
 
 def test_a_story_without_a_token_is_whole_but_has_no_first_token() -> None:
     empty = row(arrivals=(), ended=0.4)
-    told = values_of([empty])
-    assert (told["success_rate"], told["avg_generation_time"], told["goodput_share"]) == (1, 0.4, 1)
-    assert "ttft_p50" not in told
+    output = values_of([empty])
+    assert (output["success_rate"], output["avg_generation_time"], output["goodput_share"]) == (1, 0.4, 1)
+    assert "ttft_p50" not in output
     assert values_of([empty], ttft_limit=0.3)["goodput_share"] == 0
 
 
@@ -128,26 +128,26 @@ def test_each_headline_figure_comes_from_its_phase() -> None:
         row("open", level=0, due=10.0, arrivals=(10.25, 10.5), ended=11.0),
     ]
     figures = headline(samples, **LIMITS, memory=MemoryUse(peak_rss_mb=512.0, memory_percent=12.5, samples=7))
-    told = {name: figure.value for name, figure in figures.items()}
-    assert told["cold_start_s"] == 4.0  # the median of three
-    assert (told["requests"], told["success_rate"]) == (5, 0.8)  # single, concurrent, open
-    assert told["max_generation_time"] == 4.0  # neither the warm-up's 99 s nor the stress phase's 80 s
-    assert told["avg_generation_time"] == pytest.approx((0.3 + 4 + 4 + 1) / 4)
-    assert told["error_rate"] == pytest.approx(1 / 3)
-    assert told["tokens_per_second"] == pytest.approx(10.0)  # single
-    assert told["total_tokens_per_second"] == pytest.approx(1.0)  # concurrent: 4 tokens in 4 s
-    assert (told["ttft_p50"], told["itl_p50"], told["goodput_share"]) == (0.25, 0.25, 0)  # open
+    output = {name: figure.value for name, figure in figures.items()}
+    assert output["cold_start_s"] == 4.0  # the median of three
+    assert (output["requests"], output["success_rate"]) == (5, 0.8)  # single, concurrent, open
+    assert output["max_generation_time"] == 4.0  # neither the warm-up's 99 s nor the stress phase's 80 s
+    assert output["avg_generation_time"] == pytest.approx((0.3 + 4 + 4 + 1) / 4)
+    assert output["error_rate"] == pytest.approx(1 / 3)
+    assert output["tokens_per_second"] == pytest.approx(10.0)  # single
+    assert output["total_tokens_per_second"] == pytest.approx(1.0)  # concurrent: 4 tokens in 4 s
+    assert (output["ttft_p50"], output["itl_p50"], output["goodput_share"]) == (0.25, 0.25, 0)  # open
     assert (
-        told["concurrent_handling"] == 1
+        output["concurrent_handling"] == 1
     )  # one of the three that ran at once failed; the stress level was whole
-    assert (told["memory_percent"], told["peak_rss_mb"]) == (12.5, 512.0)
+    assert (output["memory_percent"], output["peak_rss_mb"]) == (12.5, 512.0)
     assert (figures["cold_start_s"].n, figures["memory_percent"].n, figures["error_rate"].n) == (3, 7, 3)
 
 
 def test_what_was_not_run_has_no_figure() -> None:
-    told = headline([row("single")], **LIMITS, memory=None)
-    assert not told.keys() & {"error_rate", "concurrent_handling", "cold_start_s", "memory_percent"}
-    assert "ttft_p50" in told  # of the single stream, where nothing else was run
+    output = headline([row("single")], **LIMITS, memory=None)
+    assert not output.keys() & {"error_rate", "concurrent_handling", "cold_start_s", "memory_percent"}
+    assert "ttft_p50" in output  # of the single stream, where nothing else was run
     assert headline([], **LIMITS, memory=None) == {}
 
 
@@ -173,9 +173,9 @@ def test_percentiles_agree_with_the_standard_library(values: list[float], percen
 
 @given(st.lists(TIMES, min_size=1, max_size=60))
 def test_percentiles_never_leave_the_values_nor_fall(values: list[float]) -> None:
-    told = [percentile(values, percent) for percent in (0, 50, 95, 99, 100)]
-    assert told == sorted(told)
-    assert (told[0], told[-1]) == (min(values), max(values))
+    output = [percentile(values, percent) for percent in (0, 50, 95, 99, 100)]
+    assert output == sorted(output)
+    assert (output[0], output[-1]) == (min(values), max(values))
 
 
 @st.composite
@@ -194,17 +194,17 @@ def stories(draw: st.DrawFn) -> Sample:
 def test_goodput_counts_by_hand_and_never_exceeds_success(
     samples: list[Sample], ttft_limit: float, itl_limit: float
 ) -> None:
-    told = values_of(samples, ttft_limit=ttft_limit, itl_limit=itl_limit)
+    output = values_of(samples, ttft_limit=ttft_limit, itl_limit=itl_limit)
     good = 0
     for sample in samples:
         first = sample.arrivals[0] if sample.arrivals else sample.ended
         pace = (sample.arrivals[-1] - first) / max(1, len(sample.arrivals) - 1) if sample.arrivals else 0.0
         good += sample.error is None and first - sample.scheduled <= ttft_limit and pace <= itl_limit
-    assert told["goodput_share"] == pytest.approx(good / len(samples))
-    assert told["goodput"] == pytest.approx(good / wall_time(samples))
-    assert told["goodput_share"] <= told["success_rate"]
+    assert output["goodput_share"] == pytest.approx(good / len(samples))
+    assert output["goodput"] == pytest.approx(good / wall_time(samples))
+    assert output["goodput_share"] <= output["success_rate"]
     wider = values_of(samples, ttft_limit=2 * ttft_limit, itl_limit=2 * itl_limit)
-    assert wider["goodput_share"] >= told["goodput_share"]
+    assert wider["goodput_share"] >= output["goodput_share"]
 
 
 @given(st.lists(stories(), min_size=1, max_size=12))

@@ -53,5 +53,5 @@ def test_the_stress_phase_doubles_up_to_four_times_the_concurrency(
 
 
 def test_a_plan_is_plain_values() -> None:
-    told = json.loads(json.dumps(Plan(requests=3).as_dict()))
-    assert (told["requests"], told["phases"]) == (3, ["cold", "single", "concurrent", "stress", "open"])
+    output = json.loads(json.dumps(Plan(requests=3).as_dict()))
+    assert (output["requests"], output["phases"]) == (3, ["cold", "single", "concurrent", "stress", "open"])

@@ -46,23 +46,23 @@ CONTRACT = (
 
 
 def test_the_json_has_the_contracts_figures_at_the_top() -> None:
-    told = json.loads(json.dumps(report().as_dict(), allow_nan=False))
-    assert [name for name in CONTRACT if name not in told] == []
-    assert (told["target"], told["digest"], told["passed"]) == ("local", DIGEST, True)
-    assert told["requests"] == 11
-    assert told["n"]["success_rate"] == 11
-    assert told["error_rate"] == 0.25
-    assert (told["cold_start_s"], told["peak_rss_mb"]) == (1.25, 150.0)
-    assert told["latency_phase"] == "open"
-    assert told["ttft_p50"] == pytest.approx(0.2)
-    assert {(part["phase"], part["level"]) for part in told["phases"]} == {
+    output = json.loads(json.dumps(report().as_dict(), allow_nan=False))
+    assert [name for name in CONTRACT if name not in output] == []
+    assert (output["target"], output["digest"], output["passed"]) == ("local", DIGEST, True)
+    assert output["requests"] == 11
+    assert output["n"]["success_rate"] == 11
+    assert output["error_rate"] == 0.25
+    assert (output["cold_start_s"], output["peak_rss_mb"]) == (1.25, 150.0)
+    assert output["latency_phase"] == "open"
+    assert output["ttft_p50"] == pytest.approx(0.2)
+    assert {(part["phase"], part["level"]) for part in output["phases"]} == {
         ("single", 1),
         ("concurrent", 4),
         ("stress", 1),
         ("stress", 4),
         ("open", 0),
     }
-    concurrent = next(part for part in told["phases"] if part["phase"] == "concurrent")
+    concurrent = next(part for part in output["phases"] if part["phase"] == "concurrent")
     assert concurrent["failures"] == {"busy": 1}
 
 
@@ -119,9 +119,9 @@ def test_a_comparison_is_judged_by_its_ratios_and_only_then() -> None:
     new = {name: verdict for name, verdict in compared.items() if name not in metrics}
     # Bits per byte are another verb's to measure.
     assert new == {"total_tokens_per_second_ratio": "NOT MEASURED", "ttft_ratio": "PASS"}
-    told = report(compared=comparison()).as_dict()
-    assert told["ttft_ratio"] == 1.1
-    assert told["comparison"]["ratios"]["ttft_ratio"] == {"value": 1.1, "low": 0.9, "high": 1.3, "n": 20}
+    output = report(compared=comparison()).as_dict()
+    assert output["ttft_ratio"] == 1.1
+    assert output["comparison"]["ratios"]["ttft_ratio"] == {"value": 1.1, "low": 0.9, "high": 1.3, "n": 20}
 
 
 def test_the_other_sides_rows_are_no_figures_of_the_target() -> None:

@@ -66,19 +66,19 @@ def test_a_run_is_measured_judged_logged_and_read_back(
         "--thresholds",
         str(bounds),
     )
-    told = json.loads(result.stdout)
+    output = json.loads(result.stdout)
     assert result.exit_code == 0, result.stderr
-    assert told["target"] == "local (model)"
-    assert told["digest"] == ModelFolder.open(small_folder()).digest
-    assert (told["requests"], told["success_rate"]) == (9, 1.0)
-    assert 1 <= told["concurrent_handling"] <= 8
-    assert told["memory_percent"] > 0
-    assert "MLflow run: " + told["run_id"] in page.read_text("utf-8")
-    evidence = load_benchmark_evidence(tracking_uri, told["digest"])
+    assert output["target"] == "local (model)"
+    assert output["digest"] == ModelFolder.open(small_folder()).digest
+    assert (output["requests"], output["success_rate"]) == (9, 1.0)
+    assert 1 <= output["concurrent_handling"] <= 8
+    assert output["memory_percent"] > 0
+    assert "MLflow run: " + output["run_id"] in page.read_text("utf-8")
+    evidence = load_benchmark_evidence(tracking_uri, output["digest"])
     assert evidence is not None
-    assert evidence.run_id == told["run_id"]
+    assert evidence.run_id == output["run_id"]
     assert {name: figure.value for name, figure in evidence.figures.items()} == {
-        name: told[name] for name in told["n"]
+        name: output[name] for name in output["n"]
     }
     phases = [sample.phase for sample in evidence.samples]
     assert {phase: phases.count(phase) for phase in dict.fromkeys(phases)} == {
@@ -125,13 +125,13 @@ def test_two_models_are_compared_over_two_kinds_of_target() -> None:
             "--no-track",
             "--json",
         )
-    told = json.loads(result.stdout)
-    comparison = told["comparison"]
-    assert comparison["against_digest"] == told["digest"] == ModelFolder.open(small_folder()).digest
+    output = json.loads(result.stdout)
+    comparison = output["comparison"]
+    assert comparison["against_digest"] == output["digest"] == ModelFolder.open(small_folder()).digest
     assert (comparison["pairs"], comparison["success_rate"]) == (3 + 2, 1.0)
     # The same model with HTTP between: its first token cannot come sooner.
     assert comparison["ratios"]["ttft_ratio"]["value"] > 1
-    assert told["phases"] == []
+    assert output["phases"] == []
 
 
 def test_both_sides_are_warmed_up_and_compared() -> None:
@@ -169,7 +169,7 @@ def test_bad_use_is_one_line_and_exit_code_2(arguments: tuple[str, ...], message
     assert result.stderr.count("\n") == 1
 
 
-def test_what_was_measured_is_told_even_if_it_cannot_be_logged(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_measured_is_printed_even_if_it_cannot_be_logged(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "tale:/runs")
     result = run("--model", str(small_folder()), "--phases", "single", *QUICK, "--json")
     assert result.exit_code == 2

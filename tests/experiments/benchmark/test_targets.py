@@ -57,11 +57,11 @@ def rows(
 
 def test_tokens_are_counted_as_the_engine_made_them() -> None:
     backend, network = paced(slots=2)
-    told = rows(LocalTarget(backend, None), count=2)
-    assert [(row.tokens, row.finish, sum(row.counts)) for row in told] == [(12, "length", 12)] * 2
+    output = rows(LocalTarget(backend, None), count=2)
+    assert [(row.tokens, row.finish, sum(row.counts)) for row in output] == [(12, "length", 12)] * 2
     rows_decoded = sum(size for kind, size in network.calls if kind == "step")
     assert rows_decoded == 2 * 11  # the first token of each comes of its prompt
-    assert all(row.started <= row.arrivals[0] <= row.arrivals[-1] <= row.ended for row in told)
+    assert all(row.started <= row.arrivals[0] <= row.arrivals[-1] <= row.ended for row in output)
 
 
 def test_a_full_queue_is_busy() -> None:
@@ -176,10 +176,10 @@ def test_the_serving_process_of_this_machine_is_found_by_its_port() -> None:
 def test_a_full_queue_of_the_service_is_busy_and_the_others_are_written() -> None:
     backend, _ = paced(slots=1, queue=1, step_seconds=0.01)
     with serving(backend) as running:
-        told = rows(WebTarget(running.url), count=5)
-    assert [row.error for row in told].count("busy") == 3
-    assert all(row.message.startswith("429: ") for row in told if row.error)
-    assert sum(row.ok for row in told) == 2
+        output = rows(WebTarget(running.url), count=5)
+    assert [row.error for row in output].count("busy") == 3
+    assert all(row.message.startswith("429: ") for row in output if row.error)
+    assert sum(row.ok for row in output) == 2
 
 
 def test_a_request_that_takes_too_long_is_given_up_and_frees_its_slot() -> None:
@@ -313,11 +313,11 @@ JSON = st.recursive(
 
 @given(st.lists(JSON.map(json.dumps) | st.text(max_size=8), max_size=3))
 def test_whatever_a_server_sends_is_an_ending_or_a_failure(events: list[str]) -> None:
-    reader = _StreamParser(Heard())
+    parser = _StreamParser(Heard())
     with contextlib.suppress(Failed):  # what else is raised fails this test
         for event in [*events, "[DONE]"]:
-            reader.take(event)
-        ending = reader.ending()
+            parser.take(event)
+        ending = parser.ending()
         assert isinstance(ending, Ending)
         assert ending.finish in ("stop", "length")
         assert ending.tokens >= 0

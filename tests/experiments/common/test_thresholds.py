@@ -1,4 +1,4 @@
-"""The file of thresholds: what it may say, and that each mistake is told with its line."""
+"""The file of thresholds: what it may say, and that each mistake is reported with its line."""
 
 from __future__ import annotations
 
@@ -40,8 +40,10 @@ def threshold(metric: str, unit: str, scope: str, **bound: float) -> Threshold:
 
 
 def test_the_documented_thresholds_are_all_there_with_their_bounds() -> None:
-    told = {entry.metric: str(entry) for entry in load_thresholds() if entry.reason.startswith("Documented.")}
-    assert told == {
+    output = {
+        entry.metric: str(entry) for entry in load_thresholds() if entry.reason.startswith("Documented.")
+    }
+    assert output == {
         "avg_generation_time": "≤ 10 s",
         "max_generation_time": "≤ 15 s",
         "success_rate": "≥ 0.8",
@@ -110,21 +112,21 @@ def test_a_file_is_read_in_its_order(tmp_path: Path) -> None:
         ("thresholds:", "limits:", 2, "must be one list called 'thresholds'"),
     ],
 )
-def test_a_mistake_is_told_with_file_and_line(
+def test_a_mistake_is_reported_with_file_and_line(
     old: str, new: str, line: int, message: str, tmp_path: Path
 ) -> None:
     assert old in GOOD
     path = write(tmp_path, GOOD.replace(old, new, 1))
     with pytest.raises(ThresholdsError) as caught:
         load_thresholds(path)
-    told = str(caught.value)
-    assert told.startswith(f"{path}, line "), told
-    assert message in told
+    output = str(caught.value)
+    assert output.startswith(f"{path}, line "), output
+    assert message in output
     # A broken flow list is noticed where the next line begins.
-    assert f", line {line}: " in told
+    assert f", line {line}: " in output
 
 
-def test_the_same_metric_twice_is_told_with_both_lines(tmp_path: Path) -> None:
+def test_the_same_metric_twice_is_reported_with_both_lines(tmp_path: Path) -> None:
     again = GOOD + GOOD.partition("thresholds:\n")[2]
     with pytest.raises(ThresholdsError, match=r"line 14: avg_generation_time already has a bound in line 3$"):
         load_thresholds(write(tmp_path, again))

@@ -49,7 +49,7 @@ def test_the_table_holds_the_run_and_the_evidence_of_its_artifact(place: Place) 
     assert twin[["bits_per_byte", "tokens_per_second"]].isna().all(), "nothing was measured of it"
 
 
-def test_only_what_differs_is_told(place: Place) -> None:
+def test_only_what_differs_is_listed(place: Place) -> None:
     chosen = choose(place.uri, ["fox", place.runs["twin"], place.runs["other twin"]])
     frame = differences(chosen)
     assert dict(zip(frame.index, frame.values.tolist(), strict=True)) == {
@@ -65,8 +65,12 @@ def test_what_cannot_be_compared_is_said(place: Place) -> None:
     unlike = differences(choose(place.uri))
     assert notes(figures, unlike) == []
     unlike.loc["data.digest"] = unlike.loc["machine.cpu"] = ["a", "b", "c"]
-    told = notes(figures, unlike)
-    assert ["different data" in told[0], "by tokens, not by minutes" in told[1], len(told)] == [True, True, 2]
+    output = notes(figures, unlike)
+    assert ["different data" in output[0], "by tokens, not by minutes" in output[1], len(output)] == [
+        True,
+        True,
+        2,
+    ]
 
 
 def test_its_figures_are_among_those_that_the_project_measures() -> None:

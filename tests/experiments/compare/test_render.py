@@ -39,10 +39,10 @@ def test_the_terminal_shows_figures_differences_and_no_empty_row(place: Place) -
 def test_json_has_null_where_nothing_is_known(place: Place) -> None:
     result = CliRunner().invoke(story.app, ["compare", "fox", place.runs["twin"], "--json"])
     assert result.exit_code == 0, result.stderr
-    told = json.loads(result.stdout)
-    assert [run["name"] for run in told["runs"]] == ["fox", "twin"]
-    assert (told["runs"][0]["tokens_per_second"], told["runs"][1]["tokens_per_second"]) == (900.0, None)
-    assert told["differences"]["seed"] == {"fox": "0", "twin": "1"}
+    output = json.loads(result.stdout)
+    assert [run["name"] for run in output["runs"]] == ["fox", "twin"]
+    assert (output["runs"][0]["tokens_per_second"], output["runs"][1]["tokens_per_second"]) == (900.0, None)
+    assert output["differences"]["seed"] == {"fox": "0", "twin": "1"}
 
 
 def test_a_folder_of_pictures_and_tables_is_written(place: Place, tmp_path: Path) -> None:

@@ -145,8 +145,8 @@ def test_all_runtimes_agree_on_the_shipped_model_over_our_held_out_stories(
 
 def test_the_json_has_the_served_runtime_at_the_top(data: Path) -> None:
     report = evaluate(small_folder(), [data])
-    told = json.loads(json.dumps(report.as_dict()))
-    assert list(told) == [
+    output = json.loads(json.dumps(report.as_dict()))
+    assert list(output) == [
         "model",
         "digest",
         "data",
@@ -169,23 +169,23 @@ def test_the_json_has_the_served_runtime_at_the_top(data: Path) -> None:
     ]
     served, expected = ("int8", RUNTIMES[1:]) if NOT_NATIVE else ("native", RUNTIMES)
     assert RUNTIMES == ("native", "int8", "fp32", "torch")
-    assert list(told["runtimes"]) == list(expected)
-    assert all(set(figures) == {"bits_per_byte", "loss"} for figures in told["runtimes"].values())
-    assert {name: told[name] for name in ("bits_per_byte", "loss")} == told["runtimes"][served]
-    assert (told["model"], told["data"]) == (str(small_folder()), [str(data)])
-    assert set(told["skipped"]) == set(RUNTIMES) - set(expected)
-    assert told["written"] is None
+    assert list(output["runtimes"]) == list(expected)
+    assert all(set(figures) == {"bits_per_byte", "loss"} for figures in output["runtimes"].values())
+    assert {name: output[name] for name in ("bits_per_byte", "loss")} == output["runtimes"][served]
+    assert (output["model"], output["data"]) == (str(small_folder()), [str(data)])
+    assert set(output["skipped"]) == set(RUNTIMES) - set(expected)
+    assert output["written"] is None
     only = evaluate(small_folder(), [data], runtimes=["torch", "fp32"])
     assert only.as_dict()["bits_per_byte"] == only.runtimes["torch"].bits_per_byte
 
 
 def test_progress_counts_every_story_once_for_each_runtime(data: Path) -> None:
-    told: list[tuple[str, int]] = []
+    output: list[tuple[str, int]] = []
     evaluate(
-        small_folder(), [data], baseline=False, progress=lambda name, stories: told.append((name, stories))
+        small_folder(), [data], baseline=False, progress=lambda name, stories: output.append((name, stories))
     )
     asked = RUNTIMES[1:] if NOT_NATIVE else RUNTIMES
-    assert {name: sum(count for who, count in told if who == name) for name, _ in told} == dict.fromkeys(
+    assert {name: sum(count for who, count in output if who == name) for name, _ in output} == dict.fromkeys(
         asked, 5
     )
 
@@ -221,26 +221,28 @@ def test_written_stories_are_measured_beside_those_of_the_baseline(data: Path, t
     assert list(report.written.stories) == again
     assert report.rare_names is not None
     assert list(report.rare_names.stories) == again
-    told = report.as_dict()
-    assert told["memorisation"]["held_out_seen"] == 5, "the data to judge by is among the training data here"
-    assert told["memorisation"]["source"] == "train.jsonl, stories.jsonl"
-    assert told["baseline"]["source"] == "train.jsonl, stories.jsonl"
-    assert told["baseline"]["written"]["stories"] == 3
-    assert told["written"]["copied_words_max"] is not None
-    assert told["not_measured"] == {"judge": "no judge was named (--judge FOLDER)"}
-    assert sum(place["tokens"] for place in told["places"]) == told["tokens"]
-    total = sum(place["loss"] * place["tokens"] for place in told["places"])
-    assert total / told["tokens"] == pytest.approx(told["loss"])
-    low, high = told["intervals"]["bits_per_byte"]
-    assert low < told["bits_per_byte"] < high
+    output = report.as_dict()
+    assert output["memorisation"]["held_out_seen"] == 5, (
+        "the data to judge by is among the training data here"
+    )
+    assert output["memorisation"]["source"] == "train.jsonl, stories.jsonl"
+    assert output["baseline"]["source"] == "train.jsonl, stories.jsonl"
+    assert output["baseline"]["written"]["stories"] == 3
+    assert output["written"]["copied_words_max"] is not None
+    assert output["not_measured"] == {"judge": "no judge was named (--judge FOLDER)"}
+    assert sum(place["tokens"] for place in output["places"]) == output["tokens"]
+    total = sum(place["loss"] * place["tokens"] for place in output["places"])
+    assert total / output["tokens"] == pytest.approx(output["loss"])
+    low, high = output["intervals"]["bits_per_byte"]
+    assert low < output["bits_per_byte"] < high
 
 
 def test_what_was_not_asked_for_is_said(data: Path) -> None:
     report = evaluate(small_folder(), [data], runtimes=["fp32"], baseline=False)
-    told = report.as_dict()
-    assert (told["baseline"], told["memorisation"], told["judge"]) == (None, None, None)
-    assert set(told["not_measured"]) == {"written", "judge"}
-    assert {place["baseline_loss"] for place in told["places"]} == {None}
+    output = report.as_dict()
+    assert (output["baseline"], output["memorisation"], output["judge"]) == (None, None, None)
+    assert set(output["not_measured"]) == {"written", "judge"}
+    assert {place["baseline_loss"] for place in output["places"]} == {None}
 
 
 @pytest.mark.usefixtures("_few_prompts")
@@ -260,17 +262,17 @@ def test_the_verb_logs_evidence_that_is_tied_to_the_model_folder(data: Path, tmp
     environment = {"MLFLOW_TRACKING_URI": uri}
     result = CliRunner().invoke(story.app, [*arguments, "--json"], env=environment)
     assert result.exit_code == 0, result.stderr
-    told = json.loads(result.stdout)
+    output = json.loads(result.stdout)
     evidence = load_quality_evidence(uri, ModelFolder.open(small_folder()).digest)
     assert evidence is not None
-    assert told["evidence"] == {"run": evidence.run_id, "experiment": "story-evaluation"}
-    assert evidence.metrics["bits_per_byte"] == pytest.approx(told["bits_per_byte"])
-    assert sum(loss.nats for loss in evidence.losses) == pytest.approx(told["loss"] * told["tokens"])
+    assert output["evidence"] == {"run": evidence.run_id, "experiment": "story-evaluation"}
+    assert evidence.metrics["bits_per_byte"] == pytest.approx(output["bits_per_byte"])
+    assert sum(loss.nats for loss in evidence.losses) == pytest.approx(output["loss"] * output["tokens"])
     assert [row["seed"] for row in evidence.stories] == [0, 0, 0]
 
     shown = CliRunner().invoke(story.app, [*arguments, "--no-track"], env=environment)
     assert shown.exit_code == 0, shown.stderr
-    assert f"{told['bits_per_byte']:.4f} [" in shown.stdout
+    assert f"{output['bits_per_byte']:.4f} [" in shown.stdout
     assert "no evidence: nothing was to be logged (--no-track)" in shown.stdout
     bad = CliRunner().invoke(story.app, arguments, env={"MLFLOW_TRACKING_URI": "ftp://nowhere"})
     assert bad.exit_code == 2
@@ -300,9 +302,9 @@ def test_a_store_that_fails_after_the_measuring_costs_the_evidence_and_not_the_f
     ]
     result = CliRunner().invoke(story.app, [*arguments, "--json"])
     assert result.exit_code == 1
-    told = json.loads(result.stdout)
-    assert told["bits_per_byte"] > 0
-    assert told["evidence"]["failed"].startswith("MLFLOW_TRACKING_URI sqlite:///mlflow.db cannot be used")
+    output = json.loads(result.stdout)
+    assert output["bits_per_byte"] > 0
+    assert output["evidence"]["failed"].startswith("MLFLOW_TRACKING_URI sqlite:///mlflow.db cannot be used")
 
 
 def test_without_the_train_packages_it_says_what_is_missing(
@@ -346,12 +348,12 @@ def test_without_torch_it_is_skipped_with_the_reason_and_the_rest_is_measured(
         check=False,
     )
     assert run.returncode == 0, run.stderr
-    told = json.loads(run.stdout)
+    output = json.loads(run.stdout)
     reason = "scoring with PyTorch needs the 'train' packages: pip install -e '.[train]' -c constraints.txt"
-    assert told["error"] == reason
-    assert told["report"]["skipped"]["torch"] == reason
+    assert output["error"] == reason
+    assert output["report"]["skipped"]["torch"] == reason
     here = evaluate(small_folder(), [data], runtimes=["native", "int8", "fp32"]).as_dict()
-    assert told["report"] == {**here, "skipped": {"torch": reason, **here["skipped"]}}
+    assert output["report"] == {**here, "skipped": {"torch": reason, **here["skipped"]}}
 
 
 @pytest.mark.parametrize(
@@ -361,7 +363,7 @@ def test_without_torch_it_is_skipped_with_the_reason_and_the_rest_is_measured(
         ({"runtimes": ["fp32", "int4"]}, "runtimes must be 'native', 'int8', 'fp32' or 'torch', got 'int4'"),
         ({"limit": 0}, "limit must be greater than or equal to 1, got 0"),
         ({"seeds": 101}, "seeds must be less than or equal to 100, got 101"),
-        ({"floor": True}, "floor is not known, got True"),
+        ({"base": True}, "base is not known, got True"),
     ],
 )
 def test_bad_use_names_the_option_and_what_is_allowed(ask: dict[str, Any], message: str, data: Path) -> None:

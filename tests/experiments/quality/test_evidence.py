@@ -186,8 +186,8 @@ def test_every_mean_has_its_interval_among_the_metrics() -> None:
 
 
 def test_tags_and_parameters_name_no_folder_and_no_person() -> None:
-    told = {**_tags(report()), **{key: str(value) for key, value in _params(report()).items()}}
-    assert str(Path.home()) not in " ".join(told.values())
+    output = {**_tags(report()), **{key: str(value) for key, value in _params(report()).items()}}
+    assert str(Path.home()) not in " ".join(output.values())
 
 
 def test_a_store_that_fails_while_logging_leaves_a_failed_run(

@@ -235,10 +235,10 @@ def test_every_story_is_a_row_with_its_text_and_figures() -> None:
 
 
 def test_the_json_has_means_at_the_top_and_intervals_beside() -> None:
-    told = written(3).as_dict()
-    assert (told["stories"], told["seeds"]) == (6, [0, 1, 2])
-    assert told["names_kept"] == 0.5
-    assert told["ended"] == pytest.approx(1 / 3)
-    assert told["copied_words_max"] == 7
-    for name, (low, high) in told["intervals"].items():
-        assert low <= told[name] <= high
+    output = written(3).as_dict()
+    assert (output["stories"], output["seeds"]) == (6, [0, 1, 2])
+    assert output["names_kept"] == 0.5
+    assert output["ended"] == pytest.approx(1 / 3)
+    assert output["copied_words_max"] == 7
+    for name, (low, high) in output["intervals"].items():
+        assert low <= output[name] <= high

@@ -115,13 +115,13 @@ def test_our_stories_are_read_beside_held_out_ones(folder: Path, monkeypatch: py
     assert (len(judgement.stories), len(judgement.reference), sum(heard)) == (2, 2, 4)
     assert judgement.reference[0] == Judge(folder).read('"Hi!"', " he said. A dog ran home.")
     assert judgement.reference[1] == Judged(0.0, 0, 0)
-    told = judgement.as_dict()
-    assert told["judge"] == "large-judge"
+    output = judgement.as_dict()
+    assert output["judge"] == "large-judge"
     nats, tokens = (sum(getattr(one, name) for one in judgement.stories) for name in ("nats", "tokens"))
-    assert told["perplexity"] == pytest.approx(math.exp(nats / tokens))
+    assert output["perplexity"] == pytest.approx(math.exp(nats / tokens))
     size = sum(one.bytes for one in judgement.stories)
-    assert told["bits_per_byte"] == pytest.approx(nats / math.log(2) / size)
-    assert told["reference_stories"] == 2
+    assert output["bits_per_byte"] == pytest.approx(nats / math.log(2) / size)
+    assert output["reference_stories"] == 2
 
 
 def test_no_tokens_have_no_perplexity() -> None:

@@ -55,9 +55,9 @@ def test_shares_are_over_stories() -> None:
         )
     )
     assert [row["mutated"] for row in measured.rows()] == [0.0, 1.0, 0.0, 0.0]
-    told = measured.as_dict()
-    assert (told["stories"], told["kept"], told["mutated"], told["ended"]) == (4, 0.5, 0.25, 0.5)
-    low, high = told["intervals"]["kept"]
+    output = measured.as_dict()
+    assert (output["stories"], output["kept"], output["mutated"], output["ended"]) == (4, 0.5, 0.25, 0.5)
+    low, high = output["intervals"]["kept"]
     assert low < 0.5 < high
 
 

@@ -84,7 +84,7 @@ def test_a_row_that_is_not_allowed_says_so_and_the_others_are_written(elsewhere:
 
 
 def test_a_streamed_story_comes_in_chunks_and_is_the_complete_one(elsewhere: dict[str, Any]) -> None:
-    assert all(elsewhere["chunks"])  # how many they are depends on who is faster, the engine or its reader
+    assert all(elsewhere["chunks"])  # how many they are depends on who is faster, the engine or the client
     assert "".join(elsewhere["chunks"]) == elsewhere["rows"][0]["story"]
 
 
