@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import sqlalchemy as sa
@@ -40,6 +41,10 @@ def ending(story: str, outcome: Outcome = "finished", *, tokens: int = 200) -> E
     return Ending(
         story=story, outcome=outcome, tokens=tokens, ttft=0.01, duration=0.2, rate=1000.0, served_by="local"
     )
+
+
+def served(story: str, outcome: Outcome = "finished", variant: str = "champion", **given: Any) -> list[Event]:
+    return [exposure(story, variant, **given), ending(story, outcome)]
 
 
 def users(

@@ -16,7 +16,7 @@ from experiments.ab.render import markdown, print_report
 from experiments.ab.report import Report, make_report
 from experiments.ab.store import connect, insert_events, migrate
 from model.errors import InputError
-from tests.experiments.ab.events import ending, exposure, users
+from tests.experiments.ab.events import ending, exposure, served, users
 
 
 def report(events: Iterable[Event], *, metric: str = "like", since: float | None = None) -> Report:
@@ -77,46 +77,39 @@ def test_a_sample_ratio_mismatch_decides_nothing() -> None:
 
 
 def test_a_user_counts_once_with_the_first_story_and_the_first_rating() -> None:
-    found = report([
-        exposure("a"), ending("a", "stopped"), exposure("b"), like("b", -1), like("b"), ending("b"), like("a"),
-        exposure("c", user="rose"), ending("c", "length"), like("c", 0), ending("c", "finished"),
-    ])  # fmt: skip
+    stories = [*served("a", "stopped"), *served("b"), *served("c", "length", user="rose"), ending("c")]
+    found = report([*stories, like("b", -1), like("b"), like("a"), like("c", 0)])
     variant = found.evidence.variants["champion"]
-    assert (variant.users, variant.stories, variant.endings) == (
-        2,
-        3,
-        {"stopped": 1, "finished": 1, "length": 1},
-    )
-    assert (variant.likes, variant.dislikes) == (2, 0), "stories count by their last verdict"
+    assert (variant.users, variant.stories) == (2, 3)
+    assert variant.endings == {"stopped": 1, "finished": 1, "length": 1}
+    assert (variant.likes, variant.dislikes) == (2, 0), "stories count by their last rating"
     assert variant.observed["like"].values == [False]
     assert variant.observed["stopped"].values == [True, False]
-    assert variant.observed["finished"].values == [False, False], "going on with a story is no second ending"
+    assert variant.observed["finished"].values == [False, False], "a continuation is no second ending"
 
 
 def test_refusals_and_shutdowns_are_no_observations() -> None:
-    found = report([
-        exposure("a"), ending("a", "refused"), exposure("b", user="rose"), ending("b", "aborted"),
-        exposure("c", user="tim"), ending("c", "failed"),
-    ])  # fmt: skip
+    stories = [
+        *served("a", "refused"),
+        *served("b", "aborted", user="rose"),
+        *served("c", "failed", user="tim"),
+    ]
+    found = report(stories)
     variant = found.evidence.variants["champion"]
-    assert variant.users == 3, "they were dealt all the same"
+    assert variant.users == 3, "they were assigned all the same"
     assert variant.observed["failed"].values == [True]
 
 
 def test_a_user_who_was_moved_counts_for_the_first_variant() -> None:
-    found = report([
-        exposure("a"), ending("a"), exposure("b", "challenger"), ending("b"), like("b"),
-    ])  # fmt: skip
+    found = report([*served("a"), *served("b", variant="challenger"), like("b")])
     assert found.evidence.variants["challenger"].users == 0
     assert found.evidence.variants["challenger"].observed["like"].values == []
     assert found.evidence.variants["challenger"].likes == 1
 
 
 def test_a_variants_earlier_artifact_is_left_out_and_reported() -> None:
-    found = report([
-        exposure("a", "challenger", digest="old"), ending("a", "failed"),
-        exposure("b", "challenger"), ending("b"), exposure("c", user="rose"), ending("c"),
-    ])  # fmt: skip
+    old = served("a", "failed", "challenger", digest="old")
+    found = report([*old, *served("b", variant="challenger"), *served("c", user="rose")])
     variant = found.evidence.variants["challenger"]
     assert (variant.digest, variant.stories, variant.endings) == ("d" * 64, 1, {"finished": 1})
     assert found.evidence.left_out == {"challenger": 1}

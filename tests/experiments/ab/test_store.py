@@ -6,6 +6,7 @@ import dataclasses
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -122,13 +123,9 @@ def test_two_processes_that_start_and_write_together_lose_nothing(
     engine: sa.Engine, repository: Path
 ) -> None:
     address = f"sqlite:///{Path('both.db').resolve()}"
-    writers = [
-        subprocess.Popen(
-            [sys.executable, "-c", WRITER, address, str(seed)],
-            cwd=repository, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )
-        for seed in (1, 2)
-    ]  # fmt: skip
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    commands = [[sys.executable, "-c", WRITER, address, str(seed)] for seed in (1, 2)]
+    writers = [subprocess.Popen(command, cwd=repository, text=True, **pipes) for command in commands]
     for writer in writers:
         assert writer.stdout is not None
         assert writer.stdout.readline() == "ready\n"

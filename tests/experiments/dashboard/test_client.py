@@ -85,8 +85,11 @@ assert not heavy & {name.partition(".")[0] for name in sys.modules}
 """
     run = subprocess.run(
         [sys.executable, "-W", "error", "-c", program, store],
-        cwd=repository, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        cwd=repository,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert run.returncode == 0, run.stderr
     assert run.stderr == ""
     direct = DirectClient(store)

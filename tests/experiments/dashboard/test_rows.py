@@ -228,9 +228,11 @@ def test_nothing_shown_names_a_folder_an_address_or_a_person(store: Made) -> Non
     client = open_store(store.uri, read_only=True)
     runs, more = run_rows(client)
     seen = Overview(
-        runs=tuple(runs), benchmarks=tuple(benchmark_rows(client)), versions=tuple(version_rows(client, {})),
+        runs=tuple(runs),
+        benchmarks=tuple(benchmark_rows(client)),
+        versions=tuple(version_rows(client, {})),
         more=more,
-    )  # fmt: skip
+    )
     text = seen.model_dump_json()
     assert Overview.model_validate_json(text) == seen
     for private in (str(Path.home()), str(Path(store.uri).parent), "sqlite:", "mlflow.db", "owner", "file:"):

@@ -65,5 +65,6 @@ def test_the_pictures_of_many_stories_hold_their_means(tokenizer: StoryTokenizer
     costs = cost_by_reach(network, tokenizer, TEXTS, (4, 512))
     (axes,) = draw_reach(costs).axes
     assert [container.get_label() for container in axes.containers] == [
-        "attention limited", "recurrences limited"
-    ]  # fmt: skip
+        "attention limited",
+        "recurrences limited",
+    ]

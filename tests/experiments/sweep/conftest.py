@@ -40,9 +40,16 @@ def swept(_migrated_store: Path, shards: Path, tmp_path_factory: pytest.TempPath
     os.chdir(folder)
     try:
         asked = SweepOptions(
-            name="first", storage=storage, trials=3, steps=STEPS, space=small_space(folder), data=str(shards),
-            threads=1, tracking_uri=uri, seed=3,
-        )  # fmt: skip
+            name="first",
+            storage=storage,
+            trials=3,
+            steps=STEPS,
+            space=small_space(folder),
+            data=str(shards),
+            threads=1,
+            tracking_uri=uri,
+            seed=3,
+        )
         _, code = run_sweep(asked, lines.append)
     finally:
         os.chdir(before)

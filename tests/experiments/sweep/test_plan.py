@@ -62,8 +62,16 @@ def test_the_origin_gives_story_train_the_same_recipe(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "line", "message"),
     [
-        (BASE + "  optimizer.matrix_lrr: {low: 0.1, high: 1.0}", 3, "optimizer.matrix_lrr is no field of a recipe"),
-        (BASE + "  dropout: {low: 0.0, high: 0.1}\n  minutes: {low: 1, high: 2}", 4, "minutes is equal for all trials"),
+        (
+            BASE + "  optimizer.matrix_lrr: {low: 0.1, high: 1.0}",
+            3,
+            "optimizer.matrix_lrr is no field of a recipe",
+        ),
+        (
+            BASE + "  dropout: {low: 0.0, high: 0.1}\n  minutes: {low: 1, high: 2}",
+            4,
+            "minutes is equal for all trials",
+        ),
         (BASE + "  dropout: {low: 0.2, high: 0.1}", 3, "dropout: must be below high=0.1, got 0.2"),
         (BASE + "  dropout:\n    low: 0.0\n    high: 1.5", 5, "a number of at least 0 and below 1, got 1.5"),
         (BASE + "  dropout: {low: 0.0, high: 0.1, log: true}", 3, "must be above 0 where log is true"),
@@ -76,9 +84,17 @@ def test_the_origin_gives_story_train_the_same_recipe(tmp_path: Path) -> None:
         (BASE + "  rows: {low: 4, high: 8.5}", 3, "high must be whole, got 8.5"),
         (BASE + "  model.pattern: {low: 1, high: 2}", 3, "model.pattern is no number and needs choices"),
         (BASE + "  model.pattern: {choices: [RRA, RXA]}", 3, "must be letters R and A"),
-        (BASE + "  dropout: {low: 0, high: 0.1}\n  dropout: {low: 0, high: 0.2}", 4, "dropout is given twice"),
+        (
+            BASE + "  dropout: {low: 0, high: 0.1}\n  dropout: {low: 0, high: 0.2}",
+            4,
+            "dropout is given twice",
+        ),
         ("preset: tinny\nsearch:\n  rows: {choices: [4, 8]}", 1, "preset must be one of"),
-        ("preset: tiny\nset: {rows: 8}\nsearch:\n  rows: {choices: [4, 8]}", 2, "rows is both set and searched"),
+        (
+            "preset: tiny\nset: {rows: 8}\nsearch:\n  rows: {choices: [4, 8]}",
+            2,
+            "rows is both set and searched",
+        ),
         ("preset: tiny\nset:\n  rowz: 8\nsearch:\n  rows: {choices: [4, 8]}", 3, "rowz is not known"),
         ("preset: tiny\nsearch: {}", 2, "search names no field"),
         ("preset: tiny\nsearch:\n  rows: {choices: [4, 8]}\nprune:\n  by: mean", 5, "by"),
@@ -86,7 +102,7 @@ def test_the_origin_gives_story_train_the_same_recipe(tmp_path: Path) -> None:
         ("- preset", 1, "must be a mapping"),
         ("preset: [", 1, "not valid YAML"),
     ],
-)  # fmt: skip
+)
 def test_a_mistake_is_named_with_file_line_and_key(
     text: str, line: int, message: str, tmp_path: Path
 ) -> None:
@@ -116,9 +132,12 @@ def test_overrides_keep_values(
     rate: float, dropout: float, warmup: int, compiled: bool, precision: str
 ) -> None:
     values = {
-        "optimizer.matrix_lr": rate, "dropout": dropout, "optimizer.warmup_steps": warmup, "compile": compiled,
+        "optimizer.matrix_lr": rate,
+        "dropout": dropout,
+        "optimizer.warmup_steps": warmup,
+        "compile": compiled,
         "precision": precision,
-    }  # fmt: skip
+    }
     words = shlex.split(shlex.join(as_overrides(values)))
     recipe = load_recipe("tiny", overrides=words)
     assert (recipe.optimizer.matrix_lr, recipe.dropout, recipe.optimizer.warmup_steps) == (

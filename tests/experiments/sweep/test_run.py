@@ -38,9 +38,14 @@ def asked(swept: Swept, **changes: Any) -> SweepOptions:
 def new(tmp_path: Path, data: Path, **changes: Any) -> SweepOptions:
     """A call for a new sweep of the same small space, not logged."""
     given: dict[str, Any] = {
-        "name": "new", "storage": f"sqlite:///{tmp_path}/sweeps.db", "steps": STEPS, "data": str(data), "threads": 1,
-        "space": small_space(tmp_path), "out": tmp_path / "out",
-    }  # fmt: skip
+        "name": "new",
+        "storage": f"sqlite:///{tmp_path}/sweeps.db",
+        "steps": STEPS,
+        "data": str(data),
+        "threads": 1,
+        "space": small_space(tmp_path),
+        "out": tmp_path / "out",
+    }
     return SweepOptions(**given | changes)
 
 
@@ -175,8 +180,9 @@ def test_the_command_shows_a_sweep_as_a_table_and_as_json(swept: Swept) -> None:
     assert json.loads(run(swept, "--json").stdout) == {"sweeps": ["first"]}
     missing = run(swept, "second", "--show")
     assert (missing.exit_code, missing.stderr) == (
-        2, "story: name second is no sweep of this storage; there are: first\n",
-    )  # fmt: skip
+        2,
+        "story: name second is no sweep of this storage; there are: first\n",
+    )
 
 
 def test_a_sweep_of_which_no_trial_came_to_its_end_is_undecided(
