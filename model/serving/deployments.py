@@ -141,9 +141,9 @@ class DeploymentState(BaseModel):
         return self.model_copy(update={**changes, "changed": time.time(), "generation": self.generation + 1})
 
 
-def _existing(record: DeploymentState | None) -> DeploymentState:
+def _existing(record: DeploymentState | None, otherwise: str) -> DeploymentState:
     if record is None:
-        raise DeploymentError("nothing is deployed yet: run `story deploy deploy`")
+        raise DeploymentError(otherwise)
     return record
 
 
@@ -193,11 +193,19 @@ class DeploymentStore(ABC):
 
     def switch(self, to: Deployment | None = None) -> DeploymentState:
         """Make `to` active (None: the idle deployment). Raises `DeploymentError`."""
-        return self.change(lambda record: _existing(record).switched(to))
+        return self.change(
+            lambda record: _existing(record, "nothing is deployed yet: run `story deploy deploy`").switched(
+                to
+            )
+        )
 
     def rollback(self) -> DeploymentState:
         """Undo the last switch. Raises `DeploymentError`."""
-        return self.change(lambda record: _existing(record).rolled_back())
+        return self.change(
+            lambda record: _existing(
+                record, "there is nothing to roll back to: nothing is deployed yet"
+            ).rolled_back()
+        )
 
     def set_deployment(self, deployment: Deployment, url: str | None, version: str | None) -> DeploymentState:
         """Record what runs as `deployment`, None for nothing. The first one ever becomes active."""
