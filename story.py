@@ -50,9 +50,7 @@ app.add_typer(
 
 ModelFolder = Annotated[
     Path | None,
-    typer.Option(
-        "--model", help="Model folder. Default: STORY_MODEL, else the one that ships with the project."
-    ),
+    typer.Option("--model", help="Model folder. Default: STORY_MODEL, else the one that ships with the project."),
 ]
 
 
@@ -78,9 +76,7 @@ def _all_verbs(
 
 @app.command()
 def demo(
-    host: Annotated[
-        str | None, typer.Option(help="Address to listen on. Default: HOST, else 127.0.0.1.")
-    ] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on. Default: HOST, else 127.0.0.1.")] = None,
     port: Annotated[
         int | None, typer.Option(help="Port to listen on, 0 for any free one. Default: PORT, else 7860.")
     ] = None,
@@ -114,9 +110,7 @@ def write(
         float,
         typer.Option(help="Keep the likeliest tokens that hold this share of the probability; 1 is off."),
     ] = DEFAULTS.top_p,
-    top_k: Annotated[
-        int, typer.Option(help="Keep this many of the likeliest tokens; 0 is off.")
-    ] = DEFAULTS.top_k,
+    top_k: Annotated[int, typer.Option(help="Keep this many of the likeliest tokens; 0 is off.")] = DEFAULTS.top_k,
     min_p: Annotated[
         float, typer.Option(help="Keep tokens at least this share as likely as the likeliest; 0 is off.")
     ] = DEFAULTS.min_p,
@@ -153,9 +147,7 @@ def data(
         bool, typer.Option("--download", help="Fetch TinyStories from the Hugging Face hub as a source.")
     ] = False,
     out: Annotated[Path, typer.Option(help="Folder for the token shards.")] = Path("data/tinystories"),
-    tokenizer: Annotated[
-        Path | None, typer.Option(help="Use this tokenizer.json instead of training one.")
-    ] = None,
+    tokenizer: Annotated[Path | None, typer.Option(help="Use this tokenizer.json instead of training one.")] = None,
     vocab_size: Annotated[int, typer.Option(help="Tokens of a newly trained tokenizer.")] = 4096,
     val_fraction: Annotated[
         float, typer.Option(help="Share of the stories split off where there is no --val; at most 0.5.")
@@ -167,9 +159,7 @@ def data(
         bool,
         typer.Option("--skip-bad", help="Count and report unusable lines instead of stopping at the first."),
     ] = False,
-    force: Annotated[
-        bool, typer.Option("--force", help="Make the shards again even if they are up to date.")
-    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Make the shards again even if they are up to date.")] = False,
     as_json: Json = False,
 ) -> None:
     """Make token shards to train on: read, clean, drop duplicates, split, train the tokenizer."""
@@ -225,9 +215,7 @@ def train(
         float | None,
         typer.Option(help="Minutes of the whole run, earlier parts of a resumed one included; it ends then."),
     ] = None,
-    processes: Annotated[
-        int, typer.Option(help="Share the work among this many processes of this machine.")
-    ] = 1,
+    processes: Annotated[int, typer.Option(help="Share the work among this many processes of this machine.")] = 1,
     track: Annotated[bool, typer.Option(help="Log the run to MLflow.")] = True,
     as_json: Json = False,
 ) -> None:

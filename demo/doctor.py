@@ -112,9 +112,7 @@ def _model(settings: Settings) -> Finding:
         ) as engine:
             name = engine.runtime_name
             greedy = SamplingParams(temperature=0)
-            stream = engine.submit(
-                GenerationRequest(prompt="Once upon a time", max_tokens=16, sampling=greedy)
-            )
+            stream = engine.submit(GenerationRequest(prompt="Once upon a time", max_tokens=16, sampling=greedy))
             for _ in stream:
                 pass
             completion = stream.completion

@@ -144,9 +144,7 @@ def _opened(page: Page) -> list[Any]:
         page.runs,
         gr.update(choices=list(page.choices), value=list(page.drawn.chosen)),
         *_drawn(page.drawn)[1:],
-        gr.update(
-            choices=list(page.sampled), value=page.samples and page.samples["run"], visible=bool(page.sampled)
-        ),
+        gr.update(choices=list(page.sampled), value=page.samples and page.samples["run"], visible=bool(page.sampled)),
         page.samples,
         gr.update(value=page.benchmarks, visible=page.benchmarks is not None),
         gr.update(visible=page.benchmarks is None),

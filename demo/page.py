@@ -191,9 +191,7 @@ def _wire(page: gr.Blocks, parts: Parts, state: AppState) -> None:
     # Gradio finds `request` by its place, so it stands before the fields' values.
     async def on_write(request: gr.Request, *values: Any) -> AsyncGenerator[list[Any], None]:
         who = (_client(state, request), user_of(request))
-        async with contextlib.aclosing(
-            handlers.write(state, _session(request), _form(*values), *who)
-        ) as views:
+        async with contextlib.aclosing(handlers.write(state, _session(request), _form(*values), *who)) as views:
             async for update in _updates(views):
                 yield update
 

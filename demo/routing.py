@@ -137,9 +137,7 @@ class RoutingBackend:
         """Record a user's rating of a story: 1 up, -1 down, 0 taken back."""
         self.recorder.add(Rating(story=story, rating=rating))
 
-    def ended(
-        self, request: GenerationRequest, stream: RecordedStream, completion: Completion | None
-    ) -> None:
+    def ended(self, request: GenerationRequest, stream: RecordedStream, completion: Completion | None) -> None:
         """Record the end of a story; without a completion it failed, or its client is gone."""
         if completion is None:
             outcome: Outcome = "failed" if stream.failed else "stopped"
@@ -194,9 +192,7 @@ def event_recorder(backend: Backend) -> RoutingBackend | None:
 class RecordedStream:
     """A stream of a variant. However it ends, it is recorded once."""
 
-    def __init__(
-        self, backend: RoutingBackend, request: GenerationRequest, stream: Stream, began: float
-    ) -> None:
+    def __init__(self, backend: RoutingBackend, request: GenerationRequest, stream: Stream, began: float) -> None:
         self.failed = False
         self._timer = StreamTimer(began)
         self._backend = backend

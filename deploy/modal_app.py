@@ -100,9 +100,7 @@ def with_data(image: modal.Image) -> modal.Image:
     By default only `.py` files are mounted, and so it stays for `deploy`, below which compose keeps its passwords.
     """
     packages = ("model", "training", "experiments", "demo")
-    return image.add_local_python_source("deploy", "story").add_local_python_source(
-        *packages, ignore=BYTECODE
-    )
+    return image.add_local_python_source("deploy", "story").add_local_python_source(*packages, ignore=BYTECODE)
 
 
 serving_image = image_with(*SERVING).add_local_python_source("model", "deploy")
@@ -178,9 +176,7 @@ class Story:
         A cold start spends its seconds on imports, which the snapshot saves. The weights are 20 MB and are read
         after it: saving those milliseconds would mean moving tensors between devices.
         """
-        self.container = Container(
-            Path(WEIGHTS), REVISION, name=DEPLOYMENT, slots=SLOTS, queue=QUEUE, drain=DRAIN
-        )
+        self.container = Container(Path(WEIGHTS), REVISION, name=DEPLOYMENT, slots=SLOTS, queue=QUEUE, drain=DRAIN)
         self.container.prepare()
 
     @modal.enter()

@@ -53,9 +53,7 @@ def deploy(environment: Mapping[str, str], timing: Timing) -> str:
     Raises:
         RenderError: a variable is missing, Render refused or failed, or the app did not answer with the new model.
     """
-    key, service, app = (
-        _required(environment, name) for name in ("RENDER_API_KEY", "RENDER_SERVICE_ID", "APP_URL")
-    )
+    key, service, app = (_required(environment, name) for name in ("RENDER_API_KEY", "RENDER_SERVICE_ID", "APP_URL"))
     digest = DIGEST.read_text("ascii").strip()
     root = f"{environment.get('RENDER_API') or API}/services/{service}"
     details = _request(root, key=key).get("serviceDetails") or {}
@@ -109,9 +107,7 @@ def _wait_until_healthy(url: str, digest: str, timing: Timing) -> str:
         if good == timing.in_a_row:
             return str(health.get("version", "unknown"))
         if time.monotonic() > deadline:
-            raise RenderError(
-                f"after {timing.healthy:g} s the app does not answer with {digest[:12]}: {seen[:200]}"
-            )
+            raise RenderError(f"after {timing.healthy:g} s the app does not answer with {digest[:12]}: {seen[:200]}")
         time.sleep(timing.interval)
 
 
@@ -147,9 +143,7 @@ def _required(environment: Mapping[str, str], name: str) -> str:
     raise RenderError(f"{name} is not set")
 
 
-def main(
-    arguments: Sequence[str], environment: Mapping[str, str] = os.environ, timing: Timing | None = None
-) -> int:
+def main(arguments: Sequence[str], environment: Mapping[str, str] = os.environ, timing: Timing | None = None) -> int:
     """Run `deploy` or `notify`; return the exit code."""
     if list(arguments) not in (["deploy"], ["notify"]):
         print("usage: render.py deploy|notify", file=sys.stderr)

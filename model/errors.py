@@ -72,9 +72,7 @@ class MissingExtraError(StoryError):
     """A command needs an optional set of packages that is not installed."""
 
     def __init__(self, what: str, extra: str) -> None:
-        super().__init__(
-            f"{what} needs the '{extra}' packages: pip install -e '.[{extra}]' -c constraints.txt"
-        )
+        super().__init__(f"{what} needs the '{extra}' packages: pip install -e '.[{extra}]' -c constraints.txt")
 
 
 def one_line(error: BaseException) -> str:

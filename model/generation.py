@@ -83,19 +83,13 @@ class GenerationRequest:
         if not isinstance(self.prompt, str):
             raise InputError("prompt", f"must be text, got {type(self.prompt).__name__}")
         if len(self.prompt) > MAX_PROMPT_CHARS:
-            raise InputError(
-                "prompt", f"must have at most {MAX_PROMPT_CHARS} characters, got {len(self.prompt)}"
-            )
+            raise InputError("prompt", f"must have at most {MAX_PROMPT_CHARS} characters, got {len(self.prompt)}")
         try:
             self.prompt.encode()
         except UnicodeEncodeError as error:
-            raise InputError(
-                "prompt", f"holds half a character (a lone surrogate) at {error.start}"
-            ) from None
+            raise InputError("prompt", f"holds half a character (a lone surrogate) at {error.start}") from None
         _check_int("max_tokens", self.max_tokens, 1, MAX_TOKENS)
-        if len(self.stop) > 8 or not all(
-            isinstance(text, str) and 0 < len(text) <= 200 for text in self.stop
-        ):
+        if len(self.stop) > 8 or not all(isinstance(text, str) and 0 < len(text) <= 200 for text in self.stop):
             raise InputError("stop", "must be at most 8 texts of 1 to 200 characters each")
         if self.logprobs is not None:
             _check_int("logprobs", self.logprobs, 0, MAX_LOGPROBS)

@@ -103,9 +103,7 @@ Seconds = Annotated[float, Field(ge=0.01, le=600)]
 Limit = Annotated[str, AfterValidator(_limit)]
 WebAddress = Annotated[str, AfterValidator(_web_address)]
 # With `NoDecode`, pydantic-settings leaves the text to us; else it would read JSON.
-Origins = Annotated[
-    tuple[Annotated[str, AfterValidator(_origin)], ...] | None, NoDecode, BeforeValidator(_origins)
-]
+Origins = Annotated[tuple[Annotated[str, AfterValidator(_origin)], ...] | None, NoDecode, BeforeValidator(_origins)]
 Proxies = Annotated[
     Annotated[int, Field(ge=0, le=MAX_PROXIES)] | tuple[IPv4Network | IPv6Network, ...] | None,
     NoDecode,
@@ -230,9 +228,7 @@ class Settings(BaseSettings):
             raise InputError("MODAL_ENDPOINT_URL", "must be set when USE_MODAL is on")
         if (self.modal_key is None) != (self.modal_secret is None):
             absent = "MODAL_KEY" if self.modal_key is None else "MODAL_SECRET"
-            raise InputError(
-                absent, "must be set too: MODAL_KEY and MODAL_SECRET are two halves of one token"
-            )
+            raise InputError(absent, "must be set too: MODAL_KEY and MODAL_SECRET are two halves of one token")
         return self
 
     @classmethod
@@ -247,9 +243,7 @@ class Settings(BaseSettings):
         """Only arguments and the environment under exact names: no file, no `port` for `PORT`."""
         assert isinstance(env_settings, EnvSettingsSource)
         known = {name.upper() for name in settings_cls.model_fields}
-        env_settings.env_vars = {
-            name: value for name, value in env_settings.env_vars.items() if name in known
-        }
+        env_settings.env_vars = {name: value for name, value in env_settings.env_vars.items() if name in known}
         return init_settings, env_settings
 
 

@@ -37,9 +37,7 @@ class Text:
 
 
 @contextlib.contextmanager
-def json_server(
-    answer: Callable[[Asked], tuple[int, Any]], port: int = 0
-) -> Iterator[tuple[str, list[Asked]]]:
+def json_server(answer: Callable[[Asked], tuple[int, Any]], port: int = 0) -> Iterator[tuple[str, list[Asked]]]:
     """(address, requests so far) of a server that sends the status and the value that `answer` returns."""
     seen: list[Asked] = []
 

@@ -65,9 +65,7 @@ def test_defaults_of_options_are_those_of_the_rooms() -> None:
     """The options repeat some defaults, so that `--help` need import nothing; here the two are compared."""
     from training.data.prepare import PrepareOptions
 
-    options = {
-        name: parameter.default for name, parameter in inspect.signature(story.data).parameters.items()
-    }
+    options = {name: parameter.default for name, parameter in inspect.signature(story.data).parameters.items()}
     own = {field.name: field.default for field in PrepareOptions.__dataclass_fields__.values()}
     shared = options.keys() & own.keys()
     assert {"out", "vocab_size", "val_fraction", "skip_bad", "force", "download", "tokenizer"} <= shared

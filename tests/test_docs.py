@@ -92,9 +92,7 @@ def test_a_story_command_parses(line: str) -> None:
     parse(get_command(story.app), without_environment(line)[1:])
 
 
-@pytest.mark.parametrize(
-    "line", [line for line in commands() if without_environment(line) != shlex.split(line)]
-)
+@pytest.mark.parametrize("line", [line for line in commands() if without_environment(line) != shlex.split(line)])
 def test_the_environment_of_a_command_is_valid(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     words = shlex.split(line)
     for word in words[: len(words) - len(without_environment(line))]:
@@ -136,9 +134,7 @@ def test_make_targets_exist_and_help_lists_them_all() -> None:
     phony = re.search(r"^\.PHONY: (.*)$", (REPOSITORY / "Makefile").read_text("utf-8"), flags=re.MULTILINE)
     assert phony is not None
     targets = set(phony[1].split())
-    printed = subprocess.run(
-        ["make", "help"], cwd=REPOSITORY, capture_output=True, text=True, check=True
-    ).stdout
+    printed = subprocess.run(["make", "help"], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
     assert set(re.findall(r"^make (\w+)", printed, flags=re.MULTILINE)) == targets - {"help"}
     assert set(re.findall(r"(?:`|^)make (\w+)", ALL, flags=re.MULTILINE)) <= targets
 
@@ -206,16 +202,12 @@ def test_the_readme_is_short_and_begins_with_the_two_commands() -> None:
 
 
 def test_the_version_has_an_entry_in_the_changelog() -> None:
-    entries = re.findall(
-        r"^## \[([\d.]+)\]", (REPOSITORY / "CHANGELOG.md").read_text("utf-8"), flags=re.MULTILINE
-    )
+    entries = re.findall(r"^## \[([\d.]+)\]", (REPOSITORY / "CHANGELOG.md").read_text("utf-8"), flags=re.MULTILINE)
     assert entries[0] == PROJECT["project"]["version"]
 
 
 def test_every_page_is_in_the_navigation() -> None:
-    navigation = json.dumps(
-        tomllib.loads((REPOSITORY / "zensical.toml").read_text("utf-8"))["project"]["nav"]
-    )
+    navigation = json.dumps(tomllib.loads((REPOSITORY / "zensical.toml").read_text("utf-8"))["project"]["nav"])
     named = re.findall(r'"([\w-]+\.md)"', navigation)
     assert sorted(named) == sorted(path.name for path in (REPOSITORY / "docs").glob("*.md"))
 
@@ -254,9 +246,7 @@ def test_a_curl_example_gets_an_answer(line: str, shipped: Running) -> None:
     response = shipped.client.request("POST" if body else "GET", path, content=body)
     assert response.status_code == 200
     streamed = body is not None and bool(json.loads(body).get("stream"))
-    assert response.headers["content-type"].startswith(
-        "text/event-stream" if streamed else "application/json"
-    )
+    assert response.headers["content-type"].startswith("text/event-stream" if streamed else "application/json")
     assert ("-N" in words) == streamed
 
 

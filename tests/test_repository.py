@@ -91,9 +91,7 @@ def test_serving_loads_neither_torch_nor_mlflow(repository: Path) -> None:
 
 
 def test_help_loads_nothing_heavy(repository: Path) -> None:
-    program = (
-        "import story\ntry:\n    story.app(['--help'])\nexcept SystemExit as end:\n    assert end.code == 0"
-    )
+    program = "import story\ntry:\n    story.app(['--help'])\nexcept SystemExit as end:\n    assert end.code == 0"
     loaded = _loaded_by(repository, program)
     heavy = {
         "torch",
@@ -111,9 +109,7 @@ def test_help_loads_nothing_heavy(repository: Path) -> None:
     assert loaded & heavy <= {"rich"}
 
 
-def test_no_file_names_a_package_registry_or_a_path_of_one_machine(
-    repository: Path, tracked: list[Path]
-) -> None:
+def test_no_file_names_a_package_registry_or_a_path_of_one_machine(repository: Path, tracked: list[Path]) -> None:
     here = [f"{repository}/", f"{pwd.getpwuid(os.getuid()).pw_dir}/"]
     found = []
     for path in tracked:
@@ -139,9 +135,7 @@ def test_a_path_of_one_machine_is_recognised(line: str, is_one: bool) -> None:
 
 def test_no_file_is_longer_than_500_lines(repository: Path, tracked: list[Path]) -> None:
     lengths = {
-        str(path.relative_to(repository)): path.read_bytes().count(b"\n")
-        for path in tracked
-        if path.suffix == ".py"
+        str(path.relative_to(repository)): path.read_bytes().count(b"\n") for path in tracked if path.suffix == ".py"
     }
     assert "story.py" in lengths
     assert {name: length for name, length in lengths.items() if length > LONGEST_FILE} == {}
@@ -203,7 +197,5 @@ def test_the_tests_start_with_and_without_the_mark_of_a_ci_machine(ci: str | Non
     if ci is not None:
         environment["CI"] = ci
     command = [sys.executable, "-m", "pytest", "-q", "--collect-only", "tests/model/engine/test_stop.py"]
-    run = subprocess.run(
-        command, cwd=repository, env=environment, capture_output=True, text=True, check=False
-    )
+    run = subprocess.run(command, cwd=repository, env=environment, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stdout + run.stderr

@@ -157,9 +157,7 @@ class Start:
     init: Path | None
 
 
-def find_start(
-    data: Path | None, *, preset: str | None, init: Path | None, recipe_given: bool, say: Console
-) -> Start:
+def find_start(data: Path | None, *, preset: str | None, init: Path | None, recipe_given: bool, say: Console) -> Start:
     """Fill in defaults: data, recipe and initial weights.
 
     The data are `data/tinystories` where it exists; otherwise shards of the project's own stories are made. Those are
@@ -173,8 +171,6 @@ def find_start(
     tokenizer = PRETRAINED / "tokenizer.json"
     prepare(PrepareOptions(sources=(own_stories_folder(),), out=OWN_SHARDS, tokenizer=tokenizer), None)
     chosen = recipe_given or preset is not None or init is not None
-    what = (
-        "training on our own few stories" if chosen else "the shipped model goes on with our own few stories"
-    )
+    what = "training on our own few stories" if chosen else "the shipped model goes on with our own few stories"
     say.print(f"{SHARDS} is not there (`story data` makes it): {what}", soft_wrap=True)
     return Start(OWN_SHARDS, preset, init) if chosen else Start(OWN_SHARDS, OWN_RECIPE, PRETRAINED)

@@ -120,9 +120,7 @@ def main(arguments: list[str] | None = None) -> int:
     parts = weigh(chosen.root.resolve(), compress=compress)
     total, packed = sum(part.bytes for part in parts), sum(part.compressed for part in parts)
     if chosen.json:
-        rows = [
-            {"part": p.name, "bytes": p.bytes, "compressed": p.compressed, "files": p.files} for p in parts
-        ]
+        rows = [{"part": p.name, "bytes": p.bytes, "compressed": p.compressed, "files": p.files} for p in parts]
         print(json.dumps({"bytes": total, "compressed": packed, "parts": rows}))
     else:
         print_table(parts, chosen.rows, packed=compress)

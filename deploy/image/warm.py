@@ -70,9 +70,7 @@ def try_app(command: list[str], *, write_bytecode: bool) -> dict[str, float]:
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     flag = "" if write_bytecode else "1"  # empty counts as unset
-    process = subprocess.Popen(
-        command, env={**os.environ, "PORT": str(port), "PYTHONDONTWRITEBYTECODE": flag}
-    )
+    process = subprocess.Popen(command, env={**os.environ, "PORT": str(port), "PYTHONDONTWRITEBYTECODE": flag})
     try:
         took = {"healthy after": wait_until_healthy(url, process)}
         if "gradio" not in fetch(f"{url}/").lower():

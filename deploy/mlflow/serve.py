@@ -22,9 +22,7 @@ def with_password(address: str, password: str) -> str:
     parts = urlsplit(address)
     user, at, host = parts.netloc.rpartition("@")
     if not at or ":" in user:
-        raise SystemExit(
-            "DATABASE must name a user and no password, as postgresql+psycopg://mlflow@postgres/mlflow"
-        )
+        raise SystemExit("DATABASE must name a user and no password, as postgresql+psycopg://mlflow@postgres/mlflow")
     return urlunsplit(parts._replace(netloc=f"{user}:{quote(password, safe='')}@{host}"))
 
 

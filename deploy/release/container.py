@@ -84,9 +84,7 @@ class Container:
         from model.serving.http.server import DrainingServer
 
         listener = bound(host, port)
-        engine = load_torch_engine(
-            self._folder, slots=self._slots, device=self._device, queue_limit=self._queue
-        )
+        engine = load_torch_engine(self._folder, slots=self._slots, device=self._device, queue_limit=self._queue)
         info = ModelInfo(name=f"the model on {self._device}", version=self._revision)
         backend = LocalBackend(engine, info, capacity=self._slots + self._queue)
         service = create_service(backend, ServiceOptions(name=self._name, drain=self._drain))

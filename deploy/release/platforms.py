@@ -286,9 +286,7 @@ def _serves(pid: int, deployment: Deployment) -> bool:
         except OSError:
             return False
     else:
-        listed = subprocess.run(
-            ["ps", "-o", "args=", "-p", str(pid)], capture_output=True, text=True, check=False
-        )
+        listed = subprocess.run(["ps", "-o", "args=", "-p", str(pid)], capture_output=True, text=True, check=False)
         words = listed.stdout.split()
     return service.__name__ in words and deployment in words
 

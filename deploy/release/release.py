@@ -90,9 +90,7 @@ def release(
     return Release(chosen, url, folder.digest, uploaded, took, report)
 
 
-def switch(
-    store: DeploymentStore, settings: Settings, to: Deployment | None, *, timeout: float
-) -> DeploymentState:
+def switch(store: DeploymentStore, settings: Settings, to: Deployment | None, *, timeout: float) -> DeploymentState:
     """Send new requests to the idle deployment (or `to`) once it is ready; a timeout of 0 does not ask it."""
     state = store.load()
     if state is not None and timeout > 0:

@@ -66,9 +66,7 @@ def ask_health(url: str, settings: Settings, timeout: float) -> tuple[int, dict[
     return answer.status_code, body if isinstance(body, dict) else {"status": f"HTTP {answer.status_code}"}
 
 
-def wait_until_ready(
-    url: str, settings: Settings, *, version: str | None, timeout: float = READY_TIMEOUT
-) -> float:
+def wait_until_ready(url: str, settings: Settings, *, version: str | None, timeout: float = READY_TIMEOUT) -> float:
     """Wait until `url` is healthy and serves `version`, if one is given; return the seconds it took.
 
     Raises:
@@ -79,9 +77,7 @@ def wait_until_ready(
     while True:
         status, body = ask_health(url, settings, timeout=max(1.0, min(30.0, timeout)))
         if status in (401, 403):
-            raise AccountError(
-                f"{url} asks for a proxy token: set MODAL_KEY and MODAL_SECRET to the two halves of one"
-            )
+            raise AccountError(f"{url} asks for a proxy token: set MODAL_KEY and MODAL_SECRET to the two halves of one")
         model = body.get("model")
         serves = model.get("version") if isinstance(model, dict) else None
         if status == 200 and (version is None or serves == version):
@@ -95,9 +91,7 @@ def wait_until_ready(
         time.sleep(min(POLL_INTERVAL, max(timeout / 10, 0.05)))
 
 
-def check(
-    url: str, settings: Settings, *, requests: int = REQUESTS, concurrency: int = CONCURRENCY
-) -> SmokeReport:
+def check(url: str, settings: Settings, *, requests: int = REQUESTS, concurrency: int = CONCURRENCY) -> SmokeReport:
     """Generate a few stories, several at once, and judge. Raises `DeployError` when nothing answers at `url`."""
     from experiments.benchmark.load import LoadGenerator
     from experiments.benchmark.plan import Plan

@@ -39,9 +39,7 @@ def ab(
     since: Annotated[
         str | None, typer.Option(help="Only stories since: 2026-11-03, 2026-11-03T08:00, 12h, 7d.")
     ] = None,
-    alpha: Annotated[
-        float, typer.Option(help="Probability of a wrong decision, over all looks together.")
-    ] = 0.05,
+    alpha: Annotated[float, typer.Option(help="Probability of a wrong decision, over all looks together.")] = 0.05,
     track: Track = True,
     as_json: Json = False,
 ) -> None:

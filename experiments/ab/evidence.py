@@ -60,9 +60,7 @@ class VariantEvidence:
     tokens: list[int] = field(default_factory=list)
     ttfts: list[float] = field(default_factory=list)
     rates: list[float] = field(default_factory=list)
-    observed: dict[Metric, Observations] = field(
-        default_factory=lambda: {name: Observations() for name in METRICS}
-    )
+    observed: dict[Metric, Observations] = field(default_factory=lambda: {name: Observations() for name in METRICS})
 
     def observe(self, metric: Metric, value: bool, split: str) -> None:
         """Add one user's observation, made under `split`."""
@@ -169,9 +167,7 @@ def _add_endings(evidence: Evidence, counted: dict[str, Any], first: set[str], r
                 variant.observe(name, row.outcome == name, story.split)
 
 
-def _add_ratings(
-    evidence: Evidence, counted: dict[str, Any], home: dict[str, str], rows: Iterable[Any]
-) -> None:
+def _add_ratings(evidence: Evidence, counted: dict[str, Any], home: dict[str, str], rows: Iterable[Any]) -> None:
     last: dict[str, int] = {}
     rated: set[str] = set()
     for row in rows:

@@ -162,10 +162,7 @@ def make_report(evidence: Evidence, *, metric: Metric = "like", alpha: float = 0
         evidence=evidence,
         metric=metric,
         alpha=alpha,
-        rates={
-            variant.name: {name: _rate(variant.observed[name]) for name in METRICS}
-            for variant in (first, *others)
-        },
+        rates={variant.name: {name: _rate(variant.observed[name]) for name in METRICS} for variant in (first, *others)},
         comparisons=comparisons,
         ratio=ratio,
         verdict=verdict,
@@ -204,9 +201,7 @@ def _rate(observed: Observations) -> Estimate | None:
     return wilson(sum(values), len(values)) if values else None
 
 
-def _compare(
-    first: VariantEvidence, variant: VariantEvidence, metric: Metric, alpha: float
-) -> VariantComparison:
+def _compare(first: VariantEvidence, variant: VariantEvidence, metric: Metric, alpha: float) -> VariantComparison:
     a, b = first.observed[metric], variant.observed[metric]
     known: dict[str, tuple[int, int]] = {}
     for text in set(a.splits):

@@ -35,9 +35,7 @@ def benchmark(
         int, typer.Option(help="Requests open at once; the stress phase goes to four times that.")
     ] = 8,
     rate: Annotated[float, typer.Option(help="Requests a second in the open loop, at random times.")] = 2.0,
-    duration: Annotated[
-        float | None, typer.Option(help="Seconds after which a phase starts no more requests.")
-    ] = None,
+    duration: Annotated[float | None, typer.Option(help="Seconds after which a phase starts no more requests.")] = None,
     max_tokens: Annotated[int, typer.Option(help="Longest story, in tokens.")] = 200,
     seed: Annotated[int, typer.Option(help="The same seed asks the same at the same times.")] = 0,
     phases: Annotated[
@@ -45,9 +43,7 @@ def benchmark(
         typer.Option(help="Of cold,single,concurrent,stress,open,compare. Default: all that apply."),
     ] = None,
     timeout: Annotated[float, typer.Option(help="Seconds that one request may take.")] = 60.0,
-    ttft_limit: Annotated[
-        float, typer.Option(help="Goodput: seconds within which the first token must come.")
-    ] = 1.0,
+    ttft_limit: Annotated[float, typer.Option(help="Goodput: seconds within which the first token must come.")] = 1.0,
     itl_limit: Annotated[
         float, typer.Option(help="Goodput: seconds that a token may take on average after that.")
     ] = 0.1,

@@ -145,9 +145,7 @@ def load_benchmark_evidence(uri: str, digest: str, *, against: str | None = None
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise EvidenceError(f"the report of benchmark {run_id} is damaged: {error!r}") from None
     if evidence.digest != digest:
-        raise EvidenceError(
-            f"benchmark {run_id} is tagged for {digest[:12]} and was of {evidence.digest[:12]}"
-        )
+        raise EvidenceError(f"benchmark {run_id} is tagged for {digest[:12]} and was of {evidence.digest[:12]}")
     return evidence
 
 
@@ -169,9 +167,7 @@ def _recomputed(report: dict[str, Any], samples: Sequence[Sample]) -> Figures:
         or not math.isclose(report[name], figures[name].value, rel_tol=CLOSE)
     ]
     if wrong:
-        raise EvidenceError(
-            f"benchmark {report['run_id']}: {', '.join(sorted(wrong))} do not follow from its rows"
-        )
+        raise EvidenceError(f"benchmark {report['run_id']}: {', '.join(sorted(wrong))} do not follow from its rows")
     return figures
 
 

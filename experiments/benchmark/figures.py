@@ -86,9 +86,7 @@ def _throughput(axes: Axes, rows: Sequence[Sample]) -> None:
     axes.set_xscale("log", base=2)
     axes.set_xticks(levels, [str(level) for level in levels])
     axes.set_ylim(bottom=0)
-    axes.set(
-        title="Throughput against concurrency", xlabel="requests open at once", ylabel="tokens/s in total"
-    )
+    axes.set(title="Throughput against concurrency", xlabel="requests open at once", ylabel="tokens/s in total")
 
 
 def _timeline(axes: Axes, rows: Sequence[Sample]) -> None:

@@ -113,9 +113,7 @@ class LoadGenerator:
     async def cold_starts(self, target: Target) -> list[Sample]:
         """Measure as many cold starts as the target has, one after another."""
         return [
-            await self.ask(
-                target, "cold", self.plan.request("cold", number), number=number, timeout=COLD_TIMEOUT
-            )
+            await self.ask(target, "cold", self.plan.request("cold", number), number=number, timeout=COLD_TIMEOUT)
             for number in range(target.cold_starts)
         ]
 
@@ -193,6 +191,4 @@ class LoadGenerator:
     def _budget(self, limit: int | None) -> Callable[[int], bool]:
         """Whether request or round `number` may still begin, by the number of requests and the plan's duration."""
         until = None if self.plan.duration is None else self.clock.now() + self.plan.duration
-        return lambda number: (
-            (limit is None or number < limit) and (until is None or self.clock.now() < until)
-        )
+        return lambda number: (limit is None or number < limit) and (until is None or self.clock.now() < until)

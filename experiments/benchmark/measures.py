@@ -197,9 +197,7 @@ def phase_figures(samples: Sequence[Sample], *, ttft_limit: float, itl_limit: fl
     return figures
 
 
-def headline(
-    samples: Sequence[Sample], *, ttft_limit: float, itl_limit: float, memory: MemoryUse | None
-) -> Figures:
+def headline(samples: Sequence[Sample], *, ttft_limit: float, itl_limit: float, memory: MemoryUse | None) -> Figures:
     """The figures that thresholds name, each from the phase it is defined on.
 
     `tokens_per_second` is that of one stream alone, `total_tokens_per_second` and `error_rate` are those of the
@@ -214,9 +212,7 @@ def headline(
         return {name: figures[name] for name in names if name in figures}
 
     counted = of(*COUNTED)
-    figures: Figures = {
-        name: figures for name, figures in counted.items() if name.endswith("_generation_time")
-    }
+    figures: Figures = {name: figures for name, figures in counted.items() if name.endswith("_generation_time")}
     figures |= some(counted, "success_rate", "requests")
     figures |= some(of("single"), "tokens_per_second")
     figures |= some(of("concurrent"), "total_tokens_per_second", "error_rate")
@@ -263,9 +259,7 @@ def _generation_times(complete: Sequence[Sample]) -> Figures:
 def _percentiles(name: str, values: Sequence[float]) -> Figures:
     if not values:
         return {}
-    return {
-        f"{name}_p{percent}": Figure(percentile(values, percent), len(values)) for percent in (50, 95, 99)
-    }
+    return {f"{name}_p{percent}": Figure(percentile(values, percent), len(values)) for percent in (50, 95, 99)}
 
 
 def _rate(paces: Sequence[Sample]) -> float:

@@ -133,9 +133,7 @@ def make_report(
         figures |= comparison.figures()
     notes = []
     if digest is None:
-        notes.append(
-            "the target does not state its model's digest: these figures are evidence for no version"
-        )
+        notes.append("the target does not state its model's digest: these figures are evidence for no version")
     if memory is None:
         notes.append("the serving process is not on this machine or not visible: memory was not measured")
     return Report(
@@ -144,9 +142,7 @@ def make_report(
         figures=figures,
         latency_phase=latency_phase(own),
         phases=tuple(
-            PhaseReport(
-                phase, level, phase_figures(rows, **limits), {str(k): n for k, n in failures(rows).items()}
-            )
+            PhaseReport(phase, level, phase_figures(rows, **limits), {str(k): n for k, n in failures(rows).items()})
             for (phase, level), rows in groups(own, *REPORTED).items()
         ),
         checks=tuple(checks(figures, thresholds, compared=comparison is not None)),

@@ -60,9 +60,7 @@ async def measure(
         samples += await load.cold_starts(target)
     samples += await warmup.closed_loop(target, "warmup", WARMUP_CLIENTS, requests=requests)
     if against is not None:
-        samples += await warmup.closed_loop(
-            against, "warmup", WARMUP_CLIENTS, requests=requests, side="against"
-        )
+        samples += await warmup.closed_loop(against, "warmup", WARMUP_CLIENTS, requests=requests, side="against")
     with MemoryWatch(target.processes()) as watch:
         if "single" in plan.phases:
             samples += await load.closed_loop(target, "single", 1)

@@ -274,9 +274,7 @@ class WebTarget:
             }
         )
 
-    async def _generate(
-        self, client: httpx.AsyncClient, request: GenerationRequest, listener: Listener
-    ) -> Ending:
+    async def _generate(self, client: httpx.AsyncClient, request: GenerationRequest, listener: Listener) -> Ending:
         parser = _StreamParser(listener)
         try:
             url = f"{self._root}/v1/completions"

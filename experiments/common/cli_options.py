@@ -13,6 +13,4 @@ ThresholdsFile = Annotated[
     Path | None,
     typer.Option("--thresholds", help="File of thresholds. Default: experiments/thresholds.yaml."),
 ]
-MarkdownFile = Annotated[
-    Path | None, typer.Option("--markdown", help="Also write the report as Markdown here.")
-]
+MarkdownFile = Annotated[Path | None, typer.Option("--markdown", help="Also write the report as Markdown here.")]

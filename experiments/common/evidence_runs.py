@@ -58,9 +58,7 @@ class EvidenceRun:
         """Log nested plain values as flat parameters."""
         from mlflow.entities import Param
 
-        self.client.log_batch(
-            self.run_id, params=[Param(key, text) for key, text in flat(dict(values)).items()]
-        )
+        self.client.log_batch(self.run_id, params=[Param(key, text) for key, text in flat(dict(values)).items()])
 
     def log_metrics(self, figures: Mapping[str, float | None], *, step: int = 0) -> None:
         """Log the figures that are finite numbers."""
@@ -68,9 +66,7 @@ class EvidenceRun:
 
         timestamp = now()
         known = {name: float(value) for name, value in figures.items() if value is not None}
-        metrics = [
-            Metric(name, value, timestamp, step) for name, value in known.items() if math.isfinite(value)
-        ]
+        metrics = [Metric(name, value, timestamp, step) for name, value in known.items() if math.isfinite(value)]
         self.client.log_batch(self.run_id, metrics=metrics)
 
     @contextmanager

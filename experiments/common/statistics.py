@@ -150,9 +150,7 @@ def stratified_bootstrap(
     rng = np.random.default_rng(seed)
     seen: dict[str, list[float]] = {}
     for _ in range(resamples):
-        rows = [
-            group[index] for group in groups.values() for index in rng.integers(0, len(group), len(group))
-        ]
+        rows = [group[index] for group in groups.values() for index in rng.integers(0, len(group), len(group))]
         for name, value in figures(rows).items():
             seen.setdefault(name, []).append(value)
     return {name: _middle(np.array(values), level) for name, values in seen.items()}

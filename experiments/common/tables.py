@@ -38,9 +38,7 @@ def terminal_table(
     return table
 
 
-def markdown_table(
-    columns: Sequence[str], rows: Iterable[Sequence[str]], *, text: Collection[str] = ()
-) -> list[str]:
+def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, text: Collection[str] = ()) -> list[str]:
     """The lines of a table in Markdown, aligned as in the terminal."""
     rule = ["---" if number == 0 or name in text else "---:" for number, name in enumerate(columns)]
     return [f"| {' | '.join(map(markdown_text, row))} |" for row in (columns, rule, *rows)]

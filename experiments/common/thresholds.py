@@ -186,9 +186,7 @@ def load_thresholds(path: Path = THRESHOLDS) -> Thresholds:
     """
     file = read_yaml(path, ThresholdsError, "thresholds")
     value = file.value
-    if not (
-        isinstance(value, dict) and set(value) == {"thresholds"} and isinstance(value["thresholds"], list)
-    ):
+    if not (isinstance(value, dict) and set(value) == {"thresholds"} and isinstance(value["thresholds"], list)):
         raise ThresholdsError(f"{file.at(())}: must be one list called 'thresholds'")
     entries: list[Threshold] = []
     first: dict[tuple[str, str], int] = {}

@@ -87,9 +87,7 @@ def _plain(node: Any, place: Place, lines: dict[Place, int], path: Path, error: 
 
     lines.setdefault(place, node.start_mark.line + 1)
     if isinstance(node, yaml.SequenceNode):
-        return [
-            _plain(inner, (*place, number), lines, path, error) for number, inner in enumerate(node.value)
-        ]
+        return [_plain(inner, (*place, number), lines, path, error) for number, inner in enumerate(node.value)]
     if not isinstance(node, yaml.MappingNode):
         return yaml.SafeLoader("").construct_object(node)
     values: dict[str, Any] = {}

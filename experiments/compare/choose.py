@@ -72,9 +72,7 @@ def choose(uri: str, names: Sequence[str] = (), *, newest: int = NEWEST) -> list
             newer = [run for run in runs if run.info.experiment_id in own and "imported" not in run.data.tags]
             found = [_of_run(run, every) for run in newer[:newest]]
     if not found:
-        raise InputError(
-            "run", "must be one of this store's, and it has no training run; `story train` makes one"
-        )
+        raise InputError("run", "must be one of this store's, and it has no training run; `story train` makes one")
     return _with_unique_labels(found)
 
 
@@ -151,8 +149,6 @@ def _with_unique_labels(subjects: Sequence[Subject]) -> list[Subject]:
         once.setdefault((subject.run_id, number), subject)
     labels = [subject.label for subject in once.values()]
     return [
-        subject
-        if labels.count(subject.label) == 1
-        else replace(subject, label=f"{subject.label} {subject.run_id[:8]}")
+        subject if labels.count(subject.label) == 1 else replace(subject, label=f"{subject.label} {subject.run_id[:8]}")
         for subject in once.values()
     ]

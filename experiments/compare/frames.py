@@ -188,9 +188,7 @@ def _measured(client: MlflowClient, digest: str | None) -> dict[str, Any]:
     return {} if run is None else {name: run.data.metrics.get(name) for name in SPEED}
 
 
-def _newest(
-    client: MlflowClient, experiment: str, digest: str | None, usable: Callable[[Run], bool]
-) -> Run | None:
+def _newest(client: MlflowClient, experiment: str, digest: str | None, usable: Callable[[Run], bool]) -> Run | None:
     """The newest finished run of `experiment` that measured this artifact and has the figures."""
     if digest is None:
         return None

@@ -193,9 +193,7 @@ def _sample_sets(rows: Iterable[dict[str, Any]]) -> list[SampleSet]:
             step=step,
             tokens=int(by_step[step][0]["tokens"]),
             bits_per_byte=finite(by_step[step][0]["bits_per_byte"]),
-            stories=tuple(
-                (str(row["prompt"]), str(row["continuation"])[:MAX_CHARACTERS]) for row in by_step[step]
-            ),
+            stories=tuple((str(row["prompt"]), str(row["continuation"])[:MAX_CHARACTERS]) for row in by_step[step]),
         )
         for step in steps
     ]

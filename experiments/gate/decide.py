@@ -63,9 +63,7 @@ class Check:
         return None if self.bounds is None else self.threshold.margin(self.bounds.value)
 
     def as_dict(self) -> dict[str, Any]:
-        found = (
-            dict.fromkeys(("value", "low", "high")) | {"n": 0} if self.bounds is None else asdict(self.bounds)
-        )
+        found = dict.fromkeys(("value", "low", "high")) | {"n": 0} if self.bounds is None else asdict(self.bounds)
         verdict = {"verdict": self.verdict, "why": self.why, "margin": self.margin, "confidence": CONFIDENCE}
         return self.threshold.as_dict() | {"scope": self.threshold.scope} | verdict | found
 

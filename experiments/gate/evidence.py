@@ -83,9 +83,7 @@ class Evidence:
         return {"sources": self.sources(), "missing": {key: why for key, why in missing.items() if why}}
 
 
-def gather(
-    uri: str, digest: str, *, champion: str | None = None, against_file: Path | None = None
-) -> Evidence:
+def gather(uri: str, digest: str, *, champion: str | None = None, against_file: Path | None = None) -> Evidence:
     """The newest evidence of the model `digest` in the store at `uri`, and of its champion.
 
     Args:
@@ -168,9 +166,7 @@ def _benchmark(uri: str, digest: str, against: str | None, made_by: str) -> Foun
     )
 
 
-def _usable(
-    load: Callable[[], Kind | None], absent: str, made: Callable[[Kind], tuple[str, datetime]]
-) -> Found[Kind]:
+def _usable(load: Callable[[], Kind | None], absent: str, made: Callable[[Kind], tuple[str, datetime]]) -> Found[Kind]:
     """What `load` gives if it is neither damaged nor too old. Raises `InputError` when the store cannot be used."""
     try:
         item = load()

@@ -103,13 +103,9 @@ def draw_text(
         background = shades(0.68 * min(1.0, max(0.0, share))) if share > 0.01 else (1, 1, 1, 0)
         frame: Any = COLORS[3] if token == marked else "none"
         axes.add_patch(
-            Rectangle(
-                (column, line + 0.06), len(text), 0.9, facecolor=background, edgecolor=frame, linewidth=1.2
-            )
+            Rectangle((column, line + 0.06), len(text), 0.9, facecolor=background, edgecolor=frame, linewidth=1.2)
         )
-        axes.text(
-            column, line + 0.76, text, family="DejaVu Sans Mono", fontsize=LETTER_POINTS, parse_math=False
-        )
+        axes.text(column, line + 0.76, text, family="DejaVu Sans Mono", fontsize=LETTER_POINTS, parse_math=False)
     bar = figure.add_axes((0.5 * LETTER_INCHES / width, 0.2 / height, 1.6 / width, 0.11 / height))
     bar.imshow(np.linspace(0, 0.68, 64)[None], aspect="auto", cmap=shades, vmin=0, vmax=1)
     bar.set_axis_off()
@@ -155,9 +151,7 @@ def draw_reach(costs: DataFrame) -> Figure:
         line = costs[costs["cut"] == cut]
         errors = [line["mean"] - line["low"], line["high"] - line["mean"]]
         color = COLORS[index]
-        axes.errorbar(
-            line["reach"], line["mean"], errors, marker="o", markersize=4, capsize=2, color=color, label=name
-        )
+        axes.errorbar(line["reach"], line["mean"], errors, marker="o", markersize=4, capsize=2, color=color, label=name)
     axes.set_xscale("log", base=2)
     reaches = sorted(set(costs["reach"]) - {0})
     axes.set_xticks(reaches, [str(reach) for reach in reaches])
@@ -175,9 +169,7 @@ def draw_mentions(means: DataFrame, colors: Mapping[str, str] | None = None) -> 
         errors = [line["mean"] - line["low"], line["high"] - line["mean"]]
         color = (colors or {}).get(str(label), COLORS[index % len(COLORS)])
         shifted = line["mention"] + 0.05 * (index - 1.5)
-        axes.errorbar(
-            shifted, line["mean"], errors, marker="o", markersize=4, capsize=2, color=color, label=label
-        )
+        axes.errorbar(shifted, line["mean"], errors, marker="o", markersize=4, capsize=2, color=color, label=label)
     names = ["first", "second", "third", "fourth", "fifth", "sixth"]
     axes.set_xticks(range(1, most + 1), [*names[: most - 1], f"{names[most - 1]} or later"])
     axes.set_ylim(bottom=0)

@@ -23,9 +23,7 @@ COLORS = 256
 LARGEST = 600_000
 """Bytes of a stored notebook; a code host does not show much larger ones."""
 FOREIGN = {
-    "a path of one machine": re.compile(
-        r"(?<![\w.~:/-])/(?:home|tmp|root|work|Users|private|mnt|var)/[\w.-]+"
-    ),
+    "a path of one machine": re.compile(r"(?<![\w.~:/-])/(?:home|tmp|root|work|Users|private|mnt|var)/[\w.-]+"),
     "a terminal's escape codes": re.compile("\x1b\\["),
     "an object's address": re.compile(r"\b0x[0-9a-f]{6,}"),
     "an id or a digest": re.compile(r"\b(?=[0-9a-f]*\d)[0-9a-f]{32,}\b"),

@@ -86,9 +86,7 @@ def empty_store() -> str:
 
 def own_shards(out: Path) -> PrepareReport:
     """Make token shards of our own stories in `out`; a tenth is kept for validation."""
-    return prepare(
-        PrepareOptions(sources=(own_stories_folder(),), out=out, vocab_size=VOCABULARY, val_fraction=0.1)
-    )
+    return prepare(PrepareOptions(sources=(own_stories_folder(),), out=out, vocab_size=VOCABULARY, val_fraction=0.1))
 
 
 def small_recipe(steps: int, *changes: str, evaluations: int = 8) -> Recipe:
@@ -117,9 +115,7 @@ def train_quietly(recipe: Recipe, data: Path, out: Path, uri: str, *, show: bool
     return tracked.run_id
 
 
-def sample_lines(
-    rows: Sequence[Sequence[object]], columns: Sequence[str], *, letters: int = 150
-) -> list[str]:
+def sample_lines(rows: Sequence[Sequence[object]], columns: Sequence[str], *, letters: int = 150) -> list[str]:
     """Return the first sample story at each step of a run's table, cut to `letters`: "step 40: Once …"."""
     step, prompt, continuation = (columns.index(name) for name in ("step", "prompt", "continuation"))
     first: dict[object, str] = {}

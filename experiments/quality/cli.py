@@ -30,9 +30,7 @@ def evaluate(
         typer.Option(help="What computes: the native decoder, an exported graph, or PyTorch in fp32."),
     ] = "all",
     limit: Annotated[int | None, typer.Option(help="Only the first N stories.")] = None,
-    write: Annotated[
-        bool, typer.Option(help="Also generate stories from fixed prompts and measure them.")
-    ] = True,
+    write: Annotated[bool, typer.Option(help="Also generate stories from fixed prompts and measure them.")] = True,
     seeds: Annotated[int, typer.Option(help="Stories generated from each prompt, at most 100.")] = 3,
     train_data: Annotated[
         list[Path] | None,

@@ -153,9 +153,7 @@ def _read_back(client: MlflowClient, run: Run, digest: str) -> QualityEvidence:
             raise ValueError("it holds no losses, or some that are no numbers")
     except Exception as error:  # the file store's errors for a missing file, or a damaged table
         reason = " ".join(str(error).split())[:200]
-        raise EvidenceError(
-            f"MLflow run {run_id} is no evidence: its tables cannot be read ({reason})"
-        ) from error
+        raise EvidenceError(f"MLflow run {run_id} is no evidence: its tables cannot be read ({reason})") from error
     return QualityEvidence(
         run_id=run_id,
         digest=digest,

@@ -111,9 +111,7 @@ def digest_of(texts: Iterable[str]) -> str:
     return total.hexdigest()
 
 
-def read_held_out(
-    data: Sequence[Path] | None, tokenizer: StoryTokenizer, limit: int | None = None
-) -> HeldOut:
+def read_held_out(data: Sequence[Path] | None, tokenizer: StoryTokenizer, limit: int | None = None) -> HeldOut:
     """The first `limit` stories of the files (JSON Lines or text, also .gz), in their order; None: of our own corpus.
 
     Raises:
@@ -161,9 +159,7 @@ def score(score: Scorer, held_out: HeldOut, done: Callable[[int], None] = lambda
             for row, index in enumerate(batch):
                 wanted = np.array(targets[row][first : first + logits_BTV.shape[1]], np.int64)
                 if len(wanted):
-                    nats[index][first : first + len(wanted)] = _surprise(
-                        logits_BTV[row, : len(wanted)], wanted
-                    )
+                    nats[index][first : first + len(wanted)] = _surprise(logits_BTV[row, : len(wanted)], wanted)
         done(len(batch))
     return nats
 

@@ -95,14 +95,10 @@ class Judge:
             self._model = package.AutoModelForCausalLM.from_pretrained(str(path), local_files_only=True)
         except Exception as error:  # the package raises all kinds of errors for damaged files
             reason = " ".join(str(error).split())[:200]
-            raise InputError(
-                "judge", f"{path} cannot be read as a causal language model: {reason}"
-            ) from error
+            raise InputError("judge", f"{path} cannot be read as a causal language model: {reason}") from error
         self._model.eval()
         if not getattr(self._tokenizer, "is_fast", False):
-            raise InputError(
-                "judge", f"{path} needs a fast tokenizer: one that gives the offsets of its tokens"
-            )
+            raise InputError("judge", f"{path} needs a fast tokenizer: one that gives the offsets of its tokens")
         self.name = path.resolve().name
         self.window: int | None = getattr(self._model.config, "max_position_embeddings", None)
         """Tokens that it can read at once; later ones are not scored."""

@@ -136,9 +136,7 @@ class NgramTable:
         """Probabilities (V,) of the token that comes after `context`."""
         chances_V = self.base_V.copy()
         for level, number in zip(self.levels, context, strict=False):
-            first, last = np.searchsorted(
-                level.keys_N, [number * self.vocab_size, (number + 1) * self.vocab_size]
-            )
+            first, last = np.searchsorted(level.keys_N, [number * self.vocab_size, (number + 1) * self.vocab_size])
             chances_V *= level.backoff_C[number]
             chances_V[level.keys_N[first:last] % self.vocab_size] += level.weights_N[first:last]
         return chances_V

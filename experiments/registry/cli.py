@@ -25,9 +25,7 @@ def register(
             help="Model folder or checkpoint. Default: runs/story/best, else the model that ships with the project."
         ),
     ] = None,
-    alias: Annotated[
-        Literal["challenger", "none"], typer.Option(help="Alias that the version gets.")
-    ] = "challenger",
+    alias: Annotated[Literal["challenger", "none"], typer.Option(help="Alias that the version gets.")] = "challenger",
     as_json: Json = False,
 ) -> None:
     """Make a registered version of a model in MLflow; the same artifact is never registered twice."""

@@ -35,9 +35,7 @@ class ResolvedModel:
 
 
 @contextlib.contextmanager
-def resolve_model(
-    reference: str | Path | None, uri: str, *, bare_names: bool = False
-) -> Iterator[ResolvedModel]:
+def resolve_model(reference: str | Path | None, uri: str, *, bare_names: bool = False) -> Iterator[ResolvedModel]:
     """Find the model that `reference` names; a registered version is downloaded for as long as the context is open.
 
     Args:

@@ -39,9 +39,7 @@ class StoryWriter(PythonModel):
 
         self._engine: Engine = load_engine(Path(context.artifacts[ARTIFACT]), slots=SLOTS, queue_limit=10_000)
 
-    def predict(
-        self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
-    ) -> pd.DataFrame:
+    def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """One row a prompt: `story` (the continuation), `finish_reason`, `tokens`, `error`.
 
         All rows are generated as one batch. A row with a value that is not allowed says so in `error`; the other

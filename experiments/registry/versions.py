@@ -142,9 +142,7 @@ def _make_name(client: MlflowClient) -> None:
     from mlflow.exceptions import MlflowException
 
     try:
-        client.create_registered_model(
-            NAME, description="Small stories by a small language model of our own."
-        )
+        client.create_registered_model(NAME, description="Small stories by a small language model of our own.")
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise

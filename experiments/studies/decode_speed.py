@@ -150,9 +150,7 @@ def measure(model: Path, streams: list[int], seconds: float, rounds: int) -> lis
                 taken.append(run(seconds, number))
         for engine in engines:
             engine.close()
-    return [
-        _row(name, count, taken, turns[0]) for (name, count, _), taken in zip(targets, turns, strict=True)
-    ]
+    return [_row(name, count, taken, turns[0]) for (name, count, _), taken in zip(targets, turns, strict=True)]
 
 
 def _row(target: str, streams: int, turns: list[Turn], first: list[Turn]) -> dict[str, Any]:
@@ -175,9 +173,7 @@ def _row(target: str, streams: int, turns: list[Turn], first: list[Turn]) -> dic
 def main() -> None:
     """Measure and print."""
     parser = options(__doc__)
-    parser.add_argument(
-        "--model", type=Path, default=PRETRAINED, help="model folder (default: the shipped one)"
-    )
+    parser.add_argument("--model", type=Path, default=PRETRAINED, help="model folder (default: the shipped one)")
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 16], help="concurrent streams")
     parser.add_argument("--seconds", type=float, default=5.0, help="length of one round of one target")
     given = parser.parse_args()

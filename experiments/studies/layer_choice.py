@@ -118,9 +118,7 @@ def decode_rate(network: StoryNetwork, batch: int, steps: int = 100) -> float:
 
 def main() -> None:
     """Train the candidates in turn; one line of JSON each."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("candidates", nargs="+", choices=sorted(CANDIDATES))
     parser.add_argument("--data", type=Path, required=True, help="token shards made by `story data`")
     parser.add_argument("--seconds", type=float, default=300.0, help="processor time of each candidate")

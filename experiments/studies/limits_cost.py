@@ -88,9 +88,7 @@ def measure(clients: Sequence[int], stories: int, rounds: int) -> list[dict[str,
 
 async def parts(url: str | None) -> dict[str, float]:
     """Return microseconds of this process's own time for each part, without HTTP; `url`: of a Redis."""
-    quotas = [
-        quota for name, scope, resource, _ in SETTINGS for quota in quotas_of(LIMITS[name], scope, resource)
-    ]
+    quotas = [quota for name, scope, resource, _ in SETTINGS for quota in quotas_of(LIMITS[name], scope, resource)]
     request = GenerationRequest(prompt=PROMPT, max_tokens=TOKENS, sampling=SamplingParams(seed=7))
     chunks = tuple(Chunk(" word", (number,)) for number in range(TOKENS))
     cache = ResponseCache(LRUCache(2**24, 3_600), 3_600)

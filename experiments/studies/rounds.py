@@ -84,9 +84,7 @@ async def stream_story(client: httpx.AsyncClient, turn: Turn, prompt: str, token
 
 
 @contextlib.contextmanager
-def running_service(
-    arguments: Sequence[str], settings: Mapping[str, str]
-) -> Iterator[tuple[str, psutil.Process]]:
+def running_service(arguments: Sequence[str], settings: Mapping[str, str]) -> Iterator[tuple[str, psutil.Process]]:
     """Start a Python process that prints its address; yield address and process, and end it.
 
     It gets `settings`, and no other `STORY_*` variable. Raises `StoryError` when it does not start.
@@ -117,7 +115,5 @@ def print_rows(rows: Sequence[Mapping[str, Any]], *, as_json: bool = False) -> N
     if as_json:
         print(json.dumps(rows, indent=2))
         return
-    cells = [
-        [f"{cell:,.4g}" if isinstance(cell, float) else str(cell) for cell in row.values()] for row in rows
-    ]
+    cells = [[f"{cell:,.4g}" if isinstance(cell, float) else str(cell) for cell in row.values()] for row in rows]
     print("\n".join(markdown_table(list(rows[0]), cells)))

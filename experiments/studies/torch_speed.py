@@ -32,9 +32,7 @@ STEPS = 20
 """Steps of one candidate in one round."""
 
 
-def step_times(
-    network: StoryNetwork, streams: int, *, device: str = "cpu", rounds: int = 5
-) -> dict[str, float]:
+def step_times(network: StoryNetwork, streams: int, *, device: str = "cpu", rounds: int = 5) -> dict[str, float]:
     """Return milliseconds a step of `streams` streams, by candidate; the network's own step is on the same device."""
     runtime = DeviceRuntime(network, max_batch=streams, device=device)
     here = network.to(runtime.device)
@@ -105,12 +103,8 @@ def sampler_agreement(runtime: DeviceRuntime, draws: int) -> tuple[int, int]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--model", type=Path, default=PRETRAINED, help="model folder (default: the shipped one)"
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, default=PRETRAINED, help="model folder (default: the shipped one)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where it runs")
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 16, 64], help="streams in a batch")
     parser.add_argument("--rounds", type=int, default=5, help="rounds that count")
@@ -121,9 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         network = load_network(chosen.model)
         times = step_times(network, streams, device=chosen.device, rounds=chosen.rounds)
         for name, milliseconds in times.items():
-            print(
-                f"{streams:4d} streams  {name:30} {milliseconds:8.2f} ms  {streams / milliseconds * 1e3:9,.0f} tok/s"
-            )
+            print(f"{streams:4d} streams  {name:30} {milliseconds:8.2f} ms  {streams / milliseconds * 1e3:9,.0f} tok/s")
     runtime = DeviceRuntime.load(chosen.model, max_batch=16, device=chosen.device)
     print(f"rows are computed in {', '.join(map(str, runtime.sizes))}")
     compared, differ = sampler_agreement(runtime, chosen.draws)

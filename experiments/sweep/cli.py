@@ -43,9 +43,7 @@ def sweep(
     threads: Annotated[
         int | None, typer.Option(help="Threads of each process. Default: the cores, shared out.")
     ] = None,
-    on: Annotated[
-        Literal["here", "modal"] | None, typer.Option(help="Where to train. Default: here.")
-    ] = None,
+    on: Annotated[Literal["here", "modal"] | None, typer.Option(help="Where to train. Default: here.")] = None,
     storage: Annotated[
         str | None,
         typer.Option(

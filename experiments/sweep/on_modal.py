@@ -137,9 +137,7 @@ def train_remotely(job: dict[str, Any], wire: modal.Queue, root: Path, commit: C
 # In the sweep's process.
 
 
-def run_on_modal(
-    config: WorkerConfig, plan: Plan, at_once: int, say: Say, stopping: Callable[[], bool]
-) -> int:
+def run_on_modal(config: WorkerConfig, plan: Plan, at_once: int, say: Say, stopping: Callable[[], bool]) -> int:
     """Run trials on Modal until enough are counted; return an exit code.
 
     Raises:
@@ -229,9 +227,7 @@ def cancel_call(call_id: str) -> None:
         modal.FunctionCall.from_id(call_id).cancel()
 
 
-def _follow(
-    call: Any, remote: _RemoteRun, wire: modal.Queue, key: str, stopping: Callable[[], bool]
-) -> TrialEnd:
+def _follow(call: Any, remote: _RemoteRun, wire: modal.Queue, key: str, stopping: Callable[[], bool]) -> TrialEnd:
     """Handle the container's messages until the trial has ended."""
     over = False
     while True:

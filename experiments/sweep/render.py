@@ -105,10 +105,7 @@ def summary(study: optuna.Study) -> dict[str, Any]:
         "budget": str(plan.budget),
         "data": {"folder": plan.data, "digest": plan.digest},
         "place": plan.place,
-        "space": {
-            name: one.model_dump(mode="json", exclude_defaults=True)
-            for name, one in plan.space.search.items()
-        },
+        "space": {name: one.model_dump(mode="json", exclude_defaults=True) for name, one in plan.space.search.items()},
         "trials": dict(Counter(row["state"] for row in found)),
         "best": best_of(study),
         "importance": importance(study),

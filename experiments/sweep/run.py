@@ -236,9 +236,7 @@ def _log_trials(client: MlflowClient, run_id: str, study: optuna.Study) -> None:
             so_far = min(so_far, row["value"])
             points.append(Metric("trial/bits_per_byte", row["value"], row["ended_ms"], row["number"]))
             points.append(Metric("best_bits_per_byte", so_far, row["ended_ms"], row["number"]))
-    points += [
-        Metric(f"trials/{state}", count, now(), 0) for state, count in summary(study)["trials"].items()
-    ]
+    points += [Metric(f"trials/{state}", count, now(), 0) for state, count in summary(study)["trials"].items()]
     for first in range(0, len(points), METRICS_AT_ONCE):
         client.log_batch(run_id, metrics=points[first : first + METRICS_AT_ONCE])
     if (best := best_of(study)) is not None:

@@ -145,9 +145,7 @@ def run_trial(
 
     own = TrialObserver(recipe, prune_check, on_start, stopping)
     try:
-        result = train(
-            recipe, data=data, out=out, resume=_can_resume(recipe, out), observers=[own, *observers]
-        )
+        result = train(recipe, data=data, out=out, resume=_can_resume(recipe, out), observers=[own, *observers])
     except TrainingError as error:
         return TrialEnd("diverged", str(error), own.best, own.step, own.tokens)
     finally:

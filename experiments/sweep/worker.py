@@ -119,9 +119,7 @@ def work(config: WorkerConfig, say: Say, stopping: Callable[[], bool], *, bar: b
     try:
         runner = local_runner(config, say, stopping, bar=bar)
         study = open_study(config.storage, config.name)
-        worker = SweepWorker(
-            study, Path(config.out), runner, trials=config.trials, say=say, stopping=stopping
-        )
+        worker = SweepWorker(study, Path(config.out), runner, trials=config.trials, say=say, stopping=stopping)
         worker.run()
     finally:
         torch.set_num_threads(before)

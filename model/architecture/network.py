@@ -221,9 +221,7 @@ class Attention(nn.Module):
     def forward(self, x_BTD: Tensor, story_BT: Tensor) -> Tensor:
         batch, time, _ = x_BTD.shape
         position_T = torch.arange(time, device=x_BTD.device)
-        query, key, value = (
-            part.transpose(1, 2) for part in self._project(x_BTD, position_T.expand(batch, -1))
-        )
+        query, key, value = (part.transpose(1, 2) for part in self._project(x_BTD, position_T.expand(batch, -1)))
         ago_TT = position_T[:, None] - position_T
         near_TT = (ago_TT >= 0) & (ago_TT < self.config.window)
         visible_BTT = near_TT & (story_BT[:, :, None] == story_BT[:, None, :])
@@ -272,9 +270,7 @@ class Block(nn.Module):
         x_BTD = x_BTD + cast(Tensor, self.dropout(self.mixer(rms_norm(x_BTD), story_BT)))
         return x_BTD + cast(Tensor, self.dropout(self.mlp(x_BTD)))
 
-    def step(
-        self, x_BD: Tensor, state: LayerState, fresh_B: Tensor, position_B: Tensor
-    ) -> tuple[Tensor, LayerState]:
+    def step(self, x_BD: Tensor, state: LayerState, fresh_B: Tensor, position_B: Tensor) -> tuple[Tensor, LayerState]:
         y_BD: Tensor
         if isinstance(self.mixer, Attention):
             y_BD, state = self.mixer.step(rms_norm(x_BD), cast(AttentionState, state), fresh_B, position_B)

@@ -96,9 +96,7 @@ class Engine:
         self.runtime_name = str(getattr(runtime, "name", type(runtime).__name__))
         """Which runtime generates: with another one, the same seed may give another story."""
         self._tokenizer = tokenizer
-        self._scheduler = Scheduler(
-            runtime, slots=slots, queue_limit=queue_limit, prefill_chunk=prefill_chunk
-        )
+        self._scheduler = Scheduler(runtime, slots=slots, queue_limit=queue_limit, prefill_chunk=prefill_chunk)
         # The thread knows the scheduler only, so that an engine nobody holds any more is stopped.
         self._thread = threading.Thread(target=self._scheduler.run, name="story-engine", daemon=True)
         self._started = False

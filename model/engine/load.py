@@ -64,9 +64,7 @@ def load_torch_runtime(folder: ModelFolder, *, slots: int = 16, device: str = "c
     try:
         from model.runtimes.torch.runtime import DeviceRuntime, TorchRuntime, find_device
     except ImportError as error:
-        raise ModelError(
-            f"writing on {device} needs PyTorch and safetensors, and {error.name} is missing"
-        ) from None
+        raise ModelError(f"writing on {device} needs PyTorch and safetensors, and {error.name} is missing") from None
     kind = DeviceRuntime if find_device(device).type == "cuda" else TorchRuntime
     return kind.load(folder.path, max_batch=slots, device=device)
 

@@ -194,17 +194,13 @@ class DeploymentStore(ABC):
     def switch(self, to: Deployment | None = None) -> DeploymentState:
         """Make `to` active (None: the idle deployment). Raises `DeploymentError`."""
         return self.change(
-            lambda record: _existing(record, "nothing is deployed yet: run `story deploy deploy`").switched(
-                to
-            )
+            lambda record: _existing(record, "nothing is deployed yet: run `story deploy deploy`").switched(to)
         )
 
     def rollback(self) -> DeploymentState:
         """Undo the last switch. Raises `DeploymentError`."""
         return self.change(
-            lambda record: _existing(
-                record, "there is nothing to roll back to: nothing is deployed yet"
-            ).rolled_back()
+            lambda record: _existing(record, "there is nothing to roll back to: nothing is deployed yet").rolled_back()
         )
 
     def set_deployment(self, deployment: Deployment, url: str | None, version: str | None) -> DeploymentState:
@@ -265,9 +261,7 @@ class RedisDeploymentStore(DeploymentStore):
         def client(timeout: float) -> redis.Redis:
             # One retry: a connection that lay idle may have been closed, and a new one costs little.
             retry = Retry(NoBackoff(), 1)
-            return redis.Redis.from_url(
-                url, socket_timeout=timeout, socket_connect_timeout=timeout, retry=retry
-            )
+            return redis.Redis.from_url(url, socket_timeout=timeout, socket_connect_timeout=timeout, retry=retry)
 
         self.where = f"{without_password(url)} {KEY}"
         try:

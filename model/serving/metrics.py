@@ -102,9 +102,7 @@ class _BackendCollector(Collector):
         if used is not None and limit is not None:
             yield GaugeMetricFamily("story_memory_bytes", "Resident memory of this process.", used)
             yield GaugeMetricFamily("story_memory_limit_bytes", "Memory limit of this process.", limit)
-            yield GaugeMetricFamily(
-                "story_memory_percent", "Memory used, in percent of the limit.", 100 * used / limit
-            )
+            yield GaugeMetricFamily("story_memory_percent", "Memory used, in percent of the limit.", 100 * used / limit)
 
 
 class Meter:
@@ -142,9 +140,7 @@ class Meter:
             buckets=WHOLE_STORY,
             registry=registry,
         )
-        self._requests = Counter(
-            "story_http_requests", "HTTP requests.", ["route", "status"], registry=registry
-        )
+        self._requests = Counter("story_http_requests", "HTTP requests.", ["route", "status"], registry=registry)
         registry.register(_BackendCollector(backend, deployment))
 
     def refused(self, why: Refusal, requests: int) -> None:
@@ -195,9 +191,7 @@ class Meter:
 
     def _count(self, outcome: str, served_by: str, streams: float = 1) -> None:
         version = _bounded(self._versions, self._backend.model.version[:12])
-        self._streams.labels(outcome, _bounded(self._names, served_by), version, self._deployment).inc(
-            streams
-        )
+        self._streams.labels(outcome, _bounded(self._names, served_by), version, self._deployment).inc(streams)
 
 
 class MeteredStream:

@@ -118,11 +118,7 @@ def grouped(address: Address | None) -> str:
 
 def _entries(forwarded: Sequence[str]) -> list[str]:
     """Return the last entries of all these headers together."""
-    return [
-        entry.strip()
-        for entry in ",".join(forwarded).rsplit(",", MAX_PROXIES)[-MAX_PROXIES:]
-        if entry.strip()
-    ]
+    return [entry.strip() for entry in ",".join(forwarded).rsplit(",", MAX_PROXIES)[-MAX_PROXIES:] if entry.strip()]
 
 
 def _address(text: str | None) -> Address | None:

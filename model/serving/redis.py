@@ -69,9 +69,7 @@ class RedisLink(Collector):
         yield GaugeMetricFamily(
             "story_redis_up", "1 while Redis answers; 0: limits and cache are per process.", self.up
         )
-        yield CounterMetricFamily(
-            "story_redis_losses", "Times the connection to Redis was lost.", self.losses
-        )
+        yield CounterMetricFamily("story_redis_losses", "Times the connection to Redis was lost.", self.losses)
 
     async def call(self, how: Callable[[], Awaitable[Result]]) -> Result:
         """Await `how`. Raises `RedisUnavailableError`, at once while Redis is known to be down."""

@@ -33,9 +33,7 @@ def tokenizer() -> StoryTokenizer:
     return StoryTokenizer(raw)
 
 
-def local_backend(
-    *, slots: int = 2, queue: int = 2, step_seconds: float = 0.0, end_bias: float = -2.0
-) -> LocalBackend:
+def local_backend(*, slots: int = 2, queue: int = 2, step_seconds: float = 0.0, end_bias: float = -2.0) -> LocalBackend:
     """A backend over a real engine; `end_bias` makes its stories short or long."""
     words = tokenizer()
     runtime = FakeRuntime(

@@ -41,9 +41,7 @@ def hosted(app: FastAPI) -> Iterator[str]:
 
 def test_the_page_is_the_one_that_the_demo_serves() -> None:
     with serve(ScriptedBackend("A story.")) as served:
-        by_the_demo = {
-            path: httpx.get(f"{served.url}{path}").text for path in ("config", "theme.css", "favicon.ico")
-        }
+        by_the_demo = {path: httpx.get(f"{served.url}{path}").text for path in ("config", "theme.css", "favicon.ico")}
     with hosted(create_app(ScriptedBackend("A story."))) as url:
         here = {path: httpx.get(f"{url}/{path}").text for path in by_the_demo}
         page = httpx.get(url)
@@ -83,11 +81,7 @@ def test_the_engine_stops_with_the_application() -> None:
     with hosted(create_app(local_backend())) as url:
         body = {"prompt": "Once", "max_tokens": 2}
         assert httpx.post(f"{url}/v1/completions", json=body).status_code == 200
-        threads = [
-            thread
-            for thread in threading.enumerate()
-            if thread.name == "story-engine" and thread not in before
-        ]
+        threads = [thread for thread in threading.enumerate() if thread.name == "story-engine" and thread not in before]
         assert threads
     for thread in threads:
         thread.join(5)

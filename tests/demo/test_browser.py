@@ -112,9 +112,7 @@ def test_a_story_is_begun_grows_is_stopped_half_way_and_another_is_read_to_its_e
     wait_until(grown, "five lengths of one story")
     assert active(served) == 1
     assert tab.enabled() == ["stop", "save", "link"]
-    assert re.search(
-        r"\d+ tokens · .*tokens/s · first after .* · seed \d+", tab.page.inner_text("#book .status")
-    )
+    assert re.search(r"\d+ tokens · .*tokens/s · first after .* · seed \d+", tab.page.inner_text("#book .status"))
 
     tab.page.click("#stop")
     tab.reaches("open")
@@ -245,9 +243,7 @@ def test_a_link_opens_the_same_prompt_and_settings_which_tell_the_same_story(
     assert parse_qs(urlsplit(address).query)["model"] == [served.backend.model.version[:12]]
 
     other = opened(query="?" + urlsplit(address).query)
-    expect(other.page.locator("#prompt textarea")).to_have_value(
-        "One day & night: 50% rain?\nYes", timeout=PATIENCE
-    )
+    expect(other.page.locator("#prompt textarea")).to_have_value("One day & night: 50% rain?\nYes", timeout=PATIENCE)
     expect(other.page.locator("#book .status")).to_contain_text("Opened from a link", timeout=PATIENCE)
     other.more()
     assert other.page.input_value("#seed input") == "4711"

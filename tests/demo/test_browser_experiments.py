@@ -61,9 +61,7 @@ def opened(served: Served, browser: Browser) -> Iterator[Callable[..., Page]]:
 def column(page: Page, number: int) -> list[str]:
     """The cells of a column of the table of runs, as they stand on the page."""
     rows = page.locator("#runs .virtual-row")
-    return [
-        rows.nth(at).locator("[role=gridcell]").nth(number).inner_text().strip() for at in range(rows.count())
-    ]
+    return [rows.nth(at).locator("[role=gridcell]").nth(number).inner_text().strip() for at in range(rows.count())]
 
 
 def points(page: Page) -> set[str]:
@@ -82,9 +80,7 @@ def test_runs_are_sorted_filtered_and_pressed_into_the_picture(opened: Callable[
         page.get_by_role("menuitem", name=f"Sort {order}").click()
         expect(page.locator("#runs .virtual-row [data-col='0']")).to_have_text(runs, timeout=PATIENCE)
         numbers = [int(text.replace(",", "")) for text in column(page, 4)]
-        assert numbers == sorted(numbers, reverse=order == "descending"), (
-            "as numbers, however they are written"
-        )
+        assert numbers == sorted(numbers, reverse=order == "descending"), "as numbers, however they are written"
 
     page.fill("#runs .search-input", "learned")
     expect(page.locator("#runs .virtual-row")).to_have_count(1, timeout=PATIENCE)
@@ -94,18 +90,12 @@ def test_runs_are_sorted_filtered_and_pressed_into_the_picture(opened: Callable[
     page.wait_for_function("location.search.includes('runs=')")
 
     page.get_by_label("Loss in training, nats a token").check()
-    expect(page.locator("#by-minutes svg .role-axis-title text").last).to_contain_text(
-        "nats", timeout=PATIENCE
-    )
+    expect(page.locator("#by-minutes svg .role-axis-title text").last).to_contain_text("nats", timeout=PATIENCE)
     chosen = parse_qs(urlsplit(page.url).query)
     assert chosen["measure"] == ["training"]
     again = opened(query="?" + urlsplit(page.url).query)
-    expect(again.locator("#by-tokens svg .role-legend-label text")).to_have_text(
-        ["stopped"], timeout=PATIENCE
-    )
-    expect(again.locator("#by-minutes svg .role-axis-title text").last).to_contain_text(
-        "nats", timeout=PATIENCE
-    )
+    expect(again.locator("#by-tokens svg .role-legend-label text")).to_have_text(["stopped"], timeout=PATIENCE)
+    expect(again.locator("#by-minutes svg .role-axis-title text").last).to_contain_text("nats", timeout=PATIENCE)
     expect(again.get_by_role("radio", name="Loss in training, nats a token")).to_be_checked(timeout=PATIENCE)
 
 
@@ -123,8 +113,7 @@ def test_the_slider_shows_how_it_learned_to_write(opened: Callable[..., Page]) -
     for number, look in enumerate(looks):
         expect(page.locator("#learn .moment")).to_contain_text(f"step {look.step} · ", timeout=PATIENCE)
         shown = [
-            text.removesuffix(" … and not a word more.")
-            for text in page.locator("#learn .story").all_text_contents()
+            text.removesuffix(" … and not a word more.") for text in page.locator("#learn .story").all_text_contents()
         ]
         assert shown == [prompt + told for prompt, told in look.samples]
         assert f"step={look.step}" in page.url or number == 0
@@ -141,9 +130,7 @@ def test_verdicts_are_told_apart_without_colours_and_each_has_an_address(opened:
     expect(card).to_have_attribute("open", "", timeout=PATIENCE)
     badges = [" ".join(text.split()) for text in card.locator("td .verdict").all_inner_texts()]
     assert sorted(badges) == ["? Undecided", "✓ Pass", "✗ Fail"]
-    styles = card.locator("td .verdict").evaluate_all(
-        "all => all.map(one => getComputedStyle(one).borderStyle)"
-    )
+    styles = card.locator("td .verdict").evaluate_all("all => all.map(one => getComputedStyle(one).borderStyle)")
     assert sorted(styles) == ["dashed", "solid", "solid"]
     assert card.locator(".alias").all_inner_texts() == ["champion"]
     page.locator("#version-2 summary").click()
@@ -174,9 +161,7 @@ def test_a_reader_goes_there_and_back(served: Served, browser: Browser) -> None:
 
 def test_without_a_store_the_page_is_one_line(browser: Browser, tmp_path: Path) -> None:
     with (
-        serve(
-            ScriptedBackend("A story."), experiments=StoreClient(f"sqlite:///{tmp_path}/mlflow.db")
-        ) as served,
+        serve(ScriptedBackend("A story."), experiments=StoreClient(f"sqlite:///{tmp_path}/mlflow.db")) as served,
         browser.new_context() as context,
     ):
         page = context.new_page()
@@ -188,9 +173,7 @@ def test_without_a_store_the_page_is_one_line(browser: Browser, tmp_path: Path) 
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.skipif(
-    "EXPERIMENTS_SCREENSHOT" not in os.environ, reason="makes the manual's picture when it is named"
-)
+@pytest.mark.skipif("EXPERIMENTS_SCREENSHOT" not in os.environ, reason="makes the manual's picture when it is named")
 def test_the_picture_of_the_readme(opened: Callable[..., Page], repository: Path) -> None:
     page = opened(viewport={"width": 1280, "height": 900}, color_scheme="light")
     expect(page.locator("#by-minutes svg").first).to_be_visible(timeout=PATIENCE)

@@ -104,9 +104,7 @@ def test_a_plot_is_what_gradio_would_make_of_a_data_frame() -> None:
     assert plain == made_by_gradio.model_dump()
 
 
-def test_pressing_a_row_takes_its_run_in_and_pressing_it_again_takes_it_out(
-    store: Made, reader: DirectClient
-) -> None:
+def test_pressing_a_row_takes_its_run_in_and_pressing_it_again_takes_it_out(store: Made, reader: DirectClient) -> None:
     learned, stopped = short(store, "learned"), short(store, "stopped")
     both = asyncio.run(handlers.pick(reader, [stopped], ["learned", "…", learned], "held-out"))
     assert both.chosen == (stopped, learned)

@@ -43,16 +43,11 @@ async def test_a_story_grows_from_its_prompt_and_ends_with_exact_figures() -> No
     last = views[-1]
     assert (last.phase, last.text) == ("ended", "One day" + STORY)
     # Nine words: eight steps of 1 ms after the first token.
-    assert (
-        last.status
-        == "The end · 9 tokens · 1,000 tokens/s · first after 12 ms · written by scripted · seed 7"
-    )
+    assert last.status == "The end · 9 tokens · 1,000 tokens/s · first after 12 ms · written by scripted · seed 7"
 
 
 async def test_a_screen_reader_hears_the_beginning_and_the_end_and_nothing_between() -> None:
-    views = await every(
-        handlers.write(AppState.of(ScriptedBackend(STORY, pace=0.02)), "me", Form(prompt="One day"))
-    )
+    views = await every(handlers.write(AppState.of(ScriptedBackend(STORY, pace=0.02)), "me", Form(prompt="One day")))
     said = list(dict.fromkeys(view.spoken for view in views))
     assert said == [
         "Writing.",
@@ -129,9 +124,7 @@ async def test_continue_goes_on_from_the_whole_text_and_keeps_its_link() -> None
 
 
 async def test_a_full_line_is_told_in_a_friendly_way() -> None:
-    views = await every(
-        handlers.write(AppState.of(ScriptedBackend(STORY, fail=busy())), "me", Form(prompt="Hi"))
-    )
+    views = await every(handlers.write(AppState.of(ScriptedBackend(STORY, fail=busy())), "me", Form(prompt="Hi")))
     assert [view.phase for view in views] == ["failed"]
     assert views[0].status.endswith("Please try again in about 3 seconds.")
     assert views[0].prompt == "Hi"
@@ -139,9 +132,7 @@ async def test_a_full_line_is_told_in_a_friendly_way() -> None:
 
 async def test_a_known_error_is_shown_in_its_own_words() -> None:
     backend = ScriptedBackend(STORY, fail=ModelError("the model folder is gone"))
-    assert (await every(handlers.write(AppState.of(backend), "me", Form())))[
-        -1
-    ].status == "The model folder is gone."
+    assert (await every(handlers.write(AppState.of(backend), "me", Form())))[-1].status == "The model folder is gone."
 
 
 async def test_an_unknown_error_is_logged_and_not_shown(caplog: pytest.LogCaptureFixture) -> None:
@@ -273,9 +264,7 @@ async def test_a_limit_of_all_together_is_nobodys_fault() -> None:
 async def test_a_reader_pays_for_the_tokens_that_were_written_however_the_story_ended() -> None:
     limiter = Limiter(quotas_of("100/minute", "client", "tokens"))
     state = AppState.of(ScriptedBackend(STORY), limiter)
-    for _ in range(
-        10
-    ):  # nine tokens each, of a hundred that each might have had but for what was used before
+    for _ in range(10):  # nine tokens each, of a hundred that each might have had but for what was used before
         last = (await every(handlers.write(state, "me", Form(prompt="One day", max_tokens=10), "a")))[-1]
         assert last.phase == "ended"
     last = (await every(handlers.write(state, "me", Form(prompt="One day", max_tokens=11), "a")))[-1]

@@ -79,9 +79,7 @@ def test_a_link_of_another_model_version_says_so_and_opens_all_the_same() -> Non
     query: dict[str, Any] = dict(parse_qsl(encode(Form(prompt="Hello", seed=4), "f" * 64)))
     opened = decode(query, VERSION)
     assert opened.values["seed"] == 4
-    assert opened.notes == (
-        "This link was made with another version of the model, so the story will differ.",
-    )
+    assert opened.notes == ("This link was made with another version of the model, so the story will differ.",)
 
 
 def test_a_prompt_too_long_for_an_address_is_an_error_that_names_it() -> None:

@@ -111,9 +111,7 @@ async def test_other_endings_are_told_apart(finish: Any) -> None:
 
 
 @pytest.mark.parametrize(("error", "outcome"), [(busy(), "refused"), (StoryError("no ink"), "failed")])
-async def test_a_story_that_never_began_is_noted_and_its_error_passed_on(
-    error: StoryError, outcome: str
-) -> None:
+async def test_a_story_that_never_began_is_noted_and_its_error_passed_on(error: StoryError, outcome: str) -> None:
     backend = split(ScriptedBackend("", fail=error))
     async with backend.running():
         with pytest.raises(type(error)):
@@ -131,9 +129,7 @@ async def test_a_stop_a_closed_tab_and_a_shutdown_are_noted_once_each() -> None:
         async for view in stopped:
             if view.generated and state.streams:
                 handlers.stop(state, "one")
-        async with contextlib.aclosing(
-            handlers.write(state, "two", Form(max_tokens=1000), user="tim")
-        ) as views:
+        async with contextlib.aclosing(handlers.write(state, "two", Form(max_tokens=1000), user="tim")) as views:
             async for view in views:
                 if view.generated:
                     break
@@ -202,9 +198,7 @@ async def test_a_link_carries_the_version_that_really_wrote() -> None:
     backend, *_ = two()
     async with backend.running():
         user = user_of(backend, "b")
-        view = [
-            view async for view in handlers.write(AppState.of(backend), "me", Form(prompt="x"), user=user)
-        ][-1]
+        view = [view async for view in handlers.write(AppState.of(backend), "me", Form(prompt="x"), user=user)][-1]
     assert "model=bbbbbbbbbbbb" in view.link
 
 
@@ -238,9 +232,7 @@ def test_programs_take_part_by_the_name_of_their_user_and_are_told_who_wrote() -
     assert health["model"]["name"] == "one of 2 versions that are being compared"
     for private in ("a" * 64, "b" * 64, "a:1", 'variant="'):
         assert private not in str(health) + figures
-    assert {row.user_hash for row in rows(exposures)} >= {
-        hashed(user_of(backend, variant), "s") for variant in "ab"
-    }
+    assert {row.user_hash for row in rows(exposures)} >= {hashed(user_of(backend, variant), "s") for variant in "ab"}
 
 
 async def test_it_is_ready_only_while_each_version_is() -> None:
@@ -312,9 +304,7 @@ def test_a_deployment_on_modal_is_an_arm_where_modal_is_set_up() -> None:
         "modal_endpoint_url": "http://127.0.0.1:1",
         "story_deployments": "deployments.json",
     }
-    with pytest.raises(
-        InputError, match="STORY_SPLIT names the variant 'blue', and nothing proven runs there"
-    ):
+    with pytest.raises(InputError, match="STORY_SPLIT names the variant 'blue', and nothing proven runs there"):
         made(**settings)
     deployments = open_deployments(Settings(story_deployments="deployments.json"))
     deployments.set_deployment("blue", "http://127.0.0.1:2", "aa" * 32)
@@ -340,7 +330,5 @@ def test_what_cannot_be_is_one_line(settings: dict[str, object], kind: type[Exce
 def test_a_registered_version_without_mlflow_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     # MLflow is installed where the tests run; only its absence can be made up.
     monkeypatch.setattr("experiments.registry.resolve.find_spec", lambda name: None)
-    with pytest.raises(
-        MissingExtraError, match=r"the registered version 'champion' needs the 'train' packages"
-    ):
+    with pytest.raises(MissingExtraError, match=r"the registered version 'champion' needs the 'train' packages"):
         made(story_split="champion:1")

@@ -61,9 +61,7 @@ class ScriptedEngine:
     @property
     def completion(self) -> Completion:
         text = "".join(chunk for chunk in self.chunks if isinstance(chunk, str))
-        return Completion(
-            text=text, finish_reason="error" if self.error else "stop", usage=USAGE, error=self.error
-        )
+        return Completion(text=text, finish_reason="error" if self.error else "stop", usage=USAGE, error=self.error)
 
 
 @pytest.fixture
@@ -244,8 +242,7 @@ def _real(tmp_path: Path, *arguments: str, **options: Any) -> subprocess.Complet
 
 def test_the_shipped_model_writes_the_same_story_for_the_same_seed(tmp_path: Path) -> None:
     first, again, other = (
-        _real(tmp_path, "write", "Once upon a time", "--max-tokens", "40", "--seed", seed)
-        for seed in ("3", "3", "4")
+        _real(tmp_path, "write", "Once upon a time", "--max-tokens", "40", "--seed", seed) for seed in ("3", "3", "4")
     )
     assert (first.returncode, again.returncode, other.returncode) == (0, 0, 0), first.stderr
     assert first.stdout.startswith("Once upon a time")

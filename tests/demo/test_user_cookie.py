@@ -30,9 +30,7 @@ async def test_the_page_gives_an_id_once_and_it_is_kept() -> None:
     async with client() as browser:
         first = await browser.get("/")
         set_to = first.headers["set-cookie"]
-        assert re.fullmatch(
-            rf"{COOKIE}=[0-9a-f]{{32}}; Max-Age=34560000; Path=/; HttpOnly; SameSite=Lax", set_to
-        )
+        assert re.fullmatch(rf"{COOKIE}=[0-9a-f]{{32}}; Max-Age=34560000; Path=/; HttpOnly; SameSite=Lax", set_to)
         assert "set-cookie" not in (await browser.get("/")).headers
 
 

@@ -108,9 +108,7 @@ class ControlPlane:
         return api_pb2.MountPutFileResponse(exists=True)
 
     def _MountGetOrCreate(self, request: Any) -> Any:
-        return api_pb2.MountGetOrCreateResponse(
-            mount_id=f"mo-{request.deployment_name or len(request.files)}"
-        )
+        return api_pb2.MountGetOrCreateResponse(mount_id=f"mo-{request.deployment_name or len(request.files)}")
 
     def _SecretGetOrCreate(self, _request: Any) -> Any:
         return api_pb2.SecretGetOrCreateResponse(secret_id=f"st-{len(self.asked['SecretGetOrCreate'])}")

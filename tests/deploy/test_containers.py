@@ -108,9 +108,7 @@ def test_the_build_context_is_what_the_dockerfiles_copy() -> None:
     ]
     listed = subprocess.run(command, cwd=REPOSITORY, capture_output=True, check=True).stdout.decode()
     tracked = {name for name in listed.split("\0") if name and (REPOSITORY / name).is_file()}
-    sent = {
-        name for name in exclude_paths(str(REPOSITORY), ignored_patterns()) if (REPOSITORY / name).is_file()
-    }
+    sent = {name for name in exclude_paths(str(REPOSITORY), ignored_patterns()) if (REPOSITORY / name).is_file()}
     wanted = {"Dockerfile", ".dockerignore"}  # always sent
     for instruction, arguments in (pair for path in DOCKERFILES for stage in stages(path) for pair in stage):
         if instruction == "COPY" and "--from" not in arguments:

@@ -52,9 +52,7 @@ def test_a_link_is_removed_and_its_target_is_not(tmp_path: Path) -> None:
     assert (list((tmp_path / "site").iterdir()), target.is_file()) == ([], True)
 
 
-def test_a_stale_pattern_and_a_wrong_folder_are_errors(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_stale_pattern_and_a_wrong_folder_are_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(slim.SlimError, match=r"hf_xet matches nothing in .*: drop it from RULES"):
         slim.apply("hf_xet", tmp_path)
     assert slim.main([str(tmp_path)]) == 2
@@ -237,9 +235,7 @@ def test_the_bytecode_of_a_working_app_is_kept_and_not_checked_against_its_sourc
     (tmp_path / "kept_module.py").write_text("ANSWER = 43\n", "utf-8")
     os.utime(tmp_path / "kept_module.py", (1, 1))
     program = "import kept_module; print(kept_module.ANSWER)"
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout == "42\n"
 
 

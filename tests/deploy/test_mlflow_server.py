@@ -37,9 +37,7 @@ def test_a_password_of_any_characters_arrives_as_it_is(password: str) -> None:
     assert unquote(whole.password) == password
 
 
-@pytest.mark.parametrize(
-    "address", ["postgresql://postgres/mlflow", "postgresql://mlflow:open@postgres/mlflow"]
-)
+@pytest.mark.parametrize("address", ["postgresql://postgres/mlflow", "postgresql://mlflow:open@postgres/mlflow"])
 def test_an_address_without_a_user_or_with_a_password_is_refused(address: str) -> None:
     with pytest.raises(SystemExit, match="DATABASE must name a user and no password") as refused:
         with_password(address, "hunter2")
@@ -60,14 +58,10 @@ def test_the_server_knows_each_option() -> None:
 
 def started(repository: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", RECORDER, str(repository / "deploy/mlflow/serve.py")]
-    return subprocess.run(
-        command, env={**os.environ, **environment}, capture_output=True, text=True, check=False
-    )
+    return subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, check=False)
 
 
-def test_the_password_goes_into_the_environment_and_into_no_argument(
-    repository: Path, tmp_path: Path
-) -> None:
+def test_the_password_goes_into_the_environment_and_into_no_argument(repository: Path, tmp_path: Path) -> None:
     (tmp_path / "password").write_text("hunter2\n", "utf-8")
     done = started(repository, **SETTINGS, PASSWORD_FILE=str(tmp_path / "password"))
     arguments, _, address = done.stdout.strip().rpartition(" ")

@@ -41,9 +41,7 @@ def commands(plane: ControlPlane) -> list[str]:
 
 def given(plane: ControlPlane) -> dict[str, str]:
     """All environment that the containers would get."""
-    return {
-        name: value for secret in plane.asked["SecretGetOrCreate"] for name, value in secret.env_dict.items()
-    }
+    return {name: value for secret in plane.asked["SecretGetOrCreate"] for name, value in secret.env_dict.items()}
 
 
 def sources(plane: ControlPlane) -> set[str]:
@@ -63,9 +61,7 @@ def test_importing_the_definitions_is_silent_and_needs_only_what_the_service_has
 
 
 @pytest.fixture(scope="module")
-def service(
-    run: Run, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[ControlPlane, dict[str, Any]]]:
+def service(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ControlPlane, dict[str, Any]]]:
     """Green, deployed once for several tests to look at; it takes seconds."""
     with control_plane() as plane:
         yield plane, deploy(run, plane, tmp_path_factory.mktemp("home"), "-m", "deploy.modal_app", **GREEN)
@@ -121,9 +117,7 @@ def test_the_image_is_pinned_and_holds_nothing_that_serving_does_not_need(
     assert constraints.mode & 0o400
 
 
-def test_training_and_page_are_asked_for_as_they_were_meant(
-    run: Run, plane: ControlPlane, tmp_path: Path
-) -> None:
+def test_training_and_page_are_asked_for_as_they_were_meant(run: Run, plane: ControlPlane, tmp_path: Path) -> None:
     shared = {
         "USE_MODAL": "true",
         "MODAL_ENDPOINT_URL": "https://green.example",
@@ -133,9 +127,7 @@ def test_training_and_page_are_asked_for_as_they_were_meant(
         "MLFLOW_TRACKING_URI": "https://mlflow.example",
         "MLFLOW_TRACKING_TOKEN": "secret",
     }
-    functions = deploy(
-        run, plane, tmp_path, "-m", "deploy.modal_app::workshop", DATABASE_URL="unrelated", **shared
-    )
+    functions = deploy(run, plane, tmp_path, "-m", "deploy.modal_app::workshop", DATABASE_URL="unrelated", **shared)
     assert set(functions) == {"train", "page", "prepare", "sweep_trial"}
     assert plane.deployed == {"write-me-a-story"}
     train, page = functions["train"], functions["page"]
@@ -286,9 +278,7 @@ def test_shards_are_made_once_for_all_trials(
     assert commands == [("data", "--download", "--out", str(shards))]
 
 
-def test_the_commands_are_ones_that_story_understands(
-    volume: Committed, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_commands_are_ones_that_story_understands(volume: Committed, monkeypatch: pytest.MonkeyPatch) -> None:
     from typer.main import get_command
 
     import story
@@ -297,9 +287,7 @@ def test_the_commands_are_ones_that_story_understands(
     _train(minutes=2.0, fields="steps=3")
     group: Any = get_command(story.app)
     for verb, *arguments in commands:
-        assert group.commands[verb].make_context(
-            verb, [*arguments, *(["--resume"] if verb == "train" else [])]
-        )
+        assert group.commands[verb].make_context(verb, [*arguments, *(["--resume"] if verb == "train" else [])])
 
 
 def _stub_story(folder: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:

@@ -43,9 +43,7 @@ DOCUMENTED = {
     ["test rules alerts_test.yml", "check rules alerts.yml", "check config --syntax-only prometheus.yml"],
 )
 def test_promtool_accepts_rules_and_configuration_and_each_rule_fires_when_it_should(command: str) -> None:
-    done = subprocess.run(
-        ["promtool", *command.split()], cwd=PROMETHEUS, capture_output=True, text=True, timeout=60
-    )
+    done = subprocess.run(["promtool", *command.split()], cwd=PROMETHEUS, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -135,8 +133,7 @@ def test_a_real_prometheus_counts_a_load_of_a_hundred_requests(tmp_path: Path) -
         try:
             with ThreadPoolExecutor(8) as pool:
                 answers = [
-                    pool.submit(running.post, "/v1/completions", prompt="Once", max_tokens=20)
-                    for _ in range(100)
+                    pool.submit(running.post, "/v1/completions", prompt="Once", max_tokens=20) for _ in range(100)
                 ]
                 assert {answer.result().status_code for answer in answers} == {200}
             deadline = time.monotonic() + 30

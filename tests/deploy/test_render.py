@@ -122,9 +122,7 @@ def test_errors_do_not_contain_the_key(api: Api, capsys: pytest.CaptureFixture[s
     assert main(["everything"], environment) == 2
 
 
-def test_the_webhook_gets_one_post_and_its_address_is_not_printed(
-    api: Api, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_webhook_gets_one_post_and_its_address_is_not_printed(api: Api, capsys: pytest.CaptureFixture[str]) -> None:
     _, seen, environment = api
     assert main(["notify"], environment) == 0
     (asked,) = seen

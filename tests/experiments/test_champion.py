@@ -18,14 +18,8 @@ def test_the_champion_in_the_repository_is_the_model_that_ships() -> None:
     assert champion.digest == ModelFolder.open(PRETRAINED).digest, (
         "model/pretrained has changed: make experiments/champion.json again (docs/evaluation.md, The gate in CI)"
     )
-    assert [loss.id for loss in champion.losses] == [
-        story_id(story.text) for story in load_own_stories("heldout")
-    ]
-    bits = (
-        sum(loss.nats for loss in champion.losses)
-        / sum(loss.bytes for loss in champion.losses)
-        / 0.6931471805599453
-    )
+    assert [loss.id for loss in champion.losses] == [story_id(story.text) for story in load_own_stories("heldout")]
+    bits = sum(loss.nats for loss in champion.losses) / sum(loss.bytes for loss in champion.losses) / 0.6931471805599453
     bound = next(entry for entry in load_thresholds() if entry.stories == "own")
     assert bound.holds(bits)
     assert f"{bits:.3f}" in bound.reason, "the reason tells what was measured"

@@ -24,9 +24,7 @@ FAKETIME = sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
 DAY = 86_400
 
 
-async def under_load(
-    url: str, readings: Readings, *happenings: Callable[[], object], pause: float = 3.0
-) -> None:
+async def under_load(url: str, readings: Readings, *happenings: Callable[[], object], pause: float = 3.0) -> None:
     """`READERS` clients that ask for one story after the other, while one thing after the other happens."""
     seeds, over = itertools.count(), False
     async with httpx.AsyncClient(base_url=url, timeout=120) as client:
@@ -123,9 +121,7 @@ async def test_a_clock_that_jumps_cuts_no_story_and_forgets_no_limit(tmp_path: P
                         seen.append(stamp.json()["created"] - time.time())
 
                 for rounds, to in enumerate(("+0", f"+{DAY}", f"-{DAY}"), 1):
-                    running = [
-                        asyncio.create_task(read_story(client, seed, readings)) for seed in range(READERS)
-                    ]
+                    running = [asyncio.create_task(read_story(client, seed, readings)) for seed in range(READERS)]
                     while len(readings.ttft) < rounds * READERS:  # all of them are in mid-story
                         await asyncio.sleep(0.01)
                     await jump(to)

@@ -35,9 +35,7 @@ def engine(network: FakeRuntime | None = None, **options: int) -> Engine:
     return Engine(network or runtime(), TOKENIZER, **{"prefill_chunk": CHUNK} | options)
 
 
-def request(
-    prompt: str = "Once upon", *, seed: int = 0, max_tokens: int = 30, **options: object
-) -> GenerationRequest:
+def request(prompt: str = "Once upon", *, seed: int = 0, max_tokens: int = 30, **options: object) -> GenerationRequest:
     sampling = SamplingParams(seed=seed, temperature=options.pop("temperature", 0.9), repetition_penalty=1.1)  # type: ignore[arg-type]
     return GenerationRequest(prompt=prompt, max_tokens=max_tokens, sampling=sampling, **options)  # type: ignore[arg-type]
 

@@ -35,9 +35,7 @@ def test_a_secret_is_read_from_the_file_that_its_variable_names(
 
 
 @given(secret=st.text(st.characters(codec="utf-8", exclude_characters="\r\n"), min_size=1, max_size=40))
-def test_only_the_line_end_of_a_file_is_dropped(
-    secret: str, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_only_the_line_end_of_a_file_is_dropped(secret: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     path = tmp_path_factory.mktemp("secret") / "redis"
     path.write_bytes(f"{secret}\r\n".encode())
     with pytest.MonkeyPatch.context() as environment:
@@ -45,18 +43,14 @@ def test_only_the_line_end_of_a_file_is_dropped(
         assert value_of("REDIS_URL") == secret
 
 
-def test_an_empty_file_and_an_empty_name_count_as_unset(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_empty_file_and_an_empty_name_count_as_unset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "empty").touch()
     monkeypatch.setenv("REDIS_URL_FILE", "empty")
     monkeypatch.setenv("DATABASE_URL_FILE", "")
     assert (value_of("REDIS_URL"), value_of("DATABASE_URL")) == (None, None)
 
 
-def test_a_secret_in_a_file_and_in_the_environment_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_secret_in_a_file_and_in_the_environment_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "secret").write_text("hunter2", "utf-8")
     monkeypatch.setenv("REDIS_URL_FILE", "secret")
     monkeypatch.setenv("REDIS_URL", "redis://other-hat")

@@ -32,9 +32,7 @@ def main(data: Path, folder: Path) -> None:
 
     def trainer(name: str, *, resume: bool = False) -> Trainer:
         recipe = smallest(**REGULARISED) if name == "regularised" else smallest()
-        return Trainer(
-            recipe, data=data, out=folder / name, observers=[recorders[name]], group=group, resume=resume
-        )
+        return Trainer(recipe, data=data, out=folder / name, observers=[recorders[name]], group=group, resume=resume)
 
     whole = trainer("whole")
     whole.run()
@@ -55,9 +53,7 @@ def main(data: Path, folder: Path) -> None:
     for parameter in whole.network.parameters():
         digest.update(parameter.detach().numpy().tobytes())
     (folder / f"weights-{group.rank}").write_text(digest.hexdigest())
-    (folder / f"ends-{group.rank}").write_text(
-        json.dumps([stopped.outcome, stopped.step, end.outcome, end.step])
-    )
+    (folder / f"ends-{group.rank}").write_text(json.dumps([stopped.outcome, stopped.step, end.outcome, end.step]))
     if group.first:
         result = {
             name: {

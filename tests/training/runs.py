@@ -83,9 +83,7 @@ class Recorder:
         return losses
 
 
-def train(
-    recipe: Recipe, data: Path, out: Path, recorder: Recorder | None = None, *, resume: bool = False
-) -> Recorder:
+def train(recipe: Recipe, data: Path, out: Path, recorder: Recorder | None = None, *, resume: bool = False) -> Recorder:
     """One run in this process, recorded (behind what `recorder` holds already)."""
     recorder = recorder or Recorder()
     Trainer(recipe, data=data, out=out, observers=[recorder], resume=resume).run()

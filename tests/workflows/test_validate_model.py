@@ -24,9 +24,7 @@ from tests.workflows.workflow import WORKFLOWS, Runner, read, run_steps
 WORKFLOW = read(WORKFLOWS / "validate-model.yml")
 CHAMPION, QUALITY, SPEED, GATE = run_steps(WORKFLOW, "validate-model")
 (COMMENT,) = run_steps(WORKFLOW, "comment")
-GIVEN = {
-    name: value for name, value in WORKFLOW["jobs"]["validate-model"]["env"].items() if "${{" not in value
-}
+GIVEN = {name: value for name, value in WORKFLOW["jobs"]["validate-model"]["env"].items() if "${{" not in value}
 NO_COMMIT = "0" * 40
 """What GitHub calls the commit before a branch's first."""
 SMALL = """
@@ -57,9 +55,7 @@ def _junit(runner: Runner) -> dict[str, str]:
     return {str(case.get("name")): case[0].tag if len(case) else "pass" for case in suite}
 
 
-def test_the_shipped_model_goes_through_every_step_and_one_comment_says_so(
-    tmp_path: Path, tracking_uri: str
-) -> None:
+def test_the_shipped_model_goes_through_every_step_and_one_comment_says_so(tmp_path: Path, tracking_uri: str) -> None:
     runner, given = _runner(tmp_path / "ci")
     (runner.checkout / "evidence").mkdir()
     shutil.copy(tracking_uri.removeprefix("sqlite:///"), runner.checkout / "evidence" / "mlflow.db")

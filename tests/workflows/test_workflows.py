@@ -80,9 +80,7 @@ def test_every_job_has_a_time_limit(name: str, job: dict[str, Any]) -> None:
         ("secrets-inherit", "validate-model.yml\n", "validate-model.yml\n    secrets: inherit\n"),
     ],
 )
-def test_zizmor_sees_what_must_never_be_in_a_workflow(
-    rule: str, before: str, after: str, tmp_path: Path
-) -> None:
+def test_zizmor_sees_what_must_never_be_in_a_workflow(rule: str, before: str, after: str, tmp_path: Path) -> None:
     """That no file has such a fault, `make lint` checks; this checks what the rules in force cover."""
     text = (WORKFLOWS / "pipeline.yml").read_text()
     assert before in text

@@ -58,9 +58,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
         what = "is missing" if found is None else f"has the id {found}"
         raise DataError(f"{path}: {END_OF_STORY} must have the id {END_ID}, but it {what}")
     if tokenizer.get_vocab_size() > MAX_VOCAB:
-        raise DataError(
-            f"{path}: has {tokenizer.get_vocab_size():,} tokens; at most {MAX_VOCAB:,} are allowed"
-        )
+        raise DataError(f"{path}: has {tokenizer.get_vocab_size():,} tokens; at most {MAX_VOCAB:,} are allowed")
     tokenizer.no_padding()
     tokenizer.no_truncation()
     if tokenizer.decode(tokenizer.encode(_PROBE, add_special_tokens=False).ids) != _PROBE:

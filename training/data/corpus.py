@@ -166,9 +166,7 @@ def _open(path: Path, on_bytes: Callable[[int], None] | None) -> Iterator[Binary
             yield file
 
 
-def _read_lines(
-    path: Path, bad: BadLineHandler, on_bytes: Callable[[int], None] | None
-) -> Iterator[tuple[int, str]]:
+def _read_lines(path: Path, bad: BadLineHandler, on_bytes: Callable[[int], None] | None) -> Iterator[tuple[int, str]]:
     """(line number, text without its line end); a line that is unusable comes as `bad` and is left out."""
     for number, line, error in _read_lines_or_errors(path, on_bytes):
         if error:

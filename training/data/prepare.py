@@ -81,9 +81,7 @@ class PrepareOptions:
         if self.seed < 0:
             raise InputError("seed", f"must be 0 or more, got {self.seed}")
         if not 1 <= self.min_chars <= self.max_chars:
-            raise InputError(
-                "min_chars", f"must be between 1 and max_chars ({self.max_chars}), got {self.min_chars}"
-            )
+            raise InputError("min_chars", f"must be between 1 and max_chars ({self.max_chars}), got {self.min_chars}")
         if self.rename < 0:
             raise InputError("rename", f"must be 0 or more, got {self.rename}")
 
@@ -207,9 +205,7 @@ class _Preparation:
 
             return [describe(path, split) for path, split in self._files]
 
-    def _build(
-        self, work: Path, sources: list[dict[str, Any]], tokenizer: Tokenizer | None
-    ) -> dict[str, Any]:
+    def _build(self, work: Path, sources: list[dict[str, Any]], tokenizer: Tokenizer | None) -> dict[str, Any]:
         """Fill `work`/shards with everything but meta.json, whose contents it returns."""
         options = self._options
         shards = work / "shards"

@@ -33,8 +33,7 @@ GIRLS, BOYS, NOUNS = (
     tuple(sorted(set(_TABLE["pools"][kind].split()) - HELD_OUT)) for kind in ("girls", "boys", "nouns")
 )
 ONSETS, VOWELS, CODAS = (
-    tuple(str(part).strip("_") for part in _TABLE["syllables"][kind].split())
-    for kind in ("onsets", "vowels", "codas")
+    tuple(str(part).strip("_") for part in _TABLE["syllables"][kind].split()) for kind in ("onsets", "vowels", "codas")
 )
 """Parts of invented names, likely ones several times."""
 POOLS: dict[Gender, tuple[str, ...]] = {

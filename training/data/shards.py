@@ -53,9 +53,7 @@ class ShardWriter:
         `masked` are the places in `tokens`, in ascending order, that are no targets.
         """
         if tokens and (min(tokens) <= END_ID or max(tokens) >= MAX_VOCAB):
-            raise DataError(
-                f"{self._split} story {self.stories}: token ids must be between 1 and {MAX_VOCAB - 1}"
-            )
+            raise DataError(f"{self._split} story {self.stories}: token ids must be between 1 and {MAX_VOCAB - 1}")
         self._starts.append(self._offset)
         self._masked.extend(self._offset + 1 + place for place in masked)
         self._file.write(np.array([END_ID, *tokens], TOKEN_DTYPE).tobytes())
@@ -64,9 +62,7 @@ class ShardWriter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         with self._file:
             if kind is None:
                 self._file.write(np.array([END_ID], TOKEN_DTYPE).tobytes())
@@ -96,13 +92,9 @@ class TokenShard:
         starts = _load_index(idx_path)
         entries = bin_path.stat().st_size / TOKEN_DTYPE.itemsize
         if starts.dtype != np.int64 or starts.ndim != 1 or len(starts) == 0 or starts[0] != 0:
-            raise DataError(
-                f"{idx_path}: must be a row of int64 that begins with 0, got {starts.dtype} {starts.shape}"
-            )
+            raise DataError(f"{idx_path}: must be a row of int64 that begins with 0, got {starts.dtype} {starts.shape}")
         if entries != starts[-1] + 1 or (np.diff(starts) < 1).any():
-            raise DataError(
-                f"{bin_path}: holds {entries:g} tokens where its index speaks of {starts[-1] + 1}"
-            )
+            raise DataError(f"{bin_path}: holds {entries:g} tokens where its index speaks of {starts[-1] + 1}")
         self.split = split
         self.starts = starts
         masked = folder / f"{split}.masked.npy"

@@ -40,9 +40,7 @@ def reference_logits(network: StoryNetwork, stories: Sequence[Sequence[int]]) ->
         return [network(torch.tensor([list(story)]))[0].float().numpy() for story in stories]
 
 
-def accept(
-    network: StoryNetwork, runtime: Runtime, precision: str, stories: Sequence[Sequence[int]]
-) -> Acceptance:
+def accept(network: StoryNetwork, runtime: Runtime, precision: str, stories: Sequence[Sequence[int]]) -> Acceptance:
     """Compare `runtime` with `network` at each batch size up to its `max_batch`.
 
     `stories` are token lists that begin with the end-of-story id. Raises `ModelError` for a logit that is not finite

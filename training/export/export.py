@@ -78,9 +78,7 @@ def export_checkpoint(
         notes["calibration"] = calibrate(network, calibrate_on, checkpoint / "tokenizer.json").as_dict()
     fresh = _make_beside(out)
     try:
-        save_network(
-            network, fresh, tokenizer=checkpoint / "tokenizer.json", notes=notes, dtype=torch.float16
-        )
+        save_network(network, fresh, tokenizer=checkpoint / "tokenizer.json", notes=notes, dtype=torch.float16)
         network = load_network(fresh)
         source = WeightFile.read(fresh / "model.safetensors")
         texts = [story.text for story in load_own_stories("heldout")]

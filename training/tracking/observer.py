@@ -152,9 +152,7 @@ class MlflowObserver:
             log.warning(message, self.run_id, end.outcome, self._shown(error))
         self._keep_unsent(leftover)
 
-    def _put(
-        self, report: StepReport | EvaluationReport, curves: dict[str, float], others: dict[str, float]
-    ) -> None:
+    def _put(self, report: StepReport | EvaluationReport, curves: dict[str, float], others: dict[str, float]) -> None:
         if self._outbox is None:
             return
         time = now()
@@ -314,8 +312,7 @@ def log_checkpoint(client: MlflowClient, run_id: str, checkpoint: Path) -> str:
         of_data = {} if data is None else {"dataset_name": data.name, "dataset_digest": data.digest}
         about = {"model_id": model.model_id, "run_id": run_id, **of_data}
         metrics = [
-            Metric(metric.key, metric.value, metric.timestamp, metric.step, **about)
-            for metric in (best, *of_this_step)
+            Metric(metric.key, metric.value, metric.timestamp, metric.step, **about) for metric in (best, *of_this_step)
         ]
         client.log_batch(run_id, metrics=metrics, synchronous=True)
     return str(model.model_id)

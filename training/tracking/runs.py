@@ -68,9 +68,7 @@ def describe_run(client: MlflowClient, run: Run, start: RunStart, origin: Proven
         "data": start.data_folder.resolve().name,
         "init": start.init or "random weights",
     }
-    changes = {
-        f"resumed.{key}": value for key, value in params.items() if run.data.params.get(key, value) != value
-    }
+    changes = {f"resumed.{key}": value for key, value in params.items() if run.data.params.get(key, value) != value}
     for key, value in _tags(start, origin).items():
         if run.data.tags.get(key, value) == value:
             changes[key] = value

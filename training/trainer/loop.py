@@ -108,9 +108,7 @@ class Trainer:
         if resume:
             self._resume()
         elif find_checkpoint(out / LAST):
-            raise InputError(
-                "out", f"already holds a run ({out}); --resume continues it, another --out starts anew"
-            )
+            raise InputError("out", f"already holds a run ({out}); --resume continues it, another --out starts anew")
         self.resumed_from = self.step
         self.bf16 = recipe.precision == "bf16" or (recipe.precision == "auto" and has_bf16(self.device))
         self.loss_sum = torch.compile(self.network.loss_sum) if recipe.compile else self.network.loss_sum
@@ -145,9 +143,7 @@ class Trainer:
                 raise
             finally:
                 kept, counts = find_checkpoint(self.out / BEST), {"step": self.step, "tokens": self.tokens}
-                end = RunEnd(
-                    outcome=outcome, reason=reason, **counts, best_bits_per_byte=self.best, checkpoint=kept
-                )
+                end = RunEnd(outcome=outcome, reason=reason, **counts, best_bits_per_byte=self.best, checkpoint=kept)
                 for observer in self.observers:
                     observer.ended(end)
         return end
@@ -362,9 +358,7 @@ class Trainer:
         return torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else nullcontext()
 
     def _stack(self, rows: list[Any]) -> tuple[Tensor, Tensor]:
-        inputs_BT, targets_BT = (
-            torch.from_numpy(np.stack(part)).to(self.device) for part in zip(*rows, strict=True)
-        )
+        inputs_BT, targets_BT = (torch.from_numpy(np.stack(part)).to(self.device) for part in zip(*rows, strict=True))
         return inputs_BT, targets_BT
 
 

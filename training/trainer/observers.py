@@ -140,9 +140,7 @@ class ProgressObserver:
         self._bits_per_nat = bits_per_nat(start.data)
         processes = f", {start.world_size} processes" if start.world_size > 1 else ""
         begin = f"going on after step {start.resumed_from:,}" if start.resumed_from else "starting"
-        self._say(
-            f"{begin}: {start.parameters:,} parameters on {start.data_folder}{processes}; kept in {start.out}"
-        )
+        self._say(f"{begin}: {start.parameters:,} parameters on {start.data_folder}{processes}; kept in {start.out}")
 
     def stepped(self, report: StepReport) -> None:
         """Move the bar, or print a line if it is time for one."""

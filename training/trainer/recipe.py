@@ -152,9 +152,7 @@ def _allowed(kind: Any) -> str:
     if plain is Literal:
         return "one of " + ", ".join(get_args(kind))
     if plain in (int, float):
-        known = [
-            (word, getattr(bounds[mark], mark.__name__.lower())) for mark, word in BOUNDS if mark in bounds
-        ]
+        known = [(word, getattr(bounds[mark], mark.__name__.lower())) for mark, word in BOUNDS if mark in bounds]
         words = [f"{word} {bound:g}" for word, bound in known]
         return f"a {'whole ' * (plain is int)}number {' and '.join(words)}"
     return {bool: "true or false", str: "a text that is not empty", tuple: "a list of texts"}[plain]
@@ -165,9 +163,7 @@ def preset_names() -> list[str]:
     return sorted(path.stem for path in RECIPES.glob("*.toml"))
 
 
-def load_recipe(
-    preset: str | None = None, config: Path | None = None, overrides: list[str] | None = None
-) -> Recipe:
+def load_recipe(preset: str | None = None, config: Path | None = None, overrides: list[str] | None = None) -> Recipe:
     """A preset or a TOML file (not both; neither is the preset `small`), with `name=value` overrides on top.
 
     Raises:

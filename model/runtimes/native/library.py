@@ -42,10 +42,7 @@ class Network(Structure):
     """Sizes, layers and tables."""
 
     _fields_ = (
-        *(
-            (name, c_int64)
-            for name in ("vocab", "width", "layer_count", "heads", "head_dim", "key_dim", "taps")
-        ),
+        *((name, c_int64) for name in ("vocab", "width", "layer_count", "heads", "head_dim", "key_dim", "taps")),
         *((name, c_int64) for name in ("window", "mlp", "memory")),
         ("layers", POINTER(Layer)),
         ("embedding", c_void_p),

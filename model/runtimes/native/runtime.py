@@ -72,9 +72,7 @@ class NativeRuntime:
         ModelError: the library is not built, the weights are unusable, or the sizes are none that it can run.
     """
 
-    def __init__(
-        self, path: Path, config: ModelConfig, *, max_batch: int = 16, path_name: str | None = None
-    ) -> None:
+    def __init__(self, path: Path, config: ModelConfig, *, max_batch: int = 16, path_name: str | None = None) -> None:
         available = paths()
         if path_name is not None and path_name not in available:
             raise ModelError(f"path must be one of {', '.join(available)} on this machine, got {path_name!r}")
@@ -105,8 +103,7 @@ class NativeRuntime:
         *faster, plain = available
         for name in faster:
             if all(
-                np.array_equal(self.product(matrix, x, name), self.product(matrix, x, plain))
-                for matrix, x in trials
+                np.array_equal(self.product(matrix, x, name), self.product(matrix, x, plain)) for matrix, x in trials
             ):
                 return name
             log.warning("the native path %s computes wrongly on this machine and is not used", name)

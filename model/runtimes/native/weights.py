@@ -112,9 +112,7 @@ class PackedNetwork:
         except KeyError:
             raise ModelError(f"{self._source} has no {name}") from None
         if value.shape != shape:
-            raise ModelError(
-                f"{self._source}: {name} has the shape {value.shape}, config.json asks for {shape}"
-            )
+            raise ModelError(f"{self._source}: {name} has the shape {value.shape}, config.json asks for {shape}")
         if not np.isfinite(value).all():
             raise ModelError(f"{self._source}: {name} holds a value that is not finite")
         return value

@@ -157,9 +157,7 @@ class OnnxRuntime:
 
         def same(tile: int) -> bool:
             counts = [rows for rows in PROBES if rows % tile == 0]
-            return all(
-                np.array_equal(seen[rows], seen[max(PROBES)][:rows], equal_nan=True) for rows in counts
-            )
+            return all(np.array_equal(seen[rows], seen[max(PROBES)][:rows], equal_nan=True) for rows in counts)
 
         return next(tile for tile in (1, 2, 4, max(PROBES)) if same(tile))
 
@@ -194,9 +192,7 @@ class OnnxRuntime:
             logits, states = self.forward(chunk, states, np.arange(chunk.shape[1]))
             yield start, logits
 
-    def forward(
-        self, tokens: Tokens, states: list[OnnxState], take: Tokens
-    ) -> tuple[Logits, list[OnnxState]]:
+    def forward(self, tokens: Tokens, states: list[OnnxState], take: Tokens) -> tuple[Logits, list[OnnxState]]:
         """Feed (B, T) tokens of one story each behind `states` of equal position; logits (B, take, V)."""
         count, time = tokens.shape
         start = states[0].position

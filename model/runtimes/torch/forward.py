@@ -321,9 +321,7 @@ def _project(
     config: ModelConfig, mixer: AttentionWeights, x_BD: Tensor, cos_B1Q: Tensor, sin_B1Q: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Queries and, as the last head, the key, normed, rotated and scaled (B, H + 1, P); and the value (B, P)."""
-    heads_BC, value_BP = (x_BD @ mixer.inputs_DC).split(
-        ((config.heads + 1) * config.head_dim, config.head_dim), dim=-1
-    )
+    heads_BC, value_BP = (x_BD @ mixer.inputs_DC).split(((config.heads + 1) * config.head_dim, config.head_dim), dim=-1)
     heads_BGP = rms_norm(heads_BC.unflatten(-1, (config.heads + 1, config.head_dim)))
     left, right = heads_BGP.chunk(2, dim=-1)
     turned = torch.cat([left * cos_B1Q - right * sin_B1Q, right * cos_B1Q + left * sin_B1Q], dim=-1)

@@ -60,9 +60,7 @@ class CudaGraphs:
             graph = torch.cuda.CUDAGraph()
             # By default an allocation anywhere in the process breaks a capture, for instance one by the engine
             # of another model that goes on writing; only this thread's calls can do harm here.
-            with torch.cuda.graph(
-                graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
-            ):
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
                 work()
         self._pool = graph.pool()
         return graph.replay

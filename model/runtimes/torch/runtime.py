@@ -107,9 +107,7 @@ def choose_sizes(arena: Arena, capacity: int) -> list[int]:
     even = {size: bits for size in sizes if (bits := arena.probe(0, size)) is not None}
     largest = even[max(even)]
     chosen = [size for size, bits in even.items() if torch.equal(bits, largest)]
-    if chosen[-1] < capacity and chosen != [
-        1
-    ]:  # several launches a step: where they begin must not show either
+    if chosen[-1] < capacity and chosen != [1]:  # several launches a step: where they begin must not show either
         launches = [(first, size) for size in chosen for first in range(0, capacity, chosen[-1])]
         arena.record(launches)
         probes = [arena.probe(*launch) for launch in launches]
@@ -136,9 +134,7 @@ class TorchBatch(RowBatch):
 
     def write(self, row: int, state: TorchState) -> None:
         self._position_B[row] = state.position
-        for part, value in zip(
-            self._states, (state.conv_RKM, state.memory_RHNP, state.ring_AWP), strict=True
-        ):
+        for part, value in zip(self._states, (state.conv_RKM, state.memory_RHNP, state.ring_AWP), strict=True):
             part[:, row] = value
 
     def copy_row(self, source: int, target: int) -> None:
@@ -262,9 +258,7 @@ def find_device(name: str) -> torch.device:
         raise ModelError(f"device must be cpu or cuda, got {name!r}")
     if name == "cuda" and not torch.cuda.is_available():
         built = torch.version.cuda
-        reason = (
-            f"no GPU answers CUDA {built}" if built else f"torch {torch.__version__} is built without CUDA"
-        )
+        reason = f"no GPU answers CUDA {built}" if built else f"torch {torch.__version__} is built without CUDA"
         raise ModelError(f"device cuda is not there: {reason}")
     # With its index: tensors say where they are by "cuda:0", and would not equal "cuda".
     return torch.device("cuda", 0) if name == "cuda" else torch.device("cpu")

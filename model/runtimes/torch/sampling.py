@@ -81,9 +81,7 @@ class _Settings(NamedTuple):
         ones, zeros = full(1.0, dtype=torch.float32), full(0.0, dtype=torch.float32)
         top_p, start = full(1.0, dtype=torch.float64), full(0, dtype=torch.int64)
         greedy, unfiltered = full(True, dtype=torch.bool), full(False, dtype=torch.bool)
-        return cls(
-            ones, ones.clone(), zeros, top_p, full(vocab, dtype=torch.int64), start, greedy, unfiltered
-        )
+        return cls(ones, ones.clone(), zeros, top_p, full(vocab, dtype=torch.int64), start, greedy, unfiltered)
 
 
 class DeviceSampler:

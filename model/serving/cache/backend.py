@@ -37,9 +37,7 @@ class SingleFlight:
     `submit` opens it; `ended` is called once, when it is over and before any subscriber sees that.
     """
 
-    def __init__(
-        self, submit: Callable[[], Awaitable[Stream]], ended: Callable[[SingleFlight], None]
-    ) -> None:
+    def __init__(self, submit: Callable[[], Awaitable[Stream]], ended: Callable[[SingleFlight], None]) -> None:
         self._submit = submit
         self._ended = ended
         self.stream: Stream | None = None
@@ -53,9 +51,7 @@ class SingleFlight:
         """All subscribers have left; it takes no new ones then."""
         self.loop = asyncio.get_running_loop()
         self._joined = 0
-        self._subscribers: set[int] = (
-            set()
-        )  # numbers, not objects: one that is garbage-collected has to leave
+        self._subscribers: set[int] = set()  # numbers, not objects: one that is garbage-collected has to leave
         self._changed = asyncio.Event()
         self.task = asyncio.create_task(self._run())
 
@@ -302,9 +298,7 @@ class CachingBackend(BackendWrapper[FingerprintedBackend]):
         response = CachedResponse.of(flight.chunks, completion)
         # Without token ids the response could not be served again with the same counts.
         complete = sum(len(chunk.tokens) for chunk in response.chunks) == response.completion_tokens
-        fingerprint = self.backend.fingerprint_of(
-            stream
-        )  # may differ from the one expected before it started
+        fingerprint = self.backend.fingerprint_of(stream)  # may differ from the one expected before it started
         if fingerprint is not None and complete:
             self.cache.put(cache_key(fingerprint, request), response)
 

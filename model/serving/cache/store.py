@@ -76,9 +76,7 @@ class CachedResponse:
         """Decode; None for anything but an encoded response, since Redis may hold anything."""
         try:
             finish, prompt_tokens, completion_tokens, chunks = json.loads(data)
-            response = cls(
-                tuple(_chunk(*parts) for parts in chunks), finish, prompt_tokens, completion_tokens
-            )
+            response = cls(tuple(_chunk(*parts) for parts in chunks), finish, prompt_tokens, completion_tokens)
         except (ValueError, TypeError):
             return None
         counts = (response.prompt_tokens, response.completion_tokens)

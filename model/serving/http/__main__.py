@@ -20,9 +20,7 @@ def serve(
     host: Annotated[str | None, Option(help="Address to listen on; default: HOST.")] = None,
     port: Annotated[int | None, Option(help="Port, 0 for any free one; default: PORT.")] = None,
     model: Annotated[Path | None, Option(help="Model folder; default: STORY_MODEL.")] = None,
-    precision: Annotated[
-        Literal["int8", "fp32"] | None, Option(help="Decode graph; default: STORY_PRECISION.")
-    ] = None,
+    precision: Annotated[Literal["int8", "fp32"] | None, Option(help="Decode graph; default: STORY_PRECISION.")] = None,
     threads: Annotated[int | None, Option(help="Threads of it; default: STORY_THREADS.")] = None,
     slots: Annotated[int | None, Option(help="Stories generated at once; default: STORY_SLOTS.")] = None,
     queue: Annotated[int | None, Option(help="Requests that may wait; default: STORY_QUEUE.")] = None,

@@ -78,9 +78,7 @@ class CompletionFormat(ResponseFormat):
             return DONE
         return sse_event({**self._head, "choices": [], **_counts(completions, served_by)}) + DONE
 
-    def whole(
-        self, chunks: list[list[Chunk]], completions: list[Completion], served_by: str
-    ) -> dict[str, Any]:
+    def whole(self, chunks: list[list[Chunk]], completions: list[Completion], served_by: str) -> dict[str, Any]:
         """The completion object."""
         choices = []
         for index, completion in enumerate(completions):
@@ -157,9 +155,7 @@ def router(manager: GenerationManager) -> APIRouter:
         if name != MODEL_ID:
             raise unknown_model(name, MODEL_ID)
 
-    schema = {
-        "requestBody": {"content": {"application/json": {"schema": CompletionBody.model_json_schema()}}}
-    }
+    schema = {"requestBody": {"content": {"application/json": {"schema": CompletionBody.model_json_schema()}}}}
 
     @routes.post("/v1/completions", openapi_extra=schema)
     async def completions(request: HttpRequest) -> Response:

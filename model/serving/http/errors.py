@@ -116,9 +116,7 @@ def draining() -> ServiceError:
 
 def broke_off(reason: str | None) -> ServiceError:
     """503: the model failed in mid-story."""
-    return ServiceError(
-        503, UNAVAILABLE, "model_failed", reason or "the model could not go on", retry_after=1
-    )
+    return ServiceError(503, UNAVAILABLE, "model_failed", reason or "the model could not go on", retry_after=1)
 
 
 def as_service_error(error: Exception) -> ServiceError:

@@ -79,9 +79,7 @@ class _StoryBody(_Body):
     top_p: float = Field(DEFAULTS.top_p, description="a number above 0 and at most 1")
     top_k: int = Field(DEFAULTS.top_k, description="a whole number between 0 and 1000000; 0 is off")
     min_p: float = Field(DEFAULTS.min_p, description="a number between 0 and 1; 0 is off")
-    repetition_penalty: float = Field(
-        DEFAULTS.repetition_penalty, description="a number between 1 and 2; 1 is off"
-    )
+    repetition_penalty: float = Field(DEFAULTS.repetition_penalty, description="a number between 1 and 2; 1 is off")
     seed: int | None = Field(None, description=f"a whole number between 0 and {2**63 - 1}")
     stop: str | list[str] = Field([], description="a text or a list of at most 8 texts")
     stream: bool = Field(False, description="true or false")
@@ -140,20 +138,12 @@ class CompletionBody(_StoryBody):
         description="a text or a list of one text (arrays of tokens are not taken)"
     )
     model: str | None = Field(None, description="a name of /v1/models")
-    n: int = Field(
-        1, ge=1, le=MAX_CHOICES, description=f"a whole number between 1 and {MAX_CHOICES}, how many stories"
-    )
-    stream_options: StreamOptions | None = Field(
-        None, description="an object with include_usage, true or false"
-    )
+    n: int = Field(1, ge=1, le=MAX_CHOICES, description=f"a whole number between 1 and {MAX_CHOICES}, how many stories")
+    stream_options: StreamOptions | None = Field(None, description="an object with include_usage, true or false")
     logprobs: int | None = Field(None, description=f"a whole number between 0 and {MAX_LOGPROBS}")
     echo: bool = Field(False, description="true or false, whether the prompt comes back too")
-    presence_penalty: float = Field(
-        0.0, ge=0, le=0, description="0: repetition_penalty is what this model takes"
-    )
-    frequency_penalty: float = Field(
-        0.0, ge=0, le=0, description="0: repetition_penalty is what this model takes"
-    )
+    presence_penalty: float = Field(0.0, ge=0, le=0, description="0: repetition_penalty is what this model takes")
+    frequency_penalty: float = Field(0.0, ge=0, le=0, description="0: repetition_penalty is what this model takes")
     best_of: int | None = Field(None, description="the same as n: all stories come back, none is chosen")
     suffix: str = Field("", max_length=0, description="empty: this model only goes on from a beginning")
     logit_bias: dict[str, float] = Field({}, max_length=0, description="empty: this model takes no biases")
@@ -180,9 +170,7 @@ class CompletionBody(_StoryBody):
         return self._requests(self.text(), self.n, self.logprobs)
 
 
-def apply_cache_control(
-    requests: list[GenerationRequest], headers: Mapping[str, str]
-) -> list[GenerationRequest]:
+def apply_cache_control(requests: list[GenerationRequest], headers: Mapping[str, str]) -> list[GenerationRequest]:
     """Make the requests bypass the cache where the client sent `Cache-Control: no-cache` (RFC 9111, 5.2.1)."""
     control = headers.get("cache-control", "").lower()
     if not {"no-cache", "no-store"} & {word.strip() for word in control.split(",")}:

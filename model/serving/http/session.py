@@ -104,9 +104,7 @@ class GenerationSession:
 
         Raises `ServiceError` when a stream fails.
         """
-        self._tasks = [
-            asyncio.create_task(self._pump(index, stream)) for index, stream in enumerate(self.streams)
-        ]
+        self._tasks = [asyncio.create_task(self._pump(index, stream)) for index, stream in enumerate(self.streams)]
         self._tasks.append(asyncio.create_task(self._beat(every)))
         left = len(self.streams)
         while left:
@@ -262,9 +260,7 @@ class ResponseFormat(ABC):
         """Encode what comes after all streams have ended."""
 
     @abstractmethod
-    def whole(
-        self, chunks: list[list[Chunk]], completions: list[Completion], served_by: str
-    ) -> dict[str, Any]:
+    def whole(self, chunks: list[list[Chunk]], completions: list[Completion], served_by: str) -> dict[str, Any]:
         """Return everything at once, for a client that did not ask for events."""
 
 

@@ -52,9 +52,7 @@ class SimpleFormat(ResponseFormat):
         """`complete`, with the whole object."""
         return sse_event(self.whole([], completions, served_by), "complete")
 
-    def whole(
-        self, chunks: list[list[Chunk]], completions: list[Completion], served_by: str
-    ) -> dict[str, Any]:
+    def whole(self, chunks: list[list[Chunk]], completions: list[Completion], served_by: str) -> dict[str, Any]:
         """The story with all that is known of it."""
         completion = completions[0]
         return {
@@ -124,9 +122,7 @@ class Sockets:
 
     async def _generate(self, sid: str, data: Any = None) -> None:
         if sid in self._running:
-            busy = ServiceError(
-                409, INVALID, "story_running", "a story is running; stop it with stop_story first"
-            )
+            busy = ServiceError(409, INVALID, "story_running", "a story is running; stop it with stop_story first")
             await self._server.emit("story_error", busy.body(), to=sid)
             return
         running = self._running[sid] = _Running(asyncio.current_task())

@@ -67,9 +67,7 @@ class Timeouts:
 class ServiceClient:
     """Client of a story service with one connection pool. Make it, and close it, in an event loop."""
 
-    def __init__(
-        self, headers: dict[str, str], timeouts: Timeouts, *, connections: int, fail_fast: bool
-    ) -> None:
+    def __init__(self, headers: dict[str, str], timeouts: Timeouts, *, connections: int, fail_fast: bool) -> None:
         """`headers` are sent with each request; `fail_fast`: there is a fallback, so retry once at most, and never
         after a timeout.
         """
@@ -79,9 +77,7 @@ class ServiceClient:
             headers=headers,
             # Everything after connecting is timed by stage, in `stream`.
             timeout=httpx.Timeout(None, connect=timeouts.connect, pool=timeouts.connect),
-            limits=httpx.Limits(
-                max_connections=connections, max_keepalive_connections=32, keepalive_expiry=30
-            ),
+            limits=httpx.Limits(max_connections=connections, max_keepalive_connections=32, keepalive_expiry=30),
         )
 
     async def aclose(self) -> None:
@@ -143,9 +139,7 @@ class ServiceClient:
         last = f" (last: {failures[-1].reason})" if failures else ""
         return RemoteError(f"no first token within {limit:g} s{last}", slow=True)
 
-    async def _open(
-        self, url: str, request: GenerationRequest, failures: list[RemoteError]
-    ) -> httpx.Response:
+    async def _open(self, url: str, request: GenerationRequest, failures: list[RemoteError]) -> httpx.Response:
         """Return the response that the stream will come from; failed attempts are added to `failures`."""
 
         def worth_it(state: RetryCallState) -> bool:

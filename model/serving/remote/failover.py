@@ -64,9 +64,7 @@ class ContinuedStop:
 class FailoverStream:
     """One story, started by Modal. It raises no failure of Modal, only of this process."""
 
-    def __init__(
-        self, request: GenerationRequest, remote: ModalStream, local: LocalBackend, started: float
-    ) -> None:
+    def __init__(self, request: GenerationRequest, remote: ModalStream, local: LocalBackend, started: float) -> None:
         """`started`: when the request arrived, by `time.perf_counter`."""
         self._request = request
         self._remote = remote

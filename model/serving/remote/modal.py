@@ -172,9 +172,7 @@ class ModalStream:
 
     def __init__(self, state: _State, task: asyncio.Task[None]) -> None:
         self._state = state
-        self._task = (
-            task  # refers to the state, not to this stream: one that is garbage-collected is cancelled
-        )
+        self._task = task  # refers to the state, not to this stream: one that is garbage-collected is cancelled
         self._loop = task.get_loop()
 
     @property
@@ -261,9 +259,7 @@ class ModalBackend:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Keep connections, and probe a service that failed; on exit cancel open streams."""
-        self._client = ServiceClient(
-            self._headers, self._timeouts, connections=CONNECTIONS, fail_fast=self._fail_fast
-        )
+        self._client = ServiceClient(self._headers, self._timeouts, connections=CONNECTIONS, fail_fast=self._fail_fast)
         watch = asyncio.create_task(self._watch())
         try:
             yield

@@ -18,9 +18,7 @@ from tests.deploy.modal_server import ControlPlane, environment
 from tests.model.serving.http.serving import paced, serving
 
 DIGEST = (PRETRAINED / "digest").read_text("ascii").strip()
-NO_ACCOUNT = (
-    "story: Modal does not know you: run `modal token new`, or set MODAL_TOKEN_ID and MODAL_TOKEN_SECRET"
-)
+NO_ACCOUNT = "story: Modal does not know you: run `modal token new`, or set MODAL_TOKEN_ID and MODAL_TOKEN_SECRET"
 
 
 def called(*arguments: str) -> Result:
@@ -86,9 +84,7 @@ def test_a_version_that_answers_and_generates_is_ready(
     assert (record.active, record.url, record.versions["blue"]) == ("blue", service.url, DIGEST)
 
 
-def test_a_refused_token_is_reported_like_a_missing_one(
-    run: Run, plane: ControlPlane, modal: dict[str, str]
-) -> None:
+def test_a_refused_token_is_reported_like_a_missing_one(run: Run, plane: ControlPlane, modal: dict[str, str]) -> None:
     plane.known_token = False
     done = run("story.py", "deploy", "upload", **modal)
     assert (done.returncode, done.stdout) == (2, "")

@@ -68,9 +68,7 @@ def other_version(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_version_gets_onto_the_first_deployment_and_receives_stories(
-    run: Run, store: DeploymentStore
-) -> None:
+def test_a_version_gets_onto_the_first_deployment_and_receives_stories(run: Run, store: DeploymentStore) -> None:
     done = run("story.py", "deploy", "deploy", "--platform", "loopback", "--json")
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
@@ -82,9 +80,7 @@ def test_a_version_gets_onto_the_first_deployment_and_receives_stories(
     assert (health["backend"], health["model"]["version"]) == ("blue", shipped)
 
 
-def test_the_next_version_waits_on_the_idle_deployment(
-    run: Run, store: DeploymentStore, other_version: Path
-) -> None:
+def test_the_next_version_waits_on_the_idle_deployment(run: Run, store: DeploymentStore, other_version: Path) -> None:
     before = store.endpoint(None)
     done = run("story.py", "deploy", "deploy", "--platform", "loopback", "--model", str(other_version))
     assert done.returncode == 0, done.stderr
@@ -110,9 +106,7 @@ class Stream:
     whole: bool
 
 
-async def _request_stories(
-    store: DeploymentStore, stop: asyncio.Event, streams: list[Stream], seed: int
-) -> None:
+async def _request_stories(store: DeploymentStore, stop: asyncio.Event, streams: list[Stream], seed: int) -> None:
     """Act as one client: request story after story, each from where new requests go at that moment."""
     async with httpx.AsyncClient(timeout=60) as client:
         while not stop.is_set():
@@ -129,9 +123,7 @@ async def _request_stories(
                     elif line.startswith("data: "):
                         event = json.loads(line.removeprefix("data: "))
                         assert "error" not in event, event
-                        finish = next(
-                            (c["finish_reason"] for c in event["choices"] if c["finish_reason"]), finish
-                        )
+                        finish = next((c["finish_reason"] for c in event["choices"] if c["finish_reason"]), finish)
             streams.append(Stream(deployment, asked, began, time.time(), finish, done))
 
 
@@ -151,14 +143,10 @@ async def _story(*arguments: str, repository: Path) -> dict[str, object]:
     return answer
 
 
-async def test_twenty_streams_live_through_a_switch_and_a_rollback(
-    store: DeploymentStore, repository: Path
-) -> None:
+async def test_twenty_streams_live_through_a_switch_and_a_rollback(store: DeploymentStore, repository: Path) -> None:
     streams: list[Stream] = []
     stop = asyncio.Event()
-    clients = [
-        asyncio.create_task(_request_stories(store, stop, streams, number)) for number in range(STREAMS)
-    ]
+    clients = [asyncio.create_task(_request_stories(store, stop, streams, number)) for number in range(STREAMS)]
 
     async def stories(deployment: str, since: float) -> None:
         """Wait until as many new stories have come from there as there are clients."""
@@ -205,9 +193,7 @@ def test_the_active_deployment_is_not_replaced_under_its_clients(
 ) -> None:
     folder = ModelFolder.open(PRETRAINED)
     with pytest.raises(InputError, match="deployment must be green, the idle one: blue is active"):
-        release.release(
-            folder, platform, store, load_settings(), deployment="blue", timeout=1, progress=print
-        )
+        release.release(folder, platform, store, load_settings(), deployment="blue", timeout=1, progress=print)
     with pytest.raises(InputError, match="blue is active"):
         release.stop(platform, store, "blue", force=False)
     assert store.endpoint(None) is not None
@@ -238,9 +224,7 @@ def test_a_version_that_fails_its_check_cannot_be_switched_to(
         store.rollback()
 
 
-def test_a_deployment_that_does_not_wake_is_not_switched_to(
-    platform: LoopbackPlatform, store: DeploymentStore
-) -> None:
+def test_a_deployment_that_does_not_wake_is_not_switched_to(platform: LoopbackPlatform, store: DeploymentStore) -> None:
     store.set_deployment("green", "http://127.0.0.1:1", "x")
     with pytest.raises(DeployError, match="was not ready"):
         release.switch(store, load_settings(), None, timeout=0.2)

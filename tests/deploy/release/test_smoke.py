@@ -58,9 +58,7 @@ def test_nothing_there_is_a_failure(settings: Settings) -> None:
         (200, Text('data: {"error": {"message": "broken"}}\n\n', "text/event-stream"), "broken"),
     ],
 )
-def test_an_answer_without_a_story_is_a_failure(
-    status: int, body: Text, reason: str, settings: Settings
-) -> None:
+def test_an_answer_without_a_story_is_a_failure(status: int, body: Text, reason: str, settings: Settings) -> None:
     with json_server(lambda asked: (status, body)) as (url, _):
         report = check(url, settings, requests=2)
     assert (report.verdict, report.success_rate, report.total_tokens_per_second) == ("failed", 0.0, 0.0)

@@ -38,18 +38,14 @@ def exposure(
 
 
 def ending(story: str, outcome: Outcome = "finished", *, tokens: int = 200) -> Ending:
-    return Ending(
-        story=story, outcome=outcome, tokens=tokens, ttft=0.01, duration=0.2, rate=1000.0, served_by="local"
-    )
+    return Ending(story=story, outcome=outcome, tokens=tokens, ttft=0.01, duration=0.2, rate=1000.0, served_by="local")
 
 
 def served(story: str, outcome: Outcome = "finished", variant: str = "champion", **given: Any) -> list[Event]:
     return [exposure(story, variant, **given), ending(story, outcome)]
 
 
-def users(
-    count: int, likes: dict[str, float], *, split: str = EVEN, test: str = "t", seed: int = 0
-) -> Iterator[Event]:
+def users(count: int, likes: dict[str, float], *, split: str = EVEN, test: str = "t", seed: int = 0) -> Iterator[Event]:
     """`count` users: each gets one story of the assigned variant, and likes it with that variant's probability."""
     rng, assigned = np.random.default_rng(seed), parse_split(split, test)
     for number in range(count):

@@ -95,9 +95,7 @@ def test_a_raised_weight_moves_users_into_that_variant_only(
 ) -> None:
     before = TrafficSplit("t", tuple(Variant(variant, weight) for variant, weight in pairs))
     raised = pairs[which % len(pairs)][0]
-    after = TrafficSplit(
-        "t", tuple(Variant(variant, n + more if variant == raised else n) for variant, n in pairs)
-    )
+    after = TrafficSplit("t", tuple(Variant(variant, n + more if variant == raised else n) for variant, n in pairs))
     if after.assign(user) != before.assign(user):
         assert after.assign(user) == raised
 
@@ -139,9 +137,7 @@ def test_another_process_and_a_later_version_assign_the_same(repository: Path) -
         "split = parse_split('champion:90,challenger:10', 't')\n"
         "print(','.join(split.assign(f'user-{number}') for number in range(200)))"
     )
-    run = subprocess.run(
-        [sys.executable, "-c", program], cwd=repository, capture_output=True, text=True, check=True
-    )
+    run = subprocess.run([sys.executable, "-c", program], cwd=repository, capture_output=True, text=True, check=True)
     mine = split("champion:90,challenger:10")
     assert run.stdout.strip().split(",") == [mine.assign(user) for user in USERS[:200]]
     # And pinned: later versions of this program must assign the same.

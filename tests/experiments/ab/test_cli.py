@@ -92,10 +92,7 @@ def test_bad_use_is_one_line(arguments: list[str], said: str) -> None:
 def test_a_missing_database_is_one_line_and_is_not_created() -> None:
     result = run()
     assert result.exit_code == 2
-    assert (
-        result.stderr
-        == "story: DATABASE_URL names stories.db, which does not exist; `story demo` creates it\n"
-    )
+    assert result.stderr == "story: DATABASE_URL names stories.db, which does not exist; `story demo` creates it\n"
     assert not Path("stories.db").exists()
 
 

@@ -35,9 +35,7 @@ def test_replicas_that_start_together_migrate_once_and_lose_nothing(address: str
             for event in events[part::3]:
                 recorder.add(event)
 
-    threads = [
-        threading.Thread(target=write, args=(recorder, part)) for part, recorder in enumerate(recorders)
-    ]
+    threads = [threading.Thread(target=write, args=(recorder, part)) for part, recorder in enumerate(recorders)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -74,10 +72,6 @@ def test_a_retry_adds_nothing_and_a_zero_byte_is_no_error(address: str) -> None:
     insert_events(engine, [event])
     insert_events(engine, [event])
     with engine.connect() as connection:
-        found = (
-            connection.execute(sa.select(exposures.c.prompt).where(exposures.c.test == "zero"))
-            .scalars()
-            .all()
-        )
+        found = connection.execute(sa.select(exposures.c.prompt).where(exposures.c.test == "zero")).scalars().all()
     assert found == ["A fox\ufffd came"]
     engine.dispose()

@@ -131,14 +131,10 @@ def test_since_takes_only_what_came_then() -> None:
 def test_an_unknown_test_is_answered_with_the_existing_ones() -> None:
     engine = connect("sqlite:///stories.db", writes=True)
     migrate(engine)
-    insert_events(
-        engine, [exposure("a", test="spring"), exposure("b", test="summer"), exposure("c", test="summer")]
-    )
+    insert_events(engine, [exposure("a", test="spring"), exposure("b", test="summer"), exposure("c", test="summer")])
     with engine.connect() as connection:
         assert known_tests(connection) == {"summer": 2, "spring": 1}
-        with pytest.raises(
-            InputError, match=r"test 'autumn' has no stories; there is summer \(2 stories\), spring"
-        ):
+        with pytest.raises(InputError, match=r"test 'autumn' has no stories; there is summer \(2 stories\), spring"):
             gather(connection, "autumn")
 
 

@@ -48,16 +48,13 @@ def test_a_factors_expectation_is_at_most_one_under_every_truth_with_that_differ
     expected = 0.0
     for hits in itertools.product(range(sizes[0] + 1), range(sizes[1] + 1)):
         chance = math.prod(
-            math.comb(n, k) * t**k * (1 - t) ** (n - k)
-            for n, k, t in zip(sizes, hits, (true_a, true_b), strict=True)
+            math.comb(n, k) * t**k * (1 - t) ** (n - k) for n, k, t in zip(sizes, hits, (true_a, true_b), strict=True)
         )
         expected += chance * math.exp(float(log_factors(one_block(sizes, estimate, hits), difference)[0]))
     assert expected <= 1 + 1e-7
 
 
-def paths(
-    true: tuple[float, float], sizes: tuple[int, int], blocks: int, repeats: int, seed: int
-) -> np.ndarray:
+def paths(true: tuple[float, float], sizes: tuple[int, int], blocks: int, repeats: int, seed: int) -> np.ndarray:
     """Each repeat's e-process against "no difference", as logarithms, (repeats, blocks): one look after each block."""
     rng = np.random.default_rng(seed)
     found = np.empty((repeats, blocks))

@@ -98,9 +98,7 @@ def test_migrating_again_changes_nothing_and_loads_no_alembic(engine: sa.Engine,
         f"migrate(connect({ADDRESS.replace('there', str(Path('there').resolve()))!r}, writes=True))\n"
         "assert 'alembic' not in sys.modules"
     )
-    run = subprocess.run(
-        [sys.executable, "-c", program], cwd=repository, capture_output=True, text=True, check=False
-    )
+    run = subprocess.run([sys.executable, "-c", program], cwd=repository, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     assert revision(engine) == HEAD
 
@@ -119,9 +117,7 @@ def test_the_same_events_sent_twice_are_there_once(engine: sa.Engine) -> None:
     assert {count(engine, table) for table in metadata.sorted_tables} == {1}
 
 
-def test_two_processes_that_start_and_write_together_lose_nothing(
-    engine: sa.Engine, repository: Path
-) -> None:
+def test_two_processes_that_start_and_write_together_lose_nothing(engine: sa.Engine, repository: Path) -> None:
     address = f"sqlite:///{Path('both.db').resolve()}"
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     commands = [[sys.executable, "-c", WRITER, address, str(seed)] for seed in (1, 2)]
@@ -154,9 +150,7 @@ def test_a_zero_byte_in_a_prompt_does_not_lose_the_story(engine: sa.Engine) -> N
         assert connection.execute(sa.select(exposures.c.prompt)).scalar_one() == "A fox\ufffd came"
 
 
-@pytest.mark.parametrize(
-    "address", ["stories.db", "mysql://lily:hunter2@db/x", "sqlite:///", "postgresql://"]
-)
+@pytest.mark.parametrize("address", ["stories.db", "mysql://lily:hunter2@db/x", "sqlite:///", "postgresql://"])
 def test_an_unknown_kind_of_database_is_shown_without_its_password(address: str) -> None:
     with pytest.raises(InputError, match=r"DATABASE_URL must be sqlite:///FILE or postgresql://") as caught:
         connect(address, writes=False)

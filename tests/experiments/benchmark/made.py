@@ -14,9 +14,7 @@ from training.tracking.provenance import Provenance
 
 DIGEST = "ab" * 32
 OTHER = "cd" * 32
-ORIGIN = Provenance(
-    git_sha="f" * 40, git_dirty=False, packages={"numpy": "2"}, machine={"cores": 2, "cpu": "Z80"}
-)
+ORIGIN = Provenance(git_sha="f" * 40, git_dirty=False, packages={"numpy": "2"}, machine={"cores": 2, "cpu": "Z80"})
 MEMORY = MemoryUse(peak_rss_mb=150.0, memory_percent=0.6, samples=9)
 
 
@@ -56,10 +54,7 @@ def samples() -> list[Sample]:
             row("single", number=n, due=2.0 * n, arrivals=(2.0 * n + 0.5, 2.0 * n + 0.52), ended=2.0 * n + 1)
             for n in range(3)
         ),
-        *(
-            row("concurrent", level=4, number=n, due=10, arrivals=(10.2 + n / 10, 11.0), ended=12.0)
-            for n in range(3)
-        ),
+        *(row("concurrent", level=4, number=n, due=10, arrivals=(10.2 + n / 10, 11.0), ended=12.0) for n in range(3)),
         failed("concurrent", level=4, number=3, due=10.0, error="busy"),
         *(
             row("stress", level=level, number=n, due=20.0, arrivals=(20.5, 21.0, 22.0), ended=22.5)

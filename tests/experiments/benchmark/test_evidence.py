@@ -85,8 +85,7 @@ def test_a_run_is_logged_completely(tracking_uri: str) -> None:
     assert files == {"figures", "report.json", "report.md", "samples.parquet"}
     pictures = {entry.path for entry in client.list_artifacts(run_id, "figures")}
     assert pictures == {
-        f"figures/{name}.png"
-        for name in ("latency_cdf", "ttft_histogram", "itl_histogram", "throughput", "timeline")
+        f"figures/{name}.png" for name in ("latency_cdf", "ttft_histogram", "itl_histogram", "throughput", "timeline")
     }
     output = json.loads(artifact(tracking_uri, run_id, REPORT).read_text("utf-8"))
     assert (output["run_id"], output["requests"]) == (run_id, 11)
@@ -138,9 +137,7 @@ def test_half_the_rows_deleted_is_noticed(tracking_uri: str) -> None:
     path = artifact(tracking_uri, run_id, SAMPLES)
     frame = pandas.read_parquet(path)
     frame.iloc[::2].to_parquet(path, index=False)
-    with pytest.raises(
-        EvidenceError, match=f"^benchmark {run_id}: .*requests.* do not follow from its rows$"
-    ):
+    with pytest.raises(EvidenceError, match=f"^benchmark {run_id}: .*requests.* do not follow from its rows$"):
         load_benchmark_evidence(tracking_uri, DIGEST)
 
 

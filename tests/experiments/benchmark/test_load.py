@@ -176,9 +176,7 @@ def test_a_target_that_is_half_as_fast_shows_a_difference() -> None:
 
 def test_both_are_asked_the_same_in_turn_and_who_begins_changes() -> None:
     log: list[tuple[str, int]] = []
-    samples, found = both(
-        Paced(0.0, log, "ours"), Paced(0.0, log, "theirs"), Plan(requests=12, concurrency=2)
-    )
+    samples, found = both(Paced(0.0, log, "ours"), Paced(0.0, log, "theirs"), Plan(requests=12, concurrency=2))
     seeds = {name: [seed for who, seed in log if who == name] for name in ("ours", "theirs")}
     assert seeds["ours"] == seeds["theirs"]
     assert len(set(seeds["ours"])) == len(seeds["ours"]) == 12 + 3 * 2
@@ -192,9 +190,7 @@ def test_both_are_asked_the_same_in_turn_and_who_begins_changes() -> None:
 
 def test_a_round_in_which_one_side_failed_counts_in_the_success_rate_only() -> None:
     log: list[tuple[str, int]] = []
-    _, found = both(
-        Paced(0.001, log, "ours", every=3), Paced(0.001, log, "theirs"), Plan(requests=9, concurrency=2)
-    )
+    _, found = both(Paced(0.001, log, "ours", every=3), Paced(0.001, log, "theirs"), Plan(requests=9, concurrency=2))
     # 9 alone and 3 rounds of two: of 15 requests each third failed.
     assert (found.success_rate, found.against_success_rate) == pytest.approx((10 / 15, 1.0))
     assert found.ratios["ttft"].n < 9

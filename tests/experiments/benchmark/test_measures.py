@@ -108,9 +108,7 @@ def test_a_story_without_a_token_is_whole_but_has_no_first_token() -> None:
         ([], 0),
     ],
 )
-def test_stories_flow_at_once_from_their_first_token_to_their_end(
-    spans: list[tuple[float, float]], most: int
-) -> None:
+def test_stories_flow_at_once_from_their_first_token_to_their_end(spans: list[tuple[float, float]], most: int) -> None:
     # All were asked for at once; a server that writes them one after another still serves one at a time.
     assert most_at_once([row(arrivals=(begin,), ended=end) for begin, end in spans]) == most
     assert most_at_once([*[row(arrivals=(b,), ended=e) for b, e in spans], failed()]) == most
@@ -137,9 +135,7 @@ def test_each_headline_figure_comes_from_its_phase() -> None:
     assert output["tokens_per_second"] == pytest.approx(10.0)  # single
     assert output["total_tokens_per_second"] == pytest.approx(1.0)  # concurrent: 4 tokens in 4 s
     assert (output["ttft_p50"], output["itl_p50"], output["goodput_share"]) == (0.25, 0.25, 0)  # open
-    assert (
-        output["concurrent_handling"] == 1
-    )  # one of the three that ran at once failed; the stress level was whole
+    assert output["concurrent_handling"] == 1  # one of the three that ran at once failed; the stress level was whole
     assert (output["memory_percent"], output["peak_rss_mb"]) == (12.5, 512.0)
     assert (figures["cold_start_s"].n, figures["memory_percent"].n, figures["error_rate"].n) == (3, 7, 3)
 
@@ -185,9 +181,7 @@ def stories(draw: st.DrawFn) -> Sample:
     times = [due + sum(gaps[: count + 1]) for count in range(len(gaps))]
     ended = (times[-1] if times else due) + draw(st.floats(1e-4, 1.0))
     error = draw(st.sampled_from([None, None, None, "truncated"]))
-    return row(
-        draw(st.sampled_from(get_args(Phase))), due=due, arrivals=tuple(times), ended=ended, error=error
-    )
+    return row(draw(st.sampled_from(get_args(Phase))), due=due, arrivals=tuple(times), ended=ended, error=error)
 
 
 @given(st.lists(stories(), min_size=1, max_size=12), st.floats(1e-3, 3), st.floats(1e-3, 3))

@@ -86,9 +86,7 @@ def test_a_process_that_is_gone_or_unknown_leaves_no_figure() -> None:
 @pytest.mark.parametrize(
     ("text", "expected"), [("1000000000\n", 1_000_000_000), ("max\n", None), ("9" * 18, None), (None, None)]
 )
-def test_a_containers_limit_counts_where_it_is_smaller(
-    text: str | None, expected: int | None, tmp_path: Path
-) -> None:
+def test_a_containers_limit_counts_where_it_is_smaller(text: str | None, expected: int | None, tmp_path: Path) -> None:
     limit = tmp_path / "memory.max"
     if text is not None:
         limit.write_text(text)

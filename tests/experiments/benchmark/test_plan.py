@@ -43,12 +43,8 @@ def test_a_duration_alone_sets_no_number_of_requests() -> None:
     assert (Plan(requests=7).limit, Plan(requests=7, duration=5.0).limit) == (7, 7)
 
 
-@pytest.mark.parametrize(
-    ("concurrency", "levels"), [(1, (1, 2, 4)), (3, (1, 2, 4, 8, 12)), (4, (1, 2, 4, 8, 16))]
-)
-def test_the_stress_phase_doubles_up_to_four_times_the_concurrency(
-    concurrency: int, levels: tuple[int, ...]
-) -> None:
+@pytest.mark.parametrize(("concurrency", "levels"), [(1, (1, 2, 4)), (3, (1, 2, 4, 8, 12)), (4, (1, 2, 4, 8, 16))])
+def test_the_stress_phase_doubles_up_to_four_times_the_concurrency(concurrency: int, levels: tuple[int, ...]) -> None:
     assert Plan(concurrency=concurrency).levels == levels
 
 

@@ -104,9 +104,7 @@ def test_what_was_not_measured_neither_passes_nor_fails() -> None:
     assert checks["memory_percent"] == ("NOT MEASURED", None, 0)
     assert made.passed
     assert verdict(made) == "PASSED (3 not measured)"
-    assert made.notes == (
-        "the serving process is not on this machine or not visible: memory was not measured",
-    )
+    assert made.notes == ("the serving process is not on this machine or not visible: memory was not measured",)
 
 
 def test_a_target_without_a_digest_is_said_to_be_evidence_for_nothing() -> None:

@@ -93,9 +93,7 @@ def test_a_run_is_measured_judged_logged_and_read_back(
 
 def test_a_failed_threshold_is_exit_code_1_and_named(tmp_path: Path) -> None:
     strict = tmp_path / "strict.yaml"
-    strict.write_text(
-        "thresholds:\n- {metric: ttft_p50, unit: s, below: 0.000001, scope: benchmark, reason: never}\n"
-    )
+    strict.write_text("thresholds:\n- {metric: ttft_p50, unit: s, below: 0.000001, scope: benchmark, reason: never}\n")
     result = run(
         "--model",
         str(small_folder()),
@@ -186,9 +184,7 @@ def test_the_phases_are_run_in_their_order_and_compared_where_there_is_a_second_
 def test_the_bar_knows_how_many_requests_there_will_be() -> None:
     backend, _ = paced(slots=4, queue=60)
     target = LocalTarget(backend, None)
-    plan = Plan(
-        requests=6, concurrency=2, max_tokens=2, rate=500.0, phases=("single", "concurrent", "stress", "open")
-    )
+    plan = Plan(requests=6, concurrency=2, max_tokens=2, rate=500.0, phases=("single", "concurrent", "stress", "open"))
     seen: list[Sample] = []
 
     async def go() -> None:

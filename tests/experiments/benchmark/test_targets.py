@@ -46,10 +46,7 @@ def rows(
     async def run() -> list[Sample]:
         async with target.running():
             load = LoadGenerator(plan)
-            asked = (
-                load.ask(target, phase, plan.request(phase, n), number=n, timeout=timeout)
-                for n in range(count)
-            )
+            asked = (load.ask(target, phase, plan.request(phase, n), number=n, timeout=timeout) for n in range(count))
             return list(await asyncio.gather(*asked))
 
     return asyncio.run(run())
@@ -300,9 +297,7 @@ JSON = st.recursive(
     lambda inner: (
         st.lists(inner, max_size=3)
         | st.dictionaries(
-            st.sampled_from(
-                ["choices", "usage", "error", "token_ids", "text", "finish_reason", "completion_tokens"]
-            ),
+            st.sampled_from(["choices", "usage", "error", "token_ids", "text", "finish_reason", "completion_tokens"]),
             inner,
             max_size=4,
         )

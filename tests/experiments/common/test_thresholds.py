@@ -40,9 +40,7 @@ def threshold(metric: str, unit: str, scope: str, **bound: float) -> Threshold:
 
 
 def test_the_documented_thresholds_are_all_there_with_their_bounds() -> None:
-    output = {
-        entry.metric: str(entry) for entry in load_thresholds() if entry.reason.startswith("Documented.")
-    }
+    output = {entry.metric: str(entry) for entry in load_thresholds() if entry.reason.startswith("Documented.")}
     assert output == {
         "avg_generation_time": "≤ 10 s",
         "max_generation_time": "≤ 15 s",
@@ -58,9 +56,7 @@ def test_our_own_judge_speed_quality_and_the_challenger() -> None:
     assert {entry.metric for entry in thresholds.of("benchmark")} >= {"ttft_p95", "goodput_share"}
     assert {entry.metric for entry in thresholds.of("quality")} >= {"bits_per_byte"}
     assert {entry.metric for entry in thresholds.of("compare")} >= {"bits_per_byte_difference", "ttft_ratio"}
-    assert len(thresholds.entries) == sum(
-        len(thresholds.of(scope)) for scope in ("benchmark", "quality", "compare")
-    )
+    assert len(thresholds.entries) == sum(len(thresholds.of(scope)) for scope in ("benchmark", "quality", "compare"))
 
 
 def test_the_digest_is_the_files_own() -> None:
@@ -112,9 +108,7 @@ def test_a_file_is_read_in_its_order(tmp_path: Path) -> None:
         ("thresholds:", "limits:", 2, "must be one list called 'thresholds'"),
     ],
 )
-def test_a_mistake_is_reported_with_file_and_line(
-    old: str, new: str, line: int, message: str, tmp_path: Path
-) -> None:
+def test_a_mistake_is_reported_with_file_and_line(old: str, new: str, line: int, message: str, tmp_path: Path) -> None:
     assert old in GOOD
     path = write(tmp_path, GOOD.replace(old, new, 1))
     with pytest.raises(ThresholdsError) as caught:
@@ -132,9 +126,7 @@ def test_the_same_metric_twice_is_reported_with_both_lines(tmp_path: Path) -> No
         load_thresholds(write(tmp_path, again))
 
 
-@pytest.mark.parametrize(
-    "text", ["", "thresholds: []\n", "[]", "thresholds: {}\n", "a: &a [*a]\n", "2001-99-99"]
-)
+@pytest.mark.parametrize("text", ["", "thresholds: []\n", "[]", "thresholds: {}\n", "a: &a [*a]\n", "2001-99-99"])
 def test_a_file_without_a_threshold_is_refused_since_all_would_pass(text: str, tmp_path: Path) -> None:
     with pytest.raises(ThresholdsError, match=r"limits\.yaml"):
         load_thresholds(write(tmp_path, text))

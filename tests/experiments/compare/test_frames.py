@@ -40,9 +40,7 @@ def test_the_table_holds_the_run_and_the_evidence_of_its_artifact(place: Place) 
     fox, twin = frame.loc["fox"], frame.loc["twin"]
     assert (fox["best_bits_per_byte"], fox["tokens"], fox["parameters"]) == (1.125, 8 * 512, 5_200_000)
     assert fox["train_tokens_per_second"] == pytest.approx(8 * 512 / 4.0)
-    assert (fox["version"], fox["tokens_per_second"]) == ("1, challenger", 900.0), (
-        "a failed run is no evidence"
-    )
+    assert (fox["version"], fox["tokens_per_second"]) == ("1, challenger", 900.0), "a failed run is no evidence"
     assert (fox["bits_per_byte"], fox["written/ended"]) == (0.61, 0.95)
     assert fox["held_out"] == "48 (23e8e5da)"
     assert twin["best_bits_per_byte"] == pytest.approx(1.25)

@@ -85,9 +85,7 @@ def test_the_same_runs_give_the_same_picture_and_each_line_is_one_run(place: Pla
 
 def test_a_long_curve_is_averaged_and_keeps_its_mean() -> None:
     steps = list(range(1000))
-    line = pandas.DataFrame(
-        {"step": steps, "tokens": steps, "minutes": steps, "value": [s % 7 for s in steps]}
-    )
+    line = pandas.DataFrame({"step": steps, "tokens": steps, "minutes": steps, "value": [s % 7 for s in steps]})
     shown = thinned(line, 100)
     assert len(shown) == 100
     assert shown["value"].mean() == pytest.approx(line["value"].mean())

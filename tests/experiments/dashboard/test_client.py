@@ -223,9 +223,7 @@ async def go():
 
 asyncio.run(go())
 """
-    run = subprocess.run(
-        [sys.executable, "-c", program], cwd=repository, capture_output=True, text=True, check=False
-    )
+    run = subprocess.run([sys.executable, "-c", program], cwd=repository, capture_output=True, text=True, check=False)
     assert run.returncode == -signal.SIGKILL
     pid, end = int(run.stdout), time.monotonic() + 10
     while not gone(pid):

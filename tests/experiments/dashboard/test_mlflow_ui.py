@@ -47,9 +47,7 @@ def test_a_taken_port_is_told_before_anything_starts() -> None:
 
 def test_without_mlflow_the_message_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)  # as if mlflow were not installed
-    with pytest.raises(
-        MissingExtraError, match=r"story ui needs the 'train' packages: pip install -e '\.\[train\]'"
-    ):
+    with pytest.raises(MissingExtraError, match=r"story ui needs the 'train' packages: pip install -e '\.\[train\]'"):
         serve_ui("sqlite:///mlflow.db")
 
 

@@ -48,9 +48,7 @@ def row_of(uri: str, name: str) -> RunRow:
 
 def test_each_training_run_has_a_row_and_nothing_else_has(store: Made) -> None:
     rows, more = run_rows(open_store(store.uri, read_only=True))
-    assert {row.name for row in rows} == {"learned", "stopped"}, (
-        "no evaluation, benchmark or verdict is among them"
-    )
+    assert {row.name for row in rows} == {"learned", "stopped"}, "no evaluation, benchmark or verdict is among them"
     assert [row.started for row in rows] == sorted((row.started for row in rows), reverse=True)
     assert not more
 
@@ -91,12 +89,8 @@ def test_a_curve_is_what_the_loop_reported_over_tokens_and_over_minutes(store: M
     (held_out,) = curves(client, [run], "held-out")
     evaluations = store.trained.evaluations
     assert [point[0] for point in held_out.points] == [each.tokens for each in evaluations]
-    assert [point[1] for point in held_out.points] == pytest.approx(
-        [each.elapsed / 60 for each in evaluations]
-    )
-    assert [point[2] for point in held_out.points] == pytest.approx(
-        [each.bits_per_byte for each in evaluations]
-    )
+    assert [point[1] for point in held_out.points] == pytest.approx([each.elapsed / 60 for each in evaluations])
+    assert [point[2] for point in held_out.points] == pytest.approx([each.bits_per_byte for each in evaluations])
     (training,) = curves(client, [run], "training")
     steps = store.trained.steps
     assert [point[0] for point in training.points] == [each.tokens for each in steps]
@@ -116,9 +110,7 @@ def test_sample_stories_are_those_that_were_written_by_step(store: Made) -> None
     assert len(found[0].stories) == 2
 
 
-def test_a_run_with_more_evaluations_than_are_shown_keeps_its_first_and_its_last(
-    store: Made, tmp_path: Path
-) -> None:
+def test_a_run_with_more_evaluations_than_are_shown_keeps_its_first_and_its_last(store: Made, tmp_path: Path) -> None:
     shutil.copy(store.uri.removeprefix("sqlite:///"), tmp_path / "mlflow.db")
     client = open_store(f"sqlite:///{tmp_path}/mlflow.db")
     run = client.create_run("0").info.run_id
@@ -146,9 +138,7 @@ def test_what_crosses_the_pipe_comes_back_as_it_was(store: Made) -> None:
 
 
 @given(
-    st.lists(
-        st.tuples(st.integers(0, 10**9), st.floats(0, 1e5), st.floats(-100, 100)), max_size=80, unique=True
-    ),
+    st.lists(st.tuples(st.integers(0, 10**9), st.floats(0, 1e5), st.floats(-100, 100)), max_size=80, unique=True),
     st.integers(1, 30),
 )
 def test_thinning_keeps_order_mean_and_bound(points: list[tuple[int, float, float]], most: int) -> None:
@@ -161,9 +151,7 @@ def test_thinning_keeps_order_mean_and_bound(points: list[tuple[int, float, floa
         assert means[0] == pytest.approx(means[1], abs=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("value", "expected"), [(1, 1.0), (0.5, 0.5), (float("nan"), None), (float("inf"), None)]
-)
+@pytest.mark.parametrize(("value", "expected"), [(1, 1.0), (0.5, 0.5), (float("nan"), None), (float("inf"), None)])
 def test_a_figure_that_is_no_number_is_none(value: float, expected: float | None) -> None:
     assert finite(value) == expected
 
@@ -190,9 +178,7 @@ def test_every_check_is_shown_with_its_evidence(store: Made) -> None:
     assert {check.verdict for check in row.decision.checks} == {"pass", "fail", "undecided"}
 
 
-def test_a_decision_is_read_once_and_one_whose_file_is_gone_keeps_its_verdict(
-    store: Made, tmp_path: Path
-) -> None:
+def test_a_decision_is_read_once_and_one_whose_file_is_gone_keeps_its_verdict(store: Made, tmp_path: Path) -> None:
     client = open_store(store.uri, read_only=True)
     known: dict[str, object] = {}
     before = version_rows(client, known)  # type: ignore[arg-type]

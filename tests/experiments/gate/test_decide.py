@@ -26,9 +26,7 @@ OWN = digest_of(story.text for story in load_own_stories("heldout"))
 
 def judged_on(data_digest: str) -> Evidence:
     """60 stories of 100 bytes with 1.2 bits for each byte: too many for TinyStories, few enough for our own."""
-    losses = tuple(
-        StoryLoss(id=f"{number:012x}", nats=120 * math.log(2), tokens=30, bytes=100) for number in range(60)
-    )
+    losses = tuple(StoryLoss(id=f"{number:012x}", nats=120 * math.log(2), tokens=30, bytes=100) for number in range(60))
     quality = QualityEvidence(
         run_id="r",
         digest="d",

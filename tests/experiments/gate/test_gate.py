@@ -69,9 +69,7 @@ def _moves(uri: str) -> list[Any]:
     client = open_store(uri)
     experiment = client.get_experiment_by_name("story-gate")
     assert experiment is not None
-    return list(
-        client.search_runs([experiment.experiment_id], "tags.action != ''", order_by=["start_time DESC"])
-    )
+    return list(client.search_runs([experiment.experiment_id], "tags.action != ''", order_by=["start_time DESC"]))
 
 
 def test_noised_weights_are_refused_for_their_bits_per_byte(place: Place, tmp_path: Path) -> None:
@@ -144,9 +142,7 @@ def test_evidence_of_another_digest_counts_for_nothing(place: Place, tmp_path: P
     assert f"no evaluation of {other.digest[:12]}" in why(decision, "bits_per_byte")
 
 
-def test_evidence_tagged_for_a_digest_that_it_was_not_measured_on_is_noticed(
-    place: Place, tmp_path: Path
-) -> None:
+def test_evidence_tagged_for_a_digest_that_it_was_not_measured_on_is_noticed(place: Place, tmp_path: Path) -> None:
     other = noised(tmp_path, strength=2e-4)
     register(other, place.uri)
     run = log_speed(place.uri, place.challenger, place.bounds)
@@ -186,19 +182,13 @@ def test_a_ci_job_gates_against_a_file_without_a_champion_in_the_store(place: Pl
     empty = f"sqlite:///{tmp_path}/other.db"
     log_quality(empty, place.challenger, place.stories)
     log_speed(empty, place.challenger, place.bounds)
-    decision = run_gate(
-        empty, place.bounds, digest=place.challenger.digest, against_file=tmp_path / "champion.json"
-    )
+    decision = run_gate(empty, place.bounds, digest=place.challenger.digest, against_file=tmp_path / "champion.json")
     assert verdicts(decision)["bits_per_byte_difference"] == "pass"
     assert decision.verdict == "pass"
     assert "generation_time_ratio: the champion is a file" in decision.notes[0]
     log_speed(empty, place.challenger, place.bounds, against=place.champion)
-    beside = run_gate(
-        empty, place.bounds, digest=place.challenger.digest, against_file=tmp_path / "champion.json"
-    )
-    assert verdicts(beside)["generation_time_ratio"] == "pass", (
-        "asked in turn in this very store, speed counts"
-    )
+    beside = run_gate(empty, place.bounds, digest=place.challenger.digest, against_file=tmp_path / "champion.json")
+    assert verdicts(beside)["generation_time_ratio"] == "pass", "asked in turn in this very store, speed counts"
     assert (beside.verdict, beside.notes) == ("pass", ())
     (tmp_path / "bad.json").write_text("{}")
     with pytest.raises(InputError, match="against-file"):
@@ -242,9 +232,7 @@ def test_written_stories_are_judged_by_their_rows_a_prompt_counting_once(tmp_pat
         "written/copied_words_max": "pass",
         "written/names_kept": "undecided",
     }
-    looping, ended, copied = (
-        found[f"written/{name}"].bounds for name in ("looping", "ended", "copied_words_max")
-    )
+    looping, ended, copied = (found[f"written/{name}"].bounds for name in ("looping", "ended", "copied_words_max"))
     assert looping is not None
     assert ended is not None
     assert copied is not None

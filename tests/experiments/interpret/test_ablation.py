@@ -42,11 +42,7 @@ def test_a_name_costs_the_sum_of_its_tokens_in_each_network(tokenizer: StoryToke
     expected = [nats[list(places)].sum() for _, _, places in mentions(STORY, tokenizer)]
     whole = frame[frame["network"] == WHOLE]["nats"]
     assert np.allclose(whole, expected)
-    assert all(
-        not np.allclose(group["nats"], expected)
-        for label, group in frame.groupby("network")
-        if label != WHOLE
-    )
+    assert all(not np.allclose(group["nats"], expected) for label, group in frame.groupby("network") if label != WHOLE)
 
 
 def test_means_are_over_all_mentions_and_late_ones_count_together(tokenizer: StoryTokenizer) -> None:

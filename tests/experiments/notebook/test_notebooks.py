@@ -41,9 +41,7 @@ def test_a_stored_notebook_shows_its_results_and_nothing_of_a_machine(path: Path
     nbformat.validate(notebook)
     assert problems(notebook) == []
     assert notebook.cells[0].cell_type == "markdown", "prose first"
-    assert any(
-        "image/png" in output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", ())
-    )
+    assert any("image/png" in output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", ()))
 
 
 def test_the_notebooks_run_from_top_to_bottom(folder: Path) -> None:

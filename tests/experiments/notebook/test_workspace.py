@@ -31,9 +31,7 @@ def test_it_begins_in_an_empty_folder_with_an_empty_store_and_keeps_the_others(
     assert open_store(workspace.uri).search_experiments(filter_string="name LIKE 'story%'") == []
 
 
-def test_the_users_own_store_is_left_alone(
-    tracking_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_users_own_store_is_left_alone(tracking_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mine.db")
     workspace = begin("01", folder=tmp_path / "elsewhere")
     assert workspace.uri == f"sqlite:///{tmp_path}/elsewhere/01/mlflow.db"

@@ -92,9 +92,7 @@ def test_bits_per_byte_are_those_of_each_story_fed_token_by_token(
 
 
 @pytest.mark.parametrize("budget", [1, 150, 10_000])
-def test_how_stories_are_batched_changes_nothing(
-    budget: int, data: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_how_stories_are_batched_changes_nothing(budget: int, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usual = evaluate(small_folder(), [data])
     monkeypatch.setattr(held_out, "BATCH_TOKENS", budget)
     other = evaluate(small_folder(), [data])
@@ -124,9 +122,7 @@ def test_behind_the_limit_nothing_is_read(data: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("every", [4, pytest.param(1, marks=pytest.mark.slow)])
-def test_all_runtimes_agree_on_the_shipped_model_over_our_held_out_stories(
-    every: int, tmp_path: Path
-) -> None:
+def test_all_runtimes_agree_on_the_shipped_model_over_our_held_out_stories(every: int, tmp_path: Path) -> None:
     texts = [one.text for one in load_own_stories("heldout")][::every]
     report = evaluate(None, [write_jsonl(tmp_path / "heldout.jsonl", texts)])
     assert report.model == str(PRETRAINED)
@@ -181,13 +177,9 @@ def test_the_json_has_the_served_runtime_at_the_top(data: Path) -> None:
 
 def test_progress_counts_every_story_once_for_each_runtime(data: Path) -> None:
     output: list[tuple[str, int]] = []
-    evaluate(
-        small_folder(), [data], baseline=False, progress=lambda name, stories: output.append((name, stories))
-    )
+    evaluate(small_folder(), [data], baseline=False, progress=lambda name, stories: output.append((name, stories)))
     asked = RUNTIMES[1:] if NOT_NATIVE else RUNTIMES
-    assert {name: sum(count for who, count in output if who == name) for name, _ in output} == dict.fromkeys(
-        asked, 5
-    )
+    assert {name: sum(count for who, count in output if who == name) for name, _ in output} == dict.fromkeys(asked, 5)
 
 
 def test_packed_files_and_plain_text_count_the_same(data: Path, tmp_path: Path) -> None:
@@ -210,9 +202,7 @@ def _few_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("_few_prompts")
 def test_written_stories_are_measured_beside_those_of_the_baseline(data: Path, tmp_path: Path) -> None:
     train = write_jsonl(tmp_path / "train.jsonl", [one.text for one in load_own_stories("train")])
-    report = evaluate(
-        small_folder(), [data], runtimes=["fp32"], write=True, seeds=2, train_data=[train, data]
-    )
+    report = evaluate(small_folder(), [data], runtimes=["fp32"], write=True, seeds=2, train_data=[train, data])
     assert report.written is not None
     assert report.baseline_written is not None
     assert [len(one.stories) for one in (report.written, report.baseline_written)] == [6, 3]
@@ -222,9 +212,7 @@ def test_written_stories_are_measured_beside_those_of_the_baseline(data: Path, t
     assert report.rare_names is not None
     assert list(report.rare_names.stories) == again
     output = report.as_dict()
-    assert output["memorisation"]["held_out_seen"] == 5, (
-        "the data to judge by is among the training data here"
-    )
+    assert output["memorisation"]["held_out_seen"] == 5, "the data to judge by is among the training data here"
     assert output["memorisation"]["source"] == "train.jsonl, stories.jsonl"
     assert output["baseline"]["source"] == "train.jsonl, stories.jsonl"
     assert output["baseline"]["written"]["stories"] == 3
@@ -276,11 +264,7 @@ def test_the_verb_logs_evidence_that_is_tied_to_the_model_folder(data: Path, tmp
     assert "no evidence: nothing was to be logged (--no-track)" in shown.stdout
     bad = CliRunner().invoke(story.app, arguments, env={"MLFLOW_TRACKING_URI": "ftp://nowhere"})
     assert bad.exit_code == 2
-    assert (
-        bad.stderr.strip()
-        .splitlines()[-1]
-        .startswith("story: MLFLOW_TRACKING_URI ftp://nowhere cannot be used")
-    )
+    assert bad.stderr.strip().splitlines()[-1].startswith("story: MLFLOW_TRACKING_URI ftp://nowhere cannot be used")
 
 
 def test_a_store_that_fails_after_the_measuring_costs_the_evidence_and_not_the_figures(
@@ -307,9 +291,7 @@ def test_a_store_that_fails_after_the_measuring_costs_the_evidence_and_not_the_f
     assert output["evidence"]["failed"].startswith("MLFLOW_TRACKING_URI sqlite:///mlflow.db cannot be used")
 
 
-def test_without_the_train_packages_it_says_what_is_missing(
-    data: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_the_train_packages_it_says_what_is_missing(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Whether a package is installed is asked of `find_spec`, so that is what is replaced here.
     monkeypatch.setattr(module, "find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match="story evaluate needs the 'train' packages"):

@@ -55,12 +55,8 @@ def test_what_was_logged_comes_back_story_by_story(tracking_uri: str) -> None:
     assert [loss.id for loss in evidence.losses] == HELD_OUT.ids
     assert [loss.nats for loss in evidence.losses] == pytest.approx([6.5, 5.0])
     assert [(loss.tokens, loss.bytes) for loss in evidence.losses] == [(4, 10), (3, 15)]
-    bits = (
-        sum(loss.nats for loss in evidence.losses) / math.log(2) / sum(loss.bytes for loss in evidence.losses)
-    )
-    assert (
-        bits == pytest.approx(evidence.metrics["bits_per_byte"]) == pytest.approx(logged.served.bits_per_byte)
-    )
+    bits = sum(loss.nats for loss in evidence.losses) / math.log(2) / sum(loss.bytes for loss in evidence.losses)
+    assert bits == pytest.approx(evidence.metrics["bits_per_byte"]) == pytest.approx(logged.served.bits_per_byte)
     assert [(row["number"], row["seed"], row["text"]) for row in evidence.stories] == [
         (row["number"], row["seed"], row["text"]) for row in _story_rows(logged)
     ]
@@ -121,9 +117,7 @@ def test_mlflow_reads_the_tables_as_its_own(tracking_uri: str) -> None:
         for name in ("id", "nats", "text", "names_kept"):
             if name in rows[0]:
                 assert table[name].tolist() == [row[name] for row in rows]
-    listed = {
-        entry["path"] for entry in json.loads(client.get_run(run_id).data.tags["mlflow.loggedArtifacts"])
-    }
+    listed = {entry["path"] for entry in json.loads(client.get_run(run_id).data.tags["mlflow.loggedArtifacts"])}
     assert listed == {LOSSES, STORIES, BASELINE, RARE_NAMES}
 
 

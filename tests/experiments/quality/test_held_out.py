@@ -87,9 +87,7 @@ def test_nats_are_those_of_each_target_however_logits_are_batched_and_cut(
     assert sum(heard) == len(bodies)
     for body, got in zip(bodies, nats, strict=True):
         pairs = zip([0, *body], [*body, 0], strict=True)
-        assert got == pytest.approx(
-            [-log_chances[token, target] for token, target in pairs], rel=1e-5, abs=1e-6
-        )
+        assert got == pytest.approx([-log_chances[token, target] for token, target in pairs], rel=1e-5, abs=1e-6)
 
 
 def test_figures_weigh_every_token_and_every_byte_alike() -> None:

@@ -37,9 +37,7 @@ class PairTokenizer:
             raise OSError("no file named tokenizer.json\nsee the documentation")
         return cls()
 
-    def __call__(
-        self, text: str, *, return_offsets_mapping: bool, add_special_tokens: bool
-    ) -> dict[str, Any]:
+    def __call__(self, text: str, *, return_offsets_mapping: bool, add_special_tokens: bool) -> dict[str, Any]:
         assert return_offsets_mapping
         assert not add_special_tokens
         spans = [(start, min(start + 2, len(text))) for start in range(0, len(text), 2)]
@@ -140,27 +138,19 @@ def test_the_first_sentence_is_given(text: str, first: str) -> None:
     assert first_sentence(text) == first
 
 
-def test_without_a_judge_or_its_package_the_reason_is_said(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_a_judge_or_its_package_the_reason_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert why_not(None) == "no judge was named (--judge FOLDER)"
     monkeypatch.setattr(module, "PACKAGE", "a_package_that_is_not_there")
-    assert why_not(tmp_path) == (
-        "the judge needs the package 'a_package_that_is_not_there', which is not installed"
-    )
+    assert why_not(tmp_path) == ("the judge needs the package 'a_package_that_is_not_there', which is not installed")
     with pytest.raises(InputError, match="judge must be a folder"):
         why_not(tmp_path / "nowhere")
 
 
-def test_a_folder_that_is_no_judge_is_named_in_one_line(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_folder_that_is_no_judge_is_named_in_one_line(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert why_not(folder) is None
     monkeypatch.setattr(PairTokenizer, "is_fast", False)
     with pytest.raises(InputError, match="large-judge needs a fast tokenizer"):
         Judge(folder)
     (folder / "tokenizer.json").unlink()
-    with pytest.raises(
-        InputError, match=r"large-judge cannot be read .*no file named tokenizer.json see the"
-    ):
+    with pytest.raises(InputError, match=r"large-judge cannot be read .*no file named tokenizer.json see the"):
         Judge(folder)

@@ -26,9 +26,7 @@ def by_search(text: str, training: list[str]) -> int:
             for j in range(len(other)):
                 length = 0
                 while (
-                    i + length < len(sequence)
-                    and j + length < len(other)
-                    and sequence[i + length] == other[j + length]
+                    i + length < len(sequence) and j + length < len(other) and sequence[i + length] == other[j + length]
                 ):
                     length += 1
                 best = max(best, length)

@@ -65,16 +65,12 @@ class ByDictionary:
 
 
 @given(STORIES, STORIES, st.integers(2, 5))
-def test_nats_are_those_of_the_definition(
-    stories: list[list[int]], judged: list[list[int]], order: int
-) -> None:
+def test_nats_are_those_of_the_definition(stories: list[list[int]], judged: list[list[int]], order: int) -> None:
     got = NgramTable.count(stories, VOCAB, order).nats(judged)
     slow = ByDictionary(stories, order)
     for story, nats in zip(judged, got, strict=True):
         marked = ["begin", *story[1:], 0]
-        expected = [
-            -log(slow.chance(story[i] if i < len(story) else 0, marked[:i])) for i in range(1, len(marked))
-        ]
+        expected = [-log(slow.chance(story[i] if i < len(story) else 0, marked[:i])) for i in range(1, len(marked))]
         assert nats == pytest.approx(expected)
 
 
@@ -102,9 +98,7 @@ def test_a_longer_memory_finds_what_a_shorter_one_cannot() -> None:
 
     rng = np.random.default_rng(0)
     seen, unseen = [story(rng) for _ in range(300)], [story(rng) for _ in range(20)]
-    bigrams, trigrams = (
-        np.concatenate(NgramTable.count(seen, 12, order).nats(unseen)).mean() for order in (2, 3)
-    )
+    bigrams, trigrams = (np.concatenate(NgramTable.count(seen, 12, order).nats(unseen)).mean() for order in (2, 3))
     assert bigrams > 2
     assert trigrams < 0.8
 
@@ -127,9 +121,7 @@ def table(tokenizer: StoryTokenizer) -> NgramTable:
     return NgramTable.count(stories, tokenizer.vocab_size)
 
 
-def test_prefill_and_steps_give_the_chances_that_score_a_story(
-    table: NgramTable, tokenizer: StoryTokenizer
-) -> None:
+def test_prefill_and_steps_give_the_chances_that_score_a_story(table: NgramTable, tokenizer: StoryTokenizer) -> None:
     runtime = NgramRuntime(table)
     (story,) = story_tokens(tokenizer, 1)
     (expected,) = table.nats([story])
@@ -183,7 +175,5 @@ def test_counting_stops_at_the_limit_and_reads_no_further(
     good.write_text((json.dumps({"text": text}) + "\n") * 3)
     bad.write_text("not json")
     length = 1 + len(tokenizer.encode(text))
-    baseline = NgramBaseline.measure(
-        held_out, TrainingTexts.of([good, bad]), tokenizer, max_tokens=2 * length
-    )
+    baseline = NgramBaseline.measure(held_out, TrainingTexts.of([good, bad]), tokenizer, max_tokens=2 * length)
     assert (baseline.stories, baseline.tokens) == (2, 2 * length)

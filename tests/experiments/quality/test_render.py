@@ -46,9 +46,7 @@ def test_what_was_left_out_and_where_the_evidence_is_are_said() -> None:
 
 
 def test_without_baseline_and_written_stories_the_rest_is_shown() -> None:
-    text = shown(
-        {"run": "f00d"}, baseline=None, written=None, baseline_written=None, data=("a[bold]b.jsonl",)
-    )
+    text = shown({"run": "f00d"}, baseline=None, written=None, baseline_written=None, data=("a[bold]b.jsonl",))
     assert "int8" in text
     assert "baseline:" not in text
     assert "generated stories" not in text

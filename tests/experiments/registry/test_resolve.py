@@ -24,9 +24,7 @@ def settings(uri: str, **more: Any) -> Settings:
 @pytest.mark.parametrize(
     "reference", ["models:/story-writer/1", "models:/story-writer@challenger", "1", "challenger", "digest"]
 )
-def test_a_registered_version_is_downloaded_while_it_is_needed(
-    reference: str, registered: tuple[str, Version]
-) -> None:
+def test_a_registered_version_is_downloaded_while_it_is_needed(reference: str, registered: tuple[str, Version]) -> None:
     uri, version = registered
     reference = version.digest[:10] if reference == "digest" else reference
     with resolve_model(reference, uri, bare_names=True) as found:

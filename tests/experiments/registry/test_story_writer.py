@@ -43,9 +43,7 @@ print(json.dumps({"rows": rows, "chunks": chunks, "origins": origins}))
 def alone(prompt: str, seed: int, tokens: int = 24) -> str:
     with load_engine(small_folder()) as engine:
         return (
-            engine.submit(
-                GenerationRequest(prompt=prompt, max_tokens=tokens, sampling=SamplingParams(seed=seed))
-            )
+            engine.submit(GenerationRequest(prompt=prompt, max_tokens=tokens, sampling=SamplingParams(seed=seed)))
             .wait(20)
             .text
         )

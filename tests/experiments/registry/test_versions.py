@@ -56,9 +56,7 @@ def test_an_empty_store_says_how_to_make_a_version(tmp_path: Path) -> None:
     assert "story register" in shown.getvalue()
 
 
-def test_a_version_gives_back_the_folder_that_went_in(
-    registered: tuple[str, Version], tmp_path: Path
-) -> None:
+def test_a_version_gives_back_the_folder_that_went_in(registered: tuple[str, Version], tmp_path: Path) -> None:
     uri, version = registered
     assert download(uri, version, tmp_path).digest == version.digest
 

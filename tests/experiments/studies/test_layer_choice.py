@@ -35,9 +35,7 @@ def test_candidates_have_like_size(candidate: str) -> None:
 @pytest.mark.parametrize("time", [1, 31, 32, 33, 70])
 def test_rglru_steps_to_what_its_scan_computes(time: int) -> None:
     torch.manual_seed(0)
-    network = StoryNetwork(
-        ModelConfig(vocab_size=64, pattern="RA", width=32, mlp_width=32, heads=2, head_dim=16)
-    )
+    network = StoryNetwork(ModelConfig(vocab_size=64, pattern="RA", width=32, mlp_width=32, heads=2, head_dim=16))
     network.blocks[0].mixer = Rglru(network.config, channels=64)
     filled(network)
     tokens = torch.randint(1, 64, (2, time))
@@ -65,8 +63,7 @@ def test_a_candidate_learns_and_is_measured(tmp_path: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(layer_choice, "build", build_small)
     short, long = (
-        layer_choice.train("hybrid-ssd", tmp_path / "data", seconds, 5, compiled=False)
-        for seconds in (0.01, 1.0)
+        layer_choice.train("hybrid-ssd", tmp_path / "data", seconds, 5, compiled=False) for seconds in (0.01, 1.0)
     )
     assert long.steps > short.steps >= 1
     assert long.bits_per_byte < short.bits_per_byte

@@ -21,9 +21,7 @@ def test_a_sampler_that_differs_is_detected(monkeypatch: pytest.MonkeyPatch) -> 
     compared, differ = sampler_agreement(runtime, 400)
     assert compared == 400
     assert differ <= 1
-    monkeypatch.setattr(
-        "model.runtimes.torch.sampling.uniform", lambda start, _: torch.zeros(len(start)).double()
-    )
+    monkeypatch.setattr("model.runtimes.torch.sampling.uniform", lambda start, _: torch.zeros(len(start)).double())
     _, differ = sampler_agreement(DeviceRuntime(random_network(SMALL), max_batch=4), 400)
     assert differ > 40
 

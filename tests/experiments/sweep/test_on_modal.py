@@ -64,9 +64,7 @@ class Thread:
 class Containers:
     """Stands for the deployed Function; a call does what `deploy.modal_app.sweep_trial` does."""
 
-    def __init__(
-        self, root: Path, wire: Partitions, run: Callable[..., None] = on_modal.train_remotely
-    ) -> None:
+    def __init__(self, root: Path, wire: Partitions, run: Callable[..., None] = on_modal.train_remotely) -> None:
         self.root, self.wire, self.run = root, wire, run
         self.calls: list[Thread] = []
         self.jobs: list[dict[str, Any]] = []
@@ -121,9 +119,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(on_modal, "POLL", 0.05)
 
 
-def test_trials_train_elsewhere_and_are_judged_and_logged_here(
-    shards: Path, tmp_path: Path, tracking_uri: str
-) -> None:
+def test_trials_train_elsewhere_and_are_judged_and_logged_here(shards: Path, tmp_path: Path, tracking_uri: str) -> None:
     sweep = Sweep(tmp_path, shards, tracking_uri)
     containers = Containers(tmp_path / "volume", sweep.wire)
     assert sweep.run(containers, trials=1) == 0, sweep.lines
@@ -167,9 +163,7 @@ def test_a_stopped_trial_is_cancelled_remotely_and_again_before_it_is_retried(
     again = Containers(tmp_path, sweep.wire, finishes)
     assert sweep.run(again, trials=1) == 0
     assert cancelled == ["fc-0"]
-    assert (
-        [job["folder"] for job in again.jobs] == ["trial-0000"] == [job["folder"] for job in containers.jobs]
-    )
+    assert [job["folder"] for job in again.jobs] == ["trial-0000"] == [job["folder"] for job in containers.jobs]
     assert again.jobs[0]["recipe"] == containers.jobs[0]["recipe"]
     assert open_study(sweep.config.storage, "m").trials[1].user_attrs[CALL] == "fc-0"
     assert sweep.rows[1]["value"] == 1.5
@@ -187,9 +181,7 @@ def test_a_container_that_ends_without_a_word_or_lacks_its_data_is_a_failure_wit
     assert sweep.run(Containers(tmp_path, sweep.wire, lambda *_: None), trials=1) == FAILED
     assert sweep.rows[0]["reason"] == "its container ended without a result"
     assert sweep.run(Containers(tmp_path, sweep.wire), trials=1) == FAILED
-    assert (
-        "the Volume holds no shards own; `modal run -m deploy.modal_app::prepare`" in sweep.rows[-1]["reason"]
-    )
+    assert "the Volume holds no shards own; `modal run -m deploy.modal_app::prepare`" in sweep.rows[-1]["reason"]
 
 
 def test_a_run_whose_sweep_is_gone_saves_and_stops(

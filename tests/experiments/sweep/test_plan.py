@@ -48,9 +48,7 @@ def test_a_shipped_space_contains_its_base_recipe(path: Path) -> None:
 
 def test_the_origin_gives_story_train_the_same_recipe(tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_text('rows = 8\nmicro_rows = 4\n[optimizer]\nname = "adamw"\n')
-    text = (
-        "recipe: mine.toml\nset: {samples: [A cat.], precision: fp32}\nsearch:\n  rows: {choices: [4, 8]}\n"
-    )
+    text = "recipe: mine.toml\nset: {samples: [A cat.], precision: fp32}\nsearch:\n  rows: {choices: [4, 8]}\n"
     space = load_space(written(tmp_path, text))
     assert space.base.optimizer.name == "adamw"
     option, file, *overrides = shlex.split(shlex.join(space.origin))
@@ -103,9 +101,7 @@ def test_the_origin_gives_story_train_the_same_recipe(tmp_path: Path) -> None:
         ("preset: [", 1, "not valid YAML"),
     ],
 )
-def test_a_mistake_is_named_with_file_line_and_key(
-    text: str, line: int, message: str, tmp_path: Path
-) -> None:
+def test_a_mistake_is_named_with_file_line_and_key(text: str, line: int, message: str, tmp_path: Path) -> None:
     path = written(tmp_path, text)
     with pytest.raises(SpaceError) as caught:
         load_space(path)
@@ -128,9 +124,7 @@ def test_a_space_names_one_recipe(tmp_path: Path) -> None:
     st.booleans(),
     st.sampled_from(["bf16", "fp32"]),
 )
-def test_overrides_keep_values(
-    rate: float, dropout: float, warmup: int, compiled: bool, precision: str
-) -> None:
+def test_overrides_keep_values(rate: float, dropout: float, warmup: int, compiled: bool, precision: str) -> None:
     values = {
         "optimizer.matrix_lr": rate,
         "dropout": dropout,
@@ -173,9 +167,7 @@ def test_trials_of_equal_steps_see_equally_many_tokens(steps: int, rows: int, ro
     if recipe.steps > PARTS:
         assert abs(recipe.steps * rows * row_tokens - wanted) <= rows * row_tokens / 2
     evaluated = {part_of(recipe, step, 0.0) for step in range(0, recipe.steps, recipe.eval_every)}
-    assert len(evaluated) == len(range(0, recipe.steps, recipe.eval_every)), (
-        "no two evaluations are at the same part"
-    )
+    assert len(evaluated) == len(range(0, recipe.steps, recipe.eval_every)), "no two evaluations are at the same part"
     assert part_of(recipe, recipe.steps, 0.0) == PARTS
 
 

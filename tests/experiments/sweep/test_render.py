@@ -34,8 +34,7 @@ def test_the_most_important_field_and_the_best_recipe_are_shown(tmp_path: Path) 
     shown = console.export_text()
     change = best["value"] / 1.4 - 1
     assert (
-        f"best: trial {best['number']}, {best['value']:.4f} bits/byte, {change:+.2%} against the base recipe"
-        in shown
+        f"best: trial {best['number']}, {best['value']:.4f} bits/byte, {change:+.2%} against the base recipe" in shown
     )
     assert best["command"] in shown
     assert f"share in the differences: dropout {shares['dropout']:.0%}" in shown

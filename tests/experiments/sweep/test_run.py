@@ -102,9 +102,7 @@ def test_mlflow_shows_the_trials_below_the_sweep(swept: Swept, tmp_path: Path) -
     digests = {child.data.tags["data.digest"] for child in children.values()}
     assert digests == {parent.data.tags["data.digest"]}
     assert parent.info.status == "FINISHED"
-    assert parent.data.metrics["best_bits_per_byte"] == min(
-        row["value"] for row in found if row["state"] == "complete"
-    )
+    assert parent.data.metrics["best_bits_per_byte"] == min(row["value"] for row in found if row["state"] == "complete")
     assert parent.data.params["budget"] == f"{STEPS} steps"
     assert json.loads(parent.data.params["search.optimizer.matrix_lr"]) == {"choices": [0.02, 0.0]}
     names = {file.path for file in client.list_artifacts(parent.info.run_id)}
@@ -124,10 +122,7 @@ def test_the_best_trial_can_be_trained_again_from_what_was_recorded(swept: Swept
     recorder = train(recipe, swept.data, tmp_path / "again")
     assert recorder.ends[0].best_bits_per_byte == pytest.approx(best["value"], rel=1e-6)
     ours = weights(swept.out / f"trial-{best['number']:04d}" / "best")
-    assert all(
-        (ours[name] - value).abs().max() < 1e-5
-        for name, value in weights(tmp_path / "again" / "best").items()
-    )
+    assert all((ours[name] - value).abs().max() < 1e-5 for name, value in weights(tmp_path / "again" / "best").items())
 
 
 def test_a_sweep_that_has_its_trials_is_only_shown(swept: Swept) -> None:
@@ -146,9 +141,7 @@ def test_a_sweep_that_has_its_trials_is_only_shown(swept: Swept) -> None:
         ({"name": "../up"}, "name must be a plain name"),
     ],
 )
-def test_trials_that_could_not_be_compared_are_refused(
-    swept: Swept, changes: dict[str, Any], message: str
-) -> None:
+def test_trials_that_could_not_be_compared_are_refused(swept: Swept, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         run_sweep(asked(swept, **changes))
 
@@ -286,9 +279,7 @@ def test_a_study_lives_in_postgresql_beside_whatever_else_is_there(shards: Path,
         import psycopg
 
         with psycopg.connect(url) as connection:
-            found = connection.execute(
-                "select schemaname from pg_tables where tablename = 'trials'"
-            ).fetchall()
+            found = connection.execute("select schemaname from pg_tables where tablename = 'trials'").fetchall()
         assert found == [("story_sweep",)]
         wrong = url.replace("story:hunter2@", "nobody:secret@")
         with pytest.raises(InputError, match="cannot be used") as caught:

@@ -177,6 +177,4 @@ def test_data_other_than_the_sweep_s_is_refused(tmp_path: Path) -> None:
     unknown = fake_plan(place="modal").model_copy(update={"digest": None})
     study, work, _ = fake_work(tmp_path, elsewhere, trials=2, name="unknown", plan=unknown)
     work.run()
-    assert study.user_attrs["plan"]["digest"].startswith("23e8e5daf148"), (
-        "the first trial says which data it is"
-    )
+    assert study.user_attrs["plan"]["digest"].startswith("23e8e5daf148"), "the first trial says which data it is"

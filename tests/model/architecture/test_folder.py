@@ -103,9 +103,7 @@ def test_an_exported_folder_opens_with_its_sizes_notes_and_graphs(folder: Path) 
 
 def test_the_digest_is_sha256_over_name_size_and_content_of_each_file(folder: Path) -> None:
     files = ("config.json", "model.safetensors", "tokenizer.json", "decode.int8.onnx", "decode.fp32.onnx")
-    parts = (
-        f"{name} {(folder / name).stat().st_size}\n".encode() + (folder / name).read_bytes() for name in files
-    )
+    parts = (f"{name} {(folder / name).stat().st_size}\n".encode() + (folder / name).read_bytes() for name in files)
     expected = hashlib.sha256(b"".join(parts)).hexdigest()
     assert compute_digest(folder) == ModelFolder.open(folder).digest == expected
     assert (folder / "digest").read_text() == expected + "\n"
@@ -120,9 +118,7 @@ def test_one_changed_byte_in_any_file_changes_the_digest_and_is_noticed(name: st
     content[at] = 9 if name.endswith(".json") else content[at] ^ 1
     (folder / name).write_bytes(content)
     assert compute_digest(folder) != before
-    with pytest.raises(
-        ModelError, match=rf"tale is damaged: its digest is \w{{12}}, and {before[:12]} was exported"
-    ):
+    with pytest.raises(ModelError, match=rf"tale is damaged: its digest is \w{{12}}, and {before[:12]} was exported"):
         ModelFolder.open(folder)
 
 
@@ -178,17 +174,13 @@ def test_the_shipped_folder_is_whole_and_small_enough_to_ship() -> None:
 # A checkpoint
 
 
-CONFIG = ModelConfig(
-    vocab_size=40, width=16, pattern="RA", mlp_width=32, heads=2, head_dim=8, key_dim=4, window=8
-)
+CONFIG = ModelConfig(vocab_size=40, width=16, pattern="RA", mlp_width=32, heads=2, head_dim=8, key_dim=4, window=8)
 
 
 def save_random(folder: Path, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
     network = random_network(CONFIG)
     folder.mkdir(exist_ok=True)
-    save_network(
-        network, folder, tokenizer=small_tokenizer(), notes={"step": 7, "why": "a test"}, dtype=dtype
-    )
+    save_network(network, folder, tokenizer=small_tokenizer(), notes={"step": 7, "why": "a test"}, dtype=dtype)
     return network.state_dict()
 
 
@@ -248,9 +240,7 @@ def test_missing_weights_are_named(tmp_path: Path) -> None:
         load_network(folder)
 
 
-@pytest.mark.parametrize(
-    ("name", "value"), [("width", 128), ("pattern", "RARAR"), ("pattern", "RRRR"), ("heads", 4)]
-)
+@pytest.mark.parametrize(("name", "value"), [("width", 128), ("pattern", "RARAR"), ("pattern", "RRRR"), ("heads", 4)])
 def test_weights_of_other_sizes_are_refused(name: str, value: object, tmp_path: Path) -> None:
     folder = copy_of(small_checkpoint(), tmp_path / "checkpoint")
     config = read_config(folder)
@@ -311,9 +301,7 @@ def with_header(header: object, body: bytes = b"") -> bytes:
 def test_what_is_no_safetensors_file_is_named_in_one_line(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "odd.safetensors"
     path.write_bytes(content)
-    with pytest.raises(
-        ModelError, match=r"odd\.safetensors is not a safetensors file of F16 or F32: ."
-    ) as caught:
+    with pytest.raises(ModelError, match=r"odd\.safetensors is not a safetensors file of F16 or F32: .") as caught:
         read_weights(path)
     assert "\n" not in str(caught.value)
 

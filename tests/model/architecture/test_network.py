@@ -102,9 +102,7 @@ def rows(draw: st.DrawFn, longest: int = 200, chunks: tuple[int, ...] = (CHUNK,)
 @settings(max_examples=8)
 def test_whole_rows_and_single_steps_give_the_same_logits(pattern: str, tokens_BT: Tensor) -> None:
     network = network_of(pattern)
-    torch.testing.assert_close(
-        whole(network, tokens_BT), by_steps(network, tokens_BT), rtol=TOLERANCE, atol=TOLERANCE
-    )
+    torch.testing.assert_close(whole(network, tokens_BT), by_steps(network, tokens_BT), rtol=TOLERANCE, atol=TOLERANCE)
 
 
 def test_both_forms_agree_on_trained_weights_too() -> None:
@@ -114,9 +112,7 @@ def test_both_forms_agree_on_trained_weights_too() -> None:
     rng = np.random.default_rng(3)
     tokens_BT = torch.from_numpy(rng.integers(1, network.config.vocab_size, (3, 100)))
     tokens_BT[:, 0] = tokens_BT[1, 40] = tokens_BT[2, 48] = END_ID
-    torch.testing.assert_close(
-        whole(network, tokens_BT), by_steps(network, tokens_BT), rtol=TOLERANCE, atol=TOLERANCE
-    )
+    torch.testing.assert_close(whole(network, tokens_BT), by_steps(network, tokens_BT), rtol=TOLERANCE, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("pattern", ["R", "RRA"])
@@ -226,9 +222,7 @@ def test_a_step_leaves_the_state_that_it_was_given_as_it_was() -> None:
         before = [part.clone() for layer in state.layers for part in layer]
         one, _ = network.step(torch.tensor([6, 7]), state)
         again, _ = network.step(torch.tensor([6, 7]), state)
-    assert all(
-        torch.equal(*pair) for pair in zip(before, (p for layer in state.layers for p in layer), strict=True)
-    )
+    assert all(torch.equal(*pair) for pair in zip(before, (p for layer in state.layers for p in layer), strict=True))
     assert torch.equal(one, again)
 
 
@@ -301,9 +295,7 @@ def test_gates_at_their_ends_give_finite_logits_and_gradients(rate: float) -> No
     with torch.no_grad():
         for block in network.blocks:
             if isinstance(block.mixer, Recurrence):
-                block.mixer.rate.bias.fill_(
-                    rate
-                )  # writes nothing and keeps all, or forgets all at each token
+                block.mixer.rate.bias.fill_(rate)  # writes nothing and keeps all, or forgets all at each token
                 block.mixer.log_decay.fill_(1.0)
     tokens_BT = random_rows(2, 130, seed=0)
     tokens_BT[0, 64] = END_ID
@@ -373,9 +365,7 @@ def test_the_loss_is_the_nats_of_the_targets_that_count() -> None:
         assert float(network.loss_sum(tokens_BT, targets_BT)) == pytest.approx(float(expected), rel=1e-5)
 
 
-@given(
-    near=st.integers(0, 300), apart=st.integers(0, 255), shift=st.integers(0, 4000), seed=st.integers(0, 99)
-)
+@given(near=st.integers(0, 300), apart=st.integers(0, 255), shift=st.integers(0, 4000), seed=st.integers(0, 99))
 @settings(max_examples=40)
 def test_rotary_scores_depend_on_distance_alone(near: int, apart: int, shift: int, seed: int) -> None:
     query, key = torch.randn(2, 1, 1, 64, generator=torch.Generator().manual_seed(seed))
@@ -385,9 +375,7 @@ def test_rotary_scores_depend_on_distance_alone(near: int, apart: int, shift: in
         return float((rotate(query[None], ahead[None], 1e4) * rotate(key[None], behind[None], 1e4)).sum())
 
     assert score(near + shift) == pytest.approx(score(near), abs=0.02)
-    assert float(rotate(query, torch.tensor([near]), 1e4).norm()) == pytest.approx(
-        float(query.norm()), rel=1e-5
-    )
+    assert float(rotate(query, torch.tensor([near]), 1e4).norm()) == pytest.approx(float(query.norm()), rel=1e-5)
 
 
 # Dropout

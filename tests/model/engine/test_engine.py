@@ -292,9 +292,7 @@ async def test_a_step_wakes_an_event_loop_once_however_many_streams_it_reads() -
 
     async with engine(network) as e:
         loop.call_soon_threadsafe = counted  # type: ignore[method-assign, assignment]
-        tokens = await asyncio.gather(
-            *[read(e.submit(request(seed=seed, max_tokens=50))) for seed in range(8)]
-        )
+        tokens = await asyncio.gather(*[read(e.submit(request(seed=seed, max_tokens=50))) for seed in range(8)])
         loop.call_soon_threadsafe = original  # type: ignore[method-assign]
     assert tokens == [50] * 8
     assert 0 < calls <= len(network.calls)  # one for a step, one for the prompts read before it

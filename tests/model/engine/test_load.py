@@ -49,9 +49,7 @@ print(json.dumps({"text": text, "tokens": usage.completion_tokens, "loaded": loa
 
 
 def test_the_shipped_model_writes_without_anything_of_training_being_imported(repository: Path) -> None:
-    run = subprocess.run(
-        [sys.executable, "-c", WRITE_ONE], cwd=repository, capture_output=True, text=True, check=False
-    )
+    run = subprocess.run([sys.executable, "-c", WRITE_ONE], cwd=repository, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     found = json.loads(run.stdout)
     assert found["text"].strip()
@@ -143,9 +141,7 @@ def test_the_native_runtime_in_fp32_is_refused() -> None:
 
 
 @needs_native
-def test_without_a_library_that_loads_its_error_names_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_a_library_that_loads_its_error_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     broken = tmp_path / "_native.so"
     broken.write_bytes(b"not a library")
     monkeypatch.setattr("model.runtimes.native.library.library_file", lambda: broken)

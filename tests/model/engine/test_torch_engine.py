@@ -166,9 +166,7 @@ def test_without_torch_installed_the_message_says_so(repository: Path) -> None:
     run = subprocess.run(
         [sys.executable, "-c", WITHOUT_TORCH], cwd=repository, capture_output=True, text=True, check=False
     )
-    assert run.stdout.strip() == "writing on cuda needs PyTorch and safetensors, and torch is missing", (
-        run.stderr
-    )
+    assert run.stdout.strip() == "writing on cuda needs PyTorch and safetensors, and torch is missing", run.stderr
 
 
 def test_the_host_samples_for_a_runtime_on_the_cpu() -> None:

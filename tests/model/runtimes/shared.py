@@ -112,9 +112,7 @@ def bits(state: Any) -> tuple[int, tuple[bytes, ...]]:
 
 def poisoned(state: Any) -> Any:
     """The same place of a story, remembered as nothing but NaN."""
-    return dataclasses.replace(
-        state, **{name: part * float("nan") for name, part in arrays_of(state).items()}
-    )
+    return dataclasses.replace(state, **{name: part * float("nan") for name, part in arrays_of(state).items()})
 
 
 def check_batch_invariance(runtime: Any, streams: int, steps: int, seed: int) -> set[int]:

@@ -37,9 +37,7 @@ def test_a_row_has_the_same_bits_alone_and_at_every_batch_size_on_shipped_weight
     vocab = shipped_runtime.vocab_size
     states = [shipped_runtime.prefill(random_tokens(9, stream, vocab))[1] for stream in range(64)]
     fed = np.arange(1, 65) * 50
-    alone = [
-        decode(shipped_runtime, state, [token])[0] for state, token in zip(states, fed.tolist(), strict=True)
-    ]
+    alone = [decode(shipped_runtime, state, [token])[0] for state, token in zip(states, fed.tolist(), strict=True)]
     for size in range(1, 65):
         batch = shipped_runtime.new_batch()
         for state in states[:size]:
@@ -49,9 +47,7 @@ def test_a_row_has_the_same_bits_alone_and_at_every_batch_size_on_shipped_weight
 
 @given(streams=st.integers(1, 8), steps=st.integers(1, 40), seed=st.integers(0, 2**32 - 1))
 @settings(max_examples=10)
-def test_a_row_has_the_same_bits_alone_and_in_any_batch(
-    runtime: Any, streams: int, steps: int, seed: int
-) -> None:
+def test_a_row_has_the_same_bits_alone_and_in_any_batch(runtime: Any, streams: int, steps: int, seed: int) -> None:
     check_batch_invariance(runtime, streams, steps, seed)
 
 

@@ -45,9 +45,7 @@ def stories_for_batches() -> tuple[list[list[int]], Logits]:
     return stories, network_logits(PRETRAINED, stories)
 
 
-def test_every_logit_at_every_batch_size_is_the_networks_on_shipped_weights(
-    kind: str, shipped_runtime: Any
-) -> None:
+def test_every_logit_at_every_batch_size_is_the_networks_on_shipped_weights(kind: str, shipped_runtime: Any) -> None:
     stories, expected = stories_for_batches()
     assert len(stories) == 64
     prefilled = [shipped_runtime.prefill(story[:20]) for story in stories]
@@ -58,9 +56,7 @@ def test_every_logit_at_every_batch_size_is_the_networks_on_shipped_weights(
             batch.append(state)
         for place in range(20, 28 if size < 16 else 24):
             fed = np.array([story[place] for story in stories[:size]])
-            off[size] = max(
-                off.get(size, 0.0), worst(shipped_runtime.step(fed, batch), expected[:size, place])
-            )
+            off[size] = max(off.get(size, 0.0), worst(shipped_runtime.step(fed, batch), expected[:size, place]))
     assert list(off) == [0, 1, 2, 3, 8, 16, 32, 64]
     assert max(off.values()) <= LIMITS[kind], off
 
@@ -98,9 +94,7 @@ def test_a_story_longer_than_the_window_gives_the_networks_logits_at_every_token
 # The network's logits, on the small model
 
 
-@given(
-    first=st.integers(1, 150), second=st.integers(0, 150), steps=st.integers(0, 30), seed=st.integers(0, 99)
-)
+@given(first=st.integers(1, 150), second=st.integers(0, 150), steps=st.integers(0, 30), seed=st.integers(0, 99))
 @settings(max_examples=15)
 def test_prefill_in_one_or_two_calls_and_then_steps_give_the_networks_logits(
     kind: str, runtime: Any, first: int, second: int, steps: int, seed: int

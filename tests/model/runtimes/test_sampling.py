@@ -150,9 +150,7 @@ def test_every_row_is_what_a_naive_sampler_draws(
         assert int(chosen_B[row]) in naive(logits_BV[row].copy(), sampling, seen[row], int(position_B[row]))
 
 
-@pytest.mark.parametrize(
-    "others", [pytest.param(natives, marks=needs_native), lambda *size: [OnDevice(*size)]]
-)
+@pytest.mark.parametrize("others", [pytest.param(natives, marks=needs_native), lambda *size: [OnDevice(*size)]])
 def test_of_many_draws_nearly_all_are_those_of_numpy_all_greedy_ones_and_all_paths_agree(
     others: Callable[[int, int], list[Any]],
 ) -> None:
@@ -253,9 +251,7 @@ def test_random_numbers_on_the_device_are_those_of_the_host_to_the_last_bit(
 ) -> None:
     start_B = np.array([start_of(seed) for seed, _ in places], dtype=np.uint64)
     position_B = np.array([position for _, position in places])
-    ours = model.runtimes.torch.sampling.uniform(
-        torch.from_numpy(start_B.view(np.int64)), torch.from_numpy(position_B)
-    )
+    ours = model.runtimes.torch.sampling.uniform(torch.from_numpy(start_B.view(np.int64)), torch.from_numpy(position_B))
     assert np.array_equal(ours.numpy(), uniform(start_B, position_B))
 
 

@@ -117,9 +117,7 @@ def test_whatever_happens_the_record_stays_whole_and_survives_being_stored(
         st.text(max_size=60),
         st.recursive(
             st.none() | st.booleans() | st.floats() | st.text(max_size=5),
-            lambda inner: (
-                st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
-            ),
+            lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
             max_leaves=8,
         ).map(json.dumps),
     )
@@ -239,9 +237,7 @@ def test_writers_in_several_processes_lose_nothing(store: DeploymentStore, repos
     watching = threading.Thread(target=read)
     watching.start()
     writers = [
-        subprocess.Popen(
-            [sys.executable, "-c", WRITER, name, str(rounds)], cwd=repository, env=dict(os.environ)
-        )
+        subprocess.Popen([sys.executable, "-c", WRITER, name, str(rounds)], cwd=repository, env=dict(os.environ))
         for name in names
     ]
     codes = [writer.wait(60) for writer in writers]
@@ -255,9 +251,7 @@ def test_writers_in_several_processes_lose_nothing(store: DeploymentStore, repos
     assert seen == sorted(seen), "a reader never sees an older record after a newer one"
 
 
-def test_a_damaged_file_is_reported_once_and_stories_go_on(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_damaged_file_is_reported_once_and_stories_go_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "deployments.json"
     store = FileDeploymentStore(path)
     store.set_deployment("blue", "https://a.example", "1")
@@ -276,9 +270,7 @@ def test_a_damaged_file_is_reported_once_and_stories_go_on(
 def test_a_place_that_cannot_be_written_is_reported_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("", "utf-8")
     with pytest.raises(DeploymentError, match=r"cannot be written: "):
-        FileDeploymentStore(tmp_path / "file" / "deployments.json").set_deployment(
-            "blue", "https://a.example", "1"
-        )
+        FileDeploymentStore(tmp_path / "file" / "deployments.json").set_deployment("blue", "https://a.example", "1")
 
 
 def test_the_file_lies_in_the_users_state_folder_unless_set_otherwise(

@@ -37,9 +37,7 @@ def lines() -> list[dict[str, object]]:
         with httpx.Client(base_url=url, timeout=30) as client:
             named = {"x-request-id": "reader-7"}
             body = {"prompt": SECRET, "max_tokens": 5, "seed": 1}
-            assert (
-                client.post("/v1/completions", json=body, headers=named).headers["x-request-id"] == "reader-7"
-            )
+            assert client.post("/v1/completions", json=body, headers=named).headers["x-request-id"] == "reader-7"
             assert client.post("/v1/completions", json={"prompt": 5}).status_code == 422
             assert client.get("/api/health").status_code == 200
     finally:

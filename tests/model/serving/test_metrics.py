@@ -79,9 +79,7 @@ async def read(backend: MeteredBackend) -> str:
     return "".join([chunk.text async for chunk in stream])
 
 
-async def test_a_story_counts_under_its_ending_backend_version_and_deployment(
-    scripted: Scripted, meter: Meter
-) -> None:
+async def test_a_story_counts_under_its_ending_backend_version_and_deployment(scripted: Scripted, meter: Meter) -> None:
     scripted.next = Told("length", "modal", None)
     assert await read(MeteredBackend(scripted, meter)) == "a b c"
     assert told(meter, "length", "modal") == 1
@@ -101,9 +99,7 @@ async def test_a_story_that_breaks_in_the_middle_is_an_error_and_the_error_passe
     assert (told(meter, "error", "local"), told(meter, "stop", "local")) == (1, 0)
 
 
-async def test_a_client_who_leaves_in_the_middle_or_before_it_is_counted_once(
-    scripted: Scripted, meter: Meter
-) -> None:
+async def test_a_client_who_leaves_in_the_middle_or_before_it_is_counted_once(scripted: Scripted, meter: Meter) -> None:
     backend = MeteredBackend(scripted, meter)
     stream = await backend.submit(ASKED)
     chunks = aiter(stream)
@@ -178,8 +174,6 @@ def test_the_limit_is_the_containers_or_else_the_machines(
     assert memory_limit() == (123456789 if limited else machine)
 
 
-def test_where_there_is_no_such_file_nothing_is_known(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_where_there_is_no_such_file_nothing_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metrics, "STATM", tmp_path / "none")
     assert resident() is None

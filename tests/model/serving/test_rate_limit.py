@@ -84,9 +84,7 @@ def test_any_other_text_is_refused(text: str) -> None:
 
 
 INSIDE = st.ip_addresses(v=4, network="10.0.0.0/8").map(str)
-OUTSIDE = (st.ip_addresses(v=4, network="192.0.2.0/24") | st.ip_addresses(v=6, network="2001:db8::/32")).map(
-    str
-)
+OUTSIDE = (st.ip_addresses(v=4, network="192.0.2.0/24") | st.ip_addresses(v=6, network="2001:db8::/32")).map(str)
 RUBBISH = st.text(st.characters(codec="latin-1", exclude_characters=",[]:"), max_size=12) | INSIDE | OUTSIDE
 
 
@@ -107,9 +105,7 @@ def name(address: str) -> str:
 
 
 @given(peer=OUTSIDE, headers=st.lists(RUBBISH, max_size=6), trusted=st.sampled_from([None, "10.0.0.0/8"]))
-def test_what_a_stranger_says_of_itself_counts_nothing(
-    peer: str, headers: list[str], trusted: str | None
-) -> None:
+def test_what_a_stranger_says_of_itself_counts_nothing(peer: str, headers: list[str], trusted: str | None) -> None:
     assert behind(trusted).client(peer, headers) == name(peer)
 
 
@@ -129,9 +125,7 @@ def test_behind_trusted_proxies_it_is_the_rightmost_address_that_is_none_of_them
     assert behind("10.0.0.0/8").client(peer, headers) == name(client)
 
 
-@given(
-    client=OUTSIDE, invented=st.lists(RUBBISH, max_size=8), proxies=st.lists(OUTSIDE, min_size=1, max_size=5)
-)
+@given(client=OUTSIDE, invented=st.lists(RUBBISH, max_size=8), proxies=st.lists(OUTSIDE, min_size=1, max_size=5))
 def test_where_proxies_are_counted_it_is_the_address_that_the_first_of_them_was_asked_from(
     client: str, invented: list[str], proxies: list[str]
 ) -> None:
@@ -145,9 +139,7 @@ def test_where_proxies_are_counted_it_is_the_address_that_the_first_of_them_was_
     headers=st.lists(RUBBISH, max_size=3),
     trusted=st.sampled_from(["10.0.0.0/8", "2", None]),
 )
-def test_nothing_that_is_sent_makes_it_fail(
-    peer: str | None, headers: list[str], trusted: str | None
-) -> None:
+def test_nothing_that_is_sent_makes_it_fail(peer: str | None, headers: list[str], trusted: str | None) -> None:
     found = behind(trusted).client(peer, headers)
     assert found == UNKNOWN or ipaddress.ip_network(found).num_addresses >= 1
 
@@ -356,9 +348,7 @@ async def test_a_refusal_takes_nothing_from_the_limits_that_had_room() -> None:
 
 async def test_what_can_never_be_allowed_is_a_wrong_request_and_no_matter_of_waiting() -> None:
     limiter = Limiter(quotas(client_stories="2/minute", client_tokens="100/minute"))
-    with pytest.raises(
-        InputError, match="max_tokens asks for more than the limit here allows at all: 100 tokens"
-    ):
+    with pytest.raises(InputError, match="max_tokens asks for more than the limit here allows at all: 100 tokens"):
         await limiter.admit("a", stories(max_tokens=101))
     with pytest.raises(InputError, match="n asks for more than the limit here allows at all: 2 stories"):
         await limiter.admit("a", stories(3, max_tokens=1))

@@ -52,9 +52,7 @@ def test_a_client_that_asks_too_much_gets_429_with_the_time_to_wait_and_others_g
             assert 55 <= int(refused.headers["retry-after"]) <= 60
             error = refused.json()["error"]
             assert (error["type"], error["code"]) == ("rate_limit_error", "rate_limited")
-            assert error["message"].startswith(
-                "the limit of one client is reached: 4 stories per minute; try again"
-            )
+            assert error["message"].startswith("the limit of one client is reached: 4 stories per minute; try again")
     assert ask(guarded, "192.0.2.2").status_code == 200
     figures = guarded.figures()
     assert figures['story_limit_refusals_total{resource="stories",scope="client"}'] == 4
@@ -111,17 +109,13 @@ def test_a_story_asked_again_is_served_from_the_cache_in_the_same_events(guarded
     told = []
     for client in ("192.0.2.1", "192.0.2.2"):
         body = {**asked, "stream": True}
-        with guarded.client.stream(
-            "POST", "/v1/completions", json=body, headers={"x-forwarded-for": client}
-        ) as answer:
+        with guarded.client.stream("POST", "/v1/completions", json=body, headers={"x-forwarded-for": client}) as answer:
             told.append((answer.headers["x-story-backend"], list(events(answer.iter_lines()))))
     (first, written), (second, replayed) = told
     assert (first, second) == ("local", "cache")
 
     def texts(which: list[tuple[str, Any]]) -> str:
-        return "".join(
-            data["choices"][0]["text"] for _, data in which if data != "[DONE]" and data["choices"]
-        )
+        return "".join(data["choices"][0]["text"] for _, data in which if data != "[DONE]" and data["choices"])
 
     assert texts(written) == texts(replayed)
     assert len(replayed) >= len(written), "in no larger pieces than the first client got"
@@ -145,9 +139,7 @@ def test_a_story_from_the_cache_counts_as_a_story_and_not_as_tokens(guarded: Run
 def test_without_a_seed_and_with_no_cache_a_story_is_written_anew(guarded: Running) -> None:
     for headers, body in (({}, {}), ({"cache-control": "no-cache"}, {"seed": 7}), ({}, {"seed": 7})):
         asked = {"prompt": "Once", "max_tokens": 5, **body}
-        assert (
-            guarded.client.post("/api/generate", json=asked, headers=headers).json()["served_by"] == "local"
-        )
+        assert guarded.client.post("/api/generate", json=asked, headers=headers).json()["served_by"] == "local"
     outcomes = {
         name: guarded.figures()[f'story_cache_requests_total{{outcome="{name}"}}']
         for name in ("hit", "miss", "joined", "bypassed")
@@ -172,9 +164,7 @@ def test_a_client_that_follows_another_hears_the_story_while_it_is_written() -> 
 
 def test_an_unlimited_service_says_nothing_of_limits(shipped: Running) -> None:
     figures = shipped.figures()
-    assert not [
-        name for name in figures if name.startswith(("story_limit_refusals", "story_cache", "story_redis"))
-    ]
+    assert not [name for name in figures if name.startswith(("story_limit_refusals", "story_cache", "story_redis"))]
 
 
 def test_a_redis_that_is_killed_or_hangs_in_mid_load_fails_no_request_and_holds_none_up(

@@ -157,9 +157,7 @@ def test_one_bad_byte_spoils_its_whole_story_and_no_other(tmp_path: Path, marked
     assert len(skipped) == 1
 
 
-def test_a_text_story_without_end_is_stopped_by_the_limit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_text_story_without_end_is_stopped_by_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(corpus, "MAX_STORY_BYTES", 100)
     path = tmp_path / "a.txt"
     path.write_text("One.\n\n" + "a line of the endless story\n" * 10 + "\nThree.\n")

@@ -28,9 +28,7 @@ OWN = [story.text for story in load_own_stories()]
 WORDS = sorted({word for text in OWN for word in words(text)})
 
 
-def search(
-    texts: list[str], reference: list[bool] | None = None, keep: bool = False, seed: int = 0
-) -> Duplicates:
+def search(texts: list[str], reference: list[bool] | None = None, keep: bool = False, seed: int = 0) -> Duplicates:
     finder = DuplicateFinder(seed)
     for start in range(0, len(texts), 7):  # in odd batches, so that their borders are tested too
         finder.add(texts[start : start + 7])
@@ -76,9 +74,7 @@ def test_planted_near_copies_are_found_and_nothing_else() -> None:
     originals = [random_story(rng) for _ in range(300)]
     copies = [changed(text, rng.uniform(0.5, 0.9), rng) for text in originals[:100]]
     found = search(originals + copies)
-    expected = [False] * 300 + [
-        true_share(a, b) >= SHARED_RUNS for a, b in zip(originals[:100], copies, strict=True)
-    ]
+    expected = [False] * 300 + [true_share(a, b) >= SHARED_RUNS for a, b in zip(originals[:100], copies, strict=True)]
     assert sum(expected) > 90
     assert found.near.tolist() == expected
     assert not found.exact.any()

@@ -118,9 +118,7 @@ def test_both_files_arrive_whole_and_are_not_fetched_twice(tmp_path: Path) -> No
         assert sum(request.startswith("GET") and "resolve" in request for request in server.requests) == 2
         server.requests.clear()
         assert fetch(server.address, tmp_path).stdout == first.stdout
-        assert not [
-            request for request in server.requests if request.startswith("GET") and "resolve" in request
-        ]
+        assert not [request for request in server.requests if request.startswith("GET") and "resolve" in request]
 
 
 def test_a_file_that_the_hub_does_not_have_is_named(tmp_path: Path) -> None:

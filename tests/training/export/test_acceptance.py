@@ -30,9 +30,7 @@ def stories() -> list[list[int]]:
     return story_tokens(StoryTokenizer.load(small_tokenizer()), 4)
 
 
-def runtime_with(
-    changes: dict[str, tuple[tuple[int, ...], float]], precision: str, folder: Path
-) -> OnnxRuntime:
+def runtime_with(changes: dict[str, tuple[tuple[int, ...], float]], precision: str, folder: Path) -> OnnxRuntime:
     """A graph of the small model's weights, single ones of which (name: place, value) are changed."""
     folder = copy_of(small_folder(), folder)
     path = folder / "model.safetensors"
@@ -88,9 +86,7 @@ def test_a_graph_with_a_single_other_weight_is_refused(
     changes: dict[str, tuple[tuple[int, ...], float]], tmp_path: Path
 ) -> None:
     runtime = runtime_with(changes, "fp32", tmp_path / "model")
-    with pytest.raises(
-        ModelError, match=r"fp32 runtime is not the network: at batch 1 a logit is off by \d.*0\.001"
-    ):
+    with pytest.raises(ModelError, match=r"fp32 runtime is not the network: at batch 1 a logit is off by \d.*0\.001"):
         accept(network(), runtime, "fp32", stories())
 
 

@@ -73,11 +73,7 @@ def test_it_scales_the_logits_and_changes_nothing_else(network: StoryNetwork, sh
 
 def test_an_export_can_be_calibrated_and_tells_so(tmp_path: Path) -> None:
     data, out = tmp_path / "data", tmp_path / "model"
-    prepare(
-        PrepareOptions(
-            sources=(own_stories_folder(),), out=data, tokenizer=small_checkpoint() / "tokenizer.json"
-        )
-    )
+    prepare(PrepareOptions(sources=(own_stories_folder(),), out=data, tokenizer=small_checkpoint() / "tokenizer.json"))
     before = (small_checkpoint() / "model.safetensors").read_bytes()
     export_checkpoint(small_checkpoint(), out, calibrate_on=data)
     notes = ModelFolder.open(out).notes["calibration"]
@@ -85,21 +81,15 @@ def test_an_export_can_be_calibrated_and_tells_so(tmp_path: Path) -> None:
     assert notes["bits_per_byte"] < notes["bits_per_byte_before"]
     # Weights are kept in half precision.
     assert bits(load_network(out), data, 0) == pytest.approx(notes["bits_per_byte"], rel=1e-4)
-    assert bits(load_network(small_checkpoint()), data, 0) == pytest.approx(
-        notes["bits_per_byte_before"], rel=1e-6
-    )
-    assert f"logits scaled by {notes['scale']:.3f}, chosen on the first" in (out / "card.md").read_text(
-        "utf-8"
-    )
+    assert bits(load_network(small_checkpoint()), data, 0) == pytest.approx(notes["bits_per_byte_before"], rel=1e-6)
+    assert f"logits scaled by {notes['scale']:.3f}, chosen on the first" in (out / "card.md").read_text("utf-8")
     assert (small_checkpoint() / "model.safetensors").read_bytes() == before, "the checkpoint stays as it is"
 
 
 # What is refused.
 
 
-def test_stories_cut_by_another_tokenizer_are_refused(
-    network: StoryNetwork, shards: Path, tmp_path: Path
-) -> None:
+def test_stories_cut_by_another_tokenizer_are_refused(network: StoryNetwork, shards: Path, tmp_path: Path) -> None:
     tokenizer = json.loads((shards / "tokenizer.json").read_text("utf-8"))
     tokenizer["model"]["merges"].reverse()
     other = tmp_path / "tokenizer.json"

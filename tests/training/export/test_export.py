@@ -57,9 +57,7 @@ def test_an_export_is_whole_accepted_and_told(tmp_path: Path) -> None:
     assert notes["parameters"] == load_network(small_checkpoint()).parameter_count()
     assert notes["bytes"] == {path.name: path.stat().st_size for path in out.iterdir()}
     assert [entry["precision"] for entry in notes["acceptance"]] == ["int8", "fp32"]
-    assert all(
-        list(entry["largest"]) == ["1", "2", "3", "8", "16", "32", "64"] for entry in notes["acceptance"]
-    )
+    assert all(list(entry["largest"]) == ["1", "2", "3", "8", "16", "32", "64"] for entry in notes["acceptance"])
 
 
 def test_the_same_checkpoint_gives_the_same_bytes(tmp_path: Path) -> None:
@@ -145,9 +143,7 @@ def test_the_old_model_comes_back_when_the_new_one_cannot_be_moved_in(
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
-def test_a_graph_that_is_not_the_network_is_never_exported(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_graph_that_is_not_the_network_is_never_exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A fault of the exporter is planted: it builds the graph of one network and holds it against another."""
 
     def other_network(folder: Path) -> StoryNetwork:
@@ -198,11 +194,7 @@ def test_a_neighbour_with_a_likely_name_is_left_alone(tmp_path: Path) -> None:
         (tmp_path / name / "mine").write_text("mine")
     export_checkpoint(small_checkpoint(), tmp_path / "model")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "model.new", "model.old"]
-    assert (
-        (tmp_path / "model.new" / "mine").read_text()
-        == (tmp_path / "model.old" / "mine").read_text()
-        == "mine"
-    )
+    assert (tmp_path / "model.new" / "mine").read_text() == (tmp_path / "model.old" / "mine").read_text() == "mine"
 
 
 def test_an_empty_folder_may_be_filled(tmp_path: Path) -> None:
@@ -228,9 +220,7 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         ("tokenizer.json", b"{}", r"tokenizer\.json: not a readable tokenizer"),
     ],
 )
-def test_an_unusable_checkpoint_is_named(
-    name: str, content: bytes | None, message: str, tmp_path: Path
-) -> None:
+def test_an_unusable_checkpoint_is_named(name: str, content: bytes | None, message: str, tmp_path: Path) -> None:
     checkpoint = copy_of(small_checkpoint(), tmp_path / "best")
     if content is None:
         (checkpoint / name).unlink()
@@ -338,9 +328,7 @@ def test_an_export_tells_whose_weights_were_mixed_in(tmp_path: Path) -> None:
     export_checkpoint(small_checkpoint(), out, blend_with=small_folder())
     digest = ModelFolder.open(small_folder()).digest
     assert ModelFolder.open(out).notes["blend"] == {"share": 0.5, "digest": digest}
-    assert f"the mean of these weights and, to 50%, those of `{digest[:12]}`" in (out / "card.md").read_text(
-        "utf-8"
-    )
+    assert f"the mean of these weights and, to 50%, those of `{digest[:12]}`" in (out / "card.md").read_text("utf-8")
     assert "blend" not in ModelFolder.open(small_folder()).notes
 
 

@@ -23,9 +23,7 @@ from training.export.acceptance import accept
 from training.export.graph import CONTRIB, WeightFile, build_graph, quantize_blocks
 
 STORED_IN_FP32 = {"embedding.weight"} | {
-    f"blocks.{layer}.{name}.weight"
-    for layer in range(4)
-    for name in ("mixer.inputs", "mixer.output", "up", "down")
+    f"blocks.{layer}.{name}.weight" for layer in range(4) for name in ("mixer.inputs", "mixer.output", "up", "down")
 }
 
 matrices = arrays(
@@ -186,7 +184,5 @@ def test_a_weight_that_is_not_finite_is_named_before_int8_hides_it(value: float,
     folder = copy_of(small_folder(), tmp_path / "model")
     source = WeightFile.read(folder / "model.safetensors")
     source.tensors["blocks.2.down.weight"][3, 5] = value
-    with pytest.raises(
-        ModelError, match=r"model\.safetensors: blocks\.2\.down\.weight holds a value that is not"
-    ):
+    with pytest.raises(ModelError, match=r"model\.safetensors: blocks\.2\.down\.weight holds a value that is not"):
         build_graph(SMALL, source, "int8")

@@ -95,9 +95,7 @@ def test_the_data_set_is_an_input_with_its_digest(tracking_uri: str, out: Path) 
     assert [(tag.key, tag.value) for tag in given_data.tags] == [("mlflow.data.context", "training")]
 
 
-def test_sample_stories_are_pages_and_one_table_over_the_steps(
-    tracking_uri: str, out: Path, tmp_path: Path
-) -> None:
+def test_sample_stories_are_pages_and_one_table_over_the_steps(tracking_uri: str, out: Path, tmp_path: Path) -> None:
     observer = observer_on(tracking_uri)
     observer.started(start(out))
     for number in (100, 200):
@@ -158,9 +156,7 @@ def test_artifacts_lie_beside_the_database(tracking_uri: str, out: Path, tmp_pat
     assert (where / "recipe.json").is_file()
 
 
-@pytest.mark.parametrize(
-    ("outcome", "status"), [("finished", "FINISHED"), ("stopped", "KILLED"), ("failed", "FAILED")]
-)
+@pytest.mark.parametrize(("outcome", "status"), [("finished", "FINISHED"), ("stopped", "KILLED"), ("failed", "FAILED")])
 def test_the_store_shows_how_a_run_ended(tracking_uri: str, out: Path, outcome: Outcome, status: str) -> None:
     observer = observer_on(tracking_uri)
     observer.started(start(out))

@@ -48,9 +48,7 @@ KILLED_HALF_WAY = """
 def test_a_run_killed_half_way_is_marked_by_the_next_one(
     tracking_uri: str, out: Path, tmp_path: Path, repository: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    script = textwrap.dedent(KILLED_HALF_WAY).format(
-        repository=str(repository), uri=tracking_uri, out=str(out)
-    )
+    script = textwrap.dedent(KILLED_HALF_WAY).format(repository=str(repository), uri=tracking_uri, out=str(out))
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         killed = process.stdout.readline().strip()
@@ -140,9 +138,7 @@ def test_a_resume_that_the_store_does_not_know_begins_a_run_linked_to_the_first(
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"run": 1}', '{"run_id": "../../x"}'])
-def test_a_damaged_run_file_costs_the_link_and_not_the_training(
-    tracking_uri: str, out: Path, text: str
-) -> None:
+def test_a_damaged_run_file_costs_the_link_and_not_the_training(tracking_uri: str, out: Path, text: str) -> None:
     (out / RUN_FILE).write_text(text)
     observer = observer_on(tracking_uri)
     observer.started(start(out, resumed_from=100))
@@ -257,9 +253,7 @@ def test_a_password_in_the_address_is_not_shown() -> None:
     assert "secret" not in str(caught.value)
 
 
-def test_a_deleted_experiment_is_an_error_that_says_how_to_bring_it_back(
-    tracking_uri: str, out: Path
-) -> None:
+def test_a_deleted_experiment_is_an_error_that_says_how_to_bring_it_back(tracking_uri: str, out: Path) -> None:
     client = open_store(tracking_uri)
     client.delete_experiment(open_experiment(client, tracking_uri, EXPERIMENT))
     with pytest.raises(InputError, match="mlflow experiments restore --experiment-id"):

@@ -74,9 +74,7 @@ def test_network_notes_and_state_come_back_as_they_were(tmp_path: Path, tokenize
     assert (folder / "tokenizer.json").read_bytes() == tokenizer.read_bytes()
 
 
-def test_a_checkpoint_replaces_the_one_before_and_leaves_nothing_beside_it(
-    tmp_path: Path, tokenizer: Path
-) -> None:
+def test_a_checkpoint_replaces_the_one_before_and_leaves_nothing_beside_it(tmp_path: Path, tokenizer: Path) -> None:
     for step in (1, 2, 3):
         write(tmp_path / "last", step, tokenizer)
         assert step_found(tmp_path / "last") == step
@@ -160,9 +158,7 @@ def test_a_damaged_state_is_named(tmp_path: Path, tokenizer: Path, damage: str) 
     path.unlink()
     if damage != "absent":
         path.write_bytes({"empty": b"", "cut": content[: len(content) // 2], "other": b"hello"}[damage])
-    with pytest.raises(
-        ModelError, match=r"trainer\.pt cannot be read, so this run cannot be resumed"
-    ) as caught:
+    with pytest.raises(ModelError, match=r"trainer\.pt cannot be read, so this run cannot be resumed") as caught:
         read_checkpoint(folder)
     assert "\n" not in str(caught.value)
 
@@ -191,9 +187,7 @@ def test_it_begins_with_these_weights_a_new_optimiser_and_the_first_row(
 ) -> None:
     recorder, init = whole[0], whole[1] / "last"
     trainer = Trainer(smallest(seed=3), data=shards, out=tmp_path / "run", init=init)
-    assert all(
-        torch.equal(value, weights(init)[name]) for name, value in trainer.network.state_dict().items()
-    )
+    assert all(torch.equal(value, weights(init)[name]) for name, value in trainer.network.state_dict().items())
     assert all(part.state_dict()["state"] == {} for part in trainer.optimizers.parts)
     assert (trainer.step, trainer.tokens, trainer.rows.state()["next"]) == (0, 0, 0)
     more = start(shards, tmp_path / "more", init)
@@ -204,9 +198,7 @@ def test_it_begins_with_these_weights_a_new_optimiser_and_the_first_row(
     assert more.ends[0].best_bits_per_byte < recorder.ends[0].best_bits_per_byte
 
 
-def test_its_checkpoints_tell_what_it_started_from(
-    whole: tuple[Recorder, Path], shards: Path, tmp_path: Path
-) -> None:
+def test_its_checkpoints_tell_what_it_started_from(whole: tuple[Recorder, Path], shards: Path, tmp_path: Path) -> None:
     init = whole[1] / "best"
     notes = read_config(init)
     del notes["model"], notes["format"]

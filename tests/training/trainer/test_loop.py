@@ -72,9 +72,7 @@ def gradients(trainer: Trainer) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("micro_rows", [1, 2, 4])
-def test_accumulated_gradients_are_those_of_the_whole_batch(
-    shards: Path, tmp_path: Path, micro_rows: int
-) -> None:
+def test_accumulated_gradients_are_those_of_the_whole_batch(shards: Path, tmp_path: Path, micro_rows: int) -> None:
     recipe = smallest(micro_rows=micro_rows, optimizer={"clip": 0.0})
     trainer = Trainer(recipe, data=shards, out=tmp_path / "run", observers=[recorder := Recorder()])
     torch.manual_seed(recipe.seed)
@@ -95,9 +93,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(
 
 
 def test_gradients_are_clipped_to_the_bound(shards: Path, tmp_path: Path) -> None:
-    caught = gradients(
-        Trainer(smallest(optimizer={"clip": 0.001}), data=shards, out=tmp_path / "run", observers=[])
-    )
+    caught = gradients(Trainer(smallest(optimizer={"clip": 0.001}), data=shards, out=tmp_path / "run", observers=[]))
     norm = sum(float(gradient.double().square().sum()) for gradient in caught.values()) ** 0.5
     assert norm == pytest.approx(0.001, rel=1e-3)
 
@@ -113,9 +109,7 @@ def test_the_loss_falls_on_a_small_corpus(shards: Path, tmp_path: Path, optimize
     assert bits == sorted(bits, reverse=True)
 
 
-def test_bf16_gives_nearly_the_losses_of_fp32(
-    whole: tuple[Recorder, Path], shards: Path, tmp_path: Path
-) -> None:
+def test_bf16_gives_nearly_the_losses_of_fp32(whole: tuple[Recorder, Path], shards: Path, tmp_path: Path) -> None:
     recorder = train(smallest(steps=4, precision="bf16"), shards, tmp_path / "run")
     exact = [whole[0].losses[step] for step in range(1, 5)]
     losses = list(recorder.losses.values())

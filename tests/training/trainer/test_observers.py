@@ -163,8 +163,7 @@ def test_the_end_says_outcome_reason_best_and_what_is_kept() -> None:
     observer.ended(END)
     last = output.getvalue().splitlines()[-1]
     assert last == (
-        "finished: the budget is used · step 200, 102,400 tokens · best 0.8123 bits/byte · "
-        "kept in runs/story/best"
+        "finished: the budget is used · step 200, 102,400 tokens · best 0.8123 bits/byte · kept in runs/story/best"
     )
 
 

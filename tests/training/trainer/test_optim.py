@@ -67,9 +67,7 @@ def test_the_groups_are_what_their_names_say() -> None:
     by_name = {name: role[id(parameter)] for name, parameter in net.named_parameters()}
     assert by_name["embedding.weight"] == "table"
     assert {name for name, role in by_name.items() if role == "matrix"} == {
-        f"blocks.{block}.{part}.weight"
-        for block in (0, 1)
-        for part in ("mixer.inputs", "mixer.output", "up", "down")
+        f"blocks.{block}.{part}.weight" for block in (0, 1) for part in ("mixer.inputs", "mixer.output", "up", "down")
     }
     assert by_name["blocks.0.mixer.conv"] == by_name["blocks.0.mixer.rate.weight"] == "vector"
 
@@ -191,9 +189,7 @@ def test_the_rate_is_always_a_share_of_the_peak(
 JORDAN = (3.4445, -4.7750, 2.0315)
 
 
-@given(
-    rows=st.integers(1, 40), columns=st.integers(1, 40), seed=st.integers(0, 999), scale=st.floats(1e-3, 1e3)
-)
+@given(rows=st.integers(1, 40), columns=st.integers(1, 40), seed=st.integers(0, 999), scale=st.floats(1e-3, 1e3))
 def test_the_singular_values_come_near_one_and_their_vectors_stay(
     rows: int, columns: int, seed: int, scale: float
 ) -> None:
@@ -244,9 +240,7 @@ def test_a_matrix_without_a_gradient_stays_as_it_is() -> None:
 
 
 @pytest.mark.parametrize("fast", [True, False])
-def test_only_where_bf16_is_emulated_its_own_products_are_used(
-    monkeypatch: pytest.MonkeyPatch, fast: bool
-) -> None:
+def test_only_where_bf16_is_emulated_its_own_products_are_used(monkeypatch: pytest.MonkeyPatch, fast: bool) -> None:
     # A machine is of one kind only.
     monkeypatch.setattr("training.trainer.optim.has_bf16", lambda device: fast)
     (muon, _) = Optimizers(StoryNetwork(MODEL), OptimizerRecipe()).parts

@@ -73,9 +73,7 @@ def test_one_process_goes_on_with_what_two_have_begun(folder: Path, shards: Path
     assert [report.step for report in more.steps] == [13, 14]
 
 
-def test_ctrl_c_lets_all_processes_of_story_train_save_and_end(
-    shards: Path, repository: Path, tmp_path: Path
-) -> None:
+def test_ctrl_c_lets_all_processes_of_story_train_save_and_end(shards: Path, repository: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     command = [sys.executable, "-m", "story", "train", "--preset", "tiny", "--processes", "2", "--no-track"]
     command += ["--data", str(shards), "--out", str(out), "--json"]

@@ -27,8 +27,7 @@ def test_in_a_fresh_clone_the_shipped_model_goes_on_with_our_own_training_storie
     start, said = found()
     assert start == Start(OWN_SHARDS, "own", PRETRAINED)
     assert (
-        said
-        == f"{SHARDS} is not there (`story data` makes it): the shipped model goes on with our own few stories\n"
+        said == f"{SHARDS} is not there (`story data` makes it): the shipped model goes on with our own few stories\n"
     )
     meta = json.loads((OWN_SHARDS / "meta.json").read_text())
     assert meta["splits"]["train"]["stories"] == len(load_own_stories("train"))

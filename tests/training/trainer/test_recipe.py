@@ -31,9 +31,7 @@ def test_the_small_preset_has_the_stated_size_and_is_what_nobody_asked_otherwise
 
 
 @pytest.mark.parametrize(("control", "letter"), [("recurrent", "R"), ("transformer", "A")])
-def test_a_control_differs_from_small_in_its_pattern_and_keeps_size_and_budget(
-    control: str, letter: str
-) -> None:
+def test_a_control_differs_from_small_in_its_pattern_and_keeps_size_and_budget(control: str, letter: str) -> None:
     small, other = load_recipe("small"), load_recipe(control)
     assert set(other.model.pattern) == {letter}
     assert parameters(control) == pytest.approx(parameters("small"), rel=0.02)
@@ -121,18 +119,12 @@ def test_a_file_may_hold_only_what_differs(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text('steps = 5\n[model]\npattern = "AR"\n')
     recipe = load_recipe(config=path, overrides=["optimizer.clip=0"])
-    expected = Recipe(
-        name="mine", steps=5, model=ModelConfig(pattern="AR"), optimizer=OptimizerRecipe(clip=0)
-    )
+    expected = Recipe(name="mine", steps=5, model=ModelConfig(pattern="AR"), optimizer=OptimizerRecipe(clip=0))
     assert recipe == expected
 
 
 BAD_VALUES: list[tuple[str, Any]] = [
-    *[
-        (name, bad)
-        for name in ("row_tokens", "rows", "micro_rows", "steps")
-        for bad in (0, -3, 1.5, True, "x")
-    ],
+    *[(name, bad) for name in ("row_tokens", "rows", "micro_rows", "steps") for bad in (0, -3, 1.5, True, "x")],
     *[(name, 0) for name in ("eval_every", "save_every")],
     *[(name, bad) for name in ("eval_stories", "patience", "seed") for bad in (-1, 2.0, False, "x")],
     ("row_tokens", 7),

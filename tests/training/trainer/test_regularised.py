@@ -76,27 +76,21 @@ def load_network_of_training(shards: Path, tmp_path: Path) -> dict[str, torch.Te
 
 def test_dropout_is_of_training_alone(shards: Path, tmp_path: Path) -> None:
     train(smallest(steps=4), shards, tmp_path / "plain")
-    trainer = Trainer(
-        smallest(dropout=0.5), data=shards, out=tmp_path / "run", init=tmp_path / "plain" / "last"
-    )
+    trainer = Trainer(smallest(dropout=0.5), data=shards, out=tmp_path / "run", init=tmp_path / "plain" / "last")
     trainer._evaluate()
     plain = load_network(tmp_path / "plain" / "last")
     assert trainer.best == trainer.validation.measure(plain)[1]
     assert trainer.network.training, "behind an evaluation it drops again"
 
 
-def test_what_is_judged_and_kept_as_the_best_is_the_average(
-    regularised: tuple[Recorder, Path], shards: Path
-) -> None:
+def test_what_is_judged_and_kept_as_the_best_is_the_average(regularised: tuple[Recorder, Path], shards: Path) -> None:
     recorder, out = regularised
     tokenizer = Tokenizer.from_file(str(shards / "tokenizer.json"))
     validation = Validation(TokenShard(shards, "val"), tokenizer, 3, Group())
     assert [report.best for report in recorder.evaluations] == [True] * 3, "the last one is the best"
     assert validation.measure(load_network(out / "best"))[1] == recorder.evaluations[-1].bits_per_byte
     state = torch.load(out / "last" / "trainer.pt", weights_only=True)
-    averaged = dict(
-        zip(dict(load_network(out / "best").named_parameters()), state["average"]["values"], strict=True)
-    )
+    averaged = dict(zip(dict(load_network(out / "best").named_parameters()), state["average"]["values"], strict=True))
     for name, value in weights(out / "best").items():
         assert torch.equal(value, averaged[name])
     assert not same_weights(out / "best", out / "last")
@@ -119,9 +113,7 @@ def test_a_resume_can_begin_to_average_and_cease_to(shards: Path, tmp_path: Path
     first = Trainer(smallest(steps=8, average=0.9), data=shards, out=out, resume=True)
     assert first.average is not None
     for value, parameter in zip(first.average.values, first.network.parameters(), strict=True):
-        assert torch.equal(value, parameter), (
-            "where the run kept none so far, it begins with the present weights"
-        )
+        assert torch.equal(value, parameter), "where the run kept none so far, it begins with the present weights"
     first.run()
     ceased = train(smallest(steps=12), shards, out, resume=True)
     assert [report.step for report in ceased.steps] == [9, 10, 11, 12]
@@ -155,9 +147,7 @@ def test_a_loss_that_is_not_finite_leaves_the_average_as_it_was(
 @pytest.mark.parametrize("name", ["dropout", "replace", "average"])
 @pytest.mark.parametrize("value", [-0.1, 1, 1.5, float("nan"), True, "much"])
 def test_a_share_that_is_none_is_refused(name: str, value: object) -> None:
-    with pytest.raises(
-        InputError, match=rf"^{name} must be a number of at least 0 and below 1, got {value!r}$"
-    ):
+    with pytest.raises(InputError, match=rf"^{name} must be a number of at least 0 and below 1, got {value!r}$"):
         smallest(**{name: value})
 
 

@@ -74,9 +74,7 @@ def test_the_figures_are_those_of_reading_each_story_alone_token_by_token(
     assert bits_per_byte == pytest.approx(nats / math.log(2) / size, rel=1e-5)
 
 
-def test_bytes_are_utf_8_and_not_characters(
-    network: StoryNetwork, tokenizer: Tokenizer, tmp_path: Path
-) -> None:
+def test_bytes_are_utf_8_and_not_characters(network: StoryNetwork, tokenizer: Tokenizer, tmp_path: Path) -> None:
     text = "Ünal rief: „Häschen!“ 🐇"
     with ShardWriter(tmp_path, "val") as writer:
         writer.add(tokenizer.encode(text).ids)
@@ -95,10 +93,7 @@ def test_batches_hold_each_story_once_little_padding_and_no_more_than_their_boun
     assert sorted(story for batch in validation._batches for story in batch) == list(range(len(shard)))
     lengths = np.diff(shard.starts)
     places = [len(batch) * int(lengths[batch].max()) for batch in validation._batches]
-    assert all(
-        size <= BATCH_TOKENS or len(batch) == 1
-        for size, batch in zip(places, validation._batches, strict=True)
-    )
+    assert all(size <= BATCH_TOKENS or len(batch) == 1 for size, batch in zip(places, validation._batches, strict=True))
     assert sum(places) < 1.25 * int(lengths.sum())
 
 
@@ -156,9 +151,7 @@ PROMPTS = ("Once upon a time", "", "The cat sat on the mat and looked at the rai
 def test_samples_are_the_same_for_the_same_seed_and_others_for_another(
     network: StoryNetwork, tokenizer: Tokenizer
 ) -> None:
-    first, again, other = (
-        write_samples(network, tokenizer, PROMPTS, seed=seed, max_tokens=20) for seed in (3, 3, 4)
-    )
+    first, again, other = (write_samples(network, tokenizer, PROMPTS, seed=seed, max_tokens=20) for seed in (3, 3, 4))
     assert first == again
     assert first != other
     assert tuple(prompt for prompt, _ in first) == PROMPTS

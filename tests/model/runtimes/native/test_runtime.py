@@ -47,9 +47,7 @@ def by_path(name: str) -> NativeRuntime:
     seed=st.integers(0, 2**32 - 1),
 )
 @settings(max_examples=40)
-def test_on_every_path_sums_of_whole_numbers_are_exact(
-    rows: int, outputs: int, positive: bool, seed: int
-) -> None:
+def test_on_every_path_sums_of_whole_numbers_are_exact(rows: int, outputs: int, positive: bool, seed: int) -> None:
     """With scales of one, a product of one block is its sum of whole numbers: up to 64 x 127 x 255, no saturation."""
     rng = np.random.default_rng(seed)
     most = 255 if positive else 127
@@ -143,9 +141,7 @@ def test_every_path_gives_a_story_the_same_bits() -> None:
 
 @given(cuts=st.lists(st.integers(1, 149), max_size=4), seed=st.integers(0, 99))
 @settings(max_examples=15)
-def test_prefill_step_and_scoring_give_the_same_bits_wherever_they_are_cut(
-    cuts: list[int], seed: int
-) -> None:
+def test_prefill_step_and_scoring_give_the_same_bits_wherever_they_are_cut(cuts: list[int], seed: int) -> None:
     runtime: NativeRuntime = small("native")
     tokens = random_tokens(150, seed)
     whole, end = decode(runtime, runtime.empty, tokens)

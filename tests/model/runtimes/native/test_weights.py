@@ -32,9 +32,7 @@ def test_a_weight_is_off_by_at_most_half_a_level_of_its_block(
     outputs: int, inputs: int, size: float, seed: int
 ) -> None:
     rng = np.random.default_rng(seed)
-    weight = (rng.standard_normal((outputs, inputs)) * size * rng.integers(0, 2, (outputs, 1))).astype(
-        np.float32
-    )
+    weight = (rng.standard_normal((outputs, inputs)) * size * rng.integers(0, 2, (outputs, 1))).astype(np.float32)
     levels, scale = quantize_matrix(weight)
     assert levels.shape == (outputs, -(-inputs // 64), 64)
     assert levels.min(initial=0) >= -127

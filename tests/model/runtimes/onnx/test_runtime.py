@@ -38,9 +38,7 @@ def test_batch_composition_does_not_show_where_kernels_sum_one_row_otherwise(
     folder = copy_of(PRETRAINED, tmp_path / "model")
     config = ModelFolder.open(folder).config
     path = folder / "other.onnx"
-    path.write_bytes(
-        build_graph(config, WeightFile.read(folder / "model.safetensors"), "int8").SerializeToString()
-    )
+    path.write_bytes(build_graph(config, WeightFile.read(folder / "model.safetensors"), "int8").SerializeToString())
     check_batch_invariance(OnnxRuntime(path, config, max_batch=5), streams=5, steps=3, seed=0)
 
 

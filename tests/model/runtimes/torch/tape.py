@@ -36,9 +36,7 @@ class Tape(TorchDispatchMode):
         kwargs = kwargs or {}
         results = func(*args, **kwargs)
         outputs = [each for each in _flat(results) if isinstance(each, Tensor)]
-        inputs = {
-            each.untyped_storage().data_ptr() for each in _flat((args, kwargs)) if isinstance(each, Tensor)
-        }
+        inputs = {each.untyped_storage().data_ptr() for each in _flat((args, kwargs)) if isinstance(each, Tensor)}
         made = [each for each in outputs if each.untyped_storage().data_ptr() not in inputs]
         if made or func._schema.is_mutable:  # views need no repetition
             self.steps.append((func, args, kwargs, made))

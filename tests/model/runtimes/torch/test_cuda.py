@@ -97,15 +97,11 @@ def test_of_many_draws_nearly_all_are_those_of_the_host_and_all_greedy_ones() ->
     device = DeviceSampler(64, 4096, torch.device("cuda", 0), CudaGraphs())
     for row in range(64):
         for sampler in (host, device):
-            sampler.set(
-                row, SamplingParams(temperature=row % 4 / 2, top_k=row % 3 * 40, top_p=0.95, seed=row)
-            )
+            sampler.set(row, SamplingParams(temperature=row % 4 / 2, top_k=row % 3 * 40, top_p=0.95, seed=row))
     for place in range(100):
         logits_BV = np.stack([some_logits(rng, 4096) for _ in range(64)])
         expected_B, _ = host.sample(logits_BV.copy(), np.full(64, place))
-        chosen_B, usable_B = device.sample(
-            DeviceLogits(torch.from_numpy(logits_BV).cuda()), np.full(64, place)
-        )
+        chosen_B, usable_B = device.sample(DeviceLogits(torch.from_numpy(logits_BV).cuda()), np.full(64, place))
         assert usable_B.all()
         assert np.array_equal(chosen_B[::4], expected_B[::4])  # greedy
         differ += int((chosen_B != expected_B).sum())
@@ -114,9 +110,7 @@ def test_of_many_draws_nearly_all_are_those_of_the_host_and_all_greedy_ones() ->
 
 def test_a_seed_gives_the_same_story_alone_and_among_others() -> None:
     asked = [
-        GenerationRequest(
-            prompt=f"Tim number {seed}", max_tokens=50 + seed, sampling=SamplingParams(seed=seed)
-        )
+        GenerationRequest(prompt=f"Tim number {seed}", max_tokens=50 + seed, sampling=SamplingParams(seed=seed))
         for seed in range(64)
     ]
     with Engine(runtime(), StoryTokenizer.load(PRETRAINED / "tokenizer.json")) as engine:

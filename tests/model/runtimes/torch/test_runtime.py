@@ -178,7 +178,5 @@ def test_a_device_that_is_not_there_is_named() -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_cuda_is_refused_in_one_line() -> None:
-    with pytest.raises(
-        ModelError, match=r"device cuda is not there: (no GPU answers|torch .* is built without)"
-    ):
+    with pytest.raises(ModelError, match=r"device cuda is not there: (no GPU answers|torch .* is built without)"):
         find_device("cuda")

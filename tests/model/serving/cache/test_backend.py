@@ -362,9 +362,7 @@ class Readers(RuleBasedStateMachine):
         request = GenerationRequest(prompt="Once", sampling=SamplingParams(seed=seed))
         fingerprint, before = self.tapes.now, len(self.tapes.streams)
         # Followed by somebody, and not yet over: it must not be written a second time.
-        running = [
-            each for each in self.sources(fingerprint, request) if not each.over and not each.cancelled
-        ]
+        running = [each for each in self.sources(fingerprint, request) if not each.over and not each.cancelled]
         stream = self.loop.run_until_complete(self.backend.submit(request))
         new = self.tapes.streams[before:]
         known = (fingerprint, seed) in self.whole
@@ -405,9 +403,7 @@ class Readers(RuleBasedStateMachine):
             gc.collect()
             self.settle()
             assert source is not None
-            assert source.cancelled == (
-                not any(each.source is source and not each.left for each in self.listeners)
-            )
+            assert source.cancelled == (not any(each.source is source and not each.left for each in self.listeners))
         self.settle()
 
     @precondition(lambda self: any(not tape.over for tape in self.tapes.streams))

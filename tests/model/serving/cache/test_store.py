@@ -97,9 +97,7 @@ TOKENS = st.integers(0, 2**31)
 LOGPROBS = st.builds(
     TokenLogprob, TOKENS, TEXTS, NUMBERS, st.lists(st.tuples(TOKENS, TEXTS, NUMBERS), max_size=3).map(tuple)
 )
-PIECES = st.builds(
-    Chunk, TEXTS, st.lists(TOKENS, max_size=3).map(tuple), st.lists(LOGPROBS, max_size=2).map(tuple)
-)
+PIECES = st.builds(Chunk, TEXTS, st.lists(TOKENS, max_size=3).map(tuple), st.lists(LOGPROBS, max_size=2).map(tuple))
 STORIES = st.builds(
     CachedResponse,
     st.lists(PIECES, max_size=5).map(tuple),
@@ -118,9 +116,7 @@ def test_a_story_comes_back_to_the_last_bit(told: CachedResponse) -> None:
     assert CachedResponse.from_bytes(told.as_bytes()) == told
 
 
-@given(
-    st.binary(max_size=60) | st.builds(lambda told, cut: told.as_bytes()[:cut], STORIES, st.integers(0, 40))
-)
+@given(st.binary(max_size=60) | st.builds(lambda told, cut: told.as_bytes()[:cut], STORIES, st.integers(0, 40)))
 def test_what_is_no_story_is_none(data: bytes) -> None:
     told = CachedResponse.from_bytes(data)
     assert told is None or told.as_bytes()

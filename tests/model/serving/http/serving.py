@@ -102,9 +102,7 @@ def events(lines: Iterable[str]) -> Iterator[tuple[str, Any]]:
 
 
 @contextlib.contextmanager
-def streaming(
-    running: Running, path: str = "/v1/completions", **body: Any
-) -> Iterator[Iterator[tuple[str, Any]]]:
+def streaming(running: Running, path: str = "/v1/completions", **body: Any) -> Iterator[Iterator[tuple[str, Any]]]:
     """The events of a streamed answer, as they come."""
     request = {"stream": True, **body}
     with running.client.stream("POST", path, json=request) as response:

@@ -338,9 +338,7 @@ def test_a_failure_in_mid_story_is_raised_not_sent() -> None:
     backend, network = paced()
     with serving(backend) as running, client_of(running) as client:
         network.gate.clear()
-        stream = client.completions.create(
-            model="story-writer", prompt="Once", max_tokens=50, stream=True, timeout=10
-        )
+        stream = client.completions.create(model="story-writer", prompt="Once", max_tokens=50, stream=True, timeout=10)
         network.fail_next = RuntimeError("a secret of the runtime, with a path")
         network.gate.set()
         with pytest.raises(openai.APIError) as caught:

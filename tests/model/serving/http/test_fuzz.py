@@ -78,12 +78,8 @@ FIELDS = st.sampled_from([*KNOWN.split(), "\ud800"])
 
 @pytest.mark.parametrize("path", ["/v1/completions", "/api/generate"])
 @settings(EXAMPLES, max_examples=150)
-@given(
-    body=st.dictionaries(FIELDS, JSON, max_size=6), prompt=st.text(st.characters(), max_size=30) | st.none()
-)
-def test_bodies_that_nobody_described(
-    path: str, body: dict[str, Any], prompt: str | None, running: Running
-) -> None:
+@given(body=st.dictionaries(FIELDS, JSON, max_size=6), prompt=st.text(st.characters(), max_size=30) | st.none())
+def test_bodies_that_nobody_described(path: str, body: dict[str, Any], prompt: str | None, running: Running) -> None:
     if prompt is not None:
         body = {**body, "prompt": prompt, "max_tokens": 2}
     sent = json.dumps(body).encode("utf-8", "surrogatepass")

@@ -95,9 +95,7 @@ def test_what_does_not_end_in_time_is_aborted_with_an_error_and_no_done() -> Non
 
 def answered(figures: dict[str, float]) -> float:
     """Requests that were counted, those for the metrics left out."""
-    requests = {
-        name: value for name, value in figures.items() if name.startswith("story_http_requests_total")
-    }
+    requests = {name: value for name, value in figures.items() if name.startswith("story_http_requests_total")}
     return sum(value for name, value in requests.items() if "/metrics" not in name)
 
 
@@ -183,6 +181,4 @@ def test_on_a_share_link_it_is_for_nobody_without_one() -> None:
     with serving(paced()[0], public=True) as running:
         answer = running.get("/metrics")
         assert answer.status_code == 404
-        assert answer.text == running.get("/nothing").text.replace(
-            "/nothing", "/metrics"
-        )  # as if there were none
+        assert answer.text == running.get("/nothing").text.replace("/nothing", "/metrics")  # as if there were none

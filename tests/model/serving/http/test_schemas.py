@@ -53,9 +53,7 @@ def test_every_setting_reaches_the_request() -> None:
         frequency_penalty=0.0,
         best_of=1,
     )
-    sampling = SamplingParams(
-        temperature=0.25, top_p=0.5, top_k=9, min_p=0.125, repetition_penalty=1.5, seed=11
-    )
+    sampling = SamplingParams(temperature=0.25, top_p=0.5, top_k=9, min_p=0.125, repetition_penalty=1.5, seed=11)
     assert asked == [
         GenerationRequest(prompt="Once", max_tokens=7, sampling=sampling, stop=("The end", "."), logprobs=3)
     ]

@@ -69,9 +69,7 @@ def alone(request: GenerationRequest) -> Completion:
         return engine.submit(request).wait(10)
 
 
-WORDS = re.findall(
-    r"\w+", "saw a frog by the old pond and the frog said hello to the little fox who sat there alone"
-)
+WORDS = re.findall(r"\w+", "saw a frog by the old pond and the frog said hello to the little fox who sat there alone")
 """What the scripts tell, one word a token: twenty of them."""
 
 
@@ -122,9 +120,7 @@ class Line:
         """The end of a story, as the service tells it."""
         await self.event({"choices": [{"index": 0, "text": "", "finish_reason": "stop"}]})
         usage = {"prompt_tokens": 3, "completion_tokens": self.told, "total_tokens": self.told + 3}
-        await self.event(
-            {"choices": [], "usage": usage, "times": {"queued": 0.01, "ttft": 0.02, "duration": 0.5}}
-        )
+        await self.event({"choices": [], "usage": usage, "times": {"queued": 0.01, "ttft": 0.02, "duration": 0.5}})
         await self.event("[DONE]")
 
     async def closed(self) -> None:
@@ -154,9 +150,7 @@ class Broken:
         with contextlib.suppress(OSError, asyncio.IncompleteReadError):
             head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
             length = next(
-                int(line.partition(":")[2])
-                for line in head.splitlines()
-                if line.lower().startswith("content-length")
+                int(line.partition(":")[2]) for line in head.splitlines() if line.lower().startswith("content-length")
             )
             self.heads.append(head)
             self.bodies.append(json.loads(await reader.readexactly(length)))
@@ -206,9 +200,7 @@ class Copies:
         command = [sys.executable, "-c", COPY]
         self.port = 0
         self.waiting = [
-            subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-            )
+            subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
             for _ in range(count)
         ]
         self.running: list[subprocess.Popen[str]] = []

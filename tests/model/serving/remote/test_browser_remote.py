@@ -56,9 +56,7 @@ def status(tab: Tab, part: str) -> None:
 
 
 @pytest.mark.parametrize("where", ["modal", "local"])
-def test_the_first_word_is_in_the_browser_before_the_second_token_is_made(
-    where: str, browser: Browser
-) -> None:
+def test_the_first_word_is_in_the_browser_before_the_second_token_is_made(where: str, browser: Browser) -> None:
     writer, network = paced()
     with contextlib.ExitStack() as stack:
         backend: Backend = writer

@@ -123,9 +123,7 @@ async def test_tokens_times_and_log_probabilities_add_up_over_both_backends() ->
 
 
 async def test_a_token_whose_text_never_came_is_written_again_and_not_counted_twice() -> None:
-    half = tells(
-        {"text": " a", "token_ids": [7]}, {"text": "", "token_ids": [8]}, {"text": "", "token_ids": [9]}
-    )
+    half = tells({"text": " a", "token_ids": [7]}, {"text": "", "token_ids": [8]}, {"text": "", "token_ids": [9]})
     chunks, completion, _ = await told(half, ASKED)
     assert chunks[0] == Chunk(" a", (7,))
     assert completion.text == " a" + alone(replace(ASKED, prompt=f"{ASKED.prompt} a", max_tokens=39)).text
@@ -149,9 +147,7 @@ async def test_a_token_that_waited_for_its_text_comes_with_it() -> None:
 
 
 async def test_a_story_ended_at_its_very_length_has_its_length() -> None:
-    chunks, completion, backend = await told(
-        tells({"text": " a b", "token_ids": [1, 2]}), replace(ASKED, max_tokens=2)
-    )
+    chunks, completion, backend = await told(tells({"text": " a b", "token_ids": [1, 2]}), replace(ASKED, max_tokens=2))
     assert (completion.text, completion.finish_reason) == (" a b", "length")
     assert len(chunks) == 1
     assert backend.local.engine.stats().prompt_tokens == 0
@@ -169,12 +165,8 @@ async def test_stop_strings_hold_after_the_change(stop: str) -> None:
 async def test_a_stop_string_that_began_with_modal_and_is_completed_here_ends_the_story() -> None:
     here = alone(replace(ASKED, prompt=f"{ASKED.prompt} a b", max_tokens=38)).text
     stop = f"b{here[:3]}"
-    chunks, completion, _ = await told(
-        tells({"text": " a b", "token_ids": [1, 2]}), replace(ASKED, stop=(stop,))
-    )
-    assert (completion.text, completion.finish_reason) == (" a b", "stop"), (
-        "what a client has stays, no more comes"
-    )
+    chunks, completion, _ = await told(tells({"text": " a b", "token_ids": [1, 2]}), replace(ASKED, stop=(stop,)))
+    assert (completion.text, completion.finish_reason) == (" a b", "stop"), "what a client has stays, no more comes"
     assert "".join(chunk.text for chunk in chunks) == " a b"
 
 
@@ -337,9 +329,7 @@ letters = st.text("ab", max_size=12)
 
 
 @given(st.lists(st.text("ab", min_size=1, max_size=4), max_size=3), letters, st.lists(letters, max_size=4))
-@example(
-    ["aab"], "aaa", ["ab", "b"]
-)  # let through as the third of four a's, and yet the start of a stop string
+@example(["aab"], "aaa", ["ab", "b"])  # let through as the third of four a's, and yet the start of a stop string
 def test_a_story_ends_where_one_matcher_over_all_of_it_would_end_it(
     stops: list[str], begun: str, rest: list[str]
 ) -> None:
@@ -355,6 +345,4 @@ def test_a_story_ends_where_one_matcher_over_all_of_it_would_end_it(
     whole = StopMatcher(stops)
     expected = whole.push(shown + "".join(rest)) + whole.flush()
     assert stop.met == whole.stopped
-    assert told == (
-        expected if len(expected) > len(shown) else shown
-    )  # what a client has is never taken back
+    assert told == (expected if len(expected) > len(shown) else shown)  # what a client has is never taken back

@@ -198,10 +198,7 @@ def expected(words: int, length: int = LENGTH, seed: int = 3) -> str:
     """The told part of a story: Modal's words, and what the engine here makes of them."""
     begun = text_of(words)
     sampling = SamplingParams(seed=seed)
-    return (
-        begun
-        + alone(GenerationRequest(prompt=PROMPT + begun, max_tokens=length - words, sampling=sampling)).text
-    )
+    return begun + alone(GenerationRequest(prompt=PROMPT + begun, max_tokens=length - words, sampling=sampling)).text
 
 
 async def test_the_page_shows_the_whole_story_and_its_backend(failing: tuple[str, int]) -> None:
@@ -292,9 +289,7 @@ async def test_where_modal_refuses_and_the_queue_here_is_full_the_user_gets_an_e
     backend = auto(refused)
     async with backend.running():
         room = backend.local.capacity
-        streams = [
-            await backend.local.submit(GenerationRequest(prompt="", max_tokens=4000)) for _ in range(room)
-        ]
+        streams = [await backend.local.submit(GenerationRequest(prompt="", max_tokens=4000)) for _ in range(room)]
         last = (await read(backend, Form(prompt=PROMPT)))[-1]
         for stream in streams:
             stream.cancel()

@@ -31,9 +31,7 @@ REQUESTS = {
     "penalised": GenerationRequest(
         prompt="The fox", max_tokens=40, sampling=SamplingParams(repetition_penalty=1.5, min_p=0.01)
     ),
-    "stopped": GenerationRequest(
-        prompt="Once upon", max_tokens=200, stop=("e", "zz"), sampling=SamplingParams(seed=5)
-    ),
+    "stopped": GenerationRequest(prompt="Once upon", max_tokens=200, stop=("e", "zz"), sampling=SamplingParams(seed=5)),
     "weighed": GenerationRequest(
         prompt="Once upon", max_tokens=20, logprobs=3, sampling=SamplingParams(temperature=1.5, seed=9)
     ),
@@ -216,9 +214,7 @@ async def test_only_what_may_pass_is_tried_again_and_only_before_the_first_token
         backend = modal(service.url, fail_fast=fail_fast, timeouts=CALM)
         async with backend.running():
             if written:
-                assert (await read(await backend.submit(GenerationRequest(prompt="Once"))))[
-                    1
-                ].text == text_of(3)
+                assert (await read(await backend.submit(GenerationRequest(prompt="Once"))))[1].text == text_of(3)
             else:
                 with pytest.raises(RemoteError, match=UNREACHABLE):
                     await read(await backend.submit(GenerationRequest(prompt="Once")))
@@ -279,10 +275,7 @@ def test_a_service_says_which_model_it_has() -> None:
     backend = paced()[0]
     with serving(backend) as running:
         assert fetch_model_info(running.url, {}) == backend.model
-        assert (
-            fetch_model_info(f"{running.url}/nowhere", {})
-            == "HTTP 404: there is nothing at /nowhere/v1/models"
-        )
+        assert fetch_model_info(f"{running.url}/nowhere", {}) == "HTTP 404: there is nothing at /nowhere/v1/models"
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:1", "http://127.0.0.1:99999", "ftp://127.0.0.1"])
@@ -432,9 +425,7 @@ async def test_a_story_that_two_backends_share_is_not_kept() -> None:
         async with memory.running():
             await tell(memory)
             assert len(memory.cache.memory) == 0
-            assert await memory.backend.fingerprint() is None, (
-                "Modal would begin the next, and has not said who it is"
-            )
+            assert await memory.backend.fingerprint() is None, "Modal would begin the next, and has not said who it is"
 
 
 async def test_while_modal_is_gone_stories_are_remembered_as_those_of_the_model_here() -> None:

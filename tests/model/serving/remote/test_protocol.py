@@ -84,9 +84,7 @@ def test_the_service_reads_the_request_that_was_meant(request: GenerationRequest
     assert (read.stream, read.include_usage, read.return_token_ids) == (True, True, True)
 
 
-@given(
-    st.lists(chunks(), max_size=5), st.sampled_from(["stop", "length"]), st.lists(st.integers(0), max_size=6)
-)
+@given(st.lists(chunks(), max_size=5), st.sampled_from(["stop", "length"]), st.lists(st.integers(0), max_size=6))
 def test_what_the_service_sends_is_what_is_read_however_the_bytes_are_cut(
     told: list[Chunk], finish: str, places: list[int]
 ) -> None:
