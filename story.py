@@ -66,8 +66,7 @@ def _show_version(wanted: bool) -> None:
 def _all_verbs(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
     version: Annotated[
-        bool,
-        typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and stop."),
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and stop.")
     ] = False,
 ) -> None:
     # ONNX Runtime reports usage to its maker unless that is turned off before it is imported.
@@ -107,8 +106,7 @@ def write(
         float, typer.Option(help="0 always takes the likeliest token; up to 2.")
     ] = DEFAULTS.temperature,
     top_p: Annotated[
-        float,
-        typer.Option(help="Keep the likeliest tokens that hold this share of the probability; 1 is off."),
+        float, typer.Option(help="Keep the likeliest tokens that hold this share of the probability; 1 is off.")
     ] = DEFAULTS.top_p,
     top_k: Annotated[int, typer.Option(help="Keep this many of the likeliest tokens; 0 is off.")] = DEFAULTS.top_k,
     min_p: Annotated[
@@ -137,8 +135,7 @@ def write(
 @app.command()
 def data(
     source: Annotated[
-        list[Path] | None,
-        typer.Option(help="File or folder of stories: JSON Lines or text, also .gz. Repeatable."),
+        list[Path] | None, typer.Option(help="File or folder of stories: JSON Lines or text, also .gz. Repeatable.")
     ] = None,
     val: Annotated[
         list[Path] | None, typer.Option(help="File or folder to judge by, instead of a split. Repeatable.")
@@ -156,8 +153,7 @@ def data(
         int, typer.Option(help="Add this many copies of each training story, with other names in it.")
     ] = 0,
     skip_bad: Annotated[
-        bool,
-        typer.Option("--skip-bad", help="Count and report unusable lines instead of stopping at the first."),
+        bool, typer.Option("--skip-bad", help="Count and report unusable lines instead of stopping at the first.")
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Make the shards again even if they are up to date.")] = False,
     as_json: Json = False,
@@ -207,8 +203,7 @@ def train(
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder for checkpoints and state.")] = Path("runs/story"),
     resume: Annotated[
-        bool,
-        typer.Option("--resume", help="Go on exactly where the run in --out stopped, with its own recipe."),
+        bool, typer.Option("--resume", help="Go on exactly where the run in --out stopped, with its own recipe.")
     ] = False,
     init: Annotated[Path | None, typer.Option(help="Model or checkpoint to start from.")] = None,
     minutes: Annotated[
@@ -229,11 +224,7 @@ def train(
 
     given = resume or config is not None
     start = find_start(
-        data,
-        preset=preset,
-        init=init,
-        recipe_given=given,
-        say=Console(stderr=True, quiet="RANK" in os.environ),
+        data, preset=preset, init=init, recipe_given=given, say=Console(stderr=True, quiet="RANK" in os.environ)
     )
     # torchrun starts this same command once for each process, and gives each one its rank.
     if processes != 1 and "RANK" not in os.environ:
@@ -280,9 +271,7 @@ app.command()(ab)
 
 
 @app.command()
-def ui(
-    port: Annotated[int, typer.Option(min=1, max=65_535, help="Port on 127.0.0.1.")] = 5000,
-) -> None:
+def ui(port: Annotated[int, typer.Option(min=1, max=65_535, help="Port on 127.0.0.1.")] = 5000) -> None:
     """Show the training runs: the MLflow UI on the project's store, on this machine only."""
     settings = _settings()
     from experiments.dashboard.mlflow_ui import serve_ui

@@ -12,14 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
-from experiments.dashboard.records import (
-    Curve,
-    DecisionRow,
-    Overview,
-    RunRow,
-    SampleSet,
-    VersionRow,
-)
+from experiments.dashboard.records import Curve, DecisionRow, Overview, RunRow, SampleSet, VersionRow
 from model.errors import StoryError
 
 SHORT = 8
@@ -27,10 +20,7 @@ SHORT = 8
 MOST_CHOSEN = 6
 """Runs in one picture: more colors cannot be distinguished."""
 FIRST_CHOSEN = 4
-MEASURES = {
-    "held-out": "Bits per byte on stories that it has not seen",
-    "training": "Loss in training, nats a token",
-}
+MEASURES = {"held-out": "Bits per byte on stories that it has not seen", "training": "Loss in training, nats a token"}
 COLORS = ("#b4532f", "#3f7f93", "#8a6fb0", "#7d8a2e", "#c08a1e", "#6b7280")
 """Of the chosen runs, in their order; each has enough contrast on both papers."""
 WORDS = {"pass": "passed", "fail": "failed", "undecided": "undecided"}

@@ -76,11 +76,7 @@ def _lay_out() -> Parts:
         _heading("How they learned", by_what, "curves-head")
         with gr.Row(elem_id="choice"):
             parts["chosen"] = gr.Dropdown(
-                [],
-                multiselect=True,
-                max_choices=handlers.MOST_CHOSEN,
-                label="Runs in the picture",
-                elem_id="chosen",
+                [], multiselect=True, max_choices=handlers.MOST_CHOSEN, label="Runs in the picture", elem_id="chosen"
             )
             measures = [(label, name) for name, label in handlers.MEASURES.items()]
             parts["measure"] = gr.Radio(measures, value="held-out", label="Measure", elem_id="measure")

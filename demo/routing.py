@@ -254,10 +254,7 @@ def _together(engines: list[EngineStats]) -> EngineStats:
 
 
 def open_variants(
-    default: Callable[[], Backend],
-    settings: Settings,
-    *,
-    over: Callable[[Backend], Backend] = lambda backend: backend,
+    default: Callable[[], Backend], settings: Settings, *, over: Callable[[Backend], Backend] = lambda backend: backend
 ) -> Backend:
     """Open `default()`, or the variants of a test, with a recorder where the settings ask for one.
 

@@ -148,12 +148,7 @@ MOST = 4  # containers of one deployment; a bound on what a busy day can cost
     cpu=2.0,
     memory=4096,  # MiB; torch and its CUDA libraries take most of it, the model 20
     volumes={WEIGHTS: weights},
-    env={
-        "STAGE": "PROD",
-        "STORY_DEPLOYMENT": DEPLOYMENT,
-        "STORY_REVISION": REVISION,
-        "STORY_GPU": settings.story_gpu,
-    },
+    env={"STAGE": "PROD", "STORY_DEPLOYMENT": DEPLOYMENT, "STORY_REVISION": REVISION, "STORY_GPU": settings.story_gpu},
     port=PORT,
     target_concurrency=TARGET,
     max_concurrency=LIMIT,
@@ -244,11 +239,7 @@ def tracking() -> dict[str, str | None]:
     single_use_containers=True,  # an attempt after a failure gets a clean machine
 )
 def train(
-    preset: str = "small",
-    name: str = "story",
-    data: str = "tinystories",
-    minutes: float = 0.0,
-    fields: str = "",
+    preset: str = "small", name: str = "story", data: str = "tinystories", minutes: float = 0.0, fields: str = ""
 ) -> int:
     """Train `preset` as run `name` (resumed if there is one) on the shards `data`, prepared if missing.
 

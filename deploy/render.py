@@ -113,11 +113,7 @@ def _wait_until_healthy(url: str, digest: str, timing: Timing) -> str:
 
 def _request(url: str, *, key: str = "", body: dict[str, str] | None = None, name: str = "Render") -> Any:
     """Return the JSON of a response, {} if it holds none. Raises `RenderError`, which names no address and no key."""
-    headers = {
-        "Accept": "application/json",
-        "Content-Type": "application/json",
-        "User-Agent": "write-me-a-story",
-    }
+    headers = {"Accept": "application/json", "Content-Type": "application/json", "User-Agent": "write-me-a-story"}
     if key:
         headers["Authorization"] = f"Bearer {key}"
     try:

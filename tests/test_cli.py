@@ -140,14 +140,7 @@ def test_a_resume_takes_the_recipe_of_its_run_unless_another_is_named(
 
 def test_data_makes_shards_and_tells_as_json(tmp_path: Path, repository: Path) -> None:
     result = run(
-        "data",
-        "--source",
-        str(repository / "training/stories"),
-        "--vocab-size",
-        "512",
-        "--out",
-        "d",
-        "--json",
+        "data", "--source", str(repository / "training/stories"), "--vocab-size", "512", "--out", "d", "--json"
     )
     assert result.exit_code == 0, result.stderr
     report = json.loads(result.stdout)

@@ -219,12 +219,7 @@ def test_the_strict_build_fails_on_a_broken_link(wrong: str, tmp_path: Path) -> 
     (tmp_path / "zensical.toml").write_text('[project]\nsite_name = "x"\n')
     command = [sys.executable, "-m", "zensical", "build", "--strict"]
     built = subprocess.run(
-        command,
-        cwd=tmp_path,
-        env={**os.environ, "NO_COLOR": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
+        command, cwd=tmp_path, env={**os.environ, "NO_COLOR": "1"}, capture_output=True, text=True, check=False
     )
     assert built.returncode != 0
     assert "does not exist" in built.stdout + built.stderr

@@ -79,10 +79,7 @@ def _loaded_by(repository: Path, program: str) -> set[str]:
 
 
 def test_serving_loads_neither_torch_nor_mlflow(repository: Path) -> None:
-    names = [
-        "story",
-        *(name for name, _ in _modules(repository, "model", "demo") if not name.startswith(NEEDS_TORCH)),
-    ]
+    names = ["story", *(name for name, _ in _modules(repository, "model", "demo") if not name.startswith(NEEDS_TORCH))]
     # What only the set for training brings is not there where one serves; libraries may do without it, we have to.
     absent = "import sys\nsys.modules.update(dict.fromkeys(['psutil', 'optuna', 'safetensors', 'pyarrow']))\n"
     loaded = _loaded_by(repository, absent + "\n".join(f"import {name}" for name in names))
@@ -93,18 +90,7 @@ def test_serving_loads_neither_torch_nor_mlflow(repository: Path) -> None:
 def test_help_loads_nothing_heavy(repository: Path) -> None:
     program = "import story\ntry:\n    story.app(['--help'])\nexcept SystemExit as end:\n    assert end.code == 0"
     loaded = _loaded_by(repository, program)
-    heavy = {
-        "torch",
-        "mlflow",
-        "gradio",
-        "onnxruntime",
-        "onnx",
-        "numpy",
-        "tokenizers",
-        "pydantic",
-        "httpx",
-        "rich",
-    }
+    heavy = {"torch", "mlflow", "gradio", "onnxruntime", "onnx", "numpy", "tokenizers", "pydantic", "httpx", "rich"}
     # rich draws the help itself; every other one belongs to a verb.
     assert loaded & heavy <= {"rich"}
 
@@ -149,10 +135,7 @@ def test_every_module_says_why_it_exists(repository: Path) -> None:
 
 def _requirements(repository: Path) -> list[Requirement]:
     project = tomllib.loads((repository / "pyproject.toml").read_text("utf-8"))["project"]
-    lines = [
-        *project["dependencies"],
-        *(line for extra in project["optional-dependencies"].values() for line in extra),
-    ]
+    lines = [*project["dependencies"], *(line for extra in project["optional-dependencies"].values() for line in extra)]
     return [Requirement(line) for line in lines if not line.startswith(project["name"])]
 
 

@@ -105,10 +105,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--most", type=float, metavar="MB", help=f"budget; the image's is {BUDGET_MB}")
     parser.add_argument("--compressed", action="store_true", help="also pack each part with gzip")
     parser.add_argument(
-        "--most-compressed",
-        type=float,
-        metavar="MB",
-        help=f"as --most; the image's is {COMPRESSED_BUDGET_MB}",
+        "--most-compressed", type=float, metavar="MB", help=f"as --most; the image's is {COMPRESSED_BUDGET_MB}"
     )
     parser.add_argument("--rows", type=int, default=25, help="parts shown by name (25)")
     parser.add_argument("--json", action="store_true", help="print JSON for a machine instead of a table")

@@ -32,8 +32,7 @@ Model = Annotated[
     ),
 ]
 On = Annotated[
-    Literal["modal", "loopback"],
-    typer.Option("--platform", help="Where: on Modal, or as processes of this machine."),
+    Literal["modal", "loopback"], typer.Option("--platform", help="Where: on Modal, or as processes of this machine.")
 ]
 Name = Literal["blue", "green"]
 ActiveOr = Annotated[Name | None, typer.Option("--deployment", help="Which one. Default: the active one.")]

@@ -25,15 +25,7 @@ class Container:
     """The service over one model folder. Call `prepare`, then `listen`, then `close`."""
 
     def __init__(
-        self,
-        folder: Path,
-        revision: str,
-        *,
-        name: str,
-        slots: int,
-        queue: int,
-        drain: float,
-        device: str = "cuda",
+        self, folder: Path, revision: str, *, name: str, slots: int, queue: int, drain: float, device: str = "cuda"
     ) -> None:
         """Note what to serve.
 

@@ -178,12 +178,7 @@ def log(uri: str, report: Report, text: str) -> dict[str, str]:
     tags |= {f"{each.name}.digest": each.digest for each in evidence.variants.values() if each.digest}
     try:
         with EvidenceStore(uri, EXPERIMENT).run(f"{evidence.test}: {report.verdict}", tags) as run:
-            params = {
-                "test": evidence.test,
-                "split": evidence.split,
-                "metric": report.metric,
-                "alpha": report.alpha,
-            }
+            params = {"test": evidence.test, "split": evidence.split, "metric": report.metric, "alpha": report.alpha}
             for key, value in params.items():
                 run.client.log_param(run.run_id, key, value)
             run.log_metrics(_metrics(report))

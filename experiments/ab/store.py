@@ -16,15 +16,7 @@ import sqlalchemy as sa
 from sqlalchemy import Column, Float, Integer, SmallInteger, String, Table, Text
 from sqlalchemy.dialects import postgresql, sqlite
 
-from experiments.ab.events import (
-    ALLOWED_DATABASE,
-    Ending,
-    Event,
-    Exposure,
-    Rating,
-    check_database,
-    sqlite_file,
-)
+from experiments.ab.events import ALLOWED_DATABASE, Ending, Event, Exposure, Rating, check_database, sqlite_file
 from model.errors import InputError, one_line
 from model.settings import without_password
 
@@ -100,9 +92,7 @@ def connect(url: str, *, writes: bool) -> sa.Engine:
     rest = url.partition("://")[2]
     try:
         return sa.create_engine(
-            f"postgresql+psycopg://{rest}",
-            pool_pre_ping=True,
-            connect_args={"connect_timeout": CONNECT_TIMEOUT},
+            f"postgresql+psycopg://{rest}", pool_pre_ping=True, connect_args={"connect_timeout": CONNECT_TIMEOUT}
         )
     except (sa.exc.ArgumentError, ValueError):  # its own message may hold the password
         raise InputError("DATABASE_URL", f"{ALLOWED_DATABASE}, got {without_password(url)}") from None

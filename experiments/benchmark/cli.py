@@ -20,10 +20,7 @@ def benchmark(
     ] = None,
     model: Annotated[
         Path | None,
-        typer.Option(
-            "--model",
-            help="Model folder that `local` is. Default: STORY_MODEL, else the shipped one.",
-        ),
+        typer.Option("--model", help="Model folder that `local` is. Default: STORY_MODEL, else the shipped one."),
     ] = None,
     against: Annotated[
         str | None, typer.Option(help="Another target to compare with, asked in turn in the same run.")
@@ -39,8 +36,7 @@ def benchmark(
     max_tokens: Annotated[int, typer.Option(help="Longest story, in tokens.")] = 200,
     seed: Annotated[int, typer.Option(help="The same seed asks the same at the same times.")] = 0,
     phases: Annotated[
-        str | None,
-        typer.Option(help="Of cold,single,concurrent,stress,open,compare. Default: all that apply."),
+        str | None, typer.Option(help="Of cold,single,concurrent,stress,open,compare. Default: all that apply.")
     ] = None,
     timeout: Annotated[float, typer.Option(help="Seconds that one request may take.")] = 60.0,
     ttft_limit: Annotated[float, typer.Option(help="Goodput: seconds within which the first token must come.")] = 1.0,

@@ -118,13 +118,7 @@ class LoadGenerator:
         ]
 
     async def closed_loop(
-        self,
-        target: Target,
-        phase: Phase,
-        clients: int,
-        *,
-        requests: int | None = None,
-        side: str = "target",
+        self, target: Target, phase: Phase, clients: int, *, requests: int | None = None, side: str = "target"
     ) -> list[Sample]:
         """Keep `clients` requests open until `requests` are done (default: the plan's) or the plan's time is up."""
         goes_on = self._budget(self.plan.limit if requests is None else requests)

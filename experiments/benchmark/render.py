@@ -17,14 +17,7 @@ if TYPE_CHECKING:
 Row = tuple[str, ...]
 ABSENT = "-"
 COLORS = {"PASS": "green", "FAIL": "red", "NOT MEASURED": "yellow"}
-TIMES = {
-    "avg": "Average",
-    "median": "Median",
-    "min": "Min",
-    "max": "Max",
-    "p95": "95 % within",
-    "p99": "99 % within",
-}
+TIMES = {"avg": "Average", "median": "Median", "min": "Min", "max": "Max", "p95": "95 % within", "p99": "99 % within"}
 LATENCIES = {"ttft": "Time to first token", "itl": "Between tokens", "tpot": "Mean a token"}
 LOADS = ("phase", "load", "n", "success", "average", "TTFT p95", "ITL p95", "tokens/s", "at once")
 

@@ -10,7 +10,6 @@ import typer
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for a machine instead of text.")]
 Track = Annotated[bool, typer.Option(help="Log to MLflow.")]
 ThresholdsFile = Annotated[
-    Path | None,
-    typer.Option("--thresholds", help="File of thresholds. Default: experiments/thresholds.yaml."),
+    Path | None, typer.Option("--thresholds", help="File of thresholds. Default: experiments/thresholds.yaml.")
 ]
 MarkdownFile = Annotated[Path | None, typer.Option("--markdown", help="Also write the report as Markdown here.")]

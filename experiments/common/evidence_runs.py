@@ -12,15 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from model.errors import StoryError
 from training.tracking.runs import flat, now
-from training.tracking.store import (
-    LAST_SEEN,
-    OWNER,
-    mark_stale_runs,
-    open_experiment,
-    open_store,
-    owner_of,
-    unusable,
-)
+from training.tracking.store import LAST_SEEN, OWNER, mark_stale_runs, open_experiment, open_store, owner_of, unusable
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -63,12 +63,7 @@ def wilson(successes: int, n: int, *, level: float = CONFIDENCE) -> Estimate:
 
 
 def ratio_of_sums(
-    above: npt.ArrayLike,
-    below: npt.ArrayLike,
-    *,
-    level: float = CONFIDENCE,
-    seed: int = 0,
-    resamples: int = RESAMPLES,
+    above: npt.ArrayLike, below: npt.ArrayLike, *, level: float = CONFIDENCE, seed: int = 0, resamples: int = RESAMPLES
 ) -> Estimate:
     """Sum over sum with a paired bootstrap interval: bits over bytes, or one mean over another of the same pairs."""
     from scipy.stats import bootstrap
@@ -93,12 +88,7 @@ def ratio_of_sums(
 
 
 def paired_difference(
-    ours: npt.ArrayLike,
-    theirs: npt.ArrayLike,
-    weights: npt.ArrayLike,
-    *,
-    level: float = CONFIDENCE,
-    seed: int = 0,
+    ours: npt.ArrayLike, theirs: npt.ArrayLike, weights: npt.ArrayLike, *, level: float = CONFIDENCE, seed: int = 0
 ) -> Estimate:
     """(sum of ours - sum of theirs) / sum of weights over the same stories.
 

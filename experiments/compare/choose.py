@@ -122,8 +122,7 @@ def _named(name: str, client: MlflowClient, runs: Sequence[Run], every: Sequence
     meant += [f"version {version.number}" for version in fits]
     more = f" and {len(meant) - MOST_NAMED} more" if len(meant) > MOST_NAMED else ""
     raise InputError(
-        "run",
-        f"{name!r} may mean {', '.join(meant[:MOST_NAMED])}{more}; name one by its id or as {uri}/NUMBER",
+        "run", f"{name!r} may mean {', '.join(meant[:MOST_NAMED])}{more}; name one by its id or as {uri}/NUMBER"
     )
 
 

@@ -20,10 +20,7 @@ POINTS = 150
 """Of a drawn line at most: a longer curve is averaged over equal numbers of its steps."""
 BEGINNING = 0.05
 """Share of a run whose values do not decide how far the picture reaches up: every run falls from the same height."""
-TITLES = {
-    VAL: ("Validation", "bits per byte"),
-    TRAIN: ("Training loss", "nats per token, mean over steps"),
-}
+TITLES = {VAL: ("Validation", "bits per byte"), TRAIN: ("Training loss", "nats per token, mean over steps")}
 
 
 def draw_curves(frame: DataFrame, metric: str = VAL) -> Figure:

@@ -37,9 +37,7 @@ def serve_ui(tracking_uri: str, *, port: int = 5000) -> int:
     # Nothing may leave this machine, so MLflow's telemetry is off. The server starts helpers of its own: in a session
     # of their own, one signal reaches them all.
     child = subprocess.Popen(
-        ui_command(tracking_uri, port),
-        env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"},
-        start_new_session=True,
+        ui_command(tracking_uri, port), env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"}, start_new_session=True
     )
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:

@@ -11,15 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from experiments.benchmark.evidence import EXPERIMENT
 from experiments.common.evidence_runs import DIGEST, finished_runs, read_artifact
-from experiments.dashboard.records import (
-    BenchmarkRow,
-    CheckRow,
-    Curve,
-    DecisionRow,
-    RunRow,
-    SampleSet,
-    VersionRow,
-)
+from experiments.dashboard.records import BenchmarkRow, CheckRow, Curve, DecisionRow, RunRow, SampleSet, VersionRow
 from experiments.gate.run import EXPERIMENT as GATE
 from experiments.registry.versions import Version, versions_in
 from training.tracking.observer import STORIES
@@ -40,10 +32,7 @@ FIGURES = (
     *("cold_start_s", "peak_rss_mb", "requests"),
 )
 """The figures of a benchmark that are passed on."""
-TAGS = (
-    *("model.recipe", "model.step", "model.tokens", "model.best_bits_per_byte"),
-    *("promoted", "rolled_back"),
-)
+TAGS = (*("model.recipe", "model.step", "model.tokens", "model.best_bits_per_byte"), *("promoted", "rolled_back"))
 """The tags of a version that are passed on."""
 MAX_RUNS, MAX_POINTS, MAX_SAMPLE_SETS, MAX_CHARACTERS = 200, 300, 100, 4_000
 """What is passed on at most: runs, points of a curve, evaluations of a run, characters of a story."""

@@ -65,10 +65,7 @@ def gate(
 
 
 def promote(
-    version: Version = "challenger",
-    thresholds: ThresholdsFile = None,
-    apply: Apply = False,
-    as_json: Json = False,
+    version: Version = "challenger", thresholds: ThresholdsFile = None, apply: Apply = False, as_json: Json = False
 ) -> None:
     """Make a version the champion if the gate passed it; shows what it would do until --yes is given."""
     from experiments.common.thresholds import THRESHOLDS, load_thresholds

@@ -108,10 +108,7 @@ def main(arguments: Sequence[str] | None = None, environment: Mapping[str, str] 
     try:
         body = _body(options.report, options.details)
         comments = Comments(
-            environment["GITHUB_API_URL"],
-            environment["GITHUB_REPOSITORY"],
-            int(number),
-            environment["GITHUB_TOKEN"],
+            environment["GITHUB_API_URL"], environment["GITHUB_REPOSITORY"], int(number), environment["GITHUB_TOKEN"]
         )
         print(f"comment {comments.put(body)}")
     except KeyError as error:

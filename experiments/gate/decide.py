@@ -36,13 +36,7 @@ Verdict = Literal["pass", "fail", "undecided"]
 EXIT_CODES: dict[Verdict, int] = {"pass": 0, "fail": 1, "undecided": 3}
 SHARES = ("success_rate", "error_rate", "goodput_share")
 """Shares of n requests: Wilson's bounds."""
-COUNTED = (
-    "concurrent_handling",
-    "max_generation_time",
-    "min_generation_time",
-    "memory_percent",
-    "peak_rss_mb",
-)
+COUNTED = ("concurrent_handling", "max_generation_time", "min_generation_time", "memory_percent", "peak_rss_mb")
 """Extremes and counts of the run as it was: no estimates, so no interval."""
 
 

@@ -67,11 +67,7 @@ class EvaluationOptions(Options):
 
 
 def evaluate(
-    model: Path | None,
-    data: Sequence[Path] | None,
-    *,
-    progress: Progress = lambda name, stories: None,
-    **options: Any,
+    model: Path | None, data: Sequence[Path] | None, *, progress: Progress = lambda name, stories: None, **options: Any
 ) -> QualityReport:
     """Evaluate a model folder (None: the shipped one) on the stories in `data`, with `EvaluationOptions`.
 

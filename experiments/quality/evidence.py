@@ -218,11 +218,7 @@ def _params(report: QualityReport) -> dict[str, Any]:
         },
     }
     if (baseline := report.baseline) is not None:
-        params["baseline"] = {
-            "order": baseline.table.order,
-            "source": baseline.source,
-            "tokens": baseline.tokens,
-        }
+        params["baseline"] = {"order": baseline.table.order, "source": baseline.source, "tokens": baseline.tokens}
     if report.written is not None:
         sampling, first = SamplingParams(), report.written.seeds[0]
         asked = [story.prompt for story in report.written.stories if story.seed == first]

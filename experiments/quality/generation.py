@@ -109,10 +109,7 @@ def sampling_seed(seed: int, number: int, prompts: int) -> int:
 
 
 def generate_stories(
-    engine: Engine,
-    prompts: Sequence[Prompt],
-    seeds: Sequence[int],
-    done: Callable[[int], None] = lambda stories: None,
+    engine: Engine, prompts: Sequence[Prompt], seeds: Sequence[int], done: Callable[[int], None] = lambda stories: None
 ) -> list[WrittenStory]:
     """Each prompt once for each seed, with the default sampling; ordered by seed, then by prompt.
 

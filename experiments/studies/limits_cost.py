@@ -27,15 +27,7 @@ from typing import Any
 import httpx
 import psutil
 
-from experiments.studies.rounds import (
-    Figures,
-    Turn,
-    compare,
-    options,
-    print_rows,
-    running_service,
-    stream_story,
-)
+from experiments.studies.rounds import Figures, Turn, compare, options, print_rows, running_service, stream_story
 from model.generation import Chunk, GenerationRequest, SamplingParams
 from model.serving import http
 from model.serving.cache.store import CachedResponse, LRUCache, ResponseCache, cache_key

@@ -28,12 +28,10 @@ def sweep(
         ),
     ] = None,
     space: Annotated[
-        Path | None,
-        typer.Option(help="What to search, as YAML. Default: experiments/sweep/spaces/small.yaml."),
+        Path | None, typer.Option(help="What to search, as YAML. Default: experiments/sweep/spaces/small.yaml.")
     ] = None,
     data: Annotated[
-        str | None,
-        typer.Option(help="Token shards; on Modal, their name on the Volume. Default: data/tinystories."),
+        str | None, typer.Option(help="Token shards; on Modal, their name on the Volume. Default: data/tinystories.")
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for the best trial's checkpoint. Default: runs/sweeps/NAME.")

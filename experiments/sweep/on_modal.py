@@ -25,15 +25,7 @@ from experiments.sweep.trial import Runner, Say, SweepWorker, TrialEnd, TrialJob
 from experiments.sweep.worker import FAILED, STOPPED, LineObserver, WorkerConfig
 from model.errors import DataError, DeployError, MissingExtraError, StoryError, one_line
 from training.tracking.provenance import Provenance, provenance
-from training.trainer.observers import (
-    EndRun,
-    EvaluationReport,
-    Observer,
-    Outcome,
-    RunEnd,
-    RunStart,
-    StepReport,
-)
+from training.trainer.observers import EndRun, EvaluationReport, Observer, Outcome, RunEnd, RunStart, StepReport
 from training.trainer.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -191,12 +183,7 @@ def run_calls(
 
 
 def remote_runner(
-    config: WorkerConfig,
-    plan: Plan,
-    say: Say,
-    stopping: Callable[[], bool],
-    function: Any,
-    wire: modal.Queue,
+    config: WorkerConfig, plan: Plan, say: Say, stopping: Callable[[], bool], function: Any, wire: modal.Queue
 ) -> Runner:
     """Return a runner that trains a job by a call and follows it."""
 

@@ -119,14 +119,7 @@ def print_sweep(study: optuna.Study, console: Console) -> None:
     best = best_of(study)
     names = list(plan.space.search)
     short = [name.rpartition(".")[2] for name in names]
-    columns = (
-        "",
-        "trial",
-        "state",
-        "bits/byte",
-        "pruned",
-        *(short if len(set(short)) == len(short) else names),
-    )
+    columns = ("", "trial", "state", "bits/byte", "pruned", *(short if len(set(short)) == len(short) else names))
     found = rows(study)
     table = [
         [

@@ -110,11 +110,7 @@ def _connect(url: str) -> optuna.storages.RDBStorage:
         # Heartbeats count as experimental in Optuna, since 2021.
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         return optuna.storages.RDBStorage(
-            url,
-            options,
-            heartbeat_interval=HEARTBEAT,
-            grace_period=GRACE,
-            heartbeat_stale_trial_callback=retry,
+            url, options, heartbeat_interval=HEARTBEAT, grace_period=GRACE, heartbeat_stale_trial_callback=retry
         )
 
 
@@ -171,8 +167,7 @@ def refuse_another_plan(study: optuna.Study, wanted: Plan) -> None:
         if has != wants:
             shown = "" if name == "space" else f" ({_shortened(has)}, got {_shortened(wants)})"
             raise InputError(
-                name,
-                f"must stay what sweep {study.study_name} was begun with{shown}; another name begins another",
+                name, f"must stay what sweep {study.study_name} was begun with{shown}; another name begins another"
             )
 
 

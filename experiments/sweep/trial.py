@@ -299,6 +299,5 @@ class SweepWorker:
             self.study.set_user_attr(PLAN, plan | {"digest": digest})
         elif plan["digest"] != digest:
             raise InputError(
-                "data",
-                f"must be what the sweep was begun with (digest {plan['digest'][:12]}), got {digest[:12]}",
+                "data", f"must be what the sweep was begun with (digest {plan['digest'][:12]}), got {digest[:12]}"
             )

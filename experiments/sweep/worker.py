@@ -26,14 +26,7 @@ from experiments.sweep.trial import Runner, Say, SweepWorker, TrialEnd, TrialJob
 from model.errors import StoryError
 from training.tracking.observer import MlflowObserver
 from training.tracking.provenance import Provenance
-from training.trainer.observers import (
-    EvaluationReport,
-    Observer,
-    ProgressObserver,
-    RunEnd,
-    RunStart,
-    StepReport,
-)
+from training.trainer.observers import EvaluationReport, Observer, ProgressObserver, RunEnd, RunStart, StepReport
 
 FAILED, STOPPED = 1, 130
 """Exit codes."""
@@ -61,12 +54,7 @@ class WorkerConfig:
         """Return the observer that logs trial `number` as a child of the sweep's run."""
         tags = {"mlflow.parentRunId": self.parent_run or "", "sweep": self.name, "sweep.trial": str(number)}
         return MlflowObserver(
-            self.tracking_uri,
-            experiment=EXPERIMENT,
-            system_seconds=None,
-            keep_model=False,
-            tags=tags,
-            origin=origin,
+            self.tracking_uri, experiment=EXPERIMENT, system_seconds=None, keep_model=False, tags=tags, origin=origin
         )
 
 

@@ -20,12 +20,7 @@ from model.errors import ModelError
 
 
 def save_network(
-    network: StoryNetwork,
-    folder: Path,
-    *,
-    tokenizer: Path,
-    notes: dict[str, Any],
-    dtype: torch.dtype = torch.float32,
+    network: StoryNetwork, folder: Path, *, tokenizer: Path, notes: dict[str, Any], dtype: torch.dtype = torch.float32
 ) -> None:
     """Write the network into an existing `folder`, its weights as `dtype`; `notes` go into config.json."""
     weights = {name: value.detach().to(dtype).contiguous() for name, value in network.state_dict().items()}

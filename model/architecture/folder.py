@@ -20,12 +20,7 @@ FORMAT = 1
 PRETRAINED = Path(__file__).resolve().parents[1] / "pretrained"
 """The model that ships with the project."""
 PRECISIONS = ("int8", "fp32")
-DIGESTED = (
-    "config.json",
-    "model.safetensors",
-    "tokenizer.json",
-    *(f"decode.{name}.onnx" for name in PRECISIONS),
-)
+DIGESTED = ("config.json", "model.safetensors", "tokenizer.json", *(f"decode.{name}.onnx" for name in PRECISIONS))
 
 
 def read_file(path: Path) -> bytes:

@@ -30,12 +30,7 @@ def why_not_native(config: ModelConfig, precision: str) -> str | None:
 
 
 def load_runtime(
-    folder: ModelFolder,
-    *,
-    slots: int = 16,
-    threads: int = 1,
-    precision: str = "int8",
-    runtime: RuntimeChoice = "auto",
+    folder: ModelFolder, *, slots: int = 16, threads: int = 1, precision: str = "int8", runtime: RuntimeChoice = "auto"
 ) -> EmbeddedRuntime:
     """The embedded runtime of an opened folder; its `name` tells which one it is.
 

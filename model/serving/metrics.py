@@ -76,9 +76,7 @@ class _BackendCollector(Collector):
         health = self._backend.health()
         yield GaugeMetricFamily("story_ready", "1 if a request could be served now.", float(health.ready))
         yield GaugeMetricFamily(
-            "story_capacity",
-            "Streams that can be open at once, queued ones included.",
-            self._backend.capacity,
+            "story_capacity", "Streams that can be open at once, queued ones included.", self._backend.capacity
         )
         if (engine := health.engine) is not None:
             yield GaugeMetricFamily("story_slots", "Decode slots of the engine.", engine.slots)
@@ -92,9 +90,7 @@ class _BackendCollector(Collector):
                 breaker.add_metric([state], float(state == health.breaker))
             yield breaker
         info = GaugeMetricFamily(
-            "story_info",
-            "Deployment, model version and backend.",
-            labels=["deployment", "version", "served_by"],
+            "story_info", "Deployment, model version and backend.", labels=["deployment", "version", "served_by"]
         )
         info.add_metric([self._deployment, self._backend.model.version[:12], health.served_by], 1)
         yield info
@@ -148,11 +144,7 @@ class Meter:
         self._count(why, self._backend.health().served_by, requests)
 
     def ended(
-        self,
-        timer: StreamTimer,
-        name: str,
-        served_by: str,
-        ending: Completion | Literal["error", "cancelled"],
+        self, timer: StreamTimer, name: str, served_by: str, ending: Completion | Literal["error", "cancelled"]
     ) -> None:
         """Count and log a stream that has ended; `name` is its request's id."""
         outcome = ending if isinstance(ending, str) else ending.finish_reason

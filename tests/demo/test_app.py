@@ -53,8 +53,7 @@ def test_monitoring_and_the_list_of_runs_are_closed() -> None:
 
 
 @pytest.mark.parametrize(
-    "path",
-    ["/etc/passwd", "mlflow.db", "pyproject.toml", "..%2f..%2f..%2fetc%2fpasswd", "http://127.0.0.1:1/x"],
+    "path", ["/etc/passwd", "mlflow.db", "pyproject.toml", "..%2f..%2f..%2fetc%2fpasswd", "http://127.0.0.1:1/x"]
 )
 def test_no_file_and_no_other_address_can_be_read_through_the_page(path: str) -> None:
     with serve(ScriptedBackend("A story.")) as served:
@@ -66,12 +65,7 @@ def test_no_file_and_no_other_address_can_be_read_through_the_page(path: str) ->
 
 def test_no_route_leads_to_mlflow() -> None:
     with serve(ScriptedBackend("A story.")) as served:
-        for path in (
-            "ajax-api/2.0/mlflow/experiments/search",
-            "api/2.0/mlflow/runs/search",
-            "get-artifact",
-            "docs",
-        ):
+        for path in ("ajax-api/2.0/mlflow/experiments/search", "api/2.0/mlflow/runs/search", "get-artifact", "docs"):
             answer = httpx.get(f"{served.url}{path}")
             assert "experiment" not in answer.text
             assert not answer.headers.get("content-type", "").startswith("application/json") or (
@@ -124,20 +118,13 @@ def test_a_signal_ends_the_process_soon_and_cleanly_even_with_a_tab_open(
 ) -> None:
     environment = {**os.environ, "PYTHONPATH": str(repository)}
     process = subprocess.Popen(
-        [sys.executable, "-c", LAUNCHER],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
+        [sys.executable, "-c", LAUNCHER], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
     )
     assert process.stdout is not None
     try:
         line = process.stdout.readline()
         url = line.removeprefix("Write me a story: ").strip()
-        with (
-            contextlib.suppress(httpx.HTTPError),
-            httpx.stream("GET", f"{url}gradio_api/heartbeat/me") as tab,
-        ):
+        with contextlib.suppress(httpx.HTTPError), httpx.stream("GET", f"{url}gradio_api/heartbeat/me") as tab:
             assert tab.status_code == 200
             process.send_signal(number)
             process.wait(60)  # a tab left open would hold it up for ever

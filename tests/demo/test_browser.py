@@ -185,8 +185,7 @@ def test_a_screen_reader_hears_that_writing_begins_and_how_it_ended(opened: Call
 
 
 @pytest.mark.parametrize(
-    ("width", "height", "scheme"),
-    [(360, 740, "light"), (360, 740, "dark"), (820, 1100, "light"), (1280, 800, "dark")],
+    ("width", "height", "scheme"), [(360, 740, "light"), (360, 740, "dark"), (820, 1100, "light"), (1280, 800, "dark")]
 )
 def test_nothing_sticks_out_and_the_actions_stay_in_reach(
     opened: Callable[..., Tab], width: int, height: int, scheme: str
@@ -268,9 +267,7 @@ def test_again_tells_another_story_from_the_same_prompt(opened: Callable[..., Ta
     assert f"seed {tab.page.input_value('#seed input')}" in tab.page.inner_text("#book .status")
 
 
-def test_wrong_input_gets_a_message_beside_its_field_even_in_a_closed_drawer(
-    opened: Callable[..., Tab],
-) -> None:
+def test_wrong_input_gets_a_message_beside_its_field_even_in_a_closed_drawer(opened: Callable[..., Tab]) -> None:
     tab = opened()
     tab.more()
     tab.page.fill("#seed input", "-5")

@@ -27,10 +27,7 @@ def word(number: int) -> Chunk:
 
 
 @settings(max_examples=30)
-@given(
-    texts=st.lists(st.text(max_size=5), max_size=30),
-    waits=st.lists(st.sampled_from([0.0, 0.003]), max_size=30),
-)
+@given(texts=st.lists(st.text(max_size=5), max_size=30), waits=st.lists(st.sampled_from([0.0, 0.003]), max_size=30))
 def test_text_tokens_and_log_probabilities_come_through_whole_and_in_order(
     texts: list[str], waits: list[float]
 ) -> None:

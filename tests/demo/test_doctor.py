@@ -71,9 +71,7 @@ def test_the_runtime_that_writes_is_the_one_that_was_asked_for(monkeypatch: pyte
     assert "onnx int8: wrote 16 tokens" in _named("model").detail
 
 
-def test_a_native_runtime_that_was_not_built_is_told_with_what_it_would_give(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_native_runtime_that_was_not_built_is_told_with_what_it_would_give(monkeypatch: pytest.MonkeyPatch) -> None:
     def unbuilt() -> dict[str, int]:
         raise ModelError("the native runtime is not built: install the project again where a C compiler is")
 

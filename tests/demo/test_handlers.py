@@ -49,10 +49,7 @@ async def test_a_story_grows_from_its_prompt_and_ends_with_exact_figures() -> No
 async def test_a_screen_reader_hears_the_beginning_and_the_end_and_nothing_between() -> None:
     views = await every(handlers.write(AppState.of(ScriptedBackend(STORY, pace=0.02)), "me", Form(prompt="One day")))
     said = list(dict.fromkeys(view.spoken for view in views))
-    assert said == [
-        "Writing.",
-        "The end, 9 tokens, 1,000 tokens/s, first after 12 ms, written by scripted, seed 0.",
-    ]
+    assert said == ["Writing.", "The end, 9 tokens, 1,000 tokens/s, first after 12 ms, written by scripted, seed 0."]
     assert len({view.status for view in views}) > 3
 
 
@@ -246,8 +243,7 @@ async def test_a_client_at_its_limit_is_told_so_in_a_friendly_way_and_others_rea
     ended = [(await every(handlers.write(state, "me", form, who)))[-1] for who in ("a", "a", "b")]
     assert [view.phase for view in ended] == ["ended", "failed", "ended"]
     assert re.fullmatch(
-        r"You have had as many stories as there may be for now\. Please try again in (60|59) seconds\.",
-        ended[1].status,
+        r"You have had as many stories as there may be for now\. Please try again in (60|59) seconds\.", ended[1].status
     )
     assert ended[1].text == "One day"
 

@@ -92,12 +92,7 @@ async def test_each_story_is_noted_with_how_it_ended() -> None:
     assert (exposure.story, exposure.test, exposure.split, exposure.variant) == ("s1", "t", "a:1,b:1", "b")
     assert (exposure.digest, exposure.prompt) == ("bb" * 32, None)
     assert exposure.user_hash == hashed(user_of(backend, "b"), "s")
-    assert (ending.story, ending.outcome, ending.tokens, ending.served_by) == (
-        "s1",
-        "finished",
-        3,
-        "scripted",
-    )
+    assert (ending.story, ending.outcome, ending.tokens, ending.served_by) == ("s1", "finished", 3, "scripted")
     assert ending.ttft == pytest.approx(0.012)
     assert ending.rate == pytest.approx(1000)
 

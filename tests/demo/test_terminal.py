@@ -201,11 +201,7 @@ def test_a_wrong_value_is_one_line_and_exit_code_2(
         (ModelError("two\n  lines"), "two lines", 2),
         (BusyError("all 4 slots are taken", retry_after=1), "all 4 slots are taken", 1),
         (PermissionError(13, "Permission denied", "out/x"), "out/x: permission denied", 2),
-        (
-            ModuleNotFoundError("no", name="torch.nn"),
-            "story train needs the 'train' packages: pip install",
-            2,
-        ),
+        (ModuleNotFoundError("no", name="torch.nn"), "story train needs the 'train' packages: pip install", 2),
         (ModuleNotFoundError("no", name="modal"), "story train needs the 'modal' packages: pip install", 2),
         (ValueError("odd"), "ValueError: odd (a fault in story; `story --debug train …` shows where)", 1),
     ],

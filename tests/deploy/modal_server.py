@@ -99,9 +99,7 @@ class ControlPlane:
         name = hashlib.sha256(request.image.SerializeToString()).hexdigest()[:12]
         done = api_pb2.GenericResult(status=api_pb2.GenericResult.GENERIC_STATUS_SUCCESS)
         return api_pb2.ImageGetOrCreateResponse(
-            image_id=f"im-{name}",
-            result=done,
-            metadata=api_pb2.ImageMetadata(image_builder_version="2025.06"),
+            image_id=f"im-{name}", result=done, metadata=api_pb2.ImageMetadata(image_builder_version="2025.06")
         )
 
     def _MountPutFile(self, _request: Any) -> Any:

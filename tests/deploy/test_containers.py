@@ -96,16 +96,7 @@ def test_the_decoder_in_c_is_built_for_any_processor() -> None:
 
 
 def test_the_build_context_is_what_the_dockerfiles_copy() -> None:
-    command = [
-        "git",
-        "-c",
-        "safe.directory=*",
-        "ls-files",
-        "-z",
-        "--cached",
-        "--others",
-        "--exclude-standard",
-    ]
+    command = ["git", "-c", "safe.directory=*", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     listed = subprocess.run(command, cwd=REPOSITORY, capture_output=True, check=True).stdout.decode()
     tracked = {name for name in listed.split("\0") if name and (REPOSITORY / name).is_file()}
     sent = {name for name in exclude_paths(str(REPOSITORY), ignored_patterns()) if (REPOSITORY / name).is_file()}
@@ -119,8 +110,7 @@ def test_the_build_context_is_what_the_dockerfiles_copy() -> None:
 
 
 @pytest.mark.parametrize(
-    "name",
-    [".env", "model/.env", "deploy/secrets/redis_url", "mlflow.db", "demo/stories.db", "model/_native.so"],
+    "name", [".env", "model/.env", "deploy/secrets/redis_url", "mlflow.db", "demo/stories.db", "model/_native.so"]
 )
 def test_local_files_are_not_in_the_build_context(name: str, tmp_path: Path) -> None:
     (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)

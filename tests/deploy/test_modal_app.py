@@ -140,16 +140,9 @@ def test_training_and_page_are_asked_for_as_they_were_meant(run: Run, plane: Con
     assert prepare.resources.gpu_config.count == 0
     assert trial.autoscaler_settings.max_containers == 32
     assert not trial.single_use_containers, "the next trial finds it warm"
-    assert [mount.mount_path for mount in (*trial.volume_mounts, *prepare.volume_mounts)] == [
-        "/runs",
-        "/runs",
-    ]
+    assert [mount.mount_path for mount in (*trial.volume_mounts, *prepare.volume_mounts)] == ["/runs", "/runs"]
     (mount,) = train.volume_mounts
-    assert (mount.volume_id, mount.mount_path, mount.read_only) == (
-        "vo-write-me-a-story-runs",
-        "/runs",
-        False,
-    )
+    assert (mount.volume_id, mount.mount_path, mount.read_only) == ("vo-write-me-a-story-runs", "/runs", False)
     assert page.resources.gpu_config.count == 0
     assert page.webhook_config.requested_suffix == "write-me-a-story"
     assert not page.webhook_config.requires_proxy_auth, "a browser cannot send a proxy token"

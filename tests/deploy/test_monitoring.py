@@ -39,8 +39,7 @@ DOCUMENTED = {
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
 @pytest.mark.parametrize(
-    "command",
-    ["test rules alerts_test.yml", "check rules alerts.yml", "check config --syntax-only prometheus.yml"],
+    "command", ["test rules alerts_test.yml", "check rules alerts.yml", "check config --syntax-only prometheus.yml"]
 )
 def test_promtool_accepts_rules_and_configuration_and_each_rule_fires_when_it_should(command: str) -> None:
     done = subprocess.run(["promtool", *command.split()], cwd=PROMETHEUS, capture_output=True, text=True, timeout=60)
@@ -75,12 +74,7 @@ def test_rules_and_dashboard_query_metrics_that_the_service_has() -> None:
         known = {name.partition("{")[0] for name in running.figures()}
         text = running.get("/metrics").text
     # Without Modal, Redis or a limit there is no metric of theirs; their own tests check those names.
-    elsewhere = {
-        "story_breaker",
-        "story_redis_up",
-        "story_limit_refusals_total",
-        "story_cache_requests_total",
-    }
+    elsewhere = {"story_breaker", "story_redis_up", "story_limit_refusals_total", "story_cache_requests_total"}
     queries = [target["expr"] for panel in BOARD["panels"] for target in panel.get("targets", ())]
     used = set(re.findall(r"\bstory_[a-z_]+", " ".join([*queries, *(rule["expr"] for rule in RULES)])))
     assert used - elsewhere <= known

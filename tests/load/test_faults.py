@@ -60,12 +60,7 @@ async def test_redis_and_the_database_are_killed_and_come_back_and_no_story_and_
         }
         with service_process("demo", **settings) as app:
             await under_load(
-                app.url,
-                readings,
-                redis.stop,
-                lambda: postgres.stop(signal.SIGQUIT),
-                redis.start,
-                postgres.start,
+                app.url, readings, redis.stop, lambda: postgres.stop(signal.SIGQUIT), redis.start, postgres.start
             )
             end = time.monotonic() + 60
             while await figure(app.url, "story_events_waiting"):

@@ -6,10 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.model.engines import (
-    NO_END,
-    runtime,
-)
+from tests.model.engines import NO_END, runtime
 from tests.model.fake_runtime import FakeRuntime
 
 

@@ -25,15 +25,7 @@ from training.data.corpus import load_own_stories
 from training.export.export import export_checkpoint
 
 SMALL = ModelConfig(
-    vocab_size=384,
-    width=64,
-    pattern="RARA",
-    mlp_width=128,
-    heads=2,
-    head_dim=32,
-    key_dim=16,
-    window=24,
-    chunk=16,
+    vocab_size=384, width=64, pattern="RARA", mlp_width=128, heads=2, head_dim=32, key_dim=16, window=24, chunk=16
 )
 STEPS = 60
 
@@ -91,12 +83,7 @@ def small_checkpoint() -> Path:
         optimizer.step()
     folder = workplace() / "checkpoint"
     folder.mkdir()
-    notes = {
-        "recipe": {"name": "small test", "seed": 0},
-        "step": STEPS,
-        "tokens": STEPS * 512,
-        "elapsed": 60.0,
-    }
+    notes = {"recipe": {"name": "small test", "seed": 0}, "step": STEPS, "tokens": STEPS * 512, "elapsed": 60.0}
     save_network(network, folder, tokenizer=small_tokenizer(), notes=notes)
     return folder
 

@@ -59,8 +59,7 @@ def test_a_secret_in_a_file_and_in_the_environment_is_refused(tmp_path: Path, mo
 
 
 @pytest.mark.parametrize(
-    ("content", "reason"),
-    [(None, "No such file or directory"), (b"\xff\xfe hunter2", "it is not UTF-8 text")],
+    ("content", "reason"), [(None, "No such file or directory"), (b"\xff\xfe hunter2", "it is not UTF-8 text")]
 )
 def test_a_file_that_cannot_be_read_is_named_and_its_content_is_not(
     content: bytes | None, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

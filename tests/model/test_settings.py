@@ -53,11 +53,7 @@ def test_values_come_from_the_environment_in_their_types(monkeypatch: pytest.Mon
     assert (settings.stage, settings.port, settings.use_modal) == ("PROD", 0, True)
     assert settings.modal_secret is not None
     assert settings.modal_secret.get_secret_value() == "ws-1"
-    assert (settings.story_model, settings.story_precision, settings.story_slots) == (
-        "runs/mine/model",
-        "fp32",
-        4,
-    )
+    assert (settings.story_model, settings.story_precision, settings.story_slots) == ("runs/mine/model", "fp32", 4)
 
 
 def test_an_empty_value_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,39 +71,18 @@ def test_an_empty_value_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> None
         ("USE_MODAL", "maybe", "USE_MODAL must be true or false, got 'maybe'"),
         ("MODAL_ENDPOINT_URL", "stories.example", "must be an http(s) address, got 'stories.example'"),
         ("MODAL_ENDPOINT_URL", "http://a:99999", "must be an http(s) address, got 'http://a:99999'"),
-        (
-            "STORY_RESPONSE_TIMEOUT",
-            "nan",
-            "STORY_RESPONSE_TIMEOUT must be a number between 0.01 and 600, got 'nan'",
-        ),
+        ("STORY_RESPONSE_TIMEOUT", "nan", "STORY_RESPONSE_TIMEOUT must be a number between 0.01 and 600, got 'nan'"),
         ("STORY_TOKEN_TIMEOUT", "0", "STORY_TOKEN_TIMEOUT must be a number between 0.01 and 600, got '0'"),
         ("STORY_PRECISION", "int4", "STORY_PRECISION must be one of int8, fp32, got 'int4'"),
         ("STORY_RUNTIME", "c", "STORY_RUNTIME must be one of auto, native, onnx, got 'c'"),
         ("STORY_THREADS", "0", "STORY_THREADS must be a whole number between 1 and 64, got '0'"),
         ("STORY_SLOTS", "1.5", "STORY_SLOTS must be a whole number between 1 and 256, got '1.5'"),
         *(
-            (
-                "STORY_LIMIT_TOKENS",
-                value,
-                f"STORY_LIMIT_TOKENS must be like `30/minute` {REST}, got {value!r}",
-            )
-            for value in (
-                "30",
-                "0/minute",
-                "minute",
-                "30/fortnight",
-                "-1/minute",
-                "5/second,",
-                "2/2year",
-                "many",
-            )
+            ("STORY_LIMIT_TOKENS", value, f"STORY_LIMIT_TOKENS must be like `30/minute` {REST}, got {value!r}")
+            for value in ("30", "0/minute", "minute", "30/fortnight", "-1/minute", "5/second,", "2/2year", "many")
         ),
         *(
-            (
-                "STORY_TRUSTED_PROXIES",
-                value,
-                f"must be addresses and networks like `10.0.0.0/8`{PROXIES}{value!r}",
-            )
+            ("STORY_TRUSTED_PROXIES", value, f"must be addresses and networks like `10.0.0.0/8`{PROXIES}{value!r}")
             for value in ("10.0.0.0/99", "proxy.example", "10.0.0.1,", "99", "-1", "10.0.0.1/8", "9" * 5000)
         ),
         *(
@@ -205,11 +180,7 @@ def test_the_table_has_one_row_for_each_name_with_its_default() -> None:
 _letters = st.text("abcXYZ019._-%", min_size=1, max_size=12)
 
 
-@given(
-    user=_letters,
-    password=st.text("abc:@/#?=019", max_size=12).filter(lambda text: "/" not in text),
-    host=_letters,
-)
+@given(user=_letters, password=st.text("abc:@/#?=019", max_size=12).filter(lambda text: "/" not in text), host=_letters)
 def test_a_shown_address_never_holds_its_password(user: str, password: str, host: str) -> None:
     assert without_password(f"postgresql://{user}:{password}@{host}/runs") == f"postgresql://…@{host}/runs"
 

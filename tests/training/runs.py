@@ -116,12 +116,7 @@ def train_elsewhere(recipe: dict[str, Any], data: Path, out: Path, journal: Path
     """The same run in a process of its own, which tells its steps in `journal`."""
     torch.set_num_threads(1)
     Trainer(
-        Recipe.from_dict(recipe),
-        data=data,
-        out=out,
-        observers=[Journal(journal)],
-        group=Group(),
-        resume=resume,
+        Recipe.from_dict(recipe), data=data, out=out, observers=[Journal(journal)], group=Group(), resume=resume
     ).run()
 
 

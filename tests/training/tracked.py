@@ -65,12 +65,7 @@ def evaluation(number: int, bits: float, *, best: bool = True) -> EvaluationRepo
 
 def end(outcome: Outcome = "finished", checkpoint: Path | None = None) -> RunEnd:
     return RunEnd(
-        outcome=outcome,
-        reason="a reason",
-        step=200,
-        tokens=102_400,
-        best_bits_per_byte=0.8,
-        checkpoint=checkpoint,
+        outcome=outcome, reason="a reason", step=200, tokens=102_400, best_bits_per_byte=0.8, checkpoint=checkpoint
     )
 
 

@@ -59,10 +59,7 @@ class Runner:
         self.commit("as it is")
         tools = self.place / "bin"
         installed = self.checkout / ".venv" / "bin"
-        for tool, arguments in (
-            (installed / "story", f'"{self.checkout}/story.py"'),
-            (tools / "python3", ""),
-        ):
+        for tool, arguments in ((installed / "story", f'"{self.checkout}/story.py"'), (tools / "python3", "")):
             tool.parent.mkdir(parents=True)
             tool.write_text(f'#!/bin/sh\nexec "{sys.executable}" {arguments} "$@"\n')
             tool.chmod(0o755)

@@ -99,10 +99,7 @@ def find_files(sources: Iterable[Path]) -> list[Path]:
 
 
 def read_stories(
-    path: Path,
-    *,
-    on_bad: BadLineHandler | None = None,
-    on_bytes: Callable[[int], None] | None = None,
+    path: Path, *, on_bad: BadLineHandler | None = None, on_bytes: Callable[[int], None] | None = None
 ) -> Iterator[Story]:
     """Stream the stories of one file, as they stand there (not repaired, not filtered).
 
@@ -159,10 +156,7 @@ def _open(path: Path, on_bytes: Callable[[int], None] | None) -> Iterator[Binary
             yield raw
             return
         # A buffer of our own, because GzipFile's readline costs a Python call a line.
-        with (
-            gzip.GzipFile(fileobj=raw) as unpacked,
-            io.BufferedReader(cast(io.RawIOBase, unpacked), _BUFFER) as file,
-        ):
+        with gzip.GzipFile(fileobj=raw) as unpacked, io.BufferedReader(cast(io.RawIOBase, unpacked), _BUFFER) as file:
             yield file
 
 

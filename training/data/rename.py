@@ -36,11 +36,7 @@ ONSETS, VOWELS, CODAS = (
     tuple(str(part).strip("_") for part in _TABLE["syllables"][kind].split()) for kind in ("onsets", "vowels", "codas")
 )
 """Parts of invented names, likely ones several times."""
-POOLS: dict[Gender, tuple[str, ...]] = {
-    "girl": GIRLS,
-    "boy": BOYS,
-    "unknown": tuple(sorted({*GIRLS, *BOYS})),
-}
+POOLS: dict[Gender, tuple[str, ...]] = {"girl": GIRLS, "boy": BOYS, "unknown": tuple(sorted({*GIRLS, *BOYS}))}
 REAL, INVENTED = 0.65, 0.25
 """Shares of the new names that are real and invented; the rest are nouns."""
 CAPITAL_SHARE = 0.5

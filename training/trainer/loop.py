@@ -25,23 +25,8 @@ from model.architecture.config import END_ID
 from model.architecture.network import StoryNetwork
 from model.errors import InputError, ModelError, TrainingError
 from training.data.shards import TokenShard, read_meta
-from training.trainer.checkpoint import (
-    BEST,
-    LAST,
-    find_checkpoint,
-    read_checkpoint,
-    read_initial,
-    write_checkpoint,
-)
-from training.trainer.observers import (
-    EndRun,
-    EvaluationReport,
-    Observer,
-    Outcome,
-    RunEnd,
-    RunStart,
-    StepReport,
-)
+from training.trainer.checkpoint import BEST, LAST, find_checkpoint, read_checkpoint, read_initial, write_checkpoint
+from training.trainer.observers import EndRun, EvaluationReport, Observer, Outcome, RunEnd, RunStart, StepReport
 from training.trainer.optim import Average, Optimizers, has_bf16, rate_share
 from training.trainer.parallel import Group
 from training.trainer.recipe import Recipe

@@ -119,11 +119,7 @@ class ProgressObserver:
     """
 
     def __init__(
-        self,
-        console: Console | None = None,
-        *,
-        every: float = 15.0,
-        clock: Callable[[], float] = time.monotonic,
+        self, console: Console | None = None, *, every: float = 15.0, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._console = console or Console(stderr=True)
         self._every = every

@@ -127,8 +127,5 @@ class PackedNetwork:
         groups, blocks = len(levels_OBI) // GROUP, levels_OBI.shape[1]
         quads = levels_OBI.reshape(groups, GROUP, blocks * BLOCK // QUAD, QUAD).swapaxes(1, 2)
         start_OB = levels_OBI.sum(2, dtype=np.int32) * (0 if positive else -128)
-        arrays = (
-            quads,
-            *(part.reshape(groups, GROUP, blocks).swapaxes(1, 2) for part in (scale_OB, start_OB)),
-        )
+        arrays = (quads, *(part.reshape(groups, GROUP, blocks).swapaxes(1, 2) for part in (scale_OB, start_OB)))
         return Matrix(outputs, inputs, blocks, positive, *map(self._keep, arrays))

@@ -44,15 +44,7 @@ from model.runtimes.torch.forward import (
     empty_state,
     prefill_chunk,
 )
-from model.runtimes.torch.graphs import (
-    CudaGraphs,
-    Eager,
-    Recorder,
-    Work,
-    bucket_sizes,
-    cover,
-    exact_products,
-)
+from model.runtimes.torch.graphs import CudaGraphs, Eager, Recorder, Work, bucket_sizes, cover, exact_products
 from model.runtimes.torch.sampling import DeviceLogits, DeviceSampler
 
 PROBE_TOKENS = 4
@@ -178,12 +170,7 @@ class TorchRuntime:
     """
 
     def __init__(
-        self,
-        network: StoryNetwork,
-        *,
-        max_batch: int = 16,
-        device: str = "cpu",
-        recorder: Recorder | None = None,
+        self, network: StoryNetwork, *, max_batch: int = 16, device: str = "cpu", recorder: Recorder | None = None
     ) -> None:
         self.device = find_device(device)
         self.config, self.max_batch = network.config, max_batch

@@ -19,15 +19,7 @@ from typing import Self
 
 from model.errors import StoryError
 from model.generation import Chunk, Completion, GenerationRequest, merge_chunks
-from model.serving.backend import (
-    CACHE,
-    Backend,
-    BackendWrapper,
-    FingerprintedBackend,
-    Stream,
-    StreamRecorder,
-    finished,
-)
+from model.serving.backend import CACHE, Backend, BackendWrapper, FingerprintedBackend, Stream, StreamRecorder, finished
 from model.serving.cache.store import CachedResponse, ResponseCache, cache_key
 
 

@@ -73,11 +73,7 @@ def create_service(
         docs_url=None,  # both pages would load scripts from a foreign host
         redoc_url=None,
         redirect_slashes=False,
-        middleware=[
-            Middleware(SecurityHeadersMiddleware),
-            *cors(options.origins),
-            context,
-        ],  # outermost first
+        middleware=[Middleware(SecurityHeadersMiddleware), *cors(options.origins), context],  # outermost first
     )
     service.manager = manager
     service.shared = shared

@@ -20,13 +20,7 @@ from model.generation import Chunk, Completion, GenerationRequest, TokenLogprob
 from model.serving.backend import ModelInfo, model_for
 from model.serving.http.errors import DONE, json_bytes, json_response, sse_event, unknown_model
 from model.serving.http.schemas import CompletionBody, apply_cache_control, parse_object
-from model.serving.http.session import (
-    GenerationManager,
-    GenerationResponse,
-    ResponseFormat,
-    times_of,
-    usage_of,
-)
+from model.serving.http.session import GenerationManager, GenerationResponse, ResponseFormat, times_of, usage_of
 
 MODEL_ID = "story-writer"
 """The one model name of the API; its version is sent beside it."""

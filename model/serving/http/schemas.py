@@ -84,8 +84,7 @@ class _StoryBody(_Body):
     stop: str | list[str] = Field([], description="a text or a list of at most 8 texts")
     stream: bool = Field(False, description="true or false")
     user: str = Field(
-        "",
-        description=f"text of at most {MAX_ID_CHARS} characters: the same one always meets the same version",
+        "", description=f"text of at most {MAX_ID_CHARS} characters: the same one always meets the same version"
     )
 
     def _requests(self, prompt: str, count: int = 1, logprobs: int | None = None) -> list[GenerationRequest]:

@@ -160,11 +160,7 @@ class GenerationManager:
     """Opens sessions on a backend for one service, and knows those that are open."""
 
     def __init__(
-        self,
-        backend: Backend,
-        meter: Meter,
-        limiter: Limiter | None = None,
-        options: ServiceOptions | None = None,
+        self, backend: Backend, meter: Meter, limiter: Limiter | None = None, options: ServiceOptions | None = None
     ) -> None:
         self.backend = backend
         self.limiter = limiter or Limiter()
@@ -273,12 +269,7 @@ class GenerationResponse(Response):
     """
 
     def __init__(
-        self,
-        manager: GenerationManager,
-        requests: list[GenerationRequest],
-        form: ResponseFormat,
-        *,
-        stream: bool,
+        self, manager: GenerationManager, requests: list[GenerationRequest], form: ResponseFormat, *, stream: bool
     ) -> None:
         super().__init__()
         self._manager = manager

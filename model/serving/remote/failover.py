@@ -15,14 +15,7 @@ from dataclasses import replace
 
 from model.engine.stop import StopMatcher
 from model.errors import StoryError
-from model.generation import (
-    MAX_PROMPT_CHARS,
-    Chunk,
-    Completion,
-    FinishReason,
-    GenerationRequest,
-    merge_chunks,
-)
+from model.generation import MAX_PROMPT_CHARS, Chunk, Completion, FinishReason, GenerationRequest, merge_chunks
 from model.serving.backend import Health, LocalBackend, ModelInfo, Stream, StreamRecorder, finished
 from model.serving.remote.modal import ModalBackend, ModalStream
 

@@ -201,10 +201,7 @@ def parse(name: str, data: str) -> WireEvent:
         return WireEvent(counts=counts, version=event.system_fingerprint)
     chunk = Chunk(choice.text, choice.token_ids or (), _logprobs(choice))
     return WireEvent(
-        chunk if chunk.text or chunk.tokens else None,
-        choice.finish_reason,
-        counts,
-        version=event.system_fingerprint,
+        chunk if chunk.text or chunk.tokens else None, choice.finish_reason, counts, version=event.system_fingerprint
     )
 
 

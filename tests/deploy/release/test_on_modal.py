@@ -119,11 +119,7 @@ def test_without_the_package_one_line_says_what_to_install(monkeypatch: pytest.M
         (["switch", "--to", "red"], 2, "'red' is not one of 'blue', 'green'"),
         (["upload", "--platform", "moon"], 2, "'moon' is not one of 'modal', 'loopback'"),
         (["upload", "--platform", "loopback", "--model", "none"], 2, "none is not a model folder"),
-        (
-            ["upload", "--platform", "loopback", "--model", "models:/story-writer/7"],
-            2,
-            "`story register` makes one",
-        ),
+        (["upload", "--platform", "loopback", "--model", "models:/story-writer/7"], 2, "`story register` makes one"),
     ],
 )
 def test_errors_are_one_line_and_have_an_exit_code(

@@ -129,13 +129,7 @@ async def _request_stories(store: DeploymentStore, stop: asyncio.Event, streams:
 
 async def _story(*arguments: str, repository: Path) -> dict[str, object]:
     process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "story.py",
-        "deploy",
-        *arguments,
-        "--json",
-        cwd=repository,
-        stdout=asyncio.subprocess.PIPE,
+        sys.executable, "story.py", "deploy", *arguments, "--json", cwd=repository, stdout=asyncio.subprocess.PIPE
     )
     out, _ = await process.communicate()
     assert process.returncode == 0
@@ -181,10 +175,7 @@ def test_status_shows_both_deployments(run: Run, store: DeploymentStore) -> None
     done = run("story.py", "deploy", "status", "--json")
     status = json.loads(done.stdout)
     assert (done.returncode, status["active"], status["store"]) == (0, "blue", store.where)
-    assert {name: entry["health"] for name, entry in status["deployments"].items()} == {
-        "blue": "ok",
-        "green": "ok",
-    }
+    assert {name: entry["health"] for name, entry in status["deployments"].items()} == {"blue": "ok", "green": "ok"}
     assert status["deployments"]["blue"]["capacity"] == STREAMS + 64
 
 
@@ -207,13 +198,7 @@ def test_a_version_that_fails_its_check_cannot_be_switched_to(
     settings = load_settings()
     with pytest.raises(DeployError, match="green did not pass its check: a story took"):
         release.release(
-            ModelFolder.open(PRETRAINED),
-            platform,
-            store,
-            settings,
-            deployment=None,
-            timeout=60,
-            progress=print,
+            ModelFolder.open(PRETRAINED), platform, store, settings, deployment=None, timeout=60, progress=print
         )
     record = store.load()
     assert record is not None

@@ -58,24 +58,9 @@ def users(count: int, likes: dict[str, float], *, split: str = EVEN, test: str =
 
 def insert_first_revision_rows(engine: sa.Engine) -> None:
     """A story of a database at revision 0001, whose columns had other names: generated, then aborted."""
-    story = {
-        "story": "old",
-        "at": 1.0,
-        "test": "t",
-        "split": EVEN,
-        "arm": "champion",
-        "visitor": hashed("lily", ""),
-    }
+    story = {"story": "old", "at": 1.0, "test": "t", "split": EVEN, "arm": "champion", "visitor": hashed("lily", "")}
     story |= {"digest": DIGESTS["champion"], "version": ""}
-    end = {
-        "key": "k",
-        "story": "old",
-        "at": 2.0,
-        "outcome": "cut",
-        "tokens": 5,
-        "duration": 0.1,
-        "writer": "local",
-    }
+    end = {"key": "k", "story": "old", "at": 2.0, "outcome": "cut", "tokens": 5, "duration": 0.1, "writer": "local"}
     with engine.begin() as connection:
         for table, row in (("story_exposures", story), ("story_endings", end)):
             names, marks = ", ".join(f'"{name}"' for name in row), ", ".join(f":{name}" for name in row)

@@ -24,10 +24,7 @@ from model.errors import InputError
 
 names = st.from_regex(r"\A[A-Za-z0-9._~/@+-]{1,20}\Z")
 weights = st.lists(
-    st.tuples(names, st.integers(0, MAX_WEIGHT)),
-    min_size=1,
-    max_size=MAX_VARIANTS,
-    unique_by=lambda pair: pair[0],
+    st.tuples(names, st.integers(0, MAX_WEIGHT)), min_size=1, max_size=MAX_VARIANTS, unique_by=lambda pair: pair[0]
 ).filter(lambda pairs: any(weight for _, weight in pairs))
 USERS = [f"user-{number}" for number in range(4000)]
 

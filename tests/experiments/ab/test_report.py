@@ -89,11 +89,7 @@ def test_a_user_counts_once_with_the_first_story_and_the_first_rating() -> None:
 
 
 def test_refusals_and_shutdowns_are_no_observations() -> None:
-    stories = [
-        *served("a", "refused"),
-        *served("b", "aborted", user="rose"),
-        *served("c", "failed", user="tim"),
-    ]
+    stories = [*served("a", "refused"), *served("b", "aborted", user="rose"), *served("c", "failed", user="tim")]
     found = report(stories)
     variant = found.evidence.variants["champion"]
     assert variant.users == 3, "they were assigned all the same"
@@ -117,12 +113,7 @@ def test_a_variants_earlier_artifact_is_left_out_and_reported() -> None:
 
 
 def test_since_takes_only_what_came_then() -> None:
-    events: list[Event] = [
-        exposure("a", at=100.0),
-        ending("a"),
-        exposure("b", user="rose", at=200.0),
-        ending("b"),
-    ]
+    events: list[Event] = [exposure("a", at=100.0), ending("a"), exposure("b", user="rose", at=200.0), ending("b")]
     assert report(events, since=150.0).evidence.variants["champion"].stories == 1
     with pytest.raises(InputError, match="since leaves no story of the test 't'"):
         report([], since=300.0)

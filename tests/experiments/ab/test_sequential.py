@@ -10,15 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments.ab.sequential import (
-    PRIOR,
-    Blocks,
-    block_sizes,
-    check_sample_ratio,
-    compare,
-    log_factors,
-    make_blocks,
-)
+from experiments.ab.sequential import PRIOR, Blocks, block_sizes, check_sample_ratio, compare, log_factors, make_blocks
 
 ALPHA = 0.05
 
@@ -156,8 +148,7 @@ def test_a_block_takes_the_sizes_of_the_split_under_which_it_begins() -> None:
 
 
 @pytest.mark.parametrize(
-    ("parts", "sizes"),
-    [((90, 10), (9, 1)), ((10, 90), (1, 9)), ((1, 1), (1, 1)), ((67, 33), (2, 1)), ((5, 0), (1, 1))],
+    ("parts", "sizes"), [((90, 10), (9, 1)), ((10, 90), (1, 9)), ((1, 1), (1, 1)), ((67, 33), (2, 1)), ((5, 0), (1, 1))]
 )
 def test_blocks_are_small_and_near_the_split(parts: tuple[int, int], sizes: tuple[int, int]) -> None:
     assert block_sizes(*parts) == sizes
@@ -176,8 +167,7 @@ NINETY_TEN = {"champion": 0.9, "challenger": 0.1}
 
 
 @pytest.mark.parametrize(
-    ("counts", "mismatch"),
-    [({"champion": 905, "challenger": 95}, False), ({"champion": 850, "challenger": 150}, True)],
+    ("counts", "mismatch"), [({"champion": 905, "challenger": 95}, False), ({"champion": 850, "challenger": 150}, True)]
 )
 def test_counts_are_tested_against_the_promised_shares(counts: dict[str, int], mismatch: bool) -> None:
     found = check_sample_ratio([(NINETY_TEN, counts)])

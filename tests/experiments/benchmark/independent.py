@@ -111,10 +111,6 @@ if __name__ == "__main__":
     parser.add_argument("--seed", type=int, default=1_000_000)
     chosen = parser.parse_args()
     figures = load(
-        chosen.url,
-        requests=chosen.requests,
-        clients=chosen.clients,
-        max_tokens=chosen.max_tokens,
-        seed=chosen.seed,
+        chosen.url, requests=chosen.requests, clients=chosen.clients, max_tokens=chosen.max_tokens, seed=chosen.seed
     )
     print(json.dumps(figures, indent=2))

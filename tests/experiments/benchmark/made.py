@@ -62,15 +62,7 @@ def samples() -> list[Sample]:
             for n in range(level)
         ),
         *(
-            row(
-                "open",
-                level=0,
-                number=n,
-                due=30.0 + n,
-                arrivals=(30.2 + n, 30.25 + n),
-                ended=31.0 + n,
-                tokens=2,
-            )
+            row("open", level=0, number=n, due=30.0 + n, arrivals=(30.2 + n, 30.25 + n), ended=31.0 + n, tokens=2)
             for n in range(4)
         ),
         row("compare", due=40.0, arrivals=(40.5,), ended=41.0),

@@ -59,12 +59,7 @@ def test_a_run_is_logged_completely(tracking_uri: str) -> None:
     assert {(point.step, point.value) for point in by_level} == {(1, 1.2), (4, 4.8)}
     assert (
         run.data.params.items()
-        >= {
-            "concurrency": "4",
-            "seed": "0",
-            "phases": "cold,single,concurrent,stress,open",
-            "target": "local",
-        }.items()
+        >= {"concurrency": "4", "seed": "0", "phases": "cold,single,concurrent,stress,open", "target": "local"}.items()
     )
     assert (
         run.data.tags.items()
@@ -190,10 +185,7 @@ def test_what_is_no_digest_is_not_searched_for(digest: str, tracking_uri: str) -
 
 
 def test_a_store_that_cannot_be_used_is_named() -> None:
-    for call in (
-        lambda uri: log_benchmark(report(), samples(), uri),
-        lambda uri: load_benchmark_evidence(uri, DIGEST),
-    ):
+    for call in (lambda uri: log_benchmark(report(), samples(), uri), lambda uri: load_benchmark_evidence(uri, DIGEST)):
         with pytest.raises(InputError, match=r"^MLFLOW_TRACKING_URI tale:/runs cannot be used"):
             call("tale:/runs")
 

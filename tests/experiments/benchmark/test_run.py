@@ -95,14 +95,7 @@ def test_a_failed_threshold_is_exit_code_1_and_named(tmp_path: Path) -> None:
     strict = tmp_path / "strict.yaml"
     strict.write_text("thresholds:\n- {metric: ttft_p50, unit: s, below: 0.000001, scope: benchmark, reason: never}\n")
     result = run(
-        "--model",
-        str(small_folder()),
-        "--phases",
-        "single",
-        *QUICK,
-        "--no-track",
-        "--thresholds",
-        str(strict),
+        "--model", str(small_folder()), "--phases", "single", *QUICK, "--no-track", "--thresholds", str(strict)
     )
     assert result.exit_code == 1
     assert "Overall validation: FAILED (ttft_p50)" in result.stdout
@@ -145,10 +138,7 @@ def test_both_sides_are_warmed_up_and_compared() -> None:
     ("arguments", "message"),
     [
         (("--target", "nowhere"), "target must be local, an http(s) address, models:/NAME/VERSION, "),
-        (
-            ("--target", "models:/other/1"),
-            "version must be one of story-writer, got 'models:/other/1'",
-        ),
+        (("--target", "models:/other/1"), "version must be one of story-writer, got 'models:/other/1'"),
         (("--phases", "single,warm"), "phases must be among cold, single, "),
         (("--phases", "compare"), "phases compare and --against belong together: add --against TARGET"),
         (

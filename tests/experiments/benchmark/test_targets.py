@@ -129,11 +129,7 @@ def test_only_its_own_endpoint_is_sent_the_proxy_token() -> None:
             assert isinstance(target, WebTarget)
             assert target._headers == {"Modal-Key": "wk-1", "Modal-Secret": "ws-2"}
             assert "ws-2" not in target.name
-    for address in (
-        "https://stories.example/apple",
-        "https://other.example/app",
-        "http://stories.example/app",
-    ):
+    for address in ("https://stories.example/apple", "https://other.example/app", "http://stories.example/app"):
         with open_target(address, settings) as target:
             assert isinstance(target, WebTarget)
             assert target._headers == {}
@@ -209,16 +205,8 @@ HTML = {"Content-Type": "text/html"}
         (Answer(b'data: {"text": "a"}\n\n'), "malformed", "an event has no choices"),
         (Answer(chunk("a") + END + DONE), "malformed", "neither usage nor token ids"),
         (Answer(chunk("a", token_ids=[1]) + DONE), "malformed", "the finish reason is None"),
-        (
-            Answer(chunk(finish_reason="content_filter") + DONE),
-            "error",
-            "the finish reason is content_filter",
-        ),
-        (
-            Answer(chunk("a") + b'data: {"error":{"message":"the model failed"}}\n\n'),
-            "error",
-            "the model failed",
-        ),
+        (Answer(chunk(finish_reason="content_filter") + DONE), "error", "the finish reason is content_filter"),
+        (Answer(chunk("a") + b'data: {"error":{"message":"the model failed"}}\n\n'), "error", "the model failed"),
         (Answer(b'event: error\ndata: {"error":"broke off"}\n\n' + DONE), "error", "broke off"),
     ],
 )

@@ -29,8 +29,7 @@ def test_what_it_takes_to_claim_four_in_five(successes: int, n: int, enough: boo
 
 
 @given(
-    st.integers(1, 400).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))),
-    st.sampled_from([0.95, ONE_SIDED]),
+    st.integers(1, 400).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))), st.sampled_from([0.95, ONE_SIDED])
 )
 def test_the_interval_of_a_share_is_scipys(case: tuple[int, int], level: float) -> None:
     found = wilson(*case, level=level)
@@ -120,11 +119,7 @@ def test_nineteen_of_twenty_intervals_over_prompts_hold_the_true_mean() -> None:
 
 
 @given(
-    st.lists(
-        st.lists(st.one_of(st.floats(0, 1), st.just(math.nan)), min_size=2, max_size=2),
-        min_size=1,
-        max_size=9,
-    )
+    st.lists(st.lists(st.one_of(st.floats(0, 1), st.just(math.nan)), min_size=2, max_size=2), min_size=1, max_size=9)
 )
 def test_what_is_not_defined_counts_nowhere(values: list[list[float]]) -> None:
     defined = [value for row in values for value in row if not math.isnan(value)]

@@ -77,20 +77,10 @@ def test_a_file_is_read_in_its_order(tmp_path: Path) -> None:
         ("avg_generation_time", "avg_generation_tme", 3, "'avg_generation_tme' is not measured; known are "),
         ("    unit: s\n", "", 3, "unit is missing"),
         ("unit: s\n", "unit: ms\n", 4, "avg_generation_time is measured in s, got 'ms'"),
-        (
-            "    at_most: 10\n",
-            "",
-            3,
-            "avg_generation_time needs a bound: one of at_least, above, at_most, below",
-        ),
+        ("    at_most: 10\n", "", 3, "avg_generation_time needs a bound: one of at_least, above, at_most, below"),
         ("at_most: 10", "at_least: 10", 5, "contradicts the metric: of avg_generation_time lower is better"),
         ("at_most: 10", "at_most: 10\n    below: 5", 6, "contradicts at_most; a threshold has one bound"),
-        (
-            "at_most: 10",
-            "at_most: 10\n    at_least: 20",
-            5,
-            "contradicts at_least; a threshold has one bound",
-        ),
+        ("at_most: 10", "at_most: 10\n    at_least: 20", 5, "contradicts at_least; a threshold has one bound"),
         ("at_most: 10", "at_most: ten", 5, "at_most input should be a valid number"),
         ("at_most: 10", "at_most: .inf", 5, "at_most input should be a finite number"),
         ("at_most: 10", "at_most: -1", 5, "-1 is outside of what avg_generation_time can be: 0 to inf"),
@@ -150,8 +140,7 @@ def test_whatever_a_file_says_it_is_refused_by_name(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("bound", "at", "inside", "outside"),
-    [("at_most", True, 9.0, 11.0), ("below", False, 9.0, 11.0)],
+    ("bound", "at", "inside", "outside"), [("at_most", True, 9.0, 11.0), ("below", False, 9.0, 11.0)]
 )
 def test_an_upper_bound_holds_at_and_below_as_its_name_says(
     bound: str, at: bool, inside: float, outside: float

@@ -64,11 +64,7 @@ def test_what_cannot_be_compared_is_said(place: Place) -> None:
     assert notes(figures, unlike) == []
     unlike.loc["data.digest"] = unlike.loc["machine.cpu"] = ["a", "b", "c"]
     output = notes(figures, unlike)
-    assert ["different data" in output[0], "by tokens, not by minutes" in output[1], len(output)] == [
-        True,
-        True,
-        2,
-    ]
+    assert ["different data" in output[0], "by tokens, not by minutes" in output[1], len(output)] == [True, True, 2]
 
 
 def test_its_figures_are_among_those_that_the_project_measures() -> None:

@@ -63,9 +63,7 @@ def gone(pid: int) -> bool:
     return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 
 
-def test_the_real_process_answers_as_the_store_itself_and_this_one_never_loads_mlflow(
-    repository: Path,
-) -> None:
+def test_the_real_process_answers_as_the_store_itself_and_this_one_never_loads_mlflow(repository: Path) -> None:
     store = made().uri
     program = """
 import asyncio, json, sys

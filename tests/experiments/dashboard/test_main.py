@@ -40,14 +40,7 @@ def test_a_missing_database_is_not_created_to_be_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "line",
-    [
-        "",
-        "{",
-        "[]",
-        '{"ask": "delete"}',
-        '{"ask": "samples"}',
-        '{"ask": "curves", "runs": ["x"], "measure": "m"}',
-    ],
+    ["", "{", "[]", '{"ask": "delete"}', '{"ask": "samples"}', '{"ask": "curves", "runs": ["x"], "measure": "m"}'],
 )
 def test_an_invalid_question_is_answered_with_an_error_in_one_line(line: str) -> None:
     answer = reply(StoreReader(made().uri), line)

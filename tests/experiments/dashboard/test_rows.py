@@ -189,8 +189,7 @@ def test_a_decision_is_read_once_and_one_whose_file_is_gone_keeps_its_verdict(st
     gate = writing.get_experiment_by_name("story-gate")
     assert gate is not None
     run = writing.create_run(
-        gate.experiment_id,
-        tags={"artifact.digest": before[1].digest, "gate": "undecided", "champion.digest": ""},
+        gate.experiment_id, tags={"artifact.digest": before[1].digest, "gate": "undecided", "champion.digest": ""}
     )
     writing.set_terminated(run.info.run_id)
     decision = version_rows(writing, {})[1].decision
@@ -214,10 +213,7 @@ def test_nothing_shown_names_a_folder_an_address_or_a_person(store: Made) -> Non
     client = open_store(store.uri, read_only=True)
     runs, more = run_rows(client)
     seen = Overview(
-        runs=tuple(runs),
-        benchmarks=tuple(benchmark_rows(client)),
-        versions=tuple(version_rows(client, {})),
-        more=more,
+        runs=tuple(runs), benchmarks=tuple(benchmark_rows(client)), versions=tuple(version_rows(client, {})), more=more
     )
     text = seen.model_dump_json()
     assert Overview.model_validate_json(text) == seen

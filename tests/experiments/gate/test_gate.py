@@ -46,9 +46,7 @@ def aliases(uri: str) -> dict[str, int]:
     return {alias: each.number for each in versions(uri) for alias in each.aliases}
 
 
-def test_a_challenger_as_good_as_the_champion_passes_and_takes_its_place_and_gives_it_back(
-    place: Place,
-) -> None:
+def test_a_challenger_as_good_as_the_champion_passes_and_takes_its_place_and_gives_it_back(place: Place) -> None:
     decision = measured(place, place.challenger)
     assert decision.verdict == "pass", decision.as_dict()
     assert (decision.version, decision.champion) == (2, place.champion.digest)

@@ -64,7 +64,4 @@ def test_the_pictures_of_many_stories_hold_their_means(tokenizer: StoryTokenizer
     assert len(draw_mentions(means).axes[0].containers) == means["network"].nunique() == 4
     costs = cost_by_reach(network, tokenizer, TEXTS, (4, 512))
     (axes,) = draw_reach(costs).axes
-    assert [container.get_label() for container in axes.containers] == [
-        "attention limited",
-        "recurrences limited",
-    ]
+    assert [container.get_label() for container in axes.containers] == ["attention limited", "recurrences limited"]

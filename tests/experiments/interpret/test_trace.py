@@ -8,14 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from experiments.interpret.trace import (
-    LayerWeights,
-    StoryTrace,
-    encode,
-    limited_reach,
-    token_nats,
-    trace_story,
-)
+from experiments.interpret.trace import LayerWeights, StoryTrace, encode, limited_reach, token_nats, trace_story
 from model.architecture.network import RecurrentState, StoryNetwork
 from model.architecture.tokenizer import StoryTokenizer
 from model.errors import InputError
@@ -136,10 +129,7 @@ def test_a_shortened_attention_is_attention_of_a_shorter_window() -> None:
 def test_bad_input_is_refused() -> None:
     with pytest.raises(InputError, match="must be a story of 1 to 2047 tokens, got 0"):
         trace_story(network(), tokenizer(), "")
-    with (
-        pytest.raises(InputError, match="must be at least 1, got 0"),
-        limited_reach(network(), 0, "attention"),
-    ):
+    with pytest.raises(InputError, match="must be at least 1, got 0"), limited_reach(network(), 0, "attention"):
         pass
     with (
         pytest.raises(InputError, match="must be among recurrence, attention, got 'memory'"),

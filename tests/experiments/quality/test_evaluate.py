@@ -34,11 +34,7 @@ from tests.model.runtimes.shared import NOT_NATIVE, needs_native
 from tests.model.small_model import copy_of, small_folder
 from training.data.corpus import load_own_stories
 
-SHORT = [
-    "A cat sat.",
-    "Zoë said: “No!” 🐉",
-    "One day, the small dog ran to the big red barn and slept.\n\nThe end.",
-]
+SHORT = ["A cat sat.", "Zoë said: “No!” 🐉", "One day, the small dog ran to the big red barn and slept.\n\nThe end."]
 
 
 def write_jsonl(path: Path, texts: Sequence[str]) -> Path:
@@ -68,12 +64,7 @@ def nats_by_steps(folder: Path, text: str) -> tuple[float, int]:
 
 @pytest.mark.parametrize(
     ("name", "tolerance"),
-    [
-        ("torch", 1e-5),
-        ("fp32", 1e-5),
-        ("int8", 1e-2),
-        pytest.param("native", 1e-2, marks=needs_native),
-    ],
+    [("torch", 1e-5), ("fp32", 1e-5), ("int8", 1e-2), pytest.param("native", 1e-2, marks=needs_native)],
 )
 def test_bits_per_byte_are_those_of_each_story_fed_token_by_token(
     name: RuntimeName, tolerance: float, data: Path
@@ -236,17 +227,7 @@ def test_what_was_not_asked_for_is_said(data: Path) -> None:
 @pytest.mark.usefixtures("_few_prompts")
 def test_the_verb_logs_evidence_that_is_tied_to_the_model_folder(data: Path, tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path}/mlflow.db"
-    arguments = [
-        "evaluate",
-        "--data",
-        str(data),
-        "--model",
-        str(small_folder()),
-        "--runtime",
-        "int8",
-        "--seeds",
-        "1",
-    ]
+    arguments = ["evaluate", "--data", str(data), "--model", str(small_folder()), "--runtime", "int8", "--seeds", "1"]
     environment = {"MLFLOW_TRACKING_URI": uri}
     result = CliRunner().invoke(story.app, [*arguments, "--json"], env=environment)
     assert result.exit_code == 0, result.stderr
@@ -274,16 +255,7 @@ def test_a_store_that_fails_after_the_measuring_costs_the_evidence_and_not_the_f
     opened = evidence_runs.EvidenceStore("sqlite:///mlflow.db", EXPERIMENT)
     monkeypatch.setattr(evidence_runs, "EvidenceStore", lambda uri, experiment: opened)
     Path("mlartifacts").write_text("a file")
-    arguments = [
-        "evaluate",
-        "--data",
-        str(data),
-        "--model",
-        str(small_folder()),
-        "--runtime",
-        "fp32",
-        "--no-write",
-    ]
+    arguments = ["evaluate", "--data", str(data), "--model", str(small_folder()), "--runtime", "fp32", "--no-write"]
     result = CliRunner().invoke(story.app, [*arguments, "--json"])
     assert result.exit_code == 1
     output = json.loads(result.stdout)

@@ -79,14 +79,7 @@ def test_stories_come_by_seed_and_prompt_and_each_as_if_it_were_alone() -> None:
     with engines.engine(slots=2) as engine:
         stories = generate_stories(engine, prompts, [0, 5], heard.append)
         later = generate_stories(engine, prompts, [5])
-    assert [(story.seed, story.number) for story in stories] == [
-        (0, 0),
-        (0, 1),
-        (0, 2),
-        (5, 0),
-        (5, 1),
-        (5, 2),
-    ]
+    assert [(story.seed, story.number) for story in stories] == [(0, 0), (0, 1), (0, 2), (5, 0), (5, 1), (5, 2)]
     assert all(story.prompt == prompts[story.number] for story in stories)
     assert stories[3:] == later
     assert len({story.text for story in stories}) == 6
@@ -96,10 +89,7 @@ def test_stories_come_by_seed_and_prompt_and_each_as_if_it_were_alone() -> None:
 def test_a_model_that_fails_gives_no_figures() -> None:
     network = engines.runtime()
     network.fail_next = RuntimeError("out of memory")
-    with (
-        engines.engine(network) as engine,
-        pytest.raises(UnfinishedStoryError, match="the story of prompt 1 was not"),
-    ):
+    with engines.engine(network) as engine, pytest.raises(UnfinishedStoryError, match="the story of prompt 1 was not"):
         generate_stories(engine, [Prompt("The dog", ())], [0])
 
 

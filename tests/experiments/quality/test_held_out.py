@@ -15,14 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from experiments.quality import held_out as module
-from experiments.quality.held_out import (
-    HeldOut,
-    figures_of,
-    loss_by_place,
-    read_held_out,
-    score,
-    target_bytes,
-)
+from experiments.quality.held_out import HeldOut, figures_of, loss_by_place, read_held_out, score, target_bytes
 from model.architecture.tokenizer import StoryTokenizer
 from model.errors import DataError
 from model.runtimes.protocol import Logits
@@ -61,11 +54,7 @@ def test_an_empty_story_is_refused(tmp_path: Path) -> None:
 
 
 @settings(max_examples=30)
-@given(
-    st.lists(st.lists(st.integers(1, 8), max_size=9), min_size=1, max_size=7),
-    st.integers(1, 5),
-    st.integers(1, 40),
-)
+@given(st.lists(st.lists(st.integers(1, 8), max_size=9), min_size=1, max_size=7), st.integers(1, 5), st.integers(1, 40))
 def test_nats_are_those_of_each_target_however_logits_are_batched_and_cut(
     bodies: list[list[int]], chunk: int, budget: int
 ) -> None:

@@ -35,11 +35,7 @@ def test_a_registered_version_is_downloaded_while_it_is_needed(reference: str, r
 
 def test_a_path_is_itself_and_nothing_is_the_shipped_model(tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path}/mlflow.db"
-    for reference, path in (
-        (small_folder(), small_folder()),
-        ("./there", Path("./there")),
-        (None, PRETRAINED),
-    ):
+    for reference, path in ((small_folder(), small_folder()), ("./there", Path("./there")), (None, PRETRAINED)):
         with resolve_model(reference, uri, bare_names=True) as found:
             assert (found.path, found.version) == (path, None)
     with resolve_model("challenger", uri) as found:
@@ -55,9 +51,7 @@ def test_a_version_of_another_model_is_refused(registered: tuple[str, Version]) 
         pass
 
 
-def test_the_challenger_is_the_default_unless_the_settings_name_a_model(
-    registered: tuple[str, Version],
-) -> None:
+def test_the_challenger_is_the_default_unless_the_settings_name_a_model(registered: tuple[str, Version]) -> None:
     uri, version = registered
     assert challenger_reference(settings(uri)) == f"models:/story-writer/{version.number}"
     assert challenger_reference(settings(uri, story_model="there")) is None

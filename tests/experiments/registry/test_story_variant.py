@@ -27,7 +27,4 @@ async def test_an_alias_becomes_an_engine_over_the_version_it_names(registered: 
         stream = await backend.submit(GenerationRequest(prompt="Once", max_tokens=5, user=user))
         assert sum([len(chunk.tokens) async for chunk in stream]) > 0
     with pytest.raises(InputError, match=r"STORY_SPLIT names the variant 'champion', and the version must be a number"):
-        open_variants(
-            lambda: ScriptedBackend(""),
-            Settings(mlflow_tracking_uri=tracking_uri, story_split="champion:1"),
-        )
+        open_variants(lambda: ScriptedBackend(""), Settings(mlflow_tracking_uri=tracking_uri, story_split="champion:1"))

@@ -101,17 +101,7 @@ def test_the_code_that_runs_is_the_versions_own(elsewhere: dict[str, Any], packa
 @pytest.mark.slow
 def test_mlflow_serves_the_version_over_http(package: Path, tmp_path: Path) -> None:
     port = free_port()
-    command = [
-        sys.executable,
-        "-m",
-        "mlflow",
-        "models",
-        "serve",
-        "-m",
-        str(package),
-        "--env-manager",
-        "local",
-    ]
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", str(package), "--env-manager", "local"]
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     with (tmp_path / "log").open("wb") as log:
         server = subprocess.Popen(

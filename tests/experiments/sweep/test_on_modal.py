@@ -100,11 +100,7 @@ class Sweep:
         self.lines: list[str] = []
 
     def run(
-        self,
-        containers: Containers,
-        trials: int,
-        at_once: int = 1,
-        stopping: Callable[[], bool] = lambda: False,
+        self, containers: Containers, trials: int, at_once: int = 1, stopping: Callable[[], bool] = lambda: False
     ) -> int:
         config = dataclasses.replace(self.config, trials=trials)
         return run_calls(config, self.plan, at_once, self.lines.append, stopping, containers, self.wire)
@@ -174,9 +170,7 @@ def finished(bits: float) -> Any:
     return TrialEnd("finished", "the budget is used", bits, STEPS, 100)
 
 
-def test_a_container_that_ends_without_a_word_or_lacks_its_data_is_a_failure_with_a_reason(
-    tmp_path: Path,
-) -> None:
+def test_a_container_that_ends_without_a_word_or_lacks_its_data_is_a_failure_with_a_reason(tmp_path: Path) -> None:
     sweep = Sweep(tmp_path, None)
     assert sweep.run(Containers(tmp_path, sweep.wire, lambda *_: None), trials=1) == FAILED
     assert sweep.rows[0]["reason"] == "its container ended without a result"
@@ -192,13 +186,7 @@ def test_a_run_whose_sweep_is_gone_saves_and_stops(
     plan = modal_plan(tmp_path)
     wire: Any = Partitions()
     commits: list[int] = []
-    job = {
-        "key": "k",
-        "recipe": plan.recipe({}).as_dict(),
-        "data": "own",
-        "sweep": "m",
-        "folder": "trial-0000",
-    }
+    job = {"key": "k", "recipe": plan.recipe({}).as_dict(), "data": "own", "sweep": "m", "folder": "trial-0000"}
     on_modal.train_remotely(job, wire, tmp_path, lambda: commits.append(1))
     *_, ended = wire.queues["k.up"].queue
     assert (ended.how, ended.reason) == ("stopped", "the sweep no longer answers")

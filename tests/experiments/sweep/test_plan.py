@@ -60,16 +60,8 @@ def test_the_origin_gives_story_train_the_same_recipe(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "line", "message"),
     [
-        (
-            BASE + "  optimizer.matrix_lrr: {low: 0.1, high: 1.0}",
-            3,
-            "optimizer.matrix_lrr is no field of a recipe",
-        ),
-        (
-            BASE + "  dropout: {low: 0.0, high: 0.1}\n  minutes: {low: 1, high: 2}",
-            4,
-            "minutes is equal for all trials",
-        ),
+        (BASE + "  optimizer.matrix_lrr: {low: 0.1, high: 1.0}", 3, "optimizer.matrix_lrr is no field of a recipe"),
+        (BASE + "  dropout: {low: 0.0, high: 0.1}\n  minutes: {low: 1, high: 2}", 4, "minutes is equal for all trials"),
         (BASE + "  dropout: {low: 0.2, high: 0.1}", 3, "dropout: must be below high=0.1, got 0.2"),
         (BASE + "  dropout:\n    low: 0.0\n    high: 1.5", 5, "a number of at least 0 and below 1, got 1.5"),
         (BASE + "  dropout: {low: 0.0, high: 0.1, log: true}", 3, "must be above 0 where log is true"),
@@ -82,17 +74,9 @@ def test_the_origin_gives_story_train_the_same_recipe(tmp_path: Path) -> None:
         (BASE + "  rows: {low: 4, high: 8.5}", 3, "high must be whole, got 8.5"),
         (BASE + "  model.pattern: {low: 1, high: 2}", 3, "model.pattern is no number and needs choices"),
         (BASE + "  model.pattern: {choices: [RRA, RXA]}", 3, "must be letters R and A"),
-        (
-            BASE + "  dropout: {low: 0, high: 0.1}\n  dropout: {low: 0, high: 0.2}",
-            4,
-            "dropout is given twice",
-        ),
+        (BASE + "  dropout: {low: 0, high: 0.1}\n  dropout: {low: 0, high: 0.2}", 4, "dropout is given twice"),
         ("preset: tinny\nsearch:\n  rows: {choices: [4, 8]}", 1, "preset must be one of"),
-        (
-            "preset: tiny\nset: {rows: 8}\nsearch:\n  rows: {choices: [4, 8]}",
-            2,
-            "rows is both set and searched",
-        ),
+        ("preset: tiny\nset: {rows: 8}\nsearch:\n  rows: {choices: [4, 8]}", 2, "rows is both set and searched"),
         ("preset: tiny\nset:\n  rowz: 8\nsearch:\n  rows: {choices: [4, 8]}", 3, "rowz is not known"),
         ("preset: tiny\nsearch: {}", 2, "search names no field"),
         ("preset: tiny\nsearch:\n  rows: {choices: [4, 8]}\nprune:\n  by: mean", 5, "by"),
@@ -118,11 +102,7 @@ def test_a_space_names_one_recipe(tmp_path: Path) -> None:
 
 
 @given(
-    st.floats(1e-12, 9.9),
-    st.floats(0, 0.99),
-    st.integers(0, 10**6),
-    st.booleans(),
-    st.sampled_from(["bf16", "fp32"]),
+    st.floats(1e-12, 9.9), st.floats(0, 0.99), st.integers(0, 10**6), st.booleans(), st.sampled_from(["bf16", "fp32"])
 )
 def test_overrides_keep_values(rate: float, dropout: float, warmup: int, compiled: bool, precision: str) -> None:
     values = {
@@ -134,11 +114,7 @@ def test_overrides_keep_values(rate: float, dropout: float, warmup: int, compile
     }
     words = shlex.split(shlex.join(as_overrides(values)))
     recipe = load_recipe("tiny", overrides=words)
-    assert (recipe.optimizer.matrix_lr, recipe.dropout, recipe.optimizer.warmup_steps) == (
-        rate,
-        dropout,
-        warmup,
-    )
+    assert (recipe.optimizer.matrix_lr, recipe.dropout, recipe.optimizer.warmup_steps) == (rate, dropout, warmup)
     assert (recipe.compile, recipe.precision) == (compiled, precision)
 
 
@@ -174,14 +150,7 @@ def test_trials_of_equal_steps_see_equally_many_tokens(steps: int, rows: int, ro
 def test_a_budget_in_minutes_counts_time_only() -> None:
     recipe = Budget(minutes=2.0).given_to(smallest(steps=3, patience=2), smallest())
     assert (recipe.minutes, recipe.patience) == (2.0, 0)
-    assert [part_of(recipe, 50, seconds) for seconds in (0.0, 14.9, 15.0, 119.9, 120.0, 500.0)] == [
-        0,
-        0,
-        1,
-        7,
-        8,
-        8,
-    ]
+    assert [part_of(recipe, 50, seconds) for seconds in (0.0, 14.9, 15.0, 119.9, 120.0, 500.0)] == [0, 0, 1, 7, 8, 8]
 
 
 @pytest.mark.parametrize(

@@ -17,24 +17,10 @@ from safetensors.numpy import load_file, save
 
 from model.architecture.checkpoint import load_network, save_network
 from model.architecture.config import ModelConfig
-from model.architecture.folder import (
-    DIGESTED,
-    PRECISIONS,
-    PRETRAINED,
-    ModelFolder,
-    compute_digest,
-    read_config,
-)
+from model.architecture.folder import DIGESTED, PRECISIONS, PRETRAINED, ModelFolder, compute_digest, read_config
 from model.architecture.weights import read_weights
 from model.errors import ModelError
-from tests.model.small_model import (
-    SMALL,
-    copy_of,
-    random_network,
-    small_checkpoint,
-    small_folder,
-    small_tokenizer,
-)
+from tests.model.small_model import SMALL, copy_of, random_network, small_checkpoint, small_folder, small_tokenizer
 
 # Sizes
 
@@ -94,10 +80,7 @@ def test_an_exported_folder_opens_with_its_sizes_notes_and_graphs(folder: Path) 
     assert opened.notes["recipe"]["name"] == "small test"
     assert "model" not in opened.notes
     assert opened.tokenizer.is_file()
-    assert [opened.graph(precision).name for precision in PRECISIONS] == [
-        "decode.int8.onnx",
-        "decode.fp32.onnx",
-    ]
+    assert [opened.graph(precision).name for precision in PRECISIONS] == ["decode.int8.onnx", "decode.fp32.onnx"]
     assert all(opened.graph(precision).is_file() for precision in PRECISIONS)
 
 
@@ -262,10 +245,7 @@ def test_the_shipped_weights_are_read_as_the_library_reads_them() -> None:
         assert np.array_equal(ours[name], value)
 
 
-@given(
-    shapes=st.lists(st.lists(st.integers(0, 4), max_size=3), max_size=4),
-    halves=st.booleans(),
-)
+@given(shapes=st.lists(st.lists(st.integers(0, 4), max_size=3), max_size=4), halves=st.booleans())
 def test_whatever_the_library_writes_is_read_again(
     tmp_path_factory: pytest.TempPathFactory, shapes: list[list[int]], halves: bool
 ) -> None:

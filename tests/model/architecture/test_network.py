@@ -34,15 +34,7 @@ from training.trainer.recipe import load_recipe
 
 CHUNK = 16
 TINY = ModelConfig(
-    vocab_size=30,
-    width=16,
-    pattern="RRA",
-    mlp_width=24,
-    heads=2,
-    head_dim=8,
-    key_dim=4,
-    window=12,
-    chunk=CHUNK,
+    vocab_size=30, width=16, pattern="RRA", mlp_width=24, heads=2, head_dim=8, key_dim=4, window=12, chunk=CHUNK
 )
 PATTERNS = ("R", "A", "RRA", "AAA", "RRR")
 TOLERANCE = 1e-4
@@ -82,10 +74,7 @@ def rows(draw: st.DrawFn, longest: int = 200, chunks: tuple[int, ...] = (CHUNK,)
     batch, time = draw(st.integers(1, 4)), draw(st.integers(1, longest))
     tokens_BT = random_rows(batch, time, draw(st.integers(0, 2**32 - 1)))
     near_chunks = st.builds(
-        lambda chunk, index, by: chunk * index + by,
-        st.sampled_from(chunks),
-        st.integers(0, 12),
-        st.integers(-2, 2),
+        lambda chunk, index, by: chunk * index + by, st.sampled_from(chunks), st.integers(0, 12), st.integers(-2, 2)
     )
     for row in range(batch):
         places = draw(st.sets(st.one_of(near_chunks, st.integers(0, longest)), max_size=8))

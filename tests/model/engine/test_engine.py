@@ -15,18 +15,7 @@ from hypothesis import strategies as st
 
 from model.engine.stream import Stream
 from model.errors import BusyError, StoryError
-from tests.model.engines import (
-    CHUNK,
-    LONG,
-    NO_END,
-    TOKENIZER,
-    by_hand,
-    engine,
-    outcome,
-    request,
-    runtime,
-    until,
-)
+from tests.model.engines import CHUNK, LONG, NO_END, TOKENIZER, by_hand, engine, outcome, request, runtime, until
 from tests.model.fake_runtime import FakeRuntime
 
 # One story
@@ -165,8 +154,7 @@ def test_the_same_seed_writes_the_same_story_alone_or_among_32_others(noise: int
 
 
 OPERATIONS = st.lists(
-    st.tuples(st.sampled_from(["submit", "submit", "cancel", "drop", "read"]), st.integers(0, 99)),
-    max_size=40,
+    st.tuples(st.sampled_from(["submit", "submit", "cancel", "drop", "read"]), st.integers(0, 99)), max_size=40
 )
 
 

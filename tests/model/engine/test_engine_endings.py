@@ -12,16 +12,7 @@ import pytest
 
 from model.engine.engine import Engine
 from model.errors import ModelError, StoryError
-from tests.model.engines import (
-    NO_END,
-    TOKENIZER,
-    by_hand,
-    engine,
-    outcome,
-    request,
-    runtime,
-    until,
-)
+from tests.model.engines import NO_END, TOKENIZER, by_hand, engine, outcome, request, runtime, until
 from tests.model.fake_runtime import FakeRuntime
 
 # Stopping
@@ -227,12 +218,7 @@ stream = engine(runtime(**NO_END)).submit(request(max_tokens=4000))
 print(next(stream).tokens)
 """
     ended = subprocess.run(
-        [sys.executable, "-c", script],
-        cwd=repository,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
+        [sys.executable, "-c", script], cwd=repository, capture_output=True, text=True, timeout=60, check=False
     )
     assert (ended.returncode, ended.stderr) == (0, "")
     assert ended.stdout.startswith("(")

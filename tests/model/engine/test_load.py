@@ -55,17 +55,7 @@ def test_the_shipped_model_writes_without_anything_of_training_being_imported(re
     assert found["text"].strip()
     assert 0 < found["tokens"] <= 20
     assert ("onnxruntime" in found["loaded"]) == (NOT_NATIVE is not None)  # only one of them is loaded
-    training = {
-        "torch",
-        "onnx",
-        "mlflow",
-        "safetensors",
-        "training",
-        "experiments",
-        "demo",
-        "gradio",
-        "pandas",
-    }
+    training = {"torch", "onnx", "mlflow", "safetensors", "training", "experiments", "demo", "gradio", "pandas"}
     assert set(found["loaded"]) & training == set()
 
 
@@ -126,9 +116,7 @@ def test_the_native_runtime_writes_where_it_can_and_onnx_runtime_where_it_is_ask
     assert runtime_name("fp32") == "onnx fp32"
 
 
-def test_without_the_library_onnx_runtime_writes_and_native_is_refused(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_without_the_library_onnx_runtime_writes_and_native_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("model.engine.load.library_file", lambda: None)
     assert runtime_name() == "onnx int8"
     with pytest.raises(ModelError, match="the native runtime cannot be used: it is not built: install the"):

@@ -46,12 +46,7 @@ def test_never_more_is_held_back_than_may_become_a_stop_string(text: str, words:
 
 def test_a_stop_string_across_chunks_never_shows() -> None:
     matcher = StopMatcher(["The End"])
-    assert [matcher.push(chunk) for chunk in ("and slept. ", "Th", "e E", "nd of it")] == [
-        "and slept. ",
-        "",
-        "",
-        "",
-    ]
+    assert [matcher.push(chunk) for chunk in ("and slept. ", "Th", "e E", "nd of it")] == ["and slept. ", "", "", ""]
     assert matcher.stopped
     assert matcher.push("more") == matcher.flush() == ""
 

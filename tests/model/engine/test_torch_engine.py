@@ -107,9 +107,7 @@ def test_a_runtime_that_samples_is_asked_to_and_another_is_not() -> None:
     assert not isinstance(small("fp32"), SamplingRuntime)
 
 
-def test_a_step_that_fails_ends_its_stories_and_the_next_ones_are_as_ever(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_step_that_fails_ends_its_stories_and_the_next_ones_are_as_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     runtime = device_runtime()
     expected = stories(runtime, request(4))[0].text
     step, calls = runtime.step_in_place, itertools.count()

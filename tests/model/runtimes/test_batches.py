@@ -12,14 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.model.runtimes.shared import (
-    arrays_of,
-    bits,
-    check_batch_invariance,
-    decode,
-    poisoned,
-    random_tokens,
-)
+from tests.model.runtimes.shared import arrays_of, bits, check_batch_invariance, decode, poisoned, random_tokens
 from tests.model.small_model import SMALL
 
 # Batch invariance
@@ -31,9 +24,7 @@ def test_a_row_has_the_same_bits_alone_and_in_any_batch_on_shipped_weights(shipp
     assert max(sizes) == 19
 
 
-def test_a_row_has_the_same_bits_alone_and_at_every_batch_size_on_shipped_weights(
-    shipped_runtime: Any,
-) -> None:
+def test_a_row_has_the_same_bits_alone_and_at_every_batch_size_on_shipped_weights(shipped_runtime: Any) -> None:
     vocab = shipped_runtime.vocab_size
     states = [shipped_runtime.prefill(random_tokens(9, stream, vocab))[1] for stream in range(64)]
     fed = np.arange(1, 65) * 50

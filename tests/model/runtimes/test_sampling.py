@@ -246,9 +246,7 @@ def test_random_numbers_are_those_of_splitmix_and_look_uniform() -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, 2**63 - 1), st.integers(0, 2**40)), min_size=1, max_size=30))
-def test_random_numbers_on_the_device_are_those_of_the_host_to_the_last_bit(
-    places: list[tuple[int, int]],
-) -> None:
+def test_random_numbers_on_the_device_are_those_of_the_host_to_the_last_bit(places: list[tuple[int, int]]) -> None:
     start_B = np.array([start_of(seed) for seed, _ in places], dtype=np.uint64)
     position_B = np.array([position for _, position in places])
     ours = model.runtimes.torch.sampling.uniform(torch.from_numpy(start_B.view(np.int64)), torch.from_numpy(position_B))

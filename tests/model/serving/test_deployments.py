@@ -196,9 +196,7 @@ def test_before_anything_is_deployed_stories_go_to_the_default(store: Deployment
     assert store.load() is None
 
 
-def test_the_first_deployment_is_active_and_a_switch_is_seen_by_who_reads_elsewhere(
-    store: DeploymentStore,
-) -> None:
+def test_the_first_deployment_is_active_and_a_switch_is_seen_by_who_reads_elsewhere(store: DeploymentStore) -> None:
     reader = open_deployments(load_settings())
     store.set_deployment("green", "https://b.example", "2")
     assert reader.endpoint("https://default.example") == "https://b.example"

@@ -61,9 +61,7 @@ def test_requests_have_a_line_each_but_for_good_health_checks(lines: list[dict[s
     assert sorted(answered) == [("/v1/completions", 200), ("/v1/completions", 422)]
 
 
-def test_a_failure_keeps_its_traceback_in_one_line_and_libraries_are_quiet(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_failure_keeps_its_traceback_in_one_line_and_libraries_are_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     root = logging.getLogger()
     monkeypatch.setattr(root, "handlers", [])
     to = StringIO()

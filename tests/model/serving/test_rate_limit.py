@@ -135,9 +135,7 @@ def test_where_proxies_are_counted_it_is_the_address_that_the_first_of_them_was_
 
 
 @given(
-    peer=RUBBISH | st.none(),
-    headers=st.lists(RUBBISH, max_size=3),
-    trusted=st.sampled_from(["10.0.0.0/8", "2", None]),
+    peer=RUBBISH | st.none(), headers=st.lists(RUBBISH, max_size=3), trusted=st.sampled_from(["10.0.0.0/8", "2", None])
 )
 def test_nothing_that_is_sent_makes_it_fail(peer: str | None, headers: list[str], trusted: str | None) -> None:
     found = behind(trusted).client(peer, headers)

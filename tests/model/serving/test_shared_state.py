@@ -40,9 +40,7 @@ def ask(running: Running, client: str, path: str = "/api/generate", **body: Any)
     return running.client.post(path, json=body, headers={"x-forwarded-for": client})
 
 
-def test_a_client_that_asks_too_much_gets_429_with_the_time_to_wait_and_others_go_on(
-    guarded: Running,
-) -> None:
+def test_a_client_that_asks_too_much_gets_429_with_the_time_to_wait_and_others_go_on(guarded: Running) -> None:
     for path in ("/api/generate", "/v1/completions") * 2:
         assert ask(guarded, "192.0.2.1", path).status_code == 200
     for path in ("/api/generate", "/v1/completions"):

@@ -99,10 +99,7 @@ def test_our_own_stories_need_no_repair_and_all_stay() -> None:
         (GOOD + " <|pad|>.", "markup"),
         (GOOD + " \x07.", "odd characters"),
         (GOOD + " \ufffd.", "odd characters"),
-        (
-            "Жила-была девочка, и звали её Маша. Она любила лес и реку, и мёд, и тихие вечера.",
-            "odd characters",
-        ),
+        ("Жила-была девочка, и звали её Маша. Она любила лес и реку, и мёд, и тихие вечера.", "odd characters"),
         ("1 2 3 4 5 6 7 8 9 " * 4 + ".", "odd characters"),
         (GOOD[1:], "starts mid-sentence"),
         (", and so " + GOOD, "starts mid-sentence"),

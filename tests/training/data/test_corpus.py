@@ -47,8 +47,7 @@ def test_json_lines_come_back_whole_plain_and_compressed(
 
 
 STORY_LINES = st.lists(
-    st.text(st.characters(exclude_categories=["Cs", "Cc", "Zl", "Zp"]), min_size=1).filter(str.strip),
-    min_size=1,
+    st.text(st.characters(exclude_categories=["Cs", "Cc", "Zl", "Zp"]), min_size=1).filter(str.strip), min_size=1
 )
 
 
@@ -108,16 +107,8 @@ def test_a_byte_order_mark_and_windows_line_ends_are_no_part_of_a_story(tmp_path
         (b'{"text": 7}', "no text", 'line 2: needs an object with a string under "text"'),
         (b'["text"]', "no text", 'line 2: needs an object with a string under "text"'),
         (b'{"text": "\\ud83d"}', "not UTF-8", "line 2: holds half of a surrogate pair"),
-        (
-            b'{"text": "\xff"}',
-            "not UTF-8",
-            r"line 2: byte 0xff at column 11 \(offset 27 of the text\) is not",
-        ),
-        (
-            b'{"text": "' + b"x" * corpus.MAX_STORY_BYTES + b'"}',
-            "line too long",
-            "line 2: .* 4,194,304 bytes",
-        ),
+        (b'{"text": "\xff"}', "not UTF-8", r"line 2: byte 0xff at column 11 \(offset 27 of the text\) is not"),
+        (b'{"text": "' + b"x" * corpus.MAX_STORY_BYTES + b'"}', "line too long", "line 2: .* 4,194,304 bytes"),
     ],
     ids=lambda value: str(value)[:20],
 )

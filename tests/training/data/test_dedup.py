@@ -14,15 +14,7 @@ from hypothesis import strategies as st
 
 from training.data import dedup
 from training.data.corpus import load_own_stories
-from training.data.dedup import (
-    MINIMA,
-    SHARED_RUNS,
-    DuplicateFinder,
-    Duplicates,
-    run_hashes,
-    shared_share,
-    words,
-)
+from training.data.dedup import MINIMA, SHARED_RUNS, DuplicateFinder, Duplicates, run_hashes, shared_share, words
 
 OWN = [story.text for story in load_own_stories()]
 WORDS = sorted({word for text in OWN for word in words(text)})

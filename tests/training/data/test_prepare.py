@@ -268,10 +268,7 @@ def test_a_failure_leaves_the_old_shards_and_no_rubbish(
 ) -> None:
     digest = prepare(options).digest
     before = sorted(path.name for path in options.out.parent.iterdir())
-    for error, raised in (
-        (KeyboardInterrupt(), KeyboardInterrupt),
-        (OSError(28, "No space left"), DataError),
-    ):
+    for error, raised in ((KeyboardInterrupt(), KeyboardInterrupt), (OSError(28, "No space left"), DataError)):
 
         def fail(*_: object, error: BaseException = error) -> None:
             raise error

@@ -122,10 +122,7 @@ def test_other_copies_and_seeds_and_stories_get_other_names() -> None:
         ("Tim ran. Then Lily and Tim ran.", ["Tim", "Lily"]),
         ("Tim ran. Anna fell.", []),  # only at sentence starts, once each
         ("Tim ran. Tim fell. Anna saw Max.", ["Tim", "Max"]),  # repeatedly
-        (
-            "Spot ran. Spot fell. Then Tom saw the sun. Then it was hot.",
-            ["Tom"],
-        ),  # but the corpus is not sure
+        ("Spot ran. Spot fell. Then Tom saw the sun. Then it was hot.", ["Tom"]),  # but the corpus is not sure
         ("Then Mom and Daddy came on Monday, and God saw Mr. Max in May.", []),
         ("The bear met Bear. Then Blue came.", []),  # mostly in small letters
         ("Then Spot ran.", ["Spot"]),

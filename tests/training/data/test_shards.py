@@ -96,12 +96,7 @@ def test_files_that_do_not_fit_each_other_are_refused(tmp_path: Path) -> None:
     index.write_bytes(good_index[:-3])
     with pytest.raises(DataError, match="damaged index"):
         TokenShard(tmp_path, "train")
-    for wrong in (
-        np.array([0, 3, 5], np.int32),
-        np.array([1, 5]),
-        np.array([[0, 5]]),
-        np.array([], np.int64),
-    ):
+    for wrong in (np.array([0, 3, 5], np.int32), np.array([1, 5]), np.array([[0, 5]]), np.array([], np.int64)):
         np.save(index, wrong)
         with pytest.raises(DataError, match="must be a row of int64 that begins with 0"):
             TokenShard(tmp_path, "train")

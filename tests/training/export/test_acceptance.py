@@ -47,9 +47,7 @@ def runtime_with(changes: dict[str, tuple[tuple[int, ...], float]], precision: s
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_the_exported_graph_is_accepted_with_its_largest_difference_at_each_batch_size(
-    precision: str,
-) -> None:
+def test_the_exported_graph_is_accepted_with_its_largest_difference_at_each_batch_size(precision: str) -> None:
     runtime = OnnxRuntime(small_folder() / f"decode.{precision}.onnx", SMALL, max_batch=64)
     accepted = accept(network(), runtime, precision, stories())
     assert accepted.precision == precision

@@ -17,14 +17,7 @@ from model.architecture.checkpoint import load_network, save_network
 from model.architecture.folder import DIGESTED, ModelFolder, compute_digest
 from model.architecture.network import StoryNetwork
 from model.errors import InputError, ModelError
-from tests.model.small_model import (
-    SMALL,
-    copy_of,
-    random_network,
-    small_checkpoint,
-    small_folder,
-    small_tokenizer,
-)
+from tests.model.small_model import SMALL, copy_of, random_network, small_checkpoint, small_folder, small_tokenizer
 from tests.training.runs import MODEL, smallest
 from training.export.acceptance import Acceptance
 from training.export.export import blend, export_checkpoint, history, write_card
@@ -234,8 +227,7 @@ def test_an_unusable_checkpoint_is_named(name: str, content: bytes | None, messa
 def test_a_tokenizer_of_another_network_is_refused(tmp_path: Path) -> None:
     checkpoint = copy_of(small_checkpoint(), tmp_path / "best")
     shutil.copy(
-        Path(training.export.export.__file__).parents[2] / "model" / "pretrained" / "tokenizer.json",
-        checkpoint,
+        Path(training.export.export.__file__).parents[2] / "model" / "pretrained" / "tokenizer.json", checkpoint
     )
     with pytest.raises(ModelError, match=r"best: tokenizer\.json has 4096 tokens, the network 384"):
         export_checkpoint(checkpoint, tmp_path / "model")

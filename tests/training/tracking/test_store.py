@@ -33,9 +33,7 @@ def test_this_process_is_alive() -> None:
     assert owner_of().state() == "alive"
 
 
-def test_a_killed_process_is_dead_before_and_after_its_parent_takes_notice(
-    child: subprocess.Popen[bytes],
-) -> None:
+def test_a_killed_process_is_dead_before_and_after_its_parent_takes_notice(child: subprocess.Popen[bytes]) -> None:
     owner = owner_of(child.pid)
     assert owner.state() == "alive"
     child.send_signal(signal.SIGKILL)
@@ -47,11 +45,7 @@ def test_a_killed_process_is_dead_before_and_after_its_parent_takes_notice(
 
 @pytest.mark.parametrize(
     ("other", "state"),
-    [
-        ({"began": -100.0}, "dead"),
-        ({"boot": "another"}, "dead"),
-        ({"host": "another", "pid": 2**22}, "unknown"),
-    ],
+    [({"began": -100.0}, "dead"), ({"boot": "another"}, "dead"), ({"host": "another", "pid": 2**22}, "unknown")],
 )
 def test_another_process_of_the_same_id_another_boot_or_machine_is_not_this_one(
     other: dict[str, Any], state: str
@@ -59,15 +53,7 @@ def test_another_process_of_the_same_id_another_boot_or_machine_is_not_this_one(
     assert dataclasses.replace(owner_of(), **other).state() == state
 
 
-@given(
-    st.builds(
-        Owner,
-        st.text(),
-        st.text(),
-        st.integers(0, 2**31),
-        st.floats(allow_nan=False, allow_infinity=False),
-    )
-)
+@given(st.builds(Owner, st.text(), st.text(), st.integers(0, 2**31), st.floats(allow_nan=False, allow_infinity=False)))
 def test_an_owner_reads_back_from_its_tag(owner: Owner) -> None:
     assert Owner.from_text(owner.to_text()) == owner
 

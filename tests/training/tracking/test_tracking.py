@@ -14,18 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.training.tracked import (
-    DIGEST,
-    RECIPE,
-    curve,
-    end,
-    evaluation,
-    get_run,
-    observer_on,
-    start,
-    step,
-    text_of,
-)
+from tests.training.tracked import DIGEST, RECIPE, curve, end, evaluation, get_run, observer_on, start, step, text_of
 from training.tracking.observer import EXPERIMENT, STORIES, folder_digest, samples_page, samples_rows
 from training.tracking.runs import flat
 from training.tracking.store import open_store
@@ -62,12 +51,7 @@ def test_a_whole_run_can_be_read_back_from_the_store(
     assert run.data.tags["package.mlflow"].startswith("3.")
 
     assert curve(client, observer.run_id, "train/loss") == [(1, 3.0), (2, 1.5), (3, 1.0), (4, 2.0)]
-    assert curve(client, observer.run_id, "train/loss_by_tokens") == [
-        (512, 3.0),
-        (1024, 1.5),
-        (1536, 1.0),
-        (2048, 2.0),
-    ]
+    assert curve(client, observer.run_id, "train/loss_by_tokens") == [(512, 3.0), (1024, 1.5), (1536, 1.0), (2048, 2.0)]
     both_ways = [f"train/{name}" for name in ("loss", "learning_rate", "grad_norm", "tokens_per_second")]
     both_ways += ["val/loss", "val/bits_per_byte"]
     for key in both_ways:
@@ -205,11 +189,7 @@ def test_flat_parameters_are_the_recipe_s_leaves() -> None:
 
 
 def test_folders_do_not_leave_the_machine() -> None:
-    recipe = {
-        "data": Path("/home/someone/data/tiny"),
-        "files": ["/home/someone/a.jsonl", "b"],
-        "x": "C:\\me\\y",
-    }
+    recipe = {"data": Path("/home/someone/data/tiny"), "files": ["/home/someone/a.jsonl", "b"], "x": "C:\\me\\y"}
     assert flat(recipe) == {"data": "tiny", "files": '["a.jsonl", "b"]', "x": "y"}
 
 

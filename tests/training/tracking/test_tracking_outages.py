@@ -19,13 +19,7 @@ import pytest
 from model.errors import InputError
 from training.tracking.observer import EXPERIMENT, STORIES, default_tracking_uri
 from training.tracking.runs import RUN_FILE
-from training.tracking.store import (
-    database_file,
-    mark_stale_runs,
-    open_experiment,
-    open_store,
-    owner_of,
-)
+from training.tracking.store import database_file, mark_stale_runs, open_experiment, open_store, owner_of
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -16,14 +16,7 @@ from tokenizers import Tokenizer
 from model.architecture.checkpoint import load_network
 from model.architecture.network import StoryNetwork
 from model.errors import InputError, TrainingError
-from tests.training.runs import (
-    MODEL,
-    Recorder,
-    same_weights,
-    smallest,
-    train,
-    weights,
-)
+from tests.training.runs import MODEL, Recorder, same_weights, smallest, train, weights
 from training.data.shards import TokenShard
 from training.trainer.loop import Trainer
 from training.trainer.observers import EndRun, EvaluationReport
@@ -245,11 +238,7 @@ def break_at(trainer: Trainer, step: int, how: Callable[[torch.Tensor], torch.Te
     ids=["loss nan", "loss inf", "only the gradient"],
 )
 def test_a_loss_or_gradient_that_is_not_finite_stops_before_the_weights_change(
-    whole: tuple[Recorder, Path],
-    shards: Path,
-    tmp_path: Path,
-    what: str,
-    how: Callable[[torch.Tensor], torch.Tensor],
+    whole: tuple[Recorder, Path], shards: Path, tmp_path: Path, what: str, how: Callable[[torch.Tensor], torch.Tensor]
 ) -> None:
     out, recorder = tmp_path / "run", Recorder()
     trainer = Trainer(smallest(), data=shards, out=out, observers=[recorder])
@@ -284,9 +273,7 @@ def test_a_validation_that_is_not_finite_stops_and_never_counts_as_the_best(
     measure = trainer.validation.measure
     # Spoiled for the reason given in `break_at`.
     monkeypatch.setattr(
-        trainer.validation,
-        "measure",
-        lambda net: (torch.nan, torch.nan) if trainer.step == 8 else measure(net),
+        trainer.validation, "measure", lambda net: (torch.nan, torch.nan) if trainer.step == 8 else measure(net)
     )
     with pytest.raises(TrainingError, match="step 8: validation gives nan bits per byte"):
         trainer.run()

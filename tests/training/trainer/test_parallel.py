@@ -79,12 +79,7 @@ def test_ctrl_c_lets_all_processes_of_story_train_save_and_end(shards: Path, rep
     command += ["--data", str(shards), "--out", str(out), "--json"]
     command += ["micro_rows=2", "steps=10000", "save_every=1", "eval_every=10000", "samples=[]"]
     process = subprocess.Popen(
-        command,
-        cwd=repository,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
+        command, cwd=repository, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
     try:
         deadline = time.monotonic() + 200
@@ -111,9 +106,7 @@ def saved_step(out: Path) -> int:
         return -1
 
 
-def test_the_exit_status_of_a_group_is_that_of_the_process_that_failed(
-    capfd: pytest.CaptureFixture[str],
-) -> None:
+def test_the_exit_status_of_a_group_is_that_of_the_process_that_failed(capfd: pytest.CaptureFixture[str]) -> None:
     assert relaunch(2, ["--version"]) == 0
     assert relaunch(2, ["train", "--preset", "nope"]) == 2
     assert "preset must be one of" in capfd.readouterr().err

@@ -86,12 +86,7 @@ def test_every_allowed_recipe_survives_its_dictionary(
     samples: tuple[str, ...],
 ) -> None:
     recipe = Recipe(
-        optimizer=optimizer,
-        model=model,
-        rows=rows * micro,
-        micro_rows=micro,
-        minutes=minutes,
-        samples=samples,
+        optimizer=optimizer, model=model, rows=rows * micro, micro_rows=micro, minutes=minutes, samples=samples
     )
     assert Recipe.from_dict(json.loads(json.dumps(recipe.as_dict()))) == recipe
 
@@ -228,8 +223,7 @@ def test_a_bad_override_is_named(overrides: list[str], message: str) -> None:
 
 def test_an_unknown_preset_says_which_there_are() -> None:
     with pytest.raises(
-        InputError,
-        match=r"preset must be one of continued, copying, copying_continued, own, .*transformer, got 'big'",
+        InputError, match=r"preset must be one of continued, copying, copying_continued, own, .*transformer, got 'big'"
     ):
         load_recipe("big")
 

@@ -17,15 +17,7 @@ import pytest
 import torch
 
 from model.errors import InputError, ModelError
-from tests.training.runs import (
-    Recorder,
-    read_journal,
-    same_weights,
-    smallest,
-    train,
-    train_elsewhere,
-    weights,
-)
+from tests.training.runs import Recorder, read_journal, same_weights, smallest, train, train_elsewhere, weights
 from training.trainer.checkpoint import find_checkpoint
 from training.trainer.loop import Trainer
 from training.trainer.observers import EvaluationReport

@@ -109,12 +109,7 @@ class TestWhateverTheStories:
         assert {int(inputs[0]) for inputs, _ in rows} - {0} == firsts
 
     @EXAMPLES
-    @given(
-        lengths=LENGTHS,
-        row_tokens=st.integers(8, 48),
-        taken=st.integers(0, 150),
-        detour=st.integers(0, 150),
-    )
+    @given(lengths=LENGTHS, row_tokens=st.integers(8, 48), taken=st.integers(0, 150), detour=st.integers(0, 150))
     def test_a_stream_goes_on_exactly_where_a_state_was_taken(
         self, lengths: list[int], row_tokens: int, taken: int, detour: int
     ) -> None:

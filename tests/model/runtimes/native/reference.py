@@ -89,8 +89,7 @@ class Reference:
         normed = rms_norm(projected[: heads + 1])
         left, right = normed[:, : size // 2], normed[:, size // 2 :]
         turned = np.concatenate(
-            [left * np.cos(angle) - right * np.sin(angle), right * np.cos(angle) + left * np.sin(angle)],
-            axis=1,
+            [left * np.cos(angle) - right * np.sin(angle), right * np.cos(angle) + left * np.sin(angle)], axis=1
         )
         pairs = self.past.setdefault(layer, [])
         pairs.append((turned[heads], projected[heads + 1]))

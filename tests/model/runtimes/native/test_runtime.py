@@ -40,12 +40,7 @@ def by_path(name: str) -> NativeRuntime:
 # Products
 
 
-@given(
-    rows=st.integers(1, 40),
-    outputs=st.integers(1, 70),
-    positive=st.booleans(),
-    seed=st.integers(0, 2**32 - 1),
-)
+@given(rows=st.integers(1, 40), outputs=st.integers(1, 70), positive=st.booleans(), seed=st.integers(0, 2**32 - 1))
 @settings(max_examples=40)
 def test_on_every_path_sums_of_whole_numbers_are_exact(rows: int, outputs: int, positive: bool, seed: int) -> None:
     """With scales of one, a product of one block is its sum of whole numbers: up to 64 x 127 x 255, no saturation."""

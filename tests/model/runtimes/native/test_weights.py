@@ -22,12 +22,7 @@ def small_weights() -> dict[str, Any]:
     return read_weights(small_folder() / "model.safetensors")
 
 
-@given(
-    outputs=st.integers(1, 9),
-    inputs=st.integers(1, 150),
-    size=st.floats(1e-6, 1e6),
-    seed=st.integers(0, 2**32 - 1),
-)
+@given(outputs=st.integers(1, 9), inputs=st.integers(1, 150), size=st.floats(1e-6, 1e6), seed=st.integers(0, 2**32 - 1))
 def test_a_weight_is_off_by_at_most_half_a_level_of_its_block(
     outputs: int, inputs: int, size: float, seed: int
 ) -> None:
@@ -73,14 +68,8 @@ def test_each_number_lies_where_the_kernels_look_for_it(outputs: int, inputs: in
     ("change", "message"),
     [
         ({"blocks.0.up.weight": None}, "a file has no blocks.0.up.weight"),
-        (
-            {"blocks.1.mixer.gain": np.ones((3, 1))},
-            r"gain has the shape \(3, 1\), config.json asks for \(2, 1\)",
-        ),
-        (
-            {"embedding.weight": np.full((384, 64), np.inf)},
-            "embedding.weight holds a value that is not finite",
-        ),
+        ({"blocks.1.mixer.gain": np.ones((3, 1))}, r"gain has the shape \(3, 1\), config.json asks for \(2, 1\)"),
+        ({"embedding.weight": np.full((384, 64), np.inf)}, "embedding.weight holds a value that is not finite"),
     ],
 )
 def test_weights_that_do_not_fit_are_named(change: dict[str, Any], message: str) -> None:

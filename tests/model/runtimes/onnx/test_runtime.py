@@ -15,15 +15,7 @@ import training.export.graph
 from model.architecture.folder import PRECISIONS, PRETRAINED, ModelFolder
 from model.errors import ModelError
 from model.runtimes.onnx.runtime import OnnxRuntime, OnnxState
-from tests.model.runtimes.shared import (
-    check_batch_invariance,
-    decode,
-    load_kind,
-    random_tokens,
-    shipped,
-    small,
-    worst,
-)
+from tests.model.runtimes.shared import check_batch_invariance, decode, load_kind, random_tokens, shipped, small, worst
 from tests.model.runtimes.test_logits import long_story
 from tests.model.small_model import SMALL, copy_of, small_folder
 from training.export.graph import WeightFile, build_graph

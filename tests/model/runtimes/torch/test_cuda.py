@@ -24,10 +24,7 @@ from tests.model.runtimes.test_sampling import some_logits
 from tests.model.small_model import story_tokens
 from training.export.acceptance import BATCHES, LIMITS
 
-pytestmark = [
-    pytest.mark.cuda,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch finds no GPU here"),
-]
+pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch finds no GPU here")]
 
 
 @cache

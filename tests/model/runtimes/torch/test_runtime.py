@@ -44,10 +44,7 @@ def uneven(spoilt: Callable[[int, int], bool]) -> Step:
     """
 
     def step(weights: NetworkWeights, buffers: StepBuffers, first: int, rows: int) -> None:
-        token_B, memory_B = (
-            buffers.feed_2B[0, first : first + rows],
-            buffers.memory_RBHNP[0, first : first + rows],
-        )
+        token_B, memory_B = (buffers.feed_2B[0, first : first + rows], buffers.memory_RBHNP[0, first : first + rows])
         memory_B.mul_(0.5).add_(token_B[:, None, None, None])
         place_V = torch.arange(buffers.logits_BV.size(1))
         logits_BV = buffers.logits_BV[first : first + rows]
@@ -144,10 +141,7 @@ def test_a_step_is_the_networks_own_step() -> None:
 
 @pytest.mark.parametrize(
     "config",
-    [
-        dataclasses.replace(SMALL, conv_width=1),
-        dataclasses.replace(SMALL, window=100, heads=3, head_dim=20),
-    ],
+    [dataclasses.replace(SMALL, conv_width=1), dataclasses.replace(SMALL, window=100, heads=3, head_dim=20)],
     ids=["no convolution", "odd sizes"],
 )
 def test_other_shapes_give_the_networks_logits(config: ModelConfig) -> None:

@@ -15,15 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from model.errors import StoryError
-from model.generation import (
-    Chunk,
-    Completion,
-    FinishReason,
-    GenerationRequest,
-    SamplingParams,
-    Usage,
-    merge_chunks,
-)
+from model.generation import Chunk, Completion, FinishReason, GenerationRequest, SamplingParams, Usage, merge_chunks
 from model.serving.backend import Health, LocalBackend, ModelInfo, Stream
 from model.serving.cache.backend import CachedStream, CachingBackend, Subscriber, cached_backend
 from model.serving.cache.store import LRUCache, ResponseCache
@@ -243,9 +235,7 @@ async def test_when_all_leave_the_slot_is_free_at_the_next_step(
     assert local.engine.stats().active == 0
 
 
-async def test_a_story_that_failed_is_written_again(
-    desk: tuple[CachingBackend, LocalBackend, FakeRuntime],
-) -> None:
+async def test_a_story_that_failed_is_written_again(desk: tuple[CachingBackend, LocalBackend, FakeRuntime]) -> None:
     backend, _, network = desk
     network.fail_next = RuntimeError("the pen broke")
     _, failed = await hear(await backend.submit(story()))

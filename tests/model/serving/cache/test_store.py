@@ -99,11 +99,7 @@ LOGPROBS = st.builds(
 )
 PIECES = st.builds(Chunk, TEXTS, st.lists(TOKENS, max_size=3).map(tuple), st.lists(LOGPROBS, max_size=2).map(tuple))
 STORIES = st.builds(
-    CachedResponse,
-    st.lists(PIECES, max_size=5).map(tuple),
-    st.sampled_from(["stop", "length"]),
-    TOKENS,
-    TOKENS,
+    CachedResponse, st.lists(PIECES, max_size=5).map(tuple), st.sampled_from(["stop", "length"]), TOKENS, TOKENS
 )
 
 REQUEST = GenerationRequest(
@@ -160,10 +156,7 @@ def test_each_fingerprint_has_keys_of_its_own() -> None:
 
 def test_a_greedy_story_is_the_same_for_every_seed_and_0_is_0() -> None:
     keys = {
-        cache_key(
-            "blue",
-            GenerationRequest(prompt="Once", sampling=SamplingParams(temperature=temperature, seed=seed)),
-        )
+        cache_key("blue", GenerationRequest(prompt="Once", sampling=SamplingParams(temperature=temperature, seed=seed)))
         for temperature in (0, 0.0)
         for seed in (1, 2)
     }

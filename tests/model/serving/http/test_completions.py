@@ -120,9 +120,7 @@ def test_echo_brings_the_prompt_back_whole_and_streamed(shipped: Running) -> Non
         assert told == echoed["choices"][index]["text"]
 
 
-def test_log_probabilities_are_the_same_whole_and_streamed_and_offsets_point_at_their_tokens(
-    shipped: Running,
-) -> None:
+def test_log_probabilities_are_the_same_whole_and_streamed_and_offsets_point_at_their_tokens(shipped: Running) -> None:
     asked: dict[str, Any] = {"prompt": "Lily had a", "max_tokens": 15, "seed": 6, "logprobs": 2}
     (choice,) = whole(shipped, **asked)["choices"]
     table = choice["logprobs"]
@@ -159,10 +157,7 @@ def test_an_event_stream_says_that_nobody_may_gather_it(shipped: Running) -> Non
 
 def test_a_token_leaves_when_it_is_made_not_when_the_next_one_is() -> None:
     backend, network = paced(step_seconds=0.05)
-    with (
-        serving(backend) as running,
-        streaming(running, prompt="Once", max_tokens=12, return_token_ids=True) as flow,
-    ):
+    with serving(backend) as running, streaming(running, prompt="Once", max_tokens=12, return_token_ids=True) as flow:
         seen: list[tuple[float, float]] = []
         for _, data in flow:
             if data != "[DONE]" and "created_at" in data:
@@ -265,10 +260,7 @@ def test_several_choices_stop_strings_and_log_probabilities(client: openai.OpenA
 
 def test_a_story_that_ends_by_itself_says_stop(client: openai.OpenAI) -> None:
     answer = client.completions.create(
-        model="story-writer",
-        prompt="The sun was going down. Sam yawned and went home.",
-        max_tokens=2000,
-        seed=1,
+        model="story-writer", prompt="The sun was going down. Sam yawned and went home.", max_tokens=2000, seed=1
     )
     assert answer.choices[0].finish_reason == "stop"
     assert answer.usage is not None

@@ -85,25 +85,13 @@ WRONG = [
     ({"prompt": 5}, "prompt", "must be a text or a list of one text (arrays of tokens are not taken), got 5"),
     ({"prompt": [1, 2]}, "prompt", "(arrays of tokens are not taken), got [1, 2]"),
     ({"prompt": [[1, 2]]}, "prompt", "(arrays of tokens are not taken), got [[1, 2]]"),
-    (
-        {"prompt": []},
-        "prompt",
-        "must be a text or a list of one text (arrays of tokens are not taken), got []",
-    ),
+    ({"prompt": []}, "prompt", "must be a text or a list of one text (arrays of tokens are not taken), got []"),
     ({"prompt": ["a", "b"]}, "prompt", "got ['a', 'b']"),
     ({"prompt": "x" * 20_001}, "prompt", "must have at most 20000 characters, got 20001"),
     ({"prompt": "\ud800"}, "prompt", "holds half a character (a lone surrogate) at 0"),
     ({"max_tokens": 0}, "max_tokens", "must be a whole number between 1 and 4096, got 0"),
-    (
-        {"max_tokens": "9"},
-        "max_tokens",
-        "must be a whole number between 1 and 4096, the longest story, got '9'",
-    ),
-    (
-        {"max_tokens": 2.5},
-        "max_tokens",
-        "must be a whole number between 1 and 4096, the longest story, got 2.5",
-    ),
+    ({"max_tokens": "9"}, "max_tokens", "must be a whole number between 1 and 4096, the longest story, got '9'"),
+    ({"max_tokens": 2.5}, "max_tokens", "must be a whole number between 1 and 4096, the longest story, got 2.5"),
     ({"temperature": 7}, "temperature", "must be between 0 and 2, got 7"),
     ({"temperature": "hot"}, "temperature", f"{NUMBER}, got 'hot'"),
     ({"temperature": True}, "temperature", f"{NUMBER}, got True"),
@@ -124,17 +112,9 @@ WRONG = [
     ({"logprobs": 1, "echo": True}, "logprobs", "cannot be combined with echo"),
     ({"stream": "yes"}, "stream", "must be true or false, got 'yes'"),
     ({"stream_options": {"include_usage": True}}, "stream_options", "may be given only where stream is true"),
-    (
-        {"stream_options": {"usage": 1}},
-        "stream_options",
-        "must be an object with include_usage, true or false",
-    ),
+    ({"stream_options": {"usage": 1}}, "stream_options", "must be an object with include_usage, true or false"),
     ({"presence_penalty": 0.5}, "presence_penalty", "must be 0: repetition_penalty is what this model takes"),
-    (
-        {"frequency_penalty": -1},
-        "frequency_penalty",
-        "must be 0: repetition_penalty is what this model takes",
-    ),
+    ({"frequency_penalty": -1}, "frequency_penalty", "must be 0: repetition_penalty is what this model takes"),
     ({"best_of": 3}, "best_of", "must be the same as n: all stories come back, none is chosen, got 3"),
     ({"suffix": "end"}, "suffix", "must be empty: this model only goes on from a beginning, got 'end'"),
     ({"logit_bias": {"5": 1}}, "logit_bias", "must be empty: this model takes no biases, got {'5': 1}"),
@@ -223,8 +203,7 @@ def test_only_a_story_that_comes_out_the_same_again_may_be_remembered(body: Any,
 
 
 @pytest.mark.parametrize(
-    ("header", "cacheable"),
-    [("", True), ("max-age=5", True), ("no-cache", False), ("max-age=0, No-Store", False)],
+    ("header", "cacheable"), [("", True), ("max-age=5", True), ("no-cache", False), ("max-age=0, No-Store", False)]
 )
 def test_a_client_can_ask_for_a_story_that_is_written_anew(header: str, cacheable: bool) -> None:
     (request,) = apply_cache_control(requests(prompt="Once", seed=1), {"cache-control": header})

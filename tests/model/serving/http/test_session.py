@@ -82,11 +82,7 @@ def test_a_failure_in_mid_story_is_an_error_event_and_never_text() -> None:
         network.fail_next = RuntimeError("inner words")
         told = list(flow)
     name, data = told[-1]
-    assert (name, data["error"]["code"], data["error"]["type"]) == (
-        "error",
-        "model_failed",
-        "service_unavailable",
-    )
+    assert (name, data["error"]["code"], data["error"]["type"]) == ("error", "model_failed", "service_unavailable")
     assert "[DONE]" not in [data for _, data in told]
     assert all(choice["finish_reason"] is None for _, data in told[:-1] for choice in data["choices"])
 

@@ -48,10 +48,7 @@ def test_without_a_seed_the_response_has_the_one_that_was_used(shipped: Running)
 
 def test_a_failure_in_mid_story_is_an_event_of_its_own() -> None:
     backend, network = paced(step_seconds=0.01)
-    with (
-        serving(backend) as running,
-        streaming(running, "/api/generate", prompt="Once", max_tokens=4000) as flow,
-    ):
+    with serving(backend) as running, streaming(running, "/api/generate", prompt="Once", max_tokens=4000) as flow:
         assert next(flow)[0] == "token"
         network.fail_next = RuntimeError("inner words")
         told = list(flow)

@@ -58,8 +58,7 @@ def auto(
 ) -> FailoverBackend:
     """That service, with a real engine beside it whose stories end only at their length."""
     return FailoverBackend(
-        modal(endpoint, timeouts=timeouts, failures=failures, reset=reset, fail_fast=True),
-        local or paced(slots=4)[0],
+        modal(endpoint, timeouts=timeouts, failures=failures, reset=reset, fail_fast=True), local or paced(slots=4)[0]
     )
 
 

@@ -36,11 +36,7 @@ def test_without_use_modal_stories_are_written_here_even_with_an_address(kind: s
 
 def test_with_use_modal_auto_has_both_and_takes_its_times_from_the_settings() -> None:
     settings = Settings(
-        story_slots=1,
-        use_modal=True,
-        modal_endpoint_url=NOWHERE,
-        story_response_timeout=0.7,
-        story_breaker_failures=2,
+        story_slots=1, use_modal=True, modal_endpoint_url=NOWHERE, story_response_timeout=0.7, story_breaker_failures=2
     )
     backend = open_backend("auto", settings)
     assert isinstance(backend, FailoverBackend)
@@ -139,11 +135,7 @@ async def test_a_token_that_waited_for_its_text_comes_with_it() -> None:
     )
     chunks, completion, _ = await told(script, ASKED)
     assert chunks == [Chunk("é", (8, 9)), Chunk("", (5,))]
-    assert (completion.text, completion.finish_reason, completion.usage.completion_tokens) == (
-        "é",
-        "length",
-        3,
-    )
+    assert (completion.text, completion.finish_reason, completion.usage.completion_tokens) == ("é", "length", 3)
 
 
 async def test_a_story_ended_at_its_very_length_has_its_length() -> None:

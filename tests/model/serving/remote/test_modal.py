@@ -24,9 +24,7 @@ REQUESTS = {
     "plain": GenerationRequest(prompt="Once upon", max_tokens=40, sampling=SamplingParams(seed=5)),
     "greedy": GenerationRequest(prompt="", max_tokens=25, sampling=SamplingParams(temperature=0)),
     "hot": GenerationRequest(
-        prompt="„Grüß dich“ 🦊\n",
-        max_tokens=60,
-        sampling=SamplingParams(temperature=1.8, top_k=30, seed=2**40),
+        prompt="„Grüß dich“ 🦊\n", max_tokens=60, sampling=SamplingParams(temperature=1.8, top_k=30, seed=2**40)
     ),
     "penalised": GenerationRequest(
         prompt="The fox", max_tokens=40, sampling=SamplingParams(repetition_penalty=1.5, min_p=0.01)
@@ -156,9 +154,7 @@ async def test_what_the_service_does_not_take_is_an_input_error_with_its_field()
     assert caught.value.param == "top_k"
 
 
-async def test_a_token_is_sent_and_a_refused_one_is_the_operators_affair(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+async def test_a_token_is_sent_and_a_refused_one_is_the_operators_affair(caplog: pytest.LogCaptureFixture) -> None:
     settings = Settings(modal_key="wk-key", modal_secret="ws-hunter2")  # type: ignore[arg-type]
 
     async def script(line: Line) -> None:
@@ -353,9 +349,7 @@ def test_stories_that_fail_while_it_is_open_do_not_put_the_probe_off(clock: Cloc
     assert breaker.wait == 4
 
 
-def test_a_story_that_ends_well_while_it_is_open_closes_it_and_a_late_probe_changes_nothing(
-    clock: Clock,
-) -> None:
+def test_a_story_that_ends_well_while_it_is_open_closes_it_and_a_late_probe_changes_nothing(clock: Clock) -> None:
     breaker = Breaker(1, 10, clock)
     breaker.failed("cut")
     clock.now += 10

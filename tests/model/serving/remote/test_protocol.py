@@ -102,41 +102,14 @@ def test_what_the_service_sends_is_what_is_read_however_the_bytes_are_cut(
 
 junk = st.binary(max_size=60) | st.sampled_from(
     [
-        *(
-            b"data: ",
-            b"event: error\n",
-            b"\n\n",
-            b"\r\n",
-            b"[DONE]",
-            b"null",
-            b"[]",
-            b"1e999",
-            b"NaN",
-            b": x\n",
-        ),
-        *(
-            b'{"choices": [',
-            b"]}",
-            b'{"text": "a", "token_ids": [',
-            b'"logprobs": {"tokens": []',
-            b'{"error": "x"}',
-        ),
-        *(
-            b'"\\ud800"',
-            b"\xff",
-            b"\xf0\x9f",
-            b'{"error": {"message": 7}}',
-            b"[" * 3000,
-            b'"finish_reason": "stop"',
-        ),
+        *(b"data: ", b"event: error\n", b"\n\n", b"\r\n", b"[DONE]", b"null", b"[]", b"1e999", b"NaN", b": x\n"),
+        *(b'{"choices": [', b"]}", b'{"text": "a", "token_ids": [', b'"logprobs": {"tokens": []', b'{"error": "x"}'),
+        *(b'"\\ud800"', b"\xff", b"\xf0\x9f", b'{"error": {"message": 7}}', b"[" * 3000, b'"finish_reason": "stop"'),
     ]
 )
 
 
-@given(
-    st.lists(junk, max_size=12),
-    st.sampled_from(["text/event-stream", "text/event-stream; charset=utf-16", "x/y"]),
-)
+@given(st.lists(junk, max_size=12), st.sampled_from(["text/event-stream", "text/event-stream; charset=utf-16", "x/y"]))
 def test_whatever_bytes_come_nothing_but_our_own_error_comes_of_them(parts: list[bytes], kind: str) -> None:
     read = reading(parts, kind)
     if isinstance(read, RemoteError):
@@ -147,18 +120,7 @@ def test_whatever_bytes_come_nothing_but_our_own_error_comes_of_them(parts: list
             assert event.chunk is None or event.chunk.text.encode() is not None
 
 
-names = (
-    "choices",
-    "text",
-    "token_ids",
-    "logprobs",
-    "tokens",
-    "token_logprobs",
-    "usage",
-    "times",
-    "error",
-    "index",
-)
+names = ("choices", "text", "token_ids", "logprobs", "tokens", "token_logprobs", "usage", "times", "error", "index")
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(names), inner),
@@ -180,10 +142,7 @@ def test_whatever_json_comes_nothing_but_our_own_error_comes_of_it(name: str, va
         ({"choices": [{"text": 7}]}, "choices.0.text Input should be a valid string"),
         ({"choices": [{"text": "a", "index": 1}]}, "choices.0.index Input should be 0"),
         ({"choices": [{"text": "a", "token_ids": [-1]}]}, "choices.0.token_ids.0 Input should be greater"),
-        (
-            {"choices": [{"text": "a", "finish_reason": "tired"}]},
-            "choices.0.finish_reason Input should be 'stop'",
-        ),
+        ({"choices": [{"text": "a", "finish_reason": "tired"}]}, "choices.0.finish_reason Input should be 'stop'"),
         (
             {"choices": [{"text": "a", "token_ids": [1], "logprobs": {"tokens": [], "token_logprobs": []}}]},
             "log-probabilities and tokens of different number",
