@@ -20,7 +20,7 @@ from tests.deploy.conftest import Run
 DIGEST = (PRETRAINED / "digest").read_text("ascii").strip()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def container() -> Iterator[Container]:
     made = Container(PRETRAINED, DIGEST, name="green", slots=2, queue=1, drain=20, device="cpu")
     made.prepare()

@@ -314,16 +314,8 @@ class Listener:
         return "".join(chunk.text for chunk in self.heard)
 
     @property
-    def story(self) -> str:
-        return "".join(words(self.fingerprint, self.request))
-
-    @property
     def done(self) -> bool:
         return self.task is not None and self.task.done()
-
-    @property
-    def completion(self) -> Completion:
-        return self.stream.completion
 
 
 class Readers(RuleBasedStateMachine):
@@ -419,7 +411,7 @@ class Readers(RuleBasedStateMachine):
     @invariant()
     def nobody_is_told_anything_but_the_story_of_the_version_that_was_asked(self) -> None:
         for each in self.listeners:
-            assert each.story.startswith(each.text)
+            assert "".join(words(each.fingerprint, each.request)).startswith(each.text)
 
     @invariant()
     def who_stays_hears_all_there_is_and_who_left_hears_no_more(self) -> None:
@@ -444,7 +436,7 @@ class Readers(RuleBasedStateMachine):
         for each in self.listeners:
             if not each.done or each.error is not None:
                 continue
-            told = each.completion
+            told = each.stream.completion
             assert told.text == each.text
             assert told.usage.completion_tokens == sum(len(chunk.tokens) for chunk in each.heard)
             if each.source is None:
