@@ -319,6 +319,8 @@ def test_when_the_machine_is_taken_away_the_run_saves_and_the_volume_is_committe
     )
     main = threading.main_thread().ident
     assert main is not None
+    # A shell starts what it puts in the background with SIGINT ignored, and Python then raises nothing at it.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     monkeypatch.setattr(modal_app, "COMMIT_EVERY", 0)
     committed: list[bool] = []  # whether the run had saved by then
     monkeypatch.setattr(volume, "commit", lambda: committed.append((tmp_path / "saved").exists()))
@@ -330,8 +332,11 @@ def test_when_the_machine_is_taken_away_the_run_saves_and_the_volume_is_committe
 
     taker = threading.Thread(target=take_away)
     taker.start()
-    with pytest.raises(KeyboardInterrupt):
-        modal_app.run_story("train")
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            modal_app.run_story("train")
+    finally:
+        signal.signal(signal.SIGINT, before)
     taker.join()
     assert (tmp_path / "saved").read_text() == "yes"
     assert (committed[0], committed[-1]) == (False, True)
