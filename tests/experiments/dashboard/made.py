@@ -14,7 +14,7 @@ from pathlib import Path
 from experiments.common.thresholds import load_thresholds
 from experiments.gate.decide import Decision
 from experiments.gate.run import run_gate
-from tests.experiments.gate.promoted import copied
+from tests.experiments.gate.promoted import copied, promoted
 from tests.model.small_model import workplace
 from tests.training.own_shards import own_shards
 from tests.training.runs import Recorder, smallest
@@ -44,7 +44,7 @@ class Made:
 def made() -> Made:
     """The store."""
     folder = Path(tempfile.mkdtemp(prefix="overview-", dir=workplace()))
-    place = copied(folder)
+    place = copied(folder, promoted())
     trained = Recorder()
     recipe = smallest(name="smallest", samples=("Once upon a time", "The fox"))
     out = folder / "runs" / "learned"

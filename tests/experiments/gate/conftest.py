@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.experiments.gate.promoted import Place, copied
+from tests.experiments.gate.promoted import Place, copied, evaluated
 
 
 @pytest.fixture
 def place(tmp_path: Path) -> Place:
-    """The store as it stood after the promotion, to be written to."""
-    return copied(tmp_path)
+    """The store after the promotion and an evaluation of the challenger, to be written to."""
+    return copied(tmp_path, evaluated())

@@ -49,9 +49,16 @@ def promoted() -> Place:
     return place
 
 
-def copied(folder: Path) -> Place:
-    """That store, to be written to, in `folder`; files already kept are shared."""
-    place = promoted()
+@cache
+def evaluated() -> Place:
+    """That store with an evaluation of the challenger; to be read only."""
+    place = copied(Path(tempfile.mkdtemp(prefix="gate-", dir=workplace())), promoted())
+    log_quality(place.uri, place.challenger, place.stories)
+    return place
+
+
+def copied(folder: Path, place: Place) -> Place:
+    """A store like that of `place`, to be written to, in `folder`; files already kept are shared."""
     database = folder / "mlflow.db"
     shutil.copy(place.uri.removeprefix("sqlite:///"), database)
     return replace(place, uri=f"sqlite:///{database}")

@@ -37,7 +37,6 @@ def why(decision: Decision, metric: str) -> str:
 
 
 def measured(place: Place, folder: ModelFolder, *, failing: bool = False) -> Decision:
-    log_quality(place.uri, folder, place.stories)
     log_speed(place.uri, folder, place.bounds, against=place.champion, failing=failing)
     return run_gate(place.uri, place.bounds)
 
@@ -73,6 +72,7 @@ def _moves(uri: str) -> list[Any]:
 def test_noised_weights_are_refused_for_their_bits_per_byte(place: Place, tmp_path: Path) -> None:
     worse = noised(tmp_path, strength=0.3)
     register(worse, place.uri)
+    log_quality(place.uri, worse, place.stories)
     decision = measured(place, worse)
     assert (decision.verdict, decision.exit_code) == ("fail", 1)
     failed = {name for name, verdict in verdicts(decision).items() if verdict == "fail"}
@@ -84,7 +84,6 @@ def test_noised_weights_are_refused_for_their_bits_per_byte(place: Place, tmp_pa
 
 
 def test_a_delay_in_decoding_is_refused_for_its_times(place: Place) -> None:
-    log_quality(place.uri, place.challenger, place.stories)
     log_speed(place.uri, place.challenger, place.bounds, against=place.champion, delay=0.16)
     found = verdicts(run_gate(place.uri, place.bounds))
     assert {name for name, verdict in found.items() if verdict == "fail"} == {
@@ -102,7 +101,6 @@ def test_one_failing_request_in_three_is_refused_for_the_share_that_came_whole(p
 
 
 def test_with_half_the_evidence_deleted_nothing_is_decided(place: Place) -> None:
-    log_quality(place.uri, place.challenger, place.stories)
     run = log_speed(place.uri, place.challenger, place.bounds, against=place.champion)
     client = open_store(place.uri)
     client.delete_run(run)
@@ -118,7 +116,6 @@ def test_with_half_the_evidence_deleted_nothing_is_decided(place: Place) -> None
 def test_rows_that_were_cut_out_of_the_evidence_are_noticed(place: Place) -> None:
     import pandas
 
-    log_quality(place.uri, place.challenger, place.stories)
     run = log_speed(place.uri, place.challenger, place.bounds, against=place.champion)
     client = open_store(place.uri)
     kept = Path(client.get_run(run).info.artifact_uri) / "samples.parquet"
@@ -151,7 +148,6 @@ def test_evidence_tagged_for_a_digest_that_it_was_not_measured_on_is_noticed(pla
 def test_evidence_from_too_long_ago_decides_nothing(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     from datetime import timedelta
 
-    log_quality(place.uri, place.challenger, place.stories)
     monkeypatch.setattr("experiments.gate.evidence.MAX_AGE", timedelta(0))
     assert "is 0 days old" in why(run_gate(place.uri, place.bounds), "bits_per_byte")
 
@@ -255,7 +251,6 @@ def test_written_stories_are_judged_by_their_rows_a_prompt_counting_once(tmp_pat
 
 
 def test_a_decision_reads_well_everywhere(place: Place) -> None:
-    log_quality(place.uri, place.challenger, place.stories)
     decision = run_gate(place.uri, place.bounds)
     page = markdown(decision)
     assert page.startswith(MARK), "the comment that is replaced is found by its first line"
