@@ -20,11 +20,16 @@ from tests.deploy.conftest import Run
 DIGEST = (PRETRAINED / "digest").read_text("ascii").strip()
 
 
-@pytest.fixture
-def container() -> Iterator[Container]:
+def started() -> Container:
     made = Container(PRETRAINED, DIGEST, name="green", slots=2, queue=1, drain=20, device="cpu")
     made.prepare()
     made.listen("127.0.0.1", 0)
+    return made
+
+
+@pytest.fixture(scope="module")
+def container() -> Iterator[Container]:
+    made = started()
     yield made
     made.close()
 
@@ -44,7 +49,8 @@ def test_it_generates_with_the_engine_that_a_gpu_would_have(container: Container
     assert answer["usage"]["completion_tokens"] == 12
 
 
-def test_a_running_request_finishes_when_it_closes(container: Container) -> None:
+def test_a_running_request_finishes_when_it_closes() -> None:
+    container = started()
     body = {"prompt": "The boat", "max_tokens": 120, "stream": True, "seed": 3}
     url = f"{container.url}/v1/completions"
     with httpx.stream("POST", url, json=body, timeout=60) as running:

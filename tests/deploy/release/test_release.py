@@ -20,7 +20,7 @@ from deploy.release import release, smoke
 from deploy.release.platforms import LoopbackPlatform
 from model.architecture.folder import DIGESTED, PRETRAINED, ModelFolder, compute_digest
 from model.errors import DeployError, InputError, ModelError
-from model.serving.deployments import DeploymentError, DeploymentStore, open_deployments, state_folder
+from model.serving.deployments import DEPLOYMENTS, DeploymentError, DeploymentStore, open_deployments, state_folder
 from model.settings import load_settings
 from tests.deploy.conftest import Run
 
@@ -33,7 +33,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("state")
     yield folder
     platform = LoopbackPlatform(folder / "write-me-a-story" / "loopback", drain=1)
-    for deployment in ("blue", "green"):
+    for deployment in DEPLOYMENTS:
         if (pid := platform.pid(deployment)) is not None:
             os.kill(pid, signal.SIGKILL)
 
@@ -51,11 +51,6 @@ def platform(environment: dict[str, str]) -> LoopbackPlatform:
     return LoopbackPlatform(state_folder() / "loopback", drain=20)
 
 
-@pytest.fixture
-def store(environment: dict[str, str]) -> DeploymentStore:
-    return open_deployments(load_settings())
-
-
 @pytest.fixture(scope="module")
 def other_version(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The shipped weights under another digest."""
@@ -68,10 +63,34 @@ def other_version(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_version_gets_onto_the_first_deployment_and_receives_stories(run: Run, store: DeploymentStore) -> None:
-    done = run("story.py", "deploy", "deploy", "--platform", "loopback", "--json")
-    assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout)
+Deployed = tuple[Path, str, str]
+
+
+@pytest.fixture(scope="module")
+def deployed(place: Path, run: Run, other_version: Path) -> Deployed:
+    """The record behind two deploys, and what each printed: the shipped version on blue, another one on green."""
+    environment = {"XDG_STATE_HOME": str(place), "STORY_SLOTS": str(STREAMS), "STORY_DRAIN": "20"}
+    command = ("story.py", "deploy", "deploy", "--platform", "loopback")
+    blue = run(*command, "--json", **environment)
+    assert blue.returncode == 0, blue.stderr
+    green = run(*command, "--model", str(other_version), **environment)
+    assert green.returncode == 0, green.stderr
+    return place / "write-me-a-story" / "deployments.json", blue.stdout, green.stdout
+
+
+@pytest.fixture
+def store(deployed: Deployed, environment: dict[str, str]) -> Iterator[DeploymentStore]:
+    """Blue is active, green passed its check; the record is put back whatever a test makes of it."""
+    record, *_ = deployed
+    before = record.read_bytes()
+    yield open_deployments(load_settings())
+    record.write_bytes(before)
+
+
+def test_a_version_gets_onto_the_first_deployment_and_receives_stories(
+    deployed: Deployed, store: DeploymentStore
+) -> None:
+    report = json.loads(deployed[1])
     shipped = ModelFolder.open(PRETRAINED).digest
     assert (report["deployment"], report["version"], report["uploaded"]) == ("blue", shipped, True)
     assert (report["smoke"]["verdict"], report["smoke"]["success_rate"]) == ("passed", 1.0)
@@ -80,15 +99,14 @@ def test_a_version_gets_onto_the_first_deployment_and_receives_stories(run: Run,
     assert (health["backend"], health["model"]["version"]) == ("blue", shipped)
 
 
-def test_the_next_version_waits_on_the_idle_deployment(run: Run, store: DeploymentStore, other_version: Path) -> None:
-    before = store.endpoint(None)
-    done = run("story.py", "deploy", "deploy", "--platform", "loopback", "--model", str(other_version))
-    assert done.returncode == 0, done.stderr
-    assert "green is ready at http://127.0.0.1:" in done.stdout
-    assert "`story deploy switch` sends new stories there" in done.stdout
+def test_the_next_version_waits_on_the_idle_deployment(
+    deployed: Deployed, store: DeploymentStore, other_version: Path
+) -> None:
+    assert "green is ready at http://127.0.0.1:" in deployed[2]
+    assert "`story deploy switch` sends new stories there" in deployed[2]
     record = store.load()
     assert record is not None
-    assert (store.endpoint(None), record.active) == (before, "blue")
+    assert record.active == "blue"
     assert record.versions["green"] == ModelFolder.open(other_version).digest != record.versions["blue"]
 
 
@@ -190,25 +208,6 @@ def test_the_active_deployment_is_not_replaced_under_its_clients(
     assert store.endpoint(None) is not None
 
 
-def test_a_version_that_fails_its_check_cannot_be_switched_to(
-    platform: LoopbackPlatform, store: DeploymentStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Judged too slow here: a real check, with a bound that no story keeps."""
-    monkeypatch.setattr(smoke, "LONGEST_GENERATION", 0.0)
-    settings = load_settings()
-    with pytest.raises(DeployError, match="green did not pass its check: a story took"):
-        release.release(
-            ModelFolder.open(PRETRAINED), platform, store, settings, deployment=None, timeout=60, progress=print
-        )
-    record = store.load()
-    assert record is not None
-    assert (record.active, record.urls["green"]) == ("blue", None)
-    with pytest.raises(DeploymentError, match="green has no deployment that passed its check"):
-        release.switch(store, settings, None, timeout=1)
-    with pytest.raises(DeploymentError, match="there is nothing to roll back to"):
-        store.rollback()
-
-
 def test_a_deployment_that_does_not_wake_is_not_switched_to(platform: LoopbackPlatform, store: DeploymentStore) -> None:
     store.set_deployment("green", "http://127.0.0.1:1", "x")
     with pytest.raises(DeployError, match="was not ready"):
@@ -218,15 +217,46 @@ def test_a_deployment_that_does_not_wake_is_not_switched_to(platform: LoopbackPl
     assert record.active == "blue"
 
 
-def test_stopping_ends_the_process_and_takes_the_address_away(
-    platform: LoopbackPlatform, store: DeploymentStore
+@pytest.fixture
+def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackPlatform]:
+    """The shipped version on blue, in a state folder of the test's own: what the test ends, no other test needs."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    platform, settings = LoopbackPlatform(state_folder() / "loopback", drain=1), load_settings()
+    folder, store = ModelFolder.open(PRETRAINED), open_deployments(settings)
+    release.release(folder, platform, store, settings, deployment=None, timeout=60, progress=print)
+    yield platform
+    for deployment in DEPLOYMENTS:
+        platform.stop(deployment)
+
+
+def test_a_version_that_fails_its_check_cannot_be_switched_to(
+    alone: LoopbackPlatform, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert platform.pid("blue") is not None
-    assert release.stop(platform, store, "blue", force=True) == ("blue", True)
-    assert platform.pid("blue") is None
+    """Judged too slow here: a real check, with a bound that no story keeps."""
+    monkeypatch.setattr(smoke, "LONGEST_GENERATION", 0.0)
+    settings = load_settings()
+    store = open_deployments(settings)
+    with pytest.raises(DeployError, match="green did not pass its check: a story took"):
+        release.release(
+            ModelFolder.open(PRETRAINED), alone, store, settings, deployment=None, timeout=60, progress=print
+        )
+    record = store.load()
+    assert record is not None
+    assert (record.active, record.urls["green"]) == ("blue", None)
+    with pytest.raises(DeploymentError, match="green has no deployment that passed its check"):
+        release.switch(store, settings, None, timeout=1)
+    with pytest.raises(DeploymentError, match="there is nothing to roll back to"):
+        store.rollback()
+    assert release.stop(alone, store, "green", force=True)[1], "its process is there to be looked at"
+
+
+def test_stopping_ends_the_process_and_takes_the_address_away(alone: LoopbackPlatform) -> None:
+    store = open_deployments(load_settings())
+    assert alone.pid("blue") is not None
+    assert release.stop(alone, store, "blue", force=True) == ("blue", True)
+    assert alone.pid("blue") is None
     assert store.endpoint("https://default.example") == "https://default.example"
-    assert release.stop(platform, store, "blue", force=True) == ("blue", False)
-    assert release.stop(platform, store, "green", force=True)[1]
+    assert release.stop(alone, store, "blue", force=True) == ("blue", False)
 
 
 def test_an_upload_is_made_once_and_is_the_folder(tmp_path: Path) -> None:
