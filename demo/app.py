@@ -11,9 +11,9 @@ import contextlib
 import logging
 import os
 import signal
-import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, replace
+from queue import SimpleQueue
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -114,15 +114,17 @@ def launch(settings: Settings, *, host: str, port: int, share: bool = False, bac
 
     Raises `ModelError` when there is no usable model, `InputError` for an unknown backend or a taken port.
     """
-    stop = threading.Event()
-    drained = threading.Event()
+    # A handler runs in the main thread, in the middle of whatever that does: a lock that it already holds, such as a
+    # `threading.Event`'s, would never be released. `SimpleQueue.put` may be called there.
+    signals: SimpleQueue[int] = SimpleQueue()
+    draining = False
     abort: list[Callable[[], None]] = []
 
-    def on_signal(_number: int, _frame: FrameType | None) -> None:
-        if stop.is_set() and not drained.is_set():
+    def on_signal(number: int, _frame: FrameType | None) -> None:
+        signals.put(number)
+        if draining:
             for end in abort:
                 end()
-        stop.set()
 
     before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -138,10 +140,11 @@ def launch(settings: Settings, *, host: str, port: int, share: bool = False, bac
                 print(f"For everyone, while this runs: {served.share_url}", flush=True)
             elif share:
                 print("No share link could be made; the page is here only.", flush=True)
-            stop.wait()
+            signals.get()
             print("Closing.", flush=True)
+            draining = True
             served.drain(settings.story_drain)
-            drained.set()
+            draining = False
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

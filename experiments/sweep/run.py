@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import threading
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,8 +28,9 @@ from experiments.sweep.study import (
     study_names,
 )
 from experiments.sweep.trial import Say
-from experiments.sweep.worker import FAILED, STOPPED, WorkerConfig, run_workers, say, stop_signals, work
+from experiments.sweep.worker import FAILED, STOPPED, WorkerConfig, run_workers, say, work
 from model.errors import InputError
+from training.interrupts import StopFlag, stop_on_signals
 from training.tracking.provenance import provenance
 from training.tracking.runs import now, set_tags, without_folders
 from training.tracking.store import LAST_SEEN, OWNER, mark_stale_runs, open_experiment, open_store, owner_of
@@ -88,7 +88,7 @@ def run_sweep(options: SweepOptions, say: Say = say) -> tuple[optuna.Study, int]
         SpaceError, DataError: the space or the shards are not usable.
     """
     uri = options.tracking_uri
-    with stop_signals() as stop:
+    with stop_on_signals() as stop:
         study = _open_or_begin(options)
         plan = plan_of(study)
         for number in requeue_stale_trials(study):
@@ -116,7 +116,7 @@ def run_sweep(options: SweepOptions, say: Say = say) -> tuple[optuna.Study, int]
     return study, code
 
 
-def _run_workers(config: WorkerConfig, plan: Plan, workers: int, say: Say, stop: threading.Event) -> int:
+def _run_workers(config: WorkerConfig, plan: Plan, workers: int, say: Say, stop: StopFlag) -> int:
     if plan.place == "modal":
         from experiments.sweep.on_modal import run_on_modal
 

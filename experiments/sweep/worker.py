@@ -6,24 +6,21 @@ not belong on a command line), and exits with 0, with 1 where a trial failed, or
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import os
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 from experiments.sweep.study import EXPERIMENT, open_study
 from experiments.sweep.trial import Runner, Say, SweepWorker, TrialEnd, TrialJob, run_trial
 from model.errors import StoryError
+from training.interrupts import stop_on_signals
 from training.tracking.observer import MlflowObserver
 from training.tracking.provenance import Provenance
 from training.trainer.observers import EvaluationReport, Observer, ProgressObserver, RunEnd, RunStart, StepReport
@@ -162,24 +159,6 @@ def _start(config: WorkerConfig) -> subprocess.Popen[bytes]:
     return worker
 
 
-@contextlib.contextmanager
-def stop_signals() -> Iterator[threading.Event]:
-    """Let Ctrl-C and SIGTERM only set the event; outside the main thread, nothing can be caught."""
-    stop = threading.Event()
-    previous: dict[int, Any] = {}
-
-    def on_signal(number: int, frame: FrameType | None) -> None:
-        stop.set()
-
-    if threading.current_thread() is threading.main_thread():
-        previous = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
 def say(line: str) -> None:
     """Write a line to standard error at once: standard output belongs to `--json`."""
     sys.stderr.write(f"{line}\n")
@@ -189,7 +168,7 @@ def say(line: str) -> None:
 def main() -> int:
     """Run as a worker process."""
     parent = os.getppid()
-    with stop_signals() as stop:
+    with stop_on_signals() as stop:
         config = WorkerConfig(**json.load(sys.stdin))
 
         def stopping() -> bool:

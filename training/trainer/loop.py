@@ -7,13 +7,10 @@ loss or gradient that is not finite stops it before the weights change. The best
 from __future__ import annotations
 
 import math
-import signal
-import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -25,6 +22,7 @@ from model.architecture.config import END_ID
 from model.architecture.network import StoryNetwork
 from model.errors import InputError, ModelError, TrainingError
 from training.data.shards import TokenShard, read_meta
+from training.interrupts import StopFlag, stop_on_signals
 from training.trainer.checkpoint import BEST, LAST, find_checkpoint, read_checkpoint, read_initial, write_checkpoint
 from training.trainer.observers import EndRun, EvaluationReport, Observer, Outcome, RunEnd, RunStart, StepReport
 from training.trainer.optim import Average, Optimizers, has_bf16, rate_share
@@ -97,7 +95,7 @@ class Trainer:
         self.resumed_from = self.step
         self.bf16 = recipe.precision == "bf16" or (recipe.precision == "auto" and has_bf16(self.device))
         self.loss_sum = torch.compile(self.network.loss_sum) if recipe.compile else self.network.loss_sum
-        self._stop, self._reason = threading.Event(), "interrupted by hand"
+        self._stop, self._reason = StopFlag(), "interrupted by hand"
         self.group.meet()  # before anyone writes to `out`: the others have to find it as it was
 
     def run(self) -> RunEnd:
@@ -118,7 +116,7 @@ class Trainer:
         )
         outcome: Outcome = "failed"
         reason = "an unexpected error"
-        with _Interrupts(self._stop):
+        with stop_on_signals(self._stop):
             for observer in self.observers:
                 observer.started(start)
             try:
@@ -352,23 +350,3 @@ def _fixed(recipe: dict[str, Any], data: object) -> dict[str, object]:
     chosen = {"data": data, "optimizer.name": recipe.get("optimizer", {}).get("name")}
     chosen |= {name: recipe.get(name) for name in ("seed", "row_tokens")}
     return chosen | {f"model.{name}": value for name, value in recipe.get("model", {}).items()}
-
-
-class _Interrupts:
-    """While inside, Ctrl-C and SIGTERM set `stop` instead of raising, so that a step is never cut in two."""
-
-    def __init__(self, stop: threading.Event) -> None:
-        self.stop = stop
-        self.previous: dict[int, Any] = {}
-
-    def __enter__(self) -> None:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self.previous[number] = signal.signal(number, self._note)
-
-    def __exit__(self, *error: object) -> None:
-        for number, handler in self.previous.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.stop.set()
