@@ -1,4 +1,4 @@
-"""One backend of several versions: who gets which, what is noted of each story, and what is not told."""
+"""A backend of several variants: which one serves a user, what is recorded of each story, and what is not shown."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ ADDRESS = "sqlite:///stories.db"
 
 
 def split(*backends: Backend, keeps_prompts: bool = False) -> RoutingBackend:
-    """Arms a, b … of equal shares over these backends, or the usual one alone."""
+    """Variants a, b … of equal weight over these backends, or the default one alone."""
     recorder = Recorder(ADDRESS, period=0.02, keeps_prompts=keeps_prompts, salt="s")
     if len(backends) == 1:
         return RoutingBackend(without_test("t"), [Variant("default", backends[0])], recorder)

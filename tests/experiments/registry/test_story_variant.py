@@ -1,4 +1,4 @@
-"""Arms that are registered versions, looked up in a real MLflow store when the demo starts."""
+"""Variants that are registered versions, resolved in a real MLflow store when the demo starts."""
 
 from __future__ import annotations
 
