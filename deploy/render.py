@@ -101,7 +101,7 @@ def _wait_until_healthy(url: str, digest: str, timing: Timing) -> str:
             health = _request(url, name="/api/health")
             found = str(health["model"]["version"])
             seen = f"model {found}"
-            good = good + 1 if health["status"] == "ok" and found == digest else 0
+            good = good + 1 if health["status"] == "healthy" and found == digest else 0
         except (RenderError, KeyError, TypeError) as error:
             good, seen = 0, str(error) or type(error).__name__
         if good == timing.in_a_row:

@@ -30,7 +30,10 @@ BETWEEN_TOKENS = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0
 QUEUED = (0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 WHOLE_STORY = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 15, 30, 60, 120)
 OUTCOMES = ("stop", "length", "cancelled", "error", "refused", "limited", "draining")
-ROUTES = ("/v1/completions", "/v1/models", "/api/generate", "/api/health", "/metrics")
+ROUTES = (
+    *("/v1/completions", "/v1/chat/completions", "/v1/models"),
+    *("/api/generate", "/api/health", "/health", "/ping", "/metrics", "/openapi.json"),
+)
 
 MOST_NAMES = 8
 """Distinct values of a label whose values may come from another machine; further ones count as `other`."""

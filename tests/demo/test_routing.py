@@ -223,7 +223,7 @@ def test_programs_take_part_by_the_name_of_their_user_and_are_told_who_wrote() -
         long = client.post("/api/generate", json={"prompt": "x", "user": "u" * 201})
         assert (long.status_code, long.json()["error"]["param"]) == (422, "user")
         health, figures = client.get("/api/health").json(), client.get("/metrics").text
-    assert health["status"] == "ok"
+    assert health["status"] == "healthy"
     assert health["model"]["name"] == "one of 2 versions that are being compared"
     for private in ("a" * 64, "b" * 64, "a:1", 'variant="'):
         assert private not in str(health) + figures

@@ -33,7 +33,7 @@ class FakeRender:
     def answer(self, asked: Asked) -> tuple[int, Any]:
         if asked.path == "/api/health":
             model = self.models.pop(0) if len(self.models) > 1 else self.models[0]
-            status = "ok" if self.healthy else "unavailable"
+            status = "healthy" if self.healthy else "unhealthy"
             body = {"status": status, "version": "0.1.0", "model": {"version": model}}
             return (200 if self.healthy else 503), body
         if asked.path == "/hook":

@@ -19,8 +19,8 @@ from model.serving.http.simple import Sockets
 from model.serving.metrics import Meter, MeteredBackend
 from model.serving.shared_state import SharedState
 
-PREFIXES = ("/v1/", "/api/generate", "/api/health", "/metrics", "/socket.io")
-"""Prefixes of the service's paths, for an application that has others beside them."""
+PATHS = ("/v1", "/api/generate", "/api/health", "/health", "/ping", "/metrics", "/openapi.json", "/socket.io")
+"""Paths of the service, each with everything below it, for an application that has others beside them."""
 
 
 class Service(FastAPI):
@@ -98,7 +98,7 @@ class ServiceRoute(BaseRoute):
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         path = scope.get("path", "")
-        ours = any(path == prefix.rstrip("/") or path.startswith(prefix) for prefix in PREFIXES)
+        ours = path.startswith(tuple(f"{own}/" for own in PATHS)) or path in PATHS
         return (Match.FULL if ours and scope["type"] in ("http", "websocket") else Match.NONE), {}
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:

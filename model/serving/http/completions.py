@@ -19,6 +19,7 @@ from starlette.responses import Response
 from model.generation import Chunk, Completion, GenerationRequest, TokenLogprob
 from model.serving.backend import ModelInfo, model_for
 from model.serving.http.errors import DONE, json_bytes, json_response, sse_event, unknown_model
+from model.serving.http.openapi import get
 from model.serving.http.schemas import CompletionBody, apply_cache_control, parse_object
 from model.serving.http.session import GenerationManager, GenerationResponse, ResponseFormat, times_of, usage_of
 
@@ -161,12 +162,12 @@ def router(manager: GenerationManager) -> APIRouter:
         form = CompletionFormat(body, requests, model_for(manager.backend, requests[0].user))
         return GenerationResponse(manager, requests, form, stream=body.stream)
 
-    @routes.get("/v1/models")
+    @get(routes, "/v1/models")
     async def models() -> Response:
         """List the one model."""
         return json_response({"object": "list", "data": [model_object()]})
 
-    @routes.get("/v1/models/{name:path}")
+    @get(routes, "/v1/models/{name:path}")
     async def model(name: str) -> Response:
         """Return the model called `name`."""
         check_name(name)

@@ -1,4 +1,4 @@
-"""`GET /api/health` and `GET /metrics`, for load balancers and operators."""
+"""`GET /api/health` (also `/health` and `/ping`) and `GET /metrics`, for load balancers and operators."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from starlette.responses import Response
 
 from model.serving.http.completions import MODEL_ID
 from model.serving.http.errors import json_response
+from model.serving.http.openapi import get
 from model.serving.http.options import ServiceOptions
 from model.serving.http.session import GenerationManager
 from model.serving.metrics import CONTENT_TYPE, Meter
@@ -29,7 +30,7 @@ def health_of(manager: GenerationManager) -> tuple[bool, dict[str, Any]]:
     ready = health.ready and not manager.draining
     info = manager.backend.model
     body: dict[str, Any] = {
-        "status": "ok" if ready else "draining" if manager.draining else "unavailable",
+        "status": "healthy" if ready else "draining" if manager.draining else "unhealthy",
         "timestamp": datetime.now(UTC).isoformat(),
         "version": version(),
         "model": {"id": MODEL_ID, "name": info.name, "version": info.version},
@@ -77,15 +78,17 @@ def router(manager: GenerationManager, meter: Meter) -> APIRouter:
     """Return the two routes."""
     routes = APIRouter()
 
-    @routes.head("/api/health", include_in_schema=False)
-    @routes.get("/api/health")
+    # vLLM's clients ask `/health`, SageMaker and load generators `/ping`; the answer is the same everywhere.
+    @get(routes, "/ping", include_in_schema=False)
+    @get(routes, "/health", include_in_schema=False)
+    @get(routes, "/api/health")
     async def health() -> Response:
         """Return 200 if a request could be served now, else 503 with the same body."""
         ready, body = health_of(manager)
         headers = {"cache-control": "no-store"} | ({} if ready else {"Retry-After": "1"})
         return json_response(body, 200 if ready else 503, headers)
 
-    @routes.get("/metrics")
+    @get(routes, "/metrics")
     async def metrics(request: Request) -> Response:
         """Return all metrics in Prometheus' text format."""
         if not may_read_metrics(request, manager.options):

@@ -24,7 +24,7 @@ from model.serving.metrics import Meter
 log = logging.getLogger(__name__)
 access_log = logging.getLogger("story.request")
 
-QUIET_ROUTES = ("/api/health", "/metrics")
+QUIET_ROUTES = ("/api/health", "/health", "/ping", "/metrics")
 """Polled so often that successful requests would flood the log."""
 VALID_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 """What a client may call its request; anything else is replaced, for it ends up in logs and headers."""

@@ -37,7 +37,7 @@ def container() -> Iterator[Container]:
 def test_it_serves_the_revision_under_its_deployment(container: Container) -> None:
     answer = httpx.get(f"{container.url}/api/health", timeout=30)
     body = answer.json()
-    assert (answer.status_code, body["status"], body["backend"]) == (200, "ok", "green")
+    assert (answer.status_code, body["status"], body["backend"]) == (200, "healthy", "green")
     assert body["model"]["version"] == ModelFolder.open(PRETRAINED).digest
     assert (body["engine"]["slots"], body["capacity"]) == (2, 3)
 

@@ -193,7 +193,10 @@ def test_status_shows_both_deployments(run: Run, store: DeploymentStore) -> None
     done = run("story.py", "deploy", "status", "--json")
     status = json.loads(done.stdout)
     assert (done.returncode, status["active"], status["store"]) == (0, "blue", store.where)
-    assert {name: entry["health"] for name, entry in status["deployments"].items()} == {"blue": "ok", "green": "ok"}
+    assert {name: entry["health"] for name, entry in status["deployments"].items()} == {
+        "blue": "healthy",
+        "green": "healthy",
+    }
     assert status["deployments"]["blue"]["capacity"] == STREAMS + 64
 
 

@@ -69,7 +69,7 @@ def test_an_answer_without_a_story_is_a_failure(status: int, body: Text, reason:
 def test_the_proxy_token_goes_with_each_request(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MODAL_KEY", "wk-1")
     monkeypatch.setenv("MODAL_SECRET", "ws-1")
-    with json_server(lambda asked: (200, {"status": "ok"})) as (url, seen):
+    with json_server(lambda asked: (200, {"status": "healthy"})) as (url, seen):
         wait_until_ready(url, load_settings(), version=None, timeout=5)
         check(url, load_settings(), requests=1)
     tokens = [(asked.headers["modal-key"], asked.headers["modal-secret"]) for asked in seen]
@@ -91,7 +91,7 @@ def test_a_deployment_that_starts_late_is_waited_for(settings: Settings) -> None
 
     def start_late() -> None:
         time.sleep(0.6)
-        with json_server(lambda asked: (200, {"status": "ok", "model": {"version": "v2"}}), port):
+        with json_server(lambda asked: (200, {"status": "healthy", "model": {"version": "v2"}}), port):
             done.wait(20)
 
     starting = threading.Thread(target=start_late)
@@ -106,7 +106,7 @@ def test_a_deployment_that_starts_late_is_waited_for(settings: Settings) -> None
 
 def test_a_deployment_that_serves_another_version_is_not_ready(settings: Settings) -> None:
     with (
-        json_server(lambda asked: (200, {"status": "ok", "model": {"version": "a" * 64}})) as (url, _),
+        json_server(lambda asked: (200, {"status": "healthy", "model": {"version": "a" * 64}})) as (url, _),
         pytest.raises(DeployError, match="it serves aaaaaaaaaaaa, not bbbbbbbbbbbb"),
     ):
         wait_until_ready(url, settings, version="b" * 64, timeout=0.2)

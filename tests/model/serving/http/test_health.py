@@ -20,9 +20,10 @@ def test_a_service_that_can_write_says_so_and_who_it_is(shipped: Running) -> Non
     response = shipped.get("/api/health")
     assert response.status_code == 200
     assert response.headers["cache-control"] == "no-store"
-    assert shipped.client.head("/api/health").status_code == 200, "some balancers ask so"
+    for path in ("/health", "/ping"):
+        assert shipped.get(path).json().keys() == response.json().keys()
     body = response.json()
-    assert body["status"] == "ok"
+    assert body["status"] == "healthy"
     age = datetime.now(UTC) - datetime.fromisoformat(body["timestamp"])
     assert timedelta(0) <= age < timedelta(seconds=10)
     assert body["version"] == version("write-me-a-story")
@@ -39,7 +40,7 @@ def test_a_full_queue_is_not_ready_and_a_place_makes_it_ready_again() -> None:
         network.gate.clear()
         held = [backend.engine.submit(GenerationRequest(prompt="Once", max_tokens=9)) for _ in range(2)]
         response = running.get("/api/health")
-        assert (response.status_code, response.json()["status"]) == (503, "unavailable")
+        assert (response.status_code, response.json()["status"]) == (503, "unhealthy")
         assert response.json()["detail"] == "the queue is full"
         assert int(response.headers["retry-after"]) >= 1
         network.gate.set()
@@ -182,3 +183,12 @@ def test_on_a_share_link_it_is_for_nobody_without_one() -> None:
         answer = running.get("/metrics")
         assert answer.status_code == 404
         assert answer.text == running.get("/nothing").text.replace("/nothing", "/metrics")  # as if there were none
+
+
+@pytest.mark.parametrize(
+    "path", ["/api/health", "/health", "/ping", "/metrics", "/openapi.json", "/v1/models", "/v1/models/story-writer"]
+)
+def test_head_answers_as_get_does_without_a_body(path: str, shipped: Running) -> None:
+    expected, found = shipped.get(path), shipped.client.head(path)
+    assert (found.status_code, found.content) == (200, b"")
+    assert found.headers["content-type"] == expected.headers["content-type"]
