@@ -79,6 +79,7 @@ def train(
     import torch
 
     from training.tracking.observer import MlflowObserver
+    from training.tracking.provenance import usable_cores
     from training.trainer.loop import Trainer
     from training.trainer.observers import ProgressObserver
     from training.trainer.parallel import Group
@@ -87,7 +88,7 @@ def train(
         recipe = Recipe.from_dict(recipe.as_dict() | {"minutes": minutes})
     group = Group()
     if group.size > 1:
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // group.size))
+        torch.set_num_threads(max(1, usable_cores() // group.size))
     if observers is None:
         observers = [ProgressObserver(), *([MlflowObserver()] if track else [])] if group.first else []
     try:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +30,7 @@ from experiments.sweep.trial import Say
 from experiments.sweep.worker import FAILED, STOPPED, WorkerConfig, run_workers, say, work
 from model.errors import InputError
 from training.interrupts import StopFlag, stop_on_signals
-from training.tracking.provenance import provenance
+from training.tracking.provenance import provenance, usable_cores
 from training.tracking.runs import now, set_tags, without_folders
 from training.tracking.store import LAST_SEEN, OWNER, mark_stale_runs, open_experiment, open_store, owner_of
 
@@ -94,14 +93,13 @@ def run_sweep(options: SweepOptions, say: Say = say) -> tuple[optuna.Study, int]
         for number in requeue_stale_trials(study):
             say(f"trial {number}: its worker died; it is queued again")
         parent = None if uri is None else begin_run(uri, study, plan)
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         config = WorkerConfig(
             storage=options.storage,
             name=options.name,
             out=str(options.out or Path("runs") / "sweeps" / options.name),
             data=options.data or plan.data,
             trials=options.trials,
-            threads=options.threads or max(1, cores // options.workers),
+            threads=options.threads or max(1, usable_cores() // options.workers),
             tracking_uri=uri,
             parent_run=parent,
         )

@@ -99,6 +99,11 @@ def package_versions() -> dict[str, str]:
     return versions
 
 
+def usable_cores() -> int:
+    """Number of cores that this process may run on: its CPU affinity, or all where the system has none."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 @cache
 def machine_facts() -> dict[str, str | int | float]:
     """The kind of machine: `system`, `architecture`, `python`, `cores`, `cpu`, `memory_gb`, `accelerators`.
@@ -109,7 +114,7 @@ def machine_facts() -> dict[str, str | int | float]:
         "system": platform.system(),
         "architecture": platform.machine(),
         "python": platform.python_version(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        "cores": usable_cores(),
     }
     if cpu := _cpu_name():
         facts["cpu"] = cpu

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from importlib.metadata import version
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import training.tracking.provenance
-from training.tracking.provenance import git_state, machine_facts, provenance
+from training.tracking.provenance import git_state, machine_facts, provenance, usable_cores
 
 
 def git(folder: Path, *arguments: str) -> str:
@@ -78,6 +79,16 @@ def test_the_machine_is_described_without_naming_anyone(monkeypatch: pytest.Monk
     shown = " ".join(provenance().tags().values())
     assert str(Path.home()) not in shown
     assert str(Path.cwd()) not in shown
+
+
+def test_only_cores_that_this_process_may_use_count() -> None:
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(allowed)})
+    try:
+        assert usable_cores() == 1
+    finally:
+        os.sched_setaffinity(0, allowed)
+    assert usable_cores() == len(allowed)
 
 
 def test_tags_say_the_same_as_the_dictionary() -> None:
