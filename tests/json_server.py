@@ -6,7 +6,7 @@ import contextlib
 import json
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -69,33 +69,3 @@ def json_server(answer: Callable[[Asked], tuple[int, Any]], port: int = 0) -> It
         server.shutdown()
         server.server_close()
         thread.join(10)
-
-
-@dataclass
-class PullRequest:
-    """The comments of a pull request as GitHub's API keeps them."""
-
-    comments: list[dict[str, Any]] = field(default_factory=list)
-
-    def add(self, body: str, kind: str = "User") -> None:
-        """Add a comment."""
-        self.comments.append({"id": 1000 + len(self.comments), "body": body, "user": {"type": kind}})
-
-    def answer(self, asked: Asked) -> tuple[int, Any]:
-        """Answer as GitHub does."""
-        if asked.token != "Bearer right":
-            return 401, {"message": "Bad credentials"}
-        root = "/repos/someone/write-me-a-story/issues"
-        path, _, query = asked.path.partition("?")
-        if (asked.method, path) == ("POST", f"{root}/7/comments"):
-            self.add(asked.body["body"], "Bot")
-            return 201, self.comments[-1]
-        if (asked.method, path) == ("GET", f"{root}/7/comments"):
-            size, page = (int(part.partition("=")[2]) for part in query.split("&"))
-            return 200, self.comments[size * (page - 1) : size * page]
-        if asked.method == "PATCH" and path.startswith(f"{root}/comments/"):
-            for comment in self.comments:
-                if path.endswith(f"/{comment['id']}"):
-                    comment["body"] = asked.body["body"]
-                    return 200, comment
-        return 404, {}

@@ -4,7 +4,8 @@
     python -m experiments.studies.decode_speed --streams 1 16 64 --seconds 10 --rounds 3 --json
 
 Each target is a closed loop: as many clients as streams, each requesting the next story when one ends, so a slot is
-never idle. Ratios are to the first target in the same round. Tokens are counted by the tokenizer.
+never idle. Targets take turns, round by round, so that a machine whose speed drifts slows them all; ratios are to the
+first target in the same round, and medians over rounds count. Tokens are counted by the tokenizer.
 
 The first reference is `plain_decoder.c`, a transformer of our size in the plainest C and fp32, compiled for this
 machine; without a compiler it is left out, and the ratio is to the next target. The other is the same network's own
@@ -14,19 +15,24 @@ only its mean time per token, which stands in all its columns.
 
 from __future__ import annotations
 
+import argparse
 import asyncio
+import json
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from importlib.util import find_spec
-from itertools import chain
 from pathlib import Path
+from statistics import median
 from typing import Any
 
-from experiments.studies.rounds import Turn, compare, options, print_rows, quantile
+import numpy as np
+
+from experiments.common.tables import markdown_table
 from model.architecture.folder import PRECISIONS, PRETRAINED, ModelFolder
 from model.architecture.tokenizer import StoryTokenizer
 from model.engine.engine import Engine
@@ -35,6 +41,23 @@ from model.generation import GenerationRequest, SamplingParams
 
 PLAIN_DECODER = Path(__file__).with_name("plain_decoder.c")
 PROMPTS = ("Once upon a time", "Lily had a red kite.", "The old dog sat by the door", "One rainy day, Sam")
+
+
+@dataclass(slots=True)
+class Turn:
+    """One target's turn in one round; times in seconds."""
+
+    ttft: list[float] = field(default_factory=list)
+    gaps: list[float] = field(default_factory=list)
+    """Between two chunks of one stream."""
+    seconds: float = 0.0
+    tokens: int = 0
+
+    @property
+    def rate(self) -> float:
+        """Tokens per second."""
+        return self.tokens / self.seconds
+
 
 Target = Callable[[float, int], Turn]
 """(seconds, seed) → a turn of about that length."""
@@ -154,30 +177,37 @@ def measure(model: Path, streams: list[int], seconds: float, rounds: int) -> lis
 
 
 def _row(target: str, streams: int, turns: list[Turn], first: list[Turn]) -> dict[str, Any]:
-    total = compare(turns, first, {"rate": lambda turn: turn.rate})
-    ttft = list(chain.from_iterable(turn.ttft for turn in turns))
-    gaps = list(chain.from_iterable(turn.gaps for turn in turns))
+    rate = median(turn.rate for turn in turns)
+    ttft = np.concatenate([turn.ttft for turn in turns])
+    gaps = np.concatenate([turn.gaps for turn in turns])
     return {
         "target": target,
         "streams": streams,
-        "tokens_per_second": total["rate"] / streams,
-        "total_tokens_per_second": total["rate"],
-        "ratio": total["rate_ratio"],
-        "ttft_p50": quantile(ttft, 0.5),
-        "ttft_p95": quantile(ttft, 0.95),
-        "itl_p50": quantile(gaps, 0.5),
-        "itl_p99": quantile(gaps, 0.99),
+        "tokens_per_second": rate / streams,
+        "total_tokens_per_second": rate,
+        "ratio": median(ours.rate / baseline.rate for ours, baseline in zip(turns, first, strict=True)),
+        "ttft_p50": float(np.quantile(ttft, 0.5)),
+        "ttft_p95": float(np.quantile(ttft, 0.95)),
+        "itl_p50": float(np.quantile(gaps, 0.5)),
+        "itl_p99": float(np.quantile(gaps, 0.99)),
     }
 
 
 def main() -> None:
     """Measure and print."""
-    parser = options(__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, default=PRETRAINED, help="model folder (default: the shipped one)")
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 16], help="concurrent streams")
     parser.add_argument("--seconds", type=float, default=5.0, help="length of one round of one target")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds that count")
+    parser.add_argument("--json", action="store_true", help="print JSON")
     given = parser.parse_args()
-    print_rows(measure(given.model, given.streams, given.seconds, given.rounds), as_json=given.json)
+    rows = measure(given.model, given.streams, given.seconds, given.rounds)
+    if given.json:
+        print(json.dumps(rows, indent=2))
+        return
+    cells = [[f"{cell:,.4g}" if isinstance(cell, float) else str(cell) for cell in row.values()] for row in rows]
+    print("\n".join(markdown_table(list(rows[0]), cells)))
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from model.errors import InputError, StoryError
+from model.files import write_atomically
 from model.settings import without_password
 
 if TYPE_CHECKING:
@@ -234,19 +235,10 @@ class FileDeploymentStore(DeploymentStore):
                 before = self.load()
                 after = how(before)
                 if after is not before:
-                    self._replace(after.model_dump_json(indent=2) + "\n")
+                    write_atomically(self.path, after.model_dump_json(indent=2) + "\n")
         except OSError as error:
             raise DeploymentError(f"{self.path} cannot be written: {error.strerror}") from None
         return after
-
-    def _replace(self, text: str) -> None:
-        fresh = f"{self.path}.new"
-        with open(fresh, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(fresh, 0o644)  # the app may run as another user, and nothing in it is secret
-        os.replace(fresh, self.path)
 
 
 class RedisDeploymentStore(DeploymentStore):

@@ -25,6 +25,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from tokenizers import Tokenizer
 
 from model.errors import DataError, InputError
+from model.files import replace_folder
 from training.data.bpe import MAX_VOCAB, load_tokenizer
 from training.data.corpus import BadLineError, file_sha256, find_files
 from training.data.dedup import BANDS
@@ -187,7 +188,7 @@ class _Preparation:
                 meta = self._build(work, sources, given)
                 meta |= {"inputs": inputs, "options": settings}
                 (work / "shards" / "meta.json").write_text(json.dumps(meta, indent=2) + "\n", "utf-8")
-                _put_in_place(work / "shards", options.out, work / "old")
+                replace_folder(work / "shards", options.out, work / "old")
             finally:
                 shutil.rmtree(work, ignore_errors=True)
         except OSError as error:  # a full disk, mostly; reading errors arrive as DataError
@@ -297,18 +298,6 @@ def _current_meta(out: Path, inputs: str) -> dict[str, Any] | None:
     except DataError:
         return None  # missing or damaged: made anew
     return meta
-
-
-def _put_in_place(new: Path, out: Path, old: Path) -> None:
-    """Swap the folders by renaming; whoever has the old files mapped keeps reading them."""
-    if out.exists():
-        out.rename(old)
-    try:
-        new.rename(out)
-    except OSError:
-        if old.exists():
-            old.rename(out)
-        raise
 
 
 def _report(out: Path, meta: dict[str, Any], *, up_to_date: bool) -> PrepareReport:

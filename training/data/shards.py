@@ -121,9 +121,15 @@ def _load_index(path: Path) -> NDArray[np.int64]:
 
 
 def shards_digest(folder: Path) -> str:
-    """SHA-256 (hex) over `tokenizer.json`, `train.bin` and `val.bin`: what a model can see of a corpus."""
+    """SHA-256 (hex) over `tokenizer.json`, both splits' tokens and, where there are any, their masked places.
+
+    That is all that a training sees of a corpus; `SPLIT.idx.npy` follows from the tokens.
+    """
     digest = hashlib.sha256()
-    for name in ("tokenizer.json", *(f"{split}.bin" for split in SPLITS)):
+    masks = [name for name in (f"{split}.masked.npy" for split in SPLITS) if (folder / name).is_file()]
+    for name in ("tokenizer.json", *(f"{split}.bin" for split in SPLITS), *masks):
+        if name in masks:
+            digest.update(name.encode())  # the same places in the other split are other data
         try:
             with (folder / name).open("rb") as file:
                 while block := file.read(1024 * 1024):

@@ -18,6 +18,7 @@ from model.architecture.folder import DIGESTED, PRECISIONS, compute_digest, read
 from model.architecture.network import StoryNetwork
 from model.architecture.tokenizer import StoryTokenizer
 from model.errors import InputError, ModelError
+from model.files import replace_folder
 from model.runtimes.onnx.runtime import OnnxRuntime
 from training.data.corpus import load_own_stories
 from training.export.acceptance import BATCHES, Acceptance, accept
@@ -92,7 +93,7 @@ def export_checkpoint(
         digest = compute_digest(fresh)
         (fresh / "digest").write_text(digest + "\n", "ascii")
         write_card(fresh, network, accepted)
-        _swap(fresh, out)
+        replace_folder(fresh, out, fresh.with_name(fresh.name + ".old"))
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
     sizes = {path.name: path.stat().st_size for path in sorted(out.iterdir())}
@@ -120,21 +121,6 @@ def _make_beside(out: Path) -> Path:
         raise InputError("out", f"{out} cannot be written: {error.strerror}") from None
     fresh.chmod(out.parent.stat().st_mode & 0o777)  # a temporary folder is closed to everyone else
     return fresh
-
-
-def _swap(fresh: Path, out: Path) -> None:
-    """Put `fresh` in the place of `out`; whatever goes wrong, one of the two stands there afterwards."""
-    if not out.exists():
-        fresh.rename(out)
-        return
-    old = fresh.with_name(fresh.name + ".old")
-    out.rename(old)
-    try:
-        fresh.rename(out)
-    except OSError:
-        old.rename(out)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
 
 
 SHARE = 0.5

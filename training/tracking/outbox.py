@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import NamedTuple
 
+from model.files import write_atomically
 from model.outbox import Leftover
 
 
@@ -24,15 +24,7 @@ def write_leftover(path: Path, leftover: Leftover[Point]) -> None:
     """Write what was not sent, one point or file a line; the file is replaced atomically."""
     lines = [json.dumps({"point": point}) for point in leftover.items]
     lines += [json.dumps({"path": name, "text": text}) for name, text in leftover.files.items()]
-    write_whole(path, "".join(f"{line}\n" for line in lines))
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that it is there whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(path.name + ".new")
-    fresh.write_text(text, encoding="utf-8")
-    os.replace(fresh, path)
+    write_atomically(path, "".join(f"{line}\n" for line in lines))
 
 
 def read_leftover(path: Path) -> tuple[list[Point], dict[str, str]]:

@@ -12,7 +12,7 @@ import time
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
-from training.tracking.outbox import write_whole
+from model.files import write_atomically
 from training.tracking.provenance import Provenance, provenance
 from training.tracking.store import LAST_SEEN, OWNER, Owner, mark_killed, owner_of
 from training.trainer.observers import RunStart
@@ -51,7 +51,7 @@ def begin_run(client: MlflowClient, experiment_id: str, start: RunStart) -> Run:
         if owner is None or owner.state() != "alive":
             mark_killed(client, previous, "another run took its folder over")
     run = client.create_run(experiment_id, run_name=start.out.resolve().name, tags=tags)
-    write_whole(start.out / RUN_FILE, json.dumps({"run_id": run.info.run_id}) + "\n")
+    write_atomically(start.out / RUN_FILE, json.dumps({"run_id": run.info.run_id}) + "\n")
     return run
 
 

@@ -6,7 +6,6 @@ A checkpoint appears by renaming a finished folder, so that a kill at any moment
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from model.architecture.config import ModelConfig
 from model.architecture.folder import ModelFolder, read_config
 from model.architecture.network import StoryNetwork
 from model.errors import InputError, ModelError
+from model.files import replace_folder
 from training.data.bpe import same_tokenizer
 
 LAST, BEST = "last", "best"
@@ -38,23 +38,7 @@ def write_checkpoint(
     save_network(network, fresh, tokenizer=tokenizer, notes=notes)
     if trainer is not None:
         torch.save(trainer, fresh / "trainer.pt")
-    _sync(fresh)
-    if folder.exists():
-        # Only now: where a kill left nothing but the old one, it is needed until the new one is in place.
-        shutil.rmtree(old, ignore_errors=True)
-        folder.rename(old)
-    os.replace(fresh, folder)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _sync(folder: Path) -> None:
-    """Bring the files to the disk, so that a power cut cannot leave a renamed folder of empty ones."""
-    for path in [*folder.iterdir(), folder]:
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+    replace_folder(fresh, folder, old)
 
 
 def find_checkpoint(folder: Path) -> Path | None:

@@ -274,7 +274,7 @@ def test_a_failure_leaves_the_old_shards_and_no_rubbish(
             raise error
 
         # A full disk or a Ctrl-C at the worst moment, just before the new folder is put in place.
-        monkeypatch.setattr(module, "_put_in_place", fail)
+        monkeypatch.setattr(module, "replace_folder", fail)
         with pytest.raises(raised):
             prepare(replace(options, force=True))
         assert sorted(path.name for path in options.out.parent.iterdir()) == before

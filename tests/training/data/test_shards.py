@@ -119,6 +119,18 @@ def test_the_digest_follows_tokenizer_and_tokens(tmp_path: Path) -> None:
     assert shards_digest(tmp_path) != before
 
 
+def test_the_digest_follows_the_places_that_are_no_targets(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_bytes(b"{}")
+    digests = []
+    for train, val in (((), ()), ((0,), ()), ((1,), ()), ((), (0,))):
+        for split, masked in (("train", train), ("val", val)):
+            (tmp_path / f"{split}.masked.npy").unlink(missing_ok=True)
+            with ShardWriter(tmp_path, split) as shard:
+                shard.add([5, 6], masked)
+        digests.append(shards_digest(tmp_path))
+    assert len(set(digests)) == 4, "the same tokens, masked in four ways"
+
+
 def test_a_broken_meta_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"meta\.json: cannot be read"):
         read_meta(tmp_path)

@@ -1,0 +1,49 @@
+"""Files and folders that are replaced whole: after a kill or a power cut there is the old content or the new one."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file (UTF-8, readable by all users) and bring it to the disk. Raises `OSError`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(path.name + ".new")
+    fresh.write_text(text, encoding="utf-8")
+    fresh.chmod(0o644)
+    _sync(fresh)
+    fresh.replace(path)
+
+
+def replace_folder(fresh: Path, folder: Path, old: Path) -> None:
+    """Bring `fresh` to the disk and rename it to `folder`, whose earlier content is first renamed to `old`.
+
+    A kill between the two renames leaves the earlier content at `old`; after an error it is put back.
+
+    Raises:
+        OSError: a file cannot be brought to the disk, or a folder renamed.
+    """
+    for path in (*fresh.iterdir(), fresh):
+        _sync(path)
+    replaced = folder.exists()
+    if replaced:
+        shutil.rmtree(old, ignore_errors=True)
+        folder.rename(old)
+    try:
+        fresh.rename(folder)
+    except OSError:
+        if replaced:
+            old.rename(folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    """Bring a file or a folder's list of files to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
