@@ -13,6 +13,7 @@ from pathlib import Path
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from model.serving.http.chat import ChatBody
 from model.serving.http.schemas import CompletionBody, SimpleBody
 from model.settings import Settings, allowed_values
 
@@ -31,13 +32,15 @@ def settings_table() -> str:
     )
 
 
-def fields_table(body: type[BaseModel]) -> str:
-    """Return the fields of a request's body as a Markdown table."""
+def fields_table(body: type[BaseModel], beside: type[BaseModel] = BaseModel) -> str:
+    """Return the fields of a request's body as a Markdown table, without those that it has in common with `beside`."""
+    common = {(name, field.description) for name, field in beside.model_fields.items()}
     return _markdown(
         ("field", "default", "allowed"),
         [
             (f"`{name}`", "required" if field.is_required() else _default(field), _description(field))
             for name, field in body.model_fields.items()
+            if (name, field.description) not in common
         ],
     )
 
@@ -45,6 +48,7 @@ def fields_table(body: type[BaseModel]) -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "settings": settings_table,
     "completion_fields": lambda: fields_table(CompletionBody),
+    "chat_fields": lambda: fields_table(ChatBody, beside=CompletionBody),
     "generate_fields": lambda: fields_table(SimpleBody),
 }
 

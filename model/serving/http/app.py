@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator
+from typing import Any
 
 from fastapi import FastAPI
 from starlette.middleware import Middleware
@@ -11,9 +12,12 @@ from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from model.serving.backend import Backend
-from model.serving.http import completions, errors, health, simple
+from model.serving.http import chat, completions, errors, health, simple
+from model.serving.http.chat import ChatBody
 from model.serving.http.middleware import RequestContextMiddleware, SecurityHeadersMiddleware, cors
+from model.serving.http.openapi import schemas_of
 from model.serving.http.options import ServiceOptions
+from model.serving.http.schemas import CompletionBody, SimpleBody
 from model.serving.http.session import GenerationManager
 from model.serving.http.simple import Sockets
 from model.serving.metrics import Meter, MeteredBackend
@@ -31,6 +35,13 @@ class Service(FastAPI):
     shared: SharedState
     meter: Meter
     """Its registry also takes metrics of an application that carries the service."""
+
+    def openapi(self) -> dict[str, Any]:
+        """Return the description of the service; FastAPI knows nothing of bodies that the routes read themselves."""
+        if self.openapi_schema is None:
+            super().openapi()["components"] = {"schemas": schemas_of(CompletionBody, ChatBody, SimpleBody)}
+        document: dict[str, Any] = self.openapi_schema or {}
+        return document
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -80,8 +91,9 @@ def create_service(
     service.meter = meter
     service.sockets = Sockets(manager)
     errors.install(service)
-    for router in (completions.router(manager), simple.router(manager), health.router(manager, meter)):
-        service.include_router(router)
+    for routes in (completions, chat, simple):
+        service.include_router(routes.router(manager))
+    service.include_router(health.router(manager, meter))
     service.mount("/socket.io", service.sockets.app)
     return service
 

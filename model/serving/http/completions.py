@@ -8,9 +8,13 @@ its fraction) in which its tokens came.
 
 from __future__ import annotations
 
+import functools
+import math
 import time
 import uuid
-from typing import Any
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
 
 from fastapi import APIRouter
 from starlette.requests import Request as HttpRequest
@@ -18,24 +22,30 @@ from starlette.responses import Response
 
 from model.generation import Chunk, Completion, GenerationRequest, TokenLogprob
 from model.serving.backend import ModelInfo, model_for
-from model.serving.http.errors import DONE, json_bytes, json_response, sse_event, unknown_model
-from model.serving.http.openapi import get
-from model.serving.http.schemas import CompletionBody, apply_cache_control, parse_object
+from model.serving.http.errors import DONE, bad_value, json_bytes, json_response, sse_event, unknown_model
+from model.serving.http.openapi import body_schema, get
+from model.serving.http.schemas import MODEL_ID, CompletionBody, OpenAIBody, apply_cache_control, parse_object
 from model.serving.http.session import GenerationManager, GenerationResponse, ResponseFormat, times_of, usage_of
 
-MODEL_ID = "story-writer"
-"""The one model name of the API; its version is sent beside it."""
 
+class OpenAIFormat(ResponseFormat):
+    """A `ResponseFormat` in OpenAI's form. Subclasses name text and log-probabilities as their contract does."""
 
-class CompletionFormat(ResponseFormat):
-    """A `ResponseFormat` in OpenAI's form."""
+    id_prefix: ClassVar[str]
+    names: ClassVar[tuple[str, str]]
+    """`object` of a whole response and of a chunk."""
+    text_field: ClassVar[tuple[bytes, bytes]]
+    """What stands before a chunk's text and after it."""
 
-    def __init__(self, body: CompletionBody, requests: list[GenerationRequest], model: ModelInfo) -> None:
+    def __init__(
+        self, body: OpenAIBody, requests: list[GenerationRequest], model: ModelInfo, *, leads: Sequence[str] = ()
+    ) -> None:
+        """`leads`: text that comes before each story's own, if any."""
         self._body = body
         self._requests = requests
         self._head = {
-            "id": f"cmpl-{uuid.uuid4().hex}",
-            "object": "text_completion",
+            "id": f"{self.id_prefix}-{uuid.uuid4().hex}",
+            "object": self.names[body.stream],
             "created": int(time.time()),
             "model": MODEL_ID,
             "system_fingerprint": model.version[:12],
@@ -43,20 +53,17 @@ class CompletionFormat(ResponseFormat):
         # A chunk's bytes before its choice and after it.
         self._start = b'data: %b,"choices":[' % json_bytes(self._head)[:-1]
         self._tail = b'],"usage":null}\n\n' if body.include_usage else b"]}\n\n"
-        self._echo = body.text() if body.echo else ""
-        # Where the next token's text begins in each choice's text, for `logprobs.text_offset`.
-        self._offsets = [len(self._echo)] * len(requests)
+        self._leads = leads or [""] * len(requests)
+        self._count = body.count
 
     def opening(self) -> bytes:
-        """The prompt of each story, with `echo`."""
-        if not self._echo:
-            return b""
-        return b"".join(self._chunk(index, self._echo) for index in range(len(self._requests)))
+        """The text that comes before each story, if any."""
+        return b"".join(self._chunk(index, lead) for index, lead in enumerate(self._leads) if lead)
 
     def chunk(self, index: int, chunk: Chunk, at: float) -> bytes:
         """A chunk with the new text."""
         more: dict[str, Any] = {}
-        if self._body.logprobs is not None:
+        if self._body.wants_logprobs:
             more["logprobs"] = self._logprobs(index, chunk.logprobs)
         if self._body.return_token_ids:
             more["token_ids"] = chunk.tokens
@@ -71,33 +78,76 @@ class CompletionFormat(ResponseFormat):
         """Usage, where it was asked for, and the end of the stream."""
         if not self._body.include_usage:
             return DONE
-        return sse_event({**self._head, "choices": [], **_counts(completions, served_by)}) + DONE
+        return sse_event({**self._head, "choices": [], **self._counts(completions, served_by)}) + DONE
 
     def whole(self, chunks: list[list[Chunk]], completions: list[Completion], served_by: str) -> dict[str, Any]:
-        """The completion object."""
-        choices = []
-        for index, completion in enumerate(completions):
+        """The whole object."""
+        choices: list[dict[str, Any]] = []
+        for index in self._best(completions):
+            completion = completions[index]
             choice = {
-                "index": index,
-                "text": self._echo + completion.text,
+                "index": len(choices),
+                **self._message(self._leads[index] + completion.text),
                 "logprobs": None,
                 "finish_reason": completion.finish_reason,
                 "seed": self._requests[index].sampling.seed,
             }
-            if self._body.logprobs is not None:
+            if self._body.wants_logprobs:
                 choice["logprobs"] = self._logprobs(index, completion.logprobs)
             if self._body.return_token_ids:
                 choice["token_ids"] = [token for chunk in chunks[index] for token in chunk.tokens]
             choices.append(choice)
-        return {**self._head, "choices": choices, **_counts(completions, served_by)}
+        return {**self._head, "choices": choices, **self._counts(completions, served_by)}
+
+    @abstractmethod
+    def _message(self, text: str) -> dict[str, Any]:
+        """Return a whole choice's field with its text."""
+
+    @abstractmethod
+    def _logprobs(self, index: int, entries: tuple[TokenLogprob, ...]) -> dict[str, Any]:
+        """Return the log-probabilities of the next tokens of choice `index`."""
+
+    def _best(self, completions: list[Completion]) -> list[int]:
+        """Return the choices that come back: of each prompt's, the `n` with the highest mean log-probability."""
+        indices = list(range(len(completions)))
+        if self._count == self._body.n:
+            return indices
+        groups = [indices[first : first + self._count] for first in indices[:: self._count]]
+        return [
+            index
+            for group in groups
+            for index in sorted(group, key=lambda one: _mean_logprob(completions[one]), reverse=True)[: self._body.n]
+        ]
+
+    def _counts(self, completions: list[Completion], served_by: str) -> dict[str, Any]:
+        usage = usage_of(completions, per_prompt=self._count)
+        return {"usage": usage, "times": times_of(completions), "served_by": served_by}
 
     def _chunk(self, index: int, text: str, *, at: float | None = None, **more: Any) -> bytes:
         rest: dict[str, Any] = {"index": index, "logprobs": None, "finish_reason": None, **more}
         tail = self._tail
         if self._body.return_token_ids and at is not None:
             tail = b'],"created_at":%b%b' % (json_bytes(at), tail[1:])
+        before, after = self.text_field
         # Only what changes is encoded anew: a chunk in 11 µs instead of 18.
-        return b'%b{"text":%b,%b%b' % (self._start, json_bytes(text), json_bytes(rest)[1:], tail)
+        return b"%b{%b%b%b,%b%b" % (self._start, before, json_bytes(text), after, json_bytes(rest)[1:], tail)
+
+
+class CompletionFormat(OpenAIFormat):
+    """The form of completions."""
+
+    id_prefix = "cmpl"
+    names = ("text_completion", "text_completion")
+    text_field = (b'"text":', b"")
+
+    def __init__(self, body: CompletionBody, requests: list[GenerationRequest], model: ModelInfo) -> None:
+        leads = [request.prompt for request in requests] if body.echo else []
+        super().__init__(body, requests, model, leads=leads)
+        # Where the next token's text begins in each choice's text, for `logprobs.text_offset`.
+        self._offsets = [len(lead) for lead in self._leads]
+
+    def _message(self, text: str) -> dict[str, Any]:
+        return {"text": text}
 
     def _logprobs(self, index: int, entries: tuple[TokenLogprob, ...]) -> dict[str, list[Any]]:
         """The contract's four lists. A token of half a character counts as one U+FFFD in the offsets."""
@@ -126,12 +176,30 @@ def _top(entry: TokenLogprob) -> dict[str, float]:
     return top
 
 
-def _counts(completions: list[Completion], served_by: str) -> dict[str, Any]:
-    return {"usage": usage_of(completions), "times": times_of(completions), "served_by": served_by}
+def _mean_logprob(completion: Completion) -> float:
+    """Return the mean log-probability of a story's tokens; a story without tokens is the worst."""
+    logprobs = [entry.logprob for entry in completion.logprobs]
+    return sum(logprobs) / len(logprobs) if logprobs else -math.inf
+
+
+def respond(
+    manager: GenerationManager,
+    requests: list[GenerationRequest],
+    make_format: Callable[[list[GenerationRequest], ModelInfo], ResponseFormat],
+    headers: Mapping[str, str],
+    *,
+    stream: bool,
+) -> Response:
+    """Generate `requests` and return their response in the format that is made for them."""
+    if len(requests) > (most := manager.backend.capacity):
+        raise bad_value("prompt", f"asks for {len(requests)} stories at once; this service holds {most}")
+    requests = apply_cache_control(requests, headers)
+    form = make_format(requests, model_for(manager.backend, requests[0].user))
+    return GenerationResponse(manager, requests, form, stream=stream)
 
 
 def router(manager: GenerationManager) -> APIRouter:
-    """Return the routes under `/v1`."""
+    """Return the routes of completions and models."""
     routes = APIRouter()
     started = int(time.time())
 
@@ -146,21 +214,12 @@ def router(manager: GenerationManager) -> APIRouter:
             "version": info.version,
         }
 
-    def check_name(name: str) -> None:
-        if name != MODEL_ID:
-            raise unknown_model(name, MODEL_ID)
-
-    schema = {"requestBody": {"content": {"application/json": {"schema": CompletionBody.model_json_schema()}}}}
-
-    @routes.post("/v1/completions", openapi_extra=schema)
+    @routes.post("/v1/completions", openapi_extra=body_schema(CompletionBody))
     async def completions(request: HttpRequest) -> Response:
         """Generate one story or several, streamed as server-sent events or whole."""
         body = CompletionBody.read(parse_object(await request.body()))
-        if body.model is not None:
-            check_name(body.model)
-        requests = apply_cache_control(body.requests(), request.headers)
-        form = CompletionFormat(body, requests, model_for(manager.backend, requests[0].user))
-        return GenerationResponse(manager, requests, form, stream=body.stream)
+        form = functools.partial(CompletionFormat, body)
+        return respond(manager, body.requests(), form, request.headers, stream=body.stream)
 
     @get(routes, "/v1/models")
     async def models() -> Response:
@@ -170,7 +229,8 @@ def router(manager: GenerationManager) -> APIRouter:
     @get(routes, "/v1/models/{name:path}")
     async def model(name: str) -> Response:
         """Return the model called `name`."""
-        check_name(name)
+        if name != MODEL_ID:
+            raise unknown_model(name, MODEL_ID)
         return json_response(model_object())
 
     return routes

@@ -13,10 +13,10 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from model.serving.http.completions import MODEL_ID
 from model.serving.http.errors import json_response
 from model.serving.http.openapi import get
 from model.serving.http.options import ServiceOptions
+from model.serving.http.schemas import MODEL_ID
 from model.serving.http.session import GenerationManager
 from model.serving.metrics import CONTENT_TYPE, Meter
 

@@ -1,9 +1,9 @@
 """Request bodies, and how they become `GenerationRequest`s.
 
-Two bodies share their fields: the OpenAI completions contract, with vLLM's names for what goes beyond it, and the
-simple form. Types are checked here, by pydantic; ranges of numbers in `model.generation`. An unknown field is an error,
-because a mistyped one that is silently ignored looks exactly like one that works. `null` counts as not given,
-everywhere.
+The bodies share their fields: OpenAI's completions and chat (`model.serving.http.chat`), with vLLM's names for what
+goes beyond them, and the simple form. Types are checked here, by pydantic; ranges of numbers in `model.generation`. An
+unknown field is an error, because a mistyped one that is silently ignored looks exactly like one that works. `null`
+counts as not given, everywhere.
 
 The description of a field says what is allowed: it ends the error message of a wrong type, and is the field's text in
 the OpenAPI document.
@@ -11,24 +11,30 @@ the OpenAPI document.
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import hashlib
 import json
 import secrets
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from model.generation import MAX_ID_CHARS, MAX_LOGPROBS, MAX_TOKENS, GenerationRequest, SamplingParams
-from model.serving.http.errors import bad_body, bad_value
+from model.serving.http.errors import bad_body, bad_value, unknown_model
 
+MODEL_ID = "story-writer"
+"""The one model name of the API; its version is sent beside it."""
 MAX_CHOICES = 8
+MAX_STREAMS = 64
+"""Stories of one request: prompts times choices."""
+MAX_SEED = 2**63 - 1
 DEFAULTS = SamplingParams()
 DEFAULT_MAX_TOKENS = GenerationRequest(prompt="").max_tokens
 MAX_SHOWN = 60
 """Characters of a wrong value that its error message repeats."""
+IGNORED = "accepted and ignored"
 
 
 def parse_object(body: bytes) -> dict[str, Any]:
@@ -40,23 +46,22 @@ def parse_object(body: bytes) -> dict[str, Any]:
     except ValueError as error:  # not JSON, not UTF-8, or a number of thousands of digits
         raise bad_body(f"the body must be a JSON object, and is not JSON: {error}") from None
     if not isinstance(value, dict):
-        raise bad_body(f"the body must be a JSON object, got {_shown(value)}")
+        raise bad_body(f"the body must be a JSON object, got {shown(value)}")
     return value
 
 
-class _Body(BaseModel):
-    """Base of both bodies: strict types, no unknown fields, error messages that name the field."""
+class Body(BaseModel):
+    """Base of all objects in a body: strict types, no unknown fields, error messages that name the field."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
     @classmethod
-    def read(cls, values: dict[str, Any]) -> Self:
-        """Check a body. Raises `ServiceError` (422) for the first field that is wrong."""
+    def read(cls, values: Mapping[str, Any], within: str = "") -> Self:
+        """Check an object, of the whole body or at `within` in it. Raises `ServiceError` (422) for the first error."""
         given = {name: value for name, value in values.items() if value is not None}
         for name in given.keys() - cls.model_fields.keys():
-            name = name[:MAX_SHOWN]
-            near = difflib.get_close_matches(name, cls.model_fields, n=1, cutoff=0.0)[0]
-            raise bad_value(name, f"is not known; the nearest is {near}")
+            near = difflib.get_close_matches(name[:MAX_SHOWN], cls.model_fields, n=1, cutoff=0.0)[0]
+            raise bad_value(f"{within}{name[:MAX_SHOWN]}", f"is not known; the nearest is {near}")
         try:
             return cls.model_validate(given)
         except ValidationError as error:
@@ -65,61 +70,94 @@ class _Body(BaseModel):
         name = path[0]
         allowed = cls.model_fields[name].description
         if first["type"] == "missing" and len(path) == 1:
-            raise bad_value(name, f"must be given: {allowed}")
-        raise bad_value(name, f"must be {allowed}, got {_shown(given[name])}")
+            raise bad_value(f"{within}{name}", f"must be given: {allowed}")
+        raise bad_value(f"{within}{name}", f"must be {allowed}, got {shown(given[name])}")
 
 
-class _StoryBody(_Body):
-    """The fields that both bodies have."""
+def _integral(value: Any) -> Any:
+    """Accept a float that is an integer: programs without integers send 100.0."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
-    max_tokens: int = Field(
-        DEFAULT_MAX_TOKENS, description=f"a whole number between 1 and {MAX_TOKENS}, the longest story"
+
+Integer = Annotated[int, BeforeValidator(_integral)]
+
+
+def number(default: float | None, low: float, high: float, note: str = "", *, whole: bool = False) -> Any:
+    """Return a number's field; the range is for the document, and checked by `model.generation`."""
+    kind = "a whole number" if whole else "a number"
+    return Field(
+        default,
+        description=f"{kind} between {_plain(low)} and {_plain(high)}{note}",
+        json_schema_extra={"minimum": low, "maximum": high},
     )
-    temperature: float = Field(DEFAULTS.temperature, description="a number between 0 and 2")
-    top_p: float = Field(DEFAULTS.top_p, description="a number above 0 and at most 1")
-    top_k: int = Field(DEFAULTS.top_k, description="a whole number between 0 and 1000000; 0 is off")
-    min_p: float = Field(DEFAULTS.min_p, description="a number between 0 and 1; 0 is off")
-    repetition_penalty: float = Field(DEFAULTS.repetition_penalty, description="a number between 1 and 2; 1 is off")
-    seed: int | None = Field(None, description=f"a whole number between 0 and {2**63 - 1}")
+
+
+def _plain(bound: float) -> str:
+    return str(bound) if isinstance(bound, int) else f"{bound:g}"
+
+
+class GenerationBody(Body):
+    """The fields that all bodies have."""
+
+    max_tokens: Integer = number(DEFAULT_MAX_TOKENS, 1, MAX_TOKENS, ", the longest story", whole=True)
+    temperature: float = number(DEFAULTS.temperature, 0, 2)
+    top_p: float = Field(
+        DEFAULTS.top_p,
+        description="a number above 0 and at most 1",
+        json_schema_extra={"exclusiveMinimum": 0, "maximum": 1},
+    )
+    top_k: Integer = number(DEFAULTS.top_k, -1, 1_000_000, "; 0 and -1 are off", whole=True)
+    min_p: float = number(DEFAULTS.min_p, 0, 1, "; 0 is off")
+    repetition_penalty: float = number(DEFAULTS.repetition_penalty, 1, 2, "; 1 is off")
+    seed: Integer | None = number(None, -1, MAX_SEED, "; -1 is a random one", whole=True)
     stop: str | list[str] = Field([], description="a text or a list of at most 8 texts")
     stream: bool = Field(False, description="true or false")
     user: str = Field(
         "", description=f"text of at most {MAX_ID_CHARS} characters: the same one always meets the same version"
     )
 
-    def _requests(self, prompt: str, count: int = 1, logprobs: int | None = None) -> list[GenerationRequest]:
-        seed = secrets.randbelow(2**32) if self.seed is None else self.seed
+    @property
+    def given_seed(self) -> int | None:
+        """The client's seed; None where it asked for a random one."""
+        return None if self.seed == -1 else self.seed
+
+    def generation_requests(
+        self, prompts: Sequence[str], count: int = 1, *, max_tokens: int | None = None, logprobs: int | None = None
+    ) -> list[GenerationRequest]:
+        """Return `count` requests for each prompt, in order. Raises `ServiceError` (422) or `InputError`."""
+        if len(prompts) * count > MAX_STREAMS:
+            asked = f"asks for {len(prompts) * count} stories: {len(prompts)} prompts, {count} each"
+            raise bad_value("prompt", f"{asked}; a request has at most {MAX_STREAMS}")
         user = self.user or secrets.token_hex(16)  # an anonymous user is a new one each time
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
-        return [
-            GenerationRequest(
-                prompt=prompt,
-                max_tokens=self.max_tokens,
-                sampling=SamplingParams(
-                    temperature=self.temperature,
-                    top_k=self.top_k,
-                    top_p=self.top_p,
-                    min_p=self.min_p,
-                    repetition_penalty=self.repetition_penalty,
-                    seed=choice_seed(seed, index),
-                ),
-                stop=stop,
-                logprobs=logprobs,
-                cacheable=self.seed is not None or self.temperature == 0,
-                user=user,
-            )
-            for index in range(count)
-        ]
+        names = {field.name for field in dataclasses.fields(SamplingParams)} & type(self).model_fields.keys()
+        sampling = {name: getattr(self, name) for name in names} | {"top_k": 0 if self.top_k == -1 else self.top_k}
+        requests = []
+        for prompt in prompts:
+            seed = secrets.randbelow(2**32) if self.given_seed is None else self.given_seed
+            requests += [
+                GenerationRequest(
+                    prompt=prompt,
+                    max_tokens=self.max_tokens if max_tokens is None else max_tokens,
+                    sampling=SamplingParams(**sampling | {"seed": choice_seed(seed, index)}),
+                    stop=stop,
+                    logprobs=logprobs,
+                    cacheable=self.given_seed is not None or self.temperature == 0,
+                    user=user,
+                )
+                for index in range(count)
+            ]
+        return requests
 
 
-class SimpleBody(_StoryBody):
+class SimpleBody(GenerationBody):
     """The body of `POST /api/generate`: a prompt and the parameters of the page."""
 
     prompt: str = Field(description="text, the story's beginning")
 
     def requests(self) -> list[GenerationRequest]:
         """Return the request. Raises `InputError` for a number outside its range."""
-        return self._requests(self.prompt)
+        return self.generation_requests([self.prompt])
 
 
 class StreamOptions(BaseModel):
@@ -127,46 +165,94 @@ class StreamOptions(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
-    include_usage: bool = False
+    include_usage: bool = Field(False, description="whether the last chunk has usage and times")
+    include_obfuscation: bool = Field(False, description=IGNORED)
+    continuous_usage_stats: bool = Field(False, description=IGNORED)
 
 
-class CompletionBody(_StoryBody):
-    """The body of `POST /v1/completions`. Fields that could only be ignored are refused instead."""
+class OpenAIBody(GenerationBody):
+    """The fields that OpenAI's two bodies share. What could change the story and is not honoured is refused."""
 
-    prompt: str | Annotated[list[str], Field(min_length=1, max_length=1)] = Field(
-        description="a text or a list of one text (arrays of tokens are not taken)"
-    )
     model: str | None = Field(None, description="a name of /v1/models")
-    n: int = Field(1, ge=1, le=MAX_CHOICES, description=f"a whole number between 1 and {MAX_CHOICES}, how many stories")
-    stream_options: StreamOptions | None = Field(None, description="an object with include_usage, true or false")
-    logprobs: int | None = Field(None, description=f"a whole number between 0 and {MAX_LOGPROBS}")
-    echo: bool = Field(False, description="true or false, whether the prompt comes back too")
+    n: Integer = Field(
+        1, ge=1, le=MAX_CHOICES, description=f"a whole number between 1 and {MAX_CHOICES}, how many stories"
+    )
+    stream_options: StreamOptions | None = Field(
+        None,
+        description="an object with include_usage, include_obfuscation, continuous_usage_stats, each true or false",
+    )
+    return_token_ids: bool = Field(False, description="true or false, whether token ids come too")
     presence_penalty: float = Field(0.0, ge=0, le=0, description="0: repetition_penalty is what this model takes")
     frequency_penalty: float = Field(0.0, ge=0, le=0, description="0: repetition_penalty is what this model takes")
-    best_of: int | None = Field(None, description="the same as n: all stories come back, none is chosen")
-    suffix: str = Field("", max_length=0, description="empty: this model only goes on from a beginning")
     logit_bias: dict[str, float] = Field({}, max_length=0, description="empty: this model takes no biases")
-    return_token_ids: bool = Field(False, description="true or false, whether token ids come too")
+    metadata: Any = Field(None, description=IGNORED)
+    prompt_cache_key: Any = Field(None, description=IGNORED)
+    prompt_cache_retention: Any = Field(None, description=IGNORED)
+    safety_identifier: Any = Field(None, description=IGNORED)
+    service_tier: Any = Field(None, description=IGNORED)
+    store: Any = Field(None, description=IGNORED)
 
     @property
     def include_usage(self) -> bool:
         """Whether the stream ends with a chunk of usage and times."""
         return self.stream_options is not None and self.stream_options.include_usage
 
-    def text(self) -> str:
-        """Return the prompt, also where it came as a list of one."""
-        return self.prompt if isinstance(self.prompt, str) else self.prompt[0]
+    @property
+    def count(self) -> int:
+        """How many stories are generated for each prompt."""
+        return self.n
 
-    def requests(self) -> list[GenerationRequest]:
-        """Return one request for each of `n` stories. Raises `ServiceError` (422) or `InputError`."""
-        if self.best_of not in (None, self.n):
-            allowed = type(self).model_fields["best_of"].description
-            raise bad_value("best_of", f"must be {allowed}, got {self.best_of}")
+    @property
+    def wants_logprobs(self) -> bool:
+        """Whether log-probabilities come back."""
+        raise NotImplementedError
+
+    def check(self) -> None:
+        """Raise `ServiceError` (422) for fields that do not go together, 404 for another model."""
+        if self.model not in (None, MODEL_ID):
+            raise unknown_model(str(self.model), MODEL_ID)
         if self.stream_options is not None and not self.stream:
             raise bad_value("stream_options", "may be given only where stream is true")
+
+
+class CompletionBody(OpenAIBody):
+    """The body of `POST /v1/completions`."""
+
+    prompt: str | Annotated[list[str], Field(min_length=1)] = Field(description="a text or a list of texts")
+    logprobs: Integer | None = number(None, 0, MAX_LOGPROBS, whole=True)
+    echo: bool = Field(False, description="true or false, whether the prompt comes back too")
+    best_of: Integer | None = Field(
+        None,
+        ge=1,
+        le=MAX_CHOICES,
+        description=f"a whole number between n and {MAX_CHOICES}: how many stories are generated, of which the n with "
+        "the highest mean log-probability of a token come back; not with stream",
+    )
+    suffix: str = Field("", max_length=0, description="empty: this model only goes on from a beginning")
+
+    @property
+    def prompts(self) -> list[str]:
+        """The prompts, also where there is one."""
+        return [self.prompt] if isinstance(self.prompt, str) else self.prompt
+
+    @property
+    def count(self) -> int:
+        return self.best_of or self.n
+
+    @property
+    def wants_logprobs(self) -> bool:
+        return self.logprobs is not None
+
+    def requests(self) -> list[GenerationRequest]:
+        """Return `count` requests for each prompt, in order. Raises `ServiceError` (422) or `InputError`."""
+        self.check()
+        if self.count < self.n or (self.stream and self.count > self.n):
+            allowed = type(self).model_fields["best_of"].description
+            raise bad_value("best_of", f"must be {allowed}; got {self.best_of} with n {self.n}")
         if self.echo and self.logprobs is not None:
             raise bad_value("logprobs", "cannot be combined with echo: those of the prompt are not computed")
-        return self._requests(self.text(), self.n, self.logprobs)
+        logprobs = 0 if self.count > self.n and self.logprobs is None else self.logprobs
+        return self.generation_requests(self.prompts, self.count, logprobs=logprobs)
 
 
 def apply_cache_control(requests: list[GenerationRequest], headers: Mapping[str, str]) -> list[GenerationRequest]:
@@ -174,18 +260,21 @@ def apply_cache_control(requests: list[GenerationRequest], headers: Mapping[str,
     control = headers.get("cache-control", "").lower()
     if not {"no-cache", "no-store"} & {word.strip() for word in control.split(",")}:
         return requests
-    return [replace(request, cacheable=False) for request in requests]
+    return [dataclasses.replace(request, cacheable=False) for request in requests]
 
 
 def choice_seed(seed: int, index: int) -> int:
-    """Return the seed of choice `index`: the request's own for the first, derived from it for the others."""
+    """Return the seed of choice `index`: the request's own for the first, derived from it for the others.
+
+    Derived seeds have 53 bits, so that JavaScript's numbers hold them exactly.
+    """
     if index == 0:
         return seed
     digest = hashlib.blake2b(f"{seed}:{index}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest) >> 1
+    return int.from_bytes(digest) >> 11
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
     """Return a wrong value as its error message repeats it."""
     try:
         text = repr(value)

@@ -357,9 +357,9 @@ async def _disconnected(receive: Receive) -> None:
         pass
 
 
-def usage_of(completions: list[Completion]) -> dict[str, Any]:
-    """Return token counts of a request; its prompt counts once, however many stories begin with it."""
-    prompt = completions[0].usage.prompt_tokens
+def usage_of(completions: list[Completion], per_prompt: int | None = None) -> dict[str, Any]:
+    """Return token counts of a request; a prompt counts once for the `per_prompt` (all) stories from it."""
+    prompt = sum(completion.usage.prompt_tokens for completion in completions[:: per_prompt or len(completions)])
     generated = sum(completion.usage.completion_tokens for completion in completions)
     return {"prompt_tokens": prompt, "completion_tokens": generated, "total_tokens": prompt + generated}
 

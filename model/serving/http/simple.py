@@ -23,25 +23,19 @@ from starlette.responses import Response
 
 from model.generation import Chunk, Completion, GenerationRequest
 from model.serving.backend import ModelInfo, model_for
-from model.serving.http.completions import MODEL_ID
+from model.serving.http.completions import respond
 from model.serving.http.errors import INVALID, ServiceError, as_service_error, sse_event
-from model.serving.http.schemas import SimpleBody, apply_cache_control, parse_object
-from model.serving.http.session import (
-    GenerationManager,
-    GenerationResponse,
-    GenerationSession,
-    ResponseFormat,
-    times_of,
-    usage_of,
-)
+from model.serving.http.openapi import body_schema
+from model.serving.http.schemas import MODEL_ID, SimpleBody, parse_object
+from model.serving.http.session import GenerationManager, GenerationSession, ResponseFormat, times_of, usage_of
 
 
 class SimpleFormat(ResponseFormat):
     """A `ResponseFormat` of few fields, for one story."""
 
-    def __init__(self, request: GenerationRequest, model: ModelInfo) -> None:
+    def __init__(self, requests: list[GenerationRequest], model: ModelInfo) -> None:
         self.id = f"story-{uuid.uuid4().hex}"
-        self._request = request
+        (self._request,) = requests
         self._model = model
 
     def chunk(self, index: int, chunk: Chunk, at: float) -> bytes:
@@ -73,15 +67,12 @@ class SimpleFormat(ResponseFormat):
 def router(manager: GenerationManager) -> APIRouter:
     """Return the route."""
     routes = APIRouter()
-    schema = {"requestBody": {"content": {"application/json": {"schema": SimpleBody.model_json_schema()}}}}
 
-    @routes.post("/api/generate", openapi_extra=schema)
+    @routes.post("/api/generate", openapi_extra=body_schema(SimpleBody))
     async def generate(request: HttpRequest) -> Response:
         """Generate one story, as events or whole."""
         body = SimpleBody.read(parse_object(await request.body()))
-        requests = apply_cache_control(body.requests(), request.headers)
-        form = SimpleFormat(requests[0], model_for(manager.backend, requests[0].user))
-        return GenerationResponse(manager, requests, form, stream=body.stream)
+        return respond(manager, body.requests(), SimpleFormat, request.headers, stream=body.stream)
 
     return routes
 
@@ -137,10 +128,10 @@ class Sockets:
         if not isinstance(data, dict):
             raise ServiceError(422, INVALID, "invalid_value", "generate_story needs an object with a prompt")
         manager = self._manager
-        request = SimpleBody.read(data).requests()[0]
-        form = SimpleFormat(request, model_for(manager.backend, request.user))
+        requests = SimpleBody.read(data).requests()
+        form = SimpleFormat(requests, model_for(manager.backend, requests[0].user))
         client = manager.limiter.clients.of(self._server.get_environ(sid)["asgi.scope"])
-        async with manager.session([request], client) as session:
+        async with manager.session(requests, client) as session:
             running.session = session
             if running.stopped:
                 session.stop()

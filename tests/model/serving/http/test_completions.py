@@ -98,6 +98,43 @@ def test_several_stories_stream_side_by_side() -> None:
     assert sum(c["finish_reason"] == "length" for c in choices) == 3
 
 
+def test_a_list_of_prompts_gives_the_stories_that_each_gives_alone(shipped: Running) -> None:
+    prompts = ["A fox could not sleep.", "Mia found a key."]
+    asked: dict[str, Any] = {"max_tokens": 12, "seed": 4, "n": 2, "echo": True}
+    alone = [whole(shipped, prompt=prompt, **asked) for prompt in prompts]
+    together = whole(shipped, prompt=prompts, **asked)
+    texts = [choice["text"] for answer in alone for choice in answer["choices"]]
+    assert [choice["text"] for choice in together["choices"]] == texts
+    assert [choice["index"] for choice in together["choices"]] == [0, 1, 2, 3]
+    for name in together["usage"]:
+        assert together["usage"][name] == sum(answer["usage"][name] for answer in alone)
+    with streaming(shipped, prompt=prompts, **asked) as flow:
+        choices = [data["choices"][0] for _, data in flow if data != "[DONE]"]
+    assert ["".join(c["text"] for c in choices if c["index"] == index) for index in range(4)] == texts
+
+
+def test_best_of_returns_the_likeliest_stories_of_each_prompt(shipped: Running) -> None:
+    prompts = ["A fox could not sleep.", "Mia found a key."]
+    asked: dict[str, Any] = {"prompt": prompts, "max_tokens": 20, "seed": 4}
+    every = whole(shipped, **asked, n=4, logprobs=0)
+    means = [sum(table) / len(table) for table in (c["logprobs"]["token_logprobs"] for c in every["choices"])]
+    best = whole(shipped, **asked, best_of=4, n=2)
+    assert [choice["index"] for choice in best["choices"]] == [0, 1, 2, 3]
+    expected = [sorted(range(first, first + 4), key=lambda i: -means[i])[:2] for first in (0, 4)]
+    texts = [every["choices"][index]["text"] for group in expected for index in group]
+    assert [choice["text"] for choice in best["choices"]] == texts
+    assert best["usage"] == every["usage"], "stories that are not returned were generated too"
+    assert all(choice["logprobs"] is None for choice in best["choices"])
+
+
+def test_more_stories_than_the_service_holds_are_refused_at_once() -> None:
+    backend, _ = paced(slots=1, queue=1)
+    with serving(backend) as running:
+        response = running.post("/v1/completions", prompt=["a", "b", "c"])
+    assert response.status_code == 422
+    assert response.json()["error"]["message"] == "prompt asks for 3 stories at once; this service holds 2"
+
+
 def test_a_stop_string_ends_the_story_and_is_no_part_of_it(shipped: Running) -> None:
     free = whole(shipped, prompt="Once upon a time", max_tokens=80, seed=1)["choices"][0]["text"]
     word = free.split()[10]
@@ -284,10 +321,8 @@ def test_each_failure_is_the_clients_own_class(client: openai.OpenAI) -> None:
     assert (wrong.value.param, wrong.value.code) == ("temperature", "invalid_value")
     with pytest.raises(openai.NotFoundError, match="model must be story-writer"):
         client.completions.create(model="gpt-4", prompt="x")
-    with pytest.raises(openai.NotFoundError, match="there is nothing at /v1/chat/completions"):
-        client.chat.completions.create(model="story-writer", messages=[{"role": "user", "content": "x"}])
-    with pytest.raises(openai.UnprocessableEntityError, match="arrays of tokens are not taken"):
-        client.completions.create(model="story-writer", prompt=[1, 2, 3])
+    with pytest.raises(openai.NotFoundError, match="there is nothing at /v1/embeddings"):
+        client.embeddings.create(model="story-writer", input="x")
 
 
 def test_a_full_queue_is_a_rate_limit_error_that_says_when_to_come_back() -> None:

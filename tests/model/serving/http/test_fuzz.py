@@ -59,6 +59,7 @@ def test_every_route_as_described(running: Running) -> None:
         every_case_of(found.ok(), tried)
     assert set(tried) == {
         "POST /v1/completions",
+        "POST /v1/chat/completions",
         "GET /v1/models",
         "GET /v1/models/{name}",
         "POST /api/generate",
@@ -76,7 +77,7 @@ KNOWN = "prompt max_tokens temperature top_p top_k min_p seed stop n stream logp
 FIELDS = st.sampled_from([*KNOWN.split(), "\ud800"])
 
 
-@pytest.mark.parametrize("path", ["/v1/completions", "/api/generate"])
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions", "/api/generate"])
 @settings(EXAMPLES, max_examples=150)
 @given(body=st.dictionaries(FIELDS, JSON, max_size=6), prompt=st.text(st.characters(), max_size=30) | st.none())
 def test_bodies_that_nobody_described(path: str, body: dict[str, Any], prompt: str | None, running: Running) -> None:
@@ -87,7 +88,7 @@ def test_bodies_that_nobody_described(path: str, body: dict[str, Any], prompt: s
     held(answer.status_code, answer.text)
 
 
-@pytest.mark.parametrize("path", ["/v1/completions", "/api/generate"])
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions", "/api/generate"])
 @settings(EXAMPLES, max_examples=80)
 @given(body=st.binary(max_size=200))
 def test_bytes_that_are_no_body(path: str, body: bytes, running: Running) -> None:

@@ -14,6 +14,7 @@ from model.generation import GenerationRequest, SamplingParams
 from model.serving.http.errors import ServiceError, as_service_error
 from model.serving.http.schemas import (
     MAX_CHOICES,
+    MAX_STREAMS,
     CompletionBody,
     SimpleBody,
     apply_cache_control,
@@ -69,7 +70,53 @@ def test_each_of_several_stories_has_a_seed_of_its_own_and_the_first_the_request
 
 @given(seed=st.integers(0, 2**63 - 1), index=st.integers(0, 7))
 def test_a_derived_seed_is_one_that_can_be_asked_for(seed: int, index: int) -> None:
-    assert SamplingParams(seed=choice_seed(seed, index)).seed >= 0
+    derived = choice_seed(seed, index)
+    assert SamplingParams(seed=derived).seed == derived
+    assert derived == seed or derived < 2**53, "exact in JavaScript's numbers"
+
+
+def test_each_prompt_of_a_list_has_its_stories_in_order_and_the_seeds_it_has_alone() -> None:
+    several = requests(prompt=["a", "b"], n=2, seed=5)
+    assert several == [*requests(prompt="a", n=2, seed=5), *requests(prompt="b", n=2, seed=5)]
+    assert len({request.sampling.seed for request in requests(prompt=["a"] * 8)}) == 8, "without a seed, one each"
+
+
+def test_programs_without_integers_send_floats_and_minus_one_is_off_or_random() -> None:
+    (request,) = requests(prompt="x", max_tokens=7.0, top_k=9.0, seed=3.0, n=1.0, logprobs=2.0)
+    assert (request.max_tokens, request.sampling.top_k, request.sampling.seed, request.logprobs) == (7, 9, 3, 2)
+    first, second = (requests(prompt="x", top_k=-1, seed=-1)[0] for _ in range(2))
+    assert first.sampling.top_k == 0
+    assert not first.cacheable
+    assert first.sampling.seed != second.sampling.seed
+
+
+def test_harmless_fields_of_the_contract_are_accepted_and_ignored() -> None:
+    options = {"include_usage": True, "include_obfuscation": False, "continuous_usage_stats": True}
+    harmless: dict[str, Any] = {"store": True, "metadata": {"a": "b"}, "service_tier": "auto", "prompt_cache_key": "x"}
+    body = {"prompt": "x", "seed": 1, "stream": True}
+    assert requests(**body, **harmless, stream_options=options) == requests(**body)
+
+
+@pytest.mark.parametrize("body", [CompletionBody, SimpleBody])
+def test_the_described_bounds_are_those_that_are_checked(body: Any) -> None:
+    fields = body.model_json_schema()["properties"]
+    bounded = {name for name, field in fields.items() if {"minimum", "exclusiveMinimum"} & field.keys()}
+    assert bounded >= {"max_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed"}
+    for name in bounded:
+        field = fields[name]
+        low = field.get("minimum", field.get("exclusiveMinimum"))
+        for value in (low, field["maximum"]):
+            if "minimum" in field or value != low:
+                assert body.read({"prompt": "x", name: value}).requests()
+        below = low if "exclusiveMinimum" in field else low - 1
+        for value in (below, field["maximum"] + 1):
+            with pytest.raises((ServiceError, InputError)):
+                _asked(body, value, name)
+
+
+def _asked(body: Any, value: Any, name: str) -> list[GenerationRequest]:
+    asked: list[GenerationRequest] = body.read({"prompt": "x", name: value}).requests()
+    return asked
 
 
 def test_null_counts_as_not_given() -> None:
@@ -80,13 +127,13 @@ def test_null_counts_as_not_given() -> None:
 
 NUMBER = "must be a number between 0 and 2"
 WRONG = [
-    ({}, "prompt", "must be given: a text or a list of one text (arrays of tokens are not taken)"),
+    ({}, "prompt", "must be given: a text or a list of texts"),
     ({"prompt": None}, "prompt", "must be given: "),
-    ({"prompt": 5}, "prompt", "must be a text or a list of one text (arrays of tokens are not taken), got 5"),
-    ({"prompt": [1, 2]}, "prompt", "(arrays of tokens are not taken), got [1, 2]"),
-    ({"prompt": [[1, 2]]}, "prompt", "(arrays of tokens are not taken), got [[1, 2]]"),
-    ({"prompt": []}, "prompt", "must be a text or a list of one text (arrays of tokens are not taken), got []"),
-    ({"prompt": ["a", "b"]}, "prompt", "got ['a', 'b']"),
+    ({"prompt": 5}, "prompt", "must be a text or a list of texts, got 5"),
+    ({"prompt": [1, 2]}, "prompt", "must be a text or a list of texts, got [1, 2]"),
+    ({"prompt": [[1, 2]]}, "prompt", "must be a text or a list of texts, got [[1, 2]]"),
+    ({"prompt": []}, "prompt", "must be a text or a list of texts, got []"),
+    ({"prompt": ["a"] * 9, "n": 8}, "prompt", "asks for 72 stories: 9 prompts, 8 each; a request has at most 64"),
     ({"prompt": "x" * 20_001}, "prompt", "must have at most 20000 characters, got 20001"),
     ({"prompt": "\ud800"}, "prompt", "holds half a character (a lone surrogate) at 0"),
     ({"max_tokens": 0}, "max_tokens", "must be a whole number between 1 and 4096, got 0"),
@@ -97,10 +144,10 @@ WRONG = [
     ({"temperature": True}, "temperature", f"{NUMBER}, got True"),
     ({"temperature": float("nan")}, "temperature", "must be between 0 and 2, got nan"),
     ({"top_p": 0}, "top_p", "must be above 0 and at most 1, got 0"),
-    ({"top_k": -1}, "top_k", "must be a whole number between 0 and 1000000, got -1"),
+    ({"top_k": -2}, "top_k", "must be a whole number between 0 and 1000000, got -2"),
     ({"min_p": 1.5}, "min_p", "must be between 0 and 1, got 1.5"),
     ({"repetition_penalty": 3}, "repetition_penalty", "must be between 1 and 2, got 3"),
-    ({"seed": -1}, "seed", f"must be a whole number between 0 and {2**63 - 1}, got -1"),
+    ({"seed": -2}, "seed", f"must be a whole number between 0 and {2**63 - 1}, got -2"),
     ({"seed": 2**63}, "seed", f"must be a whole number between 0 and {2**63 - 1}, got {2**63}"),
     ({"n": 9}, "n", "must be a whole number between 1 and 8, how many stories, got 9"),
     ({"n": 0}, "n", "must be a whole number between 1 and 8, how many stories, got 0"),
@@ -112,10 +159,12 @@ WRONG = [
     ({"logprobs": 1, "echo": True}, "logprobs", "cannot be combined with echo"),
     ({"stream": "yes"}, "stream", "must be true or false, got 'yes'"),
     ({"stream_options": {"include_usage": True}}, "stream_options", "may be given only where stream is true"),
-    ({"stream_options": {"usage": 1}}, "stream_options", "must be an object with include_usage, true or false"),
+    ({"stream_options": {"usage": 1}}, "stream_options", "must be an object with include_usage, include_"),
     ({"presence_penalty": 0.5}, "presence_penalty", "must be 0: repetition_penalty is what this model takes"),
     ({"frequency_penalty": -1}, "frequency_penalty", "must be 0: repetition_penalty is what this model takes"),
-    ({"best_of": 3}, "best_of", "must be the same as n: all stories come back, none is chosen, got 3"),
+    ({"best_of": 1, "n": 2}, "best_of", "must be a whole number between n and 8: how many stories are generated"),
+    ({"best_of": 3, "stream": True}, "best_of", "not with stream; got 3 with n 1"),
+    ({"best_of": 9}, "best_of", "not with stream, got 9"),
     ({"suffix": "end"}, "suffix", "must be empty: this model only goes on from a beginning, got 'end'"),
     ({"logit_bias": {"5": 1}}, "logit_bias", "must be empty: this model takes no biases, got {'5': 1}"),
     ({"temprature": 1}, "temprature", "is not known; the nearest is temperature"),
@@ -190,7 +239,7 @@ def test_any_body_is_either_stories_or_an_error_that_names_a_field(body: dict[st
         assert told.param is not None
         assert told.response().body
     else:
-        assert 1 <= len(asked) <= MAX_CHOICES
+        assert 1 <= len(asked) <= MAX_STREAMS
 
 
 @pytest.mark.parametrize(
