@@ -5,7 +5,6 @@
 #
 # The first stage builds and slims, the second one copies three folders out of it, rarely changed ones first: to update,
 # a machine that has an earlier release fetches only the last two layers, some 32 MB packed.
-# deploy/image/image_size.py prints what is in it.
 
 FROM python:3.12-slim AS build
 

@@ -14,7 +14,7 @@ from typer.testing import CliRunner, Result
 
 import story
 from model.generation import GenerationRequest, SamplingParams
-from training.run import TrainResult
+from training.trainer.observers import RunEnd
 from training.trainer.recipe import Recipe, load_recipe
 
 
@@ -96,9 +96,9 @@ def test_training_with_several_processes_starts_this_command_in_each(monkeypatch
         started.append((processes, arguments))
         return 7
 
-    def train(recipe: Recipe, **options: Any) -> TrainResult:
+    def train(recipe: Recipe, **options: Any) -> RunEnd:
         trained.append({"steps": recipe.steps, **options})
-        return TrainResult("finished", "", 3, 96, 1.5, None)
+        return RunEnd(outcome="finished", reason="", step=3, tokens=96, best_bits_per_byte=1.5, checkpoint=None)
 
     monkeypatch.setattr("training.run.relaunch", relaunch)
     monkeypatch.setattr("training.run.train", train)
@@ -124,9 +124,9 @@ def test_a_resume_takes_the_recipe_of_its_run_unless_another_is_named(
 ) -> None:
     trained: list[Recipe] = []
 
-    def train(recipe: Recipe, **_options: Any) -> TrainResult:
+    def train(recipe: Recipe, **_options: Any) -> RunEnd:
         trained.append(recipe)
-        return TrainResult("finished", "", 3, 96, 1.5, None)
+        return RunEnd(outcome="finished", reason="", step=3, tokens=96, best_bits_per_byte=1.5, checkpoint=None)
 
     monkeypatch.setattr("training.run.train", train)
     mine = load_recipe("tiny", overrides=["seed=11"])

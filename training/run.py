@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import os
 import signal
@@ -25,26 +24,10 @@ from training.data.prepare import PrepareOptions, prepare
 from training.trainer.recipe import Recipe, overridden
 
 if TYPE_CHECKING:
-    from training.trainer.observers import Observer
+    from training.trainer.observers import Observer, RunEnd
 
 GRACE_SECONDS = 10.0
 """How long the other processes of a group may go on when one has failed."""
-
-
-@dataclass(frozen=True, slots=True)
-class TrainResult:
-    """How a run ended, as `story train --json` prints it."""
-
-    outcome: str
-    reason: str
-    step: int
-    tokens: int
-    best_bits_per_byte: float | None
-    checkpoint: str | None
-
-    def as_dict(self) -> dict[str, Any]:
-        """The result as plain JSON values."""
-        return dataclasses.asdict(self)
 
 
 def resumed_recipe(out: Path, overrides: list[str]) -> Recipe:
@@ -70,7 +53,7 @@ def train(
     minutes: float | None = None,
     track: bool = True,
     observers: Sequence[Observer] | None = None,
-) -> TrainResult:
+) -> RunEnd:
     """Train (or resume) in this process; under `torchrun`, as one process of the group.
 
     `init` is a model folder or checkpoint whose weights a new run starts from. `observers` replace the terminal's
@@ -93,11 +76,9 @@ def train(
         observers = [ProgressObserver(), *([MlflowObserver()] if track else [])] if group.first else []
     try:
         where: dict[str, Any] = {"data": data, "out": out, "resume": resume, "init": init}
-        end = Trainer(recipe, **where, observers=observers, group=group).run()
+        return Trainer(recipe, **where, observers=observers, group=group).run()
     finally:
         group.close()
-    kept = str(end.checkpoint) if end.checkpoint else None
-    return TrainResult(end.outcome, end.reason, end.step, end.tokens, end.best_bits_per_byte, kept)
 
 
 def relaunch(processes: int, arguments: list[str]) -> int:

@@ -63,7 +63,6 @@ class VariantEvidence:
     observed: dict[Metric, Observations] = field(default_factory=lambda: {name: Observations() for name in METRICS})
 
     def observe(self, metric: Metric, value: bool, split: str) -> None:
-        """Add one user's observation, made under `split`."""
         self.observed[metric].values.append(value)
         self.observed[metric].splits.append(split)
 

@@ -88,7 +88,6 @@ class Recorder:
             log.warning("the database has been down for long: the oldest unstored events are being lost")
 
     def tally(self) -> Tally:
-        """Count the events so far."""
         waiting, dropped = (0, 0) if self._outbox is None else self._outbox.state()
         return Tally(self._written, waiting, self._lost + dropped)
 

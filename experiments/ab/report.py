@@ -47,7 +47,6 @@ class VariantComparison:
     verdict: Verdict
 
     def as_dict(self) -> dict[str, Any]:
-        """Return plain values."""
         names = {"variant": self.variant, "metric": self.metric, "verdict": self.verdict}
         return names | asdict(self.comparison)
 
@@ -75,7 +74,6 @@ class Report:
         return EXIT_CODES[self.verdict]
 
     def as_dict(self) -> dict[str, Any]:
-        """Return plain values for `--json`, without any user or text."""
         return {
             "test": self.evidence.test,
             "split": str(self.evidence.split),
@@ -91,19 +89,14 @@ class Report:
         }
 
     def _variant(self, variant: VariantEvidence) -> dict[str, Any]:
+        plain = ("version", "digest", "stories", "users", "likes", "dislikes", "endings")
         rates = {
             name: rate and {"value": rate.value, "low": rate.low, "high": rate.high, "users": rate.n}
             for name, rate in self.rates[variant.name].items()
         }
         return {
             "variant": variant.name,
-            "version": variant.version,
-            "digest": variant.digest,
-            "stories": variant.stories,
-            "users": variant.users,
-            "likes": variant.likes,
-            "dislikes": variant.dislikes,
-            "endings": variant.endings,
+            **{name: getattr(variant, name) for name in plain},
             "rates": rates,
             "median_tokens": median(variant.tokens),
             "median_ttft": median(variant.ttfts),

@@ -111,7 +111,6 @@ class LoadGenerator:
         return sample
 
     async def cold_starts(self, target: Target) -> list[Sample]:
-        """Measure as many cold starts as the target has, one after another."""
         return [
             await self.ask(target, "cold", self.plan.request("cold", number), number=number, timeout=COLD_TIMEOUT)
             for number in range(target.cold_starts)

@@ -68,17 +68,14 @@ class Sample:
 
     @property
     def ok(self) -> bool:
-        """Whether the story arrived complete."""
         return self.error is None
 
     @property
     def first(self) -> float | None:
-        """When the first token came."""
         return self.arrivals[0] if self.arrivals else None
 
     @property
     def last(self) -> float | None:
-        """When the last token came."""
         return self.arrivals[-1] if self.arrivals else None
 
     @property

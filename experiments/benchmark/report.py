@@ -36,7 +36,6 @@ class Check:
 
     @property
     def passed(self) -> bool | None:
-        """None when it was not measured."""
         return None if self.value is None else self.threshold.holds(self.value)
 
     @property
@@ -85,7 +84,6 @@ class Report:
 
     @property
     def passed(self) -> bool:
-        """Whether no threshold failed."""
         return not any(check.passed is False for check in self.checks)
 
     def as_dict(self) -> dict[str, Any]:

@@ -121,17 +121,14 @@ class Threshold(BaseModel):
 
     @property
     def bound(self) -> str:
-        """Which of `BOUNDS` it has."""
         return next(name for name in BOUNDS if getattr(self, name) is not None)
 
     @property
     def limit(self) -> float:
-        """The bound's number, in `unit`."""
         return float(getattr(self, self.bound))
 
     @property
     def higher_is_better(self) -> bool:
-        """Whether the bound is a lower one."""
         return self.bound in ("at_least", "above")
 
     def holds(self, value: float) -> bool:
@@ -145,7 +142,6 @@ class Threshold(BaseModel):
         return value - self.limit if self.higher_is_better else self.limit - value
 
     def as_dict(self) -> dict[str, Any]:
-        """What a check of it states: metric, bound and reason."""
         return {
             "metric": self.metric,
             "unit": self.unit,
@@ -170,10 +166,6 @@ class Thresholds:
 
     def __iter__(self) -> Iterator[Threshold]:
         return iter(self.entries)
-
-    def of(self, scope: Scope) -> tuple[Threshold, ...]:
-        """Those of one scope."""
-        return tuple(entry for entry in self.entries if entry.scope == scope)
 
 
 def load_thresholds(path: Path = THRESHOLDS) -> Thresholds:

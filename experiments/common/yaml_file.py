@@ -34,7 +34,6 @@ class YamlFile:
         return self.lines.get(place, 1)
 
     def at(self, place: Place) -> str:
-        """`FILE, line N`, for a message."""
         return f"{self.path}, line {self.line(place)}"
 
     def blame(self, error: ValidationError, place: Place) -> str:

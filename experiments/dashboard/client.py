@@ -92,7 +92,6 @@ class StoreClient:
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """End the process, if one was started, when this context ends."""
         try:
             yield
         finally:

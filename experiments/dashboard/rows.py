@@ -15,6 +15,7 @@ from experiments.dashboard.records import BenchmarkRow, CheckRow, Curve, Decisio
 from experiments.gate.run import EXPERIMENT as GATE
 from experiments.registry.versions import Version, versions_in
 from training.tracking.observer import STORIES
+from training.tracking.runs import table_rows
 from training.tracking.store import OWNER, Owner
 
 if TYPE_CHECKING:
@@ -107,9 +108,7 @@ def thinned(points: Sequence[tuple[int, float, float]], most: int) -> list[tuple
 def sample_sets(client: MlflowClient, run: str) -> list[SampleSet]:
     """Return the sample stories of a run, by step; none where it kept none."""
     try:
-        table = json.loads(read_artifact(client, run, STORIES))
-        rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
-        return _sample_sets(rows)
+        return _sample_sets(table_rows(read_artifact(client, run, STORIES)))
     except Exception:  # missing, damaged, or of another program: each artifact store raises its own errors
         return []
 

@@ -88,7 +88,6 @@ class Decision:
 
     @property
     def exit_code(self) -> int:
-        """0, 1 or 3."""
         return EXIT_CODES[self.verdict]
 
     def as_dict(self) -> dict[str, Any]:

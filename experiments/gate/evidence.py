@@ -59,28 +59,25 @@ class Evidence:
     """False where the champion is a file and no benchmark compared its model with this one: speeds of two machines
     cannot be compared."""
 
+    def _kinds(self) -> dict[str, Found[Any]]:
+        return {
+            "quality": self.quality,
+            "benchmark": self.benchmark,
+            "comparison": self.comparison,
+            "champion": self.champion_losses,
+        }
+
     def sources(self) -> dict[str, str]:
         """MLflow runs or files that the checks are based on, by kind."""
-        sources = {}
-        if self.quality.item:
-            sources["quality"] = self.quality.item.run_id
-        if self.benchmark.item:
-            sources["benchmark"] = self.benchmark.item.run_id
-        if self.comparison.item:
-            sources["comparison"] = self.comparison.item.run_id
-        if self.champion_losses.item:
-            sources["champion"] = self.champion_losses.item.source
-        return sources
+        return {
+            kind: getattr(found.item, "run_id", None) or found.item.source
+            for kind, found in self._kinds().items()
+            if found.item
+        }
 
     def as_dict(self) -> dict[str, Any]:
-        """Where each kind of evidence comes from, or why it is missing."""
-        missing = {
-            "quality": self.quality.missing,
-            "benchmark": self.benchmark.missing,
-            "comparison": self.comparison.missing,
-            "champion": self.champion_losses.missing,
-        }
-        return {"sources": self.sources(), "missing": {key: why for key, why in missing.items() if why}}
+        missing = {kind: found.missing for kind, found in self._kinds().items() if found.missing}
+        return {"sources": self.sources(), "missing": missing}
 
 
 def gather(uri: str, digest: str, *, champion: str | None = None, against_file: Path | None = None) -> Evidence:

@@ -7,9 +7,8 @@ pair, and figures must be verifiable.
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +26,7 @@ from experiments.quality.generation import MAX_TOKENS, prompts_digest
 from experiments.quality.report import QualityReport
 from model.generation import SamplingParams
 from training.tracking.provenance import provenance
-from training.tracking.runs import without_folders
+from training.tracking.runs import log_tables, table_rows, table_text, without_folders
 from training.tracking.store import open_store
 
 if TYPE_CHECKING:
@@ -60,7 +59,6 @@ class StoryLoss:
 
     @property
     def bits(self) -> float:
-        """The same in bits."""
         return self.nats / math.log(2)
 
 
@@ -103,11 +101,7 @@ def log_evaluation(report: QualityReport, store: EvidenceStore) -> str:
             tables[BASELINE] = report.baseline_written.rows()
         if report.rare_names is not None:
             tables[RARE_NAMES] = report.rare_names.rows()
-        for path, rows in tables.items():
-            run.client.log_text(run.run_id, table_text(rows), path)
-        # With this tag MLflow's UI lists the files among the run's tables.
-        listed = json.dumps([{"path": path, "type": "table"} for path in tables])
-        run.client.set_tag(run.run_id, "mlflow.loggedArtifacts", listed)
+        log_tables(run.client, run.run_id, {path: table_text(rows) for path, rows in tables.items()})
     return run.run_id
 
 
@@ -132,19 +126,11 @@ def load_quality_evidence(uri: str, digest: str, *, data_digest: str | None = No
     return _read_back(client, runs[0], digest) if runs else None
 
 
-def table_text(rows: Sequence[dict[str, Any]]) -> str:
-    """Rows as the JSON that `mlflow.load_table` reads. MLflow's own `log_table` fails on the texts of pandas 3."""
-    columns = list(rows[0])
-    data = [[row[column] for column in columns] for row in rows]
-    return json.dumps({"columns": columns, "data": data}, ensure_ascii=False)
-
-
 def _read_back(client: MlflowClient, run: Run, digest: str) -> QualityEvidence:
     run_id = str(run.info.run_id)
 
-    def rows(path: str) -> Iterator[dict[str, Any]]:
-        table = json.loads(read_artifact(client, run_id, path))
-        return (dict(zip(table["columns"], row, strict=True)) for row in table["data"])
+    def rows(path: str) -> list[dict[str, Any]]:
+        return table_rows(read_artifact(client, run_id, path))
 
     try:
         losses = tuple(map(StoryLoss.from_row, rows(LOSSES)))

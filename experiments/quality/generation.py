@@ -279,14 +279,12 @@ class Written:
 
     @classmethod
     def measure(cls, stories: Sequence[WrittenStory], copies: Sequence[Copy] | None = None) -> Written:
-        """Measure all stories."""
         matched = copies if copies is not None else [None] * len(stories)
         figures = tuple(story_figures(story, copy) for story, copy in zip(stories, matched, strict=True))
         return cls(tuple(stories), figures, None if copies is None else tuple(copies))
 
     @property
     def seeds(self) -> list[int]:
-        """Each seed once, in order."""
         return sorted({story.seed for story in self.stories})
 
     def estimates(self) -> dict[str, Estimate]:
@@ -304,11 +302,9 @@ class Written:
 
     @property
     def longest_copy(self) -> Copy | None:
-        """The longest run that any story shares with the training stories."""
         return max(self.copies, key=lambda copy: copy.words) if self.copies else None
 
     def rows(self) -> list[dict[str, Any]]:
-        """A row for each story, its text and its figures, for a table."""
         rows = []
         for index, (story, figures) in enumerate(zip(self.stories, self.figures, strict=True)):
             copy = None if self.copies is None else self.copies[index]

@@ -51,12 +51,10 @@ class HeldOut:
 
     @property
     def ids(self) -> list[str]:
-        """Each story's name: the first 12 hex digits of the SHA-1 of its text."""
         return [story_id(text) for text in self.texts]
 
     @property
     def bytes(self) -> npt.NDArray[np.int64]:
-        """UTF-8 bytes of each story."""
         return np.array([len(text.encode()) for text in self.texts], np.int64)
 
     @property
@@ -65,7 +63,6 @@ class HeldOut:
         return digest_of(self.texts)
 
     def targets(self, index: int) -> list[int]:
-        """Targets of one story: its tokens and its end."""
         return [*self.tokens[index][1:], END_ID]
 
 
@@ -83,7 +80,6 @@ class Figures:
 
     @property
     def story_nats(self) -> Nats:
-        """Nats of each story, its end included."""
         return np.array([float(story.sum()) for story in self.nats])
 
 

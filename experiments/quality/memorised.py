@@ -54,7 +54,6 @@ class TrainingTexts:
 
     @property
     def name(self) -> str:
-        """What to call them in a report: names of files, without their folders."""
         return ", ".join(source.name for source in self.sources) or "our own corpus"
 
     def __iter__(self) -> Iterator[str]:

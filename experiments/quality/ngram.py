@@ -45,7 +45,6 @@ class Level:
     """The share of a context's probability that goes to the next lower order."""
 
     def find(self, keys: Ints) -> Ints:
-        """The numbers of n-grams, `UNSEEN` where there are none."""
         places = np.searchsorted(self.keys_N, keys)
         places[places == len(self.keys_N)] = 0
         return np.where(self.keys_N[places] == keys, places, UNSEEN)
@@ -133,7 +132,6 @@ class NgramTable:
         return tuple(numbers)
 
     def chances(self, context: Sequence[int]) -> Floats:
-        """Probabilities (V,) of the token that comes after `context`."""
         chances_V = self.base_V.copy()
         for level, number in zip(self.levels, context, strict=False):
             first, last = np.searchsorted(level.keys_N, [number * self.vocab_size, (number + 1) * self.vocab_size])
@@ -190,7 +188,6 @@ class NgramState:
 
     @property
     def nbytes(self) -> int:
-        """Of the numbers alone."""
         return 8 * len(self.context)
 
 
@@ -204,17 +201,14 @@ class NgramBatch:
         return len(self.states)
 
     def append(self, state: NgramState) -> int:
-        """Add a row and return its index."""
         self.states.append(state)
         return len(self.states) - 1
 
     def remove(self, row: int) -> None:
-        """Drop a row; the last one moves into its place."""
         self.states[row] = self.states[-1]
         self.states.pop()
 
     def read(self, row: int) -> NgramState:
-        """A row's state."""
         return self.states[row]
 
 
@@ -227,11 +221,9 @@ class NgramRuntime:
 
     @property
     def vocab_size(self) -> int:
-        """Of the table."""
         return self._table.vocab_size
 
     def prefill(self, tokens: Sequence[int], state: Any | None = None) -> tuple[Logits, NgramState]:
-        """Take in tokens after `state`; the logits are log-probabilities."""
         before = NgramState(0, ()) if state is None else state
         context = before.context
         for token in tokens:
@@ -239,11 +231,9 @@ class NgramRuntime:
         return self._logits(context), NgramState(before.position + len(tokens), context)
 
     def new_batch(self) -> NgramBatch:
-        """An empty batch."""
         return NgramBatch()
 
     def step(self, tokens: Tokens, batch: NgramBatch) -> Logits:
-        """One token for each row."""
         for row, state in enumerate(batch.states):
             context = self._table.advance(state.context, int(tokens[row]))
             batch.states[row] = NgramState(state.position + 1, context)

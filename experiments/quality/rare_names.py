@@ -30,7 +30,6 @@ class RareNames:
     stories: tuple[WrittenStory, ...]
 
     def rows(self) -> list[dict[str, Any]]:
-        """A row for each story, its text and its figures (0 or 1), for a table."""
         return [
             {
                 "number": story.number,
@@ -54,7 +53,6 @@ class RareNames:
         return found
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values: means at the top, intervals beside."""
         estimates = self.estimates()
         return {
             "stories": len(self.stories),

@@ -49,12 +49,10 @@ class QualityReport:
 
     @property
     def served(self) -> Figures:
-        """Figures of `runtime`."""
         return self.runtimes[self.runtime]
 
     @property
     def left_out(self) -> dict[str, str]:
-        """Everything that was not measured, and why."""
         return {str(name): reason for name, reason in self.skipped.items()} | self.not_measured
 
     @property
@@ -67,7 +65,6 @@ class QualityReport:
 
     @property
     def tokens(self) -> int:
-        """Prediction targets: every token, and one end a story."""
         return sum(map(len, self.held_out.tokens))
 
     def intervals(self) -> dict[str, Estimate]:
@@ -79,7 +76,6 @@ class QualityReport:
         }
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values; the served runtime's figures at the top."""
         intervals = self.intervals().items()
         return {
             "model": self.model,

@@ -252,7 +252,6 @@ class _RemoteRun:
         self._observers: list[Observer] = [LineObserver(job.number, say)]
 
     def handle(self, message: RemoteStart | list[StepReport] | RunEnd) -> None:
-        """Handle every message but an evaluation."""
         match message:
             case RemoteStart():
                 self.own.started(message.start)

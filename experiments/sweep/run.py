@@ -31,7 +31,7 @@ from experiments.sweep.worker import FAILED, STOPPED, WorkerConfig, run_workers,
 from model.errors import InputError
 from training.interrupts import StopFlag, stop_on_signals
 from training.tracking.provenance import provenance, usable_cores
-from training.tracking.runs import now, set_tags, without_folders
+from training.tracking.runs import known_run, log_tables, now, set_tags, table_text, without_folders
 from training.tracking.store import LAST_SEEN, OWNER, mark_stale_runs, open_experiment, open_store, owner_of
 
 if TYPE_CHECKING:
@@ -180,10 +180,10 @@ def begin_run(uri: str, study: optuna.Study, plan: Plan) -> str:
     with store_errors(uri):
         mark_stale_runs(client, experiment)
         tags = {OWNER: owner_of().to_text(), LAST_SEEN: str(now()), "outcome": "running"}
-        if (run_id := _known_run(client, study)) is not None:
-            set_tags(client, run_id, tags)
-            client.update_run(run_id, status="RUNNING")
-            return run_id
+        if (known := known_run(client, study.user_attrs.get(RUN))) is not None:
+            set_tags(client, known.info.run_id, tags)
+            client.update_run(known.info.run_id, status="RUNNING")
+            return str(known.info.run_id)
         tags |= provenance().tags() | {"sweep": study.study_name, "data.digest": plan.digest or "unknown"}
         tags |= {"mlflow.source.name": "story sweep", "mlflow.source.type": "LOCAL"}
         run_id = str(client.create_run(experiment, run_name=study.study_name, tags=tags).info.run_id)
@@ -244,25 +244,9 @@ def _log_trials(client: MlflowClient, run_id: str, study: optuna.Study) -> None:
         client.log_text(run_id, best["command"] + "\n", "best.txt")
     fixed = ("number", "state", "value", "pruned_at", "seconds", "reason")
     names = sorted({name for row in found for name in row["params"]})
-    data = [[*(row[key] for key in fixed), *(row["params"].get(name) for name in names)] for row in found]
-    client.log_text(run_id, json.dumps({"columns": [*fixed, *names], "data": data}), TRIALS)
-    client.set_tag(run_id, "mlflow.loggedArtifacts", json.dumps([{"path": TRIALS, "type": "table"}]))
+    table = [{key: row[key] for key in fixed} | {name: row["params"].get(name) for name in names} for row in found]
+    log_tables(client, run_id, {TRIALS: table_text(table, (*fixed, *names))})
     with EvidenceRun(client, run_id).artifacts() as folder:
         draw_history(found, folder / "history.png")
         if shares := importance(study):
             draw_importance(shares, folder / "importance.png")
-
-
-def _known_run(client: MlflowClient, study: optuna.Study) -> str | None:
-    from mlflow.exceptions import MlflowException
-
-    run_id = study.user_attrs.get(RUN)
-    if run_id is None:
-        return None
-    try:
-        run = client.get_run(run_id)
-    except MlflowException as error:
-        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-            raise
-        return None  # another store than the one it was begun in
-    return str(run_id) if run.info.lifecycle_stage == "active" else None

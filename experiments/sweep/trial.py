@@ -16,24 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from experiments.sweep import study as studies
 from experiments.sweep.plan import PARTS, Plan, part_of
-from experiments.sweep.study import (
-    FIRST,
-    PLAN,
-    REASON,
-    RECIPE,
-    STEP,
-    TOKENS,
-    claim,
-    claim_lock,
-    count_trials,
-    plan_of,
-    pruner_of,
-    requeue_stale_trials,
-    retry,
-    sampler_of,
-    suggest,
-)
 from model.errors import InputError, StoryError, TrainingError, one_line
 from training.trainer.observers import EndRun, EvaluationReport, Observer, RunEnd, RunStart, StepReport
 from training.trainer.recipe import Recipe
@@ -80,7 +64,6 @@ class TrialJob:
 
     @property
     def number(self) -> int:
-        """The trial's."""
         return self.trial.number
 
 
@@ -185,7 +168,7 @@ class SweepWorker:
         stopping: Callable[[], bool] = lambda: False,
     ) -> None:
         self.study, self.out, self.runner, self.trials = study, out, runner, trials
-        self.plan: Plan = plan_of(study)
+        self.plan: Plan = studies.plan_of(study)
         self.say, self.stopping = say, stopping
         self.failures: list[str] = []
         """What went wrong with failed trials, in a line each."""
@@ -193,8 +176,7 @@ class SweepWorker:
         """Whether a trial was stopped by hand."""
 
     def run(self) -> None:
-        """Run trial after trial."""
-        self.study.pruner = pruner_of(self.plan.space.prune)
+        self.study.pruner = studies.pruner_of(self.plan.space.prune)
         in_a_row = 0
         while not self.stopping() and not self.interrupted and in_a_row < MAX_FAILURES:
             before = len(self.failures)
@@ -205,18 +187,18 @@ class SweepWorker:
     def _run_one(self) -> bool:
         """Claim and run a trial; return False where none is left."""
         with contextlib.ExitStack() as claiming:
-            claiming.enter_context(claim_lock(self.out))
-            for number in requeue_stale_trials(self.study):
+            claiming.enter_context(studies.claim_lock(self.out))
+            for number in studies.requeue_stale_trials(self.study):
                 self.say(f"trial {number}: its worker died; it is queued again")
-            if count_trials(self.study) >= self.trials:
+            if studies.count_trials(self.study) >= self.trials:
                 return False
 
             def objective(trial: optuna.Trial) -> float:
-                first = claim(trial)
+                first = studies.claim(trial)
                 claiming.close()  # the next worker may claim
                 return self._objective(trial, first)
 
-            self.study.sampler = sampler_of(self.plan.seed, len(self.study.get_trials(deepcopy=False)))
+            self.study.sampler = studies.sampler_of(self.plan.seed, len(self.study.get_trials(deepcopy=False)))
             # Optuna sends this trial's heartbeat meanwhile, and gives up trials whose heartbeat has stopped.
             self.study.optimize(objective, n_trials=1, catch=(Exception,))
         return True
@@ -226,21 +208,21 @@ class SweepWorker:
 
         number = trial.number
         try:
-            values = {name: suggest(trial, name, one) for name, one in self.plan.space.search.items()}
+            values = {name: studies.suggest(trial, name, one) for name, one in self.plan.space.search.items()}
             try:
                 recipe = self.plan.recipe(values)
             except InputError as error:
-                trial.set_user_attr(REASON, f"no possible recipe: {error}")
+                trial.set_user_attr(studies.REASON, f"no possible recipe: {error}")
                 raise optuna.TrialPruned from None
-            trial.set_user_attr(RECIPE, recipe.as_dict())
+            trial.set_user_attr(studies.RECIPE, recipe.as_dict())
             folder = self.plan.folder(self.out, first)
             end = self.runner(TrialJob(trial, recipe, folder, self._prune_check(trial), self._check_data))
         except optuna.TrialPruned:
-            self.say(f"trial {number}: pruned, {trial.user_attrs[REASON]}")
+            self.say(f"trial {number}: pruned, {trial.user_attrs[studies.REASON]}")
             raise
         except Exception as error:
             reason = one_line(error)
-            trial.set_user_attr(REASON, reason)
+            trial.set_user_attr(studies.REASON, reason)
             self.failures.append(f"trial {number}: {reason}")
             self.say(f"trial {number}: failed: {reason}")
             raise
@@ -250,13 +232,13 @@ class SweepWorker:
         """Report a trial's end to Optuna, and keep its checkpoint only if no other is better."""
         import optuna
 
-        for name, fact in ((REASON, end.reason), (STEP, end.step), (TOKENS, end.tokens)):
+        for name, fact in ((studies.REASON, end.reason), (studies.STEP, end.step), (studies.TOKENS, end.tokens)):
             trial.set_user_attr(name, fact)
         best = "none yet" if end.bits_per_byte is None else f"{end.bits_per_byte:.4f} bits/byte"
         if end.how == "stopped":
             self.interrupted = True
             self.say(f"trial {trial.number}: stopped at step {end.step}; it is queued again")
-            retry(self.study, self.study.trials[trial.number], counts=False)
+            studies.retry(self.study, self.study.trials[trial.number], counts=False)
             raise _InterruptedError
         if end.how != "finished" or end.bits_per_byte is None:
             shutil.rmtree(folder, ignore_errors=True)
@@ -275,7 +257,7 @@ class SweepWorker:
             shutil.rmtree(folder, ignore_errors=True)
             return
         for other in others:
-            first = int(other.user_attrs.get(FIRST, other.number))
+            first = int(other.user_attrs.get(studies.FIRST, other.number))
             shutil.rmtree(self.plan.folder(self.out, first), ignore_errors=True)
 
     def _prune_check(self, trial: optuna.Trial) -> PruneCheck:
@@ -294,9 +276,9 @@ class SweepWorker:
     def _check_data(self, start: RunStart) -> None:
         """Refuse other data than the sweep's; on Modal the first trial says which data that is."""
         digest = str(start.data.get("digest"))
-        plan: dict[str, Any] = self.study.user_attrs[PLAN]
+        plan: dict[str, Any] = self.study.user_attrs[studies.PLAN]
         if plan["digest"] is None:
-            self.study.set_user_attr(PLAN, plan | {"digest": digest})
+            self.study.set_user_attr(studies.PLAN, plan | {"digest": digest})
         elif plan["digest"] != digest:
             raise InputError(
                 "data", f"must be what the sweep was begun with (digest {plan['digest'][:12]}), got {digest[:12]}"

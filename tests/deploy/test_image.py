@@ -1,25 +1,21 @@
-"""What the image's build runs: slimming, weighing, the trial run that keeps bytecode, and the health check."""
+"""What the image's build runs: slimming, the trial run that keeps bytecode, and the health check."""
 
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
-import random
 import re
 import shutil
 import socket
 import subprocess
 import sys
-import zlib
 from importlib import metadata
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 
-from deploy.image import image_size, slim, warm
-from deploy.image.image_size import Part, weigh
+from deploy.image import slim, warm
 from tests.json_server import json_server
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -108,87 +104,6 @@ def test_the_slimmed_app_shows_its_page_and_generates(
     assert warm.main(command) == 0, capsys.readouterr()
     assert "a story of 40 tokens" in capsys.readouterr().out
     assert len(list(bytecode.rglob("*.pyc"))) > 500
-
-
-# image_size
-
-
-@pytest.fixture
-def image(tmp_path: Path) -> Path:
-    """Two packages, one of which put a script outside, and files of no package."""
-    site = tmp_path / "opt/venv/lib/python3.12/site-packages"
-    for path, content in {
-        site / "heavy/core.so": random.Random(1).randbytes(50_000),  # no packer makes it smaller
-        site / "heavy/__init__.py": b"",
-        site / "heavy-1.2.dist-info/RECORD": b"heavy/core.so,sha256=x,50000\nheavy/__init__.py,,\n"
-        b'"heavy/gone, with a comma.txt",,\n../../../bin/heavy,,\nheavy-1.2.dist-info/RECORD,,\n',
-        site / "light/__init__.py": b"pass\n" * 20,
-        site / "light-0.1.dist-info/RECORD": b"light/__init__.py,,\nlight-0.1.dist-info/RECORD,,\n",
-        tmp_path / "opt/venv/bin/heavy": b"#!/usr/bin/env python\n",
-        tmp_path / "usr/lib/x86_64-linux-gnu/deep/libc.so": b"c" * 3000,
-        tmp_path / "motd": b"hello",
-    }.items():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-    os.link(site / "heavy/core.so", site / "heavy/same.so")
-    (tmp_path / "usr/lib/link").symlink_to(site / "heavy/core.so")
-    return tmp_path
-
-
-def test_files_are_counted_once_under_their_package_or_their_folder(image: Path) -> None:
-    parts = {part.name: part for part in weigh(image)}
-    record = image / "opt/venv/lib/python3.12/site-packages/heavy-1.2.dist-info/RECORD"
-    assert parts["heavy 1.2"].bytes == 50_000 + len("#!/usr/bin/env python\n") + record.stat().st_size
-    assert parts["/usr/lib/x86_64-linux-gnu"] == Part("/usr/lib/x86_64-linux-gnu", 3000, 0, 1)
-    assert set(parts) == {"heavy 1.2", "light 0.1", "/usr/lib/x86_64-linux-gnu", "/"}
-    sizes = [part.bytes for part in parts.values()]
-    assert sizes == sorted(sizes, reverse=True)
-    files = {path.stat().st_ino: path.stat().st_size for path in image.rglob("*") if path.is_file()}
-    assert sum(sizes) == sum(files.values())
-
-
-def test_the_packed_size_is_what_gzip_makes_of_it(image: Path) -> None:
-    parts = {part.name: part for part in weigh(image, compress=True)}
-    assert parts["/usr/lib/x86_64-linux-gnu"].compressed == len(zlib.compress(b"c" * 3000, 6))
-    assert parts["heavy 1.2"].compressed > 50_000 > parts["light 0.1"].bytes > parts["light 0.1"].compressed
-
-
-@pytest.mark.parametrize(
-    ("options", "code", "error"),
-    [
-        (["--most", "1"], 0, ""),
-        (["--most", "0.05"], 1, "0.0 MB over the budget of 0.05 MB\n"),
-        (["--most-compressed", "1"], 0, ""),
-        (
-            ["--most", "0.01", "--most-compressed", "0.01"],
-            1,
-            "0.0 MB over the budget of 0.01 MB\n0.0 MB packed over the",
-        ),
-    ],
-)
-def test_an_exceeded_budget_is_an_exit_code(
-    options: list[str], code: int, error: str, image: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert image_size.main([str(image), *options]) == code
-    assert capsys.readouterr().err.startswith(error)
-
-
-def test_the_table_sums_up_what_it_does_not_name(image: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert image_size.main([str(image), "--rows", "1"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split(maxsplit=2)[-1] for line in lines[:3]] == ["part", "heavy 1.2", "3 others"]
-    assert lines[3].endswith(" MB")
-    assert image_size.main([str(image / "none")]) == 2
-    assert capsys.readouterr().err == f"{image / 'none'} is not a folder\n"
-
-
-def test_the_script_can_be_piped_into_an_image_and_prints_json(image: Path) -> None:
-    with (REPOSITORY / "deploy/image/image_size.py").open("rb") as script:
-        command = [sys.executable, "-I", "-S", "-", str(image), "--json"]
-        done = subprocess.run(command, stdin=script, capture_output=True, check=True)
-    result = json.loads(done.stdout)
-    assert result["bytes"] == sum(row["bytes"] for row in result["parts"])
-    assert result["parts"][0]["part"] == "heavy 1.2"
 
 
 # warm

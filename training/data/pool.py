@@ -65,7 +65,6 @@ class StoryPool:
         self.renamed: Counter[str] = Counter()
 
     def close(self) -> None:
-        """Close the file of parked texts."""
         self._spool.close()
 
     def read(self, path: Path, *, validation: bool, on_bytes: Step | None = None) -> int:
@@ -134,7 +133,6 @@ class StoryPool:
         return self._spool.read(map(int, self.numbers(split)))
 
     def size(self, split: str) -> int:
-        """UTF-8 bytes of what is left of one split."""
         return int(self._spool.sizes()[self.numbers(split)].sum())
 
     def check(self, vocab_size: int | None) -> None:
@@ -228,14 +226,12 @@ class StorySpool:
         self._flushed = True
 
     def append(self, text: str) -> None:
-        """Park one text; its number is the length before."""
         data = text.encode()
         self._file.write(data)
         self._ends.append(self._ends[-1] + len(data))
         self._flushed = False
 
     def sizes(self) -> NDArray[np.int64]:
-        """Length of every text in UTF-8 bytes."""
         ends = np.array(self._ends, np.int64)
         return ends[1:] - ends[:-1]
 
@@ -247,9 +243,7 @@ class StorySpool:
         return os.pread(self._file.fileno(), end - start, start).decode()
 
     def read(self, numbers: Iterable[int]) -> Iterator[str]:
-        """The texts of these numbers, in this order."""
         return map(self.__getitem__, numbers)
 
     def close(self) -> None:
-        """Close the file; the texts are gone for this object."""
         self._file.close()

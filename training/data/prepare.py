@@ -119,7 +119,6 @@ class PrepareReport:
     peak_memory_mb: float = 0.0
 
     def as_dict(self) -> dict[str, Any]:
-        """The report as plain JSON values."""
         return asdict(self) | {"out": str(self.out)}
 
 

@@ -44,7 +44,6 @@ class ShardWriter:
 
     @property
     def stories(self) -> int:
-        """Stories written so far."""
         return len(self._starts)
 
     def add(self, tokens: Sequence[int], masked: Iterable[int] = ()) -> None:

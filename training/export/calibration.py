@@ -42,7 +42,6 @@ class Calibration:
     bits_per_byte: float
 
     def as_dict(self) -> dict[str, Any]:
-        """As it stands in a model's notes."""
         return asdict(self)
 
 

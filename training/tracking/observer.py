@@ -23,7 +23,7 @@ from model.outbox import Leftover, Outbox
 from model.settings import without_password
 from training.tracking.outbox import Point, read_leftover, write_leftover
 from training.tracking.provenance import Provenance
-from training.tracking.runs import begin_run, describe_run, now, set_tags
+from training.tracking.runs import begin_run, describe_run, log_tables, now, set_tags
 from training.tracking.store import (
     LAST_SEEN,
     default_tracking_uri,
@@ -107,7 +107,6 @@ class MlflowObserver:
         self._watch_machine(resume=start.resumed_from > 0)
 
     def stepped(self, report: StepReport) -> None:
-        """Log a step's figures, over steps and over tokens; returns at once."""
         curves = {
             "train/loss": report.loss,
             "train/learning_rate": report.learning_rate,
@@ -117,7 +116,6 @@ class MlflowObserver:
         self._put(report, curves, {"tokens": report.tokens})
 
     def evaluated(self, report: EvaluationReport) -> None:
-        """Log the validation figures and what the model writes now; returns at once."""
         curves = {"val/loss": report.loss, "val/bits_per_byte": report.bits_per_byte}
         # MLflow's table of runs shows a curve's last value, and the last one is not always the best.
         self._put(report, curves, {"val/best_bits_per_byte": report.bits_per_byte} if report.best else {})
@@ -169,11 +167,10 @@ class MlflowObserver:
         self._client.log_batch(self.run_id, metrics=metrics, tags=seen, synchronous=True)
 
     def _send_file(self, path: str, text: str) -> None:
-        self._client.log_text(self.run_id, text, path)
         if path == STORIES:
-            # With this tag MLflow's page lists the file among the run's tables.
-            table = json.dumps([{"path": path, "type": "table"}])
-            self._client.set_tag(self.run_id, "mlflow.loggedArtifacts", table)
+            log_tables(self._client, self.run_id, {path: text})
+        else:
+            self._client.log_text(self.run_id, text, path)
 
     def _tell_failure(self, error: str) -> None:
         message = "MLflow does not answer; training goes on and its figures are kept: %s"

@@ -34,7 +34,6 @@ class Provenance:
     machine: dict[str, str | int | float]
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
         return {
             "git": {"sha": self.git_sha, "dirty": self.git_dirty},
             "packages": self.packages,

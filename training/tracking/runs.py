@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +33,8 @@ SOURCE_LENGTH = 65_535
 
 def begin_run(client: MlflowClient, experiment_id: str, start: RunStart) -> Run:
     """The run to log to: running, owned by this process, named by `start.out`."""
-    previous = _previous_run(client, start.out)
+    named = _named_run(start.out)
+    previous = known_run(client, named)
     tags = {OWNER: owner_of().to_text(), LAST_SEEN: str(now()), "outcome": "running"}
     if start.resumed_from > 0:
         tags["resumed.from_step"] = str(start.resumed_from)
@@ -42,7 +44,7 @@ def begin_run(client: MlflowClient, experiment_id: str, start: RunStart) -> Run:
             set_tags(client, run_id, tags | {"resumed.times": str(times), "outcome.reason": ""})
             client.update_run(run_id, status="RUNNING")
             return client.get_run(run_id)
-        if (named := _named_run(start.out)) is not None:
+        if named is not None:
             tags["resumed.from_run"] = named
             log.warning("the MLflow store does not know run %s; a new one goes on from there", named)
     elif previous is not None and previous.info.status == "RUNNING":
@@ -88,6 +90,26 @@ def set_tags(client: MlflowClient, run_id: str, tags: dict[str, str]) -> None:
     from mlflow.entities import RunTag
 
     client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()], synchronous=True)
+
+
+def table_text(rows: Sequence[dict[str, Any]], columns: Sequence[str] | None = None) -> str:
+    """Rows as the JSON that `mlflow.load_table` reads. MLflow's own `log_table` fails on the texts of pandas 3."""
+    names = list(rows[0] if columns is None else columns)
+    return json.dumps({"columns": names, "data": [[row[name] for name in names] for row in rows]}, ensure_ascii=False)
+
+
+def table_rows(text: str | bytes) -> list[dict[str, Any]]:
+    """The inverse of `table_text`. Raises `ValueError`, `TypeError` or `KeyError` for anything else."""
+    table = json.loads(text)
+    return [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+
+
+def log_tables(client: MlflowClient, run_id: str, tables: dict[str, str]) -> None:
+    """Log texts of `table_text` as artifacts, path → text, with the tag by which MLflow's UI lists them as tables."""
+    for path, text in tables.items():
+        client.log_text(run_id, text, path)
+    listed = [{"path": path, "type": "table"} for path in tables]
+    client.set_tag(run_id, "mlflow.loggedArtifacts", json.dumps(listed))
 
 
 def flat(recipe: dict[str, Any]) -> dict[str, str]:
@@ -163,15 +185,14 @@ def _log_data(client: MlflowClient, run_id: str, start: RunStart) -> None:
     client.log_inputs(run_id, datasets=[DatasetInput(shards, [tag])])
 
 
-def _previous_run(client: MlflowClient, out: Path) -> Run | None:
-    """The run that the folder names, if this store has it."""
+def known_run(client: MlflowClient, run_id: str | None) -> Run | None:
+    """The run of that id, if this store has it and it was not deleted."""
     from mlflow.exceptions import MlflowException
 
-    named = _named_run(out)
-    if named is None:
+    if run_id is None:
         return None
     try:
-        run = client.get_run(named)
+        run = client.get_run(run_id)
     except MlflowException as error:
         if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             raise

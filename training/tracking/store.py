@@ -178,7 +178,6 @@ class Owner:
     """Seconds from the machine's boot to the process's start."""
 
     def to_text(self) -> str:
-        """One line of JSON, for a tag."""
         return json.dumps(asdict(self))
 
     @classmethod

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -82,6 +82,9 @@ class RunEnd:
     checkpoint: Path | None
     """The best checkpoint kept."""
 
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self) | {"checkpoint": str(self.checkpoint) if self.checkpoint else None}
+
 
 class EndRun(Exception):
     """What an observer raises from `stepped` or `evaluated` to end a run: it is saved, and `stopped` for this reason.
@@ -132,14 +135,12 @@ class ProgressObserver:
         self._rate: float | None = None
 
     def started(self, start: RunStart) -> None:
-        """Say what is trained, on what and where."""
         self._bits_per_nat = bits_per_nat(start.data)
         processes = f", {start.world_size} processes" if start.world_size > 1 else ""
         begin = f"going on after step {start.resumed_from:,}" if start.resumed_from else "starting"
         self._say(f"{begin}: {start.parameters:,} parameters on {start.data_folder}{processes}; kept in {start.out}")
 
     def stepped(self, report: StepReport) -> None:
-        """Move the bar, or print a line if it is time for one."""
         self._loss = _smooth(self._loss, report.loss)
         self._rate = _smooth(self._rate, report.tokens_per_second)
         now = self._clock()
@@ -158,7 +159,6 @@ class ProgressObserver:
             )
 
     def evaluated(self, report: EvaluationReport) -> None:
-        """Print the validation figures and how the first sample story goes on."""
         best = " · best so far" if report.best else ""
         self._say(
             f"step {report.step:,} · {report.tokens:,} tokens · validation: loss {report.loss:.4f}, "
@@ -171,7 +171,6 @@ class ProgressObserver:
             self._say(f"  “{story[:SAMPLE_CHARACTERS]}{more}”", style="dim")
 
     def ended(self, end: RunEnd) -> None:
-        """Take the bar away and say how it ended and what is kept."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None

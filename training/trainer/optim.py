@@ -59,17 +59,14 @@ class Optimizers:
             yield from part.param_groups
 
     def set_rate(self, share: float) -> None:
-        """Set every group's rate to `share` of its peak."""
         for group in self._groups():
             group["lr"] = group["peak"] * share
 
     def step(self) -> None:
-        """Move every parameter by its gradient."""
         for part in self.parts:
             part.step()
 
     def zero_grad(self) -> None:
-        """Forget all gradients."""
         for part in self.parts:
             part.zero_grad(set_to_none=True)
 
@@ -110,7 +107,6 @@ class PreciseMuon(torch.optim.Muon):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Move every matrix that has a gradient."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -145,7 +141,6 @@ class Average:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take in the network's present weights."""
         keep = min(self.keep, (1 + self.updates) / (10 + self.updates))
         torch._foreach_lerp_(self.values, self.parameters, 1.0 - keep)
         self.updates += 1

@@ -48,7 +48,6 @@ class Group:
             gradient.copy_(part.view_as(gradient))
 
     def sum(self, value: Tensor) -> Tensor:
-        """The sum of a small tensor over the processes, in place."""
         if self.size > 1:
             dist.all_reduce(value)
         return value
@@ -64,10 +63,8 @@ class Group:
         return [float(value) for value in shared]
 
     def meet(self) -> None:
-        """Go on when all processes are here."""
         self.agree(0.0)
 
     def close(self) -> None:
-        """Leave the group."""
         if self.size > 1 and dist.is_initialized():
             dist.destroy_process_group()

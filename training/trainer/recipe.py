@@ -108,7 +108,6 @@ class Recipe:
         return self
 
     def as_dict(self) -> dict[str, Any]:
-        """Nested plain values, as in a recipe file."""
         return json.loads(json.dumps(dataclasses.asdict(self)))  # type: ignore[no-any-return]
 
     @classmethod

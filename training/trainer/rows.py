@@ -66,11 +66,9 @@ class RowStream:
         return inputs, targets
 
     def state(self) -> dict[str, int]:
-        """What `seek` needs to go on behind the last row taken."""
         return {"epoch": self.epoch, "block": self.block, "next": self._next}
 
     def seek(self, state: dict[str, int]) -> None:
-        """Go to where `state` was taken."""
         self.epoch, self.block = state["epoch"], state["block"]
         self._order = self._shuffle(self.epoch)
         self._rows, self._next = self._pack(self.block), state["next"]
