@@ -46,6 +46,7 @@ def test_the_page_and_the_routes_are_all_there(served: Served) -> None:
     assert "text/html" in page.headers["content-type"]
     assert httpx.get(f"{served.url}config").status_code == 200
     assert httpx.get(f"{served.url}api/health").json()["status"] == "healthy"
+    assert "/v1/completions" in httpx.get(f"{served.url}openapi.json").json()["paths"]
     assert "story_slots 4.0" in httpx.get(f"{served.url}metrics").text
     answer = httpx.post(f"{served.url}api/generate", json={"prompt": "One day", "max_tokens": 4})
     assert answer.json()["usage"]["completion_tokens"] == 4

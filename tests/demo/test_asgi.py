@@ -59,6 +59,7 @@ def test_the_page_is_the_one_that_the_demo_serves() -> None:
 def test_the_service_lies_beside_it_and_writes() -> None:
     with hosted(create_app(local_backend(step_seconds=0.001))) as url:
         assert httpx.get(f"{url}/api/health").json()["status"] == "healthy"
+        assert "/v1/completions" in httpx.get(f"{url}/openapi.json").json()["paths"]
         body = {"prompt": "Once upon a time", "max_tokens": 8}
         answer = httpx.post(f"{url}/v1/completions", json=body).json()
         assert answer["usage"]["completion_tokens"] >= 1

@@ -39,9 +39,10 @@ class Service(FastAPI):
     def openapi(self) -> dict[str, Any]:
         """Return the description of the service; FastAPI knows nothing of bodies that the routes read themselves."""
         if self.openapi_schema is None:
-            super().openapi()["components"] = {"schemas": schemas_of(CompletionBody, ChatBody, SimpleBody)}
-        document: dict[str, Any] = self.openapi_schema or {}
-        return document
+            document = super().openapi()
+            document["components"]["schemas"] |= schemas_of(CompletionBody, ChatBody, SimpleBody)
+        assert self.openapi_schema is not None
+        return self.openapi_schema
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:

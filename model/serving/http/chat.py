@@ -19,7 +19,7 @@ from model.generation import MAX_LOGPROBS, MAX_TOKENS, GenerationRequest, TokenL
 from model.serving.http.beginning import Turn, prompt_of
 from model.serving.http.completions import OpenAIFormat, respond
 from model.serving.http.errors import bad_value, json_bytes
-from model.serving.http.openapi import body_schema
+from model.serving.http.openapi import ChatResponse, generates
 from model.serving.http.schemas import IGNORED, Body, Integer, OpenAIBody, number, parse_object, shown
 from model.serving.http.session import GenerationManager
 
@@ -67,8 +67,8 @@ class ChatBody(OpenAIBody):
     messages: Annotated[list[SkipValidation[Message]], Field(min_length=1, max_length=MAX_MESSAGES)] = Field(
         description=f"a list of 1 to {MAX_MESSAGES} messages, each an object with role and content"
     )
-    max_completion_tokens: Integer | None = Field(
-        None, ge=1, le=MAX_TOKENS, description=f"a whole number between 1 and {MAX_TOKENS}; goes before max_tokens"
+    max_completion_tokens: Annotated[Integer, Field(ge=1, le=MAX_TOKENS)] | None = Field(
+        None, description=f"a whole number between 1 and {MAX_TOKENS}; goes before max_tokens"
     )
     logprobs: bool = Field(False, description="true or false, whether log-probabilities of the tokens come too")
     top_logprobs: Integer | None = number(None, 0, MAX_LOGPROBS, "; needs logprobs", whole=True)
@@ -148,7 +148,7 @@ def router(manager: GenerationManager) -> APIRouter:
     """Return the route."""
     routes = APIRouter()
 
-    @routes.post("/v1/chat/completions", openapi_extra=body_schema(ChatBody))
+    @routes.post("/v1/chat/completions", **generates(ChatBody, ChatResponse))
     async def chat_completions(request: HttpRequest) -> Response:
         """Continue the story of a conversation, streamed as server-sent events or whole."""
         body = ChatBody.read(parse_object(await request.body()))

@@ -23,7 +23,7 @@ from starlette.responses import Response
 from model.generation import Chunk, Completion, GenerationRequest, TokenLogprob
 from model.serving.backend import ModelInfo, model_for
 from model.serving.http.errors import DONE, bad_value, json_bytes, json_response, sse_event, unknown_model
-from model.serving.http.openapi import body_schema, get
+from model.serving.http.openapi import CompletionResponse, ModelList, ModelResponse, errors_of, generates, get
 from model.serving.http.schemas import MODEL_ID, CompletionBody, OpenAIBody, apply_cache_control, parse_object
 from model.serving.http.session import GenerationManager, GenerationResponse, ResponseFormat, times_of, usage_of
 
@@ -214,19 +214,19 @@ def router(manager: GenerationManager) -> APIRouter:
             "version": info.version,
         }
 
-    @routes.post("/v1/completions", openapi_extra=body_schema(CompletionBody))
+    @routes.post("/v1/completions", **generates(CompletionBody, CompletionResponse))
     async def completions(request: HttpRequest) -> Response:
         """Generate one story or several, streamed as server-sent events or whole."""
         body = CompletionBody.read(parse_object(await request.body()))
         form = functools.partial(CompletionFormat, body)
         return respond(manager, body.requests(), form, request.headers, stream=body.stream)
 
-    @get(routes, "/v1/models")
+    @get(routes, "/v1/models", responses={200: {"model": ModelList}})
     async def models() -> Response:
         """List the one model."""
         return json_response({"object": "list", "data": [model_object()]})
 
-    @get(routes, "/v1/models/{name:path}")
+    @get(routes, "/v1/models/{name:path}", responses={200: {"model": ModelResponse}, **errors_of(404, 422)})
     async def model(name: str) -> Response:
         """Return the model called `name`."""
         if name != MODEL_ID:

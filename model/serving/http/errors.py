@@ -46,9 +46,10 @@ def json_response(value: Any, status: int = 200, headers: dict[str, str] | None 
     return Response(json_bytes(value), status, headers, "application/json")
 
 
-def sse_event(value: Any, name: str = "") -> bytes:
+def sse_event(value: Any, name: str = "", event_id: str = "") -> bytes:
     """Encode one server-sent event; without a name it is a plain `data:` event, as OpenAI's clients expect."""
-    head = f"event: {name}\n".encode() if name else b""
+    fields = {"event": name, "id": event_id}
+    head = "".join(f"{field}: {text}\n" for field, text in fields.items() if text).encode()
     return b"%bdata: %b\n\n" % (head, json_bytes(value))
 
 

@@ -11,10 +11,10 @@ from typing import Any
 from fastapi import APIRouter
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 
 from model.serving.http.errors import json_response
-from model.serving.http.openapi import get
+from model.serving.http.openapi import HealthResponse, errors_of, get
 from model.serving.http.options import ServiceOptions
 from model.serving.http.schemas import MODEL_ID
 from model.serving.http.session import GenerationManager
@@ -81,14 +81,14 @@ def router(manager: GenerationManager, meter: Meter) -> APIRouter:
     # vLLM's clients ask `/health`, SageMaker and load generators `/ping`; the answer is the same everywhere.
     @get(routes, "/ping", include_in_schema=False)
     @get(routes, "/health", include_in_schema=False)
-    @get(routes, "/api/health")
+    @get(routes, "/api/health", responses={200: {"model": HealthResponse}, 503: {"model": HealthResponse}})
     async def health() -> Response:
         """Return 200 if a request could be served now, else 503 with the same body."""
         ready, body = health_of(manager)
         headers = {"cache-control": "no-store"} | ({} if ready else {"Retry-After": "1"})
         return json_response(body, 200 if ready else 503, headers)
 
-    @get(routes, "/metrics")
+    @get(routes, "/metrics", response_class=PlainTextResponse, responses=errors_of(404))
     async def metrics(request: Request) -> Response:
         """Return all metrics in Prometheus' text format."""
         if not may_read_metrics(request, manager.options):

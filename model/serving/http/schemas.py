@@ -221,10 +221,8 @@ class CompletionBody(OpenAIBody):
     prompt: str | Annotated[list[str], Field(min_length=1)] = Field(description="a text or a list of texts")
     logprobs: Integer | None = number(None, 0, MAX_LOGPROBS, whole=True)
     echo: bool = Field(False, description="true or false, whether the prompt comes back too")
-    best_of: Integer | None = Field(
+    best_of: Annotated[Integer, Field(ge=1, le=MAX_CHOICES)] | None = Field(
         None,
-        ge=1,
-        le=MAX_CHOICES,
         description=f"a whole number between n and {MAX_CHOICES}: how many stories are generated, of which the n with "
         "the highest mean log-probability of a token come back; not with stream",
     )

@@ -1,7 +1,11 @@
-"""The simple form, for a script or a page that wants a story and no contract: `POST /api/generate` and Socket.IO.
+"""The simple form, for a script or a page that wants a story and no contract: `/api/generate` and Socket.IO.
 
 Whole: one object with `text` (what was generated), `story` (the prompt with it), `finish_reason`, `seed`, counts and
 times. As events: `token` for each chunk (`{"text"}`), then `complete` with that same object, or `error`.
+
+GET takes the fields as a query and streams, for a browser's `EventSource`, which connects again whenever its connection
+ends. So its events have ids: after the end it is answered 204, which tells it to stop (WHATWG HTML, 9.2.2), and where
+the connection was lost it gets the rest of the story.
 
 A Socket.IO client emits `generate_story` with the same body and receives `story_token` (`{"id", "text"}`) for each
 chunk, then `story_complete` with that object, or `story_error` with the usual error object. `stop_story` ends the
@@ -12,8 +16,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
+import json
+import re
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import socketio
@@ -25,26 +32,44 @@ from model.generation import Chunk, Completion, GenerationRequest
 from model.serving.backend import ModelInfo, model_for
 from model.serving.http.completions import respond
 from model.serving.http.errors import INVALID, ServiceError, as_service_error, sse_event
-from model.serving.http.openapi import body_schema
+from model.serving.http.openapi import StoryResponse, generates, streams
 from model.serving.http.schemas import MODEL_ID, SimpleBody, parse_object
 from model.serving.http.session import GenerationManager, GenerationSession, ResponseFormat, times_of, usage_of
+
+COMPLETE = "complete"
+"""Id of the last event."""
+PLACE = re.compile(r"(\d{1,19}):(\d{1,9})")
+"""Id of another event: the story's seed, and how many of its characters have come."""
+RETRY_MS = 500
 
 
 class SimpleFormat(ResponseFormat):
     """A `ResponseFormat` of few fields, for one story."""
 
-    def __init__(self, requests: list[GenerationRequest], model: ModelInfo) -> None:
+    def __init__(self, requests: list[GenerationRequest], model: ModelInfo, *, resume_at: int | None = None) -> None:
+        """`resume_at`: characters of the story that an `EventSource` has; None: it is none, and gets no ids."""
         self.id = f"story-{uuid.uuid4().hex}"
         (self._request,) = requests
         self._model = model
+        self._resume_at = resume_at
+        self._seen = 0  # characters generated
+
+    def opening(self) -> bytes:
+        """How soon an `EventSource` connects again."""
+        return b"" if self._resume_at is None else b"retry: %d\n\n" % RETRY_MS
 
     def chunk(self, index: int, chunk: Chunk, at: float) -> bytes:
         """`token`, or nothing for a token whose text is still to come."""
-        return sse_event({"text": chunk.text}, "token") if chunk.text else b""
+        text = chunk.text[max(0, (self._resume_at or 0) - self._seen) :]
+        self._seen += len(chunk.text)
+        place = "" if self._resume_at is None else f"{self._request.sampling.seed}:{self._seen}"
+        return sse_event({"text": text}, "token", place) if text else b""
 
     def closing(self, completions: list[Completion], served_by: str) -> bytes:
         """`complete`, with the whole object."""
-        return sse_event(self.whole([], completions, served_by), "complete")
+        return sse_event(
+            self.whole([], completions, served_by), "complete", "" if self._resume_at is None else COMPLETE
+        )
 
     def whole(self, chunks: list[list[Chunk]], completions: list[Completion], served_by: str) -> dict[str, Any]:
         """The story with all that is known of it."""
@@ -65,16 +90,43 @@ class SimpleFormat(ResponseFormat):
 
 
 def router(manager: GenerationManager) -> APIRouter:
-    """Return the route."""
+    """Return the routes."""
     routes = APIRouter()
 
-    @routes.post("/api/generate", openapi_extra=body_schema(SimpleBody))
+    @routes.post("/api/generate", **generates(SimpleBody, StoryResponse))
     async def generate(request: HttpRequest) -> Response:
         """Generate one story, as events or whole."""
         body = SimpleBody.read(parse_object(await request.body()))
         return respond(manager, body.requests(), SimpleFormat, request.headers, stream=body.stream)
 
+    @routes.get("/api/generate", **streams(SimpleBody))
+    async def generate_events(request: HttpRequest) -> Response:
+        """Stream one story as events, from where the client lost it."""
+        last = request.headers.get("last-event-id", "")
+        if last == COMPLETE:
+            return Response(status_code=204)
+        body = SimpleBody.read({"stream": True, **_query(request)})
+        requests, resume_at = body.requests(), 0
+        if place := PLACE.fullmatch(last):
+            sampling = replace(requests[0].sampling, seed=int(place[1]))
+            requests, resume_at = [replace(requests[0], sampling=sampling)], int(place[2])
+        form = functools.partial(SimpleFormat, resume_at=resume_at)
+        return respond(manager, requests, form, request.headers, stream=body.stream)
+
     return routes
+
+
+def _query(request: HttpRequest) -> dict[str, Any]:
+    """Return the fields of a query; those that are no text are written as in JSON."""
+    values: dict[str, Any] = {}
+    for name, text in request.query_params.multi_items():
+        values[name] = text
+        if name not in ("prompt", "stop", "user"):
+            with contextlib.suppress(ValueError, RecursionError):
+                values[name] = json.loads(text)
+    if "stop" in values:
+        values["stop"] = request.query_params.getlist("stop")
+    return values
 
 
 @dataclass(slots=True)
