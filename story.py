@@ -20,7 +20,7 @@ from demo.terminal import Verbs, print_json, print_rows, write_story
 from deploy.release.cli import app as deploy_verbs
 from experiments.ab.cli import ab
 from experiments.benchmark.cli import benchmark
-from experiments.common.cli_options import Json
+from experiments.common.cli_options import REFERENCE, Json
 from experiments.compare.cli import compare
 from experiments.gate.cli import gate, promote, rollback
 from experiments.quality.cli import evaluate
@@ -48,10 +48,7 @@ app.add_typer(
     help="Two deployments of the story service: upload, deploy, check, switch and roll back.",
 )
 
-ModelFolder = Annotated[
-    Path | None,
-    typer.Option("--model", help="Model folder. Default: STORY_MODEL, else the one that ships with the project."),
-]
+Model = Annotated[str | None, typer.Option("--model", help=f"{REFERENCE} Default: STORY_MODEL, else pretrained.")]
 
 
 def _show_version(wanted: bool) -> None:
@@ -115,7 +112,7 @@ def write(
     seed: Annotated[
         int | None, typer.Option(help="The same seed writes the same story. Default: a new one, printed.")
     ] = None,
-    model: ModelFolder = None,
+    model: Model = None,
     as_json: Json = False,
 ) -> None:
     """Stream a story into the terminal; rate, time to first token and seed go to stderr."""
@@ -128,8 +125,8 @@ def write(
     settings = _settings()
     from experiments.registry.resolve import resolve_model
 
-    with resolve_model(model or settings.story_model, settings.mlflow_tracking_uri) as found:
-        write_story(request, found.path, settings, as_json=as_json)
+    folder = resolve_model(model or settings.story_model, settings).path
+    write_story(request, folder, settings, as_json=as_json)
 
 
 @app.command()
@@ -205,7 +202,7 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on exactly where the run in --out stopped, with its own recipe.")
     ] = False,
-    init: Annotated[Path | None, typer.Option(help="Model or checkpoint to start from.")] = None,
+    init: Annotated[str | None, typer.Option(help=f"Checkpoint or model to start from. {REFERENCE}")] = None,
     minutes: Annotated[
         float | None,
         typer.Option(help="Minutes of the whole run, earlier parts of a resumed one included; it ends then."),
@@ -215,16 +212,18 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train a model; runs go to MLflow (`story ui` shows them), Ctrl-C stops safely, --resume goes on."""
-    _settings()
+    settings = _settings()
     from rich.console import Console
 
+    from experiments.registry.resolve import resolve_model
     from training.run import find_start, relaunch, resumed_recipe
     from training.run import train as run_training
     from training.trainer.recipe import load_recipe
 
     given = resume or config is not None
+    begin = None if init is None else resolve_model(init, settings).path
     start = find_start(
-        data, preset=preset, init=init, recipe_given=given, say=Console(stderr=True, quiet="RANK" in os.environ)
+        data, preset=preset, init=begin, recipe_given=given, say=Console(stderr=True, quiet="RANK" in os.environ)
     )
     # torchrun starts this same command once for each process, and gives each one its rank.
     if processes != 1 and "RANK" not in os.environ:

@@ -97,20 +97,14 @@ def _packages() -> Iterator[Finding]:
 
 
 def _model(settings: Settings) -> Finding:
-    folder = None if settings.story_model is None else Path(settings.story_model)
     try:
-        from model.architecture.folder import PRETRAINED, ModelFolder
-        from model.engine.load import load_engine
+        from experiments.registry.resolve import resolve_model
+        from model.architecture.folder import PRETRAINED
+        from model.serving.backend import LocalBackend
 
-        digest = ModelFolder.open(folder or PRETRAINED).digest
-        with load_engine(
-            folder,
-            slots=1,
-            threads=settings.story_threads,
-            precision=settings.story_precision,
-            runtime=settings.story_runtime,
-        ) as engine:
-            name = engine.runtime_name
+        found = resolve_model(settings.story_model, settings)
+        backend = LocalBackend.load(settings.model_copy(update={"story_slots": 1}), found)
+        with backend.engine as engine:
             greedy = SamplingParams(temperature=0)
             stream = engine.submit(GenerationRequest(prompt="Once upon a time", max_tokens=16, sampling=greedy))
             for _ in stream:
@@ -120,12 +114,14 @@ def _model(settings: Settings) -> Finding:
             raise StoryError(completion.error)
     except Exception as error:  # whatever the reason is, it is what the user asked for
         reason = str(error) if isinstance(error, StoryError) else f"{type(error).__name__}: {error}"
-        gives = "stories: name another folder in STORY_MODEL, or clone afresh"
+        gives = "stories: name another model in STORY_MODEL, or clone afresh"
         return Finding("model", "wrong", reason, gives)
     usage = completion.usage
     wrote = f"wrote {usage.completion_tokens} tokens at {usage.tokens_per_second:,.0f} a second"
-    shown = f"{folder or 'model/pretrained'} (digest {digest[:12]}), {name}"
-    return Finding("model", "ok", f"{shown}: {wrote}")
+    what = found.path if found.version is None else found.version.name
+    shown = f"{'model/pretrained' if found.path == PRETRAINED else what} (digest {backend.model.version[:12]})"
+    stale = f"; {found.stale}, so the cached version is used" if found.stale else ""
+    return Finding("model", "ok", f"{shown}, {engine.runtime_name}: {wrote}{stale}")
 
 
 def _native() -> Finding:

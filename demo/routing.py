@@ -51,8 +51,6 @@ class Variant:
 
     name: str
     backend: Backend
-    version: str = ""
-    """Number of the registered version, where it is one."""
 
 
 class RoutingBackend:
@@ -163,14 +161,15 @@ class RoutingBackend:
         )
 
     def _exposure(self, request: GenerationRequest, variant: Variant) -> Exposure:
+        model = variant.backend.model
         return Exposure(
             story=request.story_id,
             test=self.split.name,
             split=str(self.split),
             variant=variant.name,
             user_hash=self.recorder.hashed(request.user),
-            digest=variant.backend.model.version,
-            version=variant.version,
+            digest=model.version,
+            version="" if model.number is None else str(model.number),
             prompt=request.prompt if self.recorder.keeps_prompts else None,
         )
 
@@ -291,14 +290,10 @@ def _load(variant: str, default: Callable[[], Backend], settings: Settings) -> V
     from experiments.registry.resolve import resolve_model
 
     try:
-        with resolve_model(variant, settings.mlflow_tracking_uri, bare_names=True) as found:
-            backend = LocalBackend.load(settings.model_copy(update={"story_model": str(found.path)}))
+        found = resolve_model(variant, settings, bare_names=True)
     except InputError as error:
         raise InputError(SETTING, f"names the variant {variant!r}, and the {error}") from None
-    if found.version is None:
-        return Variant(variant, backend)
-    backend.model = replace(backend.model, name=found.version.name)
-    return Variant(variant, backend, str(found.version.number))
+    return Variant(variant, LocalBackend.load(settings, found))
 
 
 def user_middleware(backend: Backend) -> list[Middleware]:

@@ -145,7 +145,13 @@ class Settings(BaseSettings):
     story_breaker_reset: float = Field(default=10.0, ge=0.01, le=3_600)
     """Seconds that an open circuit breaker waits before it probes the service."""
     mlflow_tracking_uri: str = "sqlite:///mlflow.db"
-    """MLflow store that runs are logged to: a database or a server."""
+    """MLflow store that runs are logged to and versions are registered in: a database or a server."""
+    mlflow_tracking_username: str | None = None
+    """User name for that server, with `MLFLOW_TRACKING_PASSWORD`; its address may contain both instead."""
+    mlflow_tracking_password: SecretStr | None = None
+    """Password for that server."""
+    mlflow_tracking_token: SecretStr | None = None
+    """Token for that server, instead of a name and a password."""
     story_experiments: Literal["auto", "true", "false"] = "auto"
     """Whether the app has the page Experiments, which shows that store to everyone; `auto`: unless `STAGE` is
     PROD."""
@@ -166,7 +172,8 @@ class Settings(BaseSettings):
     story_split_name: str = "stories"
     """Name of that test; another name assigns all users anew."""
     story_model: str | None = None
-    """Folder of the model to serve; unset: `model/pretrained`."""
+    """Model to serve: a folder, `pretrained` for the one that ships with the project, or a registered version as
+    `models:/story-writer@champion` or `models:/story-writer/3`; unset: `pretrained`."""
     story_precision: Literal["int8", "fp32"] = "int8"
     """Precision of the decode graph."""
     story_runtime: Literal["auto", "native", "onnx"] = "auto"

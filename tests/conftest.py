@@ -19,6 +19,8 @@ from typing import Any
 import hypothesis
 import pytest
 
+from tests.mlflow_server import MlflowServer, mlflow_server
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 FOREIGN = ("STORY_", "MLFLOW_", "MODAL_", "HF_", "GRADIO_", "ORT_", "TORCH_", "TORCHINDUCTOR_", "DATABRICKS_")
@@ -117,3 +119,10 @@ def _isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
 def repository() -> Path:
     """The root of the checkout."""
     return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def mlflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
+    """An MLflow server for the whole session; who writes to it removes what it wrote."""
+    with mlflow_server(tmp_path_factory.mktemp("mlflow-server")) as server:
+        yield server

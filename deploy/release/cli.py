@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from demo.terminal import print_json
-from experiments.common.cli_options import Json
+from experiments.common.cli_options import REFERENCE, Json
 
 if TYPE_CHECKING:
     from model.architecture.folder import ModelFolder
@@ -24,13 +22,7 @@ app = typer.Typer(
     epilog="Exit codes: 0 fine, 1 the check failed, 2 bad use or no account, 3 undecided.",
 )
 
-Model = Annotated[
-    str | None,
-    typer.Option(
-        "--model",
-        help="Model folder, models:/NAME/VERSION or models:/NAME@ALIAS. Default: STORY_MODEL, else the shipped one.",
-    ),
-]
+Model = Annotated[str | None, typer.Option("--model", help=f"{REFERENCE} Default: STORY_MODEL, else pretrained.")]
 On = Annotated[
     Literal["modal", "loopback"], typer.Option("--platform", help="Where: on Modal, or as processes of this machine.")
 ]
@@ -49,8 +41,8 @@ def upload(model: Model = None, platform: On = "modal", as_json: Json = False) -
 
     settings, _store = _open()
     place = open_platform(platform, settings)
-    with _folder(model, settings) as folder:
-        new = place.upload(folder)
+    folder = _folder(model, settings)
+    new = place.upload(folder)
     if as_json:
         print_json({"version": folder.digest, "uploaded": new})
     else:
@@ -71,16 +63,15 @@ def deploy(
 
     settings, store = _open()
     place = open_platform(platform, settings)
-    with _folder(model, settings) as folder:
-        done = release(
-            folder,
-            place,
-            store,
-            settings,
-            deployment=deployment,
-            timeout=timeout,
-            progress=lambda line: typer.echo(line, err=True),
-        )
+    done = release(
+        _folder(model, settings),
+        place,
+        store,
+        settings,
+        deployment=deployment,
+        timeout=timeout,
+        progress=lambda line: typer.echo(line, err=True),
+    )
     if as_json:
         print_json(asdict(done))
     else:
@@ -191,13 +182,11 @@ def _open() -> tuple[Settings, DeploymentStore]:
     return settings, open_deployments(settings)
 
 
-@contextlib.contextmanager
-def _folder(given: str | None, settings: Settings) -> Iterator[ModelFolder]:
+def _folder(given: str | None, settings: Settings) -> ModelFolder:
     from experiments.registry.resolve import resolve_model
     from model.architecture.folder import ModelFolder
 
-    with resolve_model(given or settings.story_model, settings.mlflow_tracking_uri) as found:
-        yield ModelFolder.open(found.path)
+    return ModelFolder.open(resolve_model(given or settings.story_model, settings).path)
 
 
 def _print_state(state: DeploymentState, as_json: bool) -> None:

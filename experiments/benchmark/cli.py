@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from experiments.common.cli_options import Json, MarkdownFile, ThresholdsFile, Track
+from experiments.common.cli_options import REFERENCE, Json, MarkdownFile, ThresholdsFile, Track
 
 
 def benchmark(
     target: Annotated[
         str | None,
         typer.Option(
-            help="local, an http(s) address, models:/NAME/VERSION or a model folder. Default: the challenger of the "
-            "store, else local."
+            help="local, an http(s) address, or what --model takes. Default: the challenger of the store, else local."
         ),
     ] = None,
     model: Annotated[
-        Path | None,
-        typer.Option("--model", help="Model folder that `local` is. Default: STORY_MODEL, else the shipped one."),
+        str | None, typer.Option("--model", help=f"{REFERENCE} Default: STORY_MODEL, else pretrained.")
     ] = None,
     against: Annotated[
         str | None, typer.Option(help="Another target to compare with, asked in turn in the same run.")
@@ -74,7 +71,7 @@ def benchmark(
     if model is not None:
         if target not in (None, "local"):
             raise InputError("model", f"goes with --target local only, got --target {target}")
-        target = str(model)
+        target = model
     target = target or challenger_reference(settings) or "local"
     terminal = Console(stderr=True)
     console = terminal if terminal.is_terminal else None

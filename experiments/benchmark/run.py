@@ -109,10 +109,10 @@ def benchmark(
     bounds = load_thresholds(thresholds or THRESHOLDS)
     began, start, load = datetime.now(UTC), time.perf_counter(), _load_average()
     with contextlib.ExitStack() as stack:
-        asked = stack.enter_context(open_target(target, settings))
+        asked = open_target(target, settings)
         other = None
         if against is not None:
-            other = stack.enter_context(open_target(against, settings, option="against"))
+            other = open_target(against, settings, option="against")
         done = stack.enter_context(_progress(plan, asked, console))
 
         async def run() -> Measured:

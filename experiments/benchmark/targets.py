@@ -7,7 +7,7 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +19,11 @@ from httpx_sse import SSEError, aconnect_sse
 
 from experiments.benchmark import cold_start
 from experiments.benchmark.measures import FailureKind
-from experiments.registry.resolve import MODELS, resolve_model
+from experiments.registry.resolve import resolve_model
 from model.errors import BusyError, InputError, StoryError
 from model.generation import GenerationRequest
 from model.serving.backend import LocalBackend
+from model.serving.registry import MODELS, NAME, SHIPPED, parse_reference
 from model.serving.remote.client import proxy_auth
 from model.settings import Settings
 from training.tracking.provenance import ROOT
@@ -93,29 +94,28 @@ class Target(Protocol):
         ...
 
 
-@contextlib.contextmanager
-def open_target(text: str, settings: Settings, *, option: str = "target") -> Iterator[Target]:
+def open_target(text: str, settings: Settings, *, option: str = "target") -> Target:
     """The target that `text` names: `local`, an http(s) address, a registered version or a model folder.
 
     `local` is the model of the settings, in this process. The settings decide about slots, threads and precision of
-    whatever runs in this process; only their own endpoint is sent their token. Downloads are deleted when the context
-    ends.
+    whatever runs in this process; only their own endpoint is sent their token.
 
     Raises:
         InputError: `text` names no target. `ModelError`: the model is missing or damaged.
     """
     if text.startswith(("http://", "https://")):
-        yield WebTarget(text, headers=_headers(text, settings))
-        return
+        return WebTarget(text, headers=_headers(text, settings))
     reference = settings.story_model if text == "local" else text
-    if text != "local" and not text.startswith(MODELS) and not Path(text).is_dir():
-        allowed = "local, an http(s) address, models:/NAME/VERSION, models:/NAME@ALIAS or a model folder"
+    if text not in ("local", SHIPPED) and parse_reference(text) is None and not Path(text).is_dir():
+        allowed = f"local, an http(s) address, a model folder, {SHIPPED}, {MODELS}{NAME}@ALIAS or {MODELS}{NAME}/NUMBER"
         raise InputError(option, f"must be {allowed}, got {text!r}")
-    with resolve_model(reference, settings.mlflow_tracking_uri) as found:
-        name = text
-        if reference is not None and not text.startswith(MODELS):
-            name = f"local ({Path(reference).resolve().name})"
-        yield LocalTarget.load(settings.model_copy(update={"story_model": str(found.path)}), name=name)
+    found = resolve_model(reference, settings)
+    name = text
+    if found.version is not None and text == "local":
+        name = f"local ({found.version.name})"
+    elif found.version is None and reference not in (None, SHIPPED):
+        name = f"local ({found.path.resolve().name})"
+    return LocalTarget(LocalBackend.load(settings, found), found.path, name=name)
 
 
 def _headers(address: str, settings: Settings) -> dict[str, str]:
@@ -135,12 +135,6 @@ class LocalTarget:
         self.name = name
         self.digest: str | None = backend.model.version
         self._backend, self._folder = backend, folder
-
-    @classmethod
-    def load(cls, settings: Settings, *, name: str = "local") -> LocalTarget:
-        """The engine that the settings describe. Raises `ModelError` when the model is missing or damaged."""
-        folder = Path(settings.story_model) if settings.story_model else None
-        return cls(LocalBackend.load(settings), folder, name=name)
 
     def running(self) -> AbstractAsyncContextManager[None]:
         return self._backend.running()

@@ -7,6 +7,9 @@ from typing import Annotated
 
 import typer
 
+REFERENCE = "Model folder, pretrained, models:/story-writer@ALIAS or models:/story-writer/NUMBER."
+"""What `--model` takes."""
+
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for a machine instead of text.")]
 Track = Annotated[bool, typer.Option(help="Log to MLflow.")]
 ThresholdsFile = Annotated[

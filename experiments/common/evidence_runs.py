@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from model.errors import StoryError
+from model.serving import registry
 from training.tracking.runs import flat, now
 from training.tracking.store import LAST_SEEN, OWNER, mark_stale_runs, open_experiment, open_store, owner_of, unusable
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-DIGEST = "artifact.digest"
+DIGEST = registry.DIGEST
 """Tag of a run and of a registered version: the digest of the model folder that was measured."""
 
 

@@ -10,8 +10,9 @@ from experiments.benchmark.evidence import EXPERIMENT as BENCHMARKS
 from experiments.common.evidence_runs import store_errors
 from experiments.gate.run import EXPERIMENT as GATES
 from experiments.quality.evidence import EXPERIMENT as EVALUATIONS
-from experiments.registry.versions import NAME, Version, versions
+from experiments.registry.versions import Version, versions
 from model.errors import InputError
+from model.serving.registry import NAME
 from training.tracking.observer import EXPERIMENT as TRAININGS
 from training.tracking.store import open_store
 

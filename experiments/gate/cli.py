@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from experiments.common.cli_options import Json, MarkdownFile, ThresholdsFile, Track
+from experiments.common.cli_options import REFERENCE, Json, MarkdownFile, ThresholdsFile, Track
 
 if TYPE_CHECKING:
     from experiments.gate.promotion import Move
@@ -20,7 +20,7 @@ Apply = Annotated[bool, typer.Option("--yes", help="Move the alias; without it, 
 def gate(
     version: Version = "challenger",
     model: Annotated[
-        Path | None, typer.Option(help="Judge this model folder, registered or not, instead of a version.")
+        str | None, typer.Option(help=f"Judge this model, registered or not, instead of a version. {REFERENCE}")
     ] = None,
     against_file: Annotated[
         Path | None, typer.Option(help="Compare with a champion's losses in a file (--save-champion).")
@@ -43,11 +43,13 @@ def gate(
     from experiments.common.thresholds import THRESHOLDS, load_thresholds
     from experiments.gate import render
     from experiments.gate.run import run_gate, save_losses
+    from experiments.registry.resolve import resolve_model
     from model.architecture.folder import ModelFolder
     from model.settings import load_settings
 
-    uri = load_settings().mlflow_tracking_uri
-    digest = ModelFolder.open(model).digest if model is not None else None
+    settings = load_settings()
+    uri = settings.mlflow_tracking_uri
+    digest = None if model is None else ModelFolder.open(resolve_model(model, settings).path).digest
     if save_champion is not None:
         save_losses(uri, save_champion, version=version, digest=digest)
         return

@@ -10,8 +10,9 @@ from experiments.common.evidence_runs import DIGEST, EvidenceStore, finished_run
 from experiments.common.thresholds import Thresholds
 from experiments.gate.decide import EXIT_CODES, Verdict
 from experiments.gate.run import EXPERIMENT
-from experiments.registry.versions import CHALLENGER, CHAMPION, NAME, PREVIOUS, Version, find, holder
+from experiments.registry.versions import CHALLENGER, CHAMPION, PREVIOUS, Version, find, holder
 from model.errors import StoryError
+from model.serving.registry import NAME
 from training.tracking.store import open_store
 
 if TYPE_CHECKING:

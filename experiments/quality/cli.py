@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from experiments.common.cli_options import Json, Track
+from experiments.common.cli_options import REFERENCE, Json, Track
 
 
 def evaluate(
@@ -20,10 +20,8 @@ def evaluate(
         ),
     ] = None,
     model: Annotated[
-        Path | None,
-        typer.Option(
-            help="Model folder. Default: STORY_MODEL, else the challenger of the store, else the shipped one."
-        ),
+        str | None,
+        typer.Option(help=f"{REFERENCE} Default: STORY_MODEL, else the challenger of the store, else pretrained."),
     ] = None,
     runtime: Annotated[
         Literal["all", "native", "int8", "fp32", "torch"],
@@ -57,7 +55,8 @@ def evaluate(
     settings = load_settings()
     uri = settings.mlflow_tracking_uri
     reference = model or settings.story_model or challenger_reference(settings)
-    with resolve_model(reference, uri) as found, status(Console(stderr=True)) as progress:
+    found = resolve_model(reference, settings)
+    with status(Console(stderr=True)) as progress:
         report, evidence = evaluate_and_log(
             found.path,
             data or None,

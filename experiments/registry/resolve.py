@@ -1,68 +1,44 @@
-"""Model references: what a user may name, and the model folder that it stands for."""
+"""Model references of commands: those of `model.serving.registry`, also in a store that is a database."""
 
 from __future__ import annotations
 
-import contextlib
-import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from model.architecture.folder import PRETRAINED, ModelFolder
 from model.errors import InputError, MissingExtraError
+from model.serving import registry
+from model.serving.registry import MODELS, NAME, Registry, ResolvedModel, open_server
+from model.settings import without_password
 
 if TYPE_CHECKING:
-    from experiments.registry.versions import Version
     from model.settings import Settings
 
-MODELS = "models:/"
-"""How MLflow's reference to a registered version begins."""
 LATEST = Path("runs/story/best")
 """The best checkpoint of `story train` without `--out`."""
 EXPORTED = "model"
 """Folder beside a checkpoint that holds the model folder exported from it."""
 
 
-@dataclass(frozen=True, slots=True)
-class ResolvedModel:
-    """The model folder that a reference stands for."""
+def open_registry(settings: Settings) -> Registry:
+    """Open the registry of the settings: an MLflow server by its REST API, a database through MLflow.
 
-    path: Path
-    version: Version | None = None
-    """None: the reference named a folder, not a registered version."""
-
-
-@contextlib.contextmanager
-def resolve_model(reference: str | Path | None, uri: str, *, bare_names: bool = False) -> Iterator[ResolvedModel]:
-    """Find the model that `reference` names; a registered version is downloaded for as long as the context is open.
-
-    Args:
-        reference: a model folder, `models:/story-writer/3` or `models:/story-writer@champion`; None: the shipped
-            model.
-        uri: the MLflow store.
-        bare_names: whether a word that is no path (`3`, `champion`, the beginning of a digest) names a registered
-            version. Without it, it is the name of a folder.
-
-    Raises:
-        InputError: there is no such version, or the store cannot be used. `MissingExtraError`: MLflow is not installed.
-        ModelError: the version's files are damaged.
+    Raises `MissingExtraError` for a database where MLflow is not installed.
     """
-    text = "" if reference is None else str(reference)
-    is_path = "/" in text or Path(text).is_dir()
-    if reference is None:
-        yield ResolvedModel(PRETRAINED)
-    elif text.startswith(MODELS) or (bare_names and not is_path):
-        if find_spec("mlflow") is None:
-            raise MissingExtraError(f"the registered version {text!r}", "train")
-        from experiments.registry.versions import download, find
+    uri = settings.mlflow_tracking_uri
+    if uri.startswith(("http://", "https://")):
+        return open_server(settings)
+    if find_spec("mlflow") is None:
+        raise MissingExtraError(f"a registered version in {without_password(uri)}", "train")
+    from experiments.registry.versions import StoreRegistry
 
-        version = find(uri, text)
-        with tempfile.TemporaryDirectory(prefix="story-version-") as scratch:
-            yield ResolvedModel(download(uri, version, Path(scratch)).path, version)
-    else:
-        yield ResolvedModel(Path(text).expanduser())
+    return StoreRegistry(uri)
+
+
+def resolve_model(reference: str | Path | None, settings: Settings, *, bare_names: bool = False) -> ResolvedModel:
+    """Find the model that `reference` names: `model.serving.registry.resolve_model`, with databases too."""
+    return registry.resolve_model(reference, settings, bare_names=bare_names, open_registry=open_registry)
 
 
 def challenger_reference(settings: Settings) -> str | None:
@@ -79,7 +55,7 @@ def challenger_reference(settings: Settings) -> str | None:
     database = database_file(uri)
     if database is not None and not database.is_file():
         return None
-    from experiments.registry.versions import CHALLENGER, NAME, holder
+    from experiments.registry.versions import CHALLENGER, holder
 
     version = holder(uri, CHALLENGER)
     return None if version is None else f"{MODELS}{NAME}/{version.number}"

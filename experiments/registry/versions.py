@@ -7,6 +7,7 @@ artifact's. Registering a folder again gives the version that exists.
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,7 +17,9 @@ from experiments.common.evidence_runs import DIGEST, EvidenceStore
 from experiments.registry.package import save_package
 from model.architecture.folder import ModelFolder
 from model.architecture.weights import read_weights
-from model.errors import InputError
+from model.errors import ModelError, one_line
+from model.serving.registry import FOLDER, NAME, RegisteredVersion, choose, parse_reference
+from model.settings import without_password
 from training.tracking.observer import EXPERIMENT, MODEL_NAME
 from training.tracking.provenance import provenance
 from training.tracking.runs import RUN_FILE
@@ -26,32 +29,20 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
-NAME = MODEL_NAME
 CHALLENGER, CHAMPION, PREVIOUS = "challenger", "champion", "previous"
-FOLDER = "artifacts/folder"
-"""Where in a version's files its model folder lies."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Version:
+class Version(RegisteredVersion):
     """One registered version, as `story models` shows it."""
 
-    number: int
-    digest: str
-    aliases: tuple[str, ...]
     tags: dict[str, str]
     created: int
     """Milliseconds since 1970."""
-    source: str
     run_id: str = ""
     """Of the training run that it comes from."""
     new: bool = False
     """Made by this very call."""
-
-    @property
-    def name(self) -> str:
-        """`story-writer 3`."""
-        return f"{NAME} {self.number}"
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -107,35 +98,33 @@ def find(uri: str, reference: str) -> Version:
 
     Raises `InputError` that names what there is.
     """
-    wanted = reference
-    if reference.startswith("models:/"):
-        name, _, wanted = reference.removeprefix("models:/").replace("@", "/").partition("/")
-        if name != NAME:
-            raise InputError("version", f"must be one of {NAME}, got {reference!r}")
-    every = versions(uri)
-    for version in every:
-        if wanted == str(version.number) or wanted in version.aliases:
-            return version
-    by_digest = [each for each in every if len(wanted) >= 8 and each.digest.startswith(wanted)]
-    if len(by_digest) == 1:
-        return by_digest[0]
-    known = ", ".join(str(each.number) for each in every) or "none yet; `story register` makes one"
-    aliases = ", ".join(sorted(alias for each in every for alias in each.aliases))
-    raise InputError(
-        "version",
-        f"must be a number, an alias or a digest of a registered version, got {wanted!r}; "
-        f"versions: {known}{f'; aliases: {aliases}' if aliases else ''}",
-    )
+    return choose(versions(uri), parse_reference(reference, bare_names=True) or reference)
 
 
-def download(uri: str, version: Version, out: Path) -> ModelFolder:
-    """The model folder of a version, fetched into `out` and held to its digest. Raises `ModelError`."""
-    from mlflow.artifacts import download_artifacts
+class StoreRegistry:
+    """The registry of a store that MLflow has to open: a database."""
 
-    client = open_store(uri)
-    where = client.get_model_version_download_uri(NAME, str(version.number))
-    fetched = download_artifacts(artifact_uri=f"{where}/{FOLDER}", dst_path=str(out), tracking_uri=uri)
-    return ModelFolder.open(Path(fetched))
+    def __init__(self, uri: str) -> None:
+        self.address = without_password(uri)
+        self._uri = uri
+
+    def find(self, wanted: str) -> Version:
+        """See `model.serving.registry.Registry`."""
+        return find(self._uri, wanted)
+
+    def download(self, version: RegisteredVersion, out: Path) -> None:
+        """See `model.serving.registry.Registry`."""
+        from mlflow.artifacts import download_artifacts
+        from mlflow.exceptions import MlflowException
+
+        where = open_store(self._uri).get_model_version_download_uri(NAME, str(version.number))
+        with tempfile.TemporaryDirectory(prefix="story-version-") as scratch:
+            source = f"{where}/{FOLDER}"
+            try:
+                fetched = download_artifacts(artifact_uri=source, dst_path=scratch, tracking_uri=self._uri)
+                shutil.copytree(fetched, out, dirs_exist_ok=True)
+            except (MlflowException, OSError) as error:
+                raise ModelError(f"the files of {version.name} cannot be read: {one_line(error)}") from None
 
 
 def _make_name(client: MlflowClient) -> None:

@@ -12,12 +12,12 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar, runtime_checkable
 
 from model.architecture.folder import PRETRAINED, ModelFolder
 from model.errors import StoryError
 from model.generation import Chunk, Completion, FinishReason, GenerationRequest, Usage, merge_chunks
+from model.serving.registry import ResolvedModel, resolve_model
 
 if TYPE_CHECKING:
     from model.engine.engine import Engine, EngineStats
@@ -51,6 +51,18 @@ class ModelInfo:
     name: str
     version: str
     """Digest of the model folder, in hexadecimal."""
+    number: int | None = None
+    """Of the registered version, where it is one."""
+    alias: str = ""
+    """By which that version was named, if it was."""
+
+    @classmethod
+    def of(cls, found: ResolvedModel, digest: str) -> ModelInfo:
+        """Return the identity of a resolved model."""
+        if found.version is not None:
+            return cls(found.version.name, digest, found.version.number, found.alias)
+        shipped = found.path == PRETRAINED
+        return cls("the model that ships with this repository" if shipped else found.path.name, digest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,23 +226,25 @@ class LocalBackend:
         self.capacity = capacity
 
     @classmethod
-    def load(cls, settings: Settings) -> LocalBackend:
-        """Load the model folder that the settings name. Raises `ModelError` when it is missing or damaged."""
+    def load(cls, settings: Settings, found: ResolvedModel | None = None) -> LocalBackend:
+        """Load `found`, by default the model that the settings name. Raises `ModelError` when it is damaged.
+
+        Raises too what `model.serving.registry.resolve_model` raises.
+        """
         from model.engine.load import load_engine  # a runtime is loaded only where it is used
 
-        folder = Path(settings.story_model) if settings.story_model else PRETRAINED
-        version = ModelFolder.open(folder).digest
+        found = found or resolve_model(settings.story_model, settings)
+        digest = ModelFolder.open(found.path).digest
         engine = load_engine(
-            folder,
+            found.path,
             slots=settings.story_slots,
             threads=settings.story_threads,
             precision=settings.story_precision,
             runtime=settings.story_runtime,
             queue_limit=settings.story_queue,
         )
-        name = "the model that ships with this repository" if folder == PRETRAINED else folder.name
         capacity = settings.story_slots + settings.story_queue
-        return cls(engine, ModelInfo(name=name, version=version), capacity=capacity)
+        return cls(engine, ModelInfo.of(found, digest), capacity=capacity)
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:

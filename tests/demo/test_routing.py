@@ -325,5 +325,7 @@ def test_what_cannot_be_is_one_line(settings: dict[str, object], kind: type[Exce
 def test_a_registered_version_without_mlflow_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     # MLflow is installed where the tests run; only its absence can be made up.
     monkeypatch.setattr("experiments.registry.resolve.find_spec", lambda name: None)
-    with pytest.raises(MissingExtraError, match=r"the registered version 'champion' needs the 'train' packages"):
+    with pytest.raises(
+        MissingExtraError, match=r"a registered version in sqlite:///mlflow.db needs the 'train' packages"
+    ):
         made(story_split="champion:1")

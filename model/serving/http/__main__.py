@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -19,7 +18,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 def serve(
     host: Annotated[str | None, Option(help="Address to listen on; default: HOST.")] = None,
     port: Annotated[int | None, Option(help="Port, 0 for any free one; default: PORT.")] = None,
-    model: Annotated[Path | None, Option(help="Model folder; default: STORY_MODEL.")] = None,
+    model: Annotated[str | None, Option(help="Model folder or reference; default: STORY_MODEL.")] = None,
     precision: Annotated[Literal["int8", "fp32"] | None, Option(help="Decode graph; default: STORY_PRECISION.")] = None,
     threads: Annotated[int | None, Option(help="Threads of it; default: STORY_THREADS.")] = None,
     slots: Annotated[int | None, Option(help="Stories generated at once; default: STORY_SLOTS.")] = None,
@@ -37,7 +36,7 @@ def serve(
     settings = load_settings(
         host=host,
         port=port,
-        story_model=None if model is None else str(model),
+        story_model=model,
         story_precision=precision,
         story_threads=threads,
         story_slots=slots,

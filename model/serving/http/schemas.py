@@ -24,7 +24,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from model.generation import MAX_ID_CHARS, MAX_LOGPROBS, MAX_TOKENS, GenerationRequest, SamplingParams
 from model.serving.http.errors import bad_body, bad_value, unknown_model
 
-MODEL_ID = "story-writer"
+MODEL_ID = NAME
 """The one model name of the API; its version is sent beside it."""
 MAX_CHOICES = 8
 MAX_STREAMS = 64

@@ -85,13 +85,13 @@ def test_a_request_whose_time_is_up_frees_its_slot() -> None:
 
 
 def test_the_target_is_the_settings_model_and_knows_its_digest() -> None:
-    target = LocalTarget.load(Settings())
+    target = open_target("local", Settings())
     assert target.digest == ModelFolder.open(PRETRAINED).digest
     assert target.processes() == [os.getpid()]
 
 
 def test_a_cold_start_is_a_new_process_up_to_its_first_token() -> None:
-    (row,) = rows(LocalTarget.load(Settings()), phase="cold", timeout=60.0)
+    (row,) = rows(open_target("local", Settings()), phase="cold", timeout=60.0)
     assert (row.error, row.tokens, row.message) == (None, 1, "")
     assert row.ttft is not None
     assert row.ttft > 0.2, "importing ONNX Runtime alone takes longer"
@@ -110,13 +110,10 @@ def test_a_registered_version_is_measured_as_the_folder_it_was_made_of(tmp_path:
     uri = f"sqlite:///{tmp_path}/registry.db"
     digest = register(ModelFolder.open(small_folder()), uri).digest
     for name in ("models:/story-writer/1", "models:/story-writer@challenger"):
-        with open_target(name, Settings(mlflow_tracking_uri=uri)) as target:
-            assert (target.name, target.digest) == (name, digest)
-    with (
-        pytest.raises(InputError, match="version must be a number, an alias or a digest"),
-        open_target("models:/story-writer/7", Settings(mlflow_tracking_uri=uri)),
-    ):
-        raise AssertionError("there is no version 7")
+        target = open_target(name, Settings(mlflow_tracking_uri=uri))
+        assert (target.name, target.digest) == (name, digest)
+    with pytest.raises(InputError, match="version must be a number, an alias or a digest"):
+        open_target("models:/story-writer/7", Settings(mlflow_tracking_uri=uri))
 
 
 def test_only_its_own_endpoint_is_sent_the_proxy_token() -> None:
@@ -125,22 +122,22 @@ def test_only_its_own_endpoint_is_sent_the_proxy_token() -> None:
     )
     own = ("https://stories.example/app", "https://stories.example/app/", "https://stories.example/app/v1")
     for address in own:
-        with open_target(address, settings) as target:
-            assert isinstance(target, WebTarget)
-            assert target._headers == {"Modal-Key": "wk-1", "Modal-Secret": "ws-2"}
-            assert "ws-2" not in target.name
+        target = open_target(address, settings)
+        assert isinstance(target, WebTarget)
+        assert target._headers == {"Modal-Key": "wk-1", "Modal-Secret": "ws-2"}
+        assert "ws-2" not in target.name
     for address in ("https://stories.example/apple", "https://other.example/app", "http://stories.example/app"):
-        with open_target(address, settings) as target:
-            assert isinstance(target, WebTarget)
-            assert target._headers == {}
+        target = open_target(address, settings)
+        assert isinstance(target, WebTarget)
+        assert target._headers == {}
 
 
 def test_the_settings_choose_the_local_model() -> None:
-    with open_target("local", Settings()) as target:
-        assert (target.name, target.digest) == ("local", ModelFolder.open(PRETRAINED).digest)
-    with open_target("local", Settings(story_model=str(small_folder()))) as target:
-        assert target.name == "local (model)"
-        assert target.digest == ModelFolder.open(small_folder()).digest
+    target = open_target("local", Settings())
+    assert (target.name, target.digest) == ("local", ModelFolder.open(PRETRAINED).digest)
+    target = open_target("local", Settings(story_model=str(small_folder())))
+    assert target.name == "local (model)"
+    assert target.digest == ModelFolder.open(small_folder()).digest
 
 
 @pytest.mark.parametrize("path", ["", "/", "/v1", "/v1/", "/v1/completions"])

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments.registry.versions import NAME, Version, find
+from experiments.registry.versions import Version, find
+from model.serving.registry import NAME
 from tests.training.conftest import _migrated_store, tracking_uri
 from tests.training.tracked import RECIPE, end, evaluation, observer_on, start, step
 from training.tracking.store import open_experiment, open_store

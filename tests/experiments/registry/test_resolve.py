@@ -13,6 +13,7 @@ from experiments.registry.resolve import challenger_reference, folder_to_registe
 from experiments.registry.versions import Version
 from model.architecture.folder import PRETRAINED, ModelFolder
 from model.errors import InputError
+from model.serving.registry import ResolvedModel
 from model.settings import Settings
 from tests.model.small_model import small_checkpoint, small_folder
 
@@ -24,31 +25,33 @@ def settings(uri: str, **more: Any) -> Settings:
 @pytest.mark.parametrize(
     "reference", ["models:/story-writer/1", "models:/story-writer@challenger", "1", "challenger", "digest"]
 )
-def test_a_registered_version_is_downloaded_while_it_is_needed(reference: str, registered: tuple[str, Version]) -> None:
+def test_a_registered_version_has_many_names(reference: str, registered: tuple[str, Version]) -> None:
     uri, version = registered
     reference = version.digest[:10] if reference == "digest" else reference
-    with resolve_model(reference, uri, bare_names=True) as found:
-        assert found.version is not None
-        assert found.version.digest == ModelFolder.open(found.path).digest == version.digest
-    assert not found.path.exists()
+    found = resolve_model(reference, settings(uri), bare_names=True)
+    assert found.version is not None
+    assert found.version.digest == ModelFolder.open(found.path).digest == version.digest
+    assert found.alias == ("challenger" if "challenger" in reference else "")
 
 
 def test_a_path_is_itself_and_nothing_is_the_shipped_model(tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path}/mlflow.db"
-    for reference, path in ((small_folder(), small_folder()), ("./there", Path("./there")), (None, PRETRAINED)):
-        with resolve_model(reference, uri, bare_names=True) as found:
-            assert (found.path, found.version) == (path, None)
-    with resolve_model("challenger", uri) as found:
-        assert found.path == Path("challenger"), "without bare names a word is a folder"
+    paths: dict[str | Path | None, Path] = {
+        small_folder(): small_folder(),
+        "./there": Path("./there"),
+        None: PRETRAINED,
+        "pretrained": PRETRAINED,
+    }
+    for reference, path in paths.items():
+        assert resolve_model(reference, settings(uri), bare_names=True) == ResolvedModel(path)
+    found = resolve_model("challenger", settings(uri))
+    assert found.path == Path("challenger"), "without bare names a word is a folder"
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_version_of_another_model_is_refused(registered: tuple[str, Version]) -> None:
-    with (
-        pytest.raises(InputError, match="version must be one of story-writer, got 'models:/other/1'"),
-        resolve_model("models:/other/1", registered[0]),
-    ):
-        pass
+    with pytest.raises(InputError, match=r"model must be a folder, pretrained, .* got 'models:/other/1'"):
+        resolve_model("models:/other/1", settings(registered[0]))
 
 
 def test_the_challenger_is_the_default_unless_the_settings_name_a_model(registered: tuple[str, Version]) -> None:

@@ -10,9 +10,10 @@ import pytest
 from rich.console import Console
 
 from experiments.registry.cli import print_versions
-from experiments.registry.versions import Version, download, find, register, versions
+from experiments.registry.versions import StoreRegistry, Version, find, register, versions
 from model.architecture.folder import ModelFolder
 from model.errors import InputError, ModelError
+from model.serving.registry import fetch
 from tests.model.small_model import small_folder
 from training.tracking.store import open_store
 
@@ -58,19 +59,22 @@ def test_an_empty_store_says_how_to_make_a_version(tmp_path: Path) -> None:
 
 def test_a_version_gives_back_the_folder_that_went_in(registered: tuple[str, Version], tmp_path: Path) -> None:
     uri, version = registered
-    assert download(uri, version, tmp_path).digest == version.digest
+    StoreRegistry(uri).download(version, tmp_path)
+    assert ModelFolder.open(tmp_path).digest == version.digest
 
 
 def test_a_version_whose_files_were_changed_is_refused(
-    registered: tuple[str, Version], package: Path, tmp_path: Path
+    registered: tuple[str, Version], package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     uri, version = registered
     shutil.copytree(package, tmp_path / "kept")
     tokenizer = package / "artifacts/folder/tokenizer.json"
     try:
         tokenizer.write_bytes(tokenizer.read_bytes() + b" ")
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "empty"))
         with pytest.raises(ModelError, match="is damaged"):
-            download(uri, version, tmp_path)
+            fetch(StoreRegistry(uri), version)
+        assert not [each for each in (tmp_path / "empty").rglob("*") if each.is_file()], "nothing damaged is kept"
     finally:
         shutil.copy(tmp_path / "kept/artifacts/folder/tokenizer.json", tokenizer)
 
