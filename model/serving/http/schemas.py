@@ -23,6 +23,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from model.generation import MAX_ID_CHARS, MAX_LOGPROBS, MAX_TOKENS, GenerationRequest, SamplingParams
 from model.serving.http.errors import bad_body, bad_value, unknown_model
+from model.serving.registry import NAME
 
 MODEL_ID = NAME
 """The one model name of the API; its version is sent beside it."""
