@@ -131,9 +131,9 @@ def launch(settings: Settings, *, host: str, port: int, share: bool = False, bac
         configure_logs(settings.story_log)
         options = ServiceOptions.from_settings(settings)
         shared = SharedState.from_settings(settings)
-        opened, reader = open_demo_backend(backend, settings, shared), open_reader(settings)
+        opened, store_client = open_demo_backend(backend, settings, shared), open_reader(settings)
         where: dict[str, Any] = {"host": host, "port": port, "share": share}
-        with serve(opened, **where, options=options, shared=shared, experiments=reader) as served:
+        with serve(opened, **where, options=options, shared=shared, experiments=store_client) as served:
             abort.append(served.abort)
             print(f"Write me a story: {served.url}", flush=True)
             if served.share_url:

@@ -105,10 +105,10 @@ class Page:
     versions: dict[str, Any] | None = None
 
 
-async def opened(reader: Store, query: Mapping[str, str]) -> Page:
+async def opened(store: Store, query: Mapping[str, str]) -> Page:
     """The page as an address asks for it; what the address names and the store does not hold is left alone."""
     try:
-        seen = await reader.overview()
+        seen = await store.overview()
         if not (seen.runs or seen.benchmarks or seen.versions):
             return Page(note=NOTHING)
         sampled = tuple((_label(run), run.id[:SHORT]) for run in seen.runs if run.stories)
@@ -122,9 +122,9 @@ async def opened(reader: Store, query: Mapping[str, str]) -> Page:
             filled=True,
             runs=runs_table(seen.runs),
             choices=tuple((_label(run), run.id[:SHORT]) for run in seen.runs),
-            drawn=await draw(reader, asked or usual, measure),
+            drawn=await draw(store, asked or usual, measure),
             sampled=sampled,
-            samples=await samples(reader, sample_run, at=query.get("step", "")),
+            samples=await samples(store, sample_run, at=query.get("step", "")),
             benchmarks=benchmarks_table(seen) if seen.benchmarks else None,
             versions=versions_shown(seen),
         )
@@ -132,14 +132,14 @@ async def opened(reader: Store, query: Mapping[str, str]) -> Page:
         return Page(note=str(error))
 
 
-async def draw(reader: Store, chosen: Sequence[str], measure: str) -> Drawn:
+async def draw(store: Store, chosen: Sequence[str], measure: str) -> Drawn:
     """The curves of the chosen runs (short ids), over tokens and over minutes."""
     try:
-        seen = await reader.overview(stale_ok=True)
+        seen = await store.overview(stale_ok=True)
         found = {run: row for run in chosen[:MOST_CHOSEN] if (row := _find(seen, run)) is not None}
         if measure not in MEASURES:
             measure = "held-out"
-        curves = await reader.curves([row.id for row in found.values()], measure)
+        curves = await store.curves([row.id for row in found.values()], measure)
     except StoryError as error:
         return Drawn(chosen=tuple(chosen), measure=measure, note=str(error))
     names = names_in_the_picture(list(found.values()))
@@ -159,21 +159,21 @@ async def draw(reader: Store, chosen: Sequence[str], measure: str) -> Drawn:
     )
 
 
-async def pick(reader: Store, chosen: Sequence[str], row: Sequence[Any], measure: str) -> Drawn:
+async def pick(store: Store, chosen: Sequence[str], row: Sequence[Any], measure: str) -> Drawn:
     """The curves after a row of the table of runs was pressed: its run joins the chosen ones, or leaves them."""
     run = str(row[-1]) if row else ""
     kept = [each for each in chosen if each != run]
     if len(kept) == len(chosen) and run:
         kept = [*kept[-MOST_CHOSEN + 1 :], run]
-    return await draw(reader, kept, measure)
+    return await draw(store, kept, measure)
 
 
-async def samples(reader: Store, run: str, *, at: str = "") -> dict[str, Any]:
+async def samples(store: Store, run: str, *, at: str = "") -> dict[str, Any]:
     """What a run (a short id) wrote while it learned, for `assets/learn.js`; `at` is the step to begin with."""
     try:
-        seen = await reader.overview(stale_ok=True)
+        seen = await store.overview(stale_ok=True)
         row = _find(seen, run)
-        moments = [] if row is None else await reader.samples(row.id)
+        moments = [] if row is None else await store.samples(row.id)
     except StoryError as error:
         return {"run": "", "name": "", "moments": [], "at": None, "note": str(error)}
     missing = "No run has kept sample stories yet; `story train` writes some at each evaluation."

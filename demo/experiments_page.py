@@ -56,12 +56,12 @@ def open_reader(settings: Settings) -> StoreClient | None:
     return StoreClient(settings.mlflow_tracking_uri)
 
 
-def add_experiments(page: gr.Blocks, reader: Store) -> None:
+def add_experiments(page: gr.Blocks, store: Store) -> None:
     """Add the page to `page`, at `/experiments`."""
     with page.route("Experiments", f"/{PATH}", show_in_navbar=False):
         title = "document.title = 'Experiments · Write me a story'"
         _plain(_HEADER, "experiments", f"window.story.paper(element); {title}")
-        _wire(page, _lay_out(), reader)
+        _wire(page, _lay_out(), store)
 
 
 def _lay_out() -> Parts:
@@ -99,23 +99,23 @@ def _lay_out() -> Parts:
     return parts
 
 
-def _wire(page: gr.Blocks, parts: Parts, reader: Store) -> None:
+def _wire(page: gr.Blocks, parts: Parts, store: Store) -> None:
     """Connect events to handlers. Each function here only hands over what Gradio gives it."""
 
     async def on_open(request: gr.Request) -> list[Any]:
-        return _opened(await handlers.opened(reader, dict(request.query_params)))
+        return _opened(await handlers.opened(store, dict(request.query_params)))
 
     async def on_choice(chosen: list[str] | None, measure: str) -> list[Any]:
-        return _undrawn(await handlers.draw(reader, chosen or [], measure))
+        return _undrawn(await handlers.draw(store, chosen or [], measure))
 
     async def on_row(chosen: list[str] | None, measure: str, event: gr.SelectData) -> list[Any]:
-        return _undrawn(await handlers.pick(reader, chosen or [], event.row_value or [], measure))
+        return _undrawn(await handlers.pick(store, chosen or [], event.row_value or [], measure))
 
     async def on_plots(chosen: list[str] | None, measure: str) -> list[Any]:
-        return _drawn(await handlers.draw(reader, chosen or [], measure))[-2:]
+        return _drawn(await handlers.draw(store, chosen or [], measure))[-2:]
 
     async def on_sample_run(run: str | None) -> dict[str, Any]:
-        return await handlers.samples(reader, run or "")
+        return await handlers.samples(store, run or "")
 
     quick: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
     note_choice = "(runs, measure) => { window.experiments.address({ runs: runs.join(','), measure }); }"

@@ -221,7 +221,7 @@ async def _generate(
         yield _failed(view, f"All places are taken and the queue is full. Please try again in about {wait}.")
     except StoryError as error:
         yield _failed(view, f"{str(error)[:1].upper()}{str(error)[1:]}.")
-    except Exception:  # the edge of the program: the user keeps the page, the log gets the reason
+    except Exception:  # the outermost handler: the user keeps the page, the log gets the reason
         log.exception("a story failed", extra={"request_id": reference})
         kept = f"The text so far is kept. (Reference {reference[:8]})"
         yield _failed(view, f"Something went wrong on this side. {kept}")

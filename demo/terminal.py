@@ -26,7 +26,7 @@ EXTRA_OF = {"modal": "modal", **dict.fromkeys(TRAIN, "train")}
 
 
 class WritingError(StoryError):
-    """A story broke off because of a fault, not because of its reader."""
+    """A story broke off because of a fault, not because the user stopped it."""
 
     exit_code = 1
 

@@ -87,7 +87,7 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["HOME"] = home.name
     sys.addaudithook(_refuse_the_network)
     # Where `CI` is set, hypothesis starts from a profile of its own that draws the same examples in each run and
-    # remembers none; a database on top of that is a contradiction. Elsewhere, failures are kept in the checkout.
+    # keeps none; a database on top of that is a contradiction. Elsewhere, failures are kept in the checkout.
     examples = hypothesis.database.DirectoryBasedExampleDatabase(REPOSITORY / ".hypothesis")
     hypothesis.settings.register_profile(
         "project",

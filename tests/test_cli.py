@@ -138,7 +138,7 @@ def test_a_resume_takes_the_recipe_of_its_run_unless_another_is_named(
     assert trained == [mine, load_recipe("small")]
 
 
-def test_data_makes_shards_and_tells_as_json(tmp_path: Path, repository: Path) -> None:
+def test_data_makes_shards_and_reports_as_json(tmp_path: Path, repository: Path) -> None:
     result = run(
         "data", "--source", str(repository / "training/stories"), "--vocab-size", "512", "--out", "d", "--json"
     )

@@ -70,9 +70,9 @@ def _modules(repository: Path, *packages: str) -> Iterator[tuple[str, Path]]:
 
 def _loaded_by(repository: Path, program: str) -> set[str]:
     """The top-level packages in `sys.modules` of a new process that has run `program`."""
-    tell = "\nimport json, sys\nprint(json.dumps(sorted({name.partition('.')[0] for name in sys.modules})))"
+    report = "\nimport json, sys\nprint(json.dumps(sorted({name.partition('.')[0] for name in sys.modules})))"
     run = subprocess.run(
-        [sys.executable, "-c", program + tell], cwd=repository, capture_output=True, text=True, check=False
+        [sys.executable, "-c", program + report], cwd=repository, capture_output=True, text=True, check=False
     )
     assert run.returncode == 0, run.stderr
     return set(json.loads(run.stdout.splitlines()[-1]))

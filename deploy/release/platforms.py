@@ -138,7 +138,7 @@ class ModalPlatform:
         with _modal_errors():
             url = modal.Server.from_name(app_name(deployment), SERVER, client=self._client).get_url()
         if not url:
-            raise DeployError(f"Modal tells no address for {app_name(deployment)}")
+            raise DeployError(f"Modal gives no address for {app_name(deployment)}")
         return url.rstrip("/")
 
     def stop(self, deployment: Deployment) -> bool:

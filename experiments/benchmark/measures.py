@@ -53,7 +53,7 @@ class Sample:
     arrivals: list[float] = field(default_factory=list)
     """When each message with tokens came."""
     counts: list[int] = field(default_factory=list)
-    """Tokens of each of these messages; 0 where the target tells only the total."""
+    """Tokens of each of these messages; 0 where the target states only the total."""
     ended: float = 0.0
     """When the end of the story, or its failure, was known."""
     tokens: int = 0

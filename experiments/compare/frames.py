@@ -161,8 +161,8 @@ def _trained(subject: Subject) -> dict[str, Any]:
     metrics: dict[str, float] = {} if run is None else run.data.metrics
     params: dict[str, str] = {} if run is None else run.data.params
 
-    def either(metric: float | str | None, noted: str) -> float | None:
-        text = tags.get(f"model.{noted}") if metric is None else metric
+    def either(metric: float | str | None, tag: str) -> float | None:
+        text = tags.get(f"model.{tag}") if metric is None else metric
         return None if text is None else float(text)
 
     row["best_bits_per_byte"] = either(metrics.get("val/best_bits_per_byte"), "best_bits_per_byte")

@@ -58,10 +58,10 @@ class StoreReader:
         raise ValueError(f"not a question: {question}")
 
 
-def reply(reader: StoreReader, line: str) -> str:
+def reply(store: StoreReader, line: str) -> str:
     """Answer a line with a line."""
     try:
-        return json.dumps({"answer": reader.answer(json.loads(line))}, allow_nan=False)
+        return json.dumps({"answer": store.answer(json.loads(line))}, allow_nan=False)
     except StoryError as error:
         return json.dumps({"error": str(error)})
     except Exception as error:  # SQLAlchemy's, MLflow's, the driver's or the network's
@@ -76,9 +76,9 @@ def main() -> None:
         os.nice(NICENESS)
     # What a library prints must not stand among the answers.
     answers, sys.stdout = sys.stdout, sys.stderr
-    reader = StoreReader(load_settings().mlflow_tracking_uri)
+    store = StoreReader(load_settings().mlflow_tracking_uri)
     for line in sys.stdin:
-        print(reply(reader, line), file=answers, flush=True)
+        print(reply(store, line), file=answers, flush=True)
 
 
 if __name__ == "__main__":

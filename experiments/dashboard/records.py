@@ -60,7 +60,7 @@ class BenchmarkRow(Record):
     id: str
     target: str
     digest: str
-    """Of the model folder; empty where the target does not tell it."""
+    """Of the model folder; empty where the target does not state it."""
     started: int
     passed: bool | None
     figures: dict[str, float]

@@ -1,8 +1,8 @@
-"""What stories and names cost when one kind of layer sees fewer tokens: who remembers what.
+"""What stories and names cost when one kind of layer sees fewer tokens: which layers keep what.
 
-The first mention of a name can only be guessed; from the second on it can be remembered. Names are recognised as
-`experiments.quality` does: a capitalised word in mid-sentence. So "Grandma" and "Monday" count too, which are easier to
-guess than "Delroy". All intervals are 95 %, over stories.
+The first mention of a name can only be guessed; from the second on it can be copied from the context. Names are
+recognised as `experiments.quality` does: a capitalised word in mid-sentence. So "Grandma" and "Monday" count too, which
+are easier to guess than "Delroy". All intervals are 95 %, over stories.
 """
 
 from __future__ import annotations

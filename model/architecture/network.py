@@ -29,7 +29,7 @@ from model.architecture.config import END_ID, ModelConfig
 
 
 class RecurrentState(NamedTuple):
-    """What one recurrent layer remembers."""
+    """State of one recurrent layer."""
 
     conv_BKM: Tensor
     """The last K-1 inputs of the convolution, oldest first."""
@@ -37,7 +37,7 @@ class RecurrentState(NamedTuple):
 
 
 class AttentionState(NamedTuple):
-    """What one attention layer remembers: a ring of the last W keys (already rotated) and values."""
+    """State of one attention layer: a ring of the last W keys (already rotated) and values."""
 
     key_BWP: Tensor
     value_BWP: Tensor
@@ -49,7 +49,7 @@ LayerState = RecurrentState | AttentionState
 
 
 class NetworkState(NamedTuple):
-    """All that the network remembers of B streams; its size does not depend on how long they are."""
+    """State of all layers for B streams; its size does not depend on how long they are."""
 
     position_B: Tensor
     layers: tuple[LayerState, ...]
@@ -155,7 +155,7 @@ class Recurrence(nn.Module):
         fade_BSHCC = gap_BSHCC.masked_fill(~visible[:, :, None], -torch.inf).exp().to(query.dtype)
         read_BSHCP = ((query @ key.transpose(-1, -2)) * fade_BSHCC) @ value
 
-        # Between chunks: each leaves a memory of its last story, which fades over the next.
+        # Between chunks: each leaves a state of its last story, which fades over the next.
         last_BSC = story_BSC == story_BSC[..., -1:]
         to_end_BSHC = (total_BSHC[..., -1:] - total_BSHC).exp() * last_BSC[:, :, None]
         left_BSHNP = (key * to_end_BSHC[..., None].to(key.dtype)).transpose(-1, -2) @ value

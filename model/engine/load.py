@@ -32,7 +32,7 @@ def why_not_native(config: ModelConfig, precision: str) -> str | None:
 def load_runtime(
     folder: ModelFolder, *, slots: int = 16, threads: int = 1, precision: str = "int8", runtime: RuntimeChoice = "auto"
 ) -> EmbeddedRuntime:
-    """The embedded runtime of an opened folder; its `name` tells which one it is.
+    """The embedded runtime of an opened folder; its `name` says which one it is.
 
     Args:
         threads: of ONNX Runtime; the native runtime has one.
@@ -75,7 +75,7 @@ def load_engine(
 ) -> Engine:
     """An engine over a model folder made by `story export`; use it as a context manager.
 
-    Its `runtime_name` tells which runtime it uses: with another one the same seed may give another story.
+    Its `runtime_name` says which runtime it uses: with another one the same seed may give another story.
 
     Args:
         folder: None takes the shipped model.

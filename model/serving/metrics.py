@@ -47,7 +47,7 @@ Refusal = Literal["refused", "limited", "draining"]
 
 
 def resident() -> int | None:
-    """Return this process's resident memory in bytes, where Linux tells."""
+    """Return this process's resident memory in bytes, where Linux reports it."""
     try:
         return int(STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, IndexError):

@@ -247,7 +247,7 @@ class RedisWindows:
         """Give back so much in the background.
 
         The newest entries go, which need not be those that were taken: the rest expires earlier by as much as the
-        request lasted. The library does not tell the time under which it stored them.
+        request lasted. The library does not return the time under which it stored them.
         """
         if cost > 0:
             self._redis.fire_and_forget(lambda: self._redis.client.lpop(f"{PREFIX}:{key}", cost))

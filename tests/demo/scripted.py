@@ -1,4 +1,4 @@
-"""A backend that tells a story handed to it.
+"""A backend that streams a given story.
 
 Faked, because these tests need what a network cannot promise: a known text, a known pace and every way to
 end. The real engine stands behind the page in `test_browser.py` and `test_backend.py`.
@@ -38,7 +38,7 @@ class ScriptedStream:
         return self._completion
 
     async def __aiter__(self) -> AsyncIterator[Chunk]:
-        told: list[str] = []
+        sent: list[str] = []
         finish = self._finish
         try:
             for number, word in enumerate(self._words[: self.request.max_tokens]):
@@ -46,9 +46,9 @@ class ScriptedStream:
                 if self.cancelled:
                     finish = "cancelled"
                     break
-                told.append(word if number == 0 else f" {word}")
-                yield Chunk(text=told[-1], tokens=(number + 1,))
-            count = len(told)
+                sent.append(word if number == 0 else f" {word}")
+                yield Chunk(text=sent[-1], tokens=(number + 1,))
+            count = len(sent)
             usage = Usage(
                 prompt_tokens=3,
                 completion_tokens=count,
@@ -57,13 +57,13 @@ class ScriptedStream:
                 duration=0.012 + 0.001 * max(0, count - 1),
             )
             error = "the pen broke" if finish == "error" else None
-            self._completion = Completion(text="".join(told), finish_reason=finish, usage=usage, error=error)
+            self._completion = Completion(text="".join(sent), finish_reason=finish, usage=usage, error=error)
         finally:
             self.closed = True
 
 
 class ScriptedBackend:
-    """Tells `story` at `pace` seconds a word and remembers every stream it opened."""
+    """Streams `story` at `pace` seconds a word and keeps every stream it opened."""
 
     name = "scripted"
     capacity = 8

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page, Request, sync_playwright
 
-PATIENCE = 20_000
+TIMEOUT = 20_000
 """Milliseconds that the browser may take for anything: the machine may be busy."""
 
 IN_A_BROWSER = [
@@ -51,7 +51,7 @@ class Tab:
         self.url = url
         self.errors: list[str] = []
         self.foreign: list[str] = []
-        page.set_default_timeout(PATIENCE)
+        page.set_default_timeout(TIMEOUT)
         page.on("console", self._on_console)
         page.on("pageerror", lambda error: self.errors.append(str(error)))
         page.on("request", self._on_request)

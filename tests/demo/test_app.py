@@ -1,4 +1,4 @@
-"""The app as a process and over HTTP: it answers, it keeps to itself, and it goes when it is told to."""
+"""The app as a process and over HTTP: it answers, it keeps to itself, and it stops on a signal."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_the_page_carries_the_headers_that_bind_a_browser() -> None:
     assert {name: answer.headers.get(name) for name in SECURITY_HEADERS} == SECURITY_HEADERS
 
 
-def test_a_port_that_is_taken_is_told_in_one_line() -> None:
+def test_a_port_that_is_taken_is_reported_in_one_line() -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
@@ -91,7 +91,7 @@ def test_a_port_that_is_taken_is_told_in_one_line() -> None:
             pass
 
 
-def test_an_address_of_another_machine_is_told_in_one_line() -> None:
+def test_an_address_of_another_machine_is_reported_in_one_line() -> None:
     with (
         pytest.raises(InputError, match=r"port .* cannot be used|host must be an address"),
         serve(ScriptedBackend("A story."), host="192.0.2.1", port=7860),

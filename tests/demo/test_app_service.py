@@ -71,10 +71,10 @@ def test_the_openai_client_streams_through_the_pages_server_token_by_token(serve
         first = next(stream)
         assert engine_of(served).stats().active == 1
         written = engine_of(served).stats().tokens
-        told = first.choices[0].text + "".join(chunk.choices[0].text for chunk in stream)
+        received = first.choices[0].text + "".join(chunk.choices[0].text for chunk in stream)
         whole = client.completions.create(model="story-writer", prompt="One day", max_tokens=100, seed=1)
     assert written < engine_of(served).stats().tokens - 150, "the first came long before the last was made"
-    assert told == whole.choices[0].text
+    assert received == whole.choices[0].text
 
 
 @pytest.mark.parametrize("encoding", ["identity", "gzip", "br"])
@@ -89,7 +89,7 @@ def test_no_layer_of_the_page_gathers_or_packs_the_events(encoding: str, served:
     assert parts > 20
 
 
-def test_a_reader_of_the_routes_who_leaves_frees_the_slot(served: Served) -> None:
+def test_a_user_of_the_routes_who_leaves_frees_the_slot(served: Served) -> None:
     body = {"prompt": "One day", "max_tokens": 4000, "stream": True}
     with httpx.stream("POST", f"{served.url}v1/completions", json=body) as response:
         next(response.iter_bytes())
@@ -123,7 +123,7 @@ def test_a_client_cannot_give_itself_another_address_and_each_story_counts_where
     assert answers == [200, 200, 429]
 
 
-def test_before_it_closes_it_refuses_the_new_and_tells_the_running_to_their_end() -> None:
+def test_before_it_closes_it_refuses_the_new_and_finishes_the_running() -> None:
     backend = local_backend(slots=2, step_seconds=0.01, end_bias=-50)
     with serve(backend) as served:
         body = {"prompt": "One day", "max_tokens": 80, "stream": True}
@@ -135,9 +135,9 @@ def test_before_it_closes_it_refuses_the_new_and_tells_the_running_to_their_end(
             until(lambda: httpx.get(f"{served.url}api/health").status_code == 503)
             assert httpx.post(f"{served.url}api/generate", json={"prompt": "x"}).status_code == 503
             assert closing.is_alive()
-            told = list(lines)
+            received = list(lines)
         closing.join(10)
-    assert told[-2] == "data: [DONE]"
+    assert received[-2] == "data: [DONE]"
 
 
 def test_a_second_signal_need_not_wait() -> None:

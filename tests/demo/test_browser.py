@@ -29,7 +29,7 @@ from model.serving.rate_limit import Limiter, quotas_of
 from model.serving.shared_state import SharedState
 from model.settings import Settings
 from tests.demo.engines import local_backend
-from tests.demo.tabs import IN_A_BROWSER, PATIENCE, Tab, chromium
+from tests.demo.tabs import IN_A_BROWSER, TIMEOUT, Tab, chromium
 
 pytestmark = IN_A_BROWSER
 
@@ -70,7 +70,7 @@ def wait_until(condition: Callable[[], bool], what: str, seconds: float = 20.0) 
         time.sleep(0.02)
 
 
-def test_a_reader_at_the_limit_reads_when_there_is_more_and_a_story_opened_again_comes_from_memory(
+def test_a_user_at_the_limit_reads_when_there_is_more_and_a_story_opened_again_comes_from_the_cache(
     opened: Callable[..., Tab],
 ) -> None:
     limiter = Limiter(quotas_of("2/minute", "client", "stories"))
@@ -126,14 +126,14 @@ def test_a_story_is_begun_grows_is_stopped_half_way_and_another_is_read_to_its_e
 
     tab.length(10)
     tab.page.click("#continue")
-    expect(tab.page.locator("#book .status")).to_contain_text("length you set · 10 tokens", timeout=PATIENCE)
+    expect(tab.page.locator("#book .status")).to_contain_text("length you set · 10 tokens", timeout=TIMEOUT)
     assert tab.generated().startswith(half)
     assert len(tab.generated()) > len(half)
 
     tab.length(30)
     tab.page.fill("#prompt textarea", "Tom had a robot")
     tab.page.click("#write")
-    expect(tab.page.locator("#book .status")).to_contain_text("30 tokens", timeout=PATIENCE)
+    expect(tab.page.locator("#book .status")).to_contain_text("30 tokens", timeout=TIMEOUT)
     tab.reaches("open")
     assert tab.story().startswith("Tom had a robot")
     assert tab.page.inner_text("#book .status").startswith("Stopped at the length you set · 30 tokens")
@@ -202,7 +202,7 @@ def test_nothing_sticks_out_and_the_actions_stay_in_reach(
     empty = tab.page.evaluate(column)
     tab.page.click("#write")
     tab.reaches("writing")
-    expect(tab.page.locator("#stop")).to_be_in_viewport(timeout=PATIENCE)
+    expect(tab.page.locator("#stop")).to_be_in_viewport(timeout=TIMEOUT)
     tab.reaches("open")
     assert tab.overflow() <= 0
     assert tab.page.evaluate(column) == empty  # the page does not jump when words come
@@ -223,7 +223,7 @@ def test_the_paper_can_be_turned_and_stays_so(opened: Callable[..., Tab]) -> Non
     assert tab.page.evaluate(background) == dark
 
 
-def test_a_link_opens_the_same_prompt_and_settings_which_tell_the_same_story(
+def test_a_link_opens_the_same_prompt_and_settings_which_give_the_same_story(
     served: Served, opened: Callable[..., Tab]
 ) -> None:
     tab = opened()
@@ -242,8 +242,8 @@ def test_a_link_opens_the_same_prompt_and_settings_which_tell_the_same_story(
     assert parse_qs(urlsplit(address).query)["model"] == [served.backend.model.version[:12]]
 
     other = opened(query="?" + urlsplit(address).query)
-    expect(other.page.locator("#prompt textarea")).to_have_value("One day & night: 50% rain?\nYes", timeout=PATIENCE)
-    expect(other.page.locator("#book .status")).to_contain_text("Opened from a link", timeout=PATIENCE)
+    expect(other.page.locator("#prompt textarea")).to_have_value("One day & night: 50% rain?\nYes", timeout=TIMEOUT)
+    expect(other.page.locator("#book .status")).to_contain_text("Opened from a link", timeout=TIMEOUT)
     other.more()
     assert other.page.input_value("#seed input") == "4711"
     assert other.page.input_value("#temperature input[type=number]") == "1.3"
@@ -252,7 +252,7 @@ def test_a_link_opens_the_same_prompt_and_settings_which_tell_the_same_story(
     assert other.story() == first
 
 
-def test_again_tells_another_story_from_the_same_prompt(opened: Callable[..., Tab]) -> None:
+def test_again_writes_another_story_from_the_same_prompt(opened: Callable[..., Tab]) -> None:
     tab = opened()
     tab.more()
     tab.page.fill("#prompt textarea", "One day")
@@ -272,10 +272,10 @@ def test_wrong_input_gets_a_message_beside_its_field_even_in_a_closed_drawer(ope
     tab.more()
     tab.page.fill("#seed input", "-5")
     tab.page.click("#more > button")
-    expect(tab.page.locator("#seed input")).to_be_hidden(timeout=PATIENCE)
+    expect(tab.page.locator("#seed input")).to_be_hidden(timeout=TIMEOUT)
     tab.page.click("#write")
     message = tab.page.locator("#seed div.validation-error")
-    expect(message).to_be_visible(timeout=PATIENCE)
+    expect(message).to_be_visible(timeout=TIMEOUT)
     assert message.inner_text().startswith("seed must be a whole number between 0 and")
     assert tab.phase() == "empty"
     tab.page.click("#new-seed")
@@ -323,7 +323,7 @@ def test_closing_the_tab_frees_the_slot(served: Served, opened: Callable[..., Ta
     wait_until(lambda: active(served) == 0, "the slot of a closed tab")
 
 
-def test_a_full_house_is_told_in_a_friendly_way(served: Served, opened: Callable[..., Tab]) -> None:
+def test_a_full_queue_is_reported_in_a_friendly_way(served: Served, opened: Callable[..., Tab]) -> None:
     assert isinstance(served.backend, LocalBackend)
     engine = served.backend.engine
     streams = [engine.submit(generation.GenerationRequest(prompt="", max_tokens=4000)) for _ in range(4)]
@@ -337,7 +337,7 @@ def test_a_full_house_is_told_in_a_friendly_way(served: Served, opened: Callable
             stream.cancel()
 
 
-def test_the_shipped_model_tells_a_story_to_its_end(opened: Callable[..., Tab], repository: Path) -> None:
+def test_the_shipped_model_writes_a_story_to_its_end(opened: Callable[..., Tab], repository: Path) -> None:
     with serve(LocalBackend.load(Settings(story_slots=2))) as served:
         form = Form(prompt=next(iter(EXAMPLES.values())), seed=int(os.environ.get("DEMO_SEED", "7")))
         tab = opened(
@@ -347,7 +347,7 @@ def test_the_shipped_model_tells_a_story_to_its_end(opened: Callable[..., Tab], 
             device_scale_factor=2,
             color_scheme="light",
         )
-        expect(tab.page.locator("#prompt textarea")).to_have_value(form.prompt, timeout=PATIENCE)
+        expect(tab.page.locator("#prompt textarea")).to_have_value(form.prompt, timeout=TIMEOUT)
         tab.page.click("#write")
         tab.reaches("ended", "open")
         assert len(tab.generated().split()) > 30

@@ -17,7 +17,7 @@ from demo.app import Served, serve
 from demo.experiments_page import PATH
 from experiments.dashboard.client import StoreClient
 from tests.demo.scripted import ScriptedBackend
-from tests.demo.tabs import IN_A_BROWSER, PATIENCE, Tab, chromium
+from tests.demo.tabs import IN_A_BROWSER, TIMEOUT, Tab, chromium
 from tests.experiments.dashboard.made import made
 
 pytestmark = IN_A_BROWSER
@@ -28,8 +28,8 @@ FIRST_TIMEOUT = 120_000
 @pytest.fixture(scope="module")
 def served() -> Iterator[Served]:
     store = os.environ.get("EXPERIMENTS_STORE") or made().uri
-    reader = StoreClient(store, ttl=600, first_timeout=FIRST_TIMEOUT / 1000, timeout=60)
-    with serve(ScriptedBackend("A story."), experiments=reader) as running:
+    client = StoreClient(store, ttl=600, first_timeout=FIRST_TIMEOUT / 1000, timeout=60)
+    with serve(ScriptedBackend("A story."), experiments=client) as running:
         yield running
 
 
@@ -71,32 +71,32 @@ def points(page: Page) -> set[str]:
 
 def test_runs_are_sorted_filtered_and_pressed_into_the_picture(opened: Callable[..., Page]) -> None:
     page = opened(viewport={"width": 1280, "height": 900})
-    expect(page.locator("#runs .virtual-row")).to_have_count(2, timeout=PATIENCE)
-    expect(page.locator("#by-tokens svg .role-legend-label text")).to_have_count(2, timeout=PATIENCE)
+    expect(page.locator("#runs .virtual-row")).to_have_count(2, timeout=TIMEOUT)
+    expect(page.locator("#by-tokens svg .role-legend-label text")).to_have_count(2, timeout=TIMEOUT)
     assert points(page) == {"stopped", "learned"}
     assert column(page, 0) == ["stopped", "learned"], "the newest first"
     for order, runs in (("ascending", ["learned", "stopped"]), ("descending", ["stopped", "learned"])):
         page.click("#runs [data-testid=header-4] .cell-menu-button")
         page.get_by_role("menuitem", name=f"Sort {order}").click()
-        expect(page.locator("#runs .virtual-row [data-col='0']")).to_have_text(runs, timeout=PATIENCE)
+        expect(page.locator("#runs .virtual-row [data-col='0']")).to_have_text(runs, timeout=TIMEOUT)
         numbers = [int(text.replace(",", "")) for text in column(page, 4)]
         assert numbers == sorted(numbers, reverse=order == "descending"), "as numbers, however they are written"
 
     page.fill("#runs .search-input", "learned")
-    expect(page.locator("#runs .virtual-row")).to_have_count(1, timeout=PATIENCE)
+    expect(page.locator("#runs .virtual-row")).to_have_count(1, timeout=TIMEOUT)
     page.locator("#runs .virtual-row [role=gridcell]").nth(1).click()
-    expect(page.locator("#by-tokens svg .role-legend-label text")).to_have_count(1, timeout=PATIENCE)
+    expect(page.locator("#by-tokens svg .role-legend-label text")).to_have_count(1, timeout=TIMEOUT)
     assert points(page) == {"stopped"}, "the pressed run has left the picture"
     page.wait_for_function("location.search.includes('runs=')")
 
     page.get_by_label("Loss in training, nats a token").check()
-    expect(page.locator("#by-minutes svg .role-axis-title text").last).to_contain_text("nats", timeout=PATIENCE)
+    expect(page.locator("#by-minutes svg .role-axis-title text").last).to_contain_text("nats", timeout=TIMEOUT)
     chosen = parse_qs(urlsplit(page.url).query)
     assert chosen["measure"] == ["training"]
     again = opened(query="?" + urlsplit(page.url).query)
-    expect(again.locator("#by-tokens svg .role-legend-label text")).to_have_text(["stopped"], timeout=PATIENCE)
-    expect(again.locator("#by-minutes svg .role-axis-title text").last).to_contain_text("nats", timeout=PATIENCE)
-    expect(again.get_by_role("radio", name="Loss in training, nats a token")).to_be_checked(timeout=PATIENCE)
+    expect(again.locator("#by-tokens svg .role-legend-label text")).to_have_text(["stopped"], timeout=TIMEOUT)
+    expect(again.locator("#by-minutes svg .role-axis-title text").last).to_contain_text("nats", timeout=TIMEOUT)
+    expect(again.get_by_role("radio", name="Loss in training, nats a token")).to_be_checked(timeout=TIMEOUT)
 
 
 def test_the_slider_shows_how_it_learned_to_write(opened: Callable[..., Page]) -> None:
@@ -105,29 +105,29 @@ def test_the_slider_shows_how_it_learned_to_write(opened: Callable[..., Page]) -
     page.click("#sample-run input")
     page.get_by_role("option").filter(has_text="learned").click()
     last = f"step {looks[-1].step} · {looks[-1].tokens:,} tokens read"
-    expect(page.locator("#learn .moment")).to_contain_text(last, timeout=PATIENCE)
+    expect(page.locator("#learn .moment")).to_contain_text(last, timeout=TIMEOUT)
     slider = page.locator("#learn input[type=range]")
     assert slider.get_attribute("max") == str(len(looks) - 1)
     slider.focus()
     page.keyboard.press("Home")
     for number, look in enumerate(looks):
-        expect(page.locator("#learn .moment")).to_contain_text(f"step {look.step} · ", timeout=PATIENCE)
+        expect(page.locator("#learn .moment")).to_contain_text(f"step {look.step} · ", timeout=TIMEOUT)
         shown = [
             text.removesuffix(" … and not a word more.") for text in page.locator("#learn .story").all_text_contents()
         ]
-        assert shown == [prompt + told for prompt, told in look.samples]
+        assert shown == [prompt + continuation for prompt, continuation in look.samples]
         assert f"step={look.step}" in page.url or number == 0
         page.keyboard.press("ArrowRight")
     page.keyboard.press("Home")
     page.click("#learn .play")
-    expect(page.locator("#learn .moment")).to_contain_text(last, timeout=PATIENCE)
-    expect(page.locator("#learn .play")).to_have_attribute("aria-label", "Play", timeout=PATIENCE)
+    expect(page.locator("#learn .moment")).to_contain_text(last, timeout=TIMEOUT)
+    expect(page.locator("#learn .play")).to_have_attribute("aria-label", "Play", timeout=TIMEOUT)
 
 
-def test_verdicts_are_told_apart_without_colours_and_each_has_an_address(opened: Callable[..., Page]) -> None:
+def test_verdicts_are_distinguished_without_colors_and_each_has_an_address(opened: Callable[..., Page]) -> None:
     page = opened(query="#version-1", viewport={"width": 390, "height": 800}, color_scheme="dark")
     card = page.locator("#version-1")
-    expect(card).to_have_attribute("open", "", timeout=PATIENCE)
+    expect(card).to_have_attribute("open", "", timeout=TIMEOUT)
     badges = [" ".join(text.split()) for text in card.locator("td .verdict").all_inner_texts()]
     assert sorted(badges) == ["? Undecided", "✓ Pass", "✗ Fail"]
     styles = card.locator("td .verdict").evaluate_all("all => all.map(one => getComputedStyle(one).borderStyle)")
@@ -140,22 +140,22 @@ def test_verdicts_are_told_apart_without_colours_and_each_has_an_address(opened:
 @pytest.mark.parametrize(("width", "scheme"), [(360, "light"), (820, "dark")])
 def test_nothing_sticks_out(opened: Callable[..., Page], width: int, scheme: str) -> None:
     page = opened(viewport={"width": width, "height": 800}, color_scheme=scheme)
-    expect(page.locator("#by-minutes svg").first).to_be_visible(timeout=PATIENCE)
+    expect(page.locator("#by-minutes svg").first).to_be_visible(timeout=TIMEOUT)
     parts = "[...document.querySelectorAll('main > *, #findings > *')]"
     widest = f"Math.max(...{parts}.map(part => part.getBoundingClientRect().right))"
     assert page.evaluate(widest) <= width
     assert page.evaluate("document.body.classList.contains('dark')") == (scheme == "dark")
 
 
-def test_a_reader_goes_there_and_back(served: Served, browser: Browser) -> None:
+def test_a_user_goes_there_and_back(served: Served, browser: Browser) -> None:
     with browser.new_context() as context:
         page = context.new_page()
         page.goto(served.url)
         page.get_by_role("link", name="How it was made").click()
-        expect(page.get_by_role("heading", name="Experiments")).to_be_visible(timeout=PATIENCE)
+        expect(page.get_by_role("heading", name="Experiments")).to_be_visible(timeout=TIMEOUT)
         assert page.title() == "Experiments · Write me a story"
         page.get_by_role("link", name="← Write me a story").click()
-        expect(page.locator("#prompt textarea")).to_be_visible(timeout=PATIENCE)
+        expect(page.locator("#prompt textarea")).to_be_visible(timeout=TIMEOUT)
         assert page.title() == "Write me a story"
 
 
@@ -167,7 +167,7 @@ def test_without_a_store_the_page_is_one_line(browser: Browser, tmp_path: Path) 
         page = context.new_page()
         page.goto(f"{served.url}{PATH}")
         line = page.locator("#note .note")
-        expect(line).to_contain_text("There is no experiment yet", timeout=PATIENCE)
+        expect(line).to_contain_text("There is no experiment yet", timeout=TIMEOUT)
         assert line.locator("code").all_inner_texts() == ["story train"]
         assert page.locator("#findings").count() == 0
     assert list(tmp_path.iterdir()) == []
@@ -176,6 +176,6 @@ def test_without_a_store_the_page_is_one_line(browser: Browser, tmp_path: Path) 
 @pytest.mark.skipif("EXPERIMENTS_SCREENSHOT" not in os.environ, reason="makes the manual's picture when it is named")
 def test_the_picture_of_the_readme(opened: Callable[..., Page], repository: Path) -> None:
     page = opened(viewport={"width": 1280, "height": 900}, color_scheme="light")
-    expect(page.locator("#by-minutes svg").first).to_be_visible(timeout=PATIENCE)
+    expect(page.locator("#by-minutes svg").first).to_be_visible(timeout=TIMEOUT)
     page.wait_for_timeout(1500)
     page.screenshot(path=repository / os.environ["EXPERIMENTS_SCREENSHOT"], full_page=True)

@@ -1,4 +1,4 @@
-"""A reader's thumb, from the button in a real browser to the row in the database; and the same reader's next visit."""
+"""A user's rating, from the button in a real browser to the row in the database; and the same user's next visit."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from experiments.ab.assignment import parse_split
 from experiments.ab.recorder import Recorder
 from experiments.ab.store import connect, endings, exposures, ratings
 from tests.demo.engines import local_backend
-from tests.demo.tabs import IN_A_BROWSER, PATIENCE, Tab, chromium
+from tests.demo.tabs import IN_A_BROWSER, TIMEOUT, Tab, chromium
 
 pytestmark = IN_A_BROWSER
 
@@ -32,16 +32,16 @@ def write(tab: Tab) -> None:
     tab.page.wait_for_selector("#like:enabled")
 
 
-def test_a_thumb_becomes_a_row_and_the_reader_is_known_again(browser: Browser) -> None:
+def test_a_thumb_becomes_a_row_and_the_user_is_known_again(browser: Browser) -> None:
     variants = [Variant(name, local_backend(end_bias=-50)) for name in ("a", "b")]
     recorder = Recorder("sqlite:///stories.db", period=0.02)
     backend = RoutingBackend(parse_split("a:1,b:1", "t"), variants, recorder)
     context = browser.new_context(viewport={"width": 360, "height": 740})
     with serve(backend) as served:
         tab = Tab(context.new_page(), served.url).open()
-        expect(tab.page.locator("#rating")).to_be_hidden(timeout=PATIENCE)
+        expect(tab.page.locator("#rating")).to_be_hidden(timeout=TIMEOUT)
         write(tab)
-        expect(tab.page.get_by_role("button", name="I like it")).to_be_visible(timeout=PATIENCE)
+        expect(tab.page.get_by_role("button", name="I like it")).to_be_visible(timeout=TIMEOUT)
         assert tab.overflow() <= 0
         tab.page.click("#like")
         tab.page.wait_for_selector('#like[aria-pressed="true"]')

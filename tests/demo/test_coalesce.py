@@ -15,7 +15,7 @@ from model.generation import Chunk, TokenLogprob, merge_chunks
 from tests import virtual_time
 
 
-async def told(chunks: list[Chunk], pace: float = 0.0) -> AsyncIterator[Chunk]:
+async def stream_of(chunks: list[Chunk], pace: float = 0.0) -> AsyncIterator[Chunk]:
     for chunk in chunks:
         await asyncio.sleep(pace)
         yield chunk
@@ -57,7 +57,7 @@ def timed(count: int, *, pace: float, interval: float) -> tuple[list[float], lis
 
     async def go() -> tuple[list[float], list[tuple[int, ...]]]:
         times, tokens = list[float](), list[tuple[int, ...]]()
-        async for chunk in coalesce(told([word(n) for n in range(count)], pace=pace), interval=interval):
+        async for chunk in coalesce(stream_of([word(n) for n in range(count)], pace=pace), interval=interval):
             times.append(asyncio.get_running_loop().time())
             tokens.append(chunk.tokens)
         return times, tokens
@@ -82,7 +82,7 @@ async def test_an_error_comes_after_the_text_that_came_before_it() -> None:
     async def breaking() -> AsyncIterator[Chunk]:
         yield word(1)
         yield word(2)
-        raise OSError("the line broke")
+        raise OSError("the connection broke")
 
     seen: list[int] = []
 
@@ -90,13 +90,13 @@ async def test_an_error_comes_after_the_text_that_came_before_it() -> None:
         async for chunk in coalesce(breaking(), interval=0.01):
             seen.extend(chunk.tokens)
 
-    with pytest.raises(OSError, match="the line broke"):
+    with pytest.raises(OSError, match="the connection broke"):
         await read()
     assert seen == [1, 2]
 
 
-async def test_a_silent_source_gives_empty_pieces_so_that_a_lost_reader_is_noticed() -> None:
-    chunks = coalesce(told([word(1)], pace=0.2), interval=0.01, idle=0.02)
+async def test_a_silent_source_gives_empty_pieces_so_that_a_lost_client_is_noticed() -> None:
+    chunks = coalesce(stream_of([word(1)], pace=0.2), interval=0.01, idle=0.02)
     first = await anext(chunks)
     assert first == Chunk(text="", tokens=())
     rest = [chunk async for chunk in chunks]
@@ -122,5 +122,5 @@ async def test_closing_it_stops_the_reading_of_the_source() -> None:
     await asyncio.wait_for(closed.wait(), 1.0)
 
 
-async def test_a_source_with_nothing_to_tell_gives_nothing() -> None:
-    assert [chunk async for chunk in coalesce(told([]))] == []
+async def test_a_source_with_nothing_to_send_gives_nothing() -> None:
+    assert [chunk async for chunk in coalesce(stream_of([]))] == []

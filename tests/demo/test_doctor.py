@@ -33,7 +33,7 @@ def test_a_missing_package_is_named_with_what_it_would_give_and_how(monkeypatch:
     assert "pip install -e '.[train]' -c constraints.txt" in finding.gives
 
 
-def test_installed_packages_are_told_with_their_versions() -> None:
+def test_installed_packages_are_reported_with_their_versions() -> None:
     finding = _named("serving")
     assert finding.state == "ok"
     for name in ("gradio", "onnxruntime", "tokenizers"):
@@ -71,7 +71,9 @@ def test_the_runtime_that_writes_is_the_one_that_was_asked_for(monkeypatch: pyte
     assert "onnx int8: wrote 16 tokens" in _named("model").detail
 
 
-def test_a_native_runtime_that_was_not_built_is_told_with_what_it_would_give(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_native_runtime_that_was_not_built_is_reported_with_what_it_would_give(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def unbuilt() -> dict[str, int]:
         raise ModelError("the native runtime is not built: install the project again where a C compiler is")
 
@@ -99,7 +101,7 @@ def test_the_store_of_runs_is_off_until_it_exists(tmp_path: Path) -> None:
     assert _named("mlflow").state == "ok"
 
 
-def test_a_service_that_answers_is_told_with_its_model(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_service_that_answers_is_reported_with_its_model(monkeypatch: pytest.MonkeyPatch) -> None:
     with serving(paced()[0]) as running:
         monkeypatch.setenv("MODAL_ENDPOINT_URL", running.url)
         monkeypatch.setenv("USE_MODAL", "true")
@@ -111,7 +113,7 @@ def test_a_service_that_answers_is_told_with_its_model(monkeypatch: pytest.Monke
     )
 
 
-def test_a_service_that_does_not_answer_is_told_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_service_that_does_not_answer_is_reported_soon(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
@@ -123,7 +125,7 @@ def test_a_service_that_does_not_answer_is_told_soon(monkeypatch: pytest.MonkeyP
     assert "it may be starting" in finding.gives
 
 
-def test_no_secret_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_secret_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {
         "MODAL_ENDPOINT_URL": "http://lily:hunter2@127.0.0.1:1",
         "MODAL_KEY": "wk-1",
@@ -132,10 +134,10 @@ def test_no_secret_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         "DATABASE_URL": "postgresql://lily:hunter2@db.example/app",
     }.items():
         monkeypatch.setenv(name, value)
-    told = str([finding.as_dict() for finding in examine()])
-    assert "http://…@127.0.0.1:1, with a proxy token, not used: USE_MODAL is off: ConnectError" in told
-    assert "postgresql://…@db.example/runs" in told
-    assert "hunter2" not in told
+    report = str([finding.as_dict() for finding in examine()])
+    assert "http://…@127.0.0.1:1, with a proxy token, not used: USE_MODAL is off: ConnectError" in report
+    assert "postgresql://…@db.example/runs" in report
+    assert "hunter2" not in report
 
 
 def test_whatever_is_not_in_order_says_what_it_would_give() -> None:

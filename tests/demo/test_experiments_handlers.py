@@ -25,7 +25,7 @@ def store() -> Made:
 
 
 @pytest.fixture(scope="module")
-def reader(store: Made) -> DirectClient:
+def client(store: Made) -> DirectClient:
     return DirectClient(store.uri)
 
 
@@ -58,8 +58,8 @@ class Runs:
         return [SampleSet(step=1, tokens=2, bits_per_byte=None, stories=(("A", "b"),))]
 
 
-def test_a_filled_store_fills_the_page(store: Made, reader: DirectClient) -> None:
-    page = asyncio.run(handlers.opened(reader, {}))
+def test_a_filled_store_fills_the_page(store: Made, client: DirectClient) -> None:
+    page = asyncio.run(handlers.opened(client, {}))
     assert page.filled
     assert page.note == "2 training runs, 2 versions, 1 benchmark."
     assert page.runs is not None
@@ -67,16 +67,16 @@ def test_a_filled_store_fills_the_page(store: Made, reader: DirectClient) -> Non
     written = page.runs["metadata"]["display_value"]
     assert [cells["run"] for cells in table] == ["stopped", "learned"]
     assert table[1]["tokens"] == store.trained.steps[-1].tokens
-    assert written[0][4:6] == ["10,240", "0.2"], "numbers are sorted as numbers and written for a reader"
+    assert written[0][4:6] == ["10,240", "0.2"], "numbers are sorted as numbers and formatted for people"
     assert [value for _, value in page.choices] == [short(store, "stopped"), short(store, "learned")]
     assert page.drawn.chosen == tuple(value for _, value in page.choices)
 
 
 def test_the_picture_holds_each_point_of_the_curves_over_tokens_and_over_minutes(
-    store: Made, reader: DirectClient
+    store: Made, client: DirectClient
 ) -> None:
     run = short(store, "learned")
-    drawn = asyncio.run(handlers.draw(reader, [run], "held-out"))
+    drawn = asyncio.run(handlers.draw(client, [run], "held-out"))
     looks = store.trained.evaluations
     assert drawn.by_tokens is not None
     assert drawn.by_minutes is not None
@@ -88,7 +88,7 @@ def test_the_picture_holds_each_point_of_the_curves_over_tokens_and_over_minutes
         for look in looks
     ]
     assert drawn.colors == {"learned": COLORS[0]}
-    losses = asyncio.run(handlers.draw(reader, [run], "training"))
+    losses = asyncio.run(handlers.draw(client, [run], "training"))
     assert losses.by_tokens is not None
     assert len(losses.by_tokens["data"]) == len(store.trained.steps)
 
@@ -104,17 +104,17 @@ def test_a_plot_is_what_gradio_would_make_of_a_data_frame() -> None:
     assert plain == made_by_gradio.model_dump()
 
 
-def test_pressing_a_row_takes_its_run_in_and_pressing_it_again_takes_it_out(store: Made, reader: DirectClient) -> None:
+def test_pressing_a_row_takes_its_run_in_and_pressing_it_again_takes_it_out(store: Made, client: DirectClient) -> None:
     learned, stopped = short(store, "learned"), short(store, "stopped")
-    both = asyncio.run(handlers.pick(reader, [stopped], ["learned", "…", learned], "held-out"))
+    both = asyncio.run(handlers.pick(client, [stopped], ["learned", "…", learned], "held-out"))
     assert both.chosen == (stopped, learned)
-    one = asyncio.run(handlers.pick(reader, both.chosen, ["stopped", "…", stopped], "held-out"))
+    one = asyncio.run(handlers.pick(client, both.chosen, ["stopped", "…", stopped], "held-out"))
     assert one.chosen == (learned,)
-    none = asyncio.run(handlers.pick(reader, one.chosen, ["learned", "…", learned], "held-out"))
+    none = asyncio.run(handlers.pick(client, one.chosen, ["learned", "…", learned], "held-out"))
     assert (none.chosen, none.note) == ((), "Choose a run above to see how it learned.")
 
 
-def test_no_more_runs_are_drawn_than_have_colours() -> None:
+def test_no_more_runs_are_drawn_than_have_colors() -> None:
     rows = [row(id=f"{number:08x}" + "0" * 24, name=f"r{number}") for number in range(9)]
     chosen = [each.id[:8] for each in rows]
     drawn = asyncio.run(handlers.draw(Runs(*rows), chosen, "held-out"))
@@ -124,15 +124,15 @@ def test_no_more_runs_are_drawn_than_have_colours() -> None:
     assert picked.chosen == (*chosen[1:6], chosen[8]), "the oldest choice makes room"
 
 
-def test_runs_of_one_name_are_told_apart() -> None:
+def test_runs_of_one_name_are_distinguished() -> None:
     rows = [row(id="a" * 32), row(id="b" * 32), row(id="c" * 32, name="other")]
     assert list(handlers.names_in_the_picture(rows).values()) == ["a aaaaaaaa", "a bbbbbbbb", "other"]
 
 
-def test_an_address_chooses_runs_measure_story_and_step(store: Made, reader: DirectClient) -> None:
+def test_an_address_chooses_runs_measure_story_and_step(store: Made, client: DirectClient) -> None:
     learned = short(store, "learned")
     query = {"runs": learned, "measure": "training", "story": learned, "step": "8"}
-    page = asyncio.run(handlers.opened(reader, query))
+    page = asyncio.run(handlers.opened(client, query))
     assert (page.drawn.chosen, page.drawn.measure) == ((learned,), "training")
     assert page.samples is not None
     assert (page.samples["name"], page.samples["at"]) == ("learned", 8)
@@ -146,9 +146,9 @@ def test_an_address_chooses_runs_measure_story_and_step(store: Made, reader: Dir
     ],
 )
 def test_an_address_that_makes_no_sense_opens_the_page_as_usual(
-    store: Made, reader: DirectClient, query: dict[str, str]
+    store: Made, client: DirectClient, query: dict[str, str]
 ) -> None:
-    usual, page = (asyncio.run(handlers.opened(reader, each)) for each in ({}, query))
+    usual, page = (asyncio.run(handlers.opened(client, each)) for each in ({}, query))
     assert dataclasses.replace(page) == dataclasses.replace(usual)
 
 
@@ -164,16 +164,16 @@ def test_the_stories_shown_first_are_those_of_the_best_run() -> None:
     assert [value for _, value in page.sampled] == ["aaaaaaaa", "bbbbbbbb"]
 
 
-def test_stories_are_those_that_the_run_wrote(store: Made, reader: DirectClient) -> None:
-    told = asyncio.run(handlers.samples(reader, short(store, "learned")))
+def test_stories_are_those_that_the_run_wrote(store: Made, client: DirectClient) -> None:
+    received = asyncio.run(handlers.samples(client, short(store, "learned")))
     looks = store.trained.evaluations
-    assert [(each["step"], tuple(each["stories"])) for each in told["moments"]] == [
+    assert [(each["step"], tuple(each["stories"])) for each in received["moments"]] == [
         (look.step, look.samples) for look in looks
     ]
 
 
-def test_each_check_of_a_verdict_is_told_in_words(store: Made, reader: DirectClient) -> None:
-    page = asyncio.run(handlers.opened(reader, {}))
+def test_each_check_of_a_verdict_is_reported_in_words(store: Made, client: DirectClient) -> None:
+    page = asyncio.run(handlers.opened(client, {}))
     assert page.versions is not None
     challenger, champion = page.versions["versions"]
     assert (challenger["aliases"], challenger["verdict"]) == (["challenger"], "")
@@ -192,13 +192,13 @@ def test_each_check_of_a_verdict_is_told_in_words(store: Made, reader: DirectCli
     assert by_metric["success_rate"]["why"] == "", "a check that passed needs no reason"
 
 
-def test_a_benchmark_names_the_version_that_was_measured(reader: DirectClient) -> None:
-    page = asyncio.run(handlers.opened(reader, {}))
+def test_a_benchmark_names_the_version_that_was_measured(client: DirectClient) -> None:
+    page = asyncio.run(handlers.opened(client, {}))
     assert page.benchmarks is not None
     (cells,) = page.benchmarks["data"]
     (texts,) = page.benchmarks["metadata"]["display_value"]
-    told = dict(zip(page.benchmarks["headers"], texts, strict=True))
-    assert (told["target"], told["model"], told["succeeded, %"]) == ("local", "version 1", "100")
+    received = dict(zip(page.benchmarks["headers"], texts, strict=True))
+    assert (received["target"], received["model"], received["succeeded, %"]) == ("local", "version 1", "100")
     assert len(cells) == len(texts) == len(page.benchmarks["headers"])
 
 
@@ -216,16 +216,16 @@ def test_a_store_without_runs_says_so_and_how_to_fill_it(store: Made, tmp_path: 
 
 
 def test_a_store_that_is_not_there_says_so_and_is_not_made(tmp_path: Path) -> None:
-    reader = DirectClient(f"sqlite:///{tmp_path}/mlflow.db")
-    page = asyncio.run(handlers.opened(reader, {}))
+    client = DirectClient(f"sqlite:///{tmp_path}/mlflow.db")
+    page = asyncio.run(handlers.opened(client, {}))
     assert not page.filled
     assert page.note.endswith("`story train` fills it.")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_store_that_fails_while_the_page_is_open_costs_a_line_each(tmp_path: Path) -> None:
-    reader = DirectClient(f"sqlite:///{tmp_path}/mlflow.db")
-    drawn = asyncio.run(handlers.draw(reader, ["a"], "held-out"))
+    client = DirectClient(f"sqlite:///{tmp_path}/mlflow.db")
+    drawn = asyncio.run(handlers.draw(client, ["a"], "held-out"))
     assert drawn.chosen == ("a",), "the choice stays, for another try"
     assert "`story train`" in drawn.note
-    assert "`story train`" in asyncio.run(handlers.samples(reader, "a"))["note"]
+    assert "`story train`" in asyncio.run(handlers.samples(client, "a"))["note"]

@@ -18,12 +18,12 @@ from tests.demo.scripted import ScriptedBackend
 
 
 @pytest.fixture
-def reader(tmp_path: Path) -> StoreClient:
+def client(tmp_path: Path) -> StoreClient:
     return StoreClient(f"sqlite:///{tmp_path}/mlflow.db")
 
 
-def test_nothing_of_the_page_waits_in_the_line_of_stories_or_is_a_public_api(reader: StoreClient) -> None:
-    blocks = page.build(ScriptedBackend("A story."), experiments=reader)
+def test_nothing_of_the_page_waits_in_the_queue_of_stories_or_is_a_public_api(client: StoreClient) -> None:
+    blocks = page.build(ScriptedBackend("A story."), experiments=client)
     ours = [fn for fn in blocks.fns.values() if fn.page == PATH and fn.fn is not None]
     assert {fn.name for fn in ours} == {"on_open", "on_choice", "on_plots", "on_row", "on_sample_run"}
     assert not any(fn.queue for fn in ours)
@@ -32,9 +32,9 @@ def test_nothing_of_the_page_waits_in_the_line_of_stories_or_is_a_public_api(rea
     assert {fn.name for fn in written} >= {"on_write", "on_resume", "on_load"}, "they stay on their own page"
 
 
-def test_no_template_is_ever_filled_with_text(reader: StoreClient) -> None:
+def test_no_template_is_ever_filled_with_text(client: StoreClient) -> None:
     # Gradio runs a filled template as JavaScript: see `demo.page`.
-    blocks = page.build(ScriptedBackend("A story."), experiments=reader)
+    blocks = page.build(ScriptedBackend("A story."), experiments=client)
     filled = {"note", "drawn-note", "learn", "no-benchmarks", "versions"}
     parts = [block for block in blocks.blocks.values() if getattr(block, "elem_id", None) in filled]
     assert len(parts) == len(filled)
@@ -66,9 +66,9 @@ def test_settings_decide_whether_there_is_such_a_page(
 
 
 def test_the_page_lies_beside_the_one_that_writes_and_each_links_to_the_other(
-    reader: StoreClient, tmp_path: Path
+    client: StoreClient, tmp_path: Path
 ) -> None:
-    with serve(ScriptedBackend("A story."), experiments=reader) as served:
+    with serve(ScriptedBackend("A story."), experiments=client) as served:
         assert httpx.get(f"{served.url}{PATH}").status_code == 200
         home, other = (httpx.get(served.url + place).text for place in ("", PATH))
     assert f'href=\\"./{PATH}\\"' in home

@@ -52,7 +52,7 @@ def test_a_bad_field_is_named_with_what_is_allowed(name: str, value: Any, messag
     assert Form(**{name: value}).problems() == {name: message}
 
 
-def test_all_bad_fields_are_told_at_once() -> None:
+def test_all_bad_fields_are_reported_at_once() -> None:
     assert set(Form(temperature=-1, top_k=-1, seed=-1).problems()) == {"temperature", "top_k", "seed"}
 
 

@@ -120,7 +120,7 @@ async def test_continue_goes_on_from_the_whole_text_and_keeps_its_link() -> None
     assert (second.link, second.filename) == (first.link, first.filename)
 
 
-async def test_a_full_line_is_told_in_a_friendly_way() -> None:
+async def test_a_full_queue_is_reported_in_a_friendly_way() -> None:
     views = await every(handlers.write(AppState.of(ScriptedBackend(STORY, fail=busy())), "me", Form(prompt="Hi")))
     assert [view.phase for view in views] == ["failed"]
     assert views[0].status.endswith("Please try again in about 3 seconds.")
@@ -236,7 +236,7 @@ def test_errors_have_one_base_so_that_every_one_of_them_is_shown() -> None:
     assert links.MAX_QUERY < 65_536
 
 
-async def test_a_client_at_its_limit_is_told_so_in_a_friendly_way_and_others_read_on() -> None:
+async def test_a_client_at_its_limit_gets_a_friendly_message_and_others_read_on() -> None:
     limiter = Limiter(quotas_of("1/minute", "client", "stories"))
     state = AppState.of(ScriptedBackend(STORY), limiter)
     form = Form(prompt="One day")
@@ -257,7 +257,7 @@ async def test_a_limit_of_all_together_is_nobodys_fault() -> None:
     assert last.status.endswith("in 60 minutes.")
 
 
-async def test_a_reader_pays_for_the_tokens_that_were_written_however_the_story_ended() -> None:
+async def test_a_user_pays_for_the_tokens_that_were_written_however_the_story_ended() -> None:
     limiter = Limiter(quotas_of("100/minute", "client", "tokens"))
     state = AppState.of(ScriptedBackend(STORY), limiter)
     for _ in range(10):  # nine tokens each, of a hundred that each might have had but for what was used before
@@ -295,5 +295,5 @@ async def test_a_story_from_memory_says_so_and_boasts_of_no_speed() -> None:
         (3_601, "2 hours"),
     ],
 )
-def test_a_time_to_wait_is_told_in_words_and_never_too_short(seconds: float, words: str) -> None:
+def test_a_time_to_wait_is_reported_in_words_and_never_too_short(seconds: float, words: str) -> None:
     assert handlers.spoken_wait(seconds) == words

@@ -36,7 +36,7 @@ def test_a_link_reopens_the_same_form(form: Form) -> None:
 
 
 @given(form=GOOD)
-def test_another_reader_of_query_strings_sees_the_same_words(form: Form) -> None:
+def test_another_parser_of_query_strings_sees_the_same_words(form: Form) -> None:
     seen = parse_qs(encode(form, VERSION), keep_blank_values=True, strict_parsing=True)
     assert seen["prompt"] == [form.prompt]
     assert float(seen["temperature"][0]) == form.temperature
@@ -57,7 +57,7 @@ def test_whatever_a_link_holds_only_usable_values_come_out(query: dict[str, str]
 @pytest.mark.parametrize(
     "text", ["nan", "inf", "-inf", "1e999", "", " ", "0x10", "1_0", "٣", "9" * 5000, "2.5", "-1", "<script>", "None"]
 )
-def test_what_is_no_usable_temperature_is_left_out_and_told(text: str) -> None:
+def test_what_is_no_usable_temperature_is_left_out_and_reported(text: str) -> None:
     opened = decode({"temperature": text, "prompt": "Hello"}, VERSION)
     assert opened.values == {"prompt": "Hello"}
     assert len(opened.notes) == 1

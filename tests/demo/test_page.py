@@ -24,10 +24,10 @@ def events(blocks: gr.Blocks, name: str) -> list[Any]:
 
 
 def test_stories_share_one_stated_limit_and_the_queue_is_bounded(blocks: gr.Blocks) -> None:
-    telling = [*events(blocks, "on_write"), *events(blocks, "on_resume")]
-    assert len(telling) == 3  # Write, Again, Continue
-    assert {fn.concurrency_limit for fn in telling} == {ScriptedBackend.capacity}
-    assert {fn.concurrency_id for fn in telling} == {"stories"}
+    generating = [*events(blocks, "on_write"), *events(blocks, "on_resume")]
+    assert len(generating) == 3  # Write, Again, Continue
+    assert {fn.concurrency_limit for fn in generating} == {ScriptedBackend.capacity}
+    assert {fn.concurrency_id for fn in generating} == {"stories"}
     assert blocks._queue.max_size == ScriptedBackend.capacity + page.QUEUE_MARGIN
 
 

@@ -61,9 +61,9 @@ def rows(table: sa.Table) -> list[Any]:
         return list(connection.execute(sa.select(table).order_by(table.c.id)))
 
 
-async def told(backend: Backend, request: GenerationRequest) -> str:
+async def generate(backend: Backend, request: GenerationRequest) -> str:
     stream = await backend.submit(request)
-    return "".join([piece.text async for piece in stream])
+    return "".join([chunk.text async for chunk in stream])
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -72,22 +72,22 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.01)
 
 
-async def test_a_visitor_always_gets_the_same_version_and_another_process_gives_the_same() -> None:
+async def test_a_user_always_gets_the_same_version_and_another_process_gives_the_same() -> None:
     backend, *_ = two()
     again, *_ = two()
     async with backend.running(), again.running():
         for variant, story in (("a", "An a story."), ("b", "A b story.")):
             user = user_of(backend, variant)
             request = GenerationRequest(prompt="x", user=user)
-            assert {await told(backend, request) for _ in range(3)} == {story}
-            assert await told(again, request) == story
+            assert {await generate(backend, request) for _ in range(3)} == {story}
+            assert await generate(again, request) == story
             assert model_for(backend, user).name == variant
 
 
 async def test_each_story_is_noted_with_how_it_ended() -> None:
     backend, *_ = two()
     async with backend.running():
-        await told(backend, GenerationRequest(prompt="x", user=user_of(backend, "b"), story_id="s1"))
+        await generate(backend, GenerationRequest(prompt="x", user=user_of(backend, "b"), story_id="s1"))
     (exposure,), (ending,) = rows(exposures), rows(endings)
     assert (exposure.story, exposure.test, exposure.split, exposure.variant) == ("s1", "t", "a:1,b:1", "b")
     assert (exposure.digest, exposure.prompt) == ("bb" * 32, None)
@@ -98,10 +98,10 @@ async def test_each_story_is_noted_with_how_it_ended() -> None:
 
 
 @pytest.mark.parametrize("finish", ["length", "error"])
-async def test_other_endings_are_told_apart(finish: Any) -> None:
+async def test_other_endings_are_distinguished(finish: Any) -> None:
     backend = split(ScriptedBackend("A story.", finish=finish))
     async with backend.running():
-        await told(backend, GenerationRequest(prompt="x"))
+        await generate(backend, GenerationRequest(prompt="x"))
     assert [row.outcome for row in rows(endings)] == [{"length": "length", "error": "failed"}[finish]]
 
 
@@ -142,7 +142,7 @@ async def test_a_stop_a_closed_tab_and_a_shutdown_are_noted_once_each() -> None:
     assert all(row.tokens > 0 for row in rows(endings))
 
 
-async def test_a_reader_likes_changes_her_mind_and_takes_it_back() -> None:
+async def test_a_user_likes_changes_her_mind_and_takes_it_back() -> None:
     backend = split(ScriptedBackend("A story."))
     state = AppState.of(backend)
     async with backend.running():
@@ -154,7 +154,7 @@ async def test_a_reader_likes_changes_her_mind_and_takes_it_back() -> None:
         back = handlers.rate(state, disliked, -1)
         assert [view.rating for view in (liked, disliked, back)] == [1, -1, 0]
         assert (liked.spoken, back.spoken) == ("Noted: you like it.", "Taken back.")
-        assert handlers.rate(state, views[0], 1) is views[0], "a story that is not told yet has no verdict"
+        assert handlers.rate(state, views[0], 1) is views[0], "a story that has not ended yet has no verdict"
     assert [row.rating for row in rows(ratings)] == [1, -1, 0]
     assert {row.story for row in rows(ratings)} == {rows(exposures)[0].story} == {views[-1].story}
 
@@ -185,7 +185,7 @@ async def test_a_new_story_has_no_verdict_yet() -> None:
 async def test_prompts_are_kept_only_where_that_is_switched_on() -> None:
     backend = split(ScriptedBackend("A story."), keeps_prompts=True)
     async with backend.running():
-        await told(backend, GenerationRequest(prompt="My secret fox"))
+        await generate(backend, GenerationRequest(prompt="My secret fox"))
     assert rows(exposures)[0].prompt == "My secret fox"
 
 
@@ -207,7 +207,7 @@ def test_a_failing_database_harms_no_story(tmp_path: Any) -> None:
         assert "story_events_waiting 2.0" in httpx.get(f"{served.url}metrics").text
 
 
-def test_programs_take_part_by_the_name_of_their_user_and_are_told_who_wrote() -> None:
+def test_programs_take_part_by_the_name_of_their_user_and_get_the_version_that_wrote() -> None:
     backend, *_ = two()
     with serve(backend) as served, httpx.Client(base_url=served.url) as client:
         for variant in ("a", "b"):
@@ -277,7 +277,7 @@ def test_with_feedback_off_nothing_is_noted_at_all() -> None:
         open_variants(lambda: USUAL, Settings(story_feedback=False, story_split="a:1"))
 
 
-def test_a_folder_is_an_arm_and_an_arm_without_a_share_is_not_loaded() -> None:
+def test_a_folder_is_a_variant_and_a_variant_without_a_share_is_not_loaded() -> None:
     backend = made(story_split=f"default:9,{PRETRAINED}:1,not/there:0", story_slots=1, story_runtime="onnx")
     assert list(backend.variants) == ["default", str(PRETRAINED)]
     variant = backend.variants[str(PRETRAINED)].backend
@@ -293,7 +293,7 @@ def test_the_tests_name_deals_anew() -> None:
         made(story_split="default:1", story_split_name="x" * 101)
 
 
-def test_a_deployment_on_modal_is_an_arm_where_modal_is_set_up() -> None:
+def test_a_deployment_on_modal_is_a_variant_where_modal_is_set_up() -> None:
     settings: dict[str, object] = {
         "story_split": "blue:1,green:1",
         "modal_endpoint_url": "http://127.0.0.1:1",

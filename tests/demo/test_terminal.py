@@ -33,7 +33,7 @@ def run(*arguments: str) -> Result:
 
 
 class ScriptedEngine:
-    """Tells `chunks` (an exception among them is raised); remembers what it was asked and how it was made."""
+    """Streams `chunks` (an exception among them is raised); records what it was asked and how it was made."""
 
     def __init__(self, *chunks: str | BaseException, error: str | None = None) -> None:
         self.chunks = chunks
@@ -131,10 +131,10 @@ def test_settings_reach_the_engine_and_the_option_wins(
     assert scripted.made["folder"] == Path("other")
 
 
-def test_a_seed_is_made_up_and_told_if_none_is_given(scripted: ScriptedEngine) -> None:
-    told = [re.search(r"seed (\d+)$", run("write", "x").stderr.strip()) for _ in range(2)]
+def test_a_seed_is_made_up_and_reported_if_none_is_given(scripted: ScriptedEngine) -> None:
+    expected = [re.search(r"seed (\d+)$", run("write", "x").stderr.strip()) for _ in range(2)]
     seeds = [request.sampling.seed for request in scripted.asked]
-    assert [int(match[1]) for match in told if match] == seeds
+    assert [int(match[1]) for match in expected if match] == seeds
     assert seeds[0] != seeds[1]
 
 
@@ -157,7 +157,7 @@ def test_json_holds_the_whole_completion(scripted: ScriptedEngine) -> None:
     assert result.stderr == ""
 
 
-def test_a_fault_in_the_middle_is_told_and_fails(scripted: ScriptedEngine) -> None:
+def test_a_fault_in_the_middle_is_reported_and_fails(scripted: ScriptedEngine) -> None:
     scripted.error = "the pen broke"
     result = run("write", "There was")
     assert result.exit_code == 1
@@ -224,8 +224,8 @@ def test_an_unforeseen_fault_shows_its_traceback_only_with_debug(scripted: Scrip
 
 def test_rows_are_aligned_and_groups_joined(capsys: pytest.CaptureFixture[str]) -> None:
     print_rows({"loss": 1.23456, "tokens": 7, "quality": {"loops": 0.5}, "graphs": ({"name": "int8"},)})
-    told = "loss           1.2346\ntokens         7\nquality.loops  0.5000\ngraphs.1.name  int8\n"
-    assert capsys.readouterr().out == told
+    expected = "loss           1.2346\ntokens         7\nquality.loops  0.5000\ngraphs.1.name  int8\n"
+    assert capsys.readouterr().out == expected
 
 
 def _real(tmp_path: Path, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
@@ -252,7 +252,7 @@ def test_a_model_folder_that_is_not_there_is_one_line(tmp_path: Path) -> None:
     assert re.fullmatch(r"story: .*nowhere.*\n", result.stderr)
 
 
-def test_a_reader_that_goes_away_gets_no_traceback(tmp_path: Path) -> None:
+def test_a_closed_pipe_gets_no_traceback(tmp_path: Path) -> None:
     command = f"{sys.executable} -m story write 'Once upon a time' --max-tokens 400 --seed 1 | head -c 5"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     result = subprocess.run(

@@ -1,4 +1,4 @@
-"""The id of a reader: given once, kept, shown to nobody, and never trusted."""
+"""The id of a user: given once, kept, shown to nobody, and never trusted."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ async def test_what_is_no_id_of_ours_is_replaced(value: str) -> None:
     assert "set-cookie" in answer.headers
 
 
-def test_without_a_cookie_the_tab_is_the_visitor() -> None:
+def test_without_a_cookie_the_tab_is_the_user() -> None:
     def request(**cookies: str) -> Any:
         return SimpleNamespace(cookies=cookies, session_hash="tab")
 

@@ -151,7 +151,7 @@ class ControlPlane:
 
 
 def _data(function: Any) -> Any:
-    """A function in the form in which Modal tells of it."""
+    """A function in the form in which Modal describes it."""
     ranked = api_pb2.FunctionData.RankedFunction(rank=0, function=function)
     return api_pb2.FunctionData(
         function_name=function.function_name,

@@ -22,7 +22,7 @@ def test_the_champion_in_the_repository_is_the_model_that_ships() -> None:
     bits = sum(loss.nats for loss in champion.losses) / sum(loss.bytes for loss in champion.losses) / 0.6931471805599453
     bound = next(entry for entry in load_thresholds() if entry.stories == "own")
     assert bound.holds(bits)
-    assert f"{bits:.3f}" in bound.reason, "the reason tells what was measured"
+    assert f"{bits:.3f}" in bound.reason, "the reason says what was measured"
 
 
 def test_the_champion_names_no_machine(repository: Path) -> None:

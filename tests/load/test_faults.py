@@ -19,27 +19,27 @@ from tests.postgres_server import postgres_server
 from tests.redis_server import redis_server
 
 pytestmark = pytest.mark.slow
-READERS = 16
+CLIENTS = 16
 FAKETIME = sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
 DAY = 86_400
 
 
 async def under_load(url: str, readings: Readings, *happenings: Callable[[], object], pause: float = 3.0) -> None:
-    """`READERS` clients that ask for one story after the other, while one thing after the other happens."""
+    """`CLIENTS` clients that ask for one story after the other, while one thing after the other happens."""
     seeds, over = itertools.count(), False
     async with httpx.AsyncClient(base_url=url, timeout=120) as client:
 
-        async def reader() -> None:
+        async def client_loop() -> None:
             while not over:
                 await read_story(client, next(seeds), readings)
 
-        readers = [asyncio.create_task(reader()) for _ in range(READERS)]
+        clients = [asyncio.create_task(client_loop()) for _ in range(CLIENTS)]
         for happening in happenings:
             await asyncio.sleep(pause)
             await asyncio.to_thread(happening)
         await asyncio.sleep(pause)
         over = True
-        await asyncio.gather(*readers)
+        await asyncio.gather(*clients)
 
 
 async def figure(url: str, name: str) -> float:
@@ -70,15 +70,15 @@ async def test_redis_and_the_database_are_killed_and_come_back_and_no_story_and_
             assert app.terminate() == 0
         engine = connect(postgres.url, writes=False)
         with engine.connect() as connection:
-            noted = [
+            recorded = [
                 connection.execute(sa.select(sa.func.count()).select_from(table)).scalar_one()
                 for table in (exposures, endings)
             ]
         engine.dispose()
-    print(f"\n{readings.stories} stories, {len(readings.errors)} errors; noted: {noted}")
+    print(f"\n{readings.stories} stories, {len(readings.errors)} errors; recorded: {recorded}")
     assert readings.errors == []
-    assert readings.stories >= READERS
-    assert noted == [readings.stories] * 2
+    assert readings.stories >= CLIENTS
+    assert recorded == [readings.stories] * 2
 
 
 @pytest.mark.skipif(not FAKETIME, reason="libfaketime is not installed (Debian package: libfaketime)")
@@ -116,8 +116,8 @@ async def test_a_clock_that_jumps_cuts_no_story_and_forgets_no_limit(tmp_path: P
                         seen.append(stamp.json()["created"] - time.time())
 
                 for rounds, to in enumerate(("+0", f"+{DAY}", f"-{DAY}"), 1):
-                    running = [asyncio.create_task(read_story(client, seed, readings)) for seed in range(READERS)]
-                    while len(readings.ttft) < rounds * READERS:  # all of them are in mid-story
+                    running = [asyncio.create_task(read_story(client, seed, readings)) for seed in range(CLIENTS)]
+                    while len(readings.ttft) < rounds * CLIENTS:  # all of them are in mid-story
                         await asyncio.sleep(0.01)
                     await jump(to)
                     await asyncio.gather(*running)
@@ -131,7 +131,7 @@ async def test_a_clock_that_jumps_cuts_no_story_and_forgets_no_limit(tmp_path: P
             assert service.terminate() == 0
     assert [round(shift / DAY) for shift in seen] == [0, 1, -1], "the clock did jump"
     assert readings.errors == []
-    assert readings.stories == 3 * READERS
+    assert readings.stories == 3 * CLIENTS
     assert max(readings.ttft + readings.gaps) < 60
     sums = [line for line in text.splitlines() if "_seconds_sum" in line]
     assert sums

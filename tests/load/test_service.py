@@ -17,7 +17,7 @@ from tests.load.service_process import Readings, ServiceProcess, read_story, ser
 pytestmark = pytest.mark.slow
 STREAMS = 64
 SECONDS = 120
-ROOM = {"STORY_SLOTS": "64", "STORY_QUEUE": "64", "STORY_CACHE": "false"}
+CAPACITY = {"STORY_SLOTS": "64", "STORY_QUEUE": "64", "STORY_CACHE": "false"}
 
 
 def client_of(service: ServiceProcess) -> httpx.AsyncClient:
@@ -28,11 +28,11 @@ def client_of(service: ServiceProcess) -> httpx.AsyncClient:
 async def test_64_streams_for_two_minutes_without_an_error_in_flat_memory() -> None:
     readings, memory = Readings(), []
     seeds = itertools.count()
-    with service_process(**ROOM) as service:
+    with service_process(**CAPACITY) as service:
         async with client_of(service) as client:
             end = time.monotonic() + SECONDS
 
-            async def reader() -> None:
+            async def client_loop() -> None:
                 while time.monotonic() < end:
                     await read_story(client, next(seeds), readings)
 
@@ -42,7 +42,7 @@ async def test_64_streams_for_two_minutes_without_an_error_in_flat_memory() -> N
                     memory.append(service.rss_mb)
 
             began = time.monotonic()
-            await asyncio.gather(watch(), *(reader() for _ in range(STREAMS)))
+            await asyncio.gather(watch(), *(client_loop() for _ in range(STREAMS)))
             took = time.monotonic() - began
         assert service.terminate() == 0
     early, late = max(memory[5 : len(memory) // 2]), max(memory[len(memory) // 2 :])
@@ -62,7 +62,7 @@ async def test_64_streams_for_two_minutes_without_an_error_in_flat_memory() -> N
 async def test_clients_who_vanish_and_slow_ones_cost_the_others_nothing() -> None:
     """Of 48 clients a third disconnects in mid-story and a third reads slowly; the rest gets every story whole."""
     vanished, slow, steady = Readings(), Readings(), Readings()
-    with service_process(**ROOM) as service:
+    with service_process(**CAPACITY) as service:
         async with client_of(service) as client, asyncio.timeout(180):
 
             async def leave(seed: int) -> None:
@@ -86,7 +86,7 @@ async def test_clients_who_vanish_and_slow_ones_cost_the_others_nothing() -> Non
 
 async def test_sigterm_under_load_loses_no_running_story() -> None:
     readings = Readings()
-    with service_process(**ROOM, STORY_DRAIN="60") as service:
+    with service_process(**CAPACITY, STORY_DRAIN="60") as service:
         async with client_of(service) as client:
             running = [asyncio.create_task(read_story(client, seed, readings)) for seed in range(STREAMS)]
             while len(readings.ttft) < STREAMS:  # all of them are in mid-story
@@ -100,16 +100,16 @@ async def test_sigterm_under_load_loses_no_running_story() -> None:
 async def test_a_soak_of_two_thousand_stories_leaves_memory_where_it_was() -> None:
     readings, memory = Readings(), []
     seeds = iter(range(2_000))
-    with service_process(**ROOM) as service:
+    with service_process(**CAPACITY) as service:
         async with client_of(service) as client:
 
-            async def reader() -> None:
+            async def client_loop() -> None:
                 for seed in seeds:
                     await read_story(client, seed, readings)
                     if seed % 100 == 99:
                         memory.append(service.rss_mb)
 
-            await asyncio.gather(*(reader() for _ in range(16)))
+            await asyncio.gather(*(client_loop() for _ in range(16)))
         assert service.terminate() == 0
     print(
         f"\n{readings.stories} stories, {readings.tokens:,} tokens; memory by hundreds: "

@@ -113,7 +113,7 @@ class Journal(Recorder):
 
 
 def train_elsewhere(recipe: dict[str, Any], data: Path, out: Path, journal: Path, resume: bool) -> None:
-    """The same run in a process of its own, which tells its steps in `journal`."""
+    """The same run in a process of its own, which writes its steps to `journal`."""
     torch.set_num_threads(1)
     Trainer(
         Recipe.from_dict(recipe), data=data, out=out, observers=[Journal(journal)], group=Group(), resume=resume

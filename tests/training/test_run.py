@@ -28,7 +28,7 @@ def test_a_resumed_run_goes_on_with_its_own_recipe_and_the_overrides_of_today(fi
     )
 
 
-def test_a_run_is_resumed_for_more_steps_without_being_told_its_recipe_again(
+def test_a_run_is_resumed_for_more_steps_without_giving_its_recipe_again(
     finished: Path, shards: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"

@@ -104,7 +104,7 @@ class Duplicates:
 
 
 class DuplicateFinder:
-    """Remembers 2 · `MINIMA` + 8 bytes of every story added, and names the duplicates among them."""
+    """Keeps 2 · `MINIMA` + 8 bytes of every story added, and names the duplicates among them."""
 
     def __init__(self, seed: int = 0) -> None:
         multipliers = np.random.default_rng(seed).integers(0, 1 << 31, MINIMA, dtype=np.uint32)

@@ -142,7 +142,7 @@ class DeviceSampler:
             self._seen_BV[target] = self._seen_BV[source]
 
     def note(self, row: int, token: int) -> None:
-        """See `Sampler.note`. The last noted token goes to the device with the next step."""
+        """See `Sampler.note`. The last recorded token goes to the device with the next step."""
         if self._penalised[row]:
             if self._news[2, row]:
                 self._seen_BV[row, int(self._news[1, row])] = True

@@ -73,7 +73,7 @@ def one_run(url: str) -> dict[str, float]:
     return apart
 
 
-class Noted(FakeRuntime):
+class Recording(FakeRuntime):
     """Notes when each of its steps was done."""
 
     stepped: list[float]
@@ -87,7 +87,7 @@ class Noted(FakeRuntime):
 @pytest.mark.slow
 def test_it_agrees_with_the_times_at_which_the_server_made_its_tokens() -> None:
     base = runtime()
-    network = Noted(base.vocab_size, max_batch=1, step_seconds=STEP, end_bias=-1000.0)
+    network = Recording(base.vocab_size, max_batch=1, step_seconds=STEP, end_bias=-1000.0)
     network.stepped = []
     model = paced()[0].model
     with serving(LocalBackend(engine(network, queue_limit=4), model, capacity=5)) as running:

@@ -243,7 +243,7 @@ def test_an_address_is_checked(address: str) -> None:
 
 
 def test_a_plain_server_of_the_contract_is_counted_by_its_usage() -> None:
-    """No token ids, several tokens a message: messages tell the times, usage tells the tokens."""
+    """No token ids, several tokens a message: messages give the times, usage gives the tokens."""
     body = chunk("Once upon") + chunk("") + chunk(" a time") + END + USAGE + DONE
     models = {"data": [{"id": "some-model", "version": "v1"}]}
     with answering(Answer(body), models=models) as (address, seen):

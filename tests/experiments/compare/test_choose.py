@@ -14,7 +14,7 @@ def test_without_names_the_newest_runs_are_taken(place: Place) -> None:
     assert [subject.run_id for subject in choose(place.uri, newest=1)] == [place.runs["other twin"]]
 
 
-def test_runs_of_one_name_get_labels_that_tell_them_apart(place: Place) -> None:
+def test_runs_of_one_name_get_labels_that_distinguish_them(place: Place) -> None:
     labels = [subject.label for subject in choose(place.uri)]
     assert labels == [f"twin {place.runs['other twin'][:8]}", f"twin {place.runs['twin'][:8]}", "fox"]
 

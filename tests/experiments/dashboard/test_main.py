@@ -22,10 +22,10 @@ def test_no_question_changes_the_store_and_its_client_could_not(tmp_path: Path) 
     )
     before = hashlib.sha256(database.read_bytes()).hexdigest()
     uri = f"sqlite:///{database}"
-    reader = StoreReader(uri)
-    run = json.loads(reply(reader, '{"ask": "overview"}'))["answer"]["runs"][0]["id"]
+    store = StoreReader(uri)
+    run = json.loads(reply(store, '{"ask": "overview"}'))["answer"]["runs"][0]["id"]
     for question in ({"ask": "curves", "runs": [run], "measure": "training"}, {"ask": "samples", "run": run}):
-        assert "answer" in json.loads(reply(reader, json.dumps(question)))
+        assert "answer" in json.loads(reply(store, json.dumps(question)))
     with pytest.raises(MlflowException, match="readonly"):
         open_store(uri, read_only=True).set_tag(run, "seen", "yes")
     assert hashlib.sha256(database.read_bytes()).hexdigest() == before

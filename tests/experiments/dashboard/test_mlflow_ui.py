@@ -30,12 +30,12 @@ def test_only_this_machine_is_listened_to_and_answered() -> None:
     }
 
 
-def test_a_server_is_not_served_again_and_its_password_not_told() -> None:
+def test_a_server_is_not_served_again_and_its_password_not_reported() -> None:
     with pytest.raises(InputError, match=r"is a server with a UI of its own: open https://…@runs\.example$"):
         serve_ui("https://lily:hunter2@runs.example")
 
 
-def test_a_taken_port_is_told_before_anything_starts() -> None:
+def test_a_taken_port_is_reported_before_anything_starts() -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()

@@ -145,7 +145,7 @@ def test_nan_and_disorder_never_pass(low: float, value: float, high: float, n: i
     assert judge(threshold(), Estimate(float("nan"), float("nan"), float("nan"), n)).verdict != "pass"
 
 
-def test_the_exit_code_tells_the_verdict() -> None:
+def test_the_exit_code_reports_the_verdict() -> None:
     def decision(*checks: Check) -> Decision:
         return Decision(digest="d" * 64, version=1, champion=None, checks=checks, thresholds_digest="t")
 

@@ -44,7 +44,7 @@ class Partitions:
 
 
 class Thread:
-    """Stands for `modal.FunctionCall`; `cancel` is noted, as a thread cannot be ended."""
+    """Stands for `modal.FunctionCall`; `cancel` is recorded, as a thread cannot be ended."""
 
     def __init__(self, number: int, run: Callable[[], None]) -> None:
         self.object_id = f"fc-{number}"

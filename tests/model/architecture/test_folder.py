@@ -58,7 +58,7 @@ def test_a_wrong_size_is_named_with_what_is_allowed(name: str, value: Any, allow
         ModelConfig.from_dict({name: value})
 
 
-def test_an_unknown_name_is_told_with_the_known_ones() -> None:
+def test_an_unknown_name_is_reported_with_the_known_ones() -> None:
     with pytest.raises(ModelError, match=r"model\.depth is not known; allowed are chunk, .*window"):
         ModelConfig.from_dict({"width": 64, "depth": 6})
 
@@ -141,7 +141,7 @@ def test_what_is_no_folder_says_how_to_make_one(tmp_path: Path, folder: Path) ->
             ModelFolder.open(path)
 
 
-def test_an_unknown_precision_is_told_with_the_known_ones(folder: Path) -> None:
+def test_an_unknown_precision_is_reported_with_the_known_ones(folder: Path) -> None:
     with pytest.raises(ModelError, match="precision must be one of int8, fp32, got 'fp8'"):
         ModelFolder.open(folder).graph("fp8")
 

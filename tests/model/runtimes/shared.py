@@ -111,7 +111,7 @@ def bits(state: Any) -> tuple[int, tuple[bytes, ...]]:
 
 
 def poisoned(state: Any) -> Any:
-    """The same place of a story, remembered as nothing but NaN."""
+    """The same place of a story, with a state of nothing but NaN."""
     return dataclasses.replace(state, **{name: part * float("nan") for name, part in arrays_of(state).items()})
 
 

@@ -136,7 +136,7 @@ def test_a_state_has_the_same_size_however_long_the_story(runtime: Any) -> None:
         assert shapes(runtime.prefill(random_tokens(length, 0))[1]) == shapes(runtime.empty)
 
 
-def test_a_batch_has_the_room_that_was_asked_for_and_no_more(runtime: Any) -> None:
+def test_a_batch_has_the_capacity_that_was_asked_for_and_no_more(runtime: Any) -> None:
     batch = runtime.new_batch()
     for _ in range(runtime.max_batch):
         batch.append(runtime.empty)

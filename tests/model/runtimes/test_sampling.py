@@ -297,7 +297,7 @@ def test_a_penalty_knows_what_was_noted_and_forgets_it_with_the_row(rows_of: Mak
     rows.note(0, 3)
     rows.move(0, 2)
     rows.move(2, 0)
-    assert drawn(5, 4, 3, 2.6) == 0  # 3 was noted before the moves
+    assert drawn(5, 4, 3, 2.6) == 0  # 3 was recorded before the moves
     rows.note(0, 0)
     rows.set(0, SamplingParams(temperature=0, repetition_penalty=2), [])
     assert drawn(1, 1.5, 0, 0) == 1

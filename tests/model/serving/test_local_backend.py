@@ -57,8 +57,8 @@ async def test_a_story_too_many_meets_a_full_queue_and_a_place_frees_up_again() 
         for stream in streams:
             stream.cancel()
         await slot_free(backend.engine.stats)
-        told = [view async for view in handlers.write(state, "me", Form(max_tokens=5))]
-        assert told[-1].phase == "open"
+        received = [view async for view in handlers.write(state, "me", Form(max_tokens=5))]
+        assert received[-1].phase == "open"
 
 
 async def test_leaving_it_ends_what_is_still_being_written() -> None:

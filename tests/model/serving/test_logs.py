@@ -35,9 +35,9 @@ def lines() -> list[dict[str, object]]:
         assert process.stdout is not None
         url = process.stdout.readline().split()[-1]
         with httpx.Client(base_url=url, timeout=30) as client:
-            named = {"x-request-id": "reader-7"}
+            named = {"x-request-id": "client-7"}
             body = {"prompt": SECRET, "max_tokens": 5, "seed": 1}
-            assert client.post("/v1/completions", json=body, headers=named).headers["x-request-id"] == "reader-7"
+            assert client.post("/v1/completions", json=body, headers=named).headers["x-request-id"] == "client-7"
             assert client.post("/v1/completions", json={"prompt": 5}).status_code == 422
             assert client.get("/api/health").status_code == 200
     finally:
@@ -48,11 +48,11 @@ def lines() -> list[dict[str, object]]:
 
 
 def test_a_story_has_a_line_of_figures_under_the_clients_request_id(lines: list[dict[str, object]]) -> None:
-    told = [line for line in lines if line["logger"] == "story.stream"]
-    assert len(told) == 1
-    assert (told[0]["request_id"], told[0]["outcome"], told[0]["tokens"]) == ("reader-7", "length", 5)
-    assert told[0]["level"] == "INFO"
-    assert isinstance(told[0]["seconds"], float)
+    records = [line for line in lines if line["logger"] == "story.stream"]
+    assert len(records) == 1
+    assert (records[0]["request_id"], records[0]["outcome"], records[0]["tokens"]) == ("client-7", "length", 5)
+    assert records[0]["level"] == "INFO"
+    assert isinstance(records[0]["seconds"], float)
 
 
 def test_requests_have_a_line_each_but_for_good_health_checks(lines: list[dict[str, object]]) -> None:

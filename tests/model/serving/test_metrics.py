@@ -19,8 +19,8 @@ from model.serving.metrics import MOST_NAMES, Meter, MeteredBackend, memory_limi
 ASKED = GenerationRequest(prompt="Once", max_tokens=9)
 
 
-class Told:
-    """A stream of three tokens that ends as it is told to; scripted, for an engine chooses its own ending."""
+class ScriptedStream:
+    """A stream of three tokens that ends in a given way; scripted, for an engine chooses its own ending."""
 
     def __init__(self, reason: FinishReason, served_by: str, failure: Exception | None) -> None:
         self.served_by, self._failure = served_by, failure
@@ -44,7 +44,7 @@ class Scripted:
     model = ModelInfo("small", "0123456789abcdef")
 
     def __init__(self) -> None:
-        self.next: Told | Exception = Told("stop", "local", None)
+        self.next: ScriptedStream | Exception = ScriptedStream("stop", "local", None)
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -53,7 +53,7 @@ class Scripted:
     def health(self) -> Health:
         return Health(True, "local", "writes", None, "open")
 
-    async def submit(self, request: GenerationRequest) -> Told:
+    async def submit(self, request: GenerationRequest) -> ScriptedStream:
         if isinstance(self.next, Exception):
             raise self.next
         return self.next
@@ -69,7 +69,7 @@ def meter(scripted: Scripted) -> Meter:
     return Meter(scripted, "green")
 
 
-def told(meter: Meter, outcome: str, served_by: str) -> float:
+def count_of(meter: Meter, outcome: str, served_by: str) -> float:
     labels = {"outcome": outcome, "served_by": served_by, "version": "0123456789ab", "deployment": "green"}
     return meter.registry.get_sample_value("story_streams_total", labels) or 0
 
@@ -80,9 +80,9 @@ async def read(backend: MeteredBackend) -> str:
 
 
 async def test_a_story_counts_under_its_ending_backend_version_and_deployment(scripted: Scripted, meter: Meter) -> None:
-    scripted.next = Told("length", "modal", None)
+    scripted.next = ScriptedStream("length", "modal", None)
     assert await read(MeteredBackend(scripted, meter)) == "a b c"
-    assert told(meter, "length", "modal") == 1
+    assert count_of(meter, "length", "modal") == 1
     value = meter.registry.get_sample_value
     assert value("story_tokens_total", {"kind": "completion"}) == 3
     assert value("story_tokens_total", {"kind": "prompt"}) == 5
@@ -93,10 +93,10 @@ async def test_a_story_counts_under_its_ending_backend_version_and_deployment(sc
 async def test_a_story_that_breaks_in_the_middle_is_an_error_and_the_error_passes(
     scripted: Scripted, meter: Meter
 ) -> None:
-    scripted.next = Told("stop", "local", RuntimeError("inner"))
+    scripted.next = ScriptedStream("stop", "local", RuntimeError("inner"))
     with pytest.raises(RuntimeError, match="inner"):
         await read(MeteredBackend(scripted, meter))
-    assert (told(meter, "error", "local"), told(meter, "stop", "local")) == (1, 0)
+    assert (count_of(meter, "error", "local"), count_of(meter, "stop", "local")) == (1, 0)
 
 
 async def test_a_client_who_leaves_in_the_middle_or_before_it_is_counted_once(scripted: Scripted, meter: Meter) -> None:
@@ -106,11 +106,11 @@ async def test_a_client_who_leaves_in_the_middle_or_before_it_is_counted_once(sc
     await anext(chunks)
     await chunks.aclose()  # type: ignore[attr-defined]
     stream.cancel()
-    assert told(meter, "cancelled", "local") == 1
+    assert count_of(meter, "cancelled", "local") == 1
     unread = await backend.submit(ASKED)
     unread.cancel()
     unread.cancel()
-    assert told(meter, "cancelled", "local") == 2
+    assert count_of(meter, "cancelled", "local") == 2
     assert meter.registry.get_sample_value("story_streams_open") == 0
 
 
@@ -119,19 +119,19 @@ async def test_what_never_begins_is_counted_by_why(scripted: Scripted, meter: Me
     for scripted.next in (BusyError("full", 1.0), RuntimeError("no model")):
         with pytest.raises(type(scripted.next)):
             await backend.submit(ASKED)
-    assert told(meter, "refused", "local") == 1
-    assert told(meter, "error", "auto") == 1
+    assert count_of(meter, "refused", "local") == 1
+    assert count_of(meter, "error", "auto") == 1
 
 
 async def test_names_from_elsewhere_cannot_grow_without_end(scripted: Scripted, meter: Meter) -> None:
     backend = MeteredBackend(scripted, meter)
     for number in range(40):
-        scripted.next = Told("stop", f"writer-{number}", None)
+        scripted.next = ScriptedStream("stop", f"backend-{number}", None)
         await read(backend)
     samples = [s for family in meter.registry.collect() for s in family.samples]
     writers = {s.labels["served_by"] for s in samples if s.name == "story_streams_total"}
     assert len(writers) == MOST_NAMES + 1
-    assert told(meter, "stop", "other") == 40 - (MOST_NAMES - 1)  # `local` was known from the start
+    assert count_of(meter, "stop", "other") == 40 - (MOST_NAMES - 1)  # `local` was known from the start
 
 
 def test_the_breaker_and_what_writes_can_be_seen(meter: Meter) -> None:

@@ -198,7 +198,7 @@ def test_a_window_lets_in_what_a_list_of_all_that_was_let_in_allows(steps: Any, 
         if isinstance(found, Taken):
             let_in.append((clock.now, cost))
         else:
-            # At the time that was told there is room, and just before there is none.
+            # At the time that was returned there is capacity, and just before there is none.
             later = [sum(c for at, c in let_in if at > clock.now + found - 60 + early) for early in (0, -0.5)]
             assert [used + cost <= amount for used in later] == [True, False]
 
@@ -249,7 +249,7 @@ def test_however_many_clients_come_the_windows_are_bounded() -> None:
     for client in range(1000):
         taken(windows.take(str(client), 5, 60, 1))
     assert len(windows) <= 101
-    assert windows.take("999", 1, 60, 1) == 60, "those who came last are remembered"
+    assert windows.take("999", 1, 60, 1) == 60, "the last clients are kept"
 
 
 def left(began: float) -> float:
@@ -333,7 +333,7 @@ async def test_a_story_that_never_began_costs_nothing() -> None:
     await limiter.admit("a", stories())
 
 
-async def test_a_refusal_takes_nothing_from_the_limits_that_had_room() -> None:
+async def test_a_refusal_takes_nothing_from_the_limits_that_had_capacity() -> None:
     limiter = Limiter(quotas(client_stories="9/minute", client_tokens="100/minute"))
     reservation = await limiter.admit("a", stories())
     for _ in range(20):

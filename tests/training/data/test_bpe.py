@@ -43,9 +43,9 @@ def test_common_words_become_one_piece_and_text_gets_shorter() -> None:
 
 
 def test_pieces_join_only_inside_a_word() -> None:
-    pieces = [TOKENIZER.id_to_token(i) or "" for i in range(1, 600)]
-    assert all(pieces)
-    assert not [piece for piece in pieces if "Ġ" in piece.lstrip("Ġ")]
+    tokens = [TOKENIZER.id_to_token(i) or "" for i in range(1, 600)]
+    assert all(tokens)
+    assert not [token for token in tokens if "Ġ" in token.lstrip("Ġ")]
 
 
 def test_a_saved_tokenizer_loads_and_encodes_the_same(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ FILES = {TRAIN_FILE: b"One.\n<|endoftext|>\nTwo.\n", VALID_FILE: "Zoë.\n".encod
 
 
 class Hub(ThreadingHTTPServer):
-    """Serves `files`; `requests` remembers what it was asked."""
+    """Serves `files`; `requests` keeps what it was asked."""
 
     def __init__(self, files: dict[str, bytes]) -> None:
         super().__init__(("127.0.0.1", 0), HubHandler)

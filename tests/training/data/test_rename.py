@@ -153,7 +153,7 @@ def test_possessives_sentence_starts_and_capitals_follow() -> None:
         ("One day, Qwert ran. It was hot. The sun shone. She fell.", "Qwert", "unknown"),  # too far away
     ],
 )
-def test_gender_is_told_by_the_pronouns(text: str, name: str, gender: str) -> None:
+def test_gender_is_given_by_the_pronouns(text: str, name: str, gender: str) -> None:
     assert RENAMER.genders(text, [name, "Zed"])[0] == gender
 
 

@@ -59,7 +59,7 @@ def test_the_exported_graph_is_accepted_with_its_largest_difference_at_each_batc
     assert accepted.spread == pytest.approx(np.std(np.concatenate(reference_logits(network(), cut))))
 
 
-def test_only_batches_that_the_runtime_has_room_for_are_tried() -> None:
+def test_only_batches_that_the_runtime_has_capacity_for_are_tried() -> None:
     runtime = OnnxRuntime(small_folder() / "decode.fp32.onnx", SMALL, max_batch=9)
     assert tuple(accept(network(), runtime, "fp32", stories()).largest) == (1, 2, 3, 8)
 
@@ -95,7 +95,7 @@ def test_an_int8_graph_of_another_network_is_refused(tmp_path: Path) -> None:
         accept(network(), runtime, "int8", stories())
 
 
-def test_a_graph_with_one_nan_is_refused_and_told_as_such(tmp_path: Path) -> None:
+def test_a_graph_with_one_nan_is_refused_and_reported_as_such(tmp_path: Path) -> None:
     runtime = runtime_with({"blocks.1.mixer.output.weight": ((5, 6), np.nan)}, "fp32", tmp_path / "model")
     with pytest.raises(ModelError, match="fp32 runtime is not the network: at batch 1 a logit is not finite"):
         accept(network(), runtime, "fp32", stories())
@@ -117,7 +117,7 @@ def test_a_fault_of_one_row_of_one_batch_size_is_found(monkeypatch: pytest.Monke
         accept(network(), runtime, "fp32", stories())
 
 
-def test_a_network_that_is_not_finite_itself_is_told_so() -> None:
+def test_a_network_that_is_not_finite_itself_is_reported_so() -> None:
     broken = load_network(small_folder())
     with torch.no_grad():
         broken.get_parameter("blocks.0.up.weight")[0, 0] = torch.nan

@@ -71,7 +71,7 @@ def test_it_scales_the_logits_and_changes_nothing_else(network: StoryNetwork, sh
     assert found.scale != pytest.approx(1.0, abs=0.01)
 
 
-def test_an_export_can_be_calibrated_and_tells_so(tmp_path: Path) -> None:
+def test_an_export_can_be_calibrated_and_reports_so(tmp_path: Path) -> None:
     data, out = tmp_path / "data", tmp_path / "model"
     prepare(PrepareOptions(sources=(own_stories_folder(),), out=data, tokenizer=small_checkpoint() / "tokenizer.json"))
     before = (small_checkpoint() / "model.safetensors").read_bytes()

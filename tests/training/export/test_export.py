@@ -39,7 +39,7 @@ def broken(tmp_path: Path) -> Path:
     return folder
 
 
-def test_an_export_is_whole_accepted_and_told(tmp_path: Path) -> None:
+def test_an_export_is_whole_accepted_and_reported(tmp_path: Path) -> None:
     report = export_checkpoint(small_checkpoint(), tmp_path / "deep" / "model")
     out = tmp_path / "deep" / "model"
     assert {path.name for path in out.iterdir()} == {*DIGESTED, "card.md", "digest"}
@@ -91,7 +91,7 @@ def test_a_new_export_replaces_the_model_that_stood_there(tmp_path: Path) -> Non
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "other"]
 
 
-def test_a_folder_is_as_open_to_readers_as_the_one_around_it(tmp_path: Path) -> None:
+def test_a_folder_is_as_open_to_users_as_the_one_around_it(tmp_path: Path) -> None:
     tmp_path.chmod(0o755)
     mask = os.umask(0o022)
     try:
@@ -268,14 +268,14 @@ def card(folder: Path, notes: dict[str, Any]) -> str:
     return (folder / "card.md").read_text("utf-8")
 
 
-def test_a_model_that_was_trained_in_one_run_tells_of_one(tmp_path: Path) -> None:
+def test_a_model_that_was_trained_in_one_run_names_one(tmp_path: Path) -> None:
     notes = card(tmp_path, FIRST)
     assert "- recipe `first`, seed 0, peak rate 0.02, 1,200 steps, 5,000,000 tokens, 10 minutes" in notes
     assert "from the weights of" not in notes
     assert "not validated" in notes
 
 
-def test_a_continuation_tells_each_run_in_order_and_what_was_other_in_it(tmp_path: Path) -> None:
+def test_a_continuation_reports_each_run_in_order_and_what_was_other_in_it(tmp_path: Path) -> None:
     notes = card(tmp_path, SECOND)
     lines = [line for line in notes.splitlines() if "recipe `" in line]
     assert lines == [
@@ -315,7 +315,7 @@ def test_a_model_blended_with_itself_stays_what_it_is() -> None:
         assert torch.equal(network.state_dict()[name], value)
 
 
-def test_an_export_tells_whose_weights_were_mixed_in(tmp_path: Path) -> None:
+def test_an_export_reports_whose_weights_were_mixed_in(tmp_path: Path) -> None:
     out = tmp_path / "model"
     export_checkpoint(small_checkpoint(), out, blend_with=small_folder())
     digest = ModelFolder.open(small_folder()).digest

@@ -30,7 +30,7 @@ def checkout(tmp_path: Path) -> Path:
     return root
 
 
-def test_a_clean_checkout_tells_its_revision(checkout: Path) -> None:
+def test_a_clean_checkout_reports_its_revision(checkout: Path) -> None:
     assert git_state(checkout) == (git(checkout, "rev-parse", "HEAD"), False)
 
 

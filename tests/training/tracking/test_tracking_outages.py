@@ -237,13 +237,13 @@ def test_a_store_that_cannot_be_opened_is_said_before_the_first_step(out: Path, 
     with pytest.raises(InputError, match=r"^MLFLOW_TRACKING_URI sqlite:.*cannot be used") as caught:
         observer.started(start(out))
     assert "\n" not in str(caught.value)
-    observer.stepped(step(1))  # the loop may still tell it things
+    observer.stepped(step(1))  # the loop may still report to it
     observer.ended(end("failed"))
 
 
 def test_a_password_in_the_address_is_not_shown() -> None:
     with pytest.raises(InputError) as caught:
-        open_store("nonsense://reader:secret@host/db")
+        open_store("nonsense://user:secret@host/db")
     assert "secret" not in str(caught.value)
 
 

@@ -198,7 +198,9 @@ def test_it_begins_with_these_weights_a_new_optimiser_and_the_first_row(
     assert more.ends[0].best_bits_per_byte < recorder.ends[0].best_bits_per_byte
 
 
-def test_its_checkpoints_tell_what_it_started_from(whole: tuple[Recorder, Path], shards: Path, tmp_path: Path) -> None:
+def test_its_checkpoints_report_what_it_started_from(
+    whole: tuple[Recorder, Path], shards: Path, tmp_path: Path
+) -> None:
     init = whole[1] / "best"
     notes = read_config(init)
     del notes["model"], notes["format"]
@@ -210,7 +212,7 @@ def test_its_checkpoints_tell_what_it_started_from(whole: tuple[Recorder, Path],
     assert "init" not in notes
 
 
-def test_a_continuation_of_a_continuation_tells_both(
+def test_a_continuation_of_a_continuation_reports_both(
     whole: tuple[Recorder, Path], shards: Path, tmp_path: Path
 ) -> None:
     second, third = tmp_path / "second" / "best", tmp_path / "third" / "best"
@@ -222,7 +224,7 @@ def test_a_continuation_of_a_continuation_tells_both(
     assert [part["recipe"]["seed"] for part in history(notes)] == [0, 1, 2]
 
 
-def test_an_interrupted_continuation_resumes_without_init_and_still_tells_it(
+def test_an_interrupted_continuation_resumes_without_init_and_still_reports_it(
     whole: tuple[Recorder, Path], shards: Path, tmp_path: Path
 ) -> None:
     init = whole[1] / "best"

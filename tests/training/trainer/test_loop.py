@@ -27,7 +27,7 @@ from training.trainer.rows import IGNORED, RowStream
 from training.trainer.validation import Validation
 
 
-def test_a_run_tells_where_it_starts_each_step_each_evaluation_and_its_end(
+def test_a_run_reports_where_it_starts_each_step_each_evaluation_and_its_end(
     whole: tuple[Recorder, Path], shards: Path
 ) -> None:
     recorder, out = whole

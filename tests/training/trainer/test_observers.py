@@ -99,7 +99,7 @@ def test_without_a_terminal_a_line_is_printed_every_so_many_seconds() -> None:
     assert "\x1b" not in output.getvalue()
 
 
-def test_a_line_tells_loss_bits_per_byte_rate_and_time_left() -> None:
+def test_a_line_reports_loss_bits_per_byte_rate_and_time_left() -> None:
     observer, output, _ = plain_observer()
     observer.started(start())
     observer.stepped(step(10, loss=2.0, elapsed=30.0, progress=0.25))

@@ -1,4 +1,4 @@
-/* The next token of each row, from logits, settings and a random number: `model/runtimes/sampling.py`, which tells the rules, in C.
+/* The next token of each row, from logits, settings and a random number: `model/runtimes/sampling.py`, which states the rules, in C.
  *
  * The same choices but for the last bit of two float operations, the exponential and the sum of a row's weights: a draw
  * within about 1e-7 of the border of two tokens may fall on the other side. What decides is added up in whole numbers.

@@ -21,7 +21,7 @@ from tests.model.small_model import small_folder
 
 
 @given(st.integers(1, 300))
-def test_buckets_are_powers_of_two_up_to_the_room_that_is_needed(most: int) -> None:
+def test_buckets_are_powers_of_two_up_to_the_capacity_that_is_needed(most: int) -> None:
     sizes = bucket_sizes(most)
     assert sizes == [2**power for power in range(len(sizes))]
     assert sizes[-1] >= most
@@ -29,7 +29,7 @@ def test_buckets_are_powers_of_two_up_to_the_room_that_is_needed(most: int) -> N
 
 
 @given(st.integers(1, 64), st.sets(st.sampled_from([1, 2, 4, 8, 16, 32, 64]), min_size=1))
-def test_launches_cover_all_rows_once_within_the_room_and_as_few_as_can_be(count: int, some: set[int]) -> None:
+def test_launches_cover_all_rows_once_within_the_capacity_and_as_few_as_can_be(count: int, some: set[int]) -> None:
     sizes = sorted(some)
     launches = cover(count, sizes)
     rows = [row for first, size in launches for row in range(first, first + size)]

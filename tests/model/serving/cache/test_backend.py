@@ -28,7 +28,7 @@ LENGTH = 5
 
 
 def words(fingerprint: str, request: GenerationRequest) -> list[str]:
-    """The story: it tells who wrote it, and for what."""
+    """The story: its text names backend and request."""
     return [f"{fingerprint}:{request.prompt}:{request.sampling.seed}:{number} " for number in range(LENGTH)]
 
 
@@ -65,7 +65,7 @@ class Tape:
         self.news.set()
 
     async def __aiter__(self) -> AsyncIterator[Chunk]:
-        told: list[str] = []
+        sent: list[str] = []
         finish = self.ending
         for number, word in enumerate(self.words):
             while number >= self.allowed and not self.cancelled and self.failure is None:
@@ -76,11 +76,11 @@ class Tape:
             if self.cancelled:
                 finish = "cancelled"
                 break
-            told.append(word)
+            sent.append(word)
             yield Chunk(word, (number,))
             finish = self.ending
-        usage = Usage(prompt_tokens=7, completion_tokens=len(told), queued=0.0, ttft=0.1, duration=0.2)
-        self._completion = Completion("".join(told), finish, usage)
+        usage = Usage(prompt_tokens=7, completion_tokens=len(sent), queued=0.0, ttft=0.1, duration=0.2)
+        self._completion = Completion("".join(sent), finish, usage)
 
 
 class Tapes:
@@ -125,7 +125,7 @@ def stories() -> ResponseCache:
 
 
 @pytest.fixture
-async def desk() -> AsyncIterator[tuple[CachingBackend, LocalBackend, FakeRuntime]]:
+async def caching() -> AsyncIterator[tuple[CachingBackend, LocalBackend, FakeRuntime]]:
     local, network = paced(slots=2, queue=0, end_bias=-3.0)
     backend = cached_backend(local, stories())
     assert isinstance(backend, CachingBackend)
@@ -144,9 +144,9 @@ def story(seed: int = 1, **more: object) -> GenerationRequest:
 
 @pytest.mark.parametrize("logprobs", [None, 2])
 async def test_a_story_asked_again_is_the_story_that_was_written(
-    desk: tuple[CachingBackend, LocalBackend, FakeRuntime], logprobs: int | None
+    caching: tuple[CachingBackend, LocalBackend, FakeRuntime], logprobs: int | None
 ) -> None:
-    backend, local, _ = desk
+    backend, local, _ = caching
     alone, plain = await hear(await local.submit(story(logprobs=logprobs)))
     first = await backend.submit(story(logprobs=logprobs))
     written, one = await hear(first)
@@ -172,9 +172,9 @@ async def test_a_story_asked_again_is_the_story_that_was_written(
 
 
 async def test_what_is_not_to_be_remembered_is_written_each_time(
-    desk: tuple[CachingBackend, LocalBackend, FakeRuntime],
+    caching: tuple[CachingBackend, LocalBackend, FakeRuntime],
 ) -> None:
-    backend, local, _ = desk
+    backend, local, _ = caching
     for _ in range(2):
         await hear(await backend.submit(story(cacheable=False)))
     assert sum(local.engine.stats().finished.values()) == 2
@@ -183,9 +183,9 @@ async def test_what_is_not_to_be_remembered_is_written_each_time(
 
 
 async def test_ten_equal_requests_at_once_take_one_slot_and_stream_along(
-    desk: tuple[CachingBackend, LocalBackend, FakeRuntime],
+    caching: tuple[CachingBackend, LocalBackend, FakeRuntime],
 ) -> None:
-    backend, local, network = desk
+    backend, local, network = caching
     network.step_seconds = 0.002
     first = await backend.submit(story())
     head = [await anext(aiter(first)) for _ in range(3)]  # three chunks of the same iteration
@@ -202,9 +202,9 @@ async def test_ten_equal_requests_at_once_take_one_slot_and_stream_along(
 
 
 async def test_when_the_one_who_asked_first_leaves_the_others_hear_the_end(
-    desk: tuple[CachingBackend, LocalBackend, FakeRuntime],
+    caching: tuple[CachingBackend, LocalBackend, FakeRuntime],
 ) -> None:
-    backend, local, network = desk
+    backend, local, network = caching
     whole, _ = await hear(await local.submit(story()))
     network.step_seconds = 0.002
     first = await backend.submit(story())
@@ -218,9 +218,9 @@ async def test_when_the_one_who_asked_first_leaves_the_others_hear_the_end(
 
 
 async def test_when_all_leave_the_slot_is_free_at_the_next_step(
-    desk: tuple[CachingBackend, LocalBackend, FakeRuntime],
+    caching: tuple[CachingBackend, LocalBackend, FakeRuntime],
 ) -> None:
-    backend, local, network = desk
+    backend, local, network = caching
     network.step_seconds = 0.01
     streams = [await backend.submit(story()) for _ in range(3)]
     await anext(aiter(streams[0]))
@@ -235,8 +235,8 @@ async def test_when_all_leave_the_slot_is_free_at_the_next_step(
     assert local.engine.stats().active == 0
 
 
-async def test_a_story_that_failed_is_written_again(desk: tuple[CachingBackend, LocalBackend, FakeRuntime]) -> None:
-    backend, _, network = desk
+async def test_a_story_that_failed_is_written_again(caching: tuple[CachingBackend, LocalBackend, FakeRuntime]) -> None:
+    backend, _, network = caching
     network.fail_next = RuntimeError("the pen broke")
     _, failed = await hear(await backend.submit(story()))
     _, fine = await hear(await backend.submit(story()))
@@ -261,12 +261,12 @@ async def test_while_a_backend_does_not_know_who_would_write_it_is_asked_each_ti
     backend = CachingBackend(tapes, stories())
     asked = GenerationRequest(prompt="Once")
     tapes.now = None  # type: ignore[assignment]
-    told = [await backend.submit(asked) for _ in range(2)]
+    joined = [await backend.submit(asked) for _ in range(2)]
     assert len(tapes.streams) == 2
     for tape, name in zip(tapes.streams, ("blue", None), strict=True):
         tape.fingerprint = name  # type: ignore[assignment]  # what it turned out to be, if that is known
         tape.play(LENGTH)
-    for stream in told:
+    for stream in joined:
         await hear(stream)
     tapes.now = "blue"
     assert isinstance(await backend.submit(asked), CachedStream)
@@ -318,8 +318,8 @@ class Listener:
         return self.task is not None and self.task.done()
 
 
-class Readers(RuleBasedStateMachine):
-    """Readers come, leave and are told; stories go on, end, fail, and the version behind them changes."""
+class Clients(RuleBasedStateMachine):
+    """Clients come, leave and are answered; stories go on, end, fail, and the version behind them changes."""
 
     @initialize()
     def begin(self) -> None:
@@ -375,7 +375,7 @@ class Readers(RuleBasedStateMachine):
         listener.left = True
         if by == "cancel":
             listener.stream.cancel()
-        else:  # as where the reader's own task ends
+        else:  # as where the client's own task ends
             assert listener.task is not None
             listener.task.cancel()
             self.settle()
@@ -409,7 +409,7 @@ class Readers(RuleBasedStateMachine):
         self.tapes.now = "green" if self.tapes.now == "blue" else "blue"
 
     @invariant()
-    def nobody_is_told_anything_but_the_story_of_the_version_that_was_asked(self) -> None:
+    def nobody_receives_anything_but_the_story_of_the_version_that_was_asked(self) -> None:
         for each in self.listeners:
             assert "".join(words(each.fingerprint, each.request)).startswith(each.text)
 
@@ -424,7 +424,7 @@ class Readers(RuleBasedStateMachine):
             assert each.done == each.source.over
 
     @invariant()
-    def a_story_is_stopped_exactly_when_its_last_reader_has_left(self) -> None:
+    def a_story_is_stopped_exactly_when_its_last_user_has_left(self) -> None:
         for tape in self.tapes.streams:
             stay = any(each.source is tape and not each.left for each in self.listeners)
             if not tape.over:
@@ -432,17 +432,17 @@ class Readers(RuleBasedStateMachine):
                 assert stay
 
     @invariant()
-    def every_end_is_told_with_its_counts(self) -> None:
+    def every_end_has_its_counts(self) -> None:
         for each in self.listeners:
             if not each.done or each.error is not None:
                 continue
-            told = each.stream.completion
-            assert told.text == each.text
-            assert told.usage.completion_tokens == sum(len(chunk.tokens) for chunk in each.heard)
+            completion = each.stream.completion
+            assert completion.text == each.text
+            assert completion.usage.completion_tokens == sum(len(chunk.tokens) for chunk in each.heard)
             if each.source is None:
-                assert (told.finish_reason in ("stop", "length"), told.usage.prompt_tokens) == (True, 7)
+                assert (completion.finish_reason in ("stop", "length"), completion.usage.prompt_tokens) == (True, 7)
             elif each.left and not each.source.over:
-                assert told.finish_reason == "cancelled"
+                assert completion.finish_reason == "cancelled"
 
     def teardown(self) -> None:
         if hasattr(self, "loop"):
@@ -452,8 +452,8 @@ class Readers(RuleBasedStateMachine):
             self.loop.close()
 
 
-TestReaders = Readers.TestCase
-TestReaders.settings = hypothesis.settings(max_examples=25, stateful_step_count=20)
+TestClients = Clients.TestCase
+TestClients.settings = hypothesis.settings(max_examples=25, stateful_step_count=20)
 
 
 async def test_a_client_who_gives_up_before_the_story_began_leaves_it_to_the_others() -> None:

@@ -15,7 +15,7 @@ from model.serving.cache.store import OVERHEAD, PREFIX, CachedResponse, LRUCache
 from model.serving.redis import RedisLink
 from tests.redis_server import redis_server, settled
 
-TOLD = CachedResponse((Chunk("Once", (1,)), Chunk(" upon", (2,))), "stop", 3, 2)
+RESPONSE = CachedResponse((Chunk("Once", (1,)), Chunk(" upon", (2,))), "stop", 3, 2)
 
 
 class Clock:
@@ -76,17 +76,17 @@ async def test_replicas_share_stories_through_redis_and_each_remembers_on_its_ow
         links = [RedisLink(server.url) for _ in range(2)]
         first, second = (ResponseCache(LRUCache(1_000_000, 60), 60, link) for link in links)
         assert await second.get("k") is None
-        first.put("k", TOLD)
+        first.put("k", RESPONSE)
         await settled(links[0])
-        assert await second.get("k") == TOLD
+        assert await second.get("k") == RESPONSE
         assert 0 < await links[0].client.ttl(PREFIX + "k") <= 60
         await links[0].client.set(PREFIX + "spoilt", b'["stop",')
         assert await second.get("spoilt") is None
         server.stop()
-        assert await second.get("k") == TOLD
+        assert await second.get("k") == RESPONSE
         assert await second.get("other") is None
-        second.put("other", TOLD)
-        assert await second.get("other") == TOLD
+        second.put("other", RESPONSE)
+        assert await second.get("other") == RESPONSE
         for link in links:
             await link.aclose()
 
@@ -108,14 +108,14 @@ REQUEST = GenerationRequest(
 
 
 @given(STORIES)
-def test_a_story_comes_back_to_the_last_bit(told: CachedResponse) -> None:
-    assert CachedResponse.from_bytes(told.as_bytes()) == told
+def test_a_story_comes_back_to_the_last_bit(response: CachedResponse) -> None:
+    assert CachedResponse.from_bytes(response.as_bytes()) == response
 
 
-@given(st.binary(max_size=60) | st.builds(lambda told, cut: told.as_bytes()[:cut], STORIES, st.integers(0, 40)))
+@given(st.binary(max_size=60) | st.builds(lambda response, cut: response.as_bytes()[:cut], STORIES, st.integers(0, 40)))
 def test_what_is_no_story_is_none(data: bytes) -> None:
-    told = CachedResponse.from_bytes(data)
-    assert told is None or told.as_bytes()
+    response = CachedResponse.from_bytes(data)
+    assert response is None or response.as_bytes()
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ class Running:
         return self.client.get(path)
 
     def figures(self) -> dict[str, float]:
-        """The metrics as they read now: name with labels → value; who told a story is summed up."""
+        """The metrics as they read now: name with labels → value; a story's backends are summed up."""
         found: defaultdict[str, float] = defaultdict(float)
         for line in self.get("/metrics").text.splitlines():
             if line and not line.startswith("#"):

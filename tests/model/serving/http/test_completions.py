@@ -92,8 +92,8 @@ def test_several_stories_stream_side_by_side() -> None:
         alone = whole(running, prompt="Once", n=3, max_tokens=30, seed=4)["choices"]
     order = [choice["index"] for choice in choices]
     assert {0, 1, 2} <= set(order[:9]), "none waits for another's end"
-    told = ["".join(c["text"] for c in choices if c["index"] == index) for index in range(3)]
-    assert told == [choice["text"] for choice in alone]
+    received = ["".join(c["text"] for c in choices if c["index"] == index) for index in range(3)]
+    assert received == [choice["text"] for choice in alone]
     assert [c["index"] for c in choices if c["finish_reason"]] != []
     assert sum(c["finish_reason"] == "length" for c in choices) == 3
 
@@ -153,8 +153,8 @@ def test_echo_brings_the_prompt_back_whole_and_streamed(shipped: Running) -> Non
     with streaming(shipped, **asked, echo=True) as flow:
         choices = [data["choices"][0] for _, data in flow if data != "[DONE]"]
     for index in (0, 1):
-        told = "".join(choice["text"] for choice in choices if choice["index"] == index)
-        assert told == echoed["choices"][index]["text"]
+        received = "".join(choice["text"] for choice in choices if choice["index"] == index)
+        assert received == echoed["choices"][index]["text"]
 
 
 def test_log_probabilities_are_the_same_whole_and_streamed_and_offsets_point_at_their_tokens(shipped: Running) -> None:
@@ -245,8 +245,8 @@ def test_any_prompt_is_gone_on_from_and_comes_back_as_it_was(prompt: str, shippe
     answer = whole(shipped, prompt=prompt, max_tokens=4, seed=1, echo=True)
     assert answer["choices"][0]["text"].startswith(prompt)
     with streaming(shipped, prompt=prompt, max_tokens=4, seed=1, echo=True) as flow:
-        told = "".join(data["choices"][0]["text"] for _, data in flow if data != "[DONE]")
-    assert told == answer["choices"][0]["text"]
+        received = "".join(data["choices"][0]["text"] for _, data in flow if data != "[DONE]")
+    assert received == answer["choices"][0]["text"]
 
 
 def client_of(running: Running) -> openai.OpenAI:
@@ -278,10 +278,10 @@ async def test_the_asynchronous_client_reads_the_same(shipped: Running) -> None:
     async with openai.AsyncOpenAI(base_url=f"{shipped.url}/v1", api_key="none", max_retries=0) as client:
         whole = await client.completions.create(**ASKED)  # type: ignore[call-overload]
         stream = await client.completions.create(**ASKED, stream=True)  # type: ignore[call-overload]
-        told = "".join([chunk.choices[0].text async for chunk in stream])
+        received = "".join([chunk.choices[0].text async for chunk in stream])
         several = await asyncio.gather(*(client.completions.create(**ASKED) for _ in range(4)))  # type: ignore[call-overload]
-    assert told == whole.choices[0].text
-    assert {answer.choices[0].text for answer in several} == {told}
+    assert received == whole.choices[0].text
+    assert {answer.choices[0].text for answer in several} == {received}
 
 
 def test_several_choices_stop_strings_and_log_probabilities(client: openai.OpenAI) -> None:

@@ -88,10 +88,10 @@ def test_what_does_not_end_in_time_is_aborted_with_an_error_and_no_done() -> Non
     with serving(backend, drain=0.2) as running, streaming(running, prompt="Once", max_tokens=4000) as flow:
         next(flow)
         running.server.handle_exit(15, None)
-        told = list(flow)
-    name, error = told[-1]
+        received = list(flow)
+    name, error = received[-1]
     assert (name, error["error"]["code"]) == ("error", "draining")
-    assert "[DONE]" not in [data for _, data in told]
+    assert "[DONE]" not in [data for _, data in received]
 
 
 def answered(figures: dict[str, float]) -> float:

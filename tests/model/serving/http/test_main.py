@@ -57,12 +57,12 @@ def process(
         started.communicate()
 
 
-class Reader(threading.Thread):
+class StreamClient(threading.Thread):
     """Reads one streamed story to its end and keeps what came."""
 
     def __init__(self, url: str, **body: Any) -> None:
         super().__init__()
-        self.told: list[tuple[str, Any]] = []
+        self.received: list[tuple[str, Any]] = []
         self._url = url
         self._body = {"prompt": "Once", "stream": True, "return_token_ids": True, **body}
         self.start()
@@ -70,17 +70,17 @@ class Reader(threading.Thread):
     def run(self) -> None:
         with httpx.stream("POST", f"{self._url}/v1/completions", json=self._body, timeout=60) as response:
             for event in events(response.iter_lines()):
-                self.told.append(event)
+                self.received.append(event)
 
     @property
     def tokens(self) -> int:
-        choices = [choice for _, data in self.told if data != "[DONE]" for choice in data["choices"]]
+        choices = [choice for _, data in self.received if data != "[DONE]" for choice in data["choices"]]
         return sum(len(choice.get("token_ids", ())) for choice in choices)
 
     @property
     def ended(self) -> str:
         """`whole`, or the code of the error it ended with."""
-        name, data = self.told[-1]
+        name, data = self.received[-1]
         return "whole" if data == "[DONE]" else str(data["error"]["code"]) if name == "error" else "torn"
 
 
@@ -98,19 +98,19 @@ def test_it_prints_its_address_writes_stories_and_ends_cleanly(repository: Path)
 
 def test_on_sigterm_running_stories_finish_and_new_ones_refused(repository: Path) -> None:
     with process(repository, program=PACED) as (started, _, url):
-        readers = [Reader(url, max_tokens=300, seed=seed) for seed in range(4)]
-        until(lambda: all(len(reader.told) > 5 for reader in readers), 30)
+        clients = [StreamClient(url, max_tokens=300, seed=seed) for seed in range(4)]
+        until(lambda: all(len(client.received) > 5 for client in clients), 30)
         started.send_signal(signal.SIGTERM)
         until(lambda: httpx.get(f"{url}/api/health").status_code == 503)
         assert httpx.get(f"{url}/api/health").json()["status"] == "draining"
         refused = httpx.post(f"{url}/v1/completions", json={"prompt": "x"})
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "draining")
-        assert all(reader.is_alive() for reader in readers), "they run on"
+        assert all(client.is_alive() for client in clients), "they run on"
         assert started.wait(30) == 0
-        for reader in readers:
-            reader.join(10)
-        assert [reader.ended for reader in readers] == ["whole"] * 4
-        assert [reader.tokens for reader in readers] == [300] * 4
+        for client in clients:
+            client.join(10)
+        assert [client.ended for client in clients] == ["whole"] * 4
+        assert [client.tokens for client in clients] == [300] * 4
         assert started.communicate()[1] == ""
 
 
@@ -120,8 +120,8 @@ def test_the_wait_is_bounded_by_the_option_and_by_a_second_signal(
 ) -> None:
     drain = "1" if second is None else "60"
     with process(repository, "--drain", drain, program=PACED) as (started, _, url):
-        reader = Reader(url, max_tokens=4000)
-        until(lambda: len(reader.told) > 5, 30)
+        client = StreamClient(url, max_tokens=4000)
+        until(lambda: len(client.received) > 5, 30)
         began = time.monotonic()
         started.send_signal(signal.SIGTERM)
         if second is not None:
@@ -129,8 +129,8 @@ def test_the_wait_is_bounded_by_the_option_and_by_a_second_signal(
             started.send_signal(second)
         assert started.wait(60) == 0
         assert second is not None or time.monotonic() - began >= 1
-        reader.join(10)
-        assert reader.ended == "draining", "its story would have taken longer than the wait"
+        client.join(10)
+        assert client.ended == "draining", "its story would have taken longer than the wait"
 
 
 @pytest.mark.parametrize(
@@ -161,21 +161,21 @@ def test_what_is_wrong_at_the_start_is_one_line_and_exit_code_2(
 
 
 async def test_a_connection_sends_small_messages_at_once() -> None:
-    told: list[int] = []
+    received: list[int] = []
 
-    async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def greet(client: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         accepted = writer.get_extra_info("socket")
-        told.append(accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+        received.append(accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
         writer.close()
 
     listening = bound("127.0.0.1", 0)
     server = await asyncio.start_server(greet, sock=listening)
     async with server:
-        reader, writer = await asyncio.open_connection(*listening.getsockname())
-        await reader.read()
+        client, writer = await asyncio.open_connection(*listening.getsockname())
+        await client.read()
         writer.close()
-    assert told
-    assert all(told), "a token does not wait for the acknowledgement of the one before"
+    assert received
+    assert all(received), "a token does not wait for the acknowledgement of the one before"
 
 
 def test_a_port_that_is_taken_and_an_address_elsewhere_are_reported_in_one_line() -> None:

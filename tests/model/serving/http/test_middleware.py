@@ -38,12 +38,12 @@ def error_of(response: httpx.Response) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("path", ["/v1/completions", "/api/generate"])
-@pytest.mark.parametrize("told", [True, False])
+@pytest.mark.parametrize("with_length", [True, False])
 def test_a_body_that_is_too_long_is_refused_whether_or_not_it_announces_its_length(
-    path: str, told: bool, running: Running
+    path: str, with_length: bool, running: Running
 ) -> None:
     body = json.dumps({"prompt": "x" * 3000}).encode()
-    content: Any = body if told else iter([body[:1000], body[1000:]])
+    content: Any = body if with_length else iter([body[:1000], body[1000:]])
     response = running.client.post(f"{path}", content=content)
     assert response.status_code == 413
     error = error_of(response)

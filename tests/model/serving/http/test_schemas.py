@@ -179,11 +179,11 @@ def test_a_wrong_field_is_named_with_what_is_allowed(body: dict[str, Any], param
         body = {"prompt": "x", **body}
     with pytest.raises((ServiceError, InputError)) as caught:
         CompletionBody.read(body).requests()
-    told = as_service_error(caught.value)
-    assert (told.status, told.param, told.code) == (422, param, "invalid_value")
-    assert message in str(told)
-    assert str(told).startswith(f"{param} ") or not param.isprintable()
-    assert "\n" not in str(told)
+    answer = as_service_error(caught.value)
+    assert (answer.status, answer.param, answer.code) == (422, param, "invalid_value")
+    assert message in str(answer)
+    assert str(answer).startswith(f"{param} ") or not param.isprintable()
+    assert "\n" not in str(answer)
 
 
 def test_a_long_wrong_value_is_not_repeated_whole() -> None:
@@ -234,10 +234,10 @@ def test_any_body_is_either_stories_or_an_error_that_names_a_field(body: dict[st
     try:
         asked = CompletionBody.read(parse_object(json.dumps(body).encode())).requests()
     except (ServiceError, InputError) as error:
-        told = as_service_error(error)
-        assert told.status == 422
-        assert told.param is not None
-        assert told.response().body
+        answer = as_service_error(error)
+        assert answer.status == 422
+        assert answer.param is not None
+        assert answer.response().body
     else:
         assert 1 <= len(asked) <= MAX_STREAMS
 

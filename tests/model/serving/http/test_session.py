@@ -30,14 +30,14 @@ def test_while_nothing_comes_a_comment_says_that_the_connection_lives() -> None:
         try:
             with streaming(running, prompt="Once", max_tokens=4) as flow:
                 # The first token comes from reading the prompt; then the network stands still.
-                told = [next(flow) for _ in range(4)]
+                received = [next(flow) for _ in range(4)]
                 network.gate.set()
-                told += list(flow)
+                received += list(flow)
         finally:
             network.gate.set()
-    names = [name for name, _ in told]
+    names = [name for name, _ in received]
     assert names.count(":") >= 3
-    assert told[-1] == ("", "[DONE]")
+    assert received[-1] == ("", "[DONE]")
 
 
 def test_comments_come_before_the_first_token_too_while_a_story_waits_in_the_queue() -> None:
@@ -48,10 +48,10 @@ def test_comments_come_before_the_first_token_too_while_a_story_waits_in_the_que
         with streaming(running, prompt="Two", max_tokens=3, stream_options={"include_usage": True}) as flow:
             assert [next(flow) for _ in range(3)] == [(":", "still here")] * 3
             held.cancel()
-            told = [data for name, data in flow if name != ":"]
-    assert told[-1] == "[DONE]"
-    assert told[-2]["times"]["queued"] > 0.1
-    assert told[-2]["times"]["ttft"] >= told[-2]["times"]["queued"]
+            received = [data for name, data in flow if name != ":"]
+    assert received[-1] == "[DONE]"
+    assert received[-2]["times"]["queued"] > 0.1
+    assert received[-2]["times"]["ttft"] >= received[-2]["times"]["queued"]
 
 
 def test_a_finished_story_leaves_nothing_that_only_the_collector_would_free() -> None:
@@ -80,11 +80,11 @@ def test_a_failure_in_mid_story_is_an_error_event_and_never_text() -> None:
     with serving(backend) as running, streaming(running, prompt="Once", max_tokens=4000, n=2) as flow:
         next(flow)
         network.fail_next = RuntimeError("inner words")
-        told = list(flow)
-    name, data = told[-1]
+        received = list(flow)
+    name, data = received[-1]
     assert (name, data["error"]["code"], data["error"]["type"]) == ("error", "model_failed", "service_unavailable")
-    assert "[DONE]" not in [data for _, data in told]
-    assert all(choice["finish_reason"] is None for _, data in told[:-1] for choice in data["choices"])
+    assert "[DONE]" not in [data for _, data in received]
+    assert all(choice["finish_reason"] is None for _, data in received[:-1] for choice in data["choices"])
 
 
 def test_a_backend_that_ends_breaks_its_stories_off_with_an_error() -> None:
@@ -112,26 +112,26 @@ def test_32_stories_at_once_are_the_stories_that_each_is_alone(shipped: Running)
     """Over HTTP with the shipped model, half of them streamed, twice as many as there are slots."""
     start = threading.Barrier(32)
 
-    def tell(seed: int) -> str:
+    def generate(seed: int) -> str:
         start.wait(30)
         if seed % 2:
             answer = shipped.post("/v1/completions", prompt="One day", max_tokens=40, seed=seed)
             assert answer.status_code == 200
             return str(answer.json()["choices"][0]["text"])
         with streaming(shipped, prompt="One day", max_tokens=40, seed=seed) as flow:
-            told = [data for _, data in flow if data != "[DONE]"]
-        return "".join(chunk["choices"][0]["text"] for chunk in told)
+            received = [data for _, data in flow if data != "[DONE]"]
+        return "".join(chunk["choices"][0]["text"] for chunk in received)
 
     with ThreadPoolExecutor(32) as pool:
-        together = list(pool.map(tell, range(32)))
+        together = list(pool.map(generate, range(32)))
     figures = shipped.figures()
     assert figures['story_streams_total{outcome="error"}'] == 0
     assert isinstance(shipped.service.manager.backend, MeteredBackend)
     backend = shipped.service.manager.backend.backend
     assert isinstance(backend, LocalBackend)
-    for seed, told in enumerate(together):
+    for seed, received in enumerate(together):
         asked = GenerationRequest(prompt="One day", max_tokens=40, sampling=SamplingParams(seed=seed))
-        assert backend.engine.submit(asked).wait(30).text == told
+        assert backend.engine.submit(asked).wait(30).text == received
 
 
 def test_one_service_counts_nothing_of_another(shipped: Running) -> None:
@@ -233,7 +233,7 @@ def test_whoever_leaves_the_queue_is_never_written_for(stream: bool) -> None:
         first.cancel()
 
 
-def test_of_several_choices_for_which_there_is_no_room_none_is_begun() -> None:
+def test_of_several_choices_for_which_there_is_no_capacity_none_is_begun() -> None:
     backend, _ = paced(slots=2, queue=1, step_seconds=0.01)
     with serving(backend) as running:
         response = running.post("/v1/completions", prompt="Once", n=4, max_tokens=4000)

@@ -24,7 +24,7 @@ def test_a_whole_story_comes_with_all_that_is_known_of_it(shipped: Running) -> N
     assert answer["version"] == shipped.get("/api/health").json()["model"]["version"]
 
 
-def test_it_is_the_story_that_completions_tell(shipped: Running) -> None:
+def test_it_is_the_story_of_completions(shipped: Running) -> None:
     one = shipped.post("/api/generate", **ASKED).json()
     other = shipped.post("/v1/completions", **ASKED).json()
     assert one["text"] == other["choices"][0]["text"]
@@ -34,11 +34,11 @@ def test_it_is_the_story_that_completions_tell(shipped: Running) -> None:
 def test_its_events_are_tokens_and_then_the_whole(shipped: Running) -> None:
     whole = shipped.post("/api/generate", **ASKED).json()
     with streaming(shipped, "/api/generate", **ASKED) as flow:
-        told = list(flow)
-    assert [name for name, _ in told] == ["token"] * (len(told) - 1) + ["complete"]
-    complete = told.pop()[1]
-    assert "".join(data["text"] for _, data in told) == complete["text"] == whole["text"]
-    assert told  # how many depends on the machine: tokens that are ready at once share an event
+        received = list(flow)
+    assert [name for name, _ in received] == ["token"] * (len(received) - 1) + ["complete"]
+    complete = received.pop()[1]
+    assert "".join(data["text"] for _, data in received) == complete["text"] == whole["text"]
+    assert received  # how many depends on the machine: tokens that are ready at once share an event
     assert {k: v for k, v in complete.items() if k not in ("id", "times")} == {
         k: v for k, v in whole.items() if k not in ("id", "times")
     }
@@ -55,12 +55,12 @@ def test_a_failure_in_mid_story_is_an_event_of_its_own() -> None:
     with serving(backend) as running, streaming(running, "/api/generate", prompt="Once", max_tokens=4000) as flow:
         assert next(flow)[0] == "token"
         network.fail_next = RuntimeError("inner words")
-        told = list(flow)
-    name, data = told[-1]
+        received = list(flow)
+    name, data = received[-1]
     assert name == "error"
     assert data["error"].keys() == {"type", "message", "param", "code"}
     assert data["error"]["code"] == "model_failed"
-    assert {name for name, _ in told[:-1]} <= {"token"}
+    assert {name for name, _ in received[:-1]} <= {"token"}
 
 
 def test_curl_needs_no_more_than_a_prompt(shipped: Running) -> None:

@@ -15,18 +15,18 @@ from tests.model.serving.http.serving import Running, paced, serving
 
 
 class Listener:
-    """A connected client and all that it was told."""
+    """A connected client and all that it received."""
 
     def __init__(self) -> None:
         self.client = socketio.AsyncClient(reconnection=False)
-        self.told: list[tuple[str, Any]] = []
+        self.received: list[tuple[str, Any]] = []
         self.news = asyncio.Event()
         for name in ("story_token", "story_complete", "story_error"):
             self.client.on(name, self._hears(name))
 
     def _hears(self, name: str) -> Any:
         async def hear(data: Any) -> None:
-            self.told.append((name, data))
+            self.received.append((name, data))
             self.news.set()
 
         return hear
@@ -35,7 +35,7 @@ class Listener:
         """The data of the next event of one of these names, from the beginning on."""
         async with asyncio.timeout(20):
             while True:
-                found = [data for name, data in self.told if name in names]
+                found = [data for name, data in self.received if name in names]
                 if found:
                     return found[-1]
                 self.news.clear()
@@ -65,7 +65,7 @@ async def test_a_story_is_sent_token_by_token_and_then_whole(shipped: Running) -
     async with listening(shipped) as listener:
         await listener.client.emit("generate_story", ASKED)
         complete = await listener.until("story_complete", "story_error")
-    tokens = [data for name, data in listener.told if name == "story_token"]
+    tokens = [data for name, data in listener.received if name == "story_token"]
     assert "".join(token["text"] for token in tokens) == complete["text"]
     assert {token["id"] for token in tokens} == {complete["id"]}
     whole = shipped.post("/api/generate", **ASKED).json()
@@ -88,18 +88,18 @@ def test_a_client_that_only_polls_gets_the_same(shipped: Running) -> None:
     poll("40")
     assert poll()[0].startswith("40")
     poll("42" + json.dumps(["generate_story", ASKED]))
-    told: list[Any] = []
-    while not told or told[-1][0] == "story_token":
-        told += [json.loads(packet[2:]) for packet in poll() if packet.startswith("42")]
+    received: list[Any] = []
+    while not received or received[-1][0] == "story_token":
+        received += [json.loads(packet[2:]) for packet in poll() if packet.startswith("42")]
     poll("1")
-    assert told[-1][0] == "story_complete"
-    assert "".join(data["text"] for _, data in told[:-1]) == told[-1][1]["text"]
+    assert received[-1][0] == "story_complete"
+    assert "".join(data["text"] for _, data in received[:-1]) == received[-1][1]["text"]
 
 
 async def test_what_is_wrong_is_a_story_error_and_the_next_story_goes_on(shipped: Running) -> None:
     async with listening(shipped) as listener:
         for asked, param in (({"prompt": "x", "temperature": 9}, "temperature"), ("x", None), (None, None)):
-            listener.told.clear()
+            listener.received.clear()
             await listener.client.emit("generate_story", asked)
             error = (await listener.until("story_error"))["error"]
             assert error["param"] == param

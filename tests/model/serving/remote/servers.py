@@ -69,7 +69,7 @@ def alone(request: GenerationRequest) -> Completion:
 
 
 WORDS = re.findall(r"\w+", "saw a frog by the old pond and the frog said hello to the little fox who sat there alone")
-"""What the scripts tell, one word a token: twenty of them."""
+"""What the scripts send, one word a token: twenty of them."""
 
 
 def text_of(words: int) -> str:
@@ -82,8 +82,8 @@ class Line:
     """One connection, after its request has come."""
 
     writer: asyncio.StreamWriter
-    told: int = 0
-    """Words told so far."""
+    sent: int = 0
+    """Words sent so far."""
 
     async def raw(self, data: bytes) -> None:
         """Send bytes as they are."""
@@ -110,15 +110,15 @@ class Line:
 
     async def words(self, count: int, pace: float = 0.0) -> None:
         """The next words, each as an event of one token."""
-        for word in WORDS[self.told : self.told + count]:
-            self.told += 1
-            await self.event({"choices": [{"index": 0, "text": f" {word}", "token_ids": [self.told]}]})
+        for word in WORDS[self.sent : self.sent + count]:
+            self.sent += 1
+            await self.event({"choices": [{"index": 0, "text": f" {word}", "token_ids": [self.sent]}]})
             await asyncio.sleep(pace)
 
     async def end(self) -> None:
-        """The end of a story, as the service tells it."""
+        """The end of a story, as the service sends it."""
         await self.event({"choices": [{"index": 0, "text": "", "finish_reason": "stop"}]})
-        usage = {"prompt_tokens": 3, "completion_tokens": self.told, "total_tokens": self.told + 3}
+        usage = {"prompt_tokens": 3, "completion_tokens": self.sent, "total_tokens": self.sent + 3}
         await self.event({"choices": [], "usage": usage, "times": {"queued": 0.01, "ttft": 0.02, "duration": 0.5}})
         await self.event("[DONE]")
 
@@ -186,8 +186,8 @@ from tests.model.serving.http.serving import paced
 
 service = create_service(paced(step_seconds=0.02)[0], ServiceOptions(drain=1))
 listener = bound("127.0.0.1", int(sys.stdin.readline()))
-tell = lambda: print(listener.getsockname()[1], flush=True)
-DrainingServer(service, tell).run(sockets=[listener])
+announce = lambda: print(listener.getsockname()[1], flush=True)
+DrainingServer(service, announce).run(sockets=[listener])
 """
 
 

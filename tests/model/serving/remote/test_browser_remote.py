@@ -15,7 +15,7 @@ from playwright.sync_api import Browser, expect
 
 from demo.app import serve
 from model.serving.backend import Backend
-from tests.demo.tabs import IN_A_BROWSER, PATIENCE, Tab, chromium
+from tests.demo.tabs import IN_A_BROWSER, TIMEOUT, Tab, chromium
 from tests.model.serving.http.serving import paced, serving
 from tests.model.serving.remote.servers import CALM, Copies, auto
 
@@ -40,7 +40,7 @@ def opened(browser: Browser, backend: Backend) -> Iterator[Tab]:
         context = browser.new_context()
         tab = Tab(context.new_page(), served.url).open()
         yield tab
-        context.close()  # before the server goes, as a reader would
+        context.close()  # before the server goes, as a user would
         assert tab.errors == []
 
 
@@ -52,16 +52,16 @@ def write(tab: Tab, tokens: int, prompt: str = "Once upon a time a fox") -> None
 
 def status(tab: Tab, part: str) -> None:
     """Wait until the status line holds `part`."""
-    expect(tab.page.locator("#book .status")).to_contain_text(part, timeout=PATIENCE)
+    expect(tab.page.locator("#book .status")).to_contain_text(part, timeout=TIMEOUT)
 
 
 @pytest.mark.parametrize("where", ["modal", "local"])
 def test_the_first_word_is_in_the_browser_before_the_second_token_is_made(where: str, browser: Browser) -> None:
-    writer, network = paced()
+    generating, network = paced()
     with contextlib.ExitStack() as stack:
-        backend: Backend = writer
+        backend: Backend = generating
         if where == "modal":
-            backend = auto(stack.enter_context(serving(writer)).url, timeouts=CALM)
+            backend = auto(stack.enter_context(serving(generating)).url, timeouts=CALM)
         tab = stack.enter_context(opened(browser, backend))
         tab.more()
         tab.page.fill("#seed input", "4")

@@ -76,8 +76,8 @@ async def read(stream: Stream) -> tuple[list[Chunk], Completion]:
     return chunks, stream.completion
 
 
-def tells(*events: object) -> Script:
-    """A service that tells these chunks and is cut off after the last."""
+def sends(*events: object) -> Script:
+    """A service that sends these chunks and is cut off after the last."""
 
     async def script(line: Line) -> None:
         await line.open()
@@ -87,7 +87,7 @@ def tells(*events: object) -> Script:
     return script
 
 
-async def told(script: Script, request: GenerationRequest) -> tuple[list[Chunk], Completion, FailoverBackend]:
+async def generate(script: Script, request: GenerationRequest) -> tuple[list[Chunk], Completion, FailoverBackend]:
     """A story that begins with `script`."""
     async with broken(script) as service:
         backend = auto(service.url)
@@ -96,7 +96,7 @@ async def told(script: Script, request: GenerationRequest) -> tuple[list[Chunk],
 
 
 def logprobs(*texts: str) -> dict[str, object]:
-    """The fields of a chunk with these tokens, numbered from 1, as the service tells them."""
+    """The fields of a chunk with these tokens, numbered from 1, as the service sends them."""
     ids = list(range(1, len(texts) + 1))
     best = [[[token, text, -0.5], [99, "x", -2.5]] for token, text in zip(ids, texts, strict=True)]
     lists = {"tokens": texts, "token_logprobs": [-0.5] * len(texts), "alternatives": best}
@@ -105,7 +105,7 @@ def logprobs(*texts: str) -> dict[str, object]:
 
 async def test_tokens_times_and_log_probabilities_add_up_over_both_backends() -> None:
     request = replace(ASKED, logprobs=2)
-    chunks, completion, _ = await told(tells(logprobs(" a", " frog"), logprobs(" and")), request)
+    chunks, completion, _ = await generate(sends(logprobs(" a", " frog"), logprobs(" and")), request)
     here = alone(replace(request, prompt=f"{request.prompt} a frog and", max_tokens=37))
     assert completion.text == "".join(chunk.text for chunk in chunks) == " a frog and" + here.text
     assert completion.logprobs == sum((chunk.logprobs for chunk in chunks), ())
@@ -119,27 +119,29 @@ async def test_tokens_times_and_log_probabilities_add_up_over_both_backends() ->
 
 
 async def test_a_token_whose_text_never_came_is_written_again_and_not_counted_twice() -> None:
-    half = tells({"text": " a", "token_ids": [7]}, {"text": "", "token_ids": [8]}, {"text": "", "token_ids": [9]})
-    chunks, completion, _ = await told(half, ASKED)
+    half = sends({"text": " a", "token_ids": [7]}, {"text": "", "token_ids": [8]}, {"text": "", "token_ids": [9]})
+    chunks, completion, _ = await generate(half, ASKED)
     assert chunks[0] == Chunk(" a", (7,))
     assert completion.text == " a" + alone(replace(ASKED, prompt=f"{ASKED.prompt} a", max_tokens=39)).text
     assert completion.usage.completion_tokens == 40
 
 
 async def test_a_token_that_waited_for_its_text_comes_with_it() -> None:
-    script = tells(
+    script = sends(
         {"text": "", "token_ids": [8]},
         {"text": "é", "token_ids": [9]},
         {"text": "", "token_ids": [5]},
         {"text": "", "finish_reason": "length"},
     )
-    chunks, completion, _ = await told(script, ASKED)
+    chunks, completion, _ = await generate(script, ASKED)
     assert chunks == [Chunk("é", (8, 9)), Chunk("", (5,))]
     assert (completion.text, completion.finish_reason, completion.usage.completion_tokens) == ("é", "length", 3)
 
 
 async def test_a_story_ended_at_its_very_length_has_its_length() -> None:
-    chunks, completion, backend = await told(tells({"text": " a b", "token_ids": [1, 2]}), replace(ASKED, max_tokens=2))
+    chunks, completion, backend = await generate(
+        sends({"text": " a b", "token_ids": [1, 2]}), replace(ASKED, max_tokens=2)
+    )
     assert (completion.text, completion.finish_reason) == (" a b", "length")
     assert len(chunks) == 1
     assert backend.local.engine.stats().prompt_tokens == 0
@@ -148,7 +150,7 @@ async def test_a_story_ended_at_its_very_length_has_its_length() -> None:
 @pytest.mark.parametrize("stop", ["e", "th", "zzz"])
 async def test_stop_strings_hold_after_the_change(stop: str) -> None:
     request = replace(ASKED, max_tokens=80, stop=(stop, "qqq"))
-    _, completion, _ = await told(tells({"text": " a b", "token_ids": [1, 2]}), request)
+    _, completion, _ = await generate(sends({"text": " a b", "token_ids": [1, 2]}), request)
     free = alone(replace(request, prompt=f"{request.prompt} a b", max_tokens=78, stop=())).text
     assert completion.text == " a b" + free.partition(stop)[0]
     assert completion.finish_reason == ("stop" if stop in free else "length")
@@ -157,14 +159,14 @@ async def test_stop_strings_hold_after_the_change(stop: str) -> None:
 async def test_a_stop_string_that_began_with_modal_and_is_completed_here_ends_the_story() -> None:
     here = alone(replace(ASKED, prompt=f"{ASKED.prompt} a b", max_tokens=38)).text
     stop = f"b{here[:3]}"
-    chunks, completion, _ = await told(tells({"text": " a b", "token_ids": [1, 2]}), replace(ASKED, stop=(stop,)))
+    chunks, completion, _ = await generate(sends({"text": " a b", "token_ids": [1, 2]}), replace(ASKED, stop=(stop,)))
     assert (completion.text, completion.finish_reason) == (" a b", "stop"), "what a client has stays, no more comes"
     assert "".join(chunk.text for chunk in chunks) == " a b"
 
 
 async def test_a_story_longer_than_a_prompt_may_be_goes_on_from_its_end() -> None:
     request = replace(ASKED, prompt=("a fox and " * MAX_PROMPT_CHARS)[:MAX_PROMPT_CHARS], max_tokens=4)
-    _, completion, _ = await told(tells({"text": " a b", "token_ids": [1, 2]}), request)
+    _, completion, _ = await generate(sends({"text": " a b", "token_ids": [1, 2]}), request)
     here = alone(replace(request, prompt=f"{request.prompt[4:]} a b", max_tokens=2))
     assert completion.text == " a b" + here.text
 
@@ -221,7 +223,7 @@ async def test_a_queue_that_is_full_on_both_sides_is_raised_by_submit() -> None:
 
 
 async def test_a_story_lost_on_modal_with_no_place_here_keeps_what_it_has_and_says_why() -> None:
-    async with broken(tells({"text": " a b", "token_ids": [1, 2]})) as service:
+    async with broken(sends({"text": " a b", "token_ids": [1, 2]})) as service:
         backend = auto(service.url, local=paced(slots=1, queue=0, step_seconds=0.01)[0])
         async with backend.running():
             taken = await backend.local.submit(replace(ASKED, max_tokens=2000))
@@ -327,14 +329,14 @@ def test_a_story_ends_where_one_matcher_over_all_of_it_would_end_it(
 ) -> None:
     shown = StopMatcher(stops).push(begun)  # what the first writer let through before it was lost
     stop = ContinuedStop(tuple(stops), shown)
-    told = shown
+    generate = shown
     for text in rest:
-        told += stop.push(text)
+        generate += stop.push(text)
         if stop.met:
             break
     else:
-        told += stop.flush()
+        generate += stop.flush()
     whole = StopMatcher(stops)
     expected = whole.push(shown + "".join(rest)) + whole.flush()
     assert stop.met == whole.stopped
-    assert told == (expected if len(expected) > len(shown) else shown)  # what a client has is never taken back
+    assert generate == (expected if len(expected) > len(shown) else shown)  # what a client has is never taken back

@@ -44,7 +44,7 @@ async def keep_alive_only(line: Line) -> None:
 
 
 async def cold_start(line: Line) -> None:
-    await asyncio.sleep(5)  # patience is half a second here, so this is a start of minutes
+    await asyncio.sleep(5)  # the timeout is half a second here, so this is a start of minutes
     await line.open()
     await line.words(20)
     await line.end()
@@ -195,7 +195,7 @@ async def read(backend: FailoverBackend, form: Form) -> list[View]:
 
 
 def expected(words: int, length: int = LENGTH, seed: int = 3) -> str:
-    """The told part of a story: Modal's words, and what the engine here makes of them."""
+    """The part of a story sent so far: Modal's words, and what the engine here makes of them."""
     begun = text_of(words)
     sampling = SamplingParams(seed=seed)
     return begun + alone(GenerationRequest(prompt=PROMPT + begun, max_tokens=length - words, sampling=sampling)).text
@@ -288,8 +288,8 @@ async def test_slow_tokens_are_waited_for_as_long_as_they_come() -> None:
 async def test_where_modal_refuses_and_the_queue_here_is_full_the_user_gets_an_error(refused: str) -> None:
     backend = auto(refused)
     async with backend.running():
-        room = backend.local.capacity
-        streams = [await backend.local.submit(GenerationRequest(prompt="", max_tokens=4000)) for _ in range(room)]
+        capacity = backend.local.capacity
+        streams = [await backend.local.submit(GenerationRequest(prompt="", max_tokens=4000)) for _ in range(capacity)]
         last = (await read(backend, Form(prompt=PROMPT)))[-1]
         for stream in streams:
             stream.cancel()

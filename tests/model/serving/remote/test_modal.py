@@ -190,7 +190,7 @@ def test_a_token_that_cannot_travel_is_named_and_not_shown(secret: str) -> None:
         ([503, 503, 200], True, False, 2),
         ([500, 200], False, False, 1),
     ],
-    ids=["as long as patience lasts", "once, failing fast", "not twice, failing fast", "never after a fault"],
+    ids=["until the timeout", "once, failing fast", "not twice, failing fast", "never after a fault"],
 )
 async def test_only_what_may_pass_is_tried_again_and_only_before_the_first_token(
     codes: list[int], fail_fast: bool, written: bool, asked: int
@@ -364,11 +364,11 @@ PAPER = "0123456789ab"
 """How the digest of `paced` begins."""
 
 
-async def tell(backend: CachingBackend) -> tuple[str, str]:
-    """The story, and who told it."""
+async def generate(backend: CachingBackend) -> tuple[str, str]:
+    """The story, and which backend served it."""
     stream = await backend.submit(STORY)
-    text = "".join([piece.text async for piece in stream])
-    await asyncio.sleep(0.05)  # the end of a connection is noted a moment after the story's
+    text = "".join([chunk.text async for chunk in stream])
+    await asyncio.sleep(0.05)  # the end of a connection is recorded a moment after the story's
     return text, stream.served_by
 
 
@@ -382,9 +382,9 @@ async def test_the_version_there_is_known_once_it_has_written_and_while_that_is_
         memory = cached_backend(backend)
         async with memory.running():
             assert await backend.fingerprint() is None
-            first = await tell(memory)
+            first = await generate(memory)
             assert await backend.fingerprint() == f"{PAPER} at {running.url}"
-            again = await tell(memory)
+            again = await generate(memory)
             where, what, seen = backend._fingerprint
             backend._fingerprint = (where, what, seen - FINGERPRINT_TTL)
             assert await backend.fingerprint() is None
@@ -400,10 +400,10 @@ async def test_a_switch_to_another_deployment_asks_for_the_story_anew() -> None:
         urls = [one.url]
         memory = cached_backend(modal(lambda: urls[-1], timeouts=CALM))
         async with memory.running():
-            told = [await tell(memory) for _ in range(3)]
+            answers = [await generate(memory) for _ in range(3)]
             urls.append(two.url)
-            told += [await tell(memory) for _ in range(3)]
-    assert [writer for _, writer in told] == ["modal", "cache", "cache"] * 2
+            answers += [await generate(memory) for _ in range(3)]
+    assert [served_by for _, served_by in answers] == ["modal", "cache", "cache"] * 2
     assert memory.cache.memory.evictions == 0
     assert len(memory.cache.memory) == 2, "one story of each version"
 
@@ -417,7 +417,7 @@ async def test_a_story_that_two_backends_share_is_not_kept() -> None:
     async with broken(breaks) as service:
         memory = cached_backend(auto(service.url, local=local, timeouts=CALM))
         async with memory.running():
-            await tell(memory)
+            await generate(memory)
             assert len(memory.cache.memory) == 0
             assert await memory.backend.fingerprint() is None, "Modal would begin the next, and has not said who it is"
 
@@ -426,7 +426,7 @@ async def test_while_modal_is_gone_stories_are_remembered_as_those_of_the_model_
     local, _ = paced(slots=4)
     memory = cached_backend(auto("http://127.0.0.1:1", local=local, failures=1))
     async with memory.running():
-        first = await tell(memory)
+        first = await generate(memory)
         assert await memory.backend.fingerprint() == await local.fingerprint()
-        again = await tell(memory)
+        again = await generate(memory)
     assert again == (first[0], "cache")

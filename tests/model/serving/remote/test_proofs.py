@@ -32,7 +32,7 @@ def copies(repository: Path) -> Iterator[Copies]:
     made.close()
 
 
-def tell(backend: Backend, form: Form, name: str = "me") -> AsyncGenerator[View, None]:
+def generate(backend: Backend, form: Form, name: str = "me") -> AsyncGenerator[View, None]:
     return handlers.write(AppState.of(backend), name, form)
 
 
@@ -49,7 +49,7 @@ async def test_a_copy_killed_in_mid_story_loses_nothing_and_comes_back_by_itself
     async with backend.running():
         views: list[View] = []
         shown_by_modal = ""
-        async for view in tell(backend, form):
+        async for view in generate(backend, form):
             views.append(view)
             if not shown_by_modal and len(view.generated) > 30:
                 shown_by_modal = view.generated
@@ -64,20 +64,20 @@ async def test_a_copy_killed_in_mid_story_loses_nothing_and_comes_back_by_itself
 
         assert backend.health().breaker in ("open", "half-open")
         assert backend.health().ready
-        aside = [view async for view in tell(backend, form)][-1]
+        aside = [view async for view in generate(backend, form)][-1]
         assert "· written locally ·" in aside.status
 
         assert await asyncio.to_thread(copies.start) == url
         await closed_again(backend)
-        back = [view async for view in tell(backend, form)][-1]
+        back = [view async for view in generate(backend, form)][-1]
         assert "· written on Modal ·" in back.status
 
 
-def whole(told: str, form: Form) -> bool:
-    """Whether the story is some beginning of what Modal would tell, and what the engine here makes of it.
+def whole(text: str, form: Form) -> bool:
+    """Whether the story is some beginning of what Modal would send, and what the engine here makes of it.
 
     Where the cut was is not known to a test, but one of the places must give this very text: a letter lost or
-    doubled at the seam gives it at none.
+    doubled where the two meet gives it at none.
     """
     request = form.request()
     with paced()[0].engine as writer:
@@ -89,10 +89,10 @@ def whole(told: str, form: Form) -> bool:
             begun += new
             if not new:
                 continue  # half a character is never shown, so no client's story ends there
-            if not told.startswith(begun):
+            if not text.startswith(begun):
                 return False
             rest = replace(request, prompt=form.prompt + begun, max_tokens=form.max_tokens - count)
-            if begun + writer.submit(rest).wait(10).text == told:
+            if begun + writer.submit(rest).wait(10).text == text:
                 return True
     return False
 
@@ -108,7 +108,7 @@ async def test_the_first_token_is_on_the_page_before_the_second_is_made(where: s
         network.gate.clear()  # the first token comes of the prompt, each other one of a step
         async with backend.running():
             steps = -1
-            async for view in tell(backend, Form(prompt=PROMPT, max_tokens=20, seed=4)):
+            async for view in generate(backend, Form(prompt=PROMPT, max_tokens=20, seed=4)):
                 if view.generated and steps < 0:
                     steps = sum(kind == "step" for kind, _ in network.calls)
                     network.gate.set()
@@ -148,7 +148,7 @@ async def test_twenty_stories_go_on_where_they_are_when_the_deployments_switch(t
         forms = [Form(prompt=PROMPT, max_tokens=60, seed=seed) for seed in range(25)]
 
         async def last(form: Form) -> View:
-            return [view async for view in tell(backend, form, str(form.seed))][-1]
+            return [view async for view in generate(backend, form, str(form.seed))][-1]
 
         async with backend.running():
             running = [asyncio.create_task(last(form)) for form in forms[:20]]

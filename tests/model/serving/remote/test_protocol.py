@@ -49,8 +49,8 @@ entries = st.builds(
 
 @st.composite
 def chunks(draw: st.DrawFn) -> Chunk:
-    told = draw(st.lists(entries, max_size=3))
-    return Chunk(draw(words), tuple(entry.token for entry in told), tuple(told))
+    drawn = draw(st.lists(entries, max_size=3))
+    return Chunk(draw(words), tuple(entry.token for entry in drawn), tuple(drawn))
 
 
 def reading(parts: list[bytes], kind: str = "text/event-stream") -> list[WireEvent] | RemoteError:
@@ -86,15 +86,15 @@ def test_the_service_reads_the_request_that_was_meant(request: GenerationRequest
 
 @given(st.lists(chunks(), max_size=5), st.sampled_from(["stop", "length"]), st.lists(st.integers(0), max_size=6))
 def test_what_the_service_sends_is_what_is_read_however_the_bytes_are_cut(
-    told: list[Chunk], finish: str, places: list[int]
+    made: list[Chunk], finish: str, places: list[int]
 ) -> None:
     asked = CompletionBody.read({**body(GenerationRequest(prompt="Hi", logprobs=3)), "logprobs": 3})
     answer = CompletionFormat(asked, [GenerationRequest(prompt="Hi")], ModelInfo("a", "b" * 64))
     end = Completion("", finish, Usage(2, 7, 0.25, 0.5, 1.0))  # type: ignore[arg-type]
-    sent = b"".join(answer.chunk(0, chunk, 1.5) for chunk in told) + KEEP_ALIVE + answer.ended(0, end)
+    sent = b"".join(answer.chunk(0, chunk, 1.5) for chunk in made) + KEEP_ALIVE + answer.ended(0, end)
     read = reading(cut(sent + answer.closing([end], "local"), places))
     assert isinstance(read, list), read.reason
-    assert [event.chunk for event in read if event.chunk] == [p for p in told if p.text or p.tokens]
+    assert [event.chunk for event in read if event.chunk] == [chunk for chunk in made if chunk.text or chunk.tokens]
     assert [event.finish for event in read if event.finish] == [finish]
     assert [event.counts for event in read if event.counts] == [Counts(2, 7, 0.25)]
     assert [event.done for event in read] == [False] * (len(read) - 1) + [True]
