@@ -72,7 +72,7 @@ def test_what_is_no_json_object_is_400(content: bytes, running: Running) -> None
 
 
 def test_unknown_addresses_and_methods_are_reported_in_the_same_form(running: Running) -> None:
-    for path in ("/", "/v1", "/v1/completions/", "/docs", "/v1/chat/completions"):
+    for path in ("/", "/v1", "/v1/completions/", "/docs", "/v1/embeddings/x"):
         response = running.client.get(f"{path}")
         assert (response.status_code, error_of(response)["code"]) == (404, "not_found"), path
     response = running.client.get("/v1/completions")
