@@ -22,8 +22,8 @@ from demo.experiments_page import open_reader
 from demo.page import in_a_loop
 from model.serving.backend import Backend
 from model.serving.http.address import bound, free_port
-from model.serving.http.options import ServiceOptions
 from model.serving.logs import configure_logs
+from model.serving.options import ServiceOptions
 from model.serving.shared_state import SharedState
 
 if TYPE_CHECKING:
@@ -44,9 +44,9 @@ class Served:
     share_url: str | None
     backend: Backend
     drain: Callable[[float], None]
-    """Refuse new requests of the API and wait, so many seconds at most, for running ones; page stories go on."""
+    """Refuse new stories, of the page and of the API, and wait, so many seconds at most, for running ones."""
     abort: Callable[[], None]
-    """Abort those requests now, during a `drain` too."""
+    """Abort them now, during a `drain` too."""
 
 
 @contextlib.contextmanager
@@ -110,7 +110,7 @@ def serve(
 def launch(settings: Settings, *, host: str, port: int, share: bool = False, backend: str = "auto") -> None:
     """Load the model, serve the page, and return after SIGINT or SIGTERM when everything has stopped.
 
-    Running API requests finish first, for at most `STORY_DRAIN` seconds; a second signal aborts them.
+    Running stories finish first, those of the page too, for at most `STORY_DRAIN` seconds; a second signal aborts them.
 
     Raises `ModelError` when there is no usable model, `InputError` for an unknown backend or a taken port.
     """

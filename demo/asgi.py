@@ -23,7 +23,7 @@ from demo.page import build, in_a_loop
 from demo.routing import add_event_metrics, open_variants, user_middleware
 from model.serving.http.app import Service, ServiceRoute, create_service
 from model.serving.http.middleware import SecurityHeadersMiddleware
-from model.serving.http.options import ServiceOptions
+from model.serving.options import ServiceOptions
 from model.serving.remote import open_backend
 from model.serving.shared_state import SharedState
 from model.settings import load_settings
@@ -63,7 +63,7 @@ def compose(
 
     return Composition(
         service=service,
-        page=build(service.manager.backend, service.shared.limiter, experiments),
+        page=build(service.manager, experiments),
         app={
             "lifespan": lifespan,
             "routes": [ServiceRoute(service)],  # before the page, which answers every other address

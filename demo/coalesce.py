@@ -1,6 +1,6 @@
-"""Merge chunks of a story so that the page is redrawn about twenty times a second, not once a token.
+"""Gather a story's events so that the page is redrawn about twenty times a second, not once a token.
 
-Each update of a page costs a message, a diff and a redraw. The first chunk passes at once.
+Each update of a page costs a message, a diff and a redraw. The first event passes at once.
 """
 
 from __future__ import annotations
@@ -8,32 +8,27 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator
-
-from model.generation import Chunk, merge_chunks
+from typing import TypeVar
 
 INTERVAL = 0.05
-"""Seconds between two merged chunks: 20 redraws a second look like a steady flow."""
+"""Seconds between two lists: 20 redraws a second look like a steady flow."""
 
-IDLE = 0.5
-"""Seconds without a chunk after which an empty one is passed on."""
+T = TypeVar("T")
 
 
-async def coalesce(
-    chunks: AsyncIterator[Chunk], *, interval: float = INTERVAL, idle: float = IDLE
-) -> AsyncGenerator[Chunk, None]:
-    """Pass on `chunks`, the first at once and later ones merged over `interval` seconds.
+async def coalesce(items: AsyncIterator[T], *, interval: float = INTERVAL) -> AsyncGenerator[list[T], None]:
+    """Pass on `items` in lists, the first item at once and later ones as they gather over `interval` seconds.
 
-    What has gathered when the source ends is passed on at once, before an error of the source is raised. While the
-    source is silent, an empty chunk comes every `idle` seconds, so that the consumer can notice that its client is
-    gone. Closing this generator cancels the task that reads `chunks`.
+    What has gathered when the source ends is passed on at once, before an error of the source is raised. Closing this
+    generator cancels the task that reads `items`.
     """
-    gathered: list[Chunk] = []
+    gathered: list[T] = []
     arrived = asyncio.Event()
 
     async def pump() -> None:
         try:
-            async for chunk in chunks:
-                gathered.append(chunk)
+            async for item in items:
+                gathered.append(item)
                 arrived.set()
         finally:
             arrived.set()
@@ -41,13 +36,12 @@ async def coalesce(
     source = asyncio.create_task(pump())
     try:
         while not source.done() or gathered:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(arrived.wait(), idle)
+            await arrived.wait()
             arrived.clear()
-            if gathered or not source.done():
-                merged = merge_chunks(gathered)
+            if gathered:
+                batch = gathered.copy()
                 gathered.clear()
-                yield merged
+                yield batch
             if not source.done():
                 # Wakes early when the source ends, so that a short story is not held back to the next beat.
                 await asyncio.wait({source}, timeout=interval)

@@ -10,26 +10,28 @@ import contextlib
 import logging
 import math
 import re
-import time
 from collections.abc import AsyncGenerator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from demo import links
 from demo.coalesce import coalesce
 from demo.form import FIELDS, Form, new_seed
-from demo.routing import event_recorder
+from demo.routing import RoutingBackend
 from experiments.ab.events import new_id
-from model.errors import BusyError, InputError, LimitError, StoryError
-from model.generation import Completion
-from model.serving.backend import CACHE, Backend, Stream, model_for
+from model.errors import BusyError, DrainingError, GenerationError, InputError, LimitError, StoryError
+from model.generation import Usage
+from model.serving.backend import CACHE, model_for
 from model.serving.logs import new_request_id, request_id
-from model.serving.rate_limit import UNKNOWN, Limiter, Reservation
+from model.serving.session import UNKNOWN, Generation, GenerationManager, GenerationSession
 
 log = logging.getLogger(__name__)
 
 Phase = Literal["empty", "waiting", "writing", "ended", "open", "failed"]
 """`ended`: the story reached its end. `open`: it stopped before that and can be continued."""
+
+SILENCE = 0.5
+"""Seconds without a token after which a view is sent again, so that a closed tab is noticed."""
 
 PLACES = {"local": "locally", "modal": "on Modal"}
 """`served_by` of a stream, in words."""
@@ -104,21 +106,16 @@ def buttons(view: View) -> Buttons:
 
 @dataclass(slots=True)
 class AppState:
-    """Backend, rate limiter, and the running stream of each browser session, for Stop and a closed tab."""
+    """The application's sessions: all of them, and the running one of each tab, for Stop and a closed tab."""
 
-    backend: Backend
-    streams: dict[str, Stream]
-    limiter: Limiter
-
-    @classmethod
-    def of(cls, backend: Backend, limiter: Limiter | None = None) -> AppState:
-        """The state before the first request."""
-        return cls(backend=backend, streams={}, limiter=limiter or Limiter())
+    manager: GenerationManager
+    sessions: dict[str, GenerationSession] = field(default_factory=dict)
 
     @property
-    def records(self) -> bool:
-        """Whether stories are recorded, and users may rate them."""
-        return event_recorder(self.backend) is not None
+    def recorder(self) -> RoutingBackend | None:
+        """What records stories and ratings, where they are recorded."""
+        backend = self.manager.backend
+        return backend if isinstance(backend, RoutingBackend) else None
 
 
 def problems(form: Form) -> list[str | None]:
@@ -136,9 +133,7 @@ def opened(query: Mapping[str, str], version: str) -> tuple[dict[str, Any], View
     return {"seed": new_seed(), **link.values}, View(status=note, spoken=note)
 
 
-def write(
-    state: AppState, session: str, form: Form, client: str = UNKNOWN, user: str = ""
-) -> AsyncGenerator[View, None]:
+def write(state: AppState, tab: str, form: Form, client: str = UNKNOWN, user: str = "") -> AsyncGenerator[View, None]:
     """Generate a new story from the form's prompt and settings.
 
     `client` is what the rate limiter counts by, `user` what A/B routing assigns by.
@@ -147,71 +142,62 @@ def write(
     the model has hardly ever seen a space that stands alone before it has to choose a word.
     """
     form = replace(form, prompt=form.prompt.rstrip(" \t"))
-    view = View(prompt=form.prompt, filename=filename(form.prompt), story=new_id() if state.records else "")
+    view = View(prompt=form.prompt, filename=filename(form.prompt), story=new_id() if state.recorder else "")
     with contextlib.suppress(InputError):  # only a prompt too long for an address: then there is no link
-        view = replace(view, link=links.encode(form, model_for(state.backend, user).version))
-    return _generate(state, session, form, view, client, user)
+        view = replace(view, link=links.encode(form, model_for(state.manager.backend, user).version))
+    return _generate(state, tab, form, view, client, user)
 
 
 def resume(
-    state: AppState, session: str, form: Form, view: View, client: str = UNKNOWN, user: str = ""
+    state: AppState, tab: str, form: Form, view: View, client: str = UNKNOWN, user: str = ""
 ) -> AsyncGenerator[View, None]:
     """Go on with the story on the page, under the form's settings; its prompt field plays no part."""
-    return _generate(state, session, form, view, client, user)
+    return _generate(state, tab, form, view, client, user)
 
 
-def stop(state: AppState, session: str) -> None:
-    """End this session's story at the next step, if one is running; its text stays."""
-    if (stream := state.streams.get(session)) is not None:
-        stream.cancel()
+def stop(state: AppState, tab: str) -> None:
+    """End this tab's story at the next step, if one is running; its text stays."""
+    if (session := state.sessions.get(tab)) is not None:
+        session.stop()
 
 
 def rate(state: AppState, view: View, rating: int) -> View:
     """Record the user's rating of the story on the page; the same thumb pressed again takes it back."""
-    recorder = event_recorder(state.backend)
-    if recorder is None or not buttons(view).rate:
+    if state.recorder is None or not buttons(view).rate:
         return view
     rating = 0 if rating == view.rating else rating
-    recorder.rate(view.story, rating)
+    state.recorder.rate(view.story, rating)
     return replace(view, rating=rating, spoken=THANKS[rating])
 
 
 async def _generate(
-    state: AppState, session: str, form: Form, view: View, client: str, user: str
+    state: AppState, tab: str, form: Form, view: View, client: str, user: str
 ) -> AsyncGenerator[View, None]:
-    """Stream what follows `view.text`. However this generator ends, its stream is cancelled."""
-    began = time.perf_counter()
+    """Stream what follows `view.text`. However this generator ends, its session is closed."""
     request_id.set(reference := new_request_id())
     view = replace(view, phase="waiting", status="Beginning…", spoken="Writing.")
-    stream: Stream | None = None
-    reservation: Reservation | None = None
+    session: GenerationSession | None = None
     try:
-        request = replace(form.request(view.text), user=user, story_id=view.story)
-        reservation = await state.limiter.admit(client, [request])
-        stream = await state.backend.submit(request)
-        reservation.commit(stories=1)
-        state.streams[session] = stream
-        yield view
-        tokens, first = 0, 0.0
-        served_by: list[str] = []  # in the order in which they served
-        async with contextlib.aclosing(coalesce(aiter(stream))) as chunks:
-            async for chunk in chunks:
-                now = time.perf_counter()
-                if stream.served_by != CACHE:
-                    reservation.commit(tokens=len(chunk.tokens))
-                if chunk.tokens or chunk.text:  # the last text may come after the last token, alone
-                    first = first if tokens else now
-                    tokens += len(chunk.tokens)
-                    if stream.served_by not in served_by[-1:]:
-                        served_by.append(stream.served_by)
-                        if served_by[1:]:
-                            view = replace(view, spoken=f"The story goes on {_where(served_by[-1:])}.")
-                    line = _line(tokens, _rate(tokens, now - first), first - began, served_by, form.seed)
-                    view = replace(view, phase="writing", generated=view.generated + chunk.text, status=line)
-                elif not tokens:
-                    view = replace(view, status="Waiting for the first word…")
-                yield view
-        yield _ended(view, stream.completion, served_by, form.seed)
+        request = form.request(view.text)
+        request = replace(request, user=user, story_id=view.story or request.story_id)
+        session = state.sessions[tab] = state.manager.session([request], client)
+        async with session, contextlib.aclosing(coalesce(session.events(SILENCE))) as batches:
+            generation = session.generations[0]
+            yield view
+            async for events in batches:
+                chunks = [event.chunk for event in events if event is not None and event.chunk is not None]
+                if chunks:
+                    places, text = generation.places, "".join(chunk.text for chunk in chunks)
+                    if len(places) > 1:
+                        view = replace(view, spoken=f"The story goes on {_where(places[-1:])}.")
+                    line = _line(generation.usage, places, form.seed)
+                    view = replace(view, phase="writing", generated=view.generated + text, status=line)
+                    yield view
+                elif generation.completion is None:
+                    if view.phase == "waiting":
+                        view = replace(view, status="Waiting for the first word…")
+                    yield view
+            yield _ended(view, generation, form.seed)
     except LimitError as error:
         who = "You have had" if error.scope == "client" else "Everyone together has had"
         wait = spoken_wait(error.retry_after)
@@ -219,6 +205,10 @@ async def _generate(
     except BusyError as error:
         wait = spoken_wait(error.retry_after)
         yield _failed(view, f"All places are taken and the queue is full. Please try again in about {wait}.")
+    except DrainingError:
+        yield _failed(view, "This page is being restarted and writes no more for now. Please try again in a minute.")
+    except GenerationError as error:
+        yield _failed(view, f"The story broke off: {error}")
     except StoryError as error:
         yield _failed(view, f"{str(error)[:1].upper()}{str(error)[1:]}.")
     except Exception:  # the outermost handler: the user keeps the page, the log gets the reason
@@ -226,12 +216,8 @@ async def _generate(
         kept = f"The text so far is kept. (Reference {reference[:8]})"
         yield _failed(view, f"Something went wrong on this side. {kept}")
     finally:
-        if reservation is not None:
-            reservation.release()
-        if stream is not None:
-            stream.cancel()
-            if state.streams.get(session) is stream:
-                del state.streams[session]
+        if state.sessions.get(tab) is session:
+            state.sessions.pop(tab, None)
 
 
 def spoken_wait(seconds: float) -> str:
@@ -246,23 +232,14 @@ def _failed(view: View, message: str) -> View:
     return replace(view, phase="failed", status=message, spoken=message)
 
 
-def _ended(view: View, completion: Completion, served_by: list[str], seed: int) -> View:
+def _ended(view: View, generation: Generation, seed: int) -> View:
     """The last view of a stream: exact figures, and how it ended in words."""
-    if completion.finish_reason == "error":
-        reason = completion.error or "the model could not go on"
-        return _failed(view, f"The story broke off: {reason}")
     endings = {"stop": "The end", "length": "Stopped at the length you set", "cancelled": "Stopped"}
-    ending = endings[completion.finish_reason]
-    usage = completion.usage
-    line = _line(usage.completion_tokens, usage.tokens_per_second, usage.ttft, served_by, seed)
-    status = f"{ending} · {line}" if usage.completion_tokens else ending
-    phase: Phase = "ended" if completion.finish_reason == "stop" else "open"
+    ending = endings[str(generation.outcome)]
+    line = _line(generation.usage, generation.places, seed)
+    status = f"{ending} · {line}" if generation.usage.completion_tokens else ending
+    phase: Phase = "ended" if generation.outcome == "stop" else "open"
     return replace(view, phase=phase, status=status, spoken=status.replace(" · ", ", ") + ".")
-
-
-def _rate(tokens: int, seconds: float) -> float:
-    """Tokens a second after the first token, as `Usage` counts; 0 while that means nothing yet."""
-    return (tokens - 1) / seconds if tokens > 1 and seconds > 0 else 0.0
 
 
 def _where(served_by: list[str]) -> str:
@@ -270,14 +247,15 @@ def _where(served_by: list[str]) -> str:
     return ", then ".join(PLACES.get(place, f"by {place}") for place in served_by)
 
 
-def _line(tokens: int, rate: float, ttft: float, served_by: list[str], seed: int) -> str:
-    """`212 tokens · 1,840 tokens/s · first after 9 ms · written locally · seed 7`. Times in seconds."""
-    first = f"{ttft * 1000:.0f} ms" if ttft < 1 else f"{ttft:.1f} s"
+def _line(usage: Usage, served_by: list[str], seed: int) -> str:
+    """`212 tokens · 1,840 tokens/s · first after 9 ms · written locally · seed 7`."""
+    tokens, rate, ttft = usage.completion_tokens, usage.tokens_per_second, usage.ttft
     parts = [f"{tokens:,} token{'s' * (tokens != 1)}"]
     if served_by == [CACHE]:  # a cache hit has no rate
         return " · ".join([*parts, "from the cache", f"seed {seed}"])
     if rate > 0:
         parts.append(f"{rate:,.0f} tokens/s")
+    first = f"{ttft * 1000:.0f} ms" if ttft < 1 else f"{ttft:.1f} s"
     return " · ".join([*parts, f"first after {first}", f"written {_where(served_by)}", f"seed {seed}"])
 
 

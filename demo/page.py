@@ -22,10 +22,9 @@ from demo.experiments_page import PATH, add_experiments
 from demo.form import FIELDS, LONGEST, Form, new_seed
 from demo.handlers import AppState, View, buttons
 from demo.links import VERSION_CHARS
-from demo.routing import event_recorder
 from demo.user_cookie import user_of
-from model.serving.backend import Backend, model_for
-from model.serving.rate_limit import Limiter
+from model.serving.backend import model_for
+from model.serving.session import GenerationManager
 
 EXAMPLES = {
     "A fox who could not sleep": "Once upon a time, there was a little fox who could not sleep. Every night,",
@@ -108,21 +107,21 @@ def in_a_loop(make: Callable[[], Made]) -> Made:
     return make()
 
 
-def build(backend: Backend, limiter: Limiter | None = None, experiments: Store | None = None) -> gr.Blocks:
-    """The page, wired to `backend`, which must be running before the first event arrives.
+def build(manager: GenerationManager, experiments: Store | None = None) -> gr.Blocks:
+    """The page, wired to `manager`, whose backend must be running before the first event arrives.
 
     With `experiments`, there is a second page beside it, and a link to that.
     """
-    return in_a_loop(lambda: _lay_out(AppState.of(backend, limiter), experiments))
+    return in_a_loop(lambda: _lay_out(AppState(manager), experiments))
 
 
 def _lay_out(state: AppState, experiments: Store | None) -> gr.Blocks:
-    backend = state.backend
+    backend = state.manager.backend
     page = gr.Blocks(title="Write me a story", analytics_enabled=False, fill_width=True)
     with page:
         _plain(_HEADER, "masthead", "window.story.paper(element)")
-        parts = _layout(asks=state.records)
-        _plain(_colophon(backend, linked=experiments is not None), "colophon")
+        parts = _layout(asks=state.recorder is not None)
+        _plain(_colophon(state, linked=experiments is not None), "colophon")
         _wire(page, parts, state)
     if experiments is not None:
         add_experiments(page, experiments)
@@ -190,18 +189,18 @@ def _wire(page: gr.Blocks, parts: Parts, state: AppState) -> None:
 
     # Gradio finds `request` by its place, so it stands before the fields' values.
     async def on_write(request: gr.Request, *values: Any) -> AsyncGenerator[list[Any], None]:
-        who = (_client(state, request), user_of(request))
+        who = _who(state, request)
         async with contextlib.aclosing(handlers.write(state, _session(request), _form(*values), *who)) as views:
             async for update in _updates(views):
                 yield update
 
     async def on_resume(request: gr.Request, view: View, *numbers: Any) -> AsyncGenerator[list[Any], None]:
-        form, who = _form("", *numbers), (_client(state, request), user_of(request))
+        form, who = _form("", *numbers), _who(state, request)
         async with contextlib.aclosing(handlers.resume(state, _session(request), form, view, *who)) as views:
             async for update in _updates(views):
                 yield update
 
-    def on_stop(request: gr.Request) -> None:
+    async def on_stop(request: gr.Request) -> None:
         handlers.stop(state, _session(request))
 
     def on_like(view: View) -> list[Any]:
@@ -211,7 +210,7 @@ def _wire(page: gr.Blocks, parts: Parts, state: AppState) -> None:
         return _shown(handlers.rate(state, view, -1))
 
     def on_load(request: gr.Request) -> list[Any]:
-        version = model_for(state.backend, user_of(request)).version
+        version = model_for(state.manager.backend, user_of(request)).version
         values, view = handlers.opened(dict(request.query_params), version)
         # What no link names stays as it is: the user may have begun to type before this answer arrives.
         fields = [values[name] if name in values else gr.skip() for name in FIELDS]
@@ -222,7 +221,7 @@ def _wire(page: gr.Blocks, parts: Parts, state: AppState) -> None:
     story: dict[str, Any] = {
         **hidden,
         "outputs": [parts.book, parts.view, *parts.buttons],
-        "concurrency_limit": state.backend.capacity,
+        "concurrency_limit": state.manager.backend.capacity,
         "concurrency_id": "stories",
     }
     seed = parts.fields[-1]
@@ -233,7 +232,7 @@ def _wire(page: gr.Blocks, parts: Parts, state: AppState) -> None:
     again.click(new_seed, None, seed, **quick).then(on_write, parts.fields, validator=_check, **story)
     stop.click(on_stop, None, None, **quick)
     parts.new_seed_button.click(new_seed, None, seed, **quick)
-    if state.records:
+    if state.recorder is not None:
         like.click(on_like, parts.view, [parts.book, parts.view], **quick)
         dislike.click(on_dislike, parts.view, [parts.book, parts.view], **quick)
     for chip, beginning in parts.examples:
@@ -264,9 +263,9 @@ def _session(request: gr.Request) -> str:
     return request.session_hash or ""
 
 
-def _client(state: AppState, request: gr.Request) -> str:
-    """The client, as the rate limiter counts it."""
-    return state.limiter.clients.of({} if request.request is None else request.request.scope)
+def _who(state: AppState, request: gr.Request) -> tuple[str, str]:
+    """The client, as the rate limiter counts it, and the user."""
+    return state.manager.client_of({} if request.request is None else request.request.scope), user_of(request)
 
 
 def _shown(view: View) -> list[Any]:
@@ -315,13 +314,14 @@ def _plain(html: str, elem_id: str, script: str | None = None) -> None:
     gr.HTML(html, elem_id=elem_id, apply_default_css=False, js_on_load=script)
 
 
-def _colophon(backend: Backend, *, linked: bool = False) -> str:
+def _colophon(state: AppState, *, linked: bool = False) -> str:
     """Who wrote it. A model's name can be a folder's, so it is escaped.
 
     While versions are compared the page does not say which one serves: that would bias the rating.
     """
     link = f' <a href="./{PATH}">How it was made</a>' if linked else ""
-    if (recorder := event_recorder(backend)) is not None and recorder.compares:
-        return f"<p>Written by {escape(backend.model.name)}. Stories are invented and may be odd.{link}</p>"
-    name, version = escape(backend.model.name), escape(backend.model.version[:VERSION_CHARS])
+    model = state.manager.backend.model
+    if state.recorder is not None and state.recorder.compares:
+        return f"<p>Written by {escape(model.name)}. Stories are invented and may be odd.{link}</p>"
+    name, version = escape(model.name), escape(model.version[:VERSION_CHARS])
     return f"<p>Written by {name}, version <code>{version}</code>. Stories are invented and may be odd.{link}</p>"

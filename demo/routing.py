@@ -13,8 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -24,25 +23,27 @@ from starlette.middleware import Middleware
 
 from demo.user_cookie import UserCookieMiddleware
 from experiments.ab.assignment import DEFAULT_VARIANT, SETTING, TrafficSplit, parse_split, without_test
-from experiments.ab.events import Ending, Exposure, Outcome, Rating, database_url, new_id
+from experiments.ab.events import Ending, Exposure, Outcome, Rating, database_url
 from experiments.ab.recorder import Recorder
-from model.errors import BusyError, InputError
-from model.generation import Chunk, Completion, FinishReason, GenerationRequest, Usage
-from model.serving.backend import Backend, Health, LocalBackend, ModelInfo, Stream, StreamTimer
+from model.errors import InputError
+from model.generation import Chunk, GenerationRequest
+from model.serving.backend import Backend, Health, LocalBackend, ModelInfo, Stream
 from model.serving.deployments import DEPLOYMENTS
-from model.serving.metrics import MeteredBackend
+from model.serving.session import Generation
 
 if TYPE_CHECKING:
     from model.engine.engine import EngineStats
     from model.serving.http.app import Service
     from model.settings import Settings
 
-OUTCOMES: dict[FinishReason, Outcome] = {
+OUTCOMES: dict[str | None, Outcome] = {
     "stop": "finished",
     "length": "length",
     "cancelled": "stopped",
     "error": "failed",
+    "refused": "refused",
 }
+"""Of an outcome of `model.serving.session`, its name in the record."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,7 @@ class Variant:
 
 
 class RoutingBackend:
-    """Serve each request with its user's variant, and record it.
+    """Serve each request with its user's variant, and record it as an `Observer` of the sessions.
 
     Every variant of `split` with a weight must be among `variants`.
     """
@@ -64,7 +65,6 @@ class RoutingBackend:
         self.variants = {variant.name: variant for variant in variants}
         self.recorder = recorder
         self.capacity = sum(variant.backend.capacity for variant in variants)
-        self._closing = False
 
     @property
     def compares(self) -> bool:
@@ -92,7 +92,7 @@ class RoutingBackend:
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Run every variant, and the recorder around them, so that stories aborted at the end are recorded too."""
+        """Run every variant, and the recorder around them."""
         async with contextlib.AsyncExitStack() as stack:
             recording = self.recorder.running()
             recording.__enter__()
@@ -100,11 +100,7 @@ class RoutingBackend:
             stack.push_async_callback(asyncio.to_thread, recording.__exit__, None, None, None)
             for variant in self.variants.values():
                 await stack.enter_async_context(variant.backend.running())
-            self._closing = False
-            try:
-                yield
-            finally:
-                self._closing = True
+            yield
 
     def health(self) -> Health:
         """Ready while every variant is, since each has users whom no other one serves. Variants are not named."""
@@ -117,47 +113,37 @@ class RoutingBackend:
         return replace(worst, detail=detail, engine=_together(engines) if engines else None)
 
     async def submit(self, request: GenerationRequest) -> Stream:
-        """Begin a story with its user's variant; see `Backend.submit`. No request waits for the recorder."""
-        request = replace(request, user=request.user or new_id(), story_id=request.story_id or new_id())
-        variant = self._variant(request.user)
-        self.recorder.add(self._exposure(request, variant))
-        began = time.perf_counter()
-        try:
-            stream = await variant.backend.submit(request)
-        except Exception as error:
-            outcome: Outcome = "refused" if isinstance(error, BusyError) else "failed"
-            waited = time.perf_counter() - began
-            self._end(request, outcome, variant.backend.name, Usage(0, 0, waited, waited, waited))
-            raise
-        return RecordedStream(self, request, stream, began)
+        """Begin a story with its user's variant; see `Backend.submit`."""
+        return await self._variant(_user(request)).backend.submit(request)
+
+    def submitted(self, generation: Generation) -> None:
+        """Record who gets which variant. No request waits for the recorder."""
+        request = generation.request
+        self.recorder.add(self._exposure(request, self._variant(_user(request))))
+
+    def received(self, generation: Generation, chunk: Chunk) -> None:
+        """Record nothing: what counts comes with the end."""
+
+    def ended(self, generation: Generation) -> None:
+        """Record the end of a story that was submitted."""
+        if generation.submitted:
+            self.recorder.add(self._ending(generation))
 
     def rate(self, story: str, rating: int) -> None:
         """Record a user's rating of a story: 1 up, -1 down, 0 taken back."""
         self.recorder.add(Rating(story=story, rating=rating))
 
-    def ended(self, request: GenerationRequest, stream: RecordedStream, completion: Completion | None) -> None:
-        """Record the end of a story; without a completion it failed, or its client is gone."""
-        if completion is None:
-            outcome: Outcome = "failed" if stream.failed else "stopped"
-        else:
-            outcome = OUTCOMES[completion.finish_reason]
-        if outcome == "stopped" and self._closing:
-            outcome = "aborted"
-        usage = stream.usage if completion is None else completion.usage
-        self._end(request, outcome, stream.served_by, usage)
-
-    def _end(self, request: GenerationRequest, outcome: Outcome, served_by: str, usage: Usage) -> None:
+    def _ending(self, generation: Generation) -> Ending:
+        request, stream, usage = generation.request, generation.stream, generation.usage
         tokens, rate = usage.completion_tokens, usage.tokens_per_second
-        self.recorder.add(
-            Ending(
-                story=request.story_id,
-                outcome=outcome,
-                tokens=tokens,
-                ttft=usage.ttft if tokens else None,
-                duration=usage.duration,
-                rate=rate if rate > 0 else None,
-                served_by=served_by,
-            )
+        return Ending(
+            story=request.story_id,
+            outcome="aborted" if generation.aborted else OUTCOMES[generation.outcome],
+            tokens=tokens,
+            ttft=usage.ttft if tokens else None,
+            duration=usage.duration,
+            rate=rate if rate > 0 else None,
+            served_by=self._variant(_user(request)).backend.name if stream is None else stream.served_by,
         )
 
     def _exposure(self, request: GenerationRequest, variant: Variant) -> Exposure:
@@ -167,7 +153,7 @@ class RoutingBackend:
             test=self.split.name,
             split=str(self.split),
             variant=variant.name,
-            user_hash=self.recorder.hashed(request.user),
+            user_hash=self.recorder.hashed(_user(request)),
             digest=model.version,
             version="" if model.number is None else str(model.number),
             prompt=request.prompt if self.recorder.keeps_prompts else None,
@@ -181,54 +167,9 @@ class RoutingBackend:
         return self.variants[self.split.assign(user)]
 
 
-def event_recorder(backend: Backend) -> RoutingBackend | None:
-    """The backend that records events, if there is one; the service's metering may wrap it."""
-    while isinstance(backend, MeteredBackend):
-        backend = backend.backend
-    return backend if isinstance(backend, RoutingBackend) else None
-
-
-class RecordedStream:
-    """A stream of a variant. However it ends, it is recorded once."""
-
-    def __init__(self, backend: RoutingBackend, request: GenerationRequest, stream: Stream, began: float) -> None:
-        self.failed = False
-        self._timer = StreamTimer(began)
-        self._backend = backend
-        self._request = request
-        self._stream = stream
-
-    @property
-    def served_by(self) -> str:
-        """What serves it at this moment."""
-        return self._stream.served_by
-
-    @property
-    def completion(self) -> Completion:
-        """How the story ended."""
-        return self._stream.completion
-
-    @property
-    def usage(self) -> Usage:
-        """What has come so far, for a story that is left before it has a completion."""
-        return self._timer.usage()
-
-    def cancel(self) -> object:
-        """End the story at the next step."""
-        return self._stream.cancel()
-
-    async def __aiter__(self) -> AsyncGenerator[Chunk, None]:
-        completion: Completion | None = None
-        try:
-            async for chunk in self._stream:
-                self._timer.add(chunk)
-                yield chunk
-            completion = self._stream.completion
-        except Exception:
-            self.failed = True
-            raise
-        finally:  # also when the client is gone
-            self._backend.ended(self._request, self, completion)
+def _user(request: GenerationRequest) -> str:
+    """The user of a request; an anonymous one is a new one each time."""
+    return request.user or request.story_id
 
 
 SUMMED = ("slots", "active", "waiting", "queue_limit", "steps", "tokens", "prompt_tokens", "refused")

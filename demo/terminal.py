@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,18 +18,13 @@ from typer.core import TyperGroup
 from model.errors import MissingExtraError, StoryError
 
 if TYPE_CHECKING:
-    from model.generation import GenerationRequest
+    from model.generation import Completion, GenerationRequest
+    from model.serving.backend import Backend
     from model.settings import Settings
 
 TRAIN = ("huggingface_hub", "mlflow", "onnx", "optuna", "psutil", "safetensors", "scipy", "torch")
 EXTRA_OF = {"modal": "modal", **dict.fromkeys(TRAIN, "train")}
 """Which optional set brings a package that a verb may find missing."""
-
-
-class WritingError(StoryError):
-    """A story broke off because of a fault, not because the user stopped it."""
-
-    exit_code = 1
 
 
 class Verbs(TyperGroup):
@@ -67,32 +63,19 @@ def in_one_line(error: Exception, verb: str) -> tuple[str, int]:
 def write_story(request: GenerationRequest, folder: Path, settings: Settings, *, as_json: bool) -> None:
     """Write one story to stdout, chunk by chunk, or whole as JSON; its figures go to stderr.
 
-    Raises `ModelError` when there is no usable model and `WritingError` when the story broke off.
+    Raises `ModelError` when there is no usable model and `GenerationError` when the story broke off.
     """
-    from model.engine.load import load_engine
+    from model.serving.backend import LocalBackend
 
-    with load_engine(
-        folder,
-        slots=1,
-        threads=settings.story_threads,
-        precision=settings.story_precision,
-        runtime=settings.story_runtime,
-    ) as engine:
-        stream = engine.submit(request)
-        if as_json:
-            for _ in stream:
-                pass
-        else:
-            typer.secho(request.prompt, dim=True, nl=False)
-            try:
-                for chunk in stream:
-                    sys.stdout.write(chunk.text)
-                    sys.stdout.flush()
-            finally:
-                typer.echo()  # also after Ctrl-C, so that the shell's prompt gets a line of its own
-        completion = stream.completion
-    if completion.error is not None:
-        raise WritingError(completion.error)
+    backend = LocalBackend.load(settings.model_copy(update={"story_model": str(folder), "story_slots": 1}))
+    if as_json:
+        completion = asyncio.run(_write(backend, request, lambda text: None))
+    else:
+        typer.secho(request.prompt, dim=True, nl=False)
+        try:
+            completion = asyncio.run(_write(backend, request, _show))
+        finally:
+            typer.echo()  # also after Ctrl-C, so that the shell's prompt gets a line of its own
     usage, seed = completion.usage, request.sampling.seed
     if as_json:
         figures = {name: getattr(usage, name) for name in usage.__dataclass_fields__}
@@ -109,6 +92,23 @@ def write_story(request: GenerationRequest, folder: Path, settings: Settings, *,
         rate = f"{usage.tokens_per_second:,.0f} tokens/s"
         first = f"first token in {usage.ttft * 1000:.0f} ms"
         typer.echo(f"{usage.completion_tokens} tokens · {rate} · {first} · seed {seed}", err=True)
+
+
+async def _write(backend: Backend, request: GenerationRequest, show: Callable[[str], None]) -> Completion:
+    """Generate one story, with `show` called for each part of its text."""
+    from model.serving.session import GenerationManager
+
+    manager = GenerationManager(backend)
+    async with manager.running(), manager.session([request]) as session:
+        async for event in session.events(every=60):
+            if event is not None and event.chunk is not None:
+                show(event.chunk.text)
+        return session.completions[0]
+
+
+def _show(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
 
 
 def print_json(value: object) -> None:

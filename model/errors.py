@@ -52,6 +52,21 @@ class LimitError(BusyError):
         self.scope = scope
 
 
+class GenerationError(StoryError):
+    """A story broke off because of a fault, not because its client stopped it."""
+
+    exit_code = 1
+
+
+class DrainingError(StoryError):
+    """The service stops: it takes no new requests, and aborts those that outlast its time to drain."""
+
+    exit_code = 1
+
+    def __init__(self) -> None:
+        super().__init__("the service is draining: it ends its running stories and takes no new ones")
+
+
 class TrainingError(StoryError):
     """Training had to stop (a loss that is not finite, say); the last good checkpoint is kept."""
 

@@ -5,6 +5,7 @@ Values are checked here, once, so that nothing behind this file has to doubt the
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -76,8 +77,8 @@ class GenerationRequest:
     will ask for it again, and where the story must be generated anew, as in a measurement."""
     user: str = field(default="", compare=False)
     """Who asks: does not change the story of a model, but decides which variant serves it in an A/B test."""
-    story_id: str = field(default="", compare=False)
-    """The client's id of the story; a request that continues a story has that one's. Empty: none yet."""
+    story_id: str = field(default_factory=lambda: uuid.uuid4().hex, compare=False)
+    """Id of the story; a request that continues a story has that one's."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.prompt, str):

@@ -72,8 +72,8 @@ class Container:
         from model.serving.backend import LocalBackend, ModelInfo
         from model.serving.http.address import bound, url_of
         from model.serving.http.app import create_service
-        from model.serving.http.options import ServiceOptions
         from model.serving.http.server import DrainingServer
+        from model.serving.options import ServiceOptions
 
         listener = bound(host, port)
         engine = load_torch_engine(self._folder, slots=self._slots, device=self._device, queue_limit=self._queue)

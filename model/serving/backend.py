@@ -173,19 +173,23 @@ def finished(completion: Completion | None) -> Completion:
 class StreamTimer:
     """Counts a stream's tokens and times the first and the last of them, as `Usage` reports them."""
 
-    __slots__ = ("first_at", "last_at", "started", "tokens")
+    __slots__ = ("first_at", "gap", "last_at", "started", "tokens")
 
     def __init__(self, started: float | None = None) -> None:
         """`started`: when the request arrived, by `time.perf_counter`; None: now."""
         self.started = time.perf_counter() if started is None else started
         self.first_at = self.last_at = 0.0
         self.tokens = 0
+        self.gap = 0.0
+        """Seconds of each token of the last chunk, those of one chunk evenly spaced; 0 for the first chunk."""
 
     def add(self, chunk: Chunk) -> None:
         """Count a chunk that has just come."""
         if chunk.tokens:
-            self.last_at = time.perf_counter()
-            self.first_at = self.first_at or self.last_at
+            now = time.perf_counter()
+            self.first_at = self.first_at or now
+            self.gap = (now - self.last_at) / len(chunk.tokens) if self.tokens else 0.0
+            self.last_at = now
             self.tokens += len(chunk.tokens)
 
     def usage(self, prompt_tokens: int = 0, *, queued: float = 0.0) -> Usage:

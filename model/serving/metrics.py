@@ -10,26 +10,25 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
-from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from model.errors import BusyError
-from model.generation import Chunk, Completion, GenerationRequest
-from model.serving.backend import Backend, BackendWrapper, Stream, StreamTimer
-from model.serving.logs import new_request_id, request_id
+from model.generation import Chunk
+from model.serving.backend import Backend
+from model.serving.session import Generation
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 FIRST_TOKEN = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 BETWEEN_TOKENS = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1, 5)
 QUEUED = (0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 WHOLE_STORY = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 15, 30, 60, 120)
-OUTCOMES = ("stop", "length", "cancelled", "error", "refused", "limited", "draining")
+REFUSALS = ("refused", "limited", "draining")
+OUTCOMES = ("stop", "length", "cancelled", "error", *REFUSALS)
 ROUTES = (
     *("/v1/completions", "/v1/chat/completions", "/v1/models"),
     *("/api/generate", "/api/health", "/health", "/ping", "/metrics", "/openapi.json"),
@@ -42,8 +41,6 @@ STATM = Path("/proc/self/statm")
 CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 log = logging.getLogger("story.stream")
-
-Refusal = Literal["refused", "limited", "draining"]
 
 
 def resident() -> int | None:
@@ -105,7 +102,7 @@ class _BackendCollector(Collector):
 
 
 class Meter:
-    """All metrics of one service; `deployment` is the name of this deployment, if it has one."""
+    """All metrics of one service, an `Observer` of its sessions; `deployment`: its name, if it has one."""
 
     def __init__(self, backend: Backend, deployment: str = "") -> None:
         self._backend, self._deployment = backend, deployment
@@ -142,25 +139,41 @@ class Meter:
         self._requests = Counter("story_http_requests", "HTTP requests.", ["route", "status"], registry=registry)
         registry.register(_BackendCollector(backend, deployment))
 
-    def refused(self, why: Refusal, requests: int) -> None:
-        """Count requests that were not started."""
-        self._count(why, self._backend.health().served_by, requests)
+    def submitted(self, generation: Generation) -> None:
+        """Count an open stream."""
+        self.open.inc()
 
-    def ended(
-        self, timer: StreamTimer, name: str, served_by: str, ending: Completion | Literal["error", "cancelled"]
-    ) -> None:
-        """Count and log a stream that has ended; `name` is its request's id."""
-        outcome = ending if isinstance(ending, str) else ending.finish_reason
-        if isinstance(ending, Completion):
-            self._prompt_tokens.inc(ending.usage.prompt_tokens)
-            self._queued.observe(ending.usage.queued)
-        took = time.perf_counter() - timer.started
+    def received(self, generation: Generation, chunk: Chunk) -> None:
+        """Count the tokens of a chunk; those that came together count as evenly spaced."""
+        count, timer = len(chunk.tokens), generation.timer
+        if not count:
+            return
+        self.tokens.inc(count)
+        if timer.tokens == count:
+            self.ttft.observe(timer.first_at - timer.started)
+            return
+        for _ in range(count):
+            self.itl.observe(timer.gap)
+
+    def ended(self, generation: Generation) -> None:
+        """Count and log a stream that has ended; one that was not started is only counted."""
+        outcome, timer, stream = generation.outcome, generation.timer, generation.stream
+        assert outcome is not None, "it has ended"
+        served_by = self._backend.health().served_by if stream is None else stream.served_by
         self._count(outcome, served_by)
+        if generation.submitted:
+            self.open.dec()
+        if outcome in REFUSALS:
+            return
+        if generation.completion is not None:
+            self._prompt_tokens.inc(generation.completion.usage.prompt_tokens)
+            self._queued.observe(generation.completion.usage.queued)
+        took = time.perf_counter() - timer.started
         self._duration.observe(took)
         log.info(
             "stream ended",
             extra={
-                "request_id": name,
+                "request_id": generation.request_id,
                 "outcome": outcome,
                 "served_by": served_by,
                 "tokens": timer.tokens,
@@ -187,87 +200,6 @@ class Meter:
     def _count(self, outcome: str, served_by: str, streams: float = 1) -> None:
         version = _bounded(self._versions, self._backend.model.version[:12])
         self._streams.labels(outcome, _bounded(self._names, served_by), version, self._deployment).inc(streams)
-
-
-class MeteredStream:
-    """A stream whose chunks are counted as they are read. It is counted once, however it ends."""
-
-    def __init__(self, stream: Stream, meter: Meter, started: float) -> None:
-        self._stream, self._meter = stream, meter
-        self._timer = StreamTimer(started)
-        self._request = request_id.get() or new_request_id()
-        self._read = False
-        self._open = True
-        meter.open.inc()
-
-    async def __aiter__(self) -> AsyncIterator[Chunk]:
-        self._read = True
-        try:
-            async for chunk in self._stream:
-                self._count(chunk)
-                yield chunk
-            self._end(self._stream.completion)
-        except Exception:
-            self._end("error")
-            raise
-        finally:
-            self._end("cancelled")
-
-    def cancel(self) -> object:
-        if not self._read:  # nobody will iterate it to its end
-            self._end("cancelled")
-        return self._stream.cancel()
-
-    @property
-    def completion(self) -> Completion:
-        return self._stream.completion
-
-    @property
-    def served_by(self) -> str:
-        return self._stream.served_by
-
-    def _count(self, chunk: Chunk) -> None:
-        """Count the tokens of a chunk; those that came together count as evenly spaced."""
-        count = len(chunk.tokens)
-        if not count:
-            return
-        timer, meter, before = self._timer, self._meter, self._timer.last_at
-        timer.add(chunk)
-        meter.tokens.inc(count)
-        if not before:
-            meter.ttft.observe(timer.first_at - timer.started)
-            return
-        gap = (timer.last_at - before) / count
-        for _ in range(count):
-            meter.itl.observe(gap)
-
-    def _end(self, ending: Completion | Literal["error", "cancelled"]) -> None:
-        if self._open:
-            self._open = False
-            self._meter.open.dec()
-            self._meter.ended(self._timer, self._request, self._stream.served_by, ending)
-
-
-class MeteredBackend(BackendWrapper[Backend]):
-    """Counts every stream of `backend`. Outermost wrapper, so latencies include cache lookups."""
-
-    def __init__(self, backend: Backend, meter: Meter) -> None:
-        super().__init__(backend)
-        self._meter = meter
-
-    async def submit(self, request: GenerationRequest) -> Stream:
-        """See `Backend.submit`; refusals and failures are counted too."""
-        started = time.perf_counter()
-        try:
-            stream = await self.backend.submit(request)
-        except BusyError:
-            self._meter.refused("refused", 1)
-            raise
-        except Exception:
-            name = request_id.get() or new_request_id()
-            self._meter.ended(StreamTimer(started), name, self.backend.name, "error")
-            raise
-        return MeteredStream(stream, self._meter, started)
 
 
 def _bounded(known: set[str], name: str) -> str:

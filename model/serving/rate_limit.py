@@ -30,6 +30,7 @@ from starlette.datastructures import Headers
 from model.errors import InputError, LimitError
 from model.generation import GenerationRequest
 from model.serving.redis import RedisLink, RedisUnavailableError
+from model.serving.session import UNKNOWN
 from model.settings import MAX_PROXIES, OFF, parse_limits
 
 if TYPE_CHECKING:
@@ -55,8 +56,6 @@ than a thousand stories would fit into any window."""
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
-UNKNOWN = "unknown"
-"""Client of a connection without an address (a Unix socket), and through a proxy that hides it."""
 IPV6_PREFIX = 64
 """Bits that identify an IPv6 client: one household or host has all addresses of such a network."""
 MAX_WINDOWS = 100_000

@@ -10,9 +10,17 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
+from demo.handlers import AppState
 from model.errors import BusyError
 from model.generation import Chunk, Completion, FinishReason, GenerationRequest, Usage
-from model.serving.backend import Health, ModelInfo
+from model.serving.backend import Backend, Health, ModelInfo
+from model.serving.rate_limit import Limiter
+from model.serving.session import GenerationManager
+
+
+def state_of(backend: Backend, limiter: Limiter | None = None) -> AppState:
+    """The page's state over `backend`, which a test runs itself."""
+    return AppState(GenerationManager(backend, limiter=limiter))
 
 
 class ScriptedStream:

@@ -15,7 +15,7 @@ import socketio
 
 from demo.app import Served, serve
 from model.serving.backend import LocalBackend
-from model.serving.http.options import ServiceOptions
+from model.serving.options import ServiceOptions
 from model.serving.rate_limit import Limiter, quotas_of
 from model.serving.shared_state import SharedState
 from tests.demo.engines import local_backend

@@ -13,6 +13,7 @@ from demo import page, theme
 from demo.app import serve
 from demo.experiments_page import PATH, open_reader
 from experiments.dashboard.client import StoreClient
+from model.serving.session import GenerationManager
 from model.settings import load_settings
 from tests.demo.scripted import ScriptedBackend
 
@@ -23,7 +24,7 @@ def client(tmp_path: Path) -> StoreClient:
 
 
 def test_nothing_of_the_page_waits_in_the_queue_of_stories_or_is_a_public_api(client: StoreClient) -> None:
-    blocks = page.build(ScriptedBackend("A story."), experiments=client)
+    blocks = page.build(GenerationManager(ScriptedBackend("A story.")), experiments=client)
     ours = [fn for fn in blocks.fns.values() if fn.page == PATH and fn.fn is not None]
     assert {fn.name for fn in ours} == {"on_open", "on_choice", "on_plots", "on_row", "on_sample_run"}
     assert not any(fn.queue for fn in ours)
@@ -34,7 +35,7 @@ def test_nothing_of_the_page_waits_in_the_queue_of_stories_or_is_a_public_api(cl
 
 def test_no_template_is_ever_filled_with_text(client: StoreClient) -> None:
     # Gradio runs a filled template as JavaScript: see `demo.page`.
-    blocks = page.build(ScriptedBackend("A story."), experiments=client)
+    blocks = page.build(GenerationManager(ScriptedBackend("A story.")), experiments=client)
     filled = {"note", "drawn-note", "learn", "no-benchmarks", "versions"}
     parts = [block for block in blocks.blocks.values() if getattr(block, "elem_id", None) in filled]
     assert len(parts) == len(filled)

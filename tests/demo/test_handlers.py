@@ -14,15 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from demo import handlers, links
-from demo.coalesce import coalesce
 from demo.form import FIELDS, Form
-from demo.handlers import AppState, View, buttons
+from demo.handlers import View, buttons
 from model.errors import ModelError, StoryError
 from model.serving.cache.backend import cached_backend
 from model.serving.cache.store import LRUCache, ResponseCache
 from model.serving.rate_limit import Limiter, quotas_of
 from tests.demo.engines import local_backend
-from tests.demo.scripted import ScriptedBackend, busy
+from tests.demo.scripted import ScriptedBackend, busy, state_of
 
 STORY = " he saw a frog. The frog said hello."
 
@@ -32,7 +31,7 @@ async def every(views: AsyncGenerator[View, None]) -> list[View]:
 
 
 async def test_a_story_grows_from_its_prompt_and_ends_with_exact_figures() -> None:
-    state = AppState.of(ScriptedBackend(STORY, pace=0.02))
+    state = state_of(ScriptedBackend(STORY, pace=0.02))
     views = await every(handlers.write(state, "me", Form(prompt="One day", seed=7)))
     lengths = [len(view.generated) for view in views]
     assert lengths == sorted(lengths)
@@ -47,7 +46,7 @@ async def test_a_story_grows_from_its_prompt_and_ends_with_exact_figures() -> No
 
 
 async def test_a_screen_reader_hears_the_beginning_and_the_end_and_nothing_between() -> None:
-    views = await every(handlers.write(AppState.of(ScriptedBackend(STORY, pace=0.02)), "me", Form(prompt="One day")))
+    views = await every(handlers.write(state_of(ScriptedBackend(STORY, pace=0.02)), "me", Form(prompt="One day")))
     said = list(dict.fromkeys(view.spoken for view in views))
     assert said == ["Writing.", "The end, 9 tokens, 1,000 tokens/s, first after 12 ms, written by scripted, seed 0."]
     assert len({view.status for view in views}) > 3
@@ -56,20 +55,20 @@ async def test_a_screen_reader_hears_the_beginning_and_the_end_and_nothing_betwe
 async def test_the_story_reaches_the_model_with_the_forms_settings() -> None:
     backend = ScriptedBackend(STORY)
     form = Form(prompt="One day", max_tokens=5, temperature=0.3, top_k=4, min_p=0.1, seed=11)
-    await every(handlers.write(AppState.of(backend), "me", form))
+    await every(handlers.write(state_of(backend), "me", form))
     assert [stream.request for stream in backend.streams] == [form.request()]
 
 
 async def test_spaces_at_the_prompts_end_are_dropped_and_line_breaks_kept() -> None:
     backend = ScriptedBackend(STORY)
-    await every(handlers.write(AppState.of(backend), "me", Form(prompt="One day \t ")))
-    await every(handlers.write(AppState.of(backend), "me", Form(prompt="One day.\n\n")))
+    await every(handlers.write(state_of(backend), "me", Form(prompt="One day \t ")))
+    await every(handlers.write(state_of(backend), "me", Form(prompt="One day.\n\n")))
     assert [stream.request.prompt for stream in backend.streams] == ["One day", "One day.\n\n"]
 
 
 async def test_stop_ends_the_story_where_it_is_and_lets_it_be_continued() -> None:
     backend = ScriptedBackend(STORY, pace=0.01)
-    state = AppState.of(backend)
+    state = state_of(backend)
     views: list[View] = []
     async for view in handlers.write(state, "me", Form(prompt="One day")):
         views.append(view)
@@ -79,12 +78,12 @@ async def test_stop_ends_the_story_where_it_is_and_lets_it_be_continued() -> Non
     assert views[-1].phase == "open"
     assert views[-1].status.startswith("Stopped · ")
     assert 0 < len(views[-1].generated) < len(STORY)
-    assert state.streams == {}
+    assert state.sessions == {}
 
 
 async def test_stop_reaches_only_the_session_that_asked() -> None:
     backend = ScriptedBackend(STORY, pace=0.005)
-    state = AppState.of(backend)
+    state = state_of(backend)
     mine = handlers.write(state, "mine", Form())
     yours = handlers.write(state, "yours", Form())
     await anext(mine)
@@ -98,18 +97,18 @@ async def test_stop_reaches_only_the_session_that_asked() -> None:
 
 async def test_closing_the_generator_cancels_the_stream_behind_it() -> None:
     backend = ScriptedBackend(STORY, pace=0.005)
-    state = AppState.of(backend)
+    state = state_of(backend)
     async with contextlib.aclosing(handlers.write(state, "me", Form(prompt="One day"))) as views:
         async for view in views:
             if view.generated:
                 break
     assert backend.streams[0].cancelled
-    assert state.streams == {}
+    assert state.sessions == {}
 
 
 async def test_continue_goes_on_from_the_whole_text_and_keeps_its_link() -> None:
     backend = ScriptedBackend(STORY, finish="length")
-    state = AppState.of(backend)
+    state = state_of(backend)
     first = (await every(handlers.write(state, "me", Form(prompt="One day", seed=5))))[-1]
     assert first.phase == "open"
     assert first.status.startswith("Stopped at the length you set · ")
@@ -121,7 +120,7 @@ async def test_continue_goes_on_from_the_whole_text_and_keeps_its_link() -> None
 
 
 async def test_a_full_queue_is_reported_in_a_friendly_way() -> None:
-    views = await every(handlers.write(AppState.of(ScriptedBackend(STORY, fail=busy())), "me", Form(prompt="Hi")))
+    views = await every(handlers.write(state_of(ScriptedBackend(STORY, fail=busy())), "me", Form(prompt="Hi")))
     assert [view.phase for view in views] == ["failed"]
     assert views[0].status.endswith("Please try again in about 3 seconds.")
     assert views[0].prompt == "Hi"
@@ -129,27 +128,27 @@ async def test_a_full_queue_is_reported_in_a_friendly_way() -> None:
 
 async def test_a_known_error_is_shown_in_its_own_words() -> None:
     backend = ScriptedBackend(STORY, fail=ModelError("the model folder is gone"))
-    assert (await every(handlers.write(AppState.of(backend), "me", Form())))[-1].status == "The model folder is gone."
+    assert (await every(handlers.write(state_of(backend), "me", Form())))[-1].status == "The model folder is gone."
 
 
 async def test_an_unknown_error_is_logged_and_not_shown(caplog: pytest.LogCaptureFixture) -> None:
     backend = ScriptedBackend(STORY, fail=RuntimeError("secret /etc/path"))
     with caplog.at_level(logging.ERROR):
-        views = await every(handlers.write(AppState.of(backend), "me", Form(prompt="One day")))
+        views = await every(handlers.write(state_of(backend), "me", Form(prompt="One day")))
     assert "secret" not in views[-1].status + views[-1].spoken
     assert "secret /etc/path" in caplog.text
     assert views[-1].phase == "failed"
 
 
 async def test_a_story_that_breaks_off_keeps_its_text_and_gives_the_reason() -> None:
-    views = await every(handlers.write(AppState.of(ScriptedBackend(STORY, finish="error")), "me", Form()))
+    views = await every(handlers.write(state_of(ScriptedBackend(STORY, finish="error")), "me", Form()))
     assert (views[-1].phase, views[-1].generated) == ("failed", STORY)
     assert views[-1].status == "The story broke off: the pen broke"
 
 
 async def test_while_no_word_has_come_the_page_says_that_it_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(coalesce, "__kwdefaults__", {"interval": 0.01, "idle": 0.02})
-    views = await every(handlers.write(AppState.of(ScriptedBackend("Word", pace=0.2)), "me", Form()))
+    monkeypatch.setattr(handlers, "SILENCE", 0.02)
+    views = await every(handlers.write(state_of(ScriptedBackend("Word", pace=0.2)), "me", Form()))
     assert [view.status for view in views[:2]] == ["Beginning…", "Waiting for the first word…"]
     assert views[1].phase == "waiting"
 
@@ -157,7 +156,7 @@ async def test_while_no_word_has_come_the_page_says_that_it_waits(monkeypatch: p
 async def test_the_link_of_a_story_opens_its_prompt_settings_and_seed() -> None:
     backend = ScriptedBackend(STORY)
     form = Form(prompt="One day & night", temperature=1.1, seed=8)
-    view = (await every(handlers.write(AppState.of(backend), "me", form)))[-1]
+    view = (await every(handlers.write(state_of(backend), "me", form)))[-1]
     values, note = handlers.opened(dict(parse_qsl(view.link)), backend.model.version)
     assert Form(**values) == form
     assert note.status == "Opened from a link. Press Write to read its story."
@@ -166,7 +165,7 @@ async def test_the_link_of_a_story_opens_its_prompt_settings_and_seed() -> None:
 async def test_a_prompt_too_long_for_a_link_is_written_without_one() -> None:
     backend = ScriptedBackend(STORY)
     form = Form(prompt="é" * 15_000)
-    view = (await every(handlers.write(AppState.of(backend), "me", form)))[-1]
+    view = (await every(handlers.write(state_of(backend), "me", form)))[-1]
     assert (view.phase, view.link) == ("ended", "")
     assert not buttons(view).link
     assert buttons(view).save
@@ -225,7 +224,7 @@ def test_a_file_is_named_after_the_first_words() -> None:
 
 async def test_closing_while_the_line_is_long_frees_the_place_in_it() -> None:
     backend = ScriptedBackend(STORY, pace=30.0)
-    views = handlers.write(AppState.of(backend), "me", Form())
+    views = handlers.write(state_of(backend), "me", Form())
     await anext(views)
     await views.aclose()
     assert backend.streams[0].cancelled
@@ -238,7 +237,7 @@ def test_errors_have_one_base_so_that_every_one_of_them_is_shown() -> None:
 
 async def test_a_client_at_its_limit_gets_a_friendly_message_and_others_read_on() -> None:
     limiter = Limiter(quotas_of("1/minute", "client", "stories"))
-    state = AppState.of(ScriptedBackend(STORY), limiter)
+    state = state_of(ScriptedBackend(STORY), limiter)
     form = Form(prompt="One day")
     ended = [(await every(handlers.write(state, "me", form, who)))[-1] for who in ("a", "a", "b")]
     assert [view.phase for view in ended] == ["ended", "failed", "ended"]
@@ -250,7 +249,7 @@ async def test_a_client_at_its_limit_gets_a_friendly_message_and_others_read_on(
 
 async def test_a_limit_of_all_together_is_nobodys_fault() -> None:
     limiter = Limiter(quotas_of("1/hour", "all", "stories"))
-    state = AppState.of(ScriptedBackend(STORY), limiter)
+    state = state_of(ScriptedBackend(STORY), limiter)
     await every(handlers.write(state, "me", Form(prompt="One day"), "a"))
     last = (await every(handlers.write(state, "you", Form(prompt="One day"), "b")))[-1]
     assert last.status.startswith("Everyone together has had as many stories as there may be for now.")
@@ -259,13 +258,13 @@ async def test_a_limit_of_all_together_is_nobodys_fault() -> None:
 
 async def test_a_user_pays_for_the_tokens_that_were_written_however_the_story_ended() -> None:
     limiter = Limiter(quotas_of("100/minute", "client", "tokens"))
-    state = AppState.of(ScriptedBackend(STORY), limiter)
+    state = state_of(ScriptedBackend(STORY), limiter)
     for _ in range(10):  # nine tokens each, of a hundred that each might have had but for what was used before
         last = (await every(handlers.write(state, "me", Form(prompt="One day", max_tokens=10), "a")))[-1]
         assert last.phase == "ended"
     last = (await every(handlers.write(state, "me", Form(prompt="One day", max_tokens=11), "a")))[-1]
     assert last.phase == "failed"
-    state.backend.fail = busy()  # type: ignore[attr-defined]
+    state.manager.backend.fail = busy()  # type: ignore[attr-defined]
     for _ in range(3):
         last = (await every(handlers.write(state, "me", Form(prompt="One day", max_tokens=10), "a")))[-1]
         assert "the queue is full" in last.status
@@ -273,8 +272,8 @@ async def test_a_user_pays_for_the_tokens_that_were_written_however_the_story_en
 
 async def test_a_story_from_memory_says_so_and_boasts_of_no_speed() -> None:
     local = local_backend()
-    state = AppState.of(cached_backend(local, ResponseCache(LRUCache(1_000_000, 60), 60)))
-    async with state.backend.running():
+    state = state_of(cached_backend(local, ResponseCache(LRUCache(1_000_000, 60), 60)))
+    async with state.manager.running():
         form = Form(prompt="One day", max_tokens=30, seed=7)
         first, again = [(await every(handlers.write(state, "me", form)))[-1] for _ in range(2)]
     assert "written locally" in first.status

@@ -11,12 +11,13 @@ from demo import page
 from demo.form import FIELDS
 from demo.handlers import View
 from model.serving.backend import ModelInfo
-from tests.demo.scripted import ScriptedBackend
+from model.serving.session import GenerationManager
+from tests.demo.scripted import ScriptedBackend, state_of
 
 
 @pytest.fixture(scope="module")
 def blocks() -> gr.Blocks:
-    return page.build(ScriptedBackend("A story."))
+    return page.build(GenerationManager(ScriptedBackend("A story.")))
 
 
 def events(blocks: gr.Blocks, name: str) -> list[Any]:
@@ -72,8 +73,8 @@ def test_no_template_is_ever_filled_with_text(blocks: gr.Blocks) -> None:
 def test_a_models_name_cannot_bring_markup_along() -> None:
     backend = ScriptedBackend("A story.")
     backend.model = ModelInfo(name="<b>&", version="ab" * 32)
-    assert "<b>" not in page._colophon(backend)
-    assert "&lt;b&gt;&amp;" in page._colophon(backend)
+    assert "<b>" not in page._colophon(state_of(backend))
+    assert "&lt;b&gt;&amp;" in page._colophon(state_of(backend))
 
 
 def test_no_example_ends_in_a_space_and_each_can_be_written() -> None:

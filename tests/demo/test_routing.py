@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from demo import handlers
 from demo.app import serve
 from demo.form import Form
-from demo.handlers import AppState
+from demo.handlers import View
 from demo.page import build
 from demo.routing import RoutingBackend, Variant, open_variants
 from experiments.ab.assignment import parse_split, without_test
@@ -24,14 +24,15 @@ from experiments.ab.events import hashed
 from experiments.ab.recorder import Recorder
 from experiments.ab.store import connect, endings, exposures, ratings
 from model.architecture.folder import PRETRAINED
-from model.errors import BusyError, InputError, MissingExtraError, ModelError, StoryError
+from model.errors import BusyError, GenerationError, InputError, MissingExtraError, ModelError, StoryError
 from model.generation import GenerationRequest
 from model.serving.backend import Backend, LocalBackend, ModelInfo, model_for
 from model.serving.deployments import open_deployments
 from model.serving.remote.modal import ModalBackend
+from model.serving.session import GenerationManager
 from model.settings import Settings
 from tests.demo.engines import local_backend
-from tests.demo.scripted import ScriptedBackend, busy
+from tests.demo.scripted import ScriptedBackend, busy, state_of
 
 ADDRESS = "sqlite:///stories.db"
 
@@ -62,8 +63,13 @@ def rows(table: sa.Table) -> list[Any]:
 
 
 async def generate(backend: Backend, request: GenerationRequest) -> str:
-    stream = await backend.submit(request)
-    return "".join([chunk.text async for chunk in stream])
+    async with GenerationManager(backend).session([request]) as session:
+        events = [event async for event in session.events(60)]
+    return "".join(event.chunk.text for event in events if event is not None and event.chunk is not None)
+
+
+async def every(views: AsyncGenerator[View, None]) -> list[View]:
+    return [view async for view in views]
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -101,7 +107,8 @@ async def test_each_story_is_noted_with_how_it_ended() -> None:
 async def test_other_endings_are_distinguished(finish: Any) -> None:
     backend = split(ScriptedBackend("A story.", finish=finish))
     async with backend.running():
-        await generate(backend, GenerationRequest(prompt="x"))
+        with contextlib.suppress(GenerationError):
+            await generate(backend, GenerationRequest(prompt="x"))
     assert [row.outcome for row in rows(endings)] == [{"length": "length", "error": "failed"}[finish]]
 
 
@@ -110,7 +117,7 @@ async def test_a_story_that_never_began_is_noted_and_its_error_passed_on(error: 
     backend = split(ScriptedBackend("", fail=error))
     async with backend.running():
         with pytest.raises(type(error)):
-            await backend.submit(GenerationRequest(prompt="x"))
+            await generate(backend, GenerationRequest(prompt="x"))
     assert [row.outcome for row in rows(endings)] == [outcome]
     assert len(rows(exposures)) == 1, "its user was dealt all the same"
     assert isinstance(busy(), BusyError)
@@ -118,33 +125,27 @@ async def test_a_story_that_never_began_is_noted_and_its_error_passed_on(error: 
 
 async def test_a_stop_a_closed_tab_and_a_shutdown_are_noted_once_each() -> None:
     backend = split(local_backend(slots=4, step_seconds=0.005, end_bias=-50))
-    state = AppState.of(backend)
-    async with backend.running():
+    state = state_of(backend)
+    async with state.manager.running():
         stopped = handlers.write(state, "one", Form(max_tokens=1000), user="rose")
         async for view in stopped:
-            if view.generated and state.streams:
+            if view.generated and state.sessions:
                 handlers.stop(state, "one")
         async with contextlib.aclosing(handlers.write(state, "two", Form(max_tokens=1000), user="tim")) as views:
             async for view in views:
                 if view.generated:
                     break
         await until(lambda: backend.recorder.tally().written == 4)
-        stream = await backend.submit(GenerationRequest(prompt="", max_tokens=1000, story_id="aborted"))
-
-        async def read() -> None:
-            async for _ in stream:
-                pass
-
-        reading = asyncio.create_task(read())
-        await asyncio.sleep(0.05)
-    await reading
+        aborted = asyncio.create_task(every(handlers.write(state, "three", Form(max_tokens=1000))))
+        await until(lambda: "three" in state.sessions and state.sessions["three"].generations[0].timer.tokens > 0)
+    assert (await aborted)[-1].status.startswith("This page is being restarted")
     assert [row.outcome for row in rows(endings)] == ["stopped", "stopped", "aborted"]
     assert all(row.tokens > 0 for row in rows(endings))
 
 
 async def test_a_user_likes_changes_her_mind_and_takes_it_back() -> None:
     backend = split(ScriptedBackend("A story."))
-    state = AppState.of(backend)
+    state = state_of(backend)
     async with backend.running():
         views = [view async for view in handlers.write(state, "me", Form(prompt="x"), user="rose")]
         assert [handlers.buttons(view).rate for view in views[:1]] == [False]
@@ -161,7 +162,7 @@ async def test_a_user_likes_changes_her_mind_and_takes_it_back() -> None:
 
 async def test_going_on_with_a_story_is_the_same_story_and_keeps_its_verdict() -> None:
     backend = split(ScriptedBackend("A story.", finish="length"))
-    state = AppState.of(backend)
+    state = state_of(backend)
     async with backend.running():
         first = [view async for view in handlers.write(state, "me", Form(prompt="x"), user="rose")][-1]
         liked = handlers.rate(state, first, 1)
@@ -173,7 +174,7 @@ async def test_going_on_with_a_story_is_the_same_story_and_keeps_its_verdict() -
 
 async def test_a_new_story_has_no_verdict_yet() -> None:
     backend = split(ScriptedBackend("A story."))
-    state = AppState.of(backend)
+    state = state_of(backend)
     async with backend.running():
         for _ in range(2):
             view = [view async for view in handlers.write(state, "me", Form(prompt="x"), user="rose")][-1]
@@ -193,7 +194,7 @@ async def test_a_link_carries_the_version_that_really_wrote() -> None:
     backend, *_ = two()
     async with backend.running():
         user = user_of(backend, "b")
-        view = [view async for view in handlers.write(AppState.of(backend), "me", Form(prompt="x"), user=user)][-1]
+        view = [view async for view in handlers.write(state_of(backend), "me", Form(prompt="x"), user=user)][-1]
     assert "model=bbbbbbbbbbbb" in view.link
 
 
@@ -245,7 +246,7 @@ async def test_it_is_ready_only_while_each_version_is() -> None:
 
 def test_the_page_asks_only_where_verdicts_are_kept_and_names_no_version() -> None:
     def visible(backend: Backend) -> bool:
-        blocks = build(backend).blocks.values()
+        blocks = build(GenerationManager(backend)).blocks.values()
         return bool(next(block for block in blocks if getattr(block, "elem_id", None) == "rating").visible)
 
     backend, *_ = two()

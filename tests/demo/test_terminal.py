@@ -6,14 +6,15 @@ fault in the middle, an interrupt at a known chunk. The last ones run the real c
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import io
 import json
 import os
 import re
 import subprocess
 import sys
-import types
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ import story
 from demo.terminal import in_one_line, print_rows
 from model.errors import BusyError, DataError, ModelError
 from model.generation import Chunk, Completion, GenerationRequest, SamplingParams, Usage
+from model.serving.backend import Health, LocalBackend, ModelInfo
+from model.settings import Settings
 
 USAGE = Usage(prompt_tokens=3, completion_tokens=5, queued=0.0, ttft=0.012, duration=0.016)
 
@@ -32,31 +35,43 @@ def run(*arguments: str) -> Result:
     return CliRunner().invoke(story.app, list(arguments))
 
 
-class ScriptedEngine:
-    """Streams `chunks` (an exception among them is raised); records what it was asked and how it was made."""
+class ScriptedBackend:
+    """Streams `chunks` (an exception among them is raised); remembers the request and the settings."""
+
+    name, capacity, served_by = "scripted", 1, "scripted"
+    model = ModelInfo("a scripted model", "5eed" * 16)
 
     def __init__(self, *chunks: str | BaseException, error: str | None = None) -> None:
         self.chunks = chunks
         self.error = error
         self.asked: list[GenerationRequest] = []
-        self.made: dict[str, Any] = {}
+        self.settings = Settings()
         self.closed = False
 
-    def __enter__(self) -> ScriptedEngine:
-        return self
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        try:
+            yield
+        finally:
+            self.closed = True
 
-    def __exit__(self, *_: object) -> None:
-        self.closed = True
+    def health(self) -> Health:
+        return Health(True, self.name, "scripted", None)
 
-    def submit(self, request: GenerationRequest) -> ScriptedEngine:
+    async def submit(self, request: GenerationRequest) -> ScriptedBackend:
         self.asked.append(request)
         return self
 
-    def __iter__(self) -> Iterator[Chunk]:
+    async def __aiter__(self) -> AsyncIterator[Chunk]:
         for number, chunk in enumerate(self.chunks):
             if isinstance(chunk, BaseException):
+                for _ in range(4):  # turns of the loop, in which the chunk before is shown
+                    await asyncio.sleep(0)
                 raise chunk
             yield Chunk(text=chunk, tokens=(number + 1,))
+
+    def cancel(self) -> None:
+        """Nothing runs between two chunks."""
 
     @property
     def completion(self) -> Completion:
@@ -65,20 +80,18 @@ class ScriptedEngine:
 
 
 @pytest.fixture
-def scripted(monkeypatch: pytest.MonkeyPatch) -> ScriptedEngine:
-    engine = ScriptedEngine(" a fox", ". It", " slept.")
+def scripted(monkeypatch: pytest.MonkeyPatch) -> ScriptedBackend:
+    backend = ScriptedBackend(" a fox", ". It", " slept.")
 
-    def load_engine(folder: Path | None, **options: Any) -> ScriptedEngine:
-        engine.made = {"folder": folder, **options}
-        return engine
+    def load(settings: Settings) -> ScriptedBackend:
+        backend.settings = settings
+        return backend
 
-    module = types.ModuleType("model.engine.load")
-    module.load_engine = load_engine  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "model.engine.load", module)
-    return engine
+    monkeypatch.setattr(LocalBackend, "load", load)
+    return backend
 
 
-def test_a_story_goes_to_stdout_and_its_figures_to_stderr(scripted: ScriptedEngine) -> None:
+def test_a_story_goes_to_stdout_and_its_figures_to_stderr(scripted: ScriptedBackend) -> None:
     result = run("write", "There was", "--seed", "7")
     assert result.exit_code == 0
     assert result.stdout == "There was a fox. It slept.\n"
@@ -86,7 +99,7 @@ def test_a_story_goes_to_stdout_and_its_figures_to_stderr(scripted: ScriptedEngi
     assert scripted.closed
 
 
-def test_every_piece_is_shown_at_once(scripted: ScriptedEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_piece_is_shown_at_once(scripted: ScriptedBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     class Watched(io.StringIO):
         def flush(self) -> None:
             seen.append(self.getvalue())
@@ -100,14 +113,14 @@ def test_every_piece_is_shown_at_once(scripted: ScriptedEngine, monkeypatch: pyt
         assert text in seen, "each chunk is flushed before the next one is written"
 
 
-def test_the_prompt_is_dim_on_a_terminal_only(scripted: ScriptedEngine) -> None:
+def test_the_prompt_is_dim_on_a_terminal_only(scripted: ScriptedBackend) -> None:
     plain = CliRunner().invoke(story.app, ["write", "There was"])
     colored = CliRunner().invoke(story.app, ["write", "There was"], color=True)
     assert "\x1b" not in plain.stdout
     assert colored.stdout.startswith("\x1b[2mThere was\x1b[0m a fox")
 
 
-def test_all_controls_reach_the_engine(scripted: ScriptedEngine) -> None:
+def test_all_controls_reach_the_engine(scripted: ScriptedBackend) -> None:
     result = run(
         *("write", "x", "--max-tokens", "9", "--temperature", "0.1", "--top-p", "0.2", "--top-k", "3"),
         *("--min-p", "0.4", "--seed", "5", "--model", "my/model"),
@@ -115,30 +128,30 @@ def test_all_controls_reach_the_engine(scripted: ScriptedEngine) -> None:
     assert result.exit_code == 0, result.stderr
     sampling = SamplingParams(temperature=0.1, top_p=0.2, top_k=3, min_p=0.4, seed=5)
     assert scripted.asked == [GenerationRequest(prompt="x", max_tokens=9, sampling=sampling)]
-    assert scripted.made["folder"] == Path("my/model")
+    assert (scripted.settings.story_model, scripted.settings.story_slots) == ("my/model", 1)
 
 
 def test_settings_reach_the_engine_and_the_option_wins(
-    scripted: ScriptedEngine, monkeypatch: pytest.MonkeyPatch
+    scripted: ScriptedBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("STORY_MODEL", "from/environment")
     monkeypatch.setenv("STORY_PRECISION", "fp32")
     monkeypatch.setenv("STORY_THREADS", "2")
     assert run("write", "x").exit_code == 0
-    made = scripted.made
-    assert (made["folder"], made["precision"], made["threads"]) == (Path("from/environment"), "fp32", 2)
+    made = scripted.settings
+    assert (made.story_model, made.story_precision, made.story_threads) == ("from/environment", "fp32", 2)
     assert run("write", "x", "--model", "other").exit_code == 0
-    assert scripted.made["folder"] == Path("other")
+    assert scripted.settings.story_model == "other"
 
 
-def test_a_seed_is_made_up_and_reported_if_none_is_given(scripted: ScriptedEngine) -> None:
+def test_a_seed_is_made_up_and_reported_if_none_is_given(scripted: ScriptedBackend) -> None:
     expected = [re.search(r"seed (\d+)$", run("write", "x").stderr.strip()) for _ in range(2)]
     seeds = [request.sampling.seed for request in scripted.asked]
     assert [int(match[1]) for match in expected if match] == seeds
     assert seeds[0] != seeds[1]
 
 
-def test_json_holds_the_whole_completion(scripted: ScriptedEngine) -> None:
+def test_json_holds_the_whole_completion(scripted: ScriptedBackend) -> None:
     result = run("write", "There was", "--seed", "7", "--json")
     assert json.loads(result.stdout) == {
         "prompt": "There was",
@@ -157,14 +170,14 @@ def test_json_holds_the_whole_completion(scripted: ScriptedEngine) -> None:
     assert result.stderr == ""
 
 
-def test_a_fault_in_the_middle_is_reported_and_fails(scripted: ScriptedEngine) -> None:
+def test_a_fault_in_the_middle_is_reported_and_fails(scripted: ScriptedBackend) -> None:
     scripted.error = "the pen broke"
     result = run("write", "There was")
     assert result.exit_code == 1
     assert result.stderr == "story: the pen broke\n"
 
 
-def test_an_interrupt_ends_the_line_quietly_and_closes_the_engine(scripted: ScriptedEngine) -> None:
+def test_an_interrupt_ends_the_line_quietly_and_closes_the_engine(scripted: ScriptedBackend) -> None:
     scripted.chunks = (" a fox", KeyboardInterrupt())
     result = run("write", "There was")
     assert result.exit_code == 130
@@ -184,7 +197,7 @@ def test_an_interrupt_ends_the_line_quietly_and_closes_the_engine(scripted: Scri
     ],
 )
 def test_a_wrong_value_is_one_line_and_exit_code_2(
-    arguments: list[str], message: str, scripted: ScriptedEngine
+    arguments: list[str], message: str, scripted: ScriptedBackend
 ) -> None:
     result = run("write", "x", *arguments)
     assert result.exit_code == 2
@@ -213,7 +226,7 @@ def test_each_kind_of_error_has_its_line_and_code(error: Exception, message: str
     assert "\n" not in line
 
 
-def test_an_unforeseen_fault_shows_its_traceback_only_with_debug(scripted: ScriptedEngine) -> None:
+def test_an_unforeseen_fault_shows_its_traceback_only_with_debug(scripted: ScriptedBackend) -> None:
     scripted.chunks = (ValueError("odd"),)
     quiet = run("write", "x")
     assert quiet.exit_code == 1

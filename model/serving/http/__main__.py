@@ -30,7 +30,7 @@ def serve(
     # ONNX Runtime reports usage to its maker unless that is disabled before it is imported.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     from model.serving.http.address import bound, url_of
-    from model.serving.http.options import ServiceOptions
+    from model.serving.options import ServiceOptions
     from model.settings import load_settings
 
     settings = load_settings(

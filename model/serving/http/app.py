@@ -16,11 +16,11 @@ from model.serving.http import chat, completions, errors, health, simple
 from model.serving.http.chat import ChatBody
 from model.serving.http.middleware import RequestContextMiddleware, SecurityHeadersMiddleware, cors
 from model.serving.http.openapi import schemas_of
-from model.serving.http.options import ServiceOptions
 from model.serving.http.schemas import CompletionBody, SimpleBody
-from model.serving.http.session import GenerationManager
 from model.serving.http.simple import Sockets
-from model.serving.metrics import Meter, MeteredBackend
+from model.serving.metrics import Meter
+from model.serving.options import ServiceOptions
+from model.serving.session import GenerationManager
 from model.serving.shared_state import SharedState
 
 PATHS = ("/v1", "/api/generate", "/api/health", "/health", "/ping", "/metrics", "/openapi.json", "/socket.io")
@@ -47,7 +47,7 @@ class Service(FastAPI):
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Run the backend; on exit close open connections."""
-        async with self.shared.running(), self.manager.backend.running():
+        async with self.shared.running(), self.manager.running():
             try:
                 yield
             finally:
@@ -64,11 +64,10 @@ def create_service(
     options = options or ServiceOptions()
     shared = shared or SharedState()
     meter = Meter(backend, options.name)
-    backend = MeteredBackend(backend, meter)
     for collector in (shared.limiter, shared.cache, shared.redis):
         if collector is not None:
             meter.registry.register(collector)
-    manager = GenerationManager(backend, meter, shared.limiter, options)
+    manager = GenerationManager(backend, limiter=shared.limiter, observers=[meter], options=options)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Service) -> AsyncIterator[None]:

@@ -21,7 +21,7 @@ from model.serving.http.completions import OpenAIFormat, respond
 from model.serving.http.errors import bad_value, json_bytes
 from model.serving.http.openapi import ChatResponse, generates
 from model.serving.http.schemas import IGNORED, Body, Integer, OpenAIBody, number, parse_object, shown
-from model.serving.http.session import GenerationManager
+from model.serving.session import GenerationManager
 
 MAX_MESSAGES = 1_000
 

@@ -24,8 +24,9 @@ from model.generation import Chunk, Completion, GenerationRequest, TokenLogprob
 from model.serving.backend import ModelInfo, model_for
 from model.serving.http.errors import DONE, bad_value, json_bytes, json_response, sse_event, unknown_model
 from model.serving.http.openapi import CompletionResponse, ModelList, ModelResponse, errors_of, generates, get
+from model.serving.http.response import GenerationResponse, ResponseFormat, times_of, usage_of
 from model.serving.http.schemas import MODEL_ID, CompletionBody, OpenAIBody, apply_cache_control, parse_object
-from model.serving.http.session import GenerationManager, GenerationResponse, ResponseFormat, times_of, usage_of
+from model.serving.session import GenerationManager
 
 
 class OpenAIFormat(ResponseFormat):

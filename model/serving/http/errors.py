@@ -18,7 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from model.errors import BusyError, InputError, LimitError, ModelError, StoryError
+from model.errors import BusyError, DrainingError, GenerationError, InputError, LimitError, ModelError, StoryError
 
 log = logging.getLogger(__name__)
 
@@ -109,17 +109,6 @@ def too_large(limit: int) -> ServiceError:
     return ServiceError(413, INVALID, "body_too_large", message, headers={"Connection": "close"})
 
 
-def draining() -> ServiceError:
-    """503: this process stops; another replica, or this one restarted, takes the request."""
-    message = "the service is draining: it ends its running stories and takes no new ones"
-    return ServiceError(503, UNAVAILABLE, "draining", message, retry_after=2)
-
-
-def broke_off(reason: str | None) -> ServiceError:
-    """503: the model failed in mid-story."""
-    return ServiceError(503, UNAVAILABLE, "model_failed", reason or "the model could not go on", retry_after=1)
-
-
 def as_service_error(error: Exception) -> ServiceError:
     """Return what a client gets for `error`."""
     if isinstance(error, ServiceError):
@@ -133,6 +122,10 @@ def as_service_error(error: Exception) -> ServiceError:
         return ServiceError(429, "rate_limit_error", "queue_full", str(error), retry_after=error.retry_after)
     if isinstance(error, ModelError):
         return ServiceError(503, UNAVAILABLE, "model_unavailable", str(error), retry_after=5)
+    if isinstance(error, DrainingError):  # another replica, or this one restarted, takes the request
+        return ServiceError(503, UNAVAILABLE, "draining", str(error), retry_after=2)
+    if isinstance(error, GenerationError):
+        return ServiceError(503, UNAVAILABLE, "model_failed", str(error), retry_after=1)
     if isinstance(error, StoryError):
         return ServiceError(503, UNAVAILABLE, "unavailable", str(error), retry_after=1)
     log.error("a request failed", exc_info=error)

@@ -14,13 +14,12 @@ story, which then completes as `cancelled`. A client has one story at a time; wh
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import functools
 import json
 import re
 import uuid
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import socketio
@@ -33,8 +32,9 @@ from model.serving.backend import ModelInfo, model_for
 from model.serving.http.completions import respond
 from model.serving.http.errors import INVALID, ServiceError, as_service_error, sse_event
 from model.serving.http.openapi import StoryResponse, generates, streams
+from model.serving.http.response import ResponseFormat, times_of, usage_of
 from model.serving.http.schemas import MODEL_ID, SimpleBody, parse_object
-from model.serving.http.session import GenerationManager, GenerationSession, ResponseFormat, times_of, usage_of
+from model.serving.session import GenerationManager, GenerationSession
 
 COMPLETE = "complete"
 """Id of the last event."""
@@ -129,32 +129,17 @@ def _query(request: HttpRequest) -> dict[str, Any]:
     return values
 
 
-@dataclass(slots=True)
-class _Running:
-    """The request of one client, from its arrival on."""
-
-    task: asyncio.Task[Any] | None
-    session: GenerationSession | None = None
-    stopped: bool = False
-
-    def stop(self) -> None:
-        """End it, also where no stream has been opened yet."""
-        self.stopped = True
-        if self.session is not None:
-            self.session.stop()
-
-
 class Sockets:
     """The Socket.IO side of a service; `app` is mounted at `/socket.io`."""
 
     def __init__(self, manager: GenerationManager) -> None:
         self._manager = manager
-        self._running: dict[str, _Running] = {}
+        self._sessions: dict[str, GenerationSession] = {}
         self._server = socketio.AsyncServer(async_mode="asgi", max_http_buffer_size=manager.options.max_body)
         self.app = socketio.ASGIApp(self._server, socketio_path=None)
         self._server.on("generate_story", self._generate)
         self._server.on("stop_story", self._stop)
-        self._server.on("disconnect", self._disconnected)
+        self._server.on("disconnect", self._stop)
 
     async def close(self) -> None:
         """Disconnect all clients."""
@@ -164,30 +149,26 @@ class Sockets:
         await self._server.shutdown()
 
     async def _generate(self, sid: str, data: Any = None) -> None:
-        if sid in self._running:
-            busy = ServiceError(409, INVALID, "story_running", "a story is running; stop it with stop_story first")
-            await self._server.emit("story_error", busy.body(), to=sid)
-            return
-        running = self._running[sid] = _Running(asyncio.current_task())
         try:
-            await self._run(sid, running, data)
+            if sid in self._sessions:
+                message = "a story is running; stop it with stop_story first"
+                raise ServiceError(409, INVALID, "story_running", message)
+            if not isinstance(data, dict):
+                raise ServiceError(422, INVALID, "invalid_value", "generate_story needs an object with a prompt")
+            requests = SimpleBody.read(data).requests()
+            client = self._manager.client_of(self._server.get_environ(sid)["asgi.scope"])
+            session = self._sessions[sid] = self._manager.session(requests, client)
+            try:
+                await self._run(sid, requests, session)
+            finally:
+                del self._sessions[sid]
         except Exception as error:
             await self._server.emit("story_error", as_service_error(error).body(), to=sid)
-        finally:
-            del self._running[sid]
 
-    async def _run(self, sid: str, running: _Running, data: Any) -> None:
-        if not isinstance(data, dict):
-            raise ServiceError(422, INVALID, "invalid_value", "generate_story needs an object with a prompt")
-        manager = self._manager
-        requests = SimpleBody.read(data).requests()
-        form = SimpleFormat(requests, model_for(manager.backend, requests[0].user))
-        client = manager.limiter.clients.of(self._server.get_environ(sid)["asgi.scope"])
-        async with manager.session(requests, client) as session:
-            running.session = session
-            if running.stopped:
-                session.stop()
-            async for event in session.events(manager.options.keep_alive):
+    async def _run(self, sid: str, requests: list[GenerationRequest], session: GenerationSession) -> None:
+        form = SimpleFormat(requests, model_for(self._manager.backend, requests[0].user))
+        async with session:
+            async for event in session.events(self._manager.options.keep_alive):
                 if event is None:
                     continue
                 if event.chunk is not None and event.chunk.text:
@@ -198,11 +179,6 @@ class Sockets:
                     await self._server.emit("story_complete", whole, to=sid)
 
     async def _stop(self, sid: str, _data: Any = None) -> None:
-        if (running := self._running.get(sid)) is not None:
-            running.stop()
-
-    async def _disconnected(self, sid: str, _reason: Any = None) -> None:
-        if (running := self._running.get(sid)) is not None and running.task is not None:
-            running.task.cancel()
-            with contextlib.suppress(asyncio.CancelledError, Exception):
-                await running.task
+        """End the client's story, because it asked for that or has disconnected."""
+        if (session := self._sessions.get(sid)) is not None:
+            session.stop()

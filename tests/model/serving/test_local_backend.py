@@ -10,20 +10,20 @@ import pytest
 
 from demo import handlers
 from demo.form import Form
-from demo.handlers import AppState
 from model.engine.engine import EngineStats
 from model.errors import BusyError, InputError, ModelError
 from model.generation import GenerationRequest, SamplingParams
 from model.serving.remote import open_backend
 from model.settings import Settings
 from tests.demo.engines import local_backend
+from tests.demo.scripted import state_of
 
 
 async def test_the_page_shows_the_story_that_the_engine_alone_would_write() -> None:
     form = Form(prompt="One sunny day", max_tokens=60, seed=5)
     backend = local_backend(end_bias=-50)
     async with backend.running():
-        views = [view async for view in handlers.write(AppState.of(backend), "me", form)]
+        views = [view async for view in handlers.write(state_of(backend), "me", form)]
     with local_backend(end_bias=-50).engine as engine:
         request = GenerationRequest(prompt="One sunny day", max_tokens=60, sampling=SamplingParams(seed=5))
         alone = engine.submit(request).wait(10)
@@ -35,7 +35,7 @@ async def test_the_page_shows_the_story_that_the_engine_alone_would_write() -> N
 async def test_closing_the_page_frees_the_slot() -> None:
     backend = local_backend(step_seconds=0.005, end_bias=-50)
     async with backend.running():
-        async with contextlib.aclosing(handlers.write(AppState.of(backend), "me", Form())) as views:
+        async with contextlib.aclosing(handlers.write(state_of(backend), "me", Form())) as views:
             async for view in views:
                 if view.generated:
                     assert backend.engine.stats().active == 1
@@ -46,7 +46,7 @@ async def test_closing_the_page_frees_the_slot() -> None:
 
 async def test_a_story_too_many_meets_a_full_queue_and_a_place_frees_up_again() -> None:
     backend = local_backend(slots=1, queue=1, step_seconds=0.005, end_bias=-50)
-    state = AppState.of(backend)
+    state = state_of(backend)
     async with backend.running():
         streams = [await backend.submit(GenerationRequest(prompt="", max_tokens=500)) for _ in range(2)]
         with pytest.raises(BusyError):

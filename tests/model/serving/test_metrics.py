@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import resource
@@ -14,7 +15,8 @@ from model.errors import BusyError
 from model.generation import Chunk, Completion, FinishReason, GenerationRequest, Usage
 from model.serving import metrics
 from model.serving.backend import Health, ModelInfo
-from model.serving.metrics import MOST_NAMES, Meter, MeteredBackend, memory_limit, resident
+from model.serving.metrics import MOST_NAMES, Meter, memory_limit, resident
+from model.serving.session import GenerationManager
 
 ASKED = GenerationRequest(prompt="Once", max_tokens=9)
 
@@ -25,11 +27,14 @@ class ScriptedStream:
     def __init__(self, reason: FinishReason, served_by: str, failure: Exception | None) -> None:
         self.served_by, self._failure = served_by, failure
         self.cancelled = False
+        self.goes_on = asyncio.Event()
+        self.goes_on.set()
         usage = Usage(prompt_tokens=5, completion_tokens=3, queued=0.25, ttft=0.3, duration=0.5)
         self.completion = Completion("a b c", reason, usage)
 
     async def __aiter__(self) -> AsyncIterator[Chunk]:
         yield Chunk("a", (1,))
+        await self.goes_on.wait()
         yield Chunk(" b c", (2, 3))
         if self._failure is not None:
             raise self._failure
@@ -74,14 +79,19 @@ def count_of(meter: Meter, outcome: str, served_by: str) -> float:
     return meter.registry.get_sample_value("story_streams_total", labels) or 0
 
 
-async def read(backend: MeteredBackend) -> str:
-    stream = await backend.submit(ASKED)
-    return "".join([chunk.text async for chunk in stream])
+def metered(scripted: Scripted, meter: Meter) -> GenerationManager:
+    return GenerationManager(scripted, observers=[meter])
+
+
+async def read(manager: GenerationManager) -> str:
+    async with manager.session([ASKED]) as session:
+        events = [event async for event in session.events(60)]
+    return "".join(event.chunk.text for event in events if event is not None and event.chunk is not None)
 
 
 async def test_a_story_counts_under_its_ending_backend_version_and_deployment(scripted: Scripted, meter: Meter) -> None:
     scripted.next = ScriptedStream("length", "modal", None)
-    assert await read(MeteredBackend(scripted, meter)) == "a b c"
+    assert await read(metered(scripted, meter)) == "a b c"
     assert count_of(meter, "length", "modal") == 1
     value = meter.registry.get_sample_value
     assert value("story_tokens_total", {"kind": "completion"}) == 3
@@ -95,39 +105,39 @@ async def test_a_story_that_breaks_in_the_middle_is_an_error_and_the_error_passe
 ) -> None:
     scripted.next = ScriptedStream("stop", "local", RuntimeError("inner"))
     with pytest.raises(RuntimeError, match="inner"):
-        await read(MeteredBackend(scripted, meter))
+        await read(metered(scripted, meter))
     assert (count_of(meter, "error", "local"), count_of(meter, "stop", "local")) == (1, 0)
 
 
 async def test_a_client_who_leaves_in_the_middle_or_before_it_is_counted_once(scripted: Scripted, meter: Meter) -> None:
-    backend = MeteredBackend(scripted, meter)
-    stream = await backend.submit(ASKED)
-    chunks = aiter(stream)
-    await anext(chunks)
-    await chunks.aclose()  # type: ignore[attr-defined]
-    stream.cancel()
+    manager = metered(scripted, meter)
+    assert isinstance(scripted.next, ScriptedStream)
+    scripted.next.goes_on.clear()
+    async with manager.session([ASKED]) as session:
+        await anext(session.events(60))
     assert count_of(meter, "cancelled", "local") == 1
-    unread = await backend.submit(ASKED)
-    unread.cancel()
-    unread.cancel()
+    async with manager.session([ASKED]) as unread:
+        assert meter.registry.get_sample_value("story_streams_open") == 1
+    await unread.close()
     assert count_of(meter, "cancelled", "local") == 2
     assert meter.registry.get_sample_value("story_streams_open") == 0
 
 
 async def test_what_never_begins_is_counted_by_why(scripted: Scripted, meter: Meter) -> None:
-    backend = MeteredBackend(scripted, meter)
+    manager = metered(scripted, meter)
     for scripted.next in (BusyError("full", 1.0), RuntimeError("no model")):
         with pytest.raises(type(scripted.next)):
-            await backend.submit(ASKED)
+            await read(manager)
     assert count_of(meter, "refused", "local") == 1
-    assert count_of(meter, "error", "auto") == 1
+    assert count_of(meter, "error", "local") == 1
+    assert meter.registry.get_sample_value("story_streams_open") == 0
 
 
 async def test_names_from_elsewhere_cannot_grow_without_end(scripted: Scripted, meter: Meter) -> None:
-    backend = MeteredBackend(scripted, meter)
+    manager = metered(scripted, meter)
     for number in range(40):
         scripted.next = ScriptedStream("stop", f"backend-{number}", None)
-        await read(backend)
+        await read(manager)
     samples = [s for family in meter.registry.collect() for s in family.samples]
     writers = {s.labels["served_by"] for s in samples if s.name == "story_streams_total"}
     assert len(writers) == MOST_NAMES + 1

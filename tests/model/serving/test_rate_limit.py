@@ -19,7 +19,6 @@ from model.errors import InputError, LimitError
 from model.generation import GenerationRequest
 from model.serving.rate_limit import (
     MAX_UNITS,
-    UNKNOWN,
     Clients,
     Limiter,
     MemoryWindows,
@@ -30,6 +29,7 @@ from model.serving.rate_limit import (
     quotas_of,
 )
 from model.serving.redis import RedisLink
+from model.serving.session import UNKNOWN
 from model.settings import MAX_PROXIES, load_settings
 from tests.redis_server import redis_server, settled
 

@@ -18,7 +18,6 @@ import pytest
 from model.engine.job import Job
 from model.generation import GenerationRequest, SamplingParams
 from model.serving.backend import LocalBackend
-from model.serving.metrics import MeteredBackend
 from tests.model.fake_runtime import FakeRuntime
 from tests.model.serving.http.serving import Running, paced, serving, streaming, until
 
@@ -126,8 +125,7 @@ def test_32_stories_at_once_are_the_stories_that_each_is_alone(shipped: Running)
         together = list(pool.map(generate, range(32)))
     figures = shipped.figures()
     assert figures['story_streams_total{outcome="error"}'] == 0
-    assert isinstance(shipped.service.manager.backend, MeteredBackend)
-    backend = shipped.service.manager.backend.backend
+    backend = shipped.service.manager.backend
     assert isinstance(backend, LocalBackend)
     for seed, received in enumerate(together):
         asked = GenerationRequest(prompt="One day", max_tokens=40, sampling=SamplingParams(seed=seed))

@@ -14,9 +14,10 @@ import pytest
 from demo import handlers
 from demo.app import Served, serve
 from demo.form import Form
-from demo.handlers import AppState, View
+from demo.handlers import View
 from model.generation import GenerationRequest, SamplingParams
 from model.serving.remote.failover import FailoverBackend
+from tests.demo.scripted import state_of
 from tests.model.serving.remote.servers import Line, Script, alone, auto, broken, text_of
 
 LENGTH = 60
@@ -191,7 +192,7 @@ def door() -> Iterator[Door]:
 
 
 async def read(backend: FailoverBackend, form: Form) -> list[View]:
-    return [view async for view in handlers.write(AppState.of(backend), "me", form)]
+    return [view async for view in handlers.write(state_of(backend), "me", form)]
 
 
 def expected(words: int, length: int = LENGTH, seed: int = 3) -> str:

@@ -14,11 +14,12 @@ import pytest
 
 from demo import handlers
 from demo.form import Form
-from demo.handlers import AppState, View
+from demo.handlers import View
 from model.architecture.tokenizer import StreamDecoder
 from model.serving.backend import Backend
 from model.serving.deployments import FileDeploymentStore
 from model.serving.remote.failover import FailoverBackend
+from tests.demo.scripted import state_of
 from tests.model.serving.http.serving import paced, serving
 from tests.model.serving.remote.servers import CALM, Copies, alone, auto
 
@@ -33,7 +34,7 @@ def copies(repository: Path) -> Iterator[Copies]:
 
 
 def generate(backend: Backend, form: Form, name: str = "me") -> AsyncGenerator[View, None]:
-    return handlers.write(AppState.of(backend), name, form)
+    return handlers.write(state_of(backend), name, form)
 
 
 async def closed_again(backend: FailoverBackend, seconds: float = 20.0) -> None:
@@ -119,7 +120,7 @@ async def test_the_first_token_is_on_the_page_before_the_second_is_made(where: s
 async def test_stop_frees_the_slot_at_the_other_end() -> None:
     with serving(paced(step_seconds=0.01)[0]) as running:
         backend = auto(running.url, timeouts=CALM)
-        state = AppState.of(backend)
+        state = state_of(backend)
         async with backend.running(), httpx.AsyncClient(base_url=running.url) as asking:
             async for view in handlers.write(state, "me", Form(prompt=PROMPT, max_tokens=1000)):
                 if len(view.generated) > 20:
