@@ -9,7 +9,6 @@ Exit codes: 0 fine · 1 the check failed · 2 bad use or bad input · 3 undecide
 from __future__ import annotations
 
 import os
-import secrets
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -26,7 +25,7 @@ from experiments.gate.cli import gate, promote, rollback
 from experiments.quality.cli import evaluate
 from experiments.registry.cli import models, register
 from experiments.sweep.cli import sweep
-from model.generation import GenerationRequest, SamplingParams
+from model.generation import GenerationRequest, SamplingParams, new_seed
 
 if TYPE_CHECKING:
     from model.settings import Settings
@@ -116,7 +115,7 @@ def write(
     as_json: Json = False,
 ) -> None:
     """Stream a story into the terminal; rate, time to first token and seed go to stderr."""
-    chosen = secrets.randbelow(2**32) if seed is None else seed
+    chosen = new_seed() if seed is None else seed
     request = GenerationRequest(
         prompt=prompt,
         max_tokens=max_tokens,

@@ -5,7 +5,6 @@ The limits are those of `model.generation`; the page narrows two of them.
 
 from __future__ import annotations
 
-import secrets
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -18,15 +17,7 @@ MAX_SEED = 2**53 - 1
 LONGEST = 1_024
 """Tokens at most of one press of Write: several times a usual story of the kind that the model knows."""
 
-DRAWN_SEEDS = 1_000_000
-"""Seeds drawn by the page lie below this: short enough to read out or to copy by hand."""
-
 _USUAL = GenerationRequest(prompt="")
-
-
-def new_seed() -> int:
-    """A fresh seed, short enough to be read and typed again."""
-    return secrets.randbelow(DRAWN_SEEDS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +59,7 @@ FIELDS: tuple[str, ...] = tuple(field.name for field in fields(Form))
 _NARROWER = {"max_tokens": (1, LONGEST), "seed": (0, MAX_SEED)}
 """Where the page allows less than the model does: lowest and highest value."""
 
-_SAMPLING = tuple(field.name for field in fields(SamplingParams))
+_SAMPLING = tuple(field.name for field in fields(SamplingParams) if field.name in FIELDS)
 
 
 def check_field(name: str, value: Any) -> InputError | None:

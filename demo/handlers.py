@@ -16,11 +16,11 @@ from typing import Any, Literal
 
 from demo import links
 from demo.coalesce import coalesce
-from demo.form import FIELDS, Form, new_seed
+from demo.form import FIELDS, Form
 from demo.routing import RoutingBackend
 from experiments.ab.events import new_id
 from model.errors import BusyError, DrainingError, GenerationError, InputError, LimitError, StoryError
-from model.generation import Usage
+from model.generation import Usage, new_seed
 from model.serving.backend import CACHE, model_for
 from model.serving.logs import new_request_id, request_id
 from model.serving.session import UNKNOWN, Generation, GenerationManager, GenerationSession

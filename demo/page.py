@@ -19,10 +19,11 @@ import gradio as gr
 from demo import handlers, theme
 from demo.experiments_handlers import Store
 from demo.experiments_page import PATH, add_experiments
-from demo.form import FIELDS, LONGEST, Form, new_seed
+from demo.form import FIELDS, LONGEST, Form
 from demo.handlers import AppState, View, buttons
 from demo.links import VERSION_CHARS
 from demo.user_cookie import user_of
+from model.generation import new_seed
 from model.serving.backend import model_for
 from model.serving.session import GenerationManager
 

@@ -156,7 +156,7 @@ class RoutingBackend:
             user_hash=self.recorder.hashed(_user(request)),
             digest=model.version,
             version="" if model.number is None else str(model.number),
-            prompt=request.prompt if self.recorder.keeps_prompts else None,
+            prompt=str(request.prompt) if self.recorder.keeps_prompts else None,
         )
 
     @property

@@ -161,7 +161,7 @@ class LocalTarget:
         if self._folder is not None:
             environment["STORY_MODEL"] = str(self._folder)
         child = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", cold_start.__name__, request.prompt),
+            *(sys.executable, "-m", cold_start.__name__, str(request.prompt)),
             env=environment,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,

@@ -230,6 +230,16 @@ class NgramRuntime:
             context = self._table.advance(context, token)
         return self._logits(context), NgramState(before.position + len(tokens), context)
 
+    def score(self, stories: Sequence[Sequence[int]]) -> Iterator[tuple[int, Logits]]:
+        """See `Runtime.score`; all at once."""
+        logits_BTV = np.zeros((len(stories), max(map(len, stories)), self.vocab_size), np.float32)
+        for row, story in enumerate(stories):
+            context: tuple[int, ...] = ()
+            for place, token in enumerate(story):
+                context = self._table.advance(context, token)
+                logits_BTV[row, place] = self._logits(context)
+        yield 0, logits_BTV
+
     def new_batch(self) -> NgramBatch:
         return NgramBatch()
 

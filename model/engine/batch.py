@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from model.architecture.characters import TokenMasks
 from model.architecture.config import END_ID
 from model.engine.job import Job
 from model.generation import FinishReason
@@ -40,7 +41,7 @@ class Ending(NamedTuple):
 class DecodeBatch:
     """Jobs in the order of the batch's rows. Used by the scheduler's thread only."""
 
-    def __init__(self, runtime: Runtime, slots: int) -> None:
+    def __init__(self, runtime: Runtime, slots: int, masks: TokenMasks) -> None:
         self.jobs: list[Job] = []
         self.tokens = 0  # generated, all streams together
         self._runtime = runtime
@@ -51,11 +52,11 @@ class DecodeBatch:
         self._single: Sampler
         self._advance: Callable[[Tokens, Any], RowLogits]
         if isinstance(runtime, SamplingRuntime):
-            self._advance, self._rows = runtime.step_in_place, runtime.new_sampler(slots)
-            self._single = runtime.new_host_sampler(1)
+            self._advance, self._rows = runtime.step_in_place, runtime.new_sampler(slots, masks)
+            self._single = runtime.new_host_sampler(1, masks)
         else:
-            self._advance, self._rows = runtime.step, SamplingRows(slots, runtime.vocab_size)
-            self._single = SamplingRows(1, runtime.vocab_size)
+            self._advance, self._rows = runtime.step, SamplingRows(slots, runtime.vocab_size, masks)
+            self._single = SamplingRows(1, runtime.vocab_size, masks)
 
     def join(self, job: Job, logits_V: Logits) -> Ending | None:
         """Add a job whose prompt was read, with the logits after it; return how it ends, if its first token ends it.
@@ -80,7 +81,7 @@ class DecodeBatch:
         self.jobs.append(job)
         self._next_B[row] = token
         self._position_B[row] = position
-        self._rows.set(row, job.request.sampling, job.story[1:])
+        self._rows.set(row, job.request.sampling, job.story[1:-1], [token])
         return None
 
     def step(self) -> list[tuple[int, Ending]]:

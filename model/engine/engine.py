@@ -96,7 +96,13 @@ class Engine:
         self.runtime_name = str(getattr(runtime, "name", type(runtime).__name__))
         """Which runtime generates: with another one, the same seed may give another story."""
         self._tokenizer = tokenizer
-        self._scheduler = Scheduler(runtime, slots=slots, queue_limit=queue_limit, prefill_chunk=prefill_chunk)
+        self._scheduler = Scheduler(
+            runtime,
+            tokenizer.masks(runtime.vocab_size),
+            slots=slots,
+            queue_limit=queue_limit,
+            prefill_chunk=prefill_chunk,
+        )
         # The thread knows the scheduler only, so that an engine nobody holds any more is stopped.
         self._thread = threading.Thread(target=self._scheduler.run, name="story-engine", daemon=True)
         self._started = False
@@ -111,8 +117,10 @@ class Engine:
     def submit(self, request: GenerationRequest) -> Stream:
         """Begin a story; returns at once. Read the stream with `for` or `async for`, then its `completion`.
 
-        Raises `BusyError` if the queue is full, and `StoryError` if the engine is closed.
+        Raises `InputError` for a token id that is not in the vocabulary, `BusyError` if the queue is full, and
+        `StoryError` if the engine is closed.
         """
+        request.check_tokens(self._tokenizer.vocab_size)
         job = Job(request, self._tokenizer, time.perf_counter())
         self._start()
         self._scheduler.submit(job)

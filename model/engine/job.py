@@ -8,13 +8,15 @@ engine nothing. What waits for a consumer is bounded by `max_tokens`.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Any
 
 from model.architecture.config import END_ID
 from model.architecture.tokenizer import StoryTokenizer, StreamDecoder
 from model.engine.stop import StopMatcher
-from model.generation import Completion, FinishReason, GenerationRequest, TokenLogprob, Usage
-from model.runtimes.protocol import Logits
+from model.generation import Completion, FinishReason, GenerationRequest, PromptEcho, TokenLogprob, Usage
+from model.runtimes.protocol import Logits, Runtime
 from model.runtimes.sampling import log_probabilities
 
 
@@ -23,8 +25,11 @@ class Job:
 
     def __init__(self, request: GenerationRequest, tokenizer: StoryTokenizer, now: float) -> None:
         self.request = request
-        self.story = [END_ID, *tokenizer.encode(request.prompt)]
+        prompt = request.prompt
+        self.prompt = tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+        self.story = self.prompt.copy() if self.prompt[:1] == [END_ID] else [END_ID, *self.prompt]
         self.first = len(self.story)  # where the generated tokens begin in `story`
+        self.scores: Iterator[Logits] | None = None  # of the prompt's tokens, while they are being computed
         self.taken = 0  # prompt tokens that prefill has taken in
         self.state: Any = None  # the runtime's state after them
         self.admitted = 0.0
@@ -35,6 +40,7 @@ class Job:
         self.cancelled = False
         self.done = False  # set last: then nothing else changes any more
         self.completion: Completion | None = None
+        self.echo: PromptEcho | None = None  # until it is in a chunk
 
         self._tokenizer = tokenizer
         self._submitted = now
@@ -42,8 +48,36 @@ class Job:
         self._limit = self.first + request.max_tokens
         self._logprobs: list[TokenLogprob] = []
         self._parts: list[str] = []
-        self._decoder = StreamDecoder(tokenizer)
+        self._decoder = StreamDecoder(tokenizer, () if isinstance(prompt, str) else self.prompt)
         self._matcher = StopMatcher(request.stop) if request.stop else None
+        self._searched = self.first + request.sampling.min_tokens  # no stop string is looked for before
+        self._echo: PromptEcho | None = None
+        self._prompt_logprobs: list[TokenLogprob] = []
+        if request.echo and request.prompt_logprobs is None:
+            self.send_prompt()
+
+    def score_prompt(self, runtime: Runtime) -> Iterator[Logits]:
+        """Logits (T, V) behind the prompt's tokens, chunk by chunk: at each place of the story, in order."""
+        starts = [place for place, token in enumerate(self.story) if token == END_ID]
+        for start, end in pairwise([*starts, self.first]):
+            for _, logits_BTV in runtime.score([self.story[start:end]]):
+                yield logits_BTV[0]
+
+    def add_scores(self, logits_TV: Logits) -> None:
+        """Take in the next chunk of `score_prompt`."""
+        place = len(self._prompt_logprobs) + 1
+        tokens = self.story[place : min(place + len(logits_TV), self.first)]
+        self._prompt_logprobs += self._logprobs_of(tokens, logits_TV[: len(tokens)], self.request.prompt_logprobs)
+
+    def send_prompt(self) -> None:
+        """Let the prompt come back to the consumer, with its log-probabilities where they were computed."""
+        text = self.request.prompt if isinstance(self.request.prompt, str) else self._decoder.begun
+        texts = tuple(self._tokenizer.decode([token]) for token in self.prompt)
+        # The first token of a prompt has none, whether or not the start of the story was put before it.
+        known = self._prompt_logprobs[len(self._prompt_logprobs) + 1 - len(self.prompt) :]
+        logprobs = (None, *known) if self.prompt and self.request.prompt_logprobs is not None else ()
+        self.echo = self._echo = PromptEcho(text, tuple(self.prompt), texts, logprobs)
+        self.pending.append(("", None, None))
 
     def accept(self, token: int, logits_V: Logits | None, now: float) -> FinishReason | None:
         """Add a sampled token to the story; return why the story ends here, if it does.
@@ -57,12 +91,12 @@ class Job:
             return "stop"
         self.story.append(token)
         text = self._decoder.push(token)
-        matcher = self._matcher
+        matcher = self._matcher if len(self.story) > self._searched else None
         if matcher is not None:
             text = matcher.push(text)
         logprob = None
         if logits_V is not None:
-            logprob = self._logprob(token, logits_V)
+            (logprob,) = self._logprobs_of([token], logits_V[None], self.request.logprobs)
             self._logprobs.append(logprob)
         self._parts.append(text)
         self.pending.append((text, token, logprob))
@@ -71,11 +105,11 @@ class Job:
         return "length" if len(self.story) == self._limit else None
 
     def finish(self, reason: FinishReason, now: float, error: str | None = None) -> None:
-        """End the stream: release the text that was held back, and record how it ended."""
-        text = self._decoder.flush()
-        if self._matcher is not None:
-            text = self._matcher.push(text) + self._matcher.flush()
-        if text:
+        """End the stream: release the text that was held back, and record how it ended.
+
+        A character that was cut short, by `max_tokens` or a cancel, is left out.
+        """
+        if self._matcher is not None and (text := self._matcher.flush()):
             self._parts.append(text)
             self.pending.append((text, None, None))
         ended = (self._last_at or now) - self._submitted
@@ -83,7 +117,7 @@ class Job:
             text="".join(self._parts),
             finish_reason=reason,
             usage=Usage(
-                prompt_tokens=self.first - 1,
+                prompt_tokens=len(self.prompt),
                 completion_tokens=len(self.story) - self.first,
                 queued=(self.admitted or now) - self._submitted,
                 ttft=self._first_at - self._submitted if self._first_at else ended,
@@ -91,11 +125,14 @@ class Job:
             ),
             logprobs=tuple(self._logprobs),
             error=error,
+            prompt=self._echo,
         )
-        self.state = None
+        self.state = self.scores = None
         self.done = True
 
-    def _logprob(self, token: int, logits_V: Logits) -> TokenLogprob:
-        own, alternatives = log_probabilities(logits_V, token, self.request.logprobs or 0)
+    def _logprobs_of(self, tokens: Sequence[int], logits_TV: Logits, best: int | None) -> list[TokenLogprob]:
         decode = self._tokenizer.decode
-        return TokenLogprob(token, decode([token]), own, tuple((i, decode([i]), p) for i, p in alternatives))
+        return [
+            TokenLogprob(token, decode([token]), own, tuple((i, decode([i]), p) for i, p in alternatives))
+            for token, (own, alternatives) in zip(tokens, log_probabilities(logits_TV, tokens, best or 0), strict=True)
+        ]

@@ -18,6 +18,7 @@ import threading
 import time
 from collections import Counter, deque
 
+from model.architecture.characters import TokenMasks
 from model.engine.batch import DecodeBatch, Ending, failure, log
 from model.engine.job import Job
 from model.engine.stream import Waiter, wake
@@ -29,7 +30,9 @@ from model.runtimes.protocol import Runtime
 class Scheduler:
     """See the module. `run` and the private methods belong to its thread, the others to any."""
 
-    def __init__(self, runtime: Runtime, *, slots: int, queue_limit: int, prefill_chunk: int) -> None:
+    def __init__(
+        self, runtime: Runtime, masks: TokenMasks, *, slots: int, queue_limit: int, prefill_chunk: int
+    ) -> None:
         self.slots = slots
         self.queue_limit = queue_limit
         self.healthy = True
@@ -41,7 +44,7 @@ class Scheduler:
         self._runtime = runtime
         self._chunk = prefill_chunk
         self._prefilling: deque[Job] = deque()
-        self._batch = DecodeBatch(runtime, slots)
+        self._batch = DecodeBatch(runtime, slots, masks)
         self._to_wake: list[Waiter] = []
         self._hold_seconds = 0.0  # how long a stream keeps its slot, a running mean
         self._cancelled = False
@@ -140,6 +143,11 @@ class Scheduler:
                 job = self.waiting.popleft()
                 self.held += 1
             job.admitted = now
+            if job.request.prompt_logprobs is not None:
+                job.scores = job.score_prompt(self._runtime)
+            elif not job.request.max_tokens:
+                self._end(job, Ending("length"))
+                continue
             self._prefilling.append(job)
 
     def _prefill(self) -> None:
@@ -147,6 +155,9 @@ class Scheduler:
         budget = self._chunk
         while self._prefilling and budget > 0:
             job = self._prefilling.popleft()
+            if job.scores is not None:
+                budget -= self._score(job)
+                continue
             chunk = job.story[job.taken : min(job.taken + self._chunk, job.first)]
             budget -= len(chunk)
             try:
@@ -165,6 +176,29 @@ class Scheduler:
                 self._end(job, ending)
             else:
                 self._collect(job.waiters)
+
+    def _score(self, job: Job) -> int:
+        """Compute one chunk of the prompt's log-probabilities. Returns how many tokens it had."""
+        try:
+            assert job.scores is not None
+            logits_TV = next(job.scores, None)
+            self.healthy = True
+            if logits_TV is not None:
+                job.add_scores(logits_TV)
+                self._prefilling.append(job)
+                return len(logits_TV)
+            job.scores = None
+            job.send_prompt()
+        except Exception as error:
+            self._unhealthy(error)
+            self._end(job, Ending("error", failure(error)))
+            return 0
+        if job.request.max_tokens:
+            self._prefilling.appendleft(job)
+            self._collect(job.waiters)
+        else:
+            self._end(job, Ending("length"))
+        return 0
 
     def _step(self) -> None:
         try:

@@ -141,14 +141,16 @@ class Stream:
     def _take(self) -> Chunk:
         """All that has come, as one chunk."""
         pending = self._job.pending
+        prompt, self._job.echo = self._job.echo, None
         if len(pending) == 1:
             text, token, logprob = pending.popleft()
-            return Chunk(text, () if token is None else (token,), () if logprob is None else (logprob,))
+            return Chunk(text, () if token is None else (token,), () if logprob is None else (logprob,), prompt)
         items = [pending.popleft() for _ in range(len(pending))]
         return Chunk(
             "".join([item[0] for item in items]),
             tuple([item[1] for item in items if item[1] is not None]),
             tuple([item[2] for item in items if item[2] is not None]),
+            prompt,
         )
 
     async def _wait(self, waiters: deque[Any], pending: deque[Any] | None) -> None:

@@ -10,12 +10,13 @@ Shapes: B streams in the batch, T tokens, V vocabulary.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
+from model.architecture.characters import TokenMasks
 from model.architecture.config import END_ID
 from model.generation import SamplingParams
 
@@ -69,12 +70,22 @@ class Runtime(Protocol):
         """
         ...
 
+    def score(self, stories: Sequence[Sequence[int]]) -> Iterator[tuple[int, Logits]]:
+        """Logits at every place of whole stories, side by side: yields (first place, (B, T, V)) chunk by chunk.
+
+        Stories are padded to the longest; what stands behind a story's end is meaningless. The end of story may
+        stand at a story's beginning only.
+        """
+        ...
+
 
 class Sampler(Protocol):
     """Chooses the next tokens of the streams in a batch, one row each; `SamplingRows` is one."""
 
-    def set(self, row: int, sampling: SamplingParams, seen: Iterable[int] = ()) -> None:
-        """Give `row` to a stream. `seen` are the story's tokens so far, for the repetition penalty."""
+    def set(
+        self, row: int, sampling: SamplingParams, prompt: Sequence[int] = (), generated: Sequence[int] = ()
+    ) -> None:
+        """Give `row` to a stream whose story has these tokens so far."""
         ...
 
     def move(self, source: int, target: int) -> None:
@@ -82,7 +93,7 @@ class Sampler(Protocol):
         ...
 
     def note(self, row: int, token: int) -> None:
-        """Add `token` to the row's story."""
+        """Add a generated `token` to the row's story."""
         ...
 
     def sample(self, logits_BV: Any, position_B: Tokens) -> tuple[Tokens, Flags]:
@@ -113,28 +124,21 @@ class SamplingRuntime(Runtime, Protocol):
         """`step`, without bringing the logits to the host."""
         ...
 
-    def new_sampler(self, slots: int) -> Sampler:
-        """A sampler for `slots` rows of what `step_in_place` returns."""
+    def new_sampler(self, slots: int, masks: TokenMasks | None = None) -> Sampler:
+        """A sampler for `slots` rows of what `step_in_place` returns. `masks`: None forbids no token."""
         ...
 
-    def new_host_sampler(self, slots: int) -> Sampler:
+    def new_host_sampler(self, slots: int, masks: TokenMasks | None = None) -> Sampler:
         """A sampler for `slots` rows of logits on the host, as `prefill` returns them."""
         ...
 
 
 class EmbeddedRuntime(Runtime, Protocol):
-    """A runtime for this machine's processor, which also scores whole stories, for evaluation."""
+    """A runtime for this machine's processor."""
 
     @property
     def name(self) -> str:
         """Which implementation this is, and in what precision: `onnx int8`. Other names may mean other bits."""
-        ...
-
-    def score(self, stories: Sequence[Sequence[int]]) -> Iterator[tuple[int, Logits]]:
-        """Logits at every place of whole stories, side by side: yields (first place, (B, T, V)) chunk by chunk.
-
-        Stories are padded to the longest; what stands behind a story's end is meaningless.
-        """
         ...
 
 

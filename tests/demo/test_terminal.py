@@ -191,7 +191,7 @@ def test_an_interrupt_ends_the_line_quietly_and_closes_the_engine(scripted: Scri
     [
         (["--temperature", "7"], "temperature must be between 0 and 2, got 7.0"),
         (["--top-p", "0"], "top_p must be above 0 and at most 1, got 0.0"),
-        (["--max-tokens", "0"], "max_tokens must be a whole number between 1 and 4096, got 0"),
+        (["--max-tokens", "-1"], "max_tokens must be a whole number between 0 and 4096, got -1"),
         (["--seed", "-1"], "seed must be a whole number between 0 and"),
         (["--temperature", "nan"], "temperature must be between 0 and 2, got nan"),
     ],

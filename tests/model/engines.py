@@ -6,7 +6,7 @@ A story is compared with `by_hand`, which drives the runtime for one stream with
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -43,9 +43,10 @@ def request(prompt: str = "Once upon", *, seed: int = 0, max_tokens: int = 30, *
 def by_hand(asked: GenerationRequest, network: FakeRuntime | None = None) -> tuple[list[int], str, str]:
     """(tokens, text, finish reason) of one stream, without an engine."""
     network = network or runtime()
-    story = [0, *TOKENIZER.encode(asked.prompt)]
-    rows = SamplingRows(1, TOKENIZER.vocab_size)
-    rows.set(0, asked.sampling, story[1:])
+    prompt = TOKENIZER.encode(asked.prompt) if isinstance(asked.prompt, str) else list(asked.prompt)
+    story = [0, *prompt]
+    rows = SamplingRows(1, TOKENIZER.vocab_size, TOKENIZER.masks(TOKENIZER.vocab_size))
+    rows.set(0, asked.sampling, prompt)
     logits, state = network.prefill(story[:CHUNK])
     for start in range(CHUNK, len(story), CHUNK):
         logits, state = network.prefill(story[start : start + CHUNK], state)
@@ -66,7 +67,14 @@ def by_hand(asked: GenerationRequest, network: FakeRuntime | None = None) -> tup
         if found:  # the one that is complete first, and of several the longest
             return written, text[: sum(min(found))], "stop"
         logits = network.step(np.array([token]), batch)
-    return written, TOKENIZER.decode(written), reason
+    return written, whole_text(written), reason
+
+
+def whole_text(tokens: Sequence[int]) -> str:
+    """The text of tokens without half a character at its end; no other place may hold one."""
+    text = TOKENIZER.decode(tokens)
+    assert "\N{REPLACEMENT CHARACTER}" not in text[:-1]
+    return text.removesuffix("\N{REPLACEMENT CHARACTER}")
 
 
 def outcome(completion: Completion, tokens: tuple[int, ...]) -> tuple[list[int], str, str]:

@@ -66,7 +66,8 @@ class Draw(Structure):
     _fields_ = (
         *((name, c_int64) for name in ("rows", "vocab")),
         *((name, c_void_p) for name in ("logits", "position", "scale", "penalty", "min_p", "top_p", "top_k")),
-        *((name, c_void_p) for name in ("start", "greedy", "seen", "token")),
+        *((name, c_void_p) for name in ("start", "greedy", "mask", "adjusted", "forbidden")),
+        *((name, c_void_p) for name in ("seen", "bias", "deduction", "token")),
         *((name, c_void_p) for name in ("levels", "weights", "keys", "ends", "blocks")),
     )
 

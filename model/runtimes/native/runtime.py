@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from model.architecture.characters import TokenMasks
 from model.architecture.config import ModelConfig
 from model.architecture.weights import read_weights
 from model.errors import ModelError
@@ -145,7 +146,7 @@ class NativeRuntime:
         return logits[0], state
 
     def score(self, stories: Sequence[Sequence[int]]) -> Iterator[tuple[int, Logits]]:
-        """See `EmbeddedRuntime.score`."""
+        """See `Runtime.score`."""
         longest = max(map(len, stories))
         states = [self.empty] * len(stories)
         for start in range(0, longest, PREFILL_CHUNK):
@@ -179,9 +180,9 @@ class NativeRuntime:
 
     step_in_place = step  # where the logits are, the sampler reads them
 
-    def new_sampler(self, slots: int) -> NativeSampler:
+    def new_sampler(self, slots: int, masks: TokenMasks | None = None) -> NativeSampler:
         """See `SamplingRuntime.new_sampler`."""
-        return NativeSampler(slots, self.vocab_size, self._number)
+        return NativeSampler(slots, self.vocab_size, self._number, masks)
 
     new_host_sampler = new_sampler
 

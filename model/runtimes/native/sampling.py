@@ -8,46 +8,35 @@ no random state.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterable
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from model.generation import SamplingParams
+from model.architecture.characters import TokenMasks
 from model.runtimes.native.library import Draw, library
 from model.runtimes.protocol import Flags, Logits, Tokens
-from model.runtimes.sampling import RowSettings, check_sizes
+from model.runtimes.sampling import RowTable
 
 _BLOCK = 256
 
 
-class NativeSampler:
+class NativeSampler(RowTable):
     """Implements `model.runtimes.protocol.Sampler` over logits in memory."""
 
-    def __init__(self, capacity: int, vocab_size: int, path_number: int) -> None:
+    def __init__(self, capacity: int, vocab_size: int, path_number: int, masks: TokenMasks | None = None) -> None:
         """Make `capacity` rows, computed by a path of `model.runtimes.native.library.paths`.
 
-        Raises `ValueError` as `SamplingRows` does, `ModelError` when the library is not built.
+        Raises `ValueError` as `RowTable` does, `ModelError` when the library is not built.
         """
-        check_sizes(capacity, vocab_size)
+        super().__init__(capacity, vocab_size, masks)
         self._sample, self._number = library().story_sample, path_number
-        self._vocab_size = vocab_size
         blocks = -(-vocab_size // _BLOCK)
-        self._rows: dict[str, npt.NDArray[Any]] = {
-            "scale": np.ones(capacity, np.float32),
-            "penalty": np.ones(capacity, np.float32),
-            "min_p": np.zeros(capacity, np.float64),
-            "top_p": np.ones(capacity, np.float64),
-            "top_k": np.full(capacity, vocab_size, np.int64),
-            "start": np.zeros(capacity, np.uint64),
-            "greedy": np.ones(capacity, np.uint8),
-        }
-        self._seen = np.zeros((capacity, vocab_size), np.uint8)
         self._token = np.zeros(capacity, np.int64)
         self._arrays = {  # kept alive: the record below holds their addresses
-            **self._rows,
-            "seen": self._seen,
+            **{name: column for name, column in self.columns.items() if name != "unfiltered"},
+            "forbidden": self.masks.forbidden_SV,
+            "seen": self.seen_BV,
+            "bias": self.bias_BV,
+            "deduction": self.deduction_BV,
             "token": self._token,
             "levels": np.zeros(blocks * _BLOCK, np.float32),
             "weights": np.zeros(blocks * _BLOCK, np.float32),
@@ -59,29 +48,10 @@ class NativeSampler:
         self._draw = Draw(vocab=vocab_size, **pointers)
         self._address = ctypes.addressof(self._draw)
 
-    def set(self, row: int, sampling: SamplingParams, seen: Iterable[int] = ()) -> None:
-        """See `Sampler.set`."""
-        settings = RowSettings.of(sampling, self._vocab_size)
-        for name, array in self._rows.items():
-            array[row] = getattr(settings, name)
-        if settings.penalty != 1:
-            self._seen[row] = 0
-            self._seen[row, list(seen)] = 1
-
-    def move(self, source: int, target: int) -> None:
-        """See `Sampler.move`."""
-        if source != target:
-            for each in (*self._rows.values(), self._seen):
-                each[target] = each[source]
-
-    def note(self, row: int, token: int) -> None:
-        """See `Sampler.note`."""
-        self._seen[row, token] = 1
-
     def sample(self, logits_BV: Logits, position_B: Tokens) -> tuple[Tokens, Flags]:
         """See `Sampler.sample`. Raises `ValueError` for arrays that are not as the C code would read them."""
         rows = len(logits_BV)
-        if logits_BV.shape != (rows, self._vocab_size) or rows > len(self._token) or len(position_B) != rows:
+        if logits_BV.shape != (rows, self.vocab_size) or rows > len(self._token) or len(position_B) != rows:
             raise ValueError(f"got logits of {logits_BV.shape} and {len(position_B)} positions")
         logits_BV = np.ascontiguousarray(logits_BV, np.float32)
         position_B = np.ascontiguousarray(position_B, np.int64)

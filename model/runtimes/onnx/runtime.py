@@ -181,7 +181,7 @@ class OnnxRuntime:
         return logits[0, 0], states[0]
 
     def score(self, stories: Sequence[Sequence[int]]) -> Iterator[tuple[int, Logits]]:
-        """See `EmbeddedRuntime.score`."""
+        """See `Runtime.score`."""
         longest = max(map(len, stories))
         fed = np.zeros((len(stories), longest), np.int64)
         for row, story in enumerate(stories):

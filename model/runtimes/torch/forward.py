@@ -230,10 +230,12 @@ def _recur(
 
 
 @torch.no_grad()
-def prefill_chunk(weights: NetworkWeights, token_T: Tensor, state: TorchState) -> tuple[Tensor, TorchState]:
+def prefill_chunk(
+    weights: NetworkWeights, token_T: Tensor, state: TorchState, *, every: bool = False
+) -> tuple[Tensor, TorchState]:
     """Take in `token_T` of one story (an end of story only as its very first token, with the empty state).
 
-    Returns the logits (V,) that follow the last token, and the new state.
+    Returns the logits that follow the last token (1, V), or with `every` each one (T, V), and the new state.
     """
     config, time, start = weights.config, len(token_T), state.position
     device = token_T.device
@@ -269,10 +271,10 @@ def prefill_chunk(weights: NetworkWeights, token_T: Tensor, state: TorchState) -
             ring_AWP[attentive + 1].index_copy_(0, slot_T, value_TP[-newest:])
             attentive += 2
         x_TD = _finish_layer(layer, x_TD, y_TE)
-    logits_V = (rms_norm(x_TD[-1:]) @ weights.output_DV)[0]
+    logits_TV = rms_norm(x_TD if every else x_TD[-1:]) @ weights.output_DV
     conv_RKM = torch.stack(conv) if conv else state.conv_RKM
     memory_RHNP = torch.stack(memory) if memory else state.memory_RHNP
-    return logits_V, TorchState(start + time, conv_RKM, memory_RHNP, ring_AWP)
+    return logits_TV, TorchState(start + time, conv_RKM, memory_RHNP, ring_AWP)
 
 
 def _visible(start: int, position_T: Tensor, window: int) -> Tensor:

@@ -21,7 +21,7 @@ Shapes: B streams in the batch, S steps, V vocabulary; the states' as in `model.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
@@ -30,6 +30,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from model.architecture.characters import TokenMasks
 from model.architecture.checkpoint import load_network
 from model.architecture.config import END_ID
 from model.architecture.network import StoryNetwork
@@ -203,8 +204,22 @@ class TorchRuntime:
         fed_T = torch.from_numpy(fed.copy()).to(self.device)
         with exact_products():
             for chunk_T in fed_T.split(PREFILL_CHUNK):
-                logits_V, state = prefill_chunk(self.weights, chunk_T, state)
-        return logits_V.numpy(force=True), state
+                logits_1V, state = prefill_chunk(self.weights, chunk_T, state)
+        return logits_1V[0].numpy(force=True), state
+
+    def score(self, stories: Sequence[Sequence[int]]) -> Iterator[tuple[int, Logits]]:
+        """See `Runtime.score`."""
+        states = [self.empty] * len(stories)
+        for start in range(0, max(map(len, stories)), PREFILL_CHUNK):
+            width = max(len(story[start : start + PREFILL_CHUNK]) for story in stories)
+            logits_BTV = np.zeros((len(stories), width, self.vocab_size), np.float32)
+            for row, story in enumerate(stories):
+                fed_T = torch.tensor(story[start : start + PREFILL_CHUNK], dtype=torch.int64, device=self.device)
+                if len(fed_T):
+                    with exact_products():
+                        logits_TV, states[row] = prefill_chunk(self.weights, fed_T, states[row], every=True)
+                    logits_BTV[row, : len(fed_T)] = logits_TV.numpy(force=True)
+            yield start, logits_BTV
 
     def new_batch(self) -> TorchBatch:
         """See `Runtime.new_batch`: in the memory of a batch that is gone, if there is one."""
@@ -230,13 +245,13 @@ class DeviceRuntime(TorchRuntime):
         """See `SamplingRuntime.step_in_place`."""
         return DeviceLogits(batch.advance(tokens))
 
-    def new_sampler(self, slots: int) -> DeviceSampler:
+    def new_sampler(self, slots: int, masks: TokenMasks | None = None) -> DeviceSampler:
         """See `SamplingRuntime.new_sampler`."""
-        return DeviceSampler(slots, self.vocab_size, self.device, self.recorder)
+        return DeviceSampler(slots, self.vocab_size, self.device, self.recorder, masks)
 
-    def new_host_sampler(self, slots: int) -> SamplingRows:
+    def new_host_sampler(self, slots: int, masks: TokenMasks | None = None) -> SamplingRows:
         """See `SamplingRuntime.new_host_sampler`."""
-        return SamplingRows(slots, self.vocab_size)
+        return SamplingRows(slots, self.vocab_size, masks)
 
 
 def find_device(name: str) -> torch.device:

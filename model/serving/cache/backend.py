@@ -249,7 +249,7 @@ class CachingBackend(BackendWrapper[FingerprintedBackend]):
     async def submit(self, request: GenerationRequest) -> Stream:
         """Serve from the cache, join the running stream of an equal request, or forward."""
         outcomes = self.cache.requests
-        if not request.cacheable:
+        if not request.cacheable or request.echo or request.prompt_logprobs is not None:
             outcomes["bypassed"] += 1
             return await self.backend.submit(request)
         fingerprint = await self.backend.fingerprint()

@@ -43,6 +43,11 @@ def cache_key(fingerprint: str, request: GenerationRequest) -> str:
         float(sampling.top_p),
         float(sampling.min_p),
         float(sampling.repetition_penalty),
+        float(sampling.presence_penalty),
+        float(sampling.frequency_penalty),
+        [(token, float(bias)) for token, bias in sampling.logit_bias],
+        sampling.ignore_eos,
+        sampling.min_tokens,
         0 if greedy else sampling.seed,  # nothing is drawn, so any seed gives the same response
         request.stop,
         request.logprobs,

@@ -142,7 +142,7 @@ class CompletionFormat(OpenAIFormat):
     text_field = (b'"text":', b"")
 
     def __init__(self, body: CompletionBody, requests: list[GenerationRequest], model: ModelInfo) -> None:
-        leads = [request.prompt for request in requests] if body.echo else []
+        leads = [str(request.prompt) for request in requests] if body.echo else []
         super().__init__(body, requests, model, leads=leads)
         # Where the next token's text begins in each choice's text, for `logprobs.text_offset`.
         self._offsets = [len(lead) for lead in self._leads]

@@ -21,7 +21,15 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from model.generation import MAX_ID_CHARS, MAX_LOGPROBS, MAX_TOKENS, GenerationRequest, SamplingParams
+from model.generation import (
+    MAX_ID_CHARS,
+    MAX_LOGPROBS,
+    MAX_SEED,
+    MAX_TOKENS,
+    GenerationRequest,
+    SamplingParams,
+    new_seed,
+)
 from model.serving.http.errors import bad_body, bad_value, unknown_model
 from model.serving.registry import NAME
 
@@ -30,7 +38,6 @@ MODEL_ID = NAME
 MAX_CHOICES = 8
 MAX_STREAMS = 64
 """Stories of one request: prompts times choices."""
-MAX_SEED = 2**63 - 1
 DEFAULTS = SamplingParams()
 DEFAULT_MAX_TOKENS = GenerationRequest(prompt="").max_tokens
 MAX_SHOWN = 60
@@ -135,7 +142,7 @@ class GenerationBody(Body):
         sampling = {name: getattr(self, name) for name in names} | {"top_k": 0 if self.top_k == -1 else self.top_k}
         requests = []
         for prompt in prompts:
-            seed = secrets.randbelow(2**32) if self.given_seed is None else self.given_seed
+            seed = new_seed() if self.given_seed is None else self.given_seed
             requests += [
                 GenerationRequest(
                     prompt=prompt,

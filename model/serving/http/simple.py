@@ -78,7 +78,7 @@ class SimpleFormat(ResponseFormat):
             "id": self.id,
             "prompt": self._request.prompt,
             "text": completion.text,
-            "story": self._request.prompt + completion.text,
+            "story": f"{self._request.prompt}{completion.text}",
             "finish_reason": completion.finish_reason,
             "seed": self._request.sampling.seed,
             "model": MODEL_ID,

@@ -15,7 +15,15 @@ from dataclasses import replace
 
 from model.engine.stop import StopMatcher
 from model.errors import StoryError
-from model.generation import MAX_PROMPT_CHARS, Chunk, Completion, FinishReason, GenerationRequest, merge_chunks
+from model.generation import (
+    MAX_PROMPT_CHARS,
+    MAX_PROMPT_TOKENS,
+    Chunk,
+    Completion,
+    FinishReason,
+    GenerationRequest,
+    merge_chunks,
+)
 from model.serving.backend import Health, LocalBackend, ModelInfo, Stream, StreamRecorder, finished
 from model.serving.remote.modal import ModalBackend, ModalStream
 
@@ -106,8 +114,13 @@ class FailoverStream:
         if text := self._text:
             self._stops = ContinuedStop(request.stop, text)
             # The end of a long story is enough: the model's state reaches no further back.
-            prompt = (request.prompt + text)[-MAX_PROMPT_CHARS:]
-            request = replace(request, prompt=prompt, max_tokens=left, stop=())
+            prompt: str | tuple[int, ...]
+            if isinstance(request.prompt, str):
+                prompt = (request.prompt + text)[-MAX_PROMPT_CHARS:]
+            else:
+                prompt = (*request.prompt, *merge_chunks(self._recorder.chunks).tokens)[-MAX_PROMPT_TOKENS:]
+            fewer = replace(request.sampling, min_tokens=max(request.sampling.min_tokens - self._recorder.tokens, 0))
+            request = replace(request, prompt=prompt, max_tokens=left, sampling=fewer, stop=())
         self._taken_at = time.perf_counter()
         self._current = await self._local.submit(request)
         if self._cancelled:
@@ -165,7 +178,8 @@ class FailoverStream:
         return chunk
 
     def _end(self, finish: FinishReason, error: str | None = None, *, queued: float = 0.0) -> None:
-        prompt_tokens = len(self._local.engine.tokenizer.encode(self._request.prompt))
+        prompt = self._request.prompt
+        prompt_tokens = len(self._local.engine.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt)
         usage = self._recorder.usage(prompt_tokens, queued=queued)
         self._completion = self._recorder.completion(finish, usage, error)
 

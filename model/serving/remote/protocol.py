@@ -20,7 +20,7 @@ from httpx_sse import EventSource
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from model.errors import BusyError, InputError, StoryError
-from model.generation import Chunk, GenerationRequest, TokenLogprob
+from model.generation import Chunk, GenerationRequest, SamplingParams, TokenLogprob
 
 PATH = "/v1/completions"
 UNREACHABLE = "the story service on Modal does not answer at the moment"
@@ -159,6 +159,12 @@ def body(request: GenerationRequest) -> dict[str, Any]:
         "stream_options": {"include_usage": True},
         "return_token_ids": True,
     }
+    usual = SamplingParams()
+    for name in ("presence_penalty", "frequency_penalty", "ignore_eos", "min_tokens"):
+        if (value := getattr(sampling, name)) != getattr(usual, name):
+            fields[name] = value
+    if sampling.logit_bias:
+        fields["logit_bias"] = {str(token): bias for token, bias in sampling.logit_bias}
     if request.stop:
         fields["stop"] = list(request.stop)
     if request.logprobs is not None:

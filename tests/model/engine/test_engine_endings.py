@@ -12,7 +12,7 @@ import pytest
 
 from model.engine.engine import Engine
 from model.errors import ModelError, StoryError
-from tests.model.engines import NO_END, TOKENIZER, by_hand, engine, outcome, request, runtime, until
+from tests.model.engines import NO_END, TOKENIZER, by_hand, engine, outcome, request, runtime, until, whole_text
 from tests.model.fake_runtime import FakeRuntime
 
 # Stopping
@@ -32,7 +32,7 @@ def test_a_cancelled_story_frees_its_slot_at_the_next_step(gated: FakeRuntime) -
         # At most the step that was under way is made for the first story; then the second begins.
         assert [kind for kind, _ in gated.calls[start:]] in (["step", "prefill", "step"], ["prefill", "step"])
         assert first.completion.finish_reason == "cancelled"
-        assert first.completion.text == TOKENIZER.decode(first.tokens)
+        assert first.completion.text == whole_text(first.tokens)
 
 
 async def test_awaiting_a_cancel_waits_until_the_slot_is_free() -> None:

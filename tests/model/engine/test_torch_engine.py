@@ -95,7 +95,7 @@ def test_logits_leave_the_device_only_for_streams_that_asked_for_log_probabiliti
     batch = runtime.new_batch()
     batch.append(state)
     for entry in found.logprobs:
-        own, best = log_probabilities(logits, entry.token, 2)
+        ((own, best),) = log_probabilities(logits[None], [entry.token], 2)
         assert entry.logprob == pytest.approx(own, abs=1e-4)
         assert [token for token, _, _ in entry.alternatives] == [token for token, _ in best]
         logits = runtime.step(np.array([entry.token]), batch)[0]

@@ -173,12 +173,23 @@ static int64_t sample_row(const Draw *draw, int64_t row) {
     float *level = draw->levels, *weight = draw->weights;
     const float *logits = draw->logits + row * vocab;
     const float scale = draw->scale[row], penalty = draw->penalty[row];
-    for (int64_t v = 0; v < vocab; v++) level[v] = logits[v] * scale;
+    const float *forbidden = draw->forbidden + draw->mask[row] * vocab;
+    const int adjusted = draw->adjusted[row];
+    if (adjusted) {
+        const float *bias = draw->bias + row * vocab;
+        for (int64_t v = 0; v < vocab; v++) level[v] = (logits[v] + forbidden[v] + bias[v]) * scale;
+    } else {
+        for (int64_t v = 0; v < vocab; v++) level[v] = (logits[v] + forbidden[v]) * scale;
+    }
     for (int64_t v = vocab; v < padded; v++) level[v] = -INFINITY;
     if (penalty != 1) {
         const uint8_t *seen = draw->seen + row * vocab;
         for (int64_t v = 0; v < vocab; v++)
             if (seen[v]) level[v] = level[v] > 0 ? level[v] / penalty : level[v] * penalty;
+    }
+    if (adjusted) {
+        const float *deduction = draw->deduction + row * vocab;
+        for (int64_t v = 0; v < vocab; v++) level[v] -= deduction[v];
     }
     f8 top = all(-INFINITY);
     i8 wrong = {0};

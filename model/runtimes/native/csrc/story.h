@@ -72,7 +72,12 @@ typedef struct {
     const int64_t *top_k;      /* (rows): V where all are kept */
     const uint64_t *start;     /* (rows): where the seed's counter begins */
     const uint8_t *greedy;     /* (rows) */
+    const int64_t *mask;       /* (rows): a row of `forbidden` */
+    const uint8_t *adjusted;   /* (rows): 1 where `bias` and `deduction` hold anything */
+    const float *forbidden;    /* (masks, V): 0, or -infinity for tokens that must not come */
     const uint8_t *seen;       /* (rows, V): 1 for tokens of the story so far, where there is a penalty */
+    const float *bias;         /* (rows, V): added to logits */
+    const float *deduction;    /* (rows, V): subtracted from scaled and penalised logits */
     int64_t *token;            /* (rows): chosen, or -1 where the logits are not numbers */
     float *levels, *weights;   /* scratch: (C, 256) each */
     uint64_t *keys;            /* scratch: (V + 8) */

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import gc
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import hypothesis
@@ -177,9 +177,11 @@ async def test_what_is_not_to_be_remembered_is_written_each_time(
     backend, local, _ = caching
     for _ in range(2):
         await hear(await backend.submit(story(cacheable=False)))
-    assert sum(local.engine.stats().finished.values()) == 2
+        await hear(await backend.submit(replace(story(), echo=True)))
+        await hear(await backend.submit(replace(story(), prompt_logprobs=1)))
+    assert sum(local.engine.stats().finished.values()) == 6
     assert len(backend.cache.memory) == 0
-    assert backend.cache.requests == {"bypassed": 2}
+    assert backend.cache.requests == {"bypassed": 6}
 
 
 async def test_ten_equal_requests_at_once_take_one_slot_and_stream_along(

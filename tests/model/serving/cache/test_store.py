@@ -138,6 +138,12 @@ def test_what_another_hand_has_put_there_is_none(data: bytes) -> None:
         replace(REQUEST, sampling=replace(REQUEST.sampling, top_p=0.9)),
         replace(REQUEST, sampling=replace(REQUEST.sampling, min_p=0.1)),
         replace(REQUEST, sampling=replace(REQUEST.sampling, repetition_penalty=1.1)),
+        replace(REQUEST, sampling=replace(REQUEST.sampling, presence_penalty=0.5)),
+        replace(REQUEST, sampling=replace(REQUEST.sampling, frequency_penalty=0.5)),
+        replace(REQUEST, sampling=replace(REQUEST.sampling, logit_bias=((5, 1.0),))),
+        replace(REQUEST, sampling=replace(REQUEST.sampling, ignore_eos=True)),
+        replace(REQUEST, sampling=replace(REQUEST.sampling, min_tokens=5)),
+        replace(REQUEST, prompt=(5, 6)),
     ],
 )
 def test_every_field_that_changes_a_story_changes_its_key(other: GenerationRequest) -> None:
@@ -147,7 +153,10 @@ def test_every_field_that_changes_a_story_changes_its_key(other: GenerationReque
 def test_every_field_of_a_request_is_in_the_key_or_is_known_not_to_matter() -> None:
     known = {field.name for field in (*fields(GenerationRequest), *fields(SamplingParams))}
     tested = {"prompt", "max_tokens", "stop", "logprobs", "sampling", "temperature", "seed", "top_k", "top_p"}
-    assert known == tested | {"min_p", "repetition_penalty"} | {"cacheable", "user", "story_id"}
+    tested |= {"min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias"}
+    tested |= {"ignore_eos", "min_tokens"}
+    bypassing = {"echo", "prompt_logprobs"}
+    assert known == tested | bypassing | {"cacheable", "user", "story_id"}
 
 
 def test_each_fingerprint_has_keys_of_its_own() -> None:

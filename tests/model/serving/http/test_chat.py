@@ -126,7 +126,7 @@ def test_harmless_fields_of_the_contract_are_ignored(client: openai.OpenAI) -> N
 
 def prompts_of(body: dict[str, Any]) -> list[str]:
     read = ChatBody.read(body)
-    return [request.prompt for request in read.requests(read.prompt()[0])]
+    return [str(request.prompt) for request in read.requests(read.prompt()[0])]
 
 
 USER = {"role": "user", "content": FOX}

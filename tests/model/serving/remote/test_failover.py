@@ -114,7 +114,7 @@ async def test_tokens_times_and_log_probabilities_add_up_over_both_backends() ->
     assert completion.logprobs[3:] == here.logprobs
     usage = completion.usage
     assert usage.completion_tokens == 40 == sum(len(chunk.tokens) for chunk in chunks)
-    assert usage.prompt_tokens == len(TOKENIZER.encode(request.prompt)), "not the text so far"
+    assert usage.prompt_tokens == len(TOKENIZER.encode(str(request.prompt))), "not the text so far"
     assert 0 < usage.ttft < usage.duration
 
 
