@@ -107,7 +107,7 @@ def _plain(bound: float) -> str:
 class GenerationBody(Body):
     """The fields that all bodies have."""
 
-    max_tokens: Integer = number(DEFAULT_MAX_TOKENS, 1, MAX_TOKENS, ", the longest story", whole=True)
+    max_tokens: Integer = number(DEFAULT_MAX_TOKENS, 0, MAX_TOKENS, ", the longest story", whole=True)
     temperature: float = number(DEFAULTS.temperature, 0, 2)
     top_p: float = Field(
         DEFAULTS.top_p,
