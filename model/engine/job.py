@@ -88,6 +88,11 @@ class Job:
             self._first_at = now
         self._last_at = now
         if token == END_ID:
+            if logits_V is not None and self.request.prompt_logprobs is not None:
+                # A scored text ends with a generated token, as with vLLM: evaluation harnesses drop the last unseen.
+                (end,) = self._logprobs_of([token], logits_V[None], self.request.logprobs)
+                self._logprobs.append(end)
+                self.pending.append(("", None, end))
             return "stop"
         self.story.append(token)
         text = self._decoder.push(token)

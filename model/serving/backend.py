@@ -216,7 +216,7 @@ class StreamRecorder(StreamTimer):
     def completion(self, finish: FinishReason, usage: Usage, error: str | None = None) -> Completion:
         """Return what was collected as a completion."""
         merged = merge_chunks(self.chunks)
-        return Completion(merged.text, finish, usage, merged.logprobs, error)
+        return Completion(merged.text, finish, usage, merged.logprobs, error, merged.prompt)
 
 
 class LocalBackend:

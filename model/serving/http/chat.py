@@ -8,6 +8,7 @@ beyond the contract is as in `model.serving.http.completions`.
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, cast
 
 from fastapi import APIRouter
@@ -103,7 +104,8 @@ class ChatBody(OpenAIBody):
         if self.top_logprobs is not None and not self.logprobs:
             raise bad_value("top_logprobs", "may be given only where logprobs is true")
         logprobs = (self.top_logprobs or 0) if self.logprobs else None
-        return self.generation_requests([prompt], self.n, max_tokens=self.max_completion_tokens, logprobs=logprobs)
+        most = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+        return self.generation_requests([prompt], self.n, max_tokens=most, logprobs=logprobs)
 
 
 def _object(kind: type[Any], raw: Any, within: str) -> Any:
@@ -131,9 +133,10 @@ class ChatFormat(OpenAIFormat):
     def _message(self, text: str) -> dict[str, Any]:
         return {"message": {"role": "assistant", "content": text, "refusal": None}}
 
-    def _logprobs(self, index: int, entries: tuple[TokenLogprob, ...]) -> dict[str, Any]:
+    def _logprobs(self, index: int, entries: Sequence[TokenLogprob | str]) -> dict[str, Any]:
         rows = []
         for entry in entries:
+            assert not isinstance(entry, str), "a chat has no echo"
             best = [_token(text, logprob) for _, text, logprob in entry.alternatives]
             rows.append({**_token(entry.text, entry.logprob), "top_logprobs": best})
         return {"content": rows, "refusal": None}

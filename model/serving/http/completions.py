@@ -14,13 +14,14 @@ import time
 import uuid
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
 from typing import Any, ClassVar
 
 from fastapi import APIRouter
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
-from model.generation import Chunk, Completion, GenerationRequest, TokenLogprob
+from model.generation import Chunk, Completion, GenerationRequest, PromptEcho, TokenLogprob
 from model.serving.backend import ModelInfo, model_for
 from model.serving.http.errors import DONE, bad_value, json_bytes, json_response, sse_event, unknown_model
 from model.serving.http.openapi import CompletionResponse, ModelList, ModelResponse, errors_of, generates, get
@@ -62,13 +63,16 @@ class OpenAIFormat(ResponseFormat):
         return b"".join(self._chunk(index, lead) for index, lead in enumerate(self._leads) if lead)
 
     def chunk(self, index: int, chunk: Chunk, at: float) -> bytes:
-        """A chunk with the new text."""
+        """A chunk with the new text, and before it one with the prompt where that comes back."""
+        prompt = b"" if chunk.prompt is None else self._prompt(index, chunk.prompt)
+        if not (chunk.text or chunk.tokens or chunk.logprobs):
+            return prompt
         more: dict[str, Any] = {}
         if self._body.wants_logprobs:
             more["logprobs"] = self._logprobs(index, chunk.logprobs)
         if self._body.return_token_ids:
             more["token_ids"] = chunk.tokens
-        return self._chunk(index, chunk.text, at=at, **more)
+        return prompt + self._chunk(index, chunk.text, at=at, **more)
 
     def ended(self, index: int, completion: Completion) -> bytes:
         """A chunk without text, with the finish reason and the seed."""
@@ -85,16 +89,20 @@ class OpenAIFormat(ResponseFormat):
         """The whole object."""
         choices: list[dict[str, Any]] = []
         for index in self._best(completions):
-            completion = completions[index]
+            completion, prompt = completions[index], completions[index].prompt
+            lead = self._leads[index] if prompt is None else prompt.text
             choice = {
                 "index": len(choices),
-                **self._message(self._leads[index] + completion.text),
+                **self._message(lead + completion.text),
                 "logprobs": None,
                 "finish_reason": completion.finish_reason,
                 "seed": self._requests[index].sampling.seed,
             }
             if self._body.wants_logprobs:
-                choice["logprobs"] = self._logprobs(index, completion.logprobs)
+                entries = (*(() if prompt is None else _scored(prompt)), *completion.logprobs)
+                choice["logprobs"] = self._logprobs(index, entries)
+            if self._body.return_token_ids and prompt is not None:
+                choice["prompt_token_ids"] = prompt.tokens
             if self._body.return_token_ids:
                 choice["token_ids"] = [token for chunk in chunks[index] for token in chunk.tokens]
             choices.append(choice)
@@ -105,8 +113,17 @@ class OpenAIFormat(ResponseFormat):
         """Return a whole choice's field with its text."""
 
     @abstractmethod
-    def _logprobs(self, index: int, entries: tuple[TokenLogprob, ...]) -> dict[str, Any]:
-        """Return the log-probabilities of the next tokens of choice `index`."""
+    def _logprobs(self, index: int, entries: Sequence[TokenLogprob | str]) -> dict[str, Any]:
+        """Return the log-probabilities of the next tokens of choice `index`; one that has none comes as its text."""
+
+    def _prompt(self, index: int, prompt: PromptEcho) -> bytes:
+        """A chunk with an echoed prompt."""
+        more: dict[str, Any] = {}
+        if self._body.wants_logprobs:
+            more["logprobs"] = self._logprobs(index, _scored(prompt))
+        if self._body.return_token_ids:
+            more["prompt_token_ids"] = prompt.tokens
+        return self._chunk(index, prompt.text, **more)
 
     def _best(self, completions: list[Completion]) -> list[int]:
         """Return the choices that come back: of each prompt's, the `n` with the highest mean log-probability."""
@@ -142,7 +159,7 @@ class CompletionFormat(OpenAIFormat):
     text_field = (b'"text":', b"")
 
     def __init__(self, body: CompletionBody, requests: list[GenerationRequest], model: ModelInfo) -> None:
-        leads = [str(request.prompt) for request in requests] if body.echo else []
+        leads = [str(request.prompt) if body.echo and not request.echo else "" for request in requests]
         super().__init__(body, requests, model, leads=leads)
         # Where the next token's text begins in each choice's text, for `logprobs.text_offset`.
         self._offsets = [len(lead) for lead in self._leads]
@@ -150,22 +167,26 @@ class CompletionFormat(OpenAIFormat):
     def _message(self, text: str) -> dict[str, Any]:
         return {"text": text}
 
-    def _logprobs(self, index: int, entries: tuple[TokenLogprob, ...]) -> dict[str, list[Any]]:
+    def _logprobs(self, index: int, entries: Sequence[TokenLogprob | str]) -> dict[str, list[Any]]:
         """The contract's four lists. A token of half a character counts as one U+FFFD in the offsets."""
-        offsets = []
-        for entry in entries:
-            offsets.append(self._offsets[index])
-            self._offsets[index] += len(entry.text)
+        texts = [entry if isinstance(entry, str) else entry.text for entry in entries]
+        offsets = [*accumulate(map(len, texts), initial=self._offsets[index])]
+        self._offsets[index] = offsets.pop()
         lists: dict[str, list[Any]] = {
-            "tokens": [entry.text for entry in entries],
-            "token_logprobs": [entry.logprob for entry in entries],
-            "top_logprobs": [_top(entry) for entry in entries],
+            "tokens": texts,
+            "token_logprobs": [None if isinstance(entry, str) else entry.logprob for entry in entries],
+            "top_logprobs": [None if isinstance(entry, str) else _top(entry) for entry in entries],
             "text_offset": offsets,
         }
         if self._body.return_token_ids:
             # Two tokens can share a text (half characters do), so with ids nothing is folded together.
-            lists["alternatives"] = [list(entry.alternatives) for entry in entries]
+            lists["alternatives"] = [[] if isinstance(entry, str) else list(entry.alternatives) for entry in entries]
         return lists
+
+
+def _scored(prompt: PromptEcho) -> list[TokenLogprob | str]:
+    """Return the tokens of a prompt whose log-probabilities were asked for; the first has a text only."""
+    return [entry or text for entry, text in zip(prompt.logprobs, prompt.token_texts, strict=True)]
 
 
 def _top(entry: TokenLogprob) -> dict[str, float]:

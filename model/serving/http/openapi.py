@@ -75,6 +75,8 @@ class CompletionChoice(_Choice):
 
     text: str
     logprobs: Logprobs | None
+    prompt_token_ids: list[int] | None = None
+    """With `echo` and `return_token_ids`."""
 
 
 class _OpenAIResponse(_Response):

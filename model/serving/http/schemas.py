@@ -17,11 +17,12 @@ import hashlib
 import json
 import secrets
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Self, TypeVar, cast
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from model.generation import (
+    MAX_BIASES,
     MAX_ID_CHARS,
     MAX_LOGPROBS,
     MAX_SEED,
@@ -88,6 +89,8 @@ def _integral(value: Any) -> Any:
 
 
 Integer = Annotated[int, BeforeValidator(_integral)]
+TokenId = Annotated[str, Field(pattern=r"^\d{1,7}$")]
+"""As the name of a field, which JSON has as text."""
 
 
 def number(default: float | None, low: float, high: float, note: str = "", *, whole: bool = False) -> Any:
@@ -117,6 +120,15 @@ class GenerationBody(Body):
     top_k: Integer = number(DEFAULTS.top_k, -1, 1_000_000, "; 0 and -1 are off", whole=True)
     min_p: float = number(DEFAULTS.min_p, 0, 1, "; 0 is off")
     repetition_penalty: float = number(DEFAULTS.repetition_penalty, 1, 2, "; 1 is off")
+    presence_penalty: float = number(DEFAULTS.presence_penalty, -2, 2, "; 0 is off")
+    frequency_penalty: float = number(DEFAULTS.frequency_penalty, -2, 2, "; 0 is off")
+    logit_bias: dict[TokenId, float] = Field(
+        {}, description=f"an object of at most {MAX_BIASES} token ids, each with a number between -100 and 100"
+    )
+    ignore_eos: bool = Field(False, description="true or false, whether the story goes on to max_tokens")
+    min_tokens: Integer = number(
+        DEFAULTS.min_tokens, 0, MAX_TOKENS, ", before which the story does not end", whole=True
+    )
     seed: Integer | None = number(None, -1, MAX_SEED, "; -1 is a random one", whole=True)
     stop: str | list[str] = Field([], description="a text or a list of at most 8 texts")
     stream: bool = Field(False, description="true or false")
@@ -130,28 +142,34 @@ class GenerationBody(Body):
         return None if self.seed == -1 else self.seed
 
     def generation_requests(
-        self, prompts: Sequence[str], count: int = 1, *, max_tokens: int | None = None, logprobs: int | None = None
+        self, prompts: Sequence[str | tuple[int, ...]], count: int = 1, **options: Any
     ) -> list[GenerationRequest]:
-        """Return `count` requests for each prompt, in order. Raises `ServiceError` (422) or `InputError`."""
+        """Return `count` requests for each prompt, in order, with these options of `GenerationRequest`.
+
+        Raises `ServiceError` (422) or `InputError`.
+        """
         if len(prompts) * count > MAX_STREAMS:
             asked = f"asks for {len(prompts) * count} stories: {len(prompts)} prompts, {count} each"
             raise bad_value("prompt", f"{asked}; a request has at most {MAX_STREAMS}")
         user = self.user or secrets.token_hex(16)  # an anonymous user is a new one each time
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
         names = {field.name for field in dataclasses.fields(SamplingParams)} & type(self).model_fields.keys()
-        sampling = {name: getattr(self, name) for name in names} | {"top_k": 0 if self.top_k == -1 else self.top_k}
+        sampling = {name: getattr(self, name) for name in names} | {
+            "top_k": 0 if self.top_k == -1 else self.top_k,
+            "logit_bias": tuple((int(token), bias) for token, bias in self.logit_bias.items()),
+        }
+        options = {"max_tokens": self.max_tokens} | options
         requests = []
         for prompt in prompts:
             seed = new_seed() if self.given_seed is None else self.given_seed
             requests += [
                 GenerationRequest(
                     prompt=prompt,
-                    max_tokens=self.max_tokens if max_tokens is None else max_tokens,
                     sampling=SamplingParams(**sampling | {"seed": choice_seed(seed, index)}),
                     stop=stop,
-                    logprobs=logprobs,
                     cacheable=self.given_seed is not None or self.temperature == 0,
                     user=user,
+                    **options,
                 )
                 for index in range(count)
             ]
@@ -190,9 +208,6 @@ class OpenAIBody(GenerationBody):
         description="an object with include_usage, include_obfuscation, continuous_usage_stats, each true or false",
     )
     return_token_ids: bool = Field(False, description="true or false, whether token ids come too")
-    presence_penalty: float = Field(0.0, ge=0, le=0, description="0: repetition_penalty is what this model takes")
-    frequency_penalty: float = Field(0.0, ge=0, le=0, description="0: repetition_penalty is what this model takes")
-    logit_bias: dict[str, float] = Field({}, max_length=0, description="empty: this model takes no biases")
     metadata: Any = Field(None, description=IGNORED)
     prompt_cache_key: Any = Field(None, description=IGNORED)
     prompt_cache_retention: Any = Field(None, description=IGNORED)
@@ -223,10 +238,16 @@ class OpenAIBody(GenerationBody):
             raise bad_value("stream_options", "may be given only where stream is true")
 
 
+T = TypeVar("T")
+Prompts = Annotated[list[T], Field(min_length=1)]
+
+
 class CompletionBody(OpenAIBody):
     """The body of `POST /v1/completions`."""
 
-    prompt: str | Annotated[list[str], Field(min_length=1)] = Field(description="a text or a list of texts")
+    prompt: str | Prompts[str] | Prompts[int] | Prompts[list[int]] = Field(
+        description="a text, a list of texts, a list of token ids or a list of such lists"
+    )
     logprobs: Integer | None = number(None, 0, MAX_LOGPROBS, whole=True)
     echo: bool = Field(False, description="true or false, whether the prompt comes back too")
     best_of: Annotated[Integer, Field(ge=1, le=MAX_CHOICES)] | None = Field(
@@ -237,9 +258,13 @@ class CompletionBody(OpenAIBody):
     suffix: str = Field("", max_length=0, description="empty: this model only goes on from a beginning")
 
     @property
-    def prompts(self) -> list[str]:
+    def prompts(self) -> list[str | tuple[int, ...]]:
         """The prompts, also where there is one."""
-        return [self.prompt] if isinstance(self.prompt, str) else self.prompt
+        if isinstance(self.prompt, str):
+            return [self.prompt]
+        if isinstance(self.prompt[0], int):
+            return [tuple(self.prompt)]
+        return [prompt if isinstance(prompt, str) else tuple(prompt) for prompt in cast(list[Any], self.prompt)]
 
     @property
     def count(self) -> int:
@@ -255,10 +280,17 @@ class CompletionBody(OpenAIBody):
         if self.count < self.n or (self.stream and self.count > self.n):
             allowed = type(self).model_fields["best_of"].description
             raise bad_value("best_of", f"must be {allowed}; got {self.best_of} with n {self.n}")
-        if self.echo and self.logprobs is not None:
-            raise bad_value("logprobs", "cannot be combined with echo: those of the prompt are not computed")
-        logprobs = 0 if self.count > self.n and self.logprobs is None else self.logprobs
-        return self.generation_requests(self.prompts, self.count, logprobs=logprobs)
+        if not (self.max_tokens or self.echo):
+            raise bad_value("max_tokens", "may be 0 only where echo is true")
+        scored = self.logprobs if self.echo else None
+        return self.generation_requests(
+            self.prompts,
+            self.count,
+            logprobs=0 if self.count > self.n and self.logprobs is None else self.logprobs,
+            prompt_logprobs=scored,
+            # A text without log-probabilities can be sent back from here.
+            echo=self.echo and (scored is not None or not isinstance(self.prompts[0], str)),
+        )
 
 
 def apply_cache_control(requests: list[GenerationRequest], headers: Mapping[str, str]) -> list[GenerationRequest]:

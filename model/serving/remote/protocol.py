@@ -19,8 +19,9 @@ import httpx
 from httpx_sse import EventSource
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from model.architecture.config import END_ID
 from model.errors import BusyError, InputError, StoryError
-from model.generation import Chunk, GenerationRequest, SamplingParams, TokenLogprob
+from model.generation import Chunk, GenerationRequest, PromptEcho, SamplingParams, TokenLogprob
 
 PATH = "/v1/completions"
 UNREACHABLE = "the story service on Modal does not answer at the moment"
@@ -169,6 +170,8 @@ def body(request: GenerationRequest) -> dict[str, Any]:
         fields["stop"] = list(request.stop)
     if request.logprobs is not None:
         fields["logprobs"] = request.logprobs
+    if request.echo or request.prompt_logprobs is not None:
+        fields["echo"] = True
     return fields
 
 
@@ -205,9 +208,14 @@ def parse(name: str, data: str) -> WireEvent:
     choice = event.choices[0] if event.choices else None
     if choice is None:
         return WireEvent(counts=counts, version=event.system_fingerprint)
-    chunk = Chunk(choice.text, choice.token_ids or (), _logprobs(choice))
+    if choice.prompt_token_ids is None:
+        chunk = Chunk(choice.text, choice.token_ids or (), tuple(row for row in _logprobs(choice) if row is not None))
+    else:
+        texts = choice.logprobs.tokens if choice.logprobs is not None else ()
+        prompt = PromptEcho(choice.text, choice.prompt_token_ids, texts, _logprobs(choice))
+        chunk = Chunk("", (), prompt=prompt)
     return WireEvent(
-        chunk if chunk.text or chunk.tokens else None, choice.finish_reason, counts, version=event.system_fingerprint
+        None if chunk == Chunk("", ()) else chunk, choice.finish_reason, counts, version=event.system_fingerprint
     )
 
 
@@ -222,7 +230,7 @@ class _Strict(BaseModel):
 
 class _Logprobs(_Strict):
     tokens: tuple[str, ...]
-    token_logprobs: tuple[_Number, ...]
+    token_logprobs: tuple[_Number | None, ...]
     alternatives: tuple[tuple[tuple[_Count, str, _Number], ...], ...] | None = None
 
 
@@ -230,6 +238,7 @@ class _Choice(_Strict):
     index: Literal[0] = 0  # we ask for one story
     text: str
     token_ids: tuple[_Count, ...] | None = None
+    prompt_token_ids: tuple[_Count, ...] | None = None
     logprobs: _Logprobs | None = None
     finish_reason: Literal["stop", "length"] | None = None
 
@@ -251,12 +260,16 @@ class _Event(_Strict):
     error: dict[str, Any] | None = None
 
 
-def _logprobs(choice: _Choice) -> tuple[TokenLogprob, ...]:
-    given, ids = choice.logprobs, choice.token_ids or ()
+def _logprobs(choice: _Choice) -> tuple[TokenLogprob | None, ...]:
+    given, ids = choice.logprobs, choice.prompt_token_ids or choice.token_ids or ()
     if given is None:
         return ()
+    if len(given.tokens) == len(ids) + 1 and not given.tokens[-1]:
+        ids = (*ids, END_ID)  # the end of a scored story, which has no id among the story's
     alternatives = ((),) * len(ids) if given.alternatives is None else given.alternatives
     if not len(ids) == len(given.tokens) == len(given.token_logprobs) == len(alternatives):
         raise RemoteError("a malformed event: log-probabilities and tokens of different number", BROKE_OFF)
     rows = zip(ids, given.tokens, given.token_logprobs, alternatives, strict=True)
-    return tuple(TokenLogprob(*row) for row in rows)
+    return tuple(
+        None if logprob is None else TokenLogprob(token, text, logprob, best) for token, text, logprob, best in rows
+    )

@@ -113,6 +113,72 @@ def test_a_list_of_prompts_gives_the_stories_that_each_gives_alone(shipped: Runn
     assert ["".join(c["text"] for c in choices if c["index"] == index) for index in range(4)] == texts
 
 
+def test_a_story_is_forked_at_any_token_by_an_array_of_tokens(shipped: Running) -> None:
+    asked: dict[str, Any] = {"seed": 4, "return_token_ids": True}
+    (story,) = whole(shipped, prompt="A fox", max_tokens=20, echo=True, logprobs=0, **asked)["choices"]
+    prompt, tokens = story["prompt_token_ids"], story["token_ids"]
+    assert whole(shipped, prompt=prompt, max_tokens=20, **asked)["choices"][0]["token_ids"] == tokens
+    forks = [prompt + tokens[:at] for at in (1, 7)]
+    (first, second) = whole(shipped, prompt=forks, max_tokens=13, echo=True, **asked)["choices"]
+    assert first["text"].startswith("A fox")
+    assert (first["prompt_token_ids"], second["prompt_token_ids"]) == tuple(forks)
+    assert first["token_ids"] == tokens[1:14]
+    assert second["token_ids"] == tokens[7:]
+    assert second["text"] == story["text"]
+    with streaming(shipped, prompt=forks, max_tokens=13, echo=True, **asked) as flow:
+        choices = [data["choices"][0] for _, data in flow if data != "[DONE]"]
+    for index, fork in enumerate((first, second)):
+        own = [choice for choice in choices if choice["index"] == index]
+        assert "".join(choice["text"] for choice in own) == fork["text"]
+        assert own[0]["prompt_token_ids"] == fork["prompt_token_ids"]
+    too_large = shipped.post("/v1/completions", prompt=[5, 4096])
+    assert (too_large.status_code, too_large.json()["error"]["param"]) == (422, "prompt")
+
+
+def test_echo_with_log_probabilities_scores_the_prompt_as_it_was_generated(shipped: Running) -> None:
+    asked: dict[str, Any] = {"temperature": 0, "logprobs": 2, "return_token_ids": True}
+    (story,) = whole(shipped, prompt="A fox", max_tokens=20, echo=True, **asked)["choices"]
+    table = story["logprobs"]
+    assert "".join(table["tokens"]) == story["text"]
+    assert (table["token_logprobs"][0], table["top_logprobs"][0], table["text_offset"][0]) == (None, None, 0)
+    tokens = story["prompt_token_ids"] + story["token_ids"]
+    for max_tokens in (0, 1):
+        (scored,) = whole(shipped, prompt=tokens, max_tokens=max_tokens, echo=True, **asked)["choices"]
+        again = scored["logprobs"]
+        assert len(again["tokens"]) == len(tokens) + max_tokens
+        assert again["tokens"][: len(tokens)] == table["tokens"]
+        assert again["text_offset"][: len(tokens)] == table["text_offset"]
+        for one, other in zip(again["token_logprobs"][1 : len(tokens)], table["token_logprobs"][1:], strict=True):
+            assert one == pytest.approx(other, abs=1e-4)
+    with streaming(shipped, prompt="A fox", max_tokens=20, echo=True, **asked) as flow:
+        parts = [data["choices"][0]["logprobs"] for _, data in flow if data != "[DONE]"]
+    for name, expected in table.items():
+        assert [entry for part in parts if part is not None for entry in part[name]] == expected
+
+
+def test_a_scored_story_ends_with_a_token_also_where_the_model_ends_it(shipped: Running) -> None:
+    ended = whole(shipped, prompt="The sun was going down. Sam yawned and went home.", max_tokens=500, seed=1)
+    prompt = "The sun was going down. Sam yawned and went home." + ended["choices"][0]["text"]
+    asked: dict[str, Any] = {"prompt": prompt, "max_tokens": 1, "echo": True, "logprobs": 0}
+    (scored,) = whole(shipped, **asked, logit_bias={"0": 100})["choices"]
+    assert (scored["finish_reason"], scored["text"]) == ("stop", prompt)
+    assert scored["logprobs"]["tokens"][-1] == ""
+    assert scored["logprobs"]["token_logprobs"][-1] <= 0
+    (longer,) = whole(shipped, **asked, ignore_eos=True)["choices"]
+    assert longer["finish_reason"] == "length"
+    assert longer["logprobs"]["tokens"][:-1] == scored["logprobs"]["tokens"][:-1]
+
+
+def test_biases_and_penalties_have_their_effect(shipped: Running) -> None:
+    asked: dict[str, Any] = {"prompt": "A fox", "max_tokens": 12, "temperature": 0, "return_token_ids": True}
+    (biased,) = whole(shipped, **asked, logit_bias={"300": 100})["choices"]
+    assert biased["token_ids"] == [300] * 12
+    (penalised,) = whole(shipped, **asked, logit_bias={"300": 25, "301": 24}, frequency_penalty=2)["choices"]
+    assert {300, 301} <= set(penalised["token_ids"])
+    (goes_on,) = whole(shipped, **asked, logit_bias={"0": 100}, min_tokens=5)["choices"]
+    assert (goes_on["finish_reason"], len(goes_on["token_ids"])) == ("stop", 5)
+
+
 def test_best_of_returns_the_likeliest_stories_of_each_prompt(shipped: Running) -> None:
     prompts = ["A fox could not sleep.", "Mia found a key."]
     asked: dict[str, Any] = {"prompt": prompts, "max_tokens": 20, "seed": 4}

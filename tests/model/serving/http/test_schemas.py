@@ -50,11 +50,26 @@ def test_every_setting_reaches_the_request() -> None:
         stop=["The end", "."],
         logprobs=3,
         user="someone",
-        presence_penalty=0,
-        frequency_penalty=0.0,
+        presence_penalty=-1,
+        frequency_penalty=0.5,
+        logit_bias={"7": 1.5, "3": -100},
+        ignore_eos=True,
+        min_tokens=4,
         best_of=1,
     )
-    sampling = SamplingParams(temperature=0.25, top_p=0.5, top_k=9, min_p=0.125, repetition_penalty=1.5, seed=11)
+    sampling = SamplingParams(
+        temperature=0.25,
+        top_p=0.5,
+        top_k=9,
+        min_p=0.125,
+        repetition_penalty=1.5,
+        presence_penalty=-1,
+        frequency_penalty=0.5,
+        logit_bias=((3, -100), (7, 1.5)),
+        ignore_eos=True,
+        min_tokens=4,
+        seed=11,
+    )
     assert asked == [
         GenerationRequest(prompt="Once", max_tokens=7, sampling=sampling, stop=("The end", "."), logprobs=3)
     ]
@@ -81,6 +96,20 @@ def test_each_prompt_of_a_list_has_its_stories_in_order_and_the_seeds_it_has_alo
     assert len({request.sampling.seed for request in requests(prompt=["a"] * 8)}) == 8, "without a seed, one each"
 
 
+def test_token_arrays_are_prompts_as_they_are() -> None:
+    assert [request.prompt for request in requests(prompt=[5, 6])] == [(5, 6)]
+    assert [request.prompt for request in requests(prompt=[[5, 6], [7]], n=2)] == [(5, 6), (5, 6), (7,), (7,)]
+
+
+def test_the_prompt_is_scored_where_echo_and_log_probabilities_are_asked_for() -> None:
+    (request,) = requests(prompt="x", echo=True, logprobs=2, max_tokens=0)
+    assert (request.echo, request.prompt_logprobs, request.logprobs, request.max_tokens) == (True, 2, 2, 0)
+    (request,) = requests(prompt="x", logprobs=2)
+    assert (request.echo, request.prompt_logprobs, request.logprobs) == (False, None, 2)
+    assert not requests(prompt="x", echo=True)[0].echo, "a text is known without the engine"
+    assert requests(prompt=[5], echo=True)[0].echo
+
+
 def test_programs_without_integers_send_floats_and_minus_one_is_off_or_random() -> None:
     (request,) = requests(prompt="x", max_tokens=7.0, top_k=9.0, seed=3.0, n=1.0, logprobs=2.0)
     assert (request.max_tokens, request.sampling.top_k, request.sampling.seed, request.logprobs) == (7, 9, 3, 2)
@@ -102,12 +131,12 @@ def test_the_described_bounds_are_those_that_are_checked(body: Any) -> None:
     fields = body.model_json_schema()["properties"]
     bounded = {name for name, field in fields.items() if {"minimum", "exclusiveMinimum"} & field.keys()}
     assert bounded >= {"max_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed"}
-    for name in bounded:
+    for name in bounded - {"min_tokens"}:  # whose upper bound is max_tokens
         field = fields[name]
         low = field.get("minimum", field.get("exclusiveMinimum"))
         for value in (low, field["maximum"]):
             if "minimum" in field or value != low:
-                assert body.read({"prompt": "x", name: value}).requests()
+                assert _asked(body, value, name)
         below = low if "exclusiveMinimum" in field else low - 1
         for value in (below, field["maximum"] + 1):
             with pytest.raises((ServiceError, InputError)):
@@ -115,7 +144,9 @@ def test_the_described_bounds_are_those_that_are_checked(body: Any) -> None:
 
 
 def _asked(body: Any, value: Any, name: str) -> list[GenerationRequest]:
-    asked: list[GenerationRequest] = body.read({"prompt": "x", name: value}).requests()
+    asked: list[GenerationRequest] = body.read(
+        {"prompt": "x", "echo": True, name: value} if body is CompletionBody else {"prompt": "x", name: value}
+    ).requests()
     return asked
 
 
@@ -127,12 +158,14 @@ def test_null_counts_as_not_given() -> None:
 
 NUMBER = "must be a number between 0 and 2"
 WRONG = [
-    ({}, "prompt", "must be given: a text or a list of texts"),
+    ({}, "prompt", "must be given: a text, a list of texts, a list of token ids or a list of such lists"),
     ({"prompt": None}, "prompt", "must be given: "),
-    ({"prompt": 5}, "prompt", "must be a text or a list of texts, got 5"),
-    ({"prompt": [1, 2]}, "prompt", "must be a text or a list of texts, got [1, 2]"),
-    ({"prompt": [[1, 2]]}, "prompt", "must be a text or a list of texts, got [[1, 2]]"),
-    ({"prompt": []}, "prompt", "must be a text or a list of texts, got []"),
+    ({"prompt": 5}, "prompt", "must be a text, a list of texts, a list of token ids or a list of such lists, got 5"),
+    ({"prompt": [1, "a"]}, "prompt", "or a list of such lists, got [1, 'a']"),
+    ({"prompt": [-1]}, "prompt", "must be text or token ids, got -1 among the ids"),
+    ({"prompt": [True]}, "prompt", "or a list of such lists, got [True]"),
+    ({"prompt": [[1], [0.5]]}, "prompt", "or a list of such lists, got [[1], [0.5]]"),
+    ({"prompt": []}, "prompt", "must be a text, a list of texts, a list of token ids or a list of such lists, got []"),
     ({"prompt": ["a"] * 9, "n": 8}, "prompt", "asks for 72 stories: 9 prompts, 8 each; a request has at most 64"),
     ({"prompt": "x" * 20_001}, "prompt", "must have at most 20000 characters, got 20001"),
     ({"prompt": "\ud800"}, "prompt", "holds half a character (a lone surrogate) at 0"),
@@ -156,17 +189,20 @@ WRONG = [
     ({"stop": [1]}, "stop", "must be a text or a list of at most 8 texts, got [1]"),
     ({"logprobs": 21}, "logprobs", "must be a whole number between 0 and 20, got 21"),
     ({"logprobs": True}, "logprobs", "must be a whole number between 0 and 20, got True"),
-    ({"logprobs": 1, "echo": True}, "logprobs", "cannot be combined with echo"),
     ({"stream": "yes"}, "stream", "must be true or false, got 'yes'"),
     ({"stream_options": {"include_usage": True}}, "stream_options", "may be given only where stream is true"),
     ({"stream_options": {"usage": 1}}, "stream_options", "must be an object with include_usage, include_"),
-    ({"presence_penalty": 0.5}, "presence_penalty", "must be 0: repetition_penalty is what this model takes"),
-    ({"frequency_penalty": -1}, "frequency_penalty", "must be 0: repetition_penalty is what this model takes"),
+    ({"presence_penalty": 2.5}, "presence_penalty", "must be between -2 and 2, got 2.5"),
+    ({"frequency_penalty": -3}, "frequency_penalty", "must be between -2 and 2, got -3"),
+    ({"min_tokens": 9, "max_tokens": 8}, "min_tokens", "must be at most max_tokens, 8"),
+    ({"ignore_eos": 1}, "ignore_eos", "must be true or false, whether the story goes on to max_tokens, got 1"),
     ({"best_of": 1, "n": 2}, "best_of", "must be a whole number between n and 8: how many stories are generated"),
     ({"best_of": 3, "stream": True}, "best_of", "not with stream; got 3 with n 1"),
     ({"best_of": 9}, "best_of", "not with stream, got 9"),
     ({"suffix": "end"}, "suffix", "must be empty: this model only goes on from a beginning, got 'end'"),
-    ({"logit_bias": {"5": 1}}, "logit_bias", "must be empty: this model takes no biases, got {'5': 1}"),
+    ({"logit_bias": {"fox": 1}}, "logit_bias", "must be an object of at most 1024 token ids, each with a number"),
+    ({"logit_bias": {"5": 101}}, "logit_bias", "must be between -100 and 100, got 101"),
+    ({"logit_bias": [5]}, "logit_bias", "must be an object of at most 1024 token ids"),
     ({"temprature": 1}, "temprature", "is not known; the nearest is temperature"),
     ({"\ud800": 1}, "\ud800", r"\ud800 is not known; the nearest is "),
     ({"\n": 1}, "\n", r"\n is not known; the nearest is "),

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.generation import Chunk, Completion, GenerationRequest, SamplingParams, TokenLogprob, Usage
+from model.architecture.config import END_ID
+from model.generation import Chunk, Completion, GenerationRequest, PromptEcho, SamplingParams, TokenLogprob, Usage
 from model.serving.backend import ModelInfo
 from model.serving.http.completions import CompletionFormat
 from model.serving.http.errors import KEEP_ALIVE
@@ -22,9 +23,11 @@ from model.serving.remote.protocol import Counts, RemoteError, WireEvent, body, 
 
 words = st.text(st.characters(codec="utf-8"), max_size=8)
 numbers = st.floats(-1e6, 0)
+tokens = st.lists(st.integers(0, 4095), min_size=1, max_size=5).map(tuple)
+biases = st.dictionaries(st.integers(0, 4095), st.floats(-100, 100), max_size=3).map(lambda found: tuple(found.items()))
 requests = st.builds(
     GenerationRequest,
-    prompt=words,
+    prompt=words | tokens,
     max_tokens=st.integers(1, 4096),
     sampling=st.builds(
         SamplingParams,
@@ -33,10 +36,25 @@ requests = st.builds(
         top_p=st.floats(0.01, 1),
         min_p=st.floats(0, 1),
         repetition_penalty=st.floats(1, 2),
+        presence_penalty=st.floats(-2, 2),
+        frequency_penalty=st.floats(-2, 2),
+        logit_bias=biases,
+        ignore_eos=st.booleans(),
+        min_tokens=st.integers(0, 1),
         seed=st.integers(0, 2**63 - 1),
     ),
     stop=st.lists(st.text(st.characters(codec="utf-8"), min_size=1, max_size=5), max_size=3).map(tuple),
     logprobs=st.none() | st.integers(0, 5),
+)
+scoring = st.integers(0, 5).flatmap(
+    lambda best: st.builds(
+        GenerationRequest,
+        prompt=tokens,
+        max_tokens=st.just(0),
+        logprobs=st.just(best),
+        prompt_logprobs=st.just(best),
+        echo=st.just(True),
+    )
 )
 entries = st.builds(
     TokenLogprob,
@@ -76,7 +94,15 @@ def cut(data: bytes, places: list[int]) -> list[bytes]:
     return [data[start:end] for start, end in itertools.pairwise(edges)]
 
 
-@given(requests)
+@st.composite
+def scored_prompts(draw: st.DrawFn) -> PromptEcho:
+    first, *drawn = draw(st.lists(entries, min_size=1, max_size=3))
+    every = (first, *drawn)
+    ids, texts = tuple(entry.token for entry in every), tuple(entry.text for entry in every)
+    return PromptEcho("".join(texts), ids, texts, (None, *drawn))
+
+
+@given(requests | scoring)
 def test_the_service_reads_the_request_that_was_meant(request: GenerationRequest) -> None:
     sent = json.dumps(body(request), ensure_ascii=False).encode()
     read = CompletionBody.read(parse_object(sent))
@@ -84,17 +110,27 @@ def test_the_service_reads_the_request_that_was_meant(request: GenerationRequest
     assert (read.stream, read.include_usage, read.return_token_ids) == (True, True, True)
 
 
-@given(st.lists(chunks(), max_size=5), st.sampled_from(["stop", "length"]), st.lists(st.integers(0), max_size=6))
+END_OF_STORY = Chunk("", (), (TokenLogprob(END_ID, "", -0.5),))
+
+
+@given(
+    st.lists(chunks(), max_size=5),
+    st.none() | scored_prompts(),
+    st.sampled_from(["stop", "length"]),
+    st.lists(st.integers(0), max_size=6),
+)
 def test_what_the_service_sends_is_what_is_read_however_the_bytes_are_cut(
-    made: list[Chunk], finish: str, places: list[int]
+    made: list[Chunk], prompt: PromptEcho | None, finish: str, places: list[int]
 ) -> None:
+    if prompt is not None:
+        made = [Chunk("", (), prompt=prompt), *made, END_OF_STORY]
     asked = CompletionBody.read({**body(GenerationRequest(prompt="Hi", logprobs=3)), "logprobs": 3})
     answer = CompletionFormat(asked, [GenerationRequest(prompt="Hi")], ModelInfo("a", "b" * 64))
     end = Completion("", finish, Usage(2, 7, 0.25, 0.5, 1.0))  # type: ignore[arg-type]
     sent = b"".join(answer.chunk(0, chunk, 1.5) for chunk in made) + KEEP_ALIVE + answer.ended(0, end)
     read = reading(cut(sent + answer.closing([end], "local"), places))
     assert isinstance(read, list), read.reason
-    assert [event.chunk for event in read if event.chunk] == [chunk for chunk in made if chunk.text or chunk.tokens]
+    assert [event.chunk for event in read if event.chunk] == [chunk for chunk in made if chunk != Chunk("", ())]
     assert [event.finish for event in read if event.finish] == [finish]
     assert [event.counts for event in read if event.counts] == [Counts(2, 7, 0.25)]
     assert [event.done for event in read] == [False] * (len(read) - 1) + [True]
@@ -133,7 +169,7 @@ def test_whatever_json_comes_nothing_but_our_own_error_comes_of_it(name: str, va
     event = None
     with contextlib.suppress(RemoteError):
         event = parse(name, json.dumps(value))
-    assert event is None or event.chunk is None or event.chunk.text or event.chunk.tokens
+    assert event is None or event.chunk != Chunk("", ())
 
 
 @pytest.mark.parametrize(
