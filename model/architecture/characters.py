@@ -9,7 +9,6 @@ Shapes: S states, V vocabulary.
 
 from __future__ import annotations
 
-import codecs
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -62,9 +61,8 @@ def state_after(data: bytes, state: int = 0) -> int:
 
 def open_state(data: bytes) -> int:
     """The state that any bytes end in: what is invalid before their end counts as replaced."""
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    decoder.decode(data[-3:])
-    return state_after(decoder.getstate()[0])
+    states = (state_after(data[start:]) for start in (-3, -2, -1))  # a character has four bytes at most
+    return next((state for state in states if state != REJECT), 0)
 
 
 class TokenMasks(NamedTuple):

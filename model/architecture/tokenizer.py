@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer
 
-from model.architecture.characters import TokenMasks
+from model.architecture.characters import TokenMasks, open_state
 from model.architecture.config import END_ID
 from model.errors import ModelError
 
@@ -124,7 +124,11 @@ class StreamDecoder:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self.begun = self._decoder.decode(b"".join([self._bytes[token] for token in before]))
         """The text of `before`, without half a character at its end."""
-        self._open = bool(self._decoder.getstate()[0])  # a character has begun
+        unread = self._decoder.getstate()[0]
+        self._open = bool(unread)  # a character has begun
+        if unread and not open_state(unread):  # ED A0: Python waits for a surrogate, which no text may hold
+            self.begun += self._decoder.decode(b"", final=True)
+            self._open = False
 
     def push(self, token: int) -> str:
         """The characters that are complete now that `token` has come; often none or several."""

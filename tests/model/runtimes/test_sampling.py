@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import math
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import model.runtimes.torch.sampling
+from model.architecture.characters import TokenMasks
 from model.generation import SamplingParams
 from model.runtimes.native.library import paths
 from model.runtimes.native.sampling import NativeSampler
@@ -23,6 +26,9 @@ from model.runtimes.torch.sampling import DeviceLogits, DeviceSampler
 from tests.model.runtimes.shared import needs_native
 from tests.model.runtimes.torch.tape import Tapes
 
+BIASES = st.lists(
+    st.tuples(st.integers(0, 1), st.sampled_from([-100.0, -2.5, 0.3, 4.0])), max_size=2, unique_by=lambda pair: pair[0]
+)
 SETTINGS = st.builds(
     SamplingParams,
     temperature=st.sampled_from([0.0, 0.001, 0.3, 0.7, 1.0, 2.0]),
@@ -30,30 +36,37 @@ SETTINGS = st.builds(
     top_p=st.sampled_from([1.0, 0.95, 0.999, 0.5, 0.01]),
     min_p=st.sampled_from([0.0, 0.0, 0.02, 0.3, 1.0]),
     repetition_penalty=st.sampled_from([1.0, 1.0, 1.3, 2.0]),
+    presence_penalty=st.sampled_from([0.0, 0.0, 0.7, -2.0]),
+    frequency_penalty=st.sampled_from([0.0, 0.0, 0.3, 2.0]),
+    logit_bias=st.just(()) | BIASES.map(tuple),
+    ignore_eos=st.sampled_from([False, False, True]),
+    min_tokens=st.sampled_from([0, 0, 3]),
     seed=st.integers(0, 2**63 - 1),
 )
 VOCAB = st.sampled_from([2, 97, 600, 4096])
 
-Maker = Callable[[int, int], Sampler]
+Maker = Callable[..., Sampler]
 """Makes a sampler of so many rows over so large a vocabulary."""
 
 
 class OnDevice(DeviceSampler):
     """The device's sampler, on the CPU, over logits that are given as an array."""
 
-    def __init__(self, capacity: int, vocab: int, recorder: Recorder | None = None) -> None:
-        super().__init__(capacity, vocab, torch.device("cpu"), recorder or Eager())
+    def __init__(
+        self, capacity: int, vocab: int, masks: TokenMasks | None = None, recorder: Recorder | None = None
+    ) -> None:
+        super().__init__(capacity, vocab, torch.device("cpu"), recorder or Eager(), masks)
 
     def sample(self, logits_BV: Any, position_B: Tokens) -> tuple[Tokens, Flags]:
         return super().sample(DeviceLogits(torch.from_numpy(logits_BV)), position_B)
 
 
-def natives(capacity: int, vocab: int) -> list[NativeSampler]:
+def natives(capacity: int, vocab: int, masks: TokenMasks | None = None) -> list[NativeSampler]:
     """The sampler in C, by every path that this processor can run; the best first."""
-    return [NativeSampler(capacity, vocab, number) for number in paths().values()]
+    return [NativeSampler(capacity, vocab, number, masks) for number in paths().values()]
 
 
-NATIVE = pytest.param(lambda capacity, vocab: natives(capacity, vocab)[0], marks=needs_native, id="native")
+NATIVE = pytest.param(lambda *sizes: natives(*sizes)[0], marks=needs_native, id="native")
 
 
 @pytest.fixture(scope="module", params=[pytest.param(SamplingRows, id="numpy"), NATIVE, OnDevice])
@@ -74,6 +87,47 @@ def some_logits(rng: np.random.Generator, vocab: int) -> np.ndarray:
     return logits.astype(np.float32)
 
 
+@cache
+def some_masks(vocab: int) -> TokenMasks:
+    """Of a vocabulary with every byte and pieces of one to four bytes; nothing is forbidden in a small one."""
+    if vocab < 300:
+        return TokenMasks.none(vocab)
+    rng = np.random.default_rng(vocab)
+    pieces = [b"", *(bytes([byte]) for byte in range(256)), "ß".encode(), "日".encode(), "🦊".encode()]
+    letters = "aé日🦊".encode()
+    while len(pieces) < vocab:
+        start = int(rng.integers(len(letters)))
+        pieces.append(letters[start : start + int(rng.integers(1, 5))])
+    return TokenMasks.of(pieces, vocab)
+
+
+def begun(masks: TokenMasks, story: list[int]) -> bytes:
+    """What a story ends in that is no whole character yet, by Python's own decoder."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    decoder.decode(b"".join(masks.token_bytes[token] for token in story))
+    return decoder.getstate()[0] if not half_surrogate(decoder) else b""
+
+
+def half_surrogate(decoder: codecs.IncrementalDecoder) -> bool:
+    """Whether the decoder waits for the end of a surrogate, which it would refuse then."""
+    return b"\xed\xa0" <= decoder.getstate()[0] <= b"\xed\xbf"
+
+
+@cache
+def breaking(vocab: int, before: bytes) -> np.ndarray:
+    """Which tokens do not go on with a character that has begun, by Python's own decoder."""
+
+    def breaks(token: int, data: bytes) -> bool:
+        decoder = codecs.getincrementaldecoder("utf-8")("strict")
+        try:
+            decoder.decode(before + data)
+        except UnicodeDecodeError:
+            return True
+        return half_surrogate(decoder) or (bool(before) and token == 0)
+
+    return np.array([breaks(*each) for each in enumerate(some_masks(vocab).token_bytes)])
+
+
 def splitmix(seed: int, position: int) -> float:
     """The random number of a token, in Python's integers."""
 
@@ -86,17 +140,32 @@ def splitmix(seed: int, position: int) -> float:
     return (mix((mix((seed + golden) % 2**64) + position * golden) % 2**64) >> 11) / 2**53
 
 
-def naive(logits: np.ndarray, sampling: SamplingParams, seen: list[int], position: int) -> set[int]:
+def naive(
+    logits: np.ndarray,
+    sampling: SamplingParams,
+    prompt: list[int],
+    generated: list[int],
+    position: int,
+    masks: TokenMasks,
+) -> set[int]:
     """The token that must come, or the two between which rounding decides.
 
     Sorts the whole vocabulary and adds in Python's exact `fsum`. Where float32 rounding may move a border,
     both neighbours are allowed.
     """
     scale = np.float32(1 / max(sampling.temperature, 1e-5) if sampling.temperature else 1)
+    logits = np.where(breaking(len(logits), begun(masks, [*prompt, *generated])), np.float32(-np.inf), logits)
+    if sampling.ignore_eos or len(generated) < sampling.min_tokens:
+        logits[0] = -np.inf
+    for token, bias in sampling.logit_bias:
+        logits[token] += np.float32(bias)
     scaled = logits * scale
-    for token in seen:
+    for token in {*prompt, *generated}:
         penalty = np.float32(sampling.repetition_penalty)
         scaled[token] = scaled[token] / penalty if scaled[token] > 0 else scaled[token] * penalty
+    for token in set(generated):
+        deduction = sampling.presence_penalty + sampling.frequency_penalty * generated.count(token)
+        scaled[token] -= np.float32(deduction * float(scale))
     if sampling.temperature == 0:
         return {int(np.argmax(scaled))}
     below = (scaled - scaled.max()).astype(np.float64)
@@ -136,10 +205,17 @@ def test_every_row_is_what_a_naive_sampler_draws(
     rows_of: Maker, vocab: int, several: list[SamplingParams], noise: int
 ) -> None:
     rng = np.random.default_rng(noise)
-    rows = rows_of(len(several), vocab)
-    seen = [sorted(set(rng.integers(0, vocab, 5).tolist())) for _ in several]
+    masks = some_masks(vocab)
+    rows = rows_of(len(several), vocab, masks)
+    prompts, generated = ([rng.integers(0, vocab, rng.integers(5)).tolist() for _ in several] for _ in range(2))
+    if rng.random() < 0.5:  # within a character
+        generated = [[*story, int(rng.integers(0xC1, 0xF6))] if vocab >= 300 else story for story in generated]
     for row, sampling in enumerate(several):
-        rows.set(row, sampling, seen[row])
+        rows.set(row, sampling, prompts[row], generated[row])
+        for _ in range(rng.integers(3)):
+            allowed = ~breaking(vocab, begun(masks, [*prompts[row], *generated[row]]))
+            generated[row] = [*generated[row], int(rng.choice(allowed.nonzero()[0]))]
+            rows.note(row, generated[row][-1])
     logits_BV = np.stack([some_logits(rng, vocab) for _ in several])
     before = logits_BV.copy()
     position_B = rng.integers(0, 10_000, len(several))
@@ -147,19 +223,20 @@ def test_every_row_is_what_a_naive_sampler_draws(
     assert usable_B.all()
     assert np.array_equal(logits_BV, before)
     for row, sampling in enumerate(several):
-        assert int(chosen_B[row]) in naive(logits_BV[row].copy(), sampling, seen[row], int(position_B[row]))
+        story = prompts[row], generated[row]
+        assert int(chosen_B[row]) in naive(logits_BV[row], sampling, *story, int(position_B[row]), masks)
 
 
 @pytest.mark.parametrize("others", [pytest.param(natives, marks=needs_native), lambda *size: [OnDevice(*size)]])
 def test_of_many_draws_nearly_all_are_those_of_numpy_all_greedy_ones_and_all_paths_agree(
-    others: Callable[[int, int], list[Any]],
+    others: Callable[..., list[Any]],
 ) -> None:
     """9,600 draws under settings of every kind; the few that may differ lie at a border of two tokens."""
     rng = np.random.default_rng(0)
     differ = drawn = 0
     for vocab in (97, 600, 4096):
         for _ in range(20):
-            host, ours = SamplingRows(16, vocab), others(16, vocab)
+            host, ours = SamplingRows(16, vocab, some_masks(vocab)), others(16, vocab, some_masks(vocab))
             several = [
                 SamplingParams(
                     temperature=float(rng.choice([0, 0.3, 0.7, 1, 2])),
@@ -167,6 +244,11 @@ def test_of_many_draws_nearly_all_are_those_of_numpy_all_greedy_ones_and_all_pat
                     top_p=float(rng.choice([1, 0.95, 0.999, 0.5, 0.01])),
                     min_p=float(rng.choice([0, 0, 0.02, 0.3, 1])),
                     repetition_penalty=float(rng.choice([1, 1, 1.3])),
+                    presence_penalty=float(rng.choice([0, 0, 0.6, -1])),
+                    frequency_penalty=float(rng.choice([0, 0, 0.2])),
+                    logit_bias=((int(rng.integers(vocab)), float(rng.normal() * 9)),) * int(rng.integers(2)),
+                    ignore_eos=bool(rng.random() < 0.2),
+                    min_tokens=int(rng.choice([0, 0, 5])),
                     seed=int(rng.integers(2**63 - 1)),
                 )
                 for _ in range(16)
@@ -323,9 +405,9 @@ def test_a_row_that_is_not_finite_is_reported_and_touches_no_other(rows_of: Make
 
 ACTIONS = st.lists(
     st.one_of(
-        st.tuples(st.just("join"), SETTINGS, st.integers(0, 39)),
+        st.tuples(st.just("join"), SETTINGS, st.integers(0, 299)),
         st.tuples(st.just("leave"), st.integers(0, 5), st.none()),
-        st.tuples(st.just("note"), st.integers(0, 5), st.integers(0, 39)),
+        st.tuples(st.just("note"), st.integers(0, 5), st.integers(0, 299)),
         st.tuples(st.just("sample"), st.integers(0, 2**32), st.none()),
     ),
     min_size=4,
@@ -339,12 +421,13 @@ def test_rows_on_the_device_that_join_leave_and_take_note_stay_those_of_the_host
     actions: list[tuple[str, Any, Any]],
 ) -> None:
     """Replayed from a tape: nothing of what is set may be fixed while it is recorded."""
-    host, taped = SamplingRows(6, 40), OnDevice(6, 40, Tapes())
+    masks = some_masks(300)
+    host, taped = SamplingRows(6, 300, masks), OnDevice(6, 300, masks, Tapes())
     size = differ = drawn = 0
     for kind, value, extra in actions:
         if kind == "join" and size < 6:
             for sampler in (host, taped):
-                sampler.set(size, value, [extra, extra // 2])
+                sampler.set(size, value, [extra], [extra // 2])
             size += 1
         elif kind == "leave" and value < size:
             size -= 1
@@ -355,7 +438,7 @@ def test_rows_on_the_device_that_join_leave_and_take_note_stay_those_of_the_host
                 sampler.note(value, extra)
         elif kind == "sample" and size:
             rng = np.random.default_rng(value)
-            logits_BV = np.stack([some_logits(rng, 40) for _ in range(size)])
+            logits_BV = np.stack([some_logits(rng, 300) for _ in range(size)])
             position_B = rng.integers(0, 1000, size)
             expected_B, _ = host.sample(logits_BV.copy(), position_B)
             chosen_B, usable_B = taped.sample(logits_BV, position_B)
