@@ -17,7 +17,7 @@ import gradio as gr
 from fastapi import FastAPI
 from starlette.middleware import Middleware
 
-from demo import theme
+from demo import document, theme
 from demo.experiments_page import open_reader
 from demo.page import build, in_a_loop
 from demo.routing import add_event_metrics, open_variants, user_middleware
@@ -43,7 +43,7 @@ class Composition:
     app: dict[str, Any]
     """Arguments of `FastAPI`: lifespan, the service's routes, middleware."""
     look: dict[str, Any]
-    """Arguments of Gradio, the same for `launch` and `mount_gradio_app`: theme, head, nothing that phones home."""
+    """Arguments of Gradio, the same for `launch` and `mount_gradio_app`: theme, nothing that phones home."""
 
 
 def compose(
@@ -66,8 +66,12 @@ def compose(
         page=build(service.manager, experiments),
         app={
             "lifespan": lifespan,
-            "routes": [ServiceRoute(service)],  # before the page, which answers every other address
-            "middleware": [Middleware(SecurityHeadersMiddleware), *user_middleware(backend)],
+            "routes": [ServiceRoute(service), *document.routes()],  # before the page, which answers every other address
+            "middleware": [
+                Middleware(SecurityHeadersMiddleware),
+                Middleware(document.DocumentMiddleware),
+                *user_middleware(backend),
+            ],
         },
         look={
             "show_error": False,
@@ -77,9 +81,7 @@ def compose(
             "ssr_mode": False,
             "pwa": False,
             "mcp_server": False,
-            "favicon_path": str(theme.ASSETS / "favicon.svg"),
             "theme": theme.theme(),
-            "head": theme.head(),
         },
     )
 

@@ -6,6 +6,7 @@ cache. Scripts draw stories and verdicts from plain values, under a constant tem
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
@@ -19,15 +20,8 @@ if TYPE_CHECKING:
     from model.settings import Settings
 
 PATH = "experiments"
+TITLE = "Experiments · Write me a story"
 
-_HEADER = """
-<header class="masthead">
-  <p class="back"><a href="./">← Write me a story</a></p>
-  <h1>Experiments</h1>
-  <p>How the model that writes here was made, measured and judged.</p>
-  <button type="button" id="paper" aria-label="Dark paper" title="Light or dark paper"></button>
-</header>
-"""
 _NOTE = """<p class="note" role="status" aria-live="polite"></p>"""
 _LEARN = """
 <div class="learn">
@@ -59,8 +53,6 @@ def open_reader(settings: Settings) -> StoreClient | None:
 def add_experiments(page: gr.Blocks, store: Store) -> None:
     """Add the page to `page`, at `/experiments`."""
     with page.route("Experiments", f"/{PATH}", show_in_navbar=False):
-        title = "document.title = 'Experiments · Write me a story'"
-        _plain(_HEADER, "experiments", f"window.story.paper(element); {title}")
         _wire(page, _lay_out(), store)
 
 
@@ -122,6 +114,7 @@ def _wire(page: gr.Blocks, parts: Parts, store: Store) -> None:
     curves = [parts[name] for name in _CURVES]
     picture, plots = curves[:2], curves[-2:]
     page.load(on_open, None, list(parts.values()), **quick)
+    page.load(None, None, None, js=f"() => {{ document.title = {json.dumps(TITLE)}; }}")  # Gradio has set the other's
     # Gradio 6.31 draws a plot that stands there one change late, so it is taken away and comes back with its curves.
     changes = [field.input(on_choice, picture, curves, **quick) for field in picture]
     changes.append(parts["runs"].select(on_row, picture, curves, **quick))

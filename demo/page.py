@@ -52,14 +52,6 @@ BUTTONS = ("write", "stop", "resume", "again", "save", "link", "rate", "rate")
 QUEUE_MARGIN = 64
 """Events that may wait in Gradio's own queue: loads and new seeds. Stories wait in the engine's queue."""
 
-_HEADER = """
-<header class="masthead">
-  <h1>Write me a story</h1>
-  <p>You begin. A small language model goes on, while you watch.</p>
-  <button type="button" id="paper" aria-label="Dark paper" title="Light or dark paper"></button>
-</header>
-"""
-
 _KEYS = """
 <p class="keys"><kbd>Ctrl</kbd> or <kbd>⌘</kbd> + <kbd>Enter</kbd> writes, <kbd>Esc</kbd> stops</p>
 """
@@ -120,7 +112,6 @@ def _lay_out(state: AppState, experiments: Store | None) -> gr.Blocks:
     backend = state.manager.backend
     page = gr.Blocks(title="Write me a story", analytics_enabled=False, fill_width=True)
     with page:
-        _plain(_HEADER, "masthead", "window.story.paper(element)")
         parts = _layout(asks=state.recorder is not None)
         _plain(_colophon(state, linked=experiments is not None), "colophon")
         _wire(page, parts, state)
@@ -137,7 +128,7 @@ def _layout(*, asks: bool) -> Parts:
         with gr.Column(elem_id="composer"):
             prompt = gr.Textbox(
                 label="How does it begin?",
-                placeholder="Once upon a time, there was a little fox who could not sleep.",
+                placeholder="Type a first sentence, or press an example.",
                 lines=3,
                 max_lines=10,
                 elem_id="prompt",
@@ -237,7 +228,7 @@ def _wire(page: gr.Blocks, parts: Parts, state: AppState) -> None:
         like.click(on_like, parts.view, [parts.book, parts.view], **quick)
         dislike.click(on_dislike, parts.view, [parts.book, parts.view], **quick)
     for chip, beginning in parts.examples:
-        chip.click(None, None, parts.fields[0], js=f"() => window.story.begin({json.dumps(beginning)})")
+        chip.click(None, None, None, js=f"() => window.story.begin({json.dumps(beginning)})")
     save.click(None, parts.book, None, js="(view) => window.story.save(view)")
     link.click(None, parts.book, None, js="(view) => window.story.link(view)")
     page.load(on_load, None, [*parts.fields, parts.book], **hidden)

@@ -1,7 +1,7 @@
 """The look of the page: a theme of system fonts and two papers, one for day and one for night.
 
 No font, script or style comes from another host, so the page is whole without a network. What Gradio's theme
-variables cannot say stands in `assets/page.css`, which is put into the page's head: a style sheet passed as
+variables cannot say stands in `assets/page.css`, which `demo.document` puts into the head: a style sheet passed as
 `css` would have its selectors rewritten.
 """
 
@@ -76,18 +76,6 @@ def theme() -> gr.themes.Base:
     colors = {name: light for name, (light, _) in LIGHT_AND_DARK.items()} | SAME_IN_BOTH
     dark = {name: dark for name, (_, dark) in LIGHT_AND_DARK.items()} | SAME_IN_BOTH
     return base.set(**WITHOUT_DARK, **colors, **{f"{name}_dark": value for name, value in dark.items()})
-
-
-def head() -> str:
-    """What stands in the page's `<head>`: its style, and the script for keys, theme, saving and linking."""
-    style = asset("page.css") + asset("experiments.css")
-    script = asset("page.js") + asset("experiments.js")
-    described = "Type a beginning; a small language model goes on with it while you watch."
-    return (
-        f'<meta name="description" content="{described}">\n'
-        '<meta name="color-scheme" content="light dark">\n'
-        f"<style>\n{style}</style>\n<script>\n{script}</script>\n"
-    )
 
 
 def asset(name: str) -> str:

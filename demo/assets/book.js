@@ -8,6 +8,9 @@ let phase = "empty";
 
 const put = (node, text) => { if (node.textContent !== text) node.textContent = text; };
 
+// A first letter is set large where its script has large initials and a word goes on after it; a quote before it hangs.
+const INITIAL = /^(["“‘«„‚‹]?)[\p{Script=Latin}\p{Script=Greek}\p{Script=Cyrillic}]\p{M}*(?=[\p{L}\s]|$)/u;
+
 // Paragraphs are parted by line breaks. The prompt and the generated text differ in shade.
 const draw = (prompt, generated) => {
   const whole = prompt + generated;
@@ -23,13 +26,22 @@ const draw = (prompt, generated) => {
     let paragraph = article.children[count];
     if (!paragraph) {
       paragraph = document.createElement("p");
-      paragraph.append(document.createElement("span"), document.createElement("span"));
-      paragraph.firstChild.className = "prompt";
-      paragraph.lastChild.className = "generated";
+      paragraph.dir = "auto";
+      paragraph.append(...["", "prompt", "generated"].map((kind) => {
+        const span = document.createElement("span");
+        span.className = kind;
+        return span;
+      }));
       article.append(paragraph);
     }
-    put(paragraph.firstChild, text.slice(0, split));
-    put(paragraph.lastChild, text.slice(split));
+    const initial = count === 0 ? INITIAL.exec(text) : null;
+    const quote = initial ? initial[1].length : 0;
+    const [hanging, given, made] = paragraph.children;
+    paragraph.classList.toggle("initial", initial !== null);
+    hanging.className = quote > split ? "hanging generated" : "hanging prompt";
+    put(hanging, text.slice(0, quote));
+    put(given, text.slice(quote, Math.max(quote, split)));
+    put(made, text.slice(Math.max(quote, split)));
     count += 1;
   }
   while (article.children.length > count) article.lastChild.remove();

@@ -1,6 +1,27 @@
 // What the page does in the browser alone: keys, paper, examples, saving and linking. Nothing here talks to a server.
+// It stands at the head of the body, before anything is painted and before Gradio's scripts.
 (() => {
   "use strict";
+  // Gradio takes words and `lang` from the browser's language, but the page is in English.
+  Object.defineProperty(navigator, "language", { value: "en" });
+
+  // Light or dark: the address says so, or the last press of the button, or the system.
+  const system = matchMedia("(prefers-color-scheme: dark)");
+  const storedTheme = () => {
+    try { return localStorage.getItem("story-paper"); } catch { return null; } // storage may be forbidden
+  };
+  let chosen = new URLSearchParams(location.search).get("__theme") || storedTheme();
+  const isDark = () => (chosen === "dark" || chosen === "light" ? chosen === "dark" : system.matches);
+  const paint = () => {
+    const dark = isDark();
+    if (document.body.classList.contains("dark") !== dark) document.body.classList.toggle("dark", dark);
+    document.documentElement.style.colorScheme = dark ? "dark" : "light";
+    document.getElementById("paper")?.setAttribute("aria-pressed", String(dark));
+  };
+  paint();
+  system.addEventListener("change", paint);
+  new MutationObserver(paint).observe(document.body, { attributeFilter: ["class"] }); // Gradio sets the system's
+
   const button = (id) => document.getElementById(id);
   const press = (id) => {
     const target = button(id);
@@ -31,14 +52,8 @@
     if (note) note.textContent = message;
   };
 
-  const storedTheme = () => {
-    try { return localStorage.getItem("story-paper"); } catch { return null; } // storage may be forbidden
-  };
-
-  // Where a keyboard is at hand; on a phone the focus would push one up over the page.
-  const focusPrompt = () => {
-    if (matchMedia("(hover: hover)").matches) document.querySelector("#prompt textarea")?.focus();
-  };
+  // On a phone the focus would push a keyboard up over the page.
+  const keyboard = () => matchMedia("(hover: hover)").matches;
 
   // Gradio builds the page step by step, after this script has run.
   const whenThere = (selector, then) => {
@@ -57,7 +72,18 @@
     watcher.observe(document.documentElement, { childList: true, subtree: true });
   };
 
-  whenThere("#prompt textarea", focusPrompt);
+  whenThere("#paper", (toggle) => {
+    paint();
+    toggle.addEventListener("click", () => {
+      chosen = isDark() ? "light" : "dark";
+      try { localStorage.setItem("story-paper", chosen); } catch { /* kept for this visit only */ }
+      paint();
+    });
+  });
+  whenThere("#prompt textarea", (prompt) => {
+    prompt.dir = "auto";
+    if (keyboard()) prompt.focus();
+  });
   whenThere("#more > button", (more) => {
     // Gradio's accordion does not say whether it is open.
     const isOpen = () => more.classList.contains("open");
@@ -72,30 +98,13 @@
   });
 
   window.story = {
-    // Light or dark: the system's theme until the user presses the button, which is then stored.
-    paper(element) {
-      const toggle = element.querySelector("#paper");
-      const show = () => {
-        const dark = document.body.classList.contains("dark");
-        toggle.setAttribute("aria-pressed", String(dark));
-        document.documentElement.style.colorScheme = dark ? "dark" : "light";
-      };
-      const theme = storedTheme();
-      if (theme && !new URLSearchParams(location.search).has("__theme")) {
-        document.body.classList.toggle("dark", theme === "dark");
-      }
-      toggle.addEventListener("click", () => {
-        const dark = document.body.classList.toggle("dark");
-        try { localStorage.setItem("story-paper", dark ? "dark" : "light"); } catch { /* kept for this visit only */ }
-        show();
-      });
-      new MutationObserver(show).observe(document.body, { attributes: true, attributeFilter: ["class"] });
-      show();
-    },
-
+    // Put an example where the prompt is, as typing would: the browser's undo brings back what stood there.
     begin(text) {
-      focusPrompt();
-      return text;
+      const prompt = document.querySelector("#prompt textarea");
+      prompt.focus({ preventScroll: true });
+      prompt.select();
+      document.execCommand("insertText", false, text);
+      if (!keyboard()) prompt.blur();
     },
 
     save(view) {

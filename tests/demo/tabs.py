@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page, Request, sync_playwright
@@ -41,6 +41,23 @@ def chromium() -> Iterator[Browser]:
         browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
         yield browser
         browser.close()
+
+
+@contextlib.contextmanager
+def opening(browser: Browser) -> Iterator[Callable[..., Tab]]:
+    """A function that opens tabs, each in a context of its own; at the end, none may have erred or gone elsewhere."""
+    tabs: list[Tab] = []
+
+    def make(*, url: str, query: str = "", **options: object) -> Tab:
+        tab = Tab(browser.new_context(**options).new_page(), url)  # type: ignore[arg-type]
+        tabs.append(tab)
+        return tab.open(query)
+
+    yield make
+    for tab in tabs:
+        tab.page.context.close()
+    assert [tab.foreign for tab in tabs if tab.foreign] == []
+    assert [tab.errors for tab in tabs if tab.errors] == []
 
 
 class Tab:

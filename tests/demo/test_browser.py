@@ -7,6 +7,7 @@ picture: `DEMO_SCREENSHOT=docs/demo.png` names the file, `DEMO_SEED` the story.
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import time
@@ -29,7 +30,7 @@ from model.serving.rate_limit import Limiter, quotas_of
 from model.serving.shared_state import SharedState
 from model.settings import Settings
 from tests.demo.engines import local_backend
-from tests.demo.tabs import IN_A_BROWSER, TIMEOUT, Tab, chromium
+from tests.demo.tabs import IN_A_BROWSER, TIMEOUT, Tab, opening
 
 pytestmark = IN_A_BROWSER
 
@@ -40,27 +41,10 @@ def served() -> Iterator[Served]:
         yield running
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as browser:
-        yield browser
-
-
 @pytest.fixture
 def opened(served: Served, browser: Browser) -> Iterator[Callable[..., Tab]]:
-    """Opens tabs, each in a context of its own, and holds every one of them to silence and privacy."""
-    tabs: list[Tab] = []
-
-    def make(*, query: str = "", url: str = served.url, **options: object) -> Tab:
-        tab = Tab(browser.new_context(**options).new_page(), url)  # type: ignore[arg-type]
-        tabs.append(tab)
-        return tab.open(query)
-
-    yield make
-    for tab in tabs:
-        tab.page.context.close()
-    assert [tab.foreign for tab in tabs if tab.foreign] == []
-    assert [tab.errors for tab in tabs if tab.errors] == []
+    with opening(browser) as make:
+        yield functools.partial(make, url=served.url)
 
 
 def wait_until(condition: Callable[[], bool], what: str, seconds: float = 20.0) -> None:

@@ -17,7 +17,7 @@ from demo.app import Served, serve
 from demo.experiments_page import PATH
 from experiments.dashboard.client import StoreClient
 from tests.demo.scripted import ScriptedBackend
-from tests.demo.tabs import IN_A_BROWSER, TIMEOUT, Tab, chromium
+from tests.demo.tabs import IN_A_BROWSER, TIMEOUT, Tab
 from tests.experiments.dashboard.made import made
 
 pytestmark = IN_A_BROWSER
@@ -31,12 +31,6 @@ def served() -> Iterator[Served]:
     client = StoreClient(store, ttl=600, first_timeout=FIRST_TIMEOUT / 1000, timeout=60)
     with serve(ScriptedBackend("A story."), experiments=client) as running:
         yield running
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as browser:
-        yield browser
 
 
 @pytest.fixture

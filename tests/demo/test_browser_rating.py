@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-import pytest
 import sqlalchemy as sa
 from playwright.sync_api import Browser, expect
 
@@ -14,15 +11,9 @@ from experiments.ab.assignment import parse_split
 from experiments.ab.recorder import Recorder
 from experiments.ab.store import connect, endings, exposures, ratings
 from tests.demo.engines import local_backend
-from tests.demo.tabs import IN_A_BROWSER, TIMEOUT, Tab, chromium
+from tests.demo.tabs import IN_A_BROWSER, TIMEOUT, Tab
 
 pytestmark = IN_A_BROWSER
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as browser:
-        yield browser
 
 
 def write(tab: Tab) -> None:
