@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import model
-from model.architecture.folder import DIGESTED, ModelFolder
+from model.architecture.folder import FILES, ModelFolder
 from model.generation import GenerationRequest, SamplingParams
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def save_package(folder: ModelFolder, out: Path, scratch: Path) -> None:
             shutil.copy(source / name, code / name)
     artifact = scratch / "folder"
     artifact.mkdir()
-    for name in (*DIGESTED, "digest", "card.md"):
+    for name in FILES:
         if (folder.path / name).is_file():
             shutil.copy(folder.path / name, artifact / name)
     pyfunc.save_model(

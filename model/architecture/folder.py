@@ -1,8 +1,8 @@
 """A model folder: all files that a model is served from, with a digest.
 
 `config.json` (sizes, recipe, where it comes from), `model.safetensors` (weights), `tokenizer.json`, one decode graph
-for each precision (`decode.int8.onnx`, `decode.fp32.onnx`), `card.md` for people, and `digest`: SHA-256 over all
-files that decide what is generated. Nothing here needs PyTorch.
+for each precision (`decode.int8.onnx`, `decode.fp32.onnx`), `tokenizer_config.json` for the `transformers` library,
+`card.md` for people, and `digest`: SHA-256 over all files that decide what is generated. Nothing here needs PyTorch.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ PRETRAINED = Path(__file__).resolve().parents[1] / "pretrained"
 """The model that ships with the project."""
 PRECISIONS = ("int8", "fp32")
 DIGESTED = ("config.json", "model.safetensors", "tokenizer.json", *(f"decode.{name}.onnx" for name in PRECISIONS))
+FILES = (*DIGESTED, "tokenizer_config.json", "card.md", "digest")
+"""All files of a folder."""
 
 
 def read_file(path: Path) -> bytes:

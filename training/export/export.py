@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -14,12 +15,13 @@ import torch
 
 from model.architecture.checkpoint import load_network, save_network
 from model.architecture.config import END_ID
-from model.architecture.folder import DIGESTED, PRECISIONS, compute_digest, read_config
+from model.architecture.folder import FILES, PRECISIONS, compute_digest, read_config
 from model.architecture.network import StoryNetwork
 from model.architecture.tokenizer import StoryTokenizer
 from model.errors import InputError, ModelError
 from model.files import replace_folder
 from model.runtimes.onnx.runtime import OnnxRuntime
+from training.data.bpe import END_OF_STORY
 from training.data.corpus import load_own_stories
 from training.export.acceptance import BATCHES, Acceptance, accept
 from training.export.calibration import calibrate
@@ -27,7 +29,15 @@ from training.export.graph import WeightFile, build_graph
 from training.trainer.checkpoint import read_initial
 
 ACCEPTANCE_STORIES = 16
-FILES = (*DIGESTED, "card.md", "digest")
+TOKENIZER_CONFIG = {
+    "tokenizer_class": "PreTrainedTokenizerFast",
+    "bos_token": END_OF_STORY,
+    "eos_token": END_OF_STORY,
+    "add_prefix_space": False,
+    "clean_up_tokenization_spaces": False,
+    "split_special_tokens": True,
+}
+"""With `tokenizer.json` what `AutoTokenizer` of the `transformers` library needs to encode as `StoryTokenizer` does."""
 """All that a model folder holds."""
 
 
@@ -90,6 +100,8 @@ def export_checkpoint(
             path.write_bytes(build_graph(network.config, source, precision).SerializeToString())
             runtime = OnnxRuntime(path, network.config, max_batch=max(BATCHES))
             accepted.append(accept(network, runtime, precision, stories))
+        config = json.dumps(TOKENIZER_CONFIG, indent=2) + "\n"
+        (fresh / "tokenizer_config.json").write_text(config, "utf-8")
         digest = compute_digest(fresh)
         (fresh / "digest").write_text(digest + "\n", "ascii")
         write_card(fresh, network, accepted)

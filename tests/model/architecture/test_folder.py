@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save
 
 from model.architecture.checkpoint import load_network, save_network
 from model.architecture.config import ModelConfig
-from model.architecture.folder import DIGESTED, PRECISIONS, PRETRAINED, ModelFolder, compute_digest, read_config
+from model.architecture.folder import DIGESTED, FILES, PRECISIONS, PRETRAINED, ModelFolder, compute_digest, read_config
 from model.architecture.weights import read_weights
 from model.errors import ModelError
 from tests.model.small_model import SMALL, copy_of, random_network, small_checkpoint, small_folder, small_tokenizer
@@ -152,6 +152,7 @@ def test_the_shipped_folder_is_whole_and_small_enough_to_ship() -> None:
     assert read_config(PRETRAINED)["format"] == 1
     assert sum(path.stat().st_size for path in PRETRAINED.rglob("*")) <= SHIPPED_LIMIT
     assert (PRETRAINED / "card.md").read_text("utf-8").startswith("# ")
+    assert {path.name for path in PRETRAINED.iterdir()} == set(FILES)
 
 
 # A checkpoint

@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer
 
 import training.export.export
 from model.architecture.checkpoint import load_network, save_network
-from model.architecture.folder import DIGESTED, ModelFolder, compute_digest
+from model.architecture.config import END_ID
+from model.architecture.folder import FILES, PRETRAINED, ModelFolder, compute_digest
 from model.architecture.network import StoryNetwork
 from model.errors import InputError, ModelError
 from tests.model.small_model import SMALL, copy_of, random_network, small_checkpoint, small_folder, small_tokenizer
@@ -42,7 +44,7 @@ def broken(tmp_path: Path) -> Path:
 def test_an_export_is_whole_accepted_and_reported(tmp_path: Path) -> None:
     report = export_checkpoint(small_checkpoint(), tmp_path / "deep" / "model")
     out = tmp_path / "deep" / "model"
-    assert {path.name for path in out.iterdir()} == {*DIGESTED, "card.md", "digest"}
+    assert {path.name for path in out.iterdir()} == set(FILES)
     assert list(out.parent.iterdir()) == [out]
     assert ModelFolder.open(out).digest == report.digest == compute_digest(out)
     notes = json.loads(json.dumps(report.as_dict()))
@@ -51,6 +53,17 @@ def test_an_export_is_whole_accepted_and_reported(tmp_path: Path) -> None:
     assert notes["bytes"] == {path.name: path.stat().st_size for path in out.iterdir()}
     assert [entry["precision"] for entry in notes["acceptance"]] == ["int8", "fp32"]
     assert all(list(entry["largest"]) == ["1", "2", "3", "8", "16", "32", "64"] for entry in notes["acceptance"])
+
+
+def test_the_tokenizer_of_transformers_finds_its_class_and_the_end_of_story() -> None:
+    """Checked with transformers 5.24 itself: its ids are those of `StoryTokenizer` for all stories that ship."""
+    config = json.loads((small_folder() / "tokenizer_config.json").read_text("utf-8"))
+    tokenizer = Tokenizer.from_file(str(small_folder() / "tokenizer.json"))
+    assert config["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert tokenizer.token_to_id(config["eos_token"]) == tokenizer.token_to_id(config["bos_token"]) == END_ID
+    assert (PRETRAINED / "tokenizer_config.json").read_bytes() == (
+        small_folder() / "tokenizer_config.json"
+    ).read_bytes()
 
 
 def test_the_same_checkpoint_gives_the_same_bytes(tmp_path: Path) -> None:
