@@ -10,8 +10,9 @@ import pytest
 from nbclient import NotebookClient
 from nbformat.v4 import new_code_cell, new_notebook
 
-from experiments.notebook.stored import normalise, problems
+from experiments.notebook.stored import normalise
 from experiments.notebook.workspace import ROOT, empty_store
+from tests.experiments.notebook.problems import problems
 from tests.training.conftest import _migrated_store
 
 __all__ = ["_migrated_store"]
