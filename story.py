@@ -131,7 +131,11 @@ def write(
 @app.command()
 def data(
     source: Annotated[
-        list[Path] | None, typer.Option(help="File or folder of stories: JSON Lines or text, also .gz. Repeatable.")
+        list[Path] | None,
+        typer.Option(
+            help="File or folder of stories. Text: separated by <|endoftext|>, else by blank lines, else one a line. "
+            "JSON Lines, JSON array, CSV, Parquet: records with a text. Also .gz. Repeatable."
+        ),
     ] = None,
     val: Annotated[
         list[Path] | None, typer.Option(help="File or folder to judge by, instead of a split. Repeatable.")

@@ -5,6 +5,7 @@ A duplicate key is an error: YAML's own loaders silently take the last one.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from model.errors import MissingExtraError, StoryError
+from model.numbers import read_number
 
 Place = tuple[str | int, ...]
 """Keys and indexes that lead to a part of the file."""
@@ -88,7 +90,13 @@ def _plain(node: Any, place: Place, lines: dict[Place, int], path: Path, error: 
     if isinstance(node, yaml.SequenceNode):
         return [_plain(inner, (*place, number), lines, path, error) for number, inner in enumerate(node.value)]
     if not isinstance(node, yaml.MappingNode):
-        return yaml.SafeLoader("").construct_object(node)
+        # PyYAML follows YAML 1.1, in which 1e-3 is a text, 010 is 8 and 1:30 is 90.
+        plain = node.style is None
+        if plain and (number := read_number(node.value)) is not None:
+            return number
+        value = yaml.SafeLoader("").construct_object(node)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        return node.value if plain and is_number and math.isfinite(value) else value
     values: dict[str, Any] = {}
     for key, inner in node.value:
         name = str(key.value)

@@ -14,17 +14,27 @@ MARK = "<!-- story-gate -->"
 WORDS: dict[Verdict, str] = {"pass": "PASS", "fail": "FAIL", "undecided": "UNDECIDED"}
 COLORS: dict[Verdict, str] = {"pass": "green", "fail": "red", "undecided": "yellow"}
 COLUMNS = ("verdict", "metric", "value", "threshold", "margin", "95 % bounds", "n")
-TEXT = ("metric", "threshold", "why")
+NARROW = 5
+"""Columns that a narrow terminal shows."""
+WIDEST = 1000
+TEXT = ("metric", "threshold")
 
 
 def print_decision(decision: Decision, console: Console) -> None:
-    """Print one row a check, and the verdict below."""
-    rows = [
-        (*_cells(check, check.threshold.metric), "" if check.verdict == "pass" else check.why)
-        for check in decision.checks
-    ]
+    """Print one row a check, the reasons of those that did not pass, and the verdict below.
+
+    A terminal that is too narrow gets no bounds and numbers of observations; every name stays whole.
+    """
+    rows = [_cells(check, check.threshold.metric) for check in decision.checks]
     styles = {WORDS[verdict]: color for verdict, color in COLORS.items()}
-    console.print(terminal_table((*COLUMNS, "why"), rows, text=TEXT, styles=styles))
+    for columns in (len(COLUMNS), NARROW):
+        table = terminal_table(COLUMNS[:columns], [row[:columns] for row in rows], text=TEXT, styles=styles)
+        if console.measure(table, options=console.options.update(max_width=WIDEST)).maximum <= console.width:
+            break
+    console.print(table)
+    for check in decision.checks:
+        if check.verdict != "pass":
+            console.print(f"{check.threshold.metric}: {check.why}", markup=False, highlight=False)
     for note in decision.notes:
         console.print(f"not checked: {note}", markup=False)
     console.print(_headline(decision), style=COLORS[decision.verdict], markup=False)

@@ -1,33 +1,41 @@
-"""Stream stories out of files; memory does not grow with the file.
+"""Read stories out of files. Memory does not grow with the file, except for a JSON array, which is parsed whole.
 
 A damaged line raises an error that names file and line, unless the caller passes `on_bad`. Damage of the whole file (a
-truncated gzip stream, no story at all) always raises.
+truncated gzip stream, no story at all) always raises. A line ends at CR LF, LF or CR in every kind of text file.
 """
 
 from __future__ import annotations
 
+import csv
 import gzip
 import hashlib
 import io
 import json
+import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import BinaryIO, Literal, NamedTuple, cast, get_args
+from typing import Any, BinaryIO, Literal, NamedTuple, cast, get_args
 
-from model.errors import DataError, InputError
+from model.errors import DataError, InputError, MissingExtraError
 from training.data.bpe import END_OF_STORY
 
-JSON_SUFFIXES = (".jsonl", ".ndjson")
-TEXT_SUFFIXES = (".txt",)
-SUFFIXES = tuple(suffix + gz for suffix in (*JSON_SUFFIXES, *TEXT_SUFFIXES) for gz in ("", ".gz"))
+KINDS = {".jsonl": "json", ".ndjson": "json", ".json": "json", ".txt": "text", ".csv": "csv", ".parquet": "parquet"}
+"""Kind of file by suffix, in any case; all but Parquet also as `.gz`."""
+ALLOWED = f"{', '.join(KINDS)}, also as .gz"
 MAX_STORY_BYTES = 4 * 1024 * 1024
 """One line (JSON) or one story (text) may take this much; it bounds the memory of everything behind."""
 
-_END = END_OF_STORY.encode()
+Layout = Literal["<|endoftext|>", "blank lines", "line ends"]
+"""What separates the stories of a text file."""
+CLOSING = (".", "!", "?", "\u2026", '"', "'", "\u201d", "\u2019", "\u00bb", ")", "]", "*")
+"""Characters that a story ends with."""
+CLOSED_SHARE = 0.8
+"""A file without blank lines holds one story a line if at least this share of its lines ends like a story; otherwise it
+is one story that was broken into lines."""
 _BUFFER = 1024 * 1024
 
 
@@ -72,25 +80,38 @@ def file_sha256(path: Path, on_bytes: Callable[[int], None] | None = None) -> st
     return digest.hexdigest()
 
 
-def find_files(sources: Iterable[Path]) -> list[Path]:
+def kind_of(path: Path) -> str | None:
+    """The kind of a story file by its name, one of the values of `KINDS`; None: not a story file."""
+    name = path.name.lower()
+    if name.startswith("."):
+        return None
+    kind = KINDS.get(Path(name.removesuffix(".gz")).suffix)
+    return None if kind == "parquet" and name.endswith(".gz") else kind
+
+
+def find_files(sources: Iterable[Path], on_other: Callable[[Path], None] = lambda path: None) -> list[Path]:
     """The story files behind files and folders, each once; a folder gives all of its files, sorted by name.
 
-    Raises `DataError` for a source that does not exist, has another suffix, or is a folder without story files.
+    Links are followed, each folder once. `on_other` gets every file of a folder that is left out: one of another kind,
+    a hidden one, or no regular file (a pipe, a broken link).
+
+    Raises `DataError` for a source that does not exist, is of another kind, or is a folder without story files.
     """
     found: dict[Path, Path] = {}
     for source in sources:
         if source.is_dir():
-            inside = sorted(
-                path
-                for path in source.rglob("*")
-                if path.name.endswith(SUFFIXES) and path.is_file() and not path.name.startswith(".")
-            )
+            every = sorted(_files_below(source, set()))
+            inside = [path for path in every if kind_of(path) and path.is_file()]
             if not inside:
-                raise DataError(f"{source}: the folder holds no story files ({', '.join(SUFFIXES)})")
+                raise DataError(f"{source}: the folder holds no story files ({ALLOWED})")
+            for path in set(every) - set(inside):
+                on_other(path)
         elif not source.exists():
             raise DataError(f"{source}: no such file or folder")
-        elif not source.name.endswith(SUFFIXES):
-            raise DataError(f"{source}: unknown kind of file; allowed are {', '.join(SUFFIXES)}")
+        elif kind_of(source) is None:
+            raise DataError(f"{source}: unknown kind of file; allowed are {ALLOWED}")
+        elif not source.is_file():
+            raise DataError(f"{source}: is a pipe or a device; save its content to a file first")
         else:
             inside = [source]
         for path in inside:
@@ -98,18 +119,35 @@ def find_files(sources: Iterable[Path]) -> list[Path]:
     return list(found.values())
 
 
+def _files_below(folder: Path, seen: set[Path]) -> Iterator[Path]:
+    """All files of a folder and of those in it, through links; `seen` keeps a loop of links from going on for ever."""
+    if (real := folder.resolve()) in seen:
+        return
+    seen.add(real)
+    try:
+        entries = sorted(os.listdir(folder))
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be read: {error.strerror or error}") from error
+    for path in map(folder.joinpath, entries):
+        if path.is_dir():
+            yield from _files_below(path, seen)
+        else:
+            yield path
+
+
 def read_stories(
     path: Path, *, on_bad: BadLineHandler | None = None, on_bytes: Callable[[int], None] | None = None
 ) -> Iterator[Story]:
     """Stream the stories of one file, as they stand there (not repaired, not filtered).
 
-    JSON Lines: one object a line with a string "text" (and, if present, "title" and "split"). Text: stories end at
-    `<|endoftext|>` or, in a file without that mark, at blank lines. `.gz` is read through gzip. `on_bytes` gets the
-    number of bytes read from the disk since the last call.
+    JSON Lines, a JSON array, CSV and Parquet hold records with a string "text" (and, if present, "title" and "split"),
+    an array also plain strings. Text: see `layout_of`. `.gz` is read through gzip. `on_bytes` gets the number of bytes
+    read from the disk since the last call.
 
     Raises:
         BadLineError: a line is unusable and `on_bad` is not given.
         DataError: the file cannot be read, its gzip stream is damaged, or it holds no story at all.
+        MissingExtraError: a Parquet file, and pyarrow is not installed.
     """
 
     def bad(error: BadLineError) -> None:
@@ -119,11 +157,8 @@ def read_stories(
 
     seen = False
     try:
-        if path.name.removesuffix(".gz").endswith(JSON_SUFFIXES):
-            stories = _read_json(path, bad, on_bytes)
-        else:
-            stories = _read_text(path, bad, on_bytes)
-        for story in stories:
+        read = {"json": _read_json, "text": _read_text, "csv": _read_csv, "parquet": _read_parquet}
+        for story in read[kind_of(path) or "text"](path, bad, on_bytes):
             seen = True
             yield story
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
@@ -149,14 +184,35 @@ class _MeteredFile(io.FileIO):
         return count or 0
 
 
+class _NewLines(io.RawIOBase):
+    """The bytes of a file with every line end as LF."""
+
+    def __init__(self, source: BinaryIO) -> None:
+        self._source = source
+        self._after_cr = False
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: bytearray | memoryview, /) -> int:  # type: ignore[override]
+        while block := self._source.read(len(buffer)):
+            after_cr, self._after_cr = self._after_cr, block.endswith(b"\r")
+            if after_cr:
+                block = block.removeprefix(b"\n")
+            if b"\r" in block:
+                block = block.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+            if block:
+                buffer[: len(block)] = block
+                return len(block)
+        return 0
+
+
 @contextmanager
 def _open(path: Path, on_bytes: Callable[[int], None] | None) -> Iterator[BinaryIO]:
     with io.BufferedReader(_MeteredFile(path, on_bytes), _BUFFER) as raw:
-        if not path.name.endswith(".gz"):
-            yield raw
-            return
+        source = cast(BinaryIO, gzip.GzipFile(fileobj=raw) if path.name.lower().endswith(".gz") else raw)
         # A buffer of our own, because GzipFile's readline costs a Python call a line.
-        with gzip.GzipFile(fileobj=raw) as unpacked, io.BufferedReader(cast(io.RawIOBase, unpacked), _BUFFER) as file:
+        with source, io.BufferedReader(_NewLines(source), _BUFFER) as file:
             yield file
 
 
@@ -172,33 +228,31 @@ def _read_lines(path: Path, bad: BadLineHandler, on_bytes: Callable[[int], None]
 def _read_lines_or_errors(
     path: Path, on_bytes: Callable[[int], None] | None
 ) -> Iterator[tuple[int, str, BadLineError | None]]:
-    number, offset = 0, 0
+    number = 0
     with _open(path, on_bytes) as file:
         while data := file.readline(MAX_STORY_BYTES + 1):
             number += 1
-            start = offset
-            offset += len(data)
             if len(data) > MAX_STORY_BYTES:
                 while data and not data.endswith(b"\n"):
                     data = file.readline(MAX_STORY_BYTES)
-                    offset += len(data)
                 limit = f"longer than the {MAX_STORY_BYTES:,} bytes allowed"
                 yield number, "", BadLineError(path, number, "line too long", f"the line is {limit}")
                 continue
             if number == 1:
                 data = data.removeprefix(b"\xef\xbb\xbf")
             try:
-                text = data.decode("utf-8")
+                yield number, data.decode("utf-8").removesuffix("\n"), None
             except UnicodeDecodeError as error:
-                start += 3 if number == 1 and offset - start > len(data) else 0
-                where = f"column {error.start + 1} (offset {start + error.start:,} of the text)"
-                detail = f"byte 0x{data[error.start]:02x} at {where} is not UTF-8"
+                detail = f"byte 0x{data[error.start]:02x} at column {error.start + 1} is not UTF-8"
                 yield number, "", BadLineError(path, number, "not UTF-8", detail)
-                continue
-            yield number, text.rstrip("\r\n"), None
 
 
 def _read_json(path: Path, bad: BadLineHandler, on_bytes: Callable[[int], None] | None) -> Iterator[Story]:
+    with _open(path, None) as file:
+        is_array = file.read(_BUFFER).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[")
+    if is_array and ".json" in (path.suffix.lower(), Path(path.stem).suffix.lower()):
+        yield from _read_array(path, bad, on_bytes)
+        return
     for number, line in _read_lines(path, bad, on_bytes):
         if not line.strip():
             continue
@@ -208,32 +262,93 @@ def _read_json(path: Path, bad: BadLineHandler, on_bytes: Callable[[int], None] 
             reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
             bad(BadLineError(path, number, "bad JSON", f"bad JSON: {reason}"))
             continue
-        text = record.get("text") if isinstance(record, dict) else None
-        if not isinstance(text, str):
-            bad(BadLineError(path, number, "no text", 'needs an object with a string under "text"'))
-            continue
+        yield from _story(record, path, number, bad)
+
+
+def _read_array(path: Path, bad: BadLineHandler, on_bytes: Callable[[int], None] | None) -> Iterator[Story]:
+    """Stories of a JSON array, counted from 1 as if each were a line."""
+    with _open(path, on_bytes) as file:
         try:
-            text.encode()
-        except UnicodeEncodeError:
-            detail = "holds half of a surrogate pair (\\ud800 to \\udfff)"
-            bad(BadLineError(path, number, "not UTF-8", detail))
-            continue
-        yield Story(text, path, number, str(record.get("title") or ""), str(record.get("split") or ""))
+            records = json.loads(file.read().decode("utf-8-sig"))
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{path}: is no valid JSON: {error}") from error
+    for number, record in enumerate(records, 1):
+        yield from _story({"text": record} if isinstance(record, str) else record, path, number, bad)
 
 
-def _has_end_marks(path: Path) -> bool:
-    """Whether `<|endoftext|>` stands anywhere in the file; mostly known after the first block."""
-    tail = b""
+def _read_csv(path: Path, bad: BadLineHandler, on_bytes: Callable[[int], None] | None) -> Iterator[Story]:
+    csv.field_size_limit(MAX_STORY_BYTES)
+    with _open(path, on_bytes) as file, io.TextIOWrapper(file, "utf-8-sig", newline="") as lines:
+        rows = csv.DictReader(lines, strict=True)
+        try:
+            if "text" not in (rows.fieldnames or ()):
+                raise DataError(f'{path}: needs a column "text", has {", ".join(rows.fieldnames or ()) or "none"}')
+            for row in rows:
+                yield from _story(row, path, rows.line_num, bad)
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise DataError(f"{path}, near line {rows.line_num + 1}: not usable as CSV: {error}") from error
+
+
+def _read_parquet(path: Path, bad: BadLineHandler, on_bytes: Callable[[int], None] | None) -> Iterator[Story]:
+    try:
+        from pyarrow import ArrowException
+        from pyarrow.parquet import ParquetFile
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(f"reading {path.name}", "train") from error
+    try:
+        with ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            if "text" not in names:
+                raise DataError(f'{path}: needs a column "text", has {", ".join(names) or "none"}')
+            number = 0
+            wanted = [name for name in ("text", "title", "split") if name in names]
+            for batch in file.iter_batches(1024, columns=wanted):
+                for record in batch.to_pylist():
+                    number += 1
+                    yield from _story(record, path, number, bad)
+    except ArrowException as error:
+        raise DataError(f"{path}: not usable as Parquet: {str(error).splitlines()[0]}") from error
+    if on_bytes:
+        on_bytes(path.stat().st_size)
+
+
+def _story(record: Any, path: Path, number: int, bad: BadLineHandler) -> Iterator[Story]:
+    """The story of a record, or nothing where `bad` was called."""
+    text = record.get("text") if isinstance(record, dict) else None
+    if not isinstance(text, str):
+        bad(BadLineError(path, number, "no text", 'needs an object with a string under "text"'))
+        return
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        bad(BadLineError(path, number, "not UTF-8", "holds half of a surrogate pair (\\ud800 to \\udfff)"))
+        return
+    yield Story(text, path, number, str(record.get("title") or ""), str(record.get("split") or ""))
+
+
+def layout_of(path: Path) -> Layout:
+    """What separates the stories of a text file: marks if there is one, else blank lines, else the lines themselves.
+
+    A file with neither holds one story a line if its lines end like stories (`CLOSED_SHARE`), else a single story.
+    """
+    lines = closed = 0
+    blank = separated = False
     with _open(path, None) as file:
-        while block := file.read(_BUFFER):
-            if _END in tail + block:
-                return True
-            tail = block[-len(_END) :]
-    return False
+        while data := file.readline(MAX_STORY_BYTES):
+            if END_OF_STORY.encode() in data:
+                return "<|endoftext|>"
+            text = data.decode("utf-8", "replace").strip()
+            if not text:
+                blank = bool(lines)
+                continue
+            separated = separated or blank
+            lines, closed = lines + 1, closed + text.endswith(CLOSING)
+    return "line ends" if not separated and lines > 1 and closed >= CLOSED_SHARE * lines else "blank lines"
 
 
 def _read_text(path: Path, bad: BadLineHandler, on_bytes: Callable[[int], None] | None) -> Iterator[Story]:
-    marked = _has_end_marks(path)
+    layout = layout_of(path)
+    marked = layout == "<|endoftext|>"
     parts: list[str] = []
     first, size, damage = 0, 0, False  # of the story being gathered
 
@@ -254,7 +369,7 @@ def _read_text(path: Path, bad: BadLineHandler, on_bytes: Callable[[int], None] 
             continue
         parts_of_line = line.split(END_OF_STORY) if marked else [line]
         for index, part in enumerate(parts_of_line):
-            if index or (not marked and not line.strip()):
+            if index or layout == "line ends" or (not marked and not line.strip()):
                 yield from close()
             if part.strip() or (parts and marked):
                 first = first or number

@@ -143,13 +143,13 @@ class StoryPool:
             raise DataError(f"no training story is left (dropped: {lost})")
         if not len(self.numbers("val")):
             given = self._val_fraction is None
-            advice = "its files hold none" if given else "raise val_fraction or give val files"
+            advice = "the files of --val hold none" if given else "raise --val-fraction, or give --val FILE"
             raise DataError(f"no validation story is left: {advice} (dropped: {lost})")
         if vocab_size is not None and size < MIN_BYTES_PER_TOKEN * vocab_size:
             raise DataError(
                 f"too small a corpus: {size:,} bytes of training text, but a tokenizer of {vocab_size:,} "
-                f"tokens needs {MIN_BYTES_PER_TOKEN * vocab_size:,}; give more text, a smaller vocab_size "
-                f"or a ready tokenizer (dropped: {lost})"
+                f"tokens needs {MIN_BYTES_PER_TOKEN * vocab_size:,}; give more text, a smaller --vocab-size "
+                f"or a ready --tokenizer (dropped: {lost})"
             )
 
     def train_tokenizer(self, vocab_size: int, on_bytes: Step | None = None) -> Tokenizer:
@@ -168,7 +168,7 @@ class StoryPool:
         if tokenizer.get_vocab_size() < vocab_size:
             raise DataError(
                 f"too small a corpus: its {size:,} bytes give {tokenizer.get_vocab_size():,} "
-                f"of {vocab_size:,} tokens; give more text or a smaller vocab_size"
+                f"of {vocab_size:,} tokens; give more text or a smaller --vocab-size"
             )
         return tokenizer
 

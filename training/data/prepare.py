@@ -27,13 +27,13 @@ from tokenizers import Tokenizer
 from model.errors import DataError, InputError
 from model.files import replace_folder
 from training.data.bpe import MAX_VOCAB, load_tokenizer
-from training.data.corpus import BadLineError, file_sha256, find_files
+from training.data.corpus import BadLineError, file_sha256, find_files, kind_of, layout_of
 from training.data.dedup import BANDS
 from training.data.download import download_tinystories
 from training.data.pool import Step, StoryPool
 from training.data.shards import SPLITS, TokenShard, read_meta, shards_digest
 
-FORMAT = 1
+FORMAT = 2
 """Raised whenever the same input would give another output, so that old shards are not taken for current ones."""
 
 _EXAMPLES = 5
@@ -45,7 +45,7 @@ class PrepareOptions:
     """What to make shards of, and how; checked when made."""
 
     sources: tuple[Path, ...] = ()
-    """Files or folders to train on: JSON Lines or text, also as .gz."""
+    """Files or folders to train on: see `training.data.corpus.KINDS`."""
     val_sources: tuple[Path, ...] = ()
     """Files to judge by, kept whole; without them a share of the sources is split off."""
     out: Path = Path("data/tinystories")
@@ -115,6 +115,8 @@ class PrepareReport:
     skipped_examples: list[str] = field(default_factory=list)
     renamed: dict[str, int] = field(default_factory=dict)
     """`Renamer.counts`, where copies were made."""
+    left_out: dict[str, int] = field(default_factory=dict)
+    """Files in folders of the sources that hold no stories, by suffix."""
     seconds: float = 0.0
     peak_memory_mb: float = 0.0
 
@@ -135,7 +137,8 @@ def prepare(options: PrepareOptions, console: Console | None = None) -> PrepareR
         fetched = download_tinystories(options.out.parent / "downloads")
         train_paths.append(fetched.train)
         val_paths = val_paths or [fetched.valid]
-    train_files, val_files = find_files(train_paths), find_files(val_paths)
+    others: list[Path] = []
+    train_files, val_files = find_files(train_paths, others.append), find_files(val_paths, others.append)
     in_both = {path.resolve() for path in train_files} & {path.resolve() for path in val_files}
     if in_both:
         raise InputError("val", f"names a file that is also a source: {min(in_both).name}")
@@ -151,7 +154,8 @@ def prepare(options: PrepareOptions, console: Console | None = None) -> PrepareR
         report = _Preparation(options, train_files, val_files, bars).run()
     unit = 1 << 20 if sys.platform == "darwin" else 1 << 10
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
-    report = replace(report, seconds=time.perf_counter() - began, peak_memory_mb=peak)
+    left_out = dict(Counter(path.suffix.lower() or path.name for path in sorted(set(others))))
+    report = replace(report, seconds=time.perf_counter() - began, peak_memory_mb=peak, left_out=left_out)
     _tell(report, say)
     return report
 
@@ -221,6 +225,8 @@ class _Preparation:
         try:
             with self._bar("reading", sum(source["bytes"] for source in sources)) as step:
                 for (path, split), source in zip(self._files, sources, strict=True):
+                    if kind_of(path) == "text":
+                        source["layout"] = layout_of(path)
                     source["stories"] = pool.read(path, validation=split == "val", on_bytes=step)
             with self._bar("duplicates", BANDS, unit="bands", scale=1) as step:
                 pool.drop_duplicates(step)
@@ -311,6 +317,12 @@ def _tell(report: PrepareReport, say: Console) -> None:
 
     if report.up_to_date:
         line(f"{report.out} is up to date")
+    for source in report.sources[:_EXAMPLES]:
+        if layout := source.get("layout"):
+            line(f"{source['name']}: {source['stories']:,} stories, separated by {layout}")
+    if report.left_out:
+        listed = ", ".join(f"{count:,} {suffix}" for suffix, count in sorted(report.left_out.items()))
+        line(f"left out, not files of stories: {listed}")
     for split, counts in report.splits.items():
         line(
             f"{split:>5}: {counts.stories:,} stories, {counts.tokens:,} tokens, {counts.bytes / 1e6:,.2f} MB "

@@ -113,6 +113,8 @@ SMOOTHING = 0.9
 """Of the loss and the rate that are shown: the share of the past in an exponential mean."""
 REDRAW_SECONDS = 0.2
 SAMPLE_CHARACTERS = 72
+LEAST_PROGRESS = 0.005
+"""Share of the budget from which on the pace means something: before, one slow step would count a thousandfold."""
 
 
 class ProgressObserver:
@@ -150,12 +152,12 @@ class ProgressObserver:
         left = seconds_left(report.elapsed, report.progress)
         if self._console.is_terminal:
             bar, task = self._live()
-            bar.update(task, completed=report.progress, figures=self._figures(), left=f"{clock(left)} left")
+            bar.update(task, completed=report.progress, figures=self._figures(), left=_shown_left(left))
             bar.refresh()
         else:
             self._say(
                 f"step {report.step:,} · {report.progress:.1%} · {self._figures()} · "
-                f"{clock(report.elapsed)} gone, {clock(left)} left"
+                f"{clock(report.elapsed)} gone{', ' if left is not None else ''}{_shown_left(left)}"
             )
 
     def evaluated(self, report: EvaluationReport) -> None:
@@ -216,8 +218,12 @@ def bits_per_nat(data: dict[str, Any]) -> float | None:
 
 
 def seconds_left(elapsed: float, progress: float) -> float | None:
-    """Time to the end of the budget at the pace so far; `None` while nothing of it is used."""
-    return elapsed * (1 - min(progress, 1.0)) / progress if progress > 0 else None
+    """Time to the end of the budget at the pace so far; `None` before `LEAST_PROGRESS` of it is used."""
+    return elapsed * (1 - min(progress, 1.0)) / progress if progress >= LEAST_PROGRESS else None
+
+
+def _shown_left(seconds: float | None) -> str:
+    return "" if seconds is None else f"{clock(seconds)} left"
 
 
 def clock(seconds: float | None) -> str:

@@ -17,6 +17,7 @@ from pydantic.dataclasses import dataclass
 
 from model.architecture.config import ModelConfig
 from model.errors import InputError, ModelError
+from model.numbers import read_number
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 Precision = Literal["auto", "bf16", "fp32"]
@@ -176,13 +177,18 @@ def load_recipe(preset: str | None = None, config: Path | None = None, overrides
             raise InputError("preset", f"must be one of {', '.join(preset_names())}, got {preset!r}")
         config = RECIPES / f"{preset}.toml"
     try:
-        values = tomllib.loads(config.read_text("utf-8"))
+        values = tomllib.loads(config.read_text("utf-8"), parse_float=_as_number)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError("config", f"{config} cannot be read: {error}") from None
     except tomllib.TOMLDecodeError as error:
         raise InputError("config", f"{config} is not valid TOML: {error}") from None
     values.setdefault("name", config.stem)
     return Recipe.from_dict(overridden(values, overrides or []))
+
+
+def _as_number(text: str) -> int | float:
+    number = read_number(text)
+    return float(text) if number is None else number  # inf and nan
 
 
 def overridden(values: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
@@ -196,9 +202,10 @@ def overridden(values: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
         if not equals or not name.strip():
             raise InputError("override", f"must be name=value (model.pattern=AAAAAA), got {override!r}")
         try:
-            value: Any = tomllib.loads(f"value = {text}")["value"]
+            value: Any = tomllib.loads(f"value = {text}", parse_float=_as_number)["value"]
         except tomllib.TOMLDecodeError:
-            value = text
+            number = read_number(text.strip())
+            value = text if number is None else number
         *tables, last = name.strip().split(".")
         target = values
         for table in tables:

@@ -109,6 +109,18 @@ def test_a_mistake_is_reported_with_file_and_line(old: str, new: str, line: int,
     assert f", line {line}: " in output
 
 
+@pytest.mark.parametrize("written", ["10", "1e1", "1E+1", "10.", "10.0", "1_0", "100e-1"])
+def test_a_number_is_read_as_everywhere_else(written: str, tmp_path: Path) -> None:
+    first, *_ = load_thresholds(write(tmp_path, GOOD.replace("at_most: 10", f"at_most: {written}", 1)))
+    assert first.limit == 10
+
+
+@pytest.mark.parametrize("written", ["010", "1:30", "0x10", "1e", '"10"'])
+def test_what_yaml_1_1_takes_for_a_number_is_none(written: str, tmp_path: Path) -> None:
+    with pytest.raises(ThresholdsError, match="at_most input should be a valid number"):
+        load_thresholds(write(tmp_path, GOOD.replace("at_most: 10", f"at_most: {written}", 1)))
+
+
 def test_the_same_metric_twice_is_reported_with_both_lines(tmp_path: Path) -> None:
     again = GOOD + GOOD.partition("thresholds:\n")[2]
     with pytest.raises(ThresholdsError, match=r"line 14: avg_generation_time already has a bound in line 3$"):

@@ -259,6 +259,11 @@ def test_a_decision_reads_well_everywhere(place: Place) -> None:
     shown = io.StringIO()
     print_decision(decision, Console(file=shown, width=200))
     assert "UNDECIDED: version 2" in shown.getvalue()
+    narrow = io.StringIO()
+    print_decision(decision, Console(file=narrow, width=80))
+    rows = narrow.getvalue().splitlines()[1 : len(decision.checks) + 1]
+    assert [row.split()[1] for row in rows] == [check.threshold.metric for check in decision.checks]
+    assert all(len(row) <= 80 for row in rows)
     suite = ElementTree.fromstring(junit(decision)).find("testsuite")
     assert suite is not None
     counted = [check.verdict for check in decision.checks]

@@ -89,6 +89,19 @@ def test_the_meta_file_speaks_of_what_lies_beside_it(options: PrepareOptions) ->
     assert str(options.out.parent) not in json.dumps(meta)
 
 
+def test_it_says_what_separates_the_stories_and_what_was_left_out(options: PrepareOptions, tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "one.txt").write_text("\r".join(" ".join(text.split()) for text in OWN[:100]))
+    (folder / "notes.md").write_text("x")
+    (folder / "LICENSE").write_text("x")
+    output = io.StringIO()
+    report = prepare(replace(options, sources=(folder,)), Console(file=output, width=200))
+    assert (report.splits["train"].stories, report.left_out) == (100, {"LICENSE": 1, ".md": 1})
+    assert "one.txt: 100 stories, separated by line ends" in output.getvalue()
+    assert "left out, not files of stories: 1 .md, 1 LICENSE" in output.getvalue()
+
+
 def test_the_tokenizer_is_trained_on_the_training_split_alone(options: PrepareOptions) -> None:
     prepare(options)
     expected = train_tokenizer(OWN[:100], VOCAB)
@@ -257,9 +270,9 @@ def test_a_split_without_stories_is_an_error(options: PrepareOptions) -> None:
         prepare(options)
     write(options.sources[0], *OWN[:100])
     write(options.val_sources[0], " ")
-    with pytest.raises(DataError, match="no validation story is left: its files hold none"):
+    with pytest.raises(DataError, match="no validation story is left: the files of --val hold none"):
         prepare(options)
-    with pytest.raises(DataError, match="raise val_fraction or give val files"):
+    with pytest.raises(DataError, match="raise --val-fraction, or give --val FILE"):
         prepare(replace(options, val_sources=(), val_fraction=1e-9))
 
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from training.trainer.observers import (
+    LEAST_PROGRESS,
     EvaluationReport,
     ProgressObserver,
     RunEnd,
@@ -189,16 +190,24 @@ def test_shards_without_counts_show_no_bits_per_byte(meta: dict[str, object]) ->
     assert bits_per_nat(meta) is None
 
 
-@given(elapsed=st.floats(0, 1e7), progress=st.floats(1e-6, 1))
+@given(elapsed=st.floats(0, 1e7), progress=st.floats(LEAST_PROGRESS, 1))
 def test_time_gone_and_time_left_make_the_whole_budget(elapsed: float, progress: float) -> None:
     left = seconds_left(elapsed, progress)
     assert left is not None
     assert (elapsed + left) * progress == pytest.approx(elapsed, rel=1e-6, abs=1e-9)
 
 
-def test_nothing_is_foretold_before_anything_is_used() -> None:
+def test_no_time_left_is_shown_before_it_means_something() -> None:
     assert seconds_left(0.0, 0.0) is None
     assert clock(None) == "-:--"
+    observer, output, timer = plain_observer()
+    observer.started(start())
+    # The first step compiles the network, and so little of the minutes is used that it would mean years.
+    observer.stepped(step(1, elapsed=90.0, progress=1e-8))
+    assert output.getvalue().splitlines()[-1].endswith("1:30 gone")
+    timer.now = 60.0
+    observer.stepped(step(2, elapsed=100.0, progress=0.01))
+    assert "left" in output.getvalue().splitlines()[-1]
 
 
 @given(st.integers(0, 10**6))

@@ -97,6 +97,8 @@ def test_overrides_reach_numbers_texts_tables_and_lists() -> None:
         overrides=[
             "steps=7",
             "minutes=1.5",
+            "eval_every=1e3",
+            "dropout=.5",
             "compile=true",
             "model.pattern=AAAA",
             "optimizer.name=adamw",
@@ -106,15 +108,18 @@ def test_overrides_reach_numbers_texts_tables_and_lists() -> None:
     )
     assert (recipe.steps, recipe.minutes, recipe.compile, recipe.samples) == (7, 1.5, True, ())
     assert (recipe.model.pattern, recipe.model.width) == ("AAAA", 32)
+    assert (recipe.eval_every, recipe.dropout) == (1000, 0.5)
     assert (recipe.optimizer.name, recipe.optimizer.matrix_lr) == ("adamw", 0.001)
     assert load_recipe("tiny", overrides=["steps=7", "steps=8"]).steps == 8
 
 
 def test_a_file_may_hold_only_what_differs(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
-    path.write_text('steps = 5\n[model]\npattern = "AR"\n')
+    path.write_text('steps = 5\neval_every = 1e2\n[model]\npattern = "AR"\n')
     recipe = load_recipe(config=path, overrides=["optimizer.clip=0"])
-    expected = Recipe(name="mine", steps=5, model=ModelConfig(pattern="AR"), optimizer=OptimizerRecipe(clip=0))
+    expected = Recipe(
+        name="mine", steps=5, eval_every=100, model=ModelConfig(pattern="AR"), optimizer=OptimizerRecipe(clip=0)
+    )
     assert recipe == expected
 
 
@@ -210,7 +215,7 @@ def test_a_bad_size_of_the_model_is_named_too(name: str, bad: Any) -> None:
         (["=3"], "override must be name=value"),
         (["steps.x=3"], "steps.x is not a table in this recipe"),
         (["steps="], "steps must be a whole number of at least 1, got ''"),
-        (["steps=1e3"], "steps must be a whole number of at least 1, got 1000.0"),
+        (["steps=1000.0"], "steps must be a whole number of at least 1, got 1000.0"),
         (["name=2020-02-02"], "name must be a text"),
     ],
 )
