@@ -21,6 +21,7 @@ from demo import document, theme
 from demo.experiments_page import open_reader
 from demo.page import build, in_a_loop
 from demo.routing import add_event_metrics, open_variants, user_middleware
+from experiments.registry.resolve import open_registry
 from model.serving.http.app import Service, ServiceRoute, create_service
 from model.serving.http.middleware import SecurityHeadersMiddleware
 from model.serving.options import ServiceOptions
@@ -88,7 +89,7 @@ def compose(
 
 def open_demo_backend(kind: str, settings: Settings, shared: SharedState) -> Backend:
     """Open the backend `kind` (`auto`, `local` or `modal`), routed and cached as the settings say."""
-    return open_variants(lambda: open_backend(kind, settings), settings, over=shared.with_cache)
+    return open_variants(lambda: open_backend(kind, settings, open_registry), settings, over=shared.with_cache)
 
 
 def create_app(

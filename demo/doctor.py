@@ -17,7 +17,6 @@ from typing import Literal
 
 from experiments.dashboard.mlflow_ui import port_is_free
 from model.errors import StoryError
-from model.generation import GenerationRequest, SamplingParams
 from model.settings import Settings, load_settings, without_password
 
 DISTRIBUTION = "write-me-a-story"
@@ -100,18 +99,13 @@ def _model(settings: Settings) -> Finding:
     try:
         from experiments.registry.resolve import resolve_model
         from model.architecture.folder import PRETRAINED
+        from model.engine.load import warm_up
         from model.serving.backend import LocalBackend
 
         found = resolve_model(settings.story_model, settings)
         backend = LocalBackend.load(settings.model_copy(update={"story_slots": 1}), found)
         with backend.engine as engine:
-            greedy = SamplingParams(temperature=0)
-            stream = engine.submit(GenerationRequest(prompt="Once upon a time", max_tokens=16, sampling=greedy))
-            for _ in stream:
-                pass
-            completion = stream.completion
-        if completion.error is not None:
-            raise StoryError(completion.error)
+            completion = warm_up(engine)
     except Exception as error:  # whatever the reason is, it is what the user asked for
         reason = str(error) if isinstance(error, StoryError) else f"{type(error).__name__}: {error}"
         gives = "stories: name another model in STORY_MODEL, or clone afresh"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
 from collections.abc import AsyncGenerator, Callable, Sequence
 from html import escape
@@ -113,8 +114,10 @@ def _lay_out(state: AppState, experiments: Store | None) -> gr.Blocks:
     page = gr.Blocks(title="Write me a story", analytics_enabled=False, fill_width=True)
     with page:
         parts = _layout(asks=state.recorder is not None)
-        _plain(_colophon(state, linked=experiments is not None), "colophon")
+        colophon = functools.partial(_colophon, state, linked=experiments is not None)
+        shown = _plain(colophon(), "colophon")
         _wire(page, parts, state)
+        page.load(colophon, None, shown, queue=False, show_progress="hidden", api_visibility="private")
     if experiments is not None:
         add_experiments(page, experiments)
     page.queue(max_size=backend.capacity + QUEUE_MARGIN, default_concurrency_limit=backend.capacity)
@@ -301,9 +304,9 @@ def _small(label: str, elem_id: str, *, interactive: bool) -> gr.Button:
     return gr.Button(label, size="sm", interactive=interactive, min_width=0, scale=0, elem_id=elem_id)
 
 
-def _plain(html: str, elem_id: str, script: str | None = None) -> None:
-    """Fixed markup of our own."""
-    gr.HTML(html, elem_id=elem_id, apply_default_css=False, js_on_load=script)
+def _plain(html: str, elem_id: str, script: str | None = None) -> gr.HTML:
+    """Markup of our own."""
+    return gr.HTML(html, elem_id=elem_id, apply_default_css=False, js_on_load=script)
 
 
 def _colophon(state: AppState, *, linked: bool = False) -> str:
@@ -315,5 +318,6 @@ def _colophon(state: AppState, *, linked: bool = False) -> str:
     model = state.manager.backend.model
     if state.recorder is not None and state.recorder.compares:
         return f"<p>Written by {escape(model.name)}. Stories are invented and may be odd.{link}</p>"
-    name, version = escape(model.name), escape(model.version[:VERSION_CHARS])
-    return f"<p>Written by {name}, version <code>{version}</code>. Stories are invented and may be odd.{link}</p>"
+    name = escape(f"{model.name}, the {model.alias}" if model.alias else model.name)
+    digest = f"digest <code>{escape(model.version[:VERSION_CHARS])}</code>"
+    return f"<p>Written by {name}, {digest}. Stories are invented and may be odd.{link}</p>"

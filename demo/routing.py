@@ -110,7 +110,8 @@ class RoutingBackend:
         worst = next((health for health in each if not health.ready), each[0])
         detail = worst.detail if worst.ready else f"a version under test: {worst.detail}"
         engines = [health.engine for health in each if health.engine is not None]
-        return replace(worst, detail=detail, engine=_together(engines) if engines else None)
+        refused = sum(health.models_refused for health in each)
+        return replace(worst, detail=detail, engine=_together(engines) if engines else None, models_refused=refused)
 
     async def submit(self, request: GenerationRequest) -> Stream:
         """Begin a story with its user's variant; see `Backend.submit`."""

@@ -174,6 +174,8 @@ class Settings(BaseSettings):
     story_model: str | None = None
     """Model to serve: a folder, `pretrained` for the one that ships with the project, or a registered version as
     `models:/story-writer@champion` or `models:/story-writer/3`; unset: `pretrained`."""
+    story_model_refresh: float = Field(default=30.0, ge=0.1, le=86_400)
+    """Seconds between two looks at the version that the alias in `STORY_MODEL` names."""
     story_precision: Literal["int8", "fp32"] = "int8"
     """Precision of the decode graph."""
     story_runtime: Literal["auto", "native", "onnx"] = "auto"

@@ -10,6 +10,7 @@ from model.architecture.folder import PRETRAINED, ModelFolder
 from model.architecture.tokenizer import StoryTokenizer
 from model.engine.engine import Engine
 from model.errors import ModelError
+from model.generation import Completion, GenerationRequest, SamplingParams
 from model.runtimes.native.library import library_file
 from model.runtimes.native.weights import unsuitable
 from model.runtimes.protocol import EmbeddedRuntime
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from model.runtimes.torch.runtime import TorchRuntime
 
 RuntimeChoice = Literal["auto", "native", "onnx"]
+WARM_UP_SECONDS = 60.0
 
 
 def why_not_native(config: ModelConfig, precision: str) -> str | None:
@@ -91,6 +93,19 @@ def load_engine(
     opened = ModelFolder.open(folder or PRETRAINED)
     loaded = load_runtime(opened, slots=slots, threads=threads, precision=precision, runtime=runtime)
     return Engine(loaded, StoryTokenizer.load(opened.tokenizer), queue_limit=queue_limit)
+
+
+def warm_up(engine: Engine) -> Completion:
+    """Write a few tokens, always the same ones. Raises `ModelError` when the model cannot."""
+    greedy = SamplingParams(temperature=0)
+    stream = engine.submit(GenerationRequest(prompt="Once upon a time", max_tokens=16, sampling=greedy))
+    try:
+        completion = stream.wait(WARM_UP_SECONDS)
+    except TimeoutError:
+        raise ModelError(f"it wrote nothing within {WARM_UP_SECONDS:.0f} s") from None
+    if completion.error is not None or not completion.usage.completion_tokens:
+        raise ModelError(f"it cannot write: {completion.error or 'the story ends before its first token'}")
+    return completion
 
 
 def load_torch_engine(

@@ -56,6 +56,10 @@ class ModelInfo:
     alias: str = ""
     """By which that version was named, if it was."""
 
+    def as_dict(self) -> dict[str, str | int | None]:
+        """For clients."""
+        return {"name": self.name, "version": self.version, "number": self.number, "alias": self.alias or None}
+
     @classmethod
     def of(cls, found: ResolvedModel, digest: str) -> ModelInfo:
         """Return the identity of a resolved model."""
@@ -78,6 +82,8 @@ class Health:
     """State of the embedded engine, where there is one."""
     breaker: str | None = None
     """State of the circuit breaker of a remote service: `closed`, `open` or `half-open`."""
+    models_refused: int = 0
+    """Versions that an alias named and that could not be served (`model.serving.following`)."""
 
 
 class Backend(Protocol):

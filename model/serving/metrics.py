@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from model.generation import Chunk
@@ -94,6 +94,13 @@ class _BackendCollector(Collector):
         )
         info.add_metric([self._deployment, self._backend.model.version[:12], health.served_by], 1)
         yield info
+        model = self._backend.model
+        labels = ["alias", "version", "digest"]
+        served = GaugeMetricFamily("story_model_info", "Registered version that serves, if it is one.", labels=labels)
+        served.add_metric([model.alias, "" if model.number is None else str(model.number), model.version], 1)
+        yield served
+        what = "Versions that the alias named and that could not be served."
+        yield CounterMetricFamily("story_model_refused", what, health.models_refused)
         used, limit = resident(), memory_limit()
         if used is not None and limit is not None:
             yield GaugeMetricFamily("story_memory_bytes", "Resident memory of this process.", used)

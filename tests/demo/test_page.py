@@ -77,6 +77,19 @@ def test_a_models_name_cannot_bring_markup_along() -> None:
     assert "&lt;b&gt;&amp;" in page._colophon(state_of(backend))
 
 
+def test_the_page_names_alias_version_and_digest_of_what_serves_now() -> None:
+    backend = ScriptedBackend("A story.")
+    backend.model = ModelInfo(name="story-writer 3", version="ab" * 32, number=3, alias="champion")
+    blocks = page.build(backend)
+    load = [fn for fn in blocks.fns.values() if any(target[1] == "load" for target in fn.targets)]
+    shown = [fn for fn in load if [getattr(each, "elem_id", None) for each in fn.outputs] == ["colophon"]]
+    backend.model = ModelInfo(name="story-writer 4", version="cd" * 32, number=4, alias="champion")
+    assert [fn.fn() for fn in shown if fn.fn] == [
+        "<p>Written by story-writer 4, the champion, digest <code>cdcdcdcdcdcd</code>. "
+        "Stories are invented and may be odd.</p>"
+    ]
+
+
 def test_no_example_ends_in_a_space_and_each_can_be_written() -> None:
     for beginning in page.EXAMPLES.values():
         assert beginning == beginning.strip()

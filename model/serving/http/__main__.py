@@ -46,7 +46,7 @@ def serve(
     options = ServiceOptions.from_settings(settings, name=name)
     with bound(settings.host, settings.port) as listener:
         # Errors in the options have been reported by now; what follows takes seconds to load.
-        from model.serving.backend import LocalBackend
+        from model.serving.following import open_local
         from model.serving.http.app import create_service
         from model.serving.http.server import DrainingServer
         from model.serving.logs import configure_logs
@@ -57,7 +57,7 @@ def serve(
         url = url_of(listener, settings.host)
         shared = SharedState.from_settings(settings)
         server = DrainingServer(
-            create_service(shared.with_cache(LocalBackend.load(settings)), options, shared),
+            create_service(shared.with_cache(open_local(settings)), options, shared),
             ready=lambda: print(f"{label}: {url}", flush=True),
         )
         server.run(sockets=[listener])

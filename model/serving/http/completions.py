@@ -227,14 +227,7 @@ def router(manager: GenerationManager) -> APIRouter:
 
     def model_object() -> dict[str, Any]:
         info = manager.backend.model
-        return {
-            "id": MODEL_ID,
-            "object": "model",
-            "created": started,
-            "owned_by": "write-me-a-story",
-            "name": info.name,
-            "version": info.version,
-        }
+        return {"id": MODEL_ID, "object": "model", "created": started, "owned_by": "write-me-a-story", **info.as_dict()}
 
     @routes.post("/v1/completions", **generates(CompletionBody, CompletionResponse))
     async def completions(request: HttpRequest) -> Response:

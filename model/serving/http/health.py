@@ -33,7 +33,7 @@ def health_of(manager: GenerationManager) -> tuple[bool, dict[str, Any]]:
         "status": "healthy" if ready else "draining" if manager.draining else "unhealthy",
         "timestamp": datetime.now(UTC).isoformat(),
         "version": version(),
-        "model": {"id": MODEL_ID, "name": info.name, "version": info.version},
+        "model": {"id": MODEL_ID, **info.as_dict()},
         "backend": manager.options.name or health.served_by,
         "served_by": health.served_by,
         "detail": "ends its running stories and takes no new ones" if manager.draining else health.detail,

@@ -164,6 +164,8 @@ class ModelResponse(BaseModel):
     owned_by: str
     name: str
     version: str
+    number: int | None
+    alias: str | None
 
 
 class ModelList(_Response):

@@ -9,7 +9,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from model.errors import InputError
-from model.serving.backend import Backend, LocalBackend, ModelInfo
+from model.serving.backend import Backend, ModelInfo
+from model.serving.following import EmbeddedBackend, open_local
+from model.serving.registry import OpenRegistry, open_server
 
 if TYPE_CHECKING:
     from model.serving.deployments import Deployment
@@ -19,13 +21,16 @@ if TYPE_CHECKING:
 BACKENDS = ("auto", "local", "modal")
 
 
-def open_backend(kind: str, settings: Settings) -> Backend:
-    """Open the backend called `kind`. Raises `InputError` for another name, and without Modal's address."""
+def open_backend(kind: str, settings: Settings, open_registry: OpenRegistry = open_server) -> Backend:
+    """Open the backend called `kind`; `open_registry` opens the registry of an embedded engine's model.
+
+    Raises `InputError` for another name, and without Modal's address.
+    """
     if kind not in BACKENDS:
         raise InputError("backend", f"must be one of {', '.join(BACKENDS)}, got {kind!r}")
     if kind == "modal":
         return _modal(settings)
-    local = LocalBackend.load(settings)
+    local = open_local(settings, open_registry)
     if kind == "local" or not settings.use_modal:
         return local
     from model.serving.remote.failover import FailoverBackend  # as below
@@ -46,7 +51,7 @@ def open_deployment(deployment: Deployment, settings: Settings) -> ModalBackend:
 
 
 def _modal(
-    settings: Settings, *, fallback: LocalBackend | None = None, fixed: tuple[str, ModelInfo] | None = None
+    settings: Settings, *, fallback: EmbeddedBackend | None = None, fixed: tuple[str, ModelInfo] | None = None
 ) -> ModalBackend:
     """Open the service on Modal.
 

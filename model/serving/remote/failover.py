@@ -24,7 +24,8 @@ from model.generation import (
     GenerationRequest,
     merge_chunks,
 )
-from model.serving.backend import Health, LocalBackend, ModelInfo, Stream, StreamRecorder, finished
+from model.serving.backend import Health, ModelInfo, Stream, StreamRecorder, finished
+from model.serving.following import EmbeddedBackend
 from model.serving.remote.modal import ModalBackend, ModalStream
 
 log = logging.getLogger(__name__)
@@ -65,7 +66,7 @@ class ContinuedStop:
 class FailoverStream:
     """One story, started by Modal. It raises no failure of Modal, only of this process."""
 
-    def __init__(self, request: GenerationRequest, remote: ModalStream, local: LocalBackend, started: float) -> None:
+    def __init__(self, request: GenerationRequest, remote: ModalStream, local: EmbeddedBackend, started: float) -> None:
         """`started`: when the request arrived, by `time.perf_counter`."""
         self._request = request
         self._remote = remote
@@ -189,7 +190,7 @@ class FailoverBackend:
 
     name = "auto"
 
-    def __init__(self, modal: ModalBackend, local: LocalBackend) -> None:
+    def __init__(self, modal: ModalBackend, local: EmbeddedBackend) -> None:
         self.modal = modal
         self.local = local
         self.capacity = modal.capacity
@@ -209,7 +210,7 @@ class FailoverBackend:
         """Ready while either is; the detail says why Modal is not used."""
         here, there = self.local.health(), self.modal.health()
         if there.ready:
-            return replace(there, engine=here.engine)
+            return replace(there, engine=here.engine, models_refused=here.models_refused)
         detail = f"{there.detail}; {'the embedded model is used' if here.ready else here.detail}"
         return replace(here, detail=detail, breaker=there.breaker)
 

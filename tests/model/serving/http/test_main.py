@@ -29,7 +29,7 @@ from model.serving.http.__main__ import main
 from tests.model.serving.http.serving import paced
 
 # Stories at a pace, so that a signal meets them in their middle; everything around them is the real thing.
-LocalBackend.load = classmethod(lambda cls, settings: paced(slots=4, step_seconds=0.01)[0])
+LocalBackend.load = classmethod(lambda cls, settings, found: paced(slots=4, step_seconds=0.01)[0])
 sys.argv[0] = "service"
 main()
 """
