@@ -80,7 +80,7 @@ def test_a_models_name_cannot_bring_markup_along() -> None:
 def test_the_page_names_alias_version_and_digest_of_what_serves_now() -> None:
     backend = ScriptedBackend("A story.")
     backend.model = ModelInfo(name="story-writer 3", version="ab" * 32, number=3, alias="champion")
-    blocks = page.build(backend)
+    blocks = page.build(state_of(backend).manager)
     load = [fn for fn in blocks.fns.values() if any(target[1] == "load" for target in fn.targets)]
     shown = [fn for fn in load if [getattr(each, "elem_id", None) for each in fn.outputs] == ["colophon"]]
     backend.model = ModelInfo(name="story-writer 4", version="cd" * 32, number=4, alias="champion")
