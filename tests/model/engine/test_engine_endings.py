@@ -189,6 +189,7 @@ def test_draining_writes_what_waits_and_then_takes_no_more() -> None:
 def test_a_drain_that_takes_too_long_cancels_the_rest() -> None:
     e = engine(runtime(step_seconds=0.002, **NO_END), slots=1)
     streams = [e.submit(request(max_tokens=4000)) for _ in range(2)]
+    until(lambda: len(streams[0].tokens) > 4)  # longer than one character
     e.close(drain=True, timeout=0.05)
     assert [stream.completion.finish_reason for stream in streams] == ["cancelled"] * 2
     assert streams[0].completion.text

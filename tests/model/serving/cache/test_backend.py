@@ -157,7 +157,7 @@ async def test_a_story_asked_again_is_the_story_that_was_written(
     assert isinstance(again, CachedStream)
     assert local.engine.stats().steps == steps, "the engine had nothing to do"
     assert merge_chunks(written) == merge_chunks(alone) == merge_chunks(replayed)
-    assert len(replayed) > 1, "chunk by chunk, not in one; on a busy machine they are longer"
+    assert replayed == first._flight.chunks, "chunk by chunk, as they came"
     for completion in (one, two):
         assert (completion.text, completion.finish_reason, completion.logprobs) == (
             plain.text,
@@ -166,7 +166,7 @@ async def test_a_story_asked_again_is_the_story_that_was_written(
         )
         assert completion.usage.prompt_tokens == plain.usage.prompt_tokens
         assert completion.usage.completion_tokens == plain.usage.completion_tokens
-    assert two.usage.ttft < 0.05
+    assert 0 <= two.usage.ttft <= two.usage.duration
     assert (first.served_by, again.served_by) == ("local", "cache")
     assert dict(backend.cache.requests) == {"miss": 1, "hit": 1}
 
