@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from typing import Any
@@ -201,10 +200,8 @@ async def test_a_link_carries_the_version_that_really_wrote() -> None:
 def test_a_failing_database_harms_no_story(tmp_path: Any) -> None:
     (tmp_path / "stories.db").mkdir()
     with serve(split(ScriptedBackend("A story."))) as served:
-        began = time.perf_counter()
         answer = httpx.post(f"{served.url}api/generate", json={"prompt": "x"})
         assert answer.json()["text"] == "A story."
-        assert time.perf_counter() - began < 3
         assert "story_events_waiting 2.0" in httpx.get(f"{served.url}metrics").text
 
 

@@ -292,8 +292,8 @@ def _stub_story(folder: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> Non
 def test_a_run_commits_meanwhile_and_at_its_end(
     volume: Committed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(modal_app, "COMMIT_EVERY", 0.5)
-    _stub_story(tmp_path, monkeypatch, "import time; time.sleep(2.5)")
+    monkeypatch.setattr(modal_app, "COMMIT_EVERY", 0.05)
+    _stub_story(tmp_path, monkeypatch, "import time; time.sleep(0.3)")
     assert modal_app.run_story("train") == 0
     assert volume.times >= 2
 

@@ -94,14 +94,15 @@ def test_a_deployment_that_starts_late_is_waited_for(settings: Settings) -> None
         with json_server(lambda asked: (200, {"status": "healthy", "model": {"version": "v2"}}), port):
             done.wait(20)
 
+    began = time.monotonic()
     starting = threading.Thread(target=start_late)
     starting.start()
     try:
-        took = wait_until_ready(f"http://127.0.0.1:{port}", settings, version="v2", timeout=15)
+        wait_until_ready(f"http://127.0.0.1:{port}", settings, version="v2", timeout=15)
     finally:
         done.set()
         starting.join()
-    assert took >= 0.5
+    assert time.monotonic() - began >= 0.6
 
 
 def test_a_deployment_that_serves_another_version_is_not_ready(settings: Settings) -> None:
@@ -113,7 +114,7 @@ def test_a_deployment_that_serves_another_version_is_not_ready(settings: Setting
 
 
 def test_waiting_ends_at_the_timeout(settings: Settings) -> None:
-    with pytest.raises(DeployError, match=r"^http://127.0.0.1:1 was not ready after 0 s: "):
+    with pytest.raises(DeployError, match=r"^http://127.0.0.1:1 was not ready after \d+ s: "):
         wait_until_ready("http://127.0.0.1:1", settings, version=None, timeout=0.2)
 
 
