@@ -1,6 +1,6 @@
-"""Compose page and HTTP service into one ASGI application.
+"""Page and HTTP service as one ASGI application.
 
-`demo.app` runs it in a server of its own (with a share link); `create_app` is for an ASGI server:
+`demo.app` runs it in a server of its own, which drains; any other ASGI server can:
 
     uvicorn --factory demo.asgi:create_app
 """
@@ -10,8 +10,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import gradio as gr
 from fastapi import FastAPI
@@ -22,8 +21,8 @@ from demo.experiments_page import open_reader
 from demo.page import build, in_a_loop
 from demo.routing import add_event_metrics, open_variants, user_middleware
 from experiments.registry.resolve import open_registry
-from model.serving.http.app import Service, ServiceRoute, create_service
-from model.serving.http.middleware import SecurityHeadersMiddleware
+from model.serving.http.app import ServiceRoute, create_service
+from model.serving.http.middleware import outer_middleware
 from model.serving.options import ServiceOptions
 from model.serving.remote import open_backend
 from model.serving.shared_state import SharedState
@@ -33,58 +32,6 @@ if TYPE_CHECKING:
     from experiments.dashboard.client import StoreClient
     from model.serving.backend import Backend
     from model.settings import Settings
-
-
-@dataclass(frozen=True, slots=True)
-class Composition:
-    """The parts of one application over one backend."""
-
-    service: Service
-    page: gr.Blocks
-    app: dict[str, Any]
-    """Arguments of `FastAPI`: lifespan, the service's routes, middleware."""
-    look: dict[str, Any]
-    """Arguments of Gradio, the same for `launch` and `mount_gradio_app`: theme, nothing that phones home."""
-
-
-def compose(
-    backend: Backend,
-    options: ServiceOptions | None = None,
-    shared: SharedState | None = None,
-    experiments: StoreClient | None = None,
-) -> Composition:
-    """Put page and service over `backend`, which runs while the application's lifespan does."""
-    service = create_service(backend, options, shared)
-    add_event_metrics(service, backend)
-
-    @contextlib.asynccontextmanager
-    async def lifespan(_app: Any) -> AsyncIterator[None]:
-        async with service.running(), experiments.running() if experiments else contextlib.nullcontext():
-            yield
-
-    return Composition(
-        service=service,
-        page=build(service.manager, experiments),
-        app={
-            "lifespan": lifespan,
-            "routes": [ServiceRoute(service), *document.routes()],  # before the page, which answers every other address
-            "middleware": [
-                Middleware(SecurityHeadersMiddleware),
-                Middleware(document.DocumentMiddleware),
-                *user_middleware(backend),
-            ],
-        },
-        look={
-            "show_error": False,
-            "footer_links": [],
-            "run_history": False,
-            "enable_monitoring": False,
-            "ssr_mode": False,
-            "pwa": False,
-            "mcp_server": False,
-            "theme": theme.theme(),
-        },
-    )
 
 
 def open_demo_backend(kind: str, settings: Settings, shared: SharedState) -> Backend:
@@ -100,6 +47,9 @@ def create_app(
 ) -> FastAPI:
     """Build the application over `backend`, or over the one that the environment's settings choose.
 
+    `backend` runs while the application's lifespan does. `shared` holds the rate limiter of page and service; its cache
+    wraps `backend` already. `experiments` adds the page Experiments. The service is in `app.state.service`.
+
     Raises `InputError` and `ModelError`.
     """
     if backend is None:
@@ -108,13 +58,46 @@ def create_app(
         backend = open_demo_backend("auto", settings, shared)
         options = options or ServiceOptions.from_settings(settings)
         experiments = experiments or open_reader(settings)
-    parts = compose(backend, options, shared, experiments)
-    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, **parts.app)
+    options = options or ServiceOptions()
+    service = create_service(backend, options, shared)
+    add_event_metrics(service, backend)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        async with service.running(), experiments.running() if experiments else contextlib.nullcontext():
+            yield
+
+    app = FastAPI(
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        lifespan=lifespan,
+        routes=[ServiceRoute(service), *document.routes()],  # before the page, which answers every other address
+        middleware=[
+            *outer_middleware(options),
+            Middleware(document.DocumentMiddleware),
+            *user_middleware(backend, options.root_path),
+        ],
+    )
+    app.state.service = service
 
     def mount() -> None:
         # With more than one page Gradio says that it turns SSR off, which is off.
         warnings.filterwarnings("ignore", "SSR mode is not supported", UserWarning)
-        gr.mount_gradio_app(app, parts.page, path="/", **parts.look)
+        gr.mount_gradio_app(
+            app,
+            build(service.manager, experiments),
+            path="/",
+            root_path=options.root_path,
+            show_error=False,
+            footer_links=[],
+            run_history=False,
+            enable_monitoring=False,
+            ssr_mode=False,
+            pwa=False,
+            mcp_server=False,
+            theme=theme.theme(),
+        )
 
     with warnings.catch_warnings():
         in_a_loop(mount)

@@ -238,9 +238,9 @@ def _load(variant: str, default: Callable[[], Backend], settings: Settings) -> V
     return Variant(variant, LocalBackend.load(settings, found))
 
 
-def user_middleware(backend: Backend) -> list[Middleware]:
+def user_middleware(backend: Backend, root_path: str) -> list[Middleware]:
     """The middleware that gives users an id, where they are compared or asked."""
-    return [Middleware(UserCookieMiddleware)] if isinstance(backend, RoutingBackend) else []
+    return [Middleware(UserCookieMiddleware, root_path=root_path)] if isinstance(backend, RoutingBackend) else []
 
 
 def add_event_metrics(service: Service, backend: Backend) -> None:

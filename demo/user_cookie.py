@@ -32,8 +32,10 @@ def user_of(request: gr.Request) -> str:
 class UserCookieMiddleware:
     """ASGI middleware that gives new users of the page an id."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, *, root_path: str = "") -> None:
+        """`root_path`: under which the page is published."""
         self._app = app
+        self._attributes = f"Max-Age={KEPT}; Path={root_path}/; HttpOnly; SameSite=Lax"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass on; the page itself gets the cookie where the browser has none."""
@@ -44,7 +46,7 @@ class UserCookieMiddleware:
         async def send_with_cookie(message: Message) -> None:
             if message["type"] == "http.response.start" and message["status"] == 200:
                 secure = "; Secure" if scope.get("scheme") == "https" else ""
-                value = f"{COOKIE}={secrets.token_hex(16)}; Max-Age={KEPT}; Path=/; HttpOnly; SameSite=Lax{secure}"
+                value = f"{COOKIE}={secrets.token_hex(16)}; {self._attributes}{secure}"
                 message["headers"] = [*message.get("headers", []), (b"set-cookie", value.encode("ascii"))]
             await send(message)
 

@@ -36,6 +36,7 @@ IN_WORDS = {
     "MODAL_ENDPOINT_URL": "an http(s) address",
     "STORY_LIMIT_": f"like `30/minute` or `5/second; 2000/day` (at most a month), or `{OFF}`",
     "STORY_ORIGINS": "origins like `https://a.example`, with commas between",
+    "STORY_ROOT_PATH": "a path like `/stories`",
     "STORY_TRUSTED_PROXIES": "addresses and networks like `10.0.0.0/8`, with commas between, or how many proxies "
     f"(at most {MAX_PROXIES})",
 }
@@ -78,6 +79,12 @@ def _origin(text: str) -> str:
     return text
 
 
+def _root_path(text: str) -> str:
+    if not re.fullmatch(r"(/[A-Za-z0-9][A-Za-z0-9._~-]*)+/?", text):
+        raise ValueError("not a path")
+    return text.rstrip("/")
+
+
 def _origins(value: Any) -> Any:
     """Split a list with commas; `*` is no origin."""
     if not isinstance(value, str):
@@ -95,6 +102,7 @@ def _proxies(value: Any) -> Any:
 
 Seconds = Annotated[float, Field(ge=0.01, le=600)]
 Limit = Annotated[str, AfterValidator(_limit)]
+RootPath = Annotated[str, AfterValidator(_root_path)]
 WebAddress = Annotated[str, AfterValidator(_web_address)]
 # With `NoDecode`, pydantic-settings leaves the text to us; else it would read JSON.
 Origins = Annotated[tuple[Annotated[str, AfterValidator(_origin)], ...] | None, NoDecode, BeforeValidator(_origins)]
@@ -198,6 +206,8 @@ class Settings(BaseSettings):
     story_origins: Origins = None
     """Origins of other sites whose pages may call the API, such as `https://a.example`, with commas between; unset:
     none."""
+    story_root_path: RootPath | None = None
+    """Path under which a proxy publishes the app, such as `/stories`; unset: the root."""
     story_limit_stories: Limit | None = None
     """Requests of one client; unset: `30/minute` in PROD, else no limit."""
     story_limit_tokens: Limit | None = None

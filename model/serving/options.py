@@ -26,6 +26,8 @@ class ServiceOptions:
     """Seconds of silence after which an event stream carries a comment, so that no proxy closes it."""
     origins: tuple[str, ...] = ()
     """Other sites whose pages may call the API."""
+    root_path: str = ""
+    """Path under which a proxy publishes the application, such as `/stories`."""
     metrics_token: str | None = None
     """Token that `/metrics` asks for; None: it answers requests of this machine only."""
     public: bool = False
@@ -45,5 +47,6 @@ class ServiceOptions:
             max_body=settings.story_max_body,
             drain=settings.story_drain,
             origins=settings.story_origins or (),
+            root_path=settings.story_root_path or "",
             metrics_token=None if token is None else token.get_secret_value(),
         )

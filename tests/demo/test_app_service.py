@@ -13,12 +13,12 @@ import openai
 import pytest
 import socketio
 
-from demo.app import Served, serve
 from model.serving.backend import LocalBackend
 from model.serving.options import ServiceOptions
 from model.serving.rate_limit import Limiter, quotas_of
 from model.serving.shared_state import SharedState
 from tests.demo.engines import local_backend
+from tests.demo.served import Served, serve
 
 
 @pytest.fixture(scope="module")

@@ -14,12 +14,12 @@ import pytest
 import uvicorn
 from fastapi import FastAPI
 
-from demo.app import serve
 from demo.asgi import create_app
 from model.errors import InputError
 from model.serving.http.address import bound, url_of
 from tests.demo.engines import local_backend
 from tests.demo.scripted import ScriptedBackend
+from tests.demo.served import serve
 
 
 @contextlib.contextmanager

@@ -19,7 +19,6 @@ import httpx
 import pytest
 from playwright.sync_api import Browser, expect
 
-from demo.app import Served, serve
 from demo.form import Form
 from demo.links import encode
 from demo.page import EXAMPLES
@@ -30,6 +29,7 @@ from model.serving.rate_limit import Limiter, quotas_of
 from model.serving.shared_state import SharedState
 from model.settings import Settings
 from tests.demo.engines import local_backend
+from tests.demo.served import Served, serve
 from tests.demo.tabs import IN_A_BROWSER, TIMEOUT, Tab, opening
 
 pytestmark = IN_A_BROWSER

@@ -13,10 +13,10 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from demo.app import Served, serve
 from demo.experiments_page import PATH
 from experiments.dashboard.client import StoreClient
 from tests.demo.scripted import ScriptedBackend
+from tests.demo.served import Served, serve
 from tests.demo.tabs import IN_A_BROWSER, TIMEOUT, Tab
 from tests.experiments.dashboard.made import made
 

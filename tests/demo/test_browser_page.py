@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 import pytest
 from playwright.sync_api import Browser, expect
 
-from demo.app import Served, serve
 from demo.page import EXAMPLES
 from tests.demo.scripted import ScriptedBackend
+from tests.demo.served import Served, serve
 from tests.demo.tabs import IN_A_BROWSER, TIMEOUT, Tab, opening
 
 pytestmark = IN_A_BROWSER

@@ -5,12 +5,12 @@ from __future__ import annotations
 import sqlalchemy as sa
 from playwright.sync_api import Browser, expect
 
-from demo.app import serve
 from demo.routing import RoutingBackend, Variant
 from experiments.ab.assignment import parse_split
 from experiments.ab.recorder import Recorder
 from experiments.ab.store import connect, endings, exposures, ratings
 from tests.demo.engines import local_backend
+from tests.demo.served import serve
 from tests.demo.tabs import IN_A_BROWSER, TIMEOUT, Tab
 
 pytestmark = IN_A_BROWSER

@@ -10,12 +10,12 @@ import httpx
 import pytest
 
 from demo import page, theme
-from demo.app import serve
 from demo.experiments_page import PATH, open_reader
 from experiments.dashboard.client import StoreClient
 from model.serving.session import GenerationManager
 from model.settings import load_settings
 from tests.demo.scripted import ScriptedBackend
+from tests.demo.served import serve
 
 
 @pytest.fixture

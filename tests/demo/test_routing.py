@@ -13,7 +13,6 @@ import pytest
 import sqlalchemy as sa
 
 from demo import handlers
-from demo.app import serve
 from demo.form import Form
 from demo.handlers import View
 from demo.page import build
@@ -32,6 +31,7 @@ from model.serving.session import GenerationManager
 from model.settings import Settings
 from tests.demo.engines import local_backend
 from tests.demo.scripted import ScriptedBackend, busy, state_of
+from tests.demo.served import serve
 
 ADDRESS = "sqlite:///stories.db"
 

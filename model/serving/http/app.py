@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from model.serving.backend import Backend
 from model.serving.http import chat, completions, errors, health, simple
 from model.serving.http.chat import ChatBody
-from model.serving.http.middleware import RequestContextMiddleware, SecurityHeadersMiddleware, cors
+from model.serving.http.middleware import RequestContextMiddleware, outer_middleware
 from model.serving.http.openapi import schemas_of
 from model.serving.http.schemas import CompletionBody, SimpleBody
 from model.serving.http.simple import Sockets
@@ -84,7 +84,8 @@ def create_service(
         docs_url=None,  # both pages would load scripts from a foreign host
         redoc_url=None,
         redirect_slashes=False,
-        middleware=[Middleware(SecurityHeadersMiddleware), *cors(options.origins), context],  # outermost first
+        middleware=[*outer_middleware(options), context],
+        servers=[{"url": options.root_path}] if options.root_path else None,
     )
     service.manager = manager
     service.shared = shared

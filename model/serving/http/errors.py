@@ -109,6 +109,12 @@ def too_large(limit: int) -> ServiceError:
     return ServiceError(413, INVALID, "body_too_large", message, headers={"Connection": "close"})
 
 
+def foreign_origin() -> ServiceError:
+    """403: a page of another site made the request."""
+    message = "requests from pages of other sites are refused, except of the origins that STORY_ORIGINS names"
+    return ServiceError(403, INVALID, "foreign_origin", message)
+
+
 def as_service_error(error: Exception) -> ServiceError:
     """Return what a client gets for `error`."""
     if isinstance(error, ServiceError):

@@ -1,4 +1,4 @@
-"""ASGI middleware: request ids, a bound on bodies, errors and logs; security headers; CORS.
+"""ASGI middleware: request ids, a bound on bodies, errors and logs; security headers; other origins; the root path.
 
 Pure ASGI, since a middleware that reads responses would buffer streams.
 """
@@ -9,6 +9,7 @@ import logging
 import re
 import time
 from collections.abc import Sequence
+from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware import Middleware
@@ -17,15 +18,18 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from model.serving.backend import Backend
-from model.serving.http.errors import as_service_error, too_large
+from model.serving.http.errors import as_service_error, foreign_origin, too_large
 from model.serving.logs import new_request_id, request_id
 from model.serving.metrics import Meter
+from model.serving.options import ServiceOptions
 
 log = logging.getLogger(__name__)
 access_log = logging.getLogger("story.request")
 
 QUIET_ROUTES = ("/api/health", "/health", "/ping", "/metrics")
 """Polled so often that successful requests would flood the log."""
+GUARDED = ("/api/generate", "/socket.io")
+"""Paths whose GET requests have an effect too."""
 VALID_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 """What a client may call its request; anything else is replaced, for it ends up in logs and headers."""
 
@@ -128,17 +132,66 @@ class SecurityHeadersMiddleware:
         await self._app(scope, receive, send_with_headers)
 
 
-def cors(origins: Sequence[str]) -> list[Middleware]:
-    """Return what lets pages of `origins` call the API, without cookies; nothing where there are none."""
-    if not origins:
-        return []
+class SameOriginMiddleware:
+    """Refuses requests that pages of other sites make, except those of `origins`.
+
+    CORS only keeps such a page from reading a response; this keeps its request from having an effect. Concerned are
+    unsafe methods, WebSockets, and `GUARDED` paths. As Go's `CrossOriginProtection` does, it believes `Sec-Fetch-Site`,
+    which no script can set, and where a browser does not send that (to a host without TLS), compares `Origin` with
+    `Host`. Programs send neither, and pass.
+    """
+
+    def __init__(self, app: ASGIApp, *, origins: Sequence[str]) -> None:
+        self._app = app
+        self._origins = origins
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan" or not self._concerned(scope) or self._same(Headers(scope=scope)):
+            await self._app(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})  # before it is accepted: 403
+        else:
+            await foreign_origin().response()(scope, receive, send)
+
+    def _concerned(self, scope: Scope) -> bool:
+        safe = scope["type"] == "http" and scope["method"] in ("GET", "HEAD", "OPTIONS")
+        return not safe or scope["path"].startswith(GUARDED)
+
+    def _same(self, headers: Headers) -> bool:
+        origin, site = headers.get("origin"), headers.get("sec-fetch-site")
+        if origin in self._origins or site in ("same-origin", "none"):
+            return True
+        return site is None and (origin is None or urlsplit(origin).netloc == headers.get("host"))
+
+
+class RootPathMiddleware:
+    """Removes the path under which a proxy publishes the application, for proxies that leave it in place."""
+
+    def __init__(self, app: ASGIApp, *, root_path: str) -> None:
+        self._app = app
+        self._root = root_path
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "lifespan" and scope["path"].startswith(f"{self._root}/"):
+            scope = {**scope, "path": scope["path"].removeprefix(self._root)}
+        await self._app(scope, receive, send)
+
+
+def outer_middleware(options: ServiceOptions) -> list[Middleware]:
+    """Return what surrounds an application, outermost first: security headers, root path, policy for other origins.
+
+    Where an application has a `CORSMiddleware`, Gradio's own, which allows every origin, does nothing.
+    """
     return [
+        Middleware(SecurityHeadersMiddleware),
+        *([Middleware(RootPathMiddleware, root_path=options.root_path)] if options.root_path else []),
         Middleware(
             CORSMiddleware,
-            allow_origins=list(origins),
+            allow_origins=list(options.origins),
             allow_methods=["GET", "POST"],
             allow_headers=["authorization", "content-type", "x-request-id", "cache-control"],
-            expose_headers=["x-request-id", "x-story-backend", "retry-after"],
+            expose_headers=["x-request-id", "x-story-backend", "retry-after"] if options.origins else [],
             max_age=600,
-        )
+        ),
+        Middleware(SameOriginMiddleware, origins=options.origins),
     ]

@@ -15,27 +15,40 @@ from typing import TYPE_CHECKING
 import uvicorn
 
 if TYPE_CHECKING:
+    from starlette.types import ASGIApp
+
     from model.serving.http.app import Service
 
-GRACE = 3
+GRACE = 2
 """Seconds for open connections to receive their last bytes when all requests have ended."""
 
 
 class DrainingServer(uvicorn.Server):
-    """Serves `service`. `ready` is called once it can be reached."""
+    """Serves `service`, or an application `app` that carries it.
 
-    def __init__(self, service: Service, ready: Callable[[], None] = lambda: None) -> None:
+    `ready` is called once it can be reached, `closing` when it begins to drain.
+    """
+
+    def __init__(
+        self,
+        service: Service,
+        ready: Callable[[], None] = lambda: None,
+        *,
+        closing: Callable[[], None] = lambda: None,
+        app: ASGIApp | None = None,
+    ) -> None:
         config = uvicorn.Config(
-            service,
+            app or service,
             log_level="warning",
             access_log=False,
             server_header=False,
             proxy_headers=False,  # `STORY_TRUSTED_PROXIES` says whose headers count
-            timeout_graceful_shutdown=GRACE,
+            timeout_graceful_shutdown=2 * GRACE,
         )
         super().__init__(config)
         self._service = service
         self._ready = ready
+        self._closing = closing
         self._loop: asyncio.AbstractEventLoop | None = None
         self._draining: asyncio.Task[None] | None = None
 
@@ -44,6 +57,15 @@ class DrainingServer(uvicorn.Server):
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
         self._ready()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop, and after `GRACE` disconnect those who stay: each tab of the page keeps a stream open."""
+        asyncio.get_running_loop().call_later(GRACE, self._disconnect)
+        await super().shutdown(sockets)
+
+    def _disconnect(self) -> None:
+        for connection in list(self.server_state.connections):
+            connection.transport.close()  # uvicorn itself would cancel its task, with a traceback in the log
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Start to drain, or on a second signal, or while still starting, end at once.
@@ -57,6 +79,7 @@ class DrainingServer(uvicorn.Server):
 
     def _end(self) -> None:
         if self._draining is None:
+            self._closing()
             self._draining = asyncio.create_task(self._finish())
         else:
             self._service.manager.abort()

@@ -135,7 +135,11 @@ class Sockets:
     def __init__(self, manager: GenerationManager) -> None:
         self._manager = manager
         self._sessions: dict[str, GenerationSession] = {}
-        self._server = socketio.AsyncServer(async_mode="asgi", max_http_buffer_size=manager.options.max_body)
+        self._server = socketio.AsyncServer(
+            async_mode="asgi",
+            max_http_buffer_size=manager.options.max_body,
+            cors_allowed_origins=[],  # no check of its own: `SameOriginMiddleware` makes it
+        )
         self.app = socketio.ASGIApp(self._server, socketio_path=None)
         self._server.on("generate_story", self._generate)
         self._server.on("stop_story", self._stop)

@@ -13,8 +13,8 @@ import httpx
 import pytest
 from playwright.sync_api import Browser, expect
 
-from demo.app import serve
 from model.serving.backend import Backend
+from tests.demo.served import serve
 from tests.demo.tabs import IN_A_BROWSER, TIMEOUT, Tab, chromium
 from tests.model.serving.http.serving import paced, serving
 from tests.model.serving.remote.servers import CALM, Copies, auto

@@ -12,12 +12,12 @@ import httpx
 import pytest
 
 from demo import handlers
-from demo.app import Served, serve
 from demo.form import Form
 from demo.handlers import View
 from model.generation import GenerationRequest, SamplingParams
 from model.serving.remote.failover import FailoverBackend
 from tests.demo.scripted import state_of
+from tests.demo.served import Served, serve
 from tests.model.serving.remote.servers import Line, Script, alone, auto, broken, text_of
 
 LENGTH = 60
