@@ -22,7 +22,7 @@ from experiments.quality.held_out import Figures, HeldOut, figures_of
 from experiments.quality.memorised import TrainingTexts
 from model.architecture.config import END_ID
 from model.architecture.tokenizer import StoryTokenizer
-from model.runtimes.protocol import Logits, Tokens
+from model.runtimes.protocol import Logits, Tokens, score_rows
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -231,14 +231,16 @@ class NgramRuntime:
         return self._logits(context), NgramState(before.position + len(tokens), context)
 
     def score(self, stories: Sequence[Sequence[int]]) -> Iterator[tuple[int, Logits]]:
-        """See `Runtime.score`; all at once."""
-        logits_BTV = np.zeros((len(stories), max(map(len, stories)), self.vocab_size), np.float32)
-        for row, story in enumerate(stories):
-            context: tuple[int, ...] = ()
-            for place, token in enumerate(story):
-                context = self._table.advance(context, token)
-                logits_BTV[row, place] = self._logits(context)
-        yield 0, logits_BTV
+        """See `Runtime.score`."""
+
+        def feed(fed: Tokens, state: NgramState | None) -> tuple[Logits, NgramState | None]:
+            steps = []
+            for token in fed.tolist():
+                logits_V, state = self.prefill([token], state)
+                steps.append(logits_V)
+            return np.stack(steps), state
+
+        return score_rows(stories, self.vocab_size, None, feed)
 
     def new_batch(self) -> NgramBatch:
         return NgramBatch()

@@ -1,7 +1,7 @@
 """Which tokens keep a story valid UTF-8: tables over the states of an incomplete character.
 
 A byte-level token may hold a part of a character, so a model can begin a character and go on with something else. The
-tables forbid that while sampling. The states are those of a reader of UTF-8 as RFC 3629 (section 4) defines it: 0
+tables forbid that while sampling. The states are those of a decoder of UTF-8 as RFC 3629 (section 4) defines it: 0
 between two characters, and one for each set of bytes that may come next within one.
 
 Shapes: S states, V vocabulary.

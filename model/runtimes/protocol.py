@@ -10,8 +10,8 @@ Shapes: B streams in the batch, T tokens, V vocabulary.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,8 @@ from model.generation import SamplingParams
 Logits = npt.NDArray[np.float32]
 Tokens = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
+S = TypeVar("S")
+"""A runtime's state of a stream."""
 
 PREFILL_CHUNK = 64
 """Prompt tokens that a runtime takes in one call; longer prompts come in chunks of this size."""
@@ -191,6 +193,20 @@ class RowBatch(ABC):
         if len(tokens) != self.size:
             raise ValueError(f"step needs one token for each of {self.size} streams, got {len(tokens)}")
         return self.size
+
+
+def score_rows(
+    stories: Sequence[Sequence[int]], vocab_size: int, empty: S, feed: Callable[[Tokens, S], tuple[Logits, S]]
+) -> Iterator[tuple[int, Logits]]:
+    """`Runtime.score`, story by story: `feed` takes tokens (T,) and a state, and gives logits (T, V) and the next."""
+    longest = max(map(len, stories))
+    states = [empty] * len(stories)
+    for start in range(0, longest, PREFILL_CHUNK):
+        logits_BTV = np.zeros((len(stories), min(PREFILL_CHUNK, longest - start), vocab_size), np.float32)
+        for row, story in enumerate(stories):
+            if len(fed := np.asarray(story[start : start + PREFILL_CHUNK], np.int64)):
+                logits_BTV[row, : len(fed)], states[row] = feed(fed, states[row])
+        yield start, logits_BTV
 
 
 def last_story(tokens: Sequence[int], state: Any | None) -> tuple[Tokens, Any | None]:

@@ -24,7 +24,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -66,39 +66,6 @@ def uniform(start_B: npt.NDArray[np.uint64], position_B: Tokens) -> npt.NDArray[
     return (z >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
-class RowSettings(NamedTuple):
-    """What the settings of one stream come to, in the form that all samplers read."""
-
-    scale: float
-    """What logits are multiplied with; 1 for greedy choices, which no scale changes."""
-    penalty: float
-    min_p: float
-    top_p: float
-    top_k: int
-    """V where all are kept."""
-    start: np.uint64
-    """Where the counter of the seed begins."""
-    greedy: bool
-    unfiltered: bool
-    """Whether all tokens may be drawn: then they are drawn in the order of their ids."""
-
-    @classmethod
-    def of(cls, sampling: SamplingParams, vocab_size: int) -> RowSettings:
-        """The row for `sampling` over a vocabulary of this size."""
-        greedy = sampling.temperature == 0
-        top_k = min(sampling.top_k, vocab_size) or vocab_size
-        return cls(
-            scale=1.0 if greedy else 1.0 / max(sampling.temperature, _MIN_TEMPERATURE),
-            penalty=sampling.repetition_penalty,
-            min_p=sampling.min_p,
-            top_p=sampling.top_p,
-            top_k=top_k,
-            start=start_of(sampling.seed),
-            greedy=greedy,
-            unfiltered=not greedy and sampling.top_p == 1 and sampling.min_p == 0 and top_k == vocab_size,
-        )
-
-
 def check_sizes(capacity: int, vocab_size: int) -> None:
     """Raise `ValueError` beyond 4,096 rows or 2^20 tokens."""
     if not 1 <= capacity <= 4096 or not 2 <= vocab_size <= 1 << _TOKEN_BITS:
@@ -138,17 +105,16 @@ class RowTable:
         self.masks = TokenMasks.none(vocab_size) if masks is None else masks
         # Rows that nobody has set are greedy, which is never wrong for rows that nobody reads.
         self.columns: dict[str, npt.NDArray[Any]] = {
-            "scale": np.ones(capacity, np.float32),
+            "scale": np.ones(capacity, np.float32),  # what logits are multiplied with
             "penalty": np.ones(capacity, np.float32),
             "min_p": np.zeros(capacity, np.float64),
             "top_p": np.ones(capacity, np.float64),
-            "top_k": np.full(capacity, vocab_size, np.int64),
-            "start": np.zeros(capacity, np.uint64),
+            "top_k": np.full(capacity, vocab_size, np.int64),  # V where all are kept
+            "start": np.zeros(capacity, np.uint64),  # where the counter of the seed begins
             "greedy": np.ones(capacity, np.bool_),
-            "unfiltered": np.zeros(capacity, np.bool_),
-            # The row of `masks.forbidden_SV` that holds now, and whether the two arrays below hold anything.
-            "mask": np.zeros(capacity, np.int64),
-            "adjusted": np.zeros(capacity, np.bool_),
+            "unfiltered": np.zeros(capacity, np.bool_),  # all may be drawn: then in the order of their ids
+            "mask": np.zeros(capacity, np.int64),  # the row of `masks.forbidden_SV` that holds now
+            "adjusted": np.zeros(capacity, np.bool_),  # whether `bias_BV` and `deduction_BV` hold anything
         }
         self.seen_BV = np.zeros((capacity, vocab_size), np.bool_)
         """Tokens of the story, where there is a repetition penalty."""
@@ -166,11 +132,24 @@ class RowTable:
         left = math.inf if sampling.ignore_eos else max(sampling.min_tokens - len(generated), 0)
         state = self.masks.state_of([*prompt[-8:], *generated[-8:]])
         story = self._stories[row] = _Story(sampling, state, left, Counter(generated) if counted else None)
-        settings = RowSettings.of(sampling, self.vocab_size)
         adjusted = counted or bool(sampling.logit_bias)
-        for name, value in {**settings._asdict(), "mask": story.mask, "adjusted": adjusted}.items():
+        greedy, every = sampling.temperature == 0, self.vocab_size
+        top_k = min(sampling.top_k, every) or every
+        values = {
+            "scale": 1.0 if greedy else 1.0 / max(sampling.temperature, _MIN_TEMPERATURE),
+            "penalty": sampling.repetition_penalty,
+            "min_p": sampling.min_p,
+            "top_p": sampling.top_p,
+            "top_k": top_k,
+            "start": start_of(sampling.seed),
+            "greedy": greedy,
+            "unfiltered": not greedy and sampling.top_p == 1 and sampling.min_p == 0 and top_k == every,
+            "mask": story.mask,
+            "adjusted": adjusted,
+        }
+        for name, value in values.items():
             self.columns[name][row] = value
-        if settings.penalty != 1:
+        if sampling.repetition_penalty != 1:
             self.seen_BV[row] = False
             self.seen_BV[row, [*prompt, *generated]] = True
         if adjusted:

@@ -26,7 +26,7 @@ from model.errors import ModelError
 from model.runtimes.native.library import Matrix, Work, library, paths
 from model.runtimes.native.sampling import NativeSampler
 from model.runtimes.native.weights import Floats, PackedNetwork
-from model.runtimes.protocol import PREFILL_CHUNK, Logits, RowBatch, Tokens, last_story
+from model.runtimes.protocol import Logits, RowBatch, Tokens, last_story, score_rows
 
 log = logging.getLogger(__name__)
 
@@ -140,30 +140,19 @@ class NativeRuntime:
     def prefill(self, tokens: Sequence[int], state: NativeState | None = None) -> tuple[Logits, NativeState]:
         """See `Runtime.prefill`."""
         fed, state = last_story(tokens, state)
-        take = np.zeros(len(fed), np.int64)
-        take[-1] = 1
-        logits, state = self._feed(fed, state or self.empty, take)
-        return logits[0], state
+        logits_1V, state = self._feed(fed, state or self.empty, every=False)
+        return logits_1V[0], state
 
     def score(self, stories: Sequence[Sequence[int]]) -> Iterator[tuple[int, Logits]]:
         """See `Runtime.score`."""
-        longest = max(map(len, stories))
-        states = [self.empty] * len(stories)
-        for start in range(0, longest, PREFILL_CHUNK):
-            width = min(PREFILL_CHUNK, longest - start)
-            logits_BTV = np.zeros((len(stories), width, self.vocab_size), np.float32)
-            for row, story in enumerate(stories):
-                fed = np.asarray(story[start : start + width], np.int64)
-                if len(fed):
-                    logits_TV, states[row] = self._feed(fed, states[row], np.ones(len(fed), np.int64))
-                    logits_BTV[row, : len(fed)] = logits_TV
-            yield start, logits_BTV
+        return score_rows(stories, self.vocab_size, self.empty, self._feed)
 
-    def _feed(self, fed: Tokens, state: NativeState, take: Tokens) -> tuple[Logits, NativeState]:
-        """Feed tokens (T,) of one story behind `state`: logits where `take` is 1, and the new state."""
+    def _feed(self, fed: Tokens, state: NativeState, every: bool = True) -> tuple[Logits, NativeState]:
+        """Feed tokens (T,) of one story behind `state`: logits after each or the last, and the new state."""
         memory, position = state.memory.copy(), np.array([state.position])
+        take, slot = np.full(len(fed), every, np.int64), np.zeros(len(fed), np.int64)
+        take[-1] = 1
         logits = np.empty((int(take.sum()), self.vocab_size), np.float32)
-        slot = np.zeros(len(fed), np.int64)
         self._run(self._work(slot, fed, take, memory, position, logits))
         return logits, NativeState(int(position[0]), memory)
 

@@ -35,7 +35,7 @@ from model.architecture.checkpoint import load_network
 from model.architecture.config import END_ID
 from model.architecture.network import StoryNetwork
 from model.errors import ModelError
-from model.runtimes.protocol import PREFILL_CHUNK, Logits, RowBatch, Tokens, last_story
+from model.runtimes.protocol import PREFILL_CHUNK, Logits, RowBatch, Tokens, last_story, score_rows
 from model.runtimes.sampling import SamplingRows
 from model.runtimes.torch.forward import (
     NetworkWeights,
@@ -209,17 +209,13 @@ class TorchRuntime:
 
     def score(self, stories: Sequence[Sequence[int]]) -> Iterator[tuple[int, Logits]]:
         """See `Runtime.score`."""
-        states = [self.empty] * len(stories)
-        for start in range(0, max(map(len, stories)), PREFILL_CHUNK):
-            width = max(len(story[start : start + PREFILL_CHUNK]) for story in stories)
-            logits_BTV = np.zeros((len(stories), width, self.vocab_size), np.float32)
-            for row, story in enumerate(stories):
-                fed_T = torch.tensor(story[start : start + PREFILL_CHUNK], dtype=torch.int64, device=self.device)
-                if len(fed_T):
-                    with exact_products():
-                        logits_TV, states[row] = prefill_chunk(self.weights, fed_T, states[row], every=True)
-                    logits_BTV[row, : len(fed_T)] = logits_TV.numpy(force=True)
-            yield start, logits_BTV
+
+        def feed(fed: Tokens, state: TorchState) -> tuple[Logits, TorchState]:
+            with exact_products():
+                logits_TV, state = prefill_chunk(self.weights, torch.tensor(fed, device=self.device), state, every=True)
+            return logits_TV.numpy(force=True), state
+
+        return score_rows(stories, self.vocab_size, self.empty, feed)
 
     def new_batch(self) -> TorchBatch:
         """See `Runtime.new_batch`: in the memory of a batch that is gone, if there is one."""

@@ -278,7 +278,7 @@ def test_a_token_leaves_when_it_is_made_not_when_the_next_one_is() -> None:
     permits = Permits()
     network.gate = permits
     fox = {str(backend.engine.tokenizer.encode("fox")[0]): 100}  # each token has text then
-    asked = {"prompt": "Once", "max_tokens": 12, "logit_bias": fox, "return_token_ids": True}
+    asked: dict[str, Any] = {"prompt": "Once", "max_tokens": 12, "logit_bias": fox, "return_token_ids": True}
     released, texts = time.time(), 0
     with serving(backend) as running, streaming(running, **asked) as flow:
         for _, data in flow:
