@@ -15,6 +15,7 @@ from experiments.benchmark.evidence import EXPERIMENT as BENCHMARKS
 from experiments.common.evidence_runs import DIGEST, finished_runs, store_errors
 from experiments.compare.choose import Subject
 from experiments.quality.evidence import EXPERIMENT as EVALUATIONS
+from training.tracking.runs import history
 from training.tracking.store import open_store
 
 if TYPE_CHECKING:
@@ -77,9 +78,9 @@ def curves(uri: str, subjects: Sequence[Subject], metrics: Sequence[str] = METRI
         for subject in subjects:
             if subject.run is None:
                 continue
-            axes = [_history(client, subject.run_id, key) for key in ("tokens", "elapsed_seconds")]
+            axes = [history(client, subject.run_id, key) for key in ("tokens", "elapsed_seconds")]
             for metric in metrics:
-                points = _history(client, subject.run_id, metric)
+                points = history(client, subject.run_id, metric)
                 steps = sorted(points)
                 tokens, seconds = (_at(steps, axis) for axis in axes)
                 rows += [
@@ -132,12 +133,6 @@ def notes(figures: DataFrame, unlike: DataFrame) -> list[str]:
     if "machine.cpu" in unlike.index:
         found.append("the runs were made on different machines: compare by tokens, not by minutes")
     return found
-
-
-def _history(client: MlflowClient, run_id: str, key: str) -> dict[int, float]:
-    """The last value of each step."""
-    found = client.get_metric_history(run_id, key)
-    return {point.step: float(point.value) for point in sorted(found, key=lambda point: point.timestamp)}
 
 
 def _at(steps: Sequence[int], axis: dict[int, float]) -> list[float]:

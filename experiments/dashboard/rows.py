@@ -15,12 +15,12 @@ from experiments.dashboard.records import BenchmarkRow, CheckRow, Curve, Decisio
 from experiments.gate.run import EXPERIMENT as GATE
 from experiments.registry.versions import Version, versions_in
 from training.tracking.observer import STORIES
-from training.tracking.runs import table_rows
+from training.tracking.runs import history, table_rows
 from training.tracking.store import OWNER, Owner
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Metric, Run
+    from mlflow.entities import Run
 
 Measure = Literal["held-out", "training"]
 KEYS: dict[Measure, str] = {"held-out": "val/bits_per_byte", "training": "train/loss"}
@@ -79,15 +79,14 @@ def curves(client: MlflowClient, runs: Sequence[str], measure: Measure) -> list[
     """Return a curve for each of `runs`, as far as it logged the measure, with at most `MAX_POINTS` points."""
     found = []
     for run in runs:
-        values = _by_step(client.get_metric_history(run, KEYS[measure]))
-        tokens = _by_step(client.get_metric_history(run, "tokens"))
-        seconds = _by_step(client.get_metric_history(run, "elapsed_seconds"))
+        values = history(client, run, KEYS[measure])
+        tokens, seconds = history(client, run, "tokens"), history(client, run, "elapsed_seconds")
         tokens[0] = 0.0  # the evaluation before the first step
         seconds.setdefault(0, 0.0)
         points = [
             (int(tokens[step]), seconds[step] / 60, value)
             for step, value in sorted(values.items())
-            if step in tokens and step in seconds
+            if step in tokens and step in seconds and math.isfinite(value)
         ]
         found.append(Curve(run=run, points=tuple(thinned(points, MAX_POINTS))))
     return found
@@ -161,12 +160,6 @@ def _status(run: Run) -> str:
     if status == "KILLED":
         return "stopped" if outcome == "stopped" else "killed"
     return status.lower()
-
-
-def _by_step(history: Iterable[Metric]) -> dict[int, float]:
-    """Return the value of each step; of a step that a resumed run repeated, the later one."""
-    ordered = sorted(history, key=lambda each: int(each.timestamp))
-    return {int(each.step): float(each.value) for each in ordered if math.isfinite(each.value)}
 
 
 def _sample_sets(rows: Iterable[dict[str, Any]]) -> list[SampleSet]:

@@ -179,16 +179,12 @@ def _story_rows(report: QualityReport) -> list[dict[str, Any]]:
 
 def _tags(report: QualityReport) -> dict[str, str]:
     """Which artifact was measured, by what, and what was not measured."""
-    origin = provenance()
-    tags = origin.tags() | {
-        DIGEST: report.digest,
-        "data.digest": report.held_out.digest,
-        "mlflow.source.name": "story evaluate",
-        "mlflow.source.type": "LOCAL",
-    }
-    if origin.git_sha is not None:
-        tags["mlflow.source.git.commit"] = origin.git_sha
-    return tags | {f"skipped.{name}": reason for name, reason in report.left_out.items()}
+    tags = {DIGEST: report.digest, "data.digest": report.held_out.digest}
+    return (
+        provenance().tags("story evaluate")
+        | tags
+        | {f"skipped.{name}": reason for name, reason in report.left_out.items()}
+    )
 
 
 def _params(report: QualityReport) -> dict[str, Any]:

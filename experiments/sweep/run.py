@@ -184,8 +184,8 @@ def begin_run(uri: str, study: optuna.Study, plan: Plan) -> str:
             set_tags(client, known.info.run_id, tags)
             client.update_run(known.info.run_id, status="RUNNING")
             return str(known.info.run_id)
-        tags |= provenance().tags() | {"sweep": study.study_name, "data.digest": plan.digest or "unknown"}
-        tags |= {"mlflow.source.name": "story sweep", "mlflow.source.type": "LOCAL"}
+        tags |= provenance().tags("story sweep")
+        tags |= {"sweep": study.study_name, "data.digest": plan.digest or "unknown"}
         run_id = str(client.create_run(experiment, run_name=study.study_name, tags=tags).info.run_id)
         study.set_user_attr(RUN, run_id)
         EvidenceRun(client, run_id).log_params(

@@ -40,14 +40,20 @@ class Provenance:
             "machine": self.machine,
         }
 
-    def tags(self) -> dict[str, str]:
-        """The same as flat text: `git.sha`, `git.dirty`, `package.torch`, `machine.cpu`, …"""
+    def tags(self, source: str | None = None) -> dict[str, str]:
+        """The same as flat text: `git.sha`, `git.dirty`, `package.torch`, `machine.cpu`, …
+
+        With `source`, a command such as `story train`, also the tags by which MLflow shows a run's source.
+        """
         tags = {f"package.{name}": version for name, version in self.packages.items()}
         tags |= {f"machine.{name}": str(value) for name, value in self.machine.items()}
         if self.git_sha is not None:
             tags["git.sha"] = self.git_sha
         if self.git_dirty is not None:
             tags["git.dirty"] = str(self.git_dirty).lower()
+        if source is not None:
+            tags |= {"mlflow.source.name": source, "mlflow.source.type": "LOCAL"}
+            tags |= {} if self.git_sha is None else {"mlflow.source.git.commit": self.git_sha}
         return tags
 
 

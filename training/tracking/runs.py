@@ -71,7 +71,8 @@ def describe_run(client: MlflowClient, run: Run, start: RunStart, origin: Proven
         "init": start.init or "random weights",
     }
     changes = {f"resumed.{key}": value for key, value in params.items() if run.data.params.get(key, value) != value}
-    for key, value in _tags(start, origin).items():
+    tags = origin.tags("story train") | {"data.digest": str(start.data.get("digest", "unknown"))}
+    for key, value in tags.items():
         if run.data.tags.get(key, value) == value:
             changes[key] = value
         else:
@@ -83,6 +84,12 @@ def describe_run(client: MlflowClient, run: Run, start: RunStart, origin: Proven
     client.log_dict(run_id, without_folders(start.recipe), "recipe.json")
     client.log_dict(run_id, without_folders(start.data), "data.json")
     client.log_dict(run_id, origin.as_dict(), "environment.json")
+
+
+def history(client: MlflowClient, run_id: str, key: str) -> dict[int, float]:
+    """A curve by step; of a step that a resumed run repeated, the later value."""
+    found = client.get_metric_history(run_id, key)
+    return {int(point.step): float(point.value) for point in sorted(found, key=lambda point: int(point.timestamp))}
 
 
 def set_tags(client: MlflowClient, run_id: str, tags: dict[str, str]) -> None:
@@ -144,17 +151,6 @@ def without_folders(value: Any) -> Any:
 def now() -> int:
     """Milliseconds since 1970, MLflow's clock."""
     return int(time.time() * 1000)
-
-
-def _tags(start: RunStart, origin: Provenance) -> dict[str, str]:
-    tags = origin.tags() | {
-        "data.digest": str(start.data.get("digest", "unknown")),
-        "mlflow.source.name": "story train",
-        "mlflow.source.type": "LOCAL",
-    }
-    if origin.git_sha is not None:
-        tags["mlflow.source.git.commit"] = origin.git_sha
-    return tags
 
 
 def _log_params(client: MlflowClient, run_id: str, params: dict[str, str]) -> None:
