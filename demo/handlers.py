@@ -57,6 +57,8 @@ class View:
     """Query string that reopens this prompt and these settings; empty when none can."""
     filename: str = ""
     """Name under which the story is saved."""
+    finish_reason: str = ""
+    """Why the model stopped: `stop`, `length` or `cancelled`; empty before that."""
     story: str = ""
     """Id under which the story is recorded, where stories are."""
     rating: int = 0
@@ -175,7 +177,7 @@ async def _generate(
 ) -> AsyncGenerator[View, None]:
     """Stream what follows `view.text`. However this generator ends, its session is closed."""
     request_id.set(reference := new_request_id())
-    view = replace(view, phase="waiting", status="Beginning…", spoken="Writing.")
+    view = replace(view, phase="waiting", status="Beginning…", spoken="Writing.", finish_reason="")
     session: GenerationSession | None = None
     try:
         request = form.request(view.text)
@@ -239,7 +241,8 @@ def _ended(view: View, generation: Generation, seed: int) -> View:
     line = _line(generation.usage, generation.places, seed)
     status = f"{ending} · {line}" if generation.usage.completion_tokens else ending
     phase: Phase = "ended" if generation.outcome == "stop" else "open"
-    return replace(view, phase=phase, status=status, spoken=status.replace(" · ", ", ") + ".")
+    spoken = status.replace(" · ", ", ") + "."
+    return replace(view, phase=phase, status=status, spoken=spoken, finish_reason=str(generation.outcome))
 
 
 def _where(served_by: list[str]) -> str:

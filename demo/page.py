@@ -16,6 +16,7 @@ from html import escape
 from typing import Any, NamedTuple, TypeVar
 
 import gradio as gr
+from gradio.events import api
 
 from demo import handlers, theme
 from demo.experiments_handlers import Store
@@ -67,6 +68,13 @@ _BOOK = """
 """
 
 
+_PARAMETERS = (
+    " Yields the growing `story`, its new `text`, and at the end a `finish_reason`. max_tokens: longest story. "
+    "temperature: 0 always takes the likeliest token. top_p, top_k, min_p: which tokens may be chosen. "
+    "repetition_penalty: above 1, used tokens become less likely. seed: the same one gives the same story; none: a new "
+    "one, which is sent back."
+)
+
 Made = TypeVar("Made")
 
 
@@ -117,6 +125,8 @@ def _lay_out(state: AppState, experiments: Store | None) -> gr.Blocks:
         colophon = functools.partial(_colophon, state, linked=experiments is not None)
         shown = _plain(colophon(), "colophon")
         _wire(page, parts, state)
+        _add_endpoint(state, "write", handlers.write, "Write a story that begins with `prompt`.")
+        _add_endpoint(state, "continue", _continue, "Go on with the story that `prompt` is so far.")
         page.load(colophon, None, shown, queue=False, show_progress="hidden", api_visibility="private")
     if experiments is not None:
         add_experiments(page, experiments)
@@ -236,6 +246,44 @@ def _wire(page: gr.Blocks, parts: Parts, state: AppState) -> None:
     link.click(None, parts.book, None, js="(view) => window.story.link(view)")
     page.load(on_load, None, [*parts.fields, parts.book], **hidden)
     page.unload(on_stop)
+
+
+def _add_endpoint(state: AppState, name: str, start: Callable[..., AsyncGenerator[View, None]], what: str) -> None:
+    """Add a public endpoint, typed, streaming and cancellable, for Gradio's clients in Python and JavaScript."""
+    usual = Form()
+
+    async def story(
+        request: gr.Request,
+        prompt: str,
+        max_tokens: int = usual.max_tokens,
+        temperature: float = usual.temperature,
+        top_p: float = usual.top_p,
+        top_k: int = usual.top_k,
+        min_p: float = usual.min_p,
+        repetition_penalty: float = usual.repetition_penalty,
+        seed: int | None = None,
+    ) -> AsyncGenerator[dict[str, Any], None]:
+        seed = new_seed() if seed is None else seed
+        form = _form(prompt, max_tokens, temperature, top_p, top_k, min_p, repetition_penalty, seed)
+        async with contextlib.aclosing(start(state, _session(request), form, *_who(state, request))) as views:
+            async for view in views:
+                if view.phase == "failed":
+                    raise gr.Error(view.status, print_exception=False)
+                about = {"finish_reason": view.finish_reason, "status": view.status, "seed": seed}
+                yield {"story": view.text, "text": view.generated, **about}
+
+    story.__annotations__["return"] = dict  # Gradio describes by it what is yielded
+    api(
+        story,
+        api_name=name,
+        api_description=what + _PARAMETERS,
+        concurrency_limit=state.manager.backend.capacity,
+        concurrency_id="stories",
+    )
+
+
+def _continue(state: AppState, tab: str, form: Form, client: str, user: str) -> AsyncGenerator[View, None]:
+    return handlers.resume(state, tab, form, View(prompt=form.prompt), client, user)
 
 
 def _form(*values: Any) -> Form:

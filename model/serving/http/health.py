@@ -69,7 +69,8 @@ def may_read_metrics(request: Request, options: ServiceOptions) -> bool:
 def is_loopback(host: str) -> bool:
     """Return whether a host's name or address is this machine's own."""
     try:
-        return ipaddress.ip_address(host).is_loopback
+        address = ipaddress.ip_address(host)
+        return (getattr(address, "ipv4_mapped", None) or address).is_loopback
     except ValueError:
         return host == "localhost"
 
