@@ -7,6 +7,7 @@ named packages loads it without this checkout and without torch.
 from __future__ import annotations
 
 import shutil
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,18 +33,22 @@ def signature() -> ModelSignature:
     from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
     from mlflow.types.schema import AnyType
 
-    whole, real = DataType.long, DataType.double
-    kinds = {"max_tokens": whole, "temperature": real, "top_k": whole, "top_p": real, "min_p": real}
-    kinds |= {"repetition_penalty": real, "seed": whole}
-    usual: dict[str, Any] = {"max_tokens": GenerationRequest(prompt="").max_tokens}
-    usual |= {name: getattr(SamplingParams(), name) for name in kinds if name != "max_tokens"}
+    usual: dict[str, Any] = {"max_tokens": GenerationRequest(prompt="").max_tokens} | asdict(SamplingParams())
+    del usual["logit_bias"]  # no column holds it
+    usual["seed"] = -1  # each row gets its own
+    kinds = {bool: DataType.boolean, int: DataType.long, float: DataType.double, str: DataType.string}
     prompt = ColSpec(DataType.string, "prompt")
     # Any type: a column of integers with a gap becomes one of floats, which MLflow would refuse for either type.
     # `GenerationRequest` checks each row's values.
-    inputs = Schema([prompt, *(ColSpec(AnyType(), name, required=False) for name in kinds)])
-    columns = {"story": DataType.string, "finish_reason": DataType.string, "tokens": whole}
-    outputs = Schema([ColSpec(kind, name) for name, kind in (columns | {"error": DataType.string}).items()])
-    params = ParamSchema([ParamSpec(name, kind, usual[name]) for name, kind in kinds.items()])
+    inputs = Schema([prompt, *(ColSpec(AnyType(), name, required=False) for name in (*usual, "stop"))])
+    columns = {"story": str, "finish_reason": str, "tokens": int, "seed": int, "error": str}
+    outputs = Schema([ColSpec(kinds[kind], name) for name, kind in columns.items()])
+    params = ParamSchema(
+        [
+            *(ParamSpec(name, kinds[type(value)], value) for name, value in usual.items()),
+            ParamSpec("stop", DataType.string, [], shape=(-1,)),
+        ]
+    )
     return ModelSignature(inputs, outputs, params)
 
 
@@ -55,9 +60,13 @@ def example() -> pd.DataFrame:
     return pd.DataFrame({"prompt": prompts, "max_tokens": [40, 40], "seed": [1, 2]})
 
 
-def save_package(folder: ModelFolder, out: Path, scratch: Path) -> None:
-    """Write the MLflow model of `folder` to `out` (new). `scratch` is an empty folder for temporary copies."""
+def save_package(folder: ModelFolder, out: Path, scratch: Path, model_id: str, run_id: str) -> None:
+    """Write the MLflow model of `folder` to `out` (new), as logged model `model_id` of run `run_id`.
+
+    `scratch` is an empty folder for temporary copies.
+    """
     from mlflow import pyfunc
+    from mlflow.models import Model
 
     code, source = scratch / "model", Path(str(model.__file__)).parent
     code.mkdir()
@@ -74,6 +83,7 @@ def save_package(folder: ModelFolder, out: Path, scratch: Path) -> None:
             shutil.copy(folder.path / name, artifact / name)
     pyfunc.save_model(
         path=str(out),
+        mlflow_model=Model(model_id=model_id, run_id=run_id),  # `get_model_info(…).model_uri` comes from these
         python_model=str(CODE),
         artifacts={"model": str(artifact)},
         code_paths=[str(code)],

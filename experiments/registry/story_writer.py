@@ -2,12 +2,14 @@
 
 `mlflow.pyfunc.load_model("models:/story-writer@champion").predict(frame)` and `mlflow models serve` run it, on the
 engine that serves everywhere else. It needs neither torch nor this checkout (`package` packs the code), and a seeded
-row gives the story that `story write` gives for that seed.
+row gives the story that `story write` gives for that seed. A row without one, or with -1, gets a seed of its own, which
+comes back in column `seed`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any, cast
 
 import pandas as pd
@@ -16,22 +18,25 @@ from mlflow.pyfunc.model import PythonModel
 
 from model.engine.load import load_engine
 from model.errors import StoryError
-from model.generation import Completion, GenerationRequest, SamplingParams
+from model.generation import Completion, GenerationRequest, SamplingParams, new_seed
 
 if TYPE_CHECKING:
     from model.engine.engine import Engine
     from model.engine.stream import Stream
 
+OUTPUTS = ("story", "finish_reason", "tokens", "seed", "error")
 ARTIFACT = "model"
 """The artifact that holds the model folder."""
-SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
-INTEGERS = ("max_tokens", "top_k", "seed")
+INTEGERS = ("max_tokens", "min_tokens", "top_k", "seed")
 """Integers, even where a frame or a JSON body made floats of them."""
 SLOTS = 16
 
 
 class StoryWriter(PythonModel):
-    """Prompts in, stories out, by column `prompt`; other columns, or `params` for all rows, set the sampling."""
+    """Prompts in, stories out, by column `prompt`; other columns, or `params` for all rows, set the sampling.
+
+    The input is a frame, a list of records, or a mapping of columns; `stop` is a text or a list of texts.
+    """
 
     def load_context(self, context: Any) -> None:
         """Load the engine from the version's model folder; its digest is checked."""
@@ -40,7 +45,7 @@ class StoryWriter(PythonModel):
         self._engine: Engine = load_engine(Path(context.artifacts[ARTIFACT]), slots=SLOTS, queue_limit=10_000)
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
-        """One row a prompt: `story` (the continuation), `finish_reason`, `tokens`, `error`.
+        """One row a prompt: `story` (the continuation), `finish_reason`, `tokens`, `seed`, `error`.
 
         All rows are generated as one batch. A row with a value that is not allowed says so in `error`; the other
         rows are not affected.
@@ -51,9 +56,8 @@ class StoryWriter(PythonModel):
                 streams.append(self._engine.submit(_request(values, params)))
             except StoryError as error:
                 streams.append(str(error))
-        rows = [_row(stream if isinstance(stream, str) else stream.wait()) for stream in streams]
-        frame = pd.DataFrame(rows, columns=["story", "finish_reason", "tokens", "error"])
-        return frame.astype({"tokens": "int64"})
+        frame = pd.DataFrame([_row(stream) for stream in streams], columns=list(OUTPUTS))
+        return frame.astype({"tokens": "int64", "seed": "int64"})
 
     def predict_stream(
         self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
@@ -79,11 +83,17 @@ class StoryWriter(PythonModel):
 def _rows(model_input: pd.DataFrame) -> Iterator[dict[str, Any]]:
     """Each row's values by name; columns that are empty there are left out.
 
-    A stream's one record may come as a mapping: MLflow makes no frame of it there.
+    MLflow hands over a mapping as it is or as a frame of one row, also where it is one of columns.
     """
-    frame = model_input if isinstance(model_input, pd.DataFrame) else pd.DataFrame([model_input])
-    for record in frame.to_dict("records"):
-        yield {str(name): value for name, value in record.items() if not pd.isna(value)}
+    if isinstance(model_input, pd.DataFrame) and len(model_input) == 1:
+        model_input = model_input.iloc[0].to_dict()
+    if not isinstance(model_input, pd.DataFrame):
+        columns = pd.api.types.is_list_like(model_input.get("prompt"))
+        model_input = pd.DataFrame(model_input if columns else [model_input])
+    for record in model_input.to_dict("records"):
+        yield {
+            str(name): value for name, value in record.items() if pd.api.types.is_list_like(value) or not pd.isna(value)
+        }
 
 
 def _request(values: Mapping[str, Any], params: Mapping[str, Any] | None) -> GenerationRequest:
@@ -92,15 +102,24 @@ def _request(values: Mapping[str, Any], params: Mapping[str, Any] | None) -> Gen
     for name in INTEGERS:
         if isinstance(merged.get(name), float) and float(merged[name]).is_integer():
             merged[name] = int(merged[name])  # a column with a gap has become one of floats
-    sampling = SamplingParams(**{name: merged[name] for name in SAMPLING if name in merged})
-    chosen = {"max_tokens": merged["max_tokens"]} if "max_tokens" in merged else {}
-    return GenerationRequest(prompt=cast(str, merged.get("prompt")), sampling=sampling, **chosen)
+    if merged.get("seed", -1) == -1:
+        merged["seed"] = new_seed()
+    stop = merged.get("stop", ())
+    sampling = {field.name: merged[field.name] for field in fields(SamplingParams) if field.name in merged}
+    return GenerationRequest(
+        prompt=cast(str, merged.get("prompt")),
+        sampling=SamplingParams(**sampling),
+        stop=(stop,) if isinstance(stop, str) else tuple(stop),
+        **({"max_tokens": merged["max_tokens"]} if "max_tokens" in merged else {}),
+    )
 
 
-def _row(done: Completion | str) -> tuple[str, str, int, str]:
-    if isinstance(done, str):
-        return "", "error", 0, done
-    return done.text, done.finish_reason, done.usage.completion_tokens, done.error or ""
+def _row(stream: Stream | str) -> tuple[str, str, int, int, str]:
+    if isinstance(stream, str):
+        return "", "error", 0, -1, stream
+    done: Completion = stream.wait()
+    seed = stream.request.sampling.seed
+    return done.text, done.finish_reason, done.usage.completion_tokens, seed, done.error or ""
 
 
 set_model(StoryWriter())

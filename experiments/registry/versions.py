@@ -178,7 +178,7 @@ def _create(client: MlflowClient, uri: str, folder: ModelFolder, trained: str | 
         with tempfile.TemporaryDirectory(prefix="story-version-") as scratch:
             package, copies = Path(scratch) / "package", Path(scratch) / "copies"
             copies.mkdir()
-            save_package(folder, package, copies)
+            save_package(folder, package, copies, model.model_id, run_id)
             client.log_model_artifacts(model.model_id, str(package))
     except Exception:
         client.finalize_logged_model(model.model_id, "FAILED")

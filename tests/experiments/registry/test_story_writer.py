@@ -12,11 +12,14 @@ from typing import Any
 
 import httpx
 import pytest
+from mlflow.models import Model
 
+from experiments.registry.versions import Version
 from model.engine.load import load_engine
 from model.generation import GenerationRequest, SamplingParams
 from model.serving.http.address import free_port
 from tests.model.small_model import small_folder
+from training.tracking.store import open_store
 
 PROMPTS = ("Once upon a time", "The fox")
 
@@ -34,9 +37,19 @@ from mlflow import pyfunc
 model = pyfunc.load_model(sys.argv[1])
 frame = pd.DataFrame(json.loads(sys.argv[2]))
 rows = model.predict(frame, params={"max_tokens": 24}).to_dict("records")
+few = {"max_tokens": 24}
+unseeded = model.predict({"prompt": ["The fox"] * 3}, params=few).to_dict("records")
+again = model.predict([{"prompt": "The fox", "seed": unseeded[1]["seed"]}], params=few)
+stops = {
+    "param": model.predict([{"prompt": frame.prompt[0], "seed": 5}], params={**few, "stop": ["e"]}),
+    "column": model.predict([{"prompt": frame.prompt[0], "seed": 5, "stop": ["e", "zzz"]}], params=few),
+    "text": model.predict({"prompt": [frame.prompt[0]], "seed": [5], "stop": ["e"]}, params=few),
+}
+stopped = {name: found.story[0] for name, found in stops.items()}
 chunks = list(model.predict_stream({"prompt": frame.prompt[0], "seed": 5}, params={"max_tokens": 24}))
 origins = [module.__file__ for name, module in sys.modules.items() if name.partition(".")[0] == "model"]
-print(json.dumps({"rows": rows, "chunks": chunks, "origins": origins}))
+answer = {"rows": rows, "chunks": chunks, "origins": origins, "unseeded": unseeded, "again": again.story[0]}
+print(json.dumps(answer | {"stopped": stopped}))
 """
 
 
@@ -73,6 +86,28 @@ def test_each_row_is_the_story_that_the_engine_writes_for_its_seed(elsewhere: di
     stories = [row["story"] for row in elsewhere["rows"][:2]]
     assert stories == [alone(PROMPTS[0], 5), alone(PROMPTS[1], 6)]
     assert all(0 < row["tokens"] <= 24 and not row["error"] for row in elsewhere["rows"][:2])
+
+
+def test_rows_without_a_seed_have_one_each_which_gives_the_story_again(elsewhere: dict[str, Any]) -> None:
+    rows = elsewhere["unseeded"]
+    assert len({row["seed"] for row in rows}) == len({row["story"] for row in rows}) == 3
+    assert elsewhere["again"] == rows[1]["story"]
+    assert [row["seed"] for row in elsewhere["rows"][:2]] == [5, 6]
+
+
+def test_a_stop_string_ends_the_story_as_column_and_as_parameter(elsewhere: dict[str, Any]) -> None:
+    whole = alone(PROMPTS[0], 5)
+    assert "e" in whole
+    assert set(elsewhere["stopped"].values()) == {whole[: whole.index("e")]}
+
+
+def test_the_version_knows_its_own_address(registered: tuple[str, Version], package: Path) -> None:
+    uri, version = registered
+    described = Model.load(str(package))
+    assert described.run_id == version.run_id
+    logged = open_store(uri).get_logged_model(described.model_id)
+    assert logged.model_uri == f"models:/{described.model_id}"
+    assert Path(logged.artifact_location.removeprefix("file://")) == package
 
 
 def test_a_row_that_is_not_allowed_says_so_and_the_others_are_written(elsewhere: dict[str, Any]) -> None:
