@@ -11,7 +11,7 @@ PARALLEL ?= -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint types format pytest serving dev docs notebooks clean
+.PHONY: help demo test lint types format pytest clients serving dev docs notebooks clean
 
 help: ## List the commands
 	@echo "make demo      start the app on http://127.0.0.1:7860 (installs what serving needs on first use)"
@@ -19,6 +19,7 @@ help: ## List the commands
 	@echo "make lint      ruff, import-linter (layers), zizmor (workflows), strict build of the manual; changes nothing"
 	@echo "make types     mypy --strict"
 	@echo "make pytest    the tests alone; ARGS='-k engine -x' narrows them, ARGS='-m slow' runs the slow ones"
+	@echo "make clients   install programs that speak OpenAI's API (Python and Node) and run them against the service"
 	@echo "make format    ruff: format the code"
 	@echo "make serving   install what serving needs, start nothing"
 	@echo "make dev       install what changing the project needs, start nothing"
@@ -81,6 +82,26 @@ format: $(VENV)/.dev
 
 pytest: $(VENV)/.dev
 	$(BIN)/python -m pytest $(ARGS)
+
+# Programs of others that speak the API, in an environment of their own: they are large, and none of ours. They find the
+# development environment's packages behind their own, torch above all, which is not installed twice.
+CLIENTS := $(VENV)/clients
+CLIENTS_FROM := tests/clients/requirements.txt tests/clients/overrides.txt tests/clients/package.json
+
+$(CLIENTS)/.made: $(VENV)/.dev $(CLIENTS_FROM)
+	@echo "installing the clients"
+	@$(BIN)/python -m venv $(CLIENTS)
+	@$(CLIENTS)/bin/python -m pip --disable-pip-version-check install --quiet uv
+	@$(CLIENTS)/bin/uv pip install --quiet --python $(CLIENTS)/bin/python \
+	  -r tests/clients/requirements.txt --override tests/clients/overrides.txt
+	@$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+	  >"$$($(CLIENTS)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/development.pth"
+	@mkdir -p $(CLIENTS)/npm && cp tests/clients/package.json $(CLIENTS)/npm/
+	@npm install --prefix $(CLIENTS)/npm --no-audit --no-fund --ignore-scripts --silent
+	@touch $@
+
+clients: $(CLIENTS)/.made
+	$(BIN)/python -m pytest -m clients $(ARGS) tests/clients
 
 # Tables made from the code first, then the pages.
 docs: $(VENV)/.dev
