@@ -12,10 +12,11 @@ Result = TypeVar("Result")
 class VirtualLoop(asyncio.SelectorEventLoop):
     """Its clock stands still while there is work, and jumps to the next timer when there is none.
 
-    For coroutines that wait for timers and for each other. Answers of threads and sockets come at any virtual time.
+    For coroutines that wait for timers and for each other, also over sockets of this machine whose two ends are in the
+    loop. What comes from threads is waited for during `patience` real seconds before the clock jumps.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, patience: float = 0.0) -> None:
         super().__init__()
         self._now = 0.0
         selector: Any = self._selector  # type: ignore[attr-defined]
@@ -24,8 +25,10 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         def skip(timeout: float | None) -> Any:
             if timeout is None:
                 return select(None)
-            self._now += timeout
-            return select(0)
+            found = select(min(timeout, patience))
+            if not found:
+                self._now += timeout
+            return found
 
         selector.select = skip
 
@@ -34,7 +37,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         return self._now
 
 
-def run(main: Coroutine[Any, Any, Result]) -> Result:
+def run(main: Coroutine[Any, Any, Result], *, patience: float = 0.0) -> Result:
     """`asyncio.run` in virtual time."""
-    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+    with asyncio.Runner(loop_factory=lambda: VirtualLoop(patience)) as runner:
         return runner.run(main)

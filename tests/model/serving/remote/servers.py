@@ -124,8 +124,7 @@ class Line:
 
     async def closed(self) -> None:
         """Wait until the client is gone."""
-        while not self.writer.transport.is_closing():
-            await asyncio.sleep(0.005)
+        await self.writer.wait_closed()
 
 
 Script = Callable[[Line], Awaitable[None]]

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 import itertools
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import httpx
 import pytest
@@ -15,9 +18,12 @@ from demo import handlers
 from demo.form import Form
 from demo.handlers import View
 from model.generation import GenerationRequest, SamplingParams
+from model.serving.http.address import bound, url_of
+from model.serving.http.app import create_service
+from model.serving.http.server import DrainingServer
 from model.serving.remote.failover import FailoverBackend
+from tests import virtual_time
 from tests.demo.scripted import state_of
-from tests.demo.served import Served, serve
 from tests.model.serving.remote.servers import Line, Script, alone, auto, broken, text_of
 
 LENGTH = 60
@@ -164,31 +170,37 @@ def refused() -> Iterator[str]:
         yield f"http://127.0.0.1:{taken.getsockname()[1]}"
 
 
-@pytest.fixture(params=CASES)
-async def failing(request: pytest.FixtureRequest, refused: str) -> AsyncIterator[tuple[str, int]]:
-    """(url, words) of each case."""
-    case = CASES[request.param]
+@contextlib.asynccontextmanager
+async def failing(case: Case, refused: str) -> AsyncIterator[str]:
+    """The address of a service that fails so."""
     if case.script is None:
-        yield refused, 0
+        yield refused
     else:
         async with broken(case.script) as service:
-            yield service.url, case.words
+            yield service.url
 
 
-@dataclass
-class Door:
-    """The demo, as it is served, with an address of Modal that a test chooses."""
+@contextlib.asynccontextmanager
+async def hosted(backend: FailoverBackend) -> AsyncIterator[str]:
+    """The address of the service over `backend`, whose server runs in this loop."""
+    with bound("127.0.0.1", 0) as listener:
+        server = DrainingServer(create_service(backend))
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        while not server.started:
+            await asyncio.sleep(0)
+        yield url_of(listener, "127.0.0.1")
+        server.should_exit = True
+        await serving
 
-    served: Served
-    url: str = ""
 
+def in_virtual_time(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
+    """Run a test's coroutine in virtual time: no time-out is waited for, or comes early on a busy machine."""
 
-@pytest.fixture(scope="module")
-def door() -> Iterator[Door]:
-    doors: list[Door] = []
-    with serve(auto(lambda: doors[0].url)) as served:
-        doors.append(Door(served))
-        yield doors[0]
+    @functools.wraps(test)
+    def run(**arguments: Any) -> None:
+        virtual_time.run(test(**arguments), patience=0.02)
+
+    return run
 
 
 async def read(backend: FailoverBackend, form: Form) -> list[View]:
@@ -202,11 +214,13 @@ def expected(words: int, length: int = LENGTH, seed: int = 3) -> str:
     return begun + alone(GenerationRequest(prompt=PROMPT + begun, max_tokens=length - words, sampling=sampling)).text
 
 
-async def test_the_page_shows_the_whole_story_and_its_backend(failing: tuple[str, int]) -> None:
-    url, words = failing
-    backend = auto(url)
-    async with backend.running():
-        async with asyncio.timeout(60):
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+@in_virtual_time
+async def test_the_page_shows_the_whole_story_and_its_backend(case: Case, refused: str) -> None:
+    words = case.words
+    async with failing(case, refused) as url:
+        backend = auto(url)
+        async with backend.running():
             views = await read(backend, Form(prompt=PROMPT, max_tokens=LENGTH, seed=3))
     last = views[-1]
     assert last.phase == "open", last.status  # it met its length
@@ -220,14 +234,15 @@ async def test_the_page_shows_the_whole_story_and_its_backend(failing: tuple[str
     assert who in spoken[-1]
 
 
-async def test_a_program_gets_the_whole_story_too(failing: tuple[str, int], door: Door) -> None:
-    door.url, words = failing
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+@in_virtual_time
+async def test_a_program_gets_the_whole_story_too(case: Case, refused: str) -> None:
     asked = {"prompt": PROMPT, "max_tokens": LENGTH, "seed": 3, "temperature": 0.7, "top_p": 0.95}
-    async with httpx.AsyncClient() as client:
-        answer = await client.post(f"{door.served.url}v1/completions", json=asked, timeout=10)
+    async with failing(case, refused) as url, hosted(auto(url)) as service, httpx.AsyncClient(timeout=600) as client:
+        answer = await client.post(f"{service}/v1/completions", json=asked)
     assert answer.status_code == 200, answer.text
     choice = answer.json()["choices"][0]
-    assert choice["text"] == expected(words)
+    assert choice["text"] == expected(case.words)
     assert choice["finish_reason"] == "length"
     assert answer.json()["usage"]["completion_tokens"] == LENGTH
     assert answer.json()["served_by"] == "local"
@@ -239,6 +254,7 @@ async def whole(line: Line) -> None:
     await line.end()
 
 
+@in_virtual_time
 async def test_a_story_that_modal_finishes_is_modals_alone() -> None:
     async with broken(whole) as service:
         backend = auto(service.url)
@@ -251,6 +267,7 @@ async def test_a_story_that_modal_finishes_is_modals_alone() -> None:
 
 
 @pytest.mark.parametrize("missing", ["the usage", "the last event", "nothing but the close"])
+@in_virtual_time
 async def test_a_story_whose_end_came_is_whole_whatever_is_missing_after_it(missing: str) -> None:
     async def script(line: Line) -> None:
         await line.open()
@@ -270,6 +287,7 @@ async def test_a_story_whose_end_came_is_whole_whatever_is_missing_after_it(miss
     assert "· 20 tokens ·" in last.status
 
 
+@in_virtual_time
 async def test_slow_tokens_are_waited_for_as_long_as_they_come() -> None:
     async def slow(line: Line) -> None:
         await asyncio.sleep(0.3)
@@ -286,6 +304,7 @@ async def test_slow_tokens_are_waited_for_as_long_as_they_come() -> None:
     assert "· written on Modal ·" in last.status
 
 
+@in_virtual_time
 async def test_where_modal_refuses_and_the_queue_here_is_full_the_user_gets_an_error(refused: str) -> None:
     backend = auto(refused)
     async with backend.running():
