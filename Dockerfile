@@ -77,7 +77,7 @@ ENV PATH=/opt/story/app/bin:/opt/story/venv/bin:/usr/local/bin:/usr/local/sbin:/
     ORT_DISABLE_TELEMETRY=1 \
     HOME=/tmp \
     GRADIO_TEMP_DIR=/tmp/gradio \
-    XDG_CACHE_HOME=/tmp/cache \
+    XDG_CACHE_HOME=/var/lib/write-me-a-story/cache \
     XDG_STATE_HOME=/var/lib \
     STAGE=PROD
 

@@ -17,11 +17,12 @@ import typer
 
 from demo.terminal import Verbs, print_json, print_rows, write_story
 from deploy.release.cli import app as deploy_verbs
+from deploy.release.cli import promote
 from experiments.ab.cli import ab
 from experiments.benchmark.cli import benchmark
 from experiments.common.cli_options import REFERENCE, Json
 from experiments.compare.cli import compare
-from experiments.gate.cli import gate, promote, rollback
+from experiments.gate.cli import gate, rollback
 from experiments.quality.cli import evaluate
 from experiments.registry.cli import models, register
 from experiments.sweep.cli import sweep

@@ -1,4 +1,7 @@
-"""The verbs of `story deploy`. Each imports what it needs when it runs, so that `--help` answers at once."""
+"""The verbs of `story deploy`, and `story promote`, which can deploy what it promoted.
+
+Each imports what it needs when it runs, so that `--help` answers at once.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from demo.terminal import print_json
-from experiments.common.cli_options import REFERENCE, Json
+from experiments.common.cli_options import REFERENCE, Json, ThresholdsFile
+from experiments.gate.cli import Apply, Version, print_move
 
 if TYPE_CHECKING:
     from model.architecture.folder import ModelFolder
@@ -62,16 +66,8 @@ def deploy(
     from deploy.release.release import release
 
     settings, store = _open()
-    place = open_platform(platform, settings)
-    done = release(
-        _folder(model, settings),
-        place,
-        store,
-        settings,
-        deployment=deployment,
-        timeout=timeout,
-        progress=lambda line: typer.echo(line, err=True),
-    )
+    place, folder = open_platform(platform, settings), _folder(model, settings)
+    done = release(folder, place, store, settings, deployment=deployment, timeout=timeout, progress=_progress)
     if as_json:
         print_json(asdict(done))
     else:
@@ -172,6 +168,53 @@ def stop(
         print_json({"deployment": chosen, "stopped": ran})
     else:
         typer.echo(f"{chosen} {'ended' if ran else 'did not run'}")
+
+
+def promote(
+    version: Version = "challenger",
+    thresholds: ThresholdsFile = None,
+    apply: Apply = False,
+    and_deploy: Annotated[
+        bool, typer.Option("--deploy", help="Then start it as the idle deployment, check it and switch to it.")
+    ] = False,
+    platform: On = "modal",
+    timeout: Timeout = 300.0,
+    as_json: Json = False,
+) -> None:
+    """Make a version the champion if the gate passed it; shows what it would do until --yes is given.
+
+    If its deployment fails, it stays the champion; `story rollback` undoes that.
+    """
+    from deploy.release.platforms import open_platform
+    from deploy.release.release import release, switch
+    from experiments.common.thresholds import THRESHOLDS, load_thresholds
+    from experiments.gate.promotion import promote as move_up
+    from model.errors import InputError
+    from model.serving.registry import MODELS, NAME
+
+    if and_deploy and not apply:
+        raise InputError("--deploy", "goes with --yes only")
+    settings, store = _open()
+    # Before the alias moves: it stays where it is if nothing can be deployed.
+    place = open_platform(platform, settings) if and_deploy else None
+    move = move_up(
+        settings.mlflow_tracking_uri, load_thresholds(thresholds or THRESHOLDS), version=version, apply=apply
+    )
+    if place is None or not as_json:
+        print_move(move, "promoted" if apply else "would be promoted (--yes does it)", as_json=as_json)
+    if place is None:
+        return
+    folder = _folder(f"{MODELS}{NAME}/{move.version}", settings)
+    done = release(folder, place, store, settings, deployment=None, timeout=timeout, progress=_progress)
+    state = switch(store, settings, done.deployment, timeout=timeout)
+    if as_json:
+        print_json({**move.as_dict(), "release": asdict(done), "active": state.active})
+    else:
+        _print_state(state, as_json=False)
+
+
+def _progress(line: str) -> None:
+    typer.echo(line, err=True)
 
 
 def _open() -> tuple[Settings, DeploymentStore]:

@@ -1,4 +1,4 @@
-"""The verbs `story gate`, `promote` and `rollback`. `story --help` imports this file, so it loads nothing heavy."""
+"""The verbs `story gate` and `rollback`. `story --help` imports this file, so it loads nothing heavy."""
 
 from __future__ import annotations
 
@@ -66,19 +66,6 @@ def gate(
     raise typer.Exit(decision.exit_code)
 
 
-def promote(
-    version: Version = "challenger", thresholds: ThresholdsFile = None, apply: Apply = False, as_json: Json = False
-) -> None:
-    """Make a version the champion if the gate passed it; shows what it would do until --yes is given."""
-    from experiments.common.thresholds import THRESHOLDS, load_thresholds
-    from experiments.gate.promotion import promote as move_up
-    from model.settings import load_settings
-
-    bounds = load_thresholds(thresholds or THRESHOLDS)
-    move = move_up(load_settings().mlflow_tracking_uri, bounds, version=version, apply=apply)
-    _print(move, "promoted" if apply else "would be promoted (--yes does it)", as_json=as_json)
-
-
 def rollback(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would move.")] = False,
     as_json: Json = False,
@@ -88,10 +75,11 @@ def rollback(
     from model.settings import load_settings
 
     move = move_back(load_settings().mlflow_tracking_uri, apply=not dry_run)
-    _print(move, "would be champion again" if dry_run else "is champion again", as_json=as_json)
+    print_move(move, "would be champion again" if dry_run else "is champion again", as_json=as_json)
 
 
-def _print(move: Move, what: str, *, as_json: bool) -> None:
+def print_move(move: Move, what: str, *, as_json: bool) -> None:
+    """Print which version got the alias `champion`, or would get it."""
     if as_json:
         typer.echo(json.dumps(move.as_dict(), indent=2))
         return

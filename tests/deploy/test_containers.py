@@ -17,7 +17,8 @@ import yaml
 from docker.utils.build import exclude_paths
 
 from deploy.make_secrets import make_all
-from model.settings import secret_names
+from model.serving.registry import alias_of
+from model.settings import Settings, secret_names
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DOCKERFILES = ("Dockerfile", "deploy/mlflow/Dockerfile")
@@ -161,8 +162,16 @@ def test_only_published_services_have_a_way_out_and_only_the_apps_port_can_be_pu
     assert all(port.startswith(address) for port in service.get("ports", []))
 
 
-def test_the_app_and_mlflow_cannot_reach_each_other() -> None:
-    assert set(SERVICES["app"]["networks"]).isdisjoint(SERVICES["mlflow"]["networks"])
+def test_the_app_gets_the_champion_from_mlflow_and_keeps_it_over_a_restart() -> None:
+    app, mlflow = SERVICES["app"], SERVICES["mlflow"]
+    settings = Settings(**{name: value for name, value in app["environment"].items() if not name.endswith("_FILE")})
+    assert alias_of(settings.story_model) == "champion"
+    assert urlsplit(settings.mlflow_tracking_uri).netloc in mlflow["environment"]["ALLOWED_HOSTS"].split(",")
+    assert set(app["networks"]) & set(mlflow["networks"]) == {"registry"}
+    assert "mlflow" not in app["depends_on"], "the app serves without it"
+    (environment,) = (text for name, text in stages("Dockerfile")[-1] if name == "ENV")
+    cache = dict(pair.split("=", 1) for pair in environment.split())["XDG_CACHE_HOME"]
+    assert any(cache.startswith(volume.partition(":")[2]) for volume in app["volumes"])
 
 
 def test_foreign_images_are_pinned_and_mlflow_has_the_tested_version() -> None:

@@ -145,7 +145,8 @@ def test_the_blueprints_variables_are_settings_and_its_secrets_are_asked_for(rep
     variables = {variable["key"]: variable for variable in service["envVars"]}
     assert {key.lower() for key in variables} <= set(Settings.model_fields)
     secret = {key for key, variable in variables.items() if variable.get("sync") is False}
-    assert secret == {"MODAL_ENDPOINT_URL", "MODAL_KEY", "MODAL_SECRET", "REDIS_URL", "DATABASE_URL"}
+    mlflow = {"STORY_MODEL", *(f"MLFLOW_TRACKING_{name}" for name in ("URI", "USERNAME", "PASSWORD"))}
+    assert secret == mlflow | {"MODAL_ENDPOINT_URL", "MODAL_KEY", "MODAL_SECRET", "REDIS_URL", "DATABASE_URL"}
     given = {key.lower(): value["value"] for key, value in variables.items() if "value" in value}
     assert given.keys().isdisjoint(key.lower() for key in secret)
     assert service["maxShutdownDelaySeconds"] > Settings(**given).story_drain, "running requests finish"
