@@ -13,7 +13,6 @@ import httpx
 import pytest
 from httpx_sse import EventSource, connect_sse
 
-from demo.app import Served, serve
 from demo.asgi import open_demo_backend
 from experiments.gate.promotion import promote, rollback
 from experiments.gate.run import run_gate
@@ -24,6 +23,7 @@ from model.generation import GenerationRequest, SamplingParams
 from model.runtimes.native.runtime import NativeRuntime
 from model.serving.shared_state import SharedState
 from model.settings import Settings
+from tests.demo.served import Served, serve
 from tests.experiments.gate.worse import held_out_file, log_quality, log_speed, noised, thresholds
 from tests.mlflow_server import MlflowServer
 from tests.model.small_model import small_folder
@@ -49,7 +49,7 @@ class Pause:
         self.steps += 1
         if self.steps > BEFORE_THE_PAUSE:
             self.reached.set()
-            assert self.go.wait(120), "the story was never let go on"
+            self.go.wait()
 
 
 @pytest.fixture
@@ -93,32 +93,37 @@ def alone(folder: Path) -> str:
 
 def story(served: Served) -> tuple[str, str]:
     """The next story of the app, and the digest that it names."""
-    answer = httpx.post(f"{served.url}api/generate", json=STORY, timeout=60).json()
+    answer = httpx.post(f"{served.url}api/generate", json=STORY, timeout=None).json()
     return answer["text"], answer["version"]
 
 
 def model_of(served: Served) -> dict[str, Any]:
-    health = httpx.get(f"{served.url}api/health").json()
+    health = httpx.get(f"{served.url}api/health", timeout=None).json()
     assert health["status"] == "healthy"
     return dict(health["model"])
 
 
 def until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 60
+    end = time.monotonic() + 300  # against a hang; the app looks five times a second
     while not condition():
-        assert time.monotonic() < end, "waited too long"
+        assert time.monotonic() < end, "the app did not follow"
         time.sleep(0.02)
 
 
-def judged(uri: str, folder: ModelFolder, place: Path, against: ModelFolder | None = None) -> int:
-    """Register a model, evaluate it, log a benchmark of it, and have the gate judge and promote it; its number."""
+def begin(uri: str, folder: ModelFolder, place: Path) -> None:
+    """Make a model the first champion, and evaluate it."""
+    register(folder, uri, alias="champion")
+    log_quality(uri, folder, held_out_file(place))
+
+
+def go_the_whole_way(uri: str, folder: ModelFolder, place: Path, *, against: ModelFolder) -> None:
+    """Register a model, evaluate it, log a benchmark of it, and have the gate judge it and its verdict promote it."""
     bounds = thresholds(place)
-    version = register(folder, uri)
+    register(folder, uri)
     log_quality(uri, folder, held_out_file(place))
     log_speed(uri, folder, bounds, against=against)
     assert run_gate(uri, bounds).verdict == "pass"
-    assert promote(uri, bounds, apply=True).version == version.number
-    return version.number
+    promote(uri, bounds, apply=True)
 
 
 def test_what_is_promoted_writes_the_next_story_and_a_rollback_brings_the_old_one_back(
@@ -131,7 +136,7 @@ def test_what_is_promoted_writes_the_next_story_and_a_rollback_brings_the_old_on
     with app(uri) as served:
         assert (story(served), model_of(served)["number"]) == ((shipped, ModelFolder.open(PRETRAINED).digest), None)
 
-        assert judged(uri, first, tmp_path) == 1
+        begin(uri, first, tmp_path)
         until(lambda: model_of(served)["number"] == 1)
         assert story(served) == (old, first.digest)
 
@@ -139,11 +144,11 @@ def test_what_is_promoted_writes_the_next_story_and_a_rollback_brings_the_old_on
         headers = {"Cache-Control": "no-cache"}
         body = {**STORY, "stream": True}
         with (
-            httpx.Client(timeout=120) as client,
+            httpx.Client(timeout=None) as client,
             connect_sse(client, "POST", f"{served.url}api/generate", json=body, headers=headers) as source,
         ):
-            assert pause.reached.wait(60)
-            assert judged(uri, second, tmp_path, against=first) == 2
+            assert pause.reached.wait(300)
+            go_the_whole_way(uri, second, tmp_path, against=first)
             until(lambda: model_of(served)["number"] == 2)
             assert model_of(served) == {
                 "id": "story-writer",
