@@ -123,6 +123,7 @@ class RowTable:
         self.deduction_BV = np.zeros((capacity, vocab_size), np.float32)
         """Presence and frequency penalties, subtracted after the temperature, which they hold already."""
         self._stories: list[_Story | None] = [None] * capacity
+        self._changed = set[int]()  # rows set or moved, for samplers that keep what the settings come to
 
     def set(
         self, row: int, sampling: SamplingParams, prompt: Sequence[int] = (), generated: Sequence[int] = ()
@@ -132,6 +133,7 @@ class RowTable:
         left = math.inf if sampling.ignore_eos else max(sampling.min_tokens - len(generated), 0)
         state = self.masks.state_of([*prompt[-8:], *generated[-8:]])
         story = self._stories[row] = _Story(sampling, state, left, Counter(generated) if counted else None)
+        self._changed.add(row)
         adjusted = counted or bool(sampling.logit_bias)
         greedy, every = sampling.temperature == 0, self.vocab_size
         top_k = min(sampling.top_k, every) or every
@@ -163,6 +165,7 @@ class RowTable:
         """See `Sampler.move`."""
         if source == target:
             return
+        self._changed.add(target)
         for column in self.columns.values():
             column[target] = column[source]
         story = self._stories[target] = self._stories[source]
@@ -229,23 +232,12 @@ class SamplingRows(RowTable):
         self._row_key = np.arange(capacity + 1, dtype=np.int64) << _ROW_SHIFT
         self._never = np.isneginf(self.masks.forbidden_SV[0]).nonzero()[0]  # between two characters
 
-    def set(
-        self, row: int, sampling: SamplingParams, prompt: Sequence[int] = (), generated: Sequence[int] = ()
-    ) -> None:
-        """See `Sampler.set`."""
-        super().set(row, sampling, prompt, generated)
-        self._plan = None
-
-    def move(self, source: int, target: int) -> None:
-        """See `Sampler.move`."""
-        super().move(source, target)
-        self._plan = None
-
     def sample(self, logits_BV: Logits, position_B: Tokens) -> tuple[Tokens, Flags]:
         """See `Sampler.sample`."""
         rows = len(logits_BV)
         plan = self._plan
-        if plan is None or plan.rows != rows:
+        if plan is None or plan.rows != rows or self._changed:
+            self._changed.clear()
             plan = self._plan = _Plan(self.columns, rows, self.vocab_size)
         with np.errstate(all="ignore"):
             scaled_BV = np.multiply(logits_BV, plan.scale_B1, out=self._scaled[:rows])

@@ -15,7 +15,6 @@ Shapes: B rows (streams), V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
@@ -23,7 +22,6 @@ import torch
 from torch import Tensor
 
 from model.architecture.characters import TokenMasks
-from model.generation import SamplingParams
 from model.runtimes.protocol import Flags, Logits, Tokens
 from model.runtimes.sampling import GOLDEN, MIX_A, MIX_B, WEIGHT_ONE, RowTable, check_sizes
 from model.runtimes.torch.graphs import Recorder, bucket_sizes
@@ -92,7 +90,6 @@ class DeviceSampler(RowTable):
         }
         self._settings = {name: column.to(device, copy=True) for name, column in self._host.items()}
         self._forbidden_SV = torch.from_numpy(self.masks.forbidden_SV).to(device)
-        self._changed = set[int]()  # rows of which everything must be copied to the device
         self._logits_BV = torch.zeros(allocated, vocab_size, device=device)
         self._seen = torch.zeros(allocated, vocab_size, dtype=torch.bool, device=device)
         self._bias = torch.zeros(allocated, vocab_size, device=device)
@@ -108,21 +105,11 @@ class DeviceSampler(RowTable):
         self._place_V = torch.arange(vocab_size, device=device)
         self._launches = {size: recorder.record(partial(self._choose, size)) for size in sizes}
 
-    def set(
-        self, row: int, sampling: SamplingParams, prompt: Sequence[int] = (), generated: Sequence[int] = ()
-    ) -> None:
-        """See `Sampler.set`."""
-        super().set(row, sampling, prompt, generated)
-        self._changed.add(row)
-
-    def move(self, source: int, target: int) -> None:
-        """See `Sampler.move`."""
-        super().move(source, target)
-        self._changed.add(target)
-
     def note(self, row: int, token: int) -> None:
         """See `Sampler.note`. The last recorded token goes to the device with the next step."""
         super().note(row, token)
+        if self.columns["penalty"][row] == 1 and not self.columns["adjusted"][row]:
+            return  # all that changes is the mask
         if self._news[3, row]:  # two between two steps
             self._changed.add(row)
         self._news[2:4, row] = token, 1
