@@ -20,7 +20,7 @@ from demo.form import FIELDS, Form
 from demo.routing import RoutingBackend
 from experiments.ab.events import new_id
 from model.errors import BusyError, DrainingError, GenerationError, InputError, LimitError, StoryError
-from model.generation import Usage, new_seed
+from model.generation import Usage
 from model.serving.backend import CACHE, model_for
 from model.serving.logs import new_request_id, request_id
 from model.serving.session import UNKNOWN, Generation, GenerationManager, GenerationSession
@@ -127,12 +127,12 @@ def problems(form: Form) -> list[str | None]:
 
 
 def opened(query: Mapping[str, str], version: str) -> tuple[dict[str, Any], View]:
-    """The fields that a link fills, with a status line; the seed is always among them, drawn if need be."""
+    """The fields that a link fills, with a status line."""
     link = links.decode(query, version)
     note = " ".join(link.notes)
     if link.values and not note:
         note = "Opened from a link. Press Write to read its story."
-    return {"seed": new_seed(), **link.values}, View(status=note, spoken=note)
+    return link.values, View(status=note, spoken=note)
 
 
 def write(state: AppState, tab: str, form: Form, client: str = UNKNOWN, user: str = "") -> AsyncGenerator[View, None]:

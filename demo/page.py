@@ -229,7 +229,7 @@ def _wire(page: gr.Blocks, parts: Parts, state: AppState) -> None:
         "concurrency_limit": state.manager.backend.capacity,
         "concurrency_id": "stories",
     }
-    seed = parts.fields[-1]
+    seed: Any = parts.fields[-1]
     write, stop, resume, again, save, link, like, dislike = parts.buttons
 
     write.click(on_write, parts.fields, validator=_check, **story)
@@ -244,6 +244,9 @@ def _wire(page: gr.Blocks, parts: Parts, state: AppState) -> None:
         chip.click(None, None, None, js=f"() => window.story.begin({json.dumps(beginning)})")
     save.click(None, parts.book, None, js="(view) => window.story.save(view)")
     link.click(None, parts.book, None, js="(view) => window.story.link(view)")
+    # Drawn in the browser and at once: an answer of the server could come when the user has typed a seed.
+    draw = f"(seed) => seed === {seed.value} ? Math.floor(Math.random() * 2 ** 32) : seed"
+    page.load(None, seed, seed, js=draw, **hidden)
     page.load(on_load, None, [*parts.fields, parts.book], **hidden)
     page.unload(on_stop)
 

@@ -45,12 +45,18 @@ def chromium() -> Iterator[Browser]:
 
 @contextlib.contextmanager
 def opening(browser: Browser) -> Iterator[Callable[..., Tab]]:
-    """A function that opens tabs, each in a context of its own; at the end, none may have erred or gone elsewhere."""
+    """A function that opens tabs, each in a context of its own; at the end, none may have erred or gone elsewhere.
+
+    It calls `before` with the empty page.
+    """
     tabs: list[Tab] = []
 
-    def make(*, url: str, query: str = "", **options: object) -> Tab:
+    def make(
+        *, url: str, query: str = "", before: Callable[[Page], object] = lambda page: None, **options: object
+    ) -> Tab:
         tab = Tab(browser.new_context(**options).new_page(), url)  # type: ignore[arg-type]
         tabs.append(tab)
+        before(tab.page)
         return tab.open(query)
 
     yield make

@@ -17,7 +17,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import httpx
 import pytest
-from playwright.sync_api import Browser, expect
+from playwright.sync_api import Browser, Route, expect
 
 from demo.form import Form
 from demo.links import encode
@@ -249,6 +249,28 @@ def test_again_writes_another_story_from_the_same_prompt(opened: Callable[..., T
     wait_until(lambda: tab.phase() == "open" and tab.generated() != first, "another story")
     assert tab.story().startswith("One day")
     assert f"seed {tab.page.input_value('#seed input')}" in tab.page.inner_text("#book .status")
+
+
+JOINS = "**/gradio_api/queue/join*"
+
+
+def test_a_seed_typed_before_the_pages_first_answer_stays_and_without_one_each_tab_has_its_own(
+    opened: Callable[..., Tab],
+) -> None:
+    held: list[Route] = []
+    tab = opened(query="?prompt=One+day", before=lambda page: page.route(JOINS, lambda route: held.append(route)))
+    tab.more()
+    tab.page.fill("#seed input", "4711")
+    wait_until(lambda: bool(tab.page.title() and held), "the page's first request")
+    tab.page.unroute(JOINS)  # which lets those go that were held
+    expect(tab.page.locator("#book .status")).to_contain_text("Opened from a link", timeout=TIMEOUT)
+    assert tab.page.input_value("#prompt textarea") == "One day"
+    assert tab.page.input_value("#seed input") == "4711"
+    seeds = set()
+    for other in (opened(), opened()):
+        other.more()
+        seeds.add(other.page.input_value("#seed input"))
+    assert len(seeds) == 2
 
 
 def test_wrong_input_gets_a_message_beside_its_field_even_in_a_closed_drawer(opened: Callable[..., Tab]) -> None:

@@ -171,9 +171,9 @@ async def test_a_prompt_too_long_for_a_link_is_written_without_one() -> None:
     assert buttons(view).save
 
 
-def test_a_page_opened_without_a_link_gets_a_fresh_seed_and_no_word() -> None:
+def test_a_page_opened_without_a_link_keeps_its_fields_and_gets_no_word() -> None:
     values, view = handlers.opened({"__theme": "dark"}, "v")
-    assert set(values) == {"seed"}
+    assert values == {}
     assert (view.status, view.phase) == ("", "empty")
 
 
