@@ -13,7 +13,7 @@ from model.errors import ModelError
 from model.generation import Completion, GenerationRequest, SamplingParams
 from model.runtimes.native.library import library_file
 from model.runtimes.native.weights import unsuitable
-from model.runtimes.protocol import EmbeddedRuntime
+from model.runtimes.protocol import Runtime
 
 if TYPE_CHECKING:
     from model.runtimes.torch.runtime import TorchRuntime
@@ -33,7 +33,7 @@ def why_not_native(config: ModelConfig, precision: str) -> str | None:
 
 def load_runtime(
     folder: ModelFolder, *, slots: int = 16, threads: int = 1, precision: str = "int8", runtime: RuntimeChoice = "auto"
-) -> EmbeddedRuntime:
+) -> Runtime:
     """The embedded runtime of an opened folder; its `name` says which one it is.
 
     Args:

@@ -43,7 +43,10 @@ class Batch(Protocol):
 
 
 class Runtime(Protocol):
-    """A network that can be asked for the next token's logits."""
+    """A network that can be asked for the next token's logits.
+
+    Its `name`, where it has one, is the implementation and its precision: `onnx int8`. Other names may mean other bits.
+    """
 
     @property
     def vocab_size(self) -> int: ...
@@ -132,15 +135,6 @@ class SamplingRuntime(Runtime, Protocol):
 
     def new_host_sampler(self, slots: int, masks: TokenMasks | None = None) -> Sampler:
         """A sampler for `slots` rows of logits on the host, as `prefill` returns them."""
-        ...
-
-
-class EmbeddedRuntime(Runtime, Protocol):
-    """A runtime for this machine's processor."""
-
-    @property
-    def name(self) -> str:
-        """Which implementation this is, and in what precision: `onnx int8`. Other names may mean other bits."""
         ...
 
 
