@@ -86,7 +86,7 @@ pytest: $(VENV)/.dev
 # Programs of others that speak the API, in an environment of their own: they are large, and none of ours. They find the
 # development environment's packages behind their own, torch above all, which is not installed twice.
 CLIENTS := $(VENV)/clients
-CLIENTS_FROM := tests/clients/requirements.txt tests/clients/overrides.txt tests/clients/package.json
+CLIENTS_FROM := tests/clients/requirements.txt tests/clients/overrides.txt tests/clients/apart.txt tests/clients/package.json
 
 $(CLIENTS)/.made: $(VENV)/.dev $(CLIENTS_FROM)
 	@echo "installing the clients"
@@ -96,6 +96,8 @@ $(CLIENTS)/.made: $(VENV)/.dev $(CLIENTS_FROM)
 	  -r tests/clients/requirements.txt --override tests/clients/overrides.txt
 	@$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
 	  >"$$($(CLIENTS)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/development.pth"
+	@! $(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 12))' || { $(BIN)/python -m venv $(CLIENTS)/apart && \
+	  $(CLIENTS)/bin/uv pip install --quiet --python $(CLIENTS)/apart/bin/python -r tests/clients/apart.txt; }
 	@mkdir -p $(CLIENTS)/npm && cp tests/clients/package.json $(CLIENTS)/npm/
 	@npm install --prefix $(CLIENTS)/npm --no-audit --no-fund --ignore-scripts --silent
 	@touch $@

@@ -13,15 +13,14 @@ from typing import Any
 import httpx
 import pytest
 
-from model.architecture.folder import PRETRAINED
 from model.serving.backend import LocalBackend
 from model.settings import Settings
 from tests.model.serving.http.serving import Running, serving
 
 ENVIRONMENT = Path(sys.prefix) / "clients"
 """Where `make clients` installs: a Python environment, and in `npm` what runs on Node."""
-SECONDS = 400
-"""Longest run of a client: load generators take a minute to start on a busy machine."""
+SECONDS = 600
+"""Longest run of a client: load generators take minutes to start on a busy machine."""
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -38,12 +37,11 @@ def run(service: Running, tmp_path: Path) -> Run:
     """Runs a program of the clients' environment; anything but success fails the test with what it printed."""
 
     def run(name: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        program = ENVIRONMENT / "bin" / name
-        if not program.exists():
-            program = ENVIRONMENT / "npm" / "node_modules" / ".bin" / name
+        places = [ENVIRONMENT / place / name for place in ("bin", "apart/bin", "npm/node_modules/.bin")]
+        program = next((place for place in places if place.exists()), Path(name))
         home = {"HOME": str(tmp_path), "OPENAI_API_KEY": "none", "OPENAI_BASE_URL": f"{service.url}/v1"}
         done = subprocess.run(
-            [str(program if program.exists() else name), *arguments],
+            [str(program), *arguments],
             cwd=tmp_path,
             env={"PATH": os.environ["PATH"], **home, **environment},
             capture_output=True,
@@ -94,9 +92,3 @@ def story(service: Running) -> Callable[..., str]:
         return text
 
     return story
-
-
-@pytest.fixture(scope="session")
-def tokenizer() -> str:
-    """The model folder, which Hugging Face's `AutoTokenizer` reads."""
-    return str(PRETRAINED)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from model.architecture.folder import PRETRAINED
-from tests.clients.conftest import Run
+from tests.clients.conftest import ENVIRONMENT, Run
 from tests.model.serving.http.serving import Running
 
 pytestmark = pytest.mark.clients
@@ -50,6 +50,23 @@ def test_aiperf_measures_streams(run: Run, service: Running, tmp_path: Path) -> 
     found = json.loads((tmp_path / "out" / "profile_export_aiperf.json").read_text())
     assert found["request_count"]["avg"] == 6
     assert (found["output_sequence_length"]["min"], found["output_sequence_length"]["max"]) == (TOKENS, TOKENS)
+
+
+@pytest.mark.skipif(not (ENVIRONMENT / "apart/bin/inference-perf").exists(), reason="it needs Python 3.12")
+def test_inference_perf_measures_streams_of_a_given_length(run: Run, service: Running, tmp_path: Path) -> None:
+    lengths = {"total_count": 6, "min": TOKENS, "max": TOKENS, "mean": TOKENS, "std_dev": 0}
+    config = {
+        "api": {"type": "completion", "streaming": True},
+        "data": {"type": "random", "input_distribution": lengths, "output_distribution": lengths},
+        "load": {"type": "constant", "stages": [{"rate": 2, "duration": 3}], "num_workers": 1},
+        "server": {"type": "vllm", "model_name": "story-writer", "base_url": service.url, "ignore_eos": True},
+        "tokenizer": {"pretrained_model_name_or_path": str(PRETRAINED)},
+        "storage": {"local_storage": {"path": "out"}},
+    }
+    (tmp_path / "config.yml").write_text(json.dumps(config))
+    run("inference-perf", "--config_file", "config.yml", HF_HUB_OFFLINE="1")
+    summary = json.loads((tmp_path / "out" / "summary_lifecycle_metrics.json").read_text())
+    assert (summary["successes"]["count"], summary["failures"]["count"]) == (6, 0)
 
 
 def test_promptfoo_compares_chat_and_completion(run: Run, service: Running, tmp_path: Path) -> None:

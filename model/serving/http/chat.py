@@ -16,7 +16,8 @@ from pydantic import Field, SkipValidation
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
-from model.generation import MAX_LOGPROBS, MAX_TOKENS, GenerationRequest, TokenLogprob
+from model.generation import MAX_LOGPROBS, MAX_TOKENS, Chunk, Completion, GenerationRequest, TokenLogprob
+from model.serving.backend import ModelInfo
 from model.serving.http.beginning import Turn, prompt_of
 from model.serving.http.completions import OpenAIFormat, respond
 from model.serving.http.errors import bad_value, json_bytes
@@ -121,14 +122,28 @@ class ChatFormat(OpenAIFormat):
     names = ("chat.completion", "chat.completion.chunk")
     text_field = (b'"delta":{"content":', b"}")
 
+    def __init__(self, body: ChatBody, requests: list[GenerationRequest], model: ModelInfo, lead: str) -> None:
+        super().__init__(body, requests, model, leads=[lead] * len(requests))
+        self._begun: set[int] = set()
+
     def opening(self) -> bytes:
-        """The role of each message, with the beginning that was made for it."""
-        rest = {"logprobs": None, "finish_reason": None}
-        choices = [
-            {"index": index, "delta": {"role": "assistant", "content": lead}, **rest}
-            for index, lead in enumerate(self._leads)
-        ]
-        return b"".join(b"%b%b%b" % (self._start, json_bytes(choice), self._tail) for choice in choices)
+        """Nothing: the first event of a story comes with its first token, from which load generators time it."""
+        return b""
+
+    def chunk(self, index: int, chunk: Chunk, at: float) -> bytes:
+        return self._role(index) + super().chunk(index, chunk, at)
+
+    def ended(self, index: int, completion: Completion) -> bytes:
+        return self._role(index) + super().ended(index, completion)
+
+    def _role(self, index: int) -> bytes:
+        """Before a message's first chunk its role, with the beginning that was made for it; else nothing."""
+        if index in self._begun:
+            return b""
+        self._begun.add(index)
+        delta = {"role": "assistant", "content": self._leads[index]}
+        choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
+        return b"%b%b%b" % (self._start, json_bytes(choice), self._tail)
 
     def _message(self, text: str) -> dict[str, Any]:
         return {"message": {"role": "assistant", "content": text, "refusal": None}}
@@ -157,7 +172,7 @@ def router(manager: GenerationManager) -> APIRouter:
         body = ChatBody.read(parse_object(await request.body()))
         prompt, lead = body.prompt()
         requests = body.requests(prompt)
-        form = functools.partial(ChatFormat, body, leads=[lead] * len(requests))
+        form = functools.partial(ChatFormat, body, lead=lead)
         return respond(manager, requests, form, request.headers, stream=body.stream)
 
     return routes

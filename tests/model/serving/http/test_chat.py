@@ -9,7 +9,9 @@ import openai
 import pytest
 
 from model.errors import InputError
-from model.serving.http.chat import ChatBody
+from model.generation import Chunk, Completion, Usage
+from model.serving.backend import ModelInfo
+from model.serving.http.chat import ChatBody, ChatFormat
 from model.serving.http.errors import ServiceError, as_service_error
 from tests.model.serving.http.serving import Running, streaming
 
@@ -73,6 +75,17 @@ def test_a_stream_begins_with_the_role_and_makes_up_the_whole(client: openai.Ope
         assert all(choice.delta.role is None for choice in own[1:])
         assert "".join(choice.delta.content or "" for choice in own) == expected.message.content
         assert [choice.finish_reason for choice in own] == [None] * (len(own) - 1) + ["length"]
+
+
+def test_the_role_comes_with_the_first_token_of_each_story_also_of_one_without_tokens() -> None:
+    body = ChatBody.read(said(FOX, n=2, stream=True))
+    form = ChatFormat(body, body.requests(FOX), ModelInfo("a", "b" * 64), lead="")
+    assert form.opening() == b"", "load generators time the first event"
+    assert form.chunk(0, Chunk(" He", (5,)), 1.0).count(b'"role":"assistant"') == 1
+    assert b'"role"' not in form.chunk(0, Chunk(" sat", (6,)), 1.1)
+    ended = Completion("", "stop", Usage(5, 0, 0.0, 0.0, 0.0))
+    assert b'"role"' not in form.ended(0, ended)
+    assert form.ended(1, ended).count(b'"role":"assistant"') == 1
 
 
 def test_the_clients_own_stream_helper_reads_it(client: openai.OpenAI) -> None:
