@@ -3,13 +3,60 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, RenderResult
     from rich.table import Table
 
+GAP = 2
+"""Spaces between two columns."""
 LONGEST_FIGURE = 20
 """Characters of a cell that stays on one line in a narrow terminal; a longer one may be broken between words."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TerminalTable:
+    """A table without a frame: the first column and those named in `text` align left, all others right.
+
+    Columns that do not fit into the terminal's width continue below, beside the first `key` columns again.
+    """
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    title: str | None
+    text: Collection[str]
+    styles: Mapping[str, str]
+    """A cell's whole text → a style of `rich`."""
+    key: int
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        widths = [
+            max(map(_least_width, (column, *(row[number] for row in self.rows))))
+            for number, column in enumerate(self.columns)
+        ]
+        stop = self.key
+        while True:
+            start, width = stop, sum(widths[: self.key]) + GAP * (self.key - 1)
+            while stop < len(widths) and (stop == start or width + GAP + widths[stop] <= options.max_width):
+                width, stop = width + GAP + widths[stop], stop + 1
+            yield self._part([*range(self.key), *range(start, stop)], widths, self.title if start == self.key else None)
+            if stop == len(widths):
+                return
+            yield ""
+
+    def _part(self, shown: Sequence[int], widths: Sequence[int], title: str | None) -> Table:
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+        for number in shown:
+            left = number == 0 or self.columns[number] in self.text
+            table.add_column(Text(self.columns[number]), justify="left" if left else "right", min_width=widths[number])
+        for row in self.rows:
+            table.add_row(*(Text(row[number], style=self.styles.get(row[number], "")) for number in shown))
+        return table
 
 
 def terminal_table(
@@ -19,23 +66,11 @@ def terminal_table(
     title: str | None = None,
     text: Collection[str] = (),
     styles: Mapping[str, str] | None = None,
-) -> Table:
-    """A table without a frame: the first column and those named in `text` align left, all others right.
-
-    `styles` maps a cell's whole text to a style of `rich`.
-    """
-    from rich.table import Table
-    from rich.text import Text
-
+    key: int = 1,
+) -> TerminalTable:
+    """See `TerminalTable`."""
     cells = [tuple(row) for row in rows]
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
-    for number, column in enumerate(columns):
-        left = number == 0 or column in text
-        width = max(map(_least_width, (column, *(row[number] for row in cells))))
-        table.add_column(Text(column), justify="left" if left else "right", min_width=width)
-    for row in cells:
-        table.add_row(*(Text(cell, style=(styles or {}).get(cell, "")) for cell in row))
-    return table
+    return TerminalTable(columns=columns, rows=cells, title=title, text=text, styles=styles or {}, key=key)
 
 
 def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, text: Collection[str] = ()) -> list[str]:

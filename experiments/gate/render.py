@@ -14,24 +14,14 @@ MARK = "<!-- story-gate -->"
 WORDS: dict[Verdict, str] = {"pass": "PASS", "fail": "FAIL", "undecided": "UNDECIDED"}
 COLORS: dict[Verdict, str] = {"pass": "green", "fail": "red", "undecided": "yellow"}
 COLUMNS = ("verdict", "metric", "value", "threshold", "margin", "95 % bounds", "n")
-NARROW = 5
-"""Columns that a narrow terminal shows."""
-WIDEST = 1000
 TEXT = ("metric", "threshold")
 
 
 def print_decision(decision: Decision, console: Console) -> None:
-    """Print one row a check, the reasons of those that did not pass, and the verdict below.
-
-    A terminal that is too narrow gets no bounds and numbers of observations; every name stays whole.
-    """
+    """Print one row a check, the reasons of those that did not pass, and the verdict below."""
     rows = [_cells(check, check.threshold.metric) for check in decision.checks]
     styles = {WORDS[verdict]: color for verdict, color in COLORS.items()}
-    for columns in (len(COLUMNS), NARROW):
-        table = terminal_table(COLUMNS[:columns], [row[:columns] for row in rows], text=TEXT, styles=styles)
-        if console.measure(table, options=console.options.update(max_width=WIDEST)).maximum <= console.width:
-            break
-    console.print(table)
+    console.print(terminal_table(COLUMNS, rows, text=TEXT, styles=styles, key=2))
     for check in decision.checks:
         if check.verdict != "pass":
             console.print(f"{check.threshold.metric}: {check.why}", markup=False, highlight=False)

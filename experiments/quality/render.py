@@ -7,10 +7,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.table import Table
 
 from experiments.common.statistics import Estimate
-from experiments.common.tables import terminal_table
+from experiments.common.tables import TerminalTable, terminal_table
 from experiments.quality.generation import FIGURES
 from experiments.quality.report import QualityReport
 
@@ -66,7 +65,7 @@ def print_report(report: QualityReport, evidence: Mapping[str, str], console: Co
         console.print(text, soft_wrap=True, markup=False, highlight=False)
 
 
-def _held_out(report: QualityReport) -> Table:
+def _held_out(report: QualityReport) -> TerminalTable:
     intervals = report.intervals()
     rows: list[tuple[str, ...]] = []
     for name, figures in report.runtimes.items():
@@ -80,7 +79,7 @@ def _held_out(report: QualityReport) -> Table:
     return terminal_table(("", "bits per byte", "nats a token"), rows, title="Held-out stories")
 
 
-def _places(report: QualityReport) -> Table:
+def _places(report: QualityReport) -> TerminalTable:
     rows = []
     for place in report.places:
         name = f"{place.first} to {place.last}" if place.last is not None else f"{place.first} and on"
@@ -91,7 +90,7 @@ def _places(report: QualityReport) -> Table:
     return terminal_table(columns, rows, title="By place in the story")
 
 
-def _written(report: QualityReport) -> Table:
+def _written(report: QualityReport) -> TerminalTable:
     assert report.written is not None
     count, seeds = len(report.written.stories), len(report.written.seeds)
     ours = report.written.estimates()

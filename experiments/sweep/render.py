@@ -133,7 +133,7 @@ def print_sweep(study: optuna.Study, console: Console) -> None:
         for row in found
     ]
     title = f"{study.study_name}: {plan.budget} each"
-    console.print(terminal_table(columns, table, title=title, text=("state",), styles=STYLES))
+    console.print(terminal_table(columns, table, title=title, text=("state",), styles=STYLES, key=2))
     console.print("★ the best, = the base recipe, ↻ a retry after a stop", style="dim", highlight=False)
     for row in found:
         if row["state"] == "failed":

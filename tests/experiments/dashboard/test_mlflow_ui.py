@@ -79,5 +79,5 @@ def test_the_ui_answers_here_refuses_foreign_names_and_leaves_nothing_behind(
         assert port_is_free("127.0.0.1", port)
         assert (tmp_path / "mlflow.db").exists()
     finally:
-        ui.kill()
-        ui.wait()
+        ui.terminate()  # on which it ends the server and its helpers; does nothing to one that has ended
+        ui.wait(60)
