@@ -209,9 +209,11 @@ class FollowingBackend(BackendWrapper[LocalBackend]):
 
     def _cannot_ask(self, error: Exception) -> None:
         """Note, and log once, why the alias cannot be followed."""
-        problem = f"the {self._alias} is not known: {one_line(error)}"
+        reason = one_line(error)
+        # Everyone can read the health route; where the registry is belongs into the log.
+        problem = f"the {self._alias} is not known: {reason.replace(f' {self._registry.address}', '')}"
         if problem != self._problem:
-            log.warning("%s", problem)
+            log.warning("the %s is not known: %s", self._alias, reason)
         self._problem = problem
 
 

@@ -59,7 +59,7 @@ def open_store(uri: str, *, read_only: bool = False) -> MlflowClient:
 
     Raises `InputError` for a store that cannot be used, `MissingExtraError` without MLflow.
     """
-    for name, value in QUIET.items():
+    for name, value in (QUIET | _credentials()).items():
         os.environ.setdefault(name, value)
     try:
         from mlflow import MlflowClient
@@ -81,6 +81,16 @@ def open_store(uri: str, *, read_only: bool = False) -> MlflowClient:
     except Exception as error:  # SQLAlchemy's, MLflow's, the driver's or the network's
         raise unusable(uri, error) from error
     return client
+
+
+def _credentials() -> dict[str, str]:
+    """Credentials for a server that the settings read from files; MLflow knows the environment only."""
+    settings = load_settings()
+    secrets = {
+        "MLFLOW_TRACKING_PASSWORD": settings.mlflow_tracking_password,
+        "MLFLOW_TRACKING_TOKEN": settings.mlflow_tracking_token,
+    }
+    return {name: secret.get_secret_value() for name, secret in secrets.items() if secret is not None}
 
 
 def _read_only(database: Path) -> str:

@@ -17,7 +17,20 @@ from hypothesis import strategies as st
 
 from model.outbox import Leftover
 from training.tracking.outbox import Point, read_leftover, write_leftover
-from training.tracking.store import Owner, owner_of
+from training.tracking.store import Owner, open_store, owner_of
+
+
+def test_mlflow_gets_a_password_that_the_settings_read_from_a_file(
+    tracking_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow.utils.credentials import read_mlflow_creds
+
+    (tmp_path / "password").write_text("hunter2\n")
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "lily")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD_FILE", str(tmp_path / "password"))
+    open_store(tracking_uri)
+    found = read_mlflow_creds()
+    assert (found.username, found.password) == ("lily", "hunter2")
 
 
 @pytest.fixture
