@@ -245,7 +245,7 @@ def remember(registry: Registry, wanted: str, version: RegisteredVersion) -> Non
     try:
         write_atomically(_record(registry, wanted), json.dumps(known) + "\n")
     except OSError as error:  # or another process, which wrote the same, was faster
-        log.warning("%s is not remembered: %s", version.name, error)
+        log.warning("%s is not cached: %s", version.name, error)
 
 
 def last_version(registry: Registry, wanted: str) -> tuple[RegisteredVersion, ModelFolder] | None:

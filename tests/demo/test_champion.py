@@ -159,7 +159,7 @@ def test_what_is_promoted_writes_the_next_story_and_a_rollback_brings_the_old_on
             }
             assert story(served) == (new, second.digest)
             pause.go.set()
-            assert told(source) == (old, first.digest)
+            assert written_by(source) == (old, first.digest)
 
         (listed,) = httpx.get(f"{served.url}v1/models").json()["data"]
         assert (listed["number"], listed["alias"], listed["version"]) == (2, "champion", second.digest)
@@ -178,7 +178,7 @@ def running_runtime(served: Served) -> object:
     return backend.engine._scheduler._runtime
 
 
-def told(source: EventSource) -> tuple[str, str]:
+def written_by(source: EventSource) -> tuple[str, str]:
     """The text of the stream to its end, and the digest that its end names."""
     text = ""
     for event in source.iter_sse():

@@ -28,7 +28,7 @@ access_log = logging.getLogger("story.request")
 
 QUIET_ROUTES = ("/api/health", "/health", "/ping", "/metrics")
 """Polled so often that successful requests would flood the log."""
-GUARDED = ("/api/generate", "/socket.io")
+PROTECTED = ("/api/generate", "/socket.io")
 """Paths whose GET requests have an effect too."""
 VALID_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 """What a client may call its request; anything else is replaced, for it ends up in logs and headers."""
@@ -136,7 +136,7 @@ class SameOriginMiddleware:
     """Refuses requests that pages of other sites make, except those of `origins`.
 
     CORS only keeps such a page from reading a response; this keeps its request from having an effect. Concerned are
-    unsafe methods, WebSockets, and `GUARDED` paths. As Go's `CrossOriginProtection` does, it believes `Sec-Fetch-Site`,
+    unsafe methods, WebSockets, and `PROTECTED` paths. As Go's `CrossOriginProtection` does, it believes `Sec-Fetch-Site`,
     which no script can set, and where a browser does not send that (to a host without TLS), compares `Origin` with
     `Host`. Programs send neither, and pass.
     """
@@ -155,7 +155,7 @@ class SameOriginMiddleware:
 
     def _concerned(self, scope: Scope) -> bool:
         safe = scope["type"] == "http" and scope["method"] in ("GET", "HEAD", "OPTIONS")
-        return not safe or scope["path"].startswith(GUARDED)
+        return not safe or scope["path"].startswith(PROTECTED)
 
     def _same(self, headers: Headers) -> bool:
         origin, site = headers.get("origin"), headers.get("sec-fetch-site")

@@ -4,7 +4,7 @@ Whole: one object with `text` (what was generated), `story` (the prompt with it)
 times. As events: `token` for each chunk (`{"text"}`), then `complete` with that same object, or `error`.
 
 GET takes the fields as a query and streams, for a browser's `EventSource`, which connects again whenever its connection
-ends. So its events have ids: after the end it is answered 204, which tells it to stop (WHATWG HTML, 9.2.2), and where
+ends. So its events have ids: after the end it is answered 204, which makes it stop (WHATWG HTML, 9.2.2), and where
 the connection was lost it gets the rest of the story.
 
 A Socket.IO client emits `generate_story` with the same body and receives `story_token` (`{"id", "text"}`) for each
