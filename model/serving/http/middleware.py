@@ -136,9 +136,9 @@ class SameOriginMiddleware:
     """Refuses requests that pages of other sites make, except those of `origins`.
 
     CORS only keeps such a page from reading a response; this keeps its request from having an effect. Concerned are
-    unsafe methods, WebSockets, and `PROTECTED` paths. As Go's `CrossOriginProtection` does, it believes `Sec-Fetch-Site`,
-    which no script can set, and where a browser does not send that (to a host without TLS), compares `Origin` with
-    `Host`. Programs send neither, and pass.
+    unsafe methods, WebSockets and `PROTECTED` paths. As Go's `CrossOriginProtection` does, it believes
+    `Sec-Fetch-Site`, which no script can set, and where a browser does not send that (to a host without TLS), compares
+    `Origin` with `Host`. Programs send neither, and pass.
     """
 
     def __init__(self, app: ASGIApp, *, origins: Sequence[str]) -> None:
