@@ -93,7 +93,7 @@ def find_files(sources: Iterable[Path], on_other: Callable[[Path], None] = lambd
     """The story files behind files and folders, each once; a folder gives all of its files, sorted by name.
 
     Links are followed, each folder once. `on_other` gets every file of a folder that is left out: one of another kind,
-    a hidden one, or no regular file (a pipe, a broken link).
+    a hidden one, or no regular file (a pipe, a broken link); of a hidden folder, the folder.
 
     Raises `DataError` for a source that does not exist, is of another kind, or is a folder without story files.
     """
@@ -120,7 +120,10 @@ def find_files(sources: Iterable[Path], on_other: Callable[[Path], None] = lambd
 
 
 def _files_below(folder: Path, seen: set[Path]) -> Iterator[Path]:
-    """All files of a folder and of those in it, through links; `seen` keeps a loop of links from going on for ever."""
+    """All files of a folder and of those in it, through links, and hidden folders as one entry each.
+
+    `seen` keeps a loop of links from going on for ever.
+    """
     if (real := folder.resolve()) in seen:
         return
     seen.add(real)
@@ -129,7 +132,7 @@ def _files_below(folder: Path, seen: set[Path]) -> Iterator[Path]:
     except OSError as error:
         raise DataError(f"{folder}: cannot be read: {error.strerror or error}") from error
     for path in map(folder.joinpath, entries):
-        if path.is_dir():
+        if path.is_dir() and not path.name.startswith("."):
             yield from _files_below(path, seen)
         else:
             yield path

@@ -154,10 +154,15 @@ def prepare(options: PrepareOptions, console: Console | None = None) -> PrepareR
         report = _Preparation(options, train_files, val_files, bars).run()
     unit = 1 << 20 if sys.platform == "darwin" else 1 << 10
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
-    left_out = dict(Counter(path.suffix.lower() or path.name for path in sorted(set(others))))
+    left_out = dict(Counter(map(_sort_of, sorted(set(others)))))
     report = replace(report, seconds=time.perf_counter() - began, peak_memory_mb=peak, left_out=left_out)
     _tell(report, say)
     return report
+
+
+def _sort_of(path: Path) -> str:
+    """What a file that is left out counts as."""
+    return "hidden" if path.name.startswith(".") else path.suffix.lower() or "without a suffix"
 
 
 class _Preparation:

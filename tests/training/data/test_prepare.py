@@ -95,11 +95,14 @@ def test_it_says_what_separates_the_stories_and_what_was_left_out(options: Prepa
     (folder / "one.txt").write_text("\r".join(" ".join(text.split()) for text in OWN[:100]))
     (folder / "notes.md").write_text("x")
     (folder / "LICENSE").write_text("x")
+    (folder / ".git").mkdir()
+    for number in range(9):
+        (folder / ".git" / f"{number}.txt").write_text("x")
     output = io.StringIO()
     report = prepare(replace(options, sources=(folder,)), Console(file=output, width=200))
-    assert (report.splits["train"].stories, report.left_out) == (100, {"LICENSE": 1, ".md": 1})
+    assert (report.splits["train"].stories, report.left_out) == (100, {"hidden": 1, ".md": 1, "without a suffix": 1})
     assert "one.txt: 100 stories, separated by line ends" in output.getvalue()
-    assert "left out, not files of stories: 1 .md, 1 LICENSE" in output.getvalue()
+    assert "left out, not files of stories: 1 .md, 1 hidden, 1 without a suffix" in output.getvalue()
 
 
 def test_the_tokenizer_is_trained_on_the_training_split_alone(options: PrepareOptions) -> None:
