@@ -123,5 +123,5 @@ def test_lm_eval_finds_the_bits_per_byte_that_story_evaluate_finds(run: Run, ser
     nats = -sum(float(sample["filtered_resps"][0]) for sample in found)
     size = sum(len(text.encode()) for text in STORIES)
     evaluate = ("evaluate", "--data", "stories.jsonl", "--model", str(PRETRAINED), "--runtime", "native", "--no-write")
-    report = json.loads(run(shutil.which("story") or "story", *evaluate, "--no-track", "--json").stdout)
+    report = json.loads(run(str(ENVIRONMENT.parent / "bin" / "story"), *evaluate, "--no-track", "--json").stdout)
     assert round(nats / math.log(2) / size, 4) == round(report["bits_per_byte"], 4)
