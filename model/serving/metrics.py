@@ -119,7 +119,7 @@ class Meter:
         self._streams = Counter(
             "story_streams",
             "Streams by outcome: stop, length, cancelled (by the client or because it disconnected), error, refused "
-            "(queue full), limited (rate limit), draining.",
+            "(queue full, or unknown token ids), limited (rate limit), draining.",
             ["outcome", "served_by", "version", "deployment"],
             registry=registry,
         )

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, runtime_checkable
 
-from model.errors import BusyError, DrainingError, GenerationError, LimitError
+from model.errors import BusyError, DrainingError, GenerationError, InputError, LimitError
 from model.generation import Chunk, Completion, GenerationRequest, Usage
 from model.serving.backend import CACHE, Backend, Stream, StreamTimer
 from model.serving.logs import new_request_id, request_id
@@ -196,7 +196,7 @@ class GenerationSession:
             try:
                 stream = generation.stream = await manager.backend.submit(generation.request)
             except Exception as error:
-                self._end(generation, "refused" if isinstance(error, BusyError) else "error")
+                self._end(generation, "refused" if isinstance(error, BusyError | InputError) else "error")
                 raise
             if self._reservation is not None:
                 self._reservation.commit(stories=1)

@@ -134,6 +134,7 @@ def test_a_story_is_forked_at_any_token_by_an_array_of_tokens(shipped: Running) 
         assert own[0]["prompt_token_ids"] == fork["prompt_token_ids"]
     too_large = shipped.post("/v1/completions", prompt=[5, 4096])
     assert (too_large.status_code, too_large.json()["error"]["param"]) == (422, "prompt")
+    assert shipped.figures()['story_streams_total{outcome="error"}'] == 0, "a bad input is no failure of the model"
 
 
 def test_echo_with_log_probabilities_scores_the_prompt_as_it_was_generated(shipped: Running) -> None:

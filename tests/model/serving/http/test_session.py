@@ -234,8 +234,11 @@ def test_whoever_leaves_the_queue_is_never_written_for(stream: bool) -> None:
 def test_of_several_choices_for_which_there_is_no_capacity_none_is_begun() -> None:
     backend, _ = paced(slots=2, queue=1, step_seconds=0.01)
     with serving(backend) as running:
-        response = running.post("/v1/completions", prompt="Once", n=4, max_tokens=4000)
+        held = backend.engine.submit(GenerationRequest(prompt="Once", max_tokens=4000))
+        until(lambda: backend.engine.stats().active == 1)
+        response = running.post("/v1/completions", prompt="Once", n=3, max_tokens=4000)
         assert response.status_code == 429
+        held.cancel()
         until(lambda: backend.engine.stats().active == backend.engine.stats().waiting == 0)
         assert running.post("/v1/completions", prompt="Once", n=2, max_tokens=3).status_code == 200
 
