@@ -15,9 +15,8 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, Self, runtime_checkable
 
 from model.errors import BusyError, DrainingError, GenerationError, InputError, LimitError
 from model.generation import Chunk, Completion, GenerationRequest, Usage
@@ -76,11 +75,11 @@ class Observer(Protocol):
         """Handle the end of a stream, once; `limited` and `draining` ones were never submitted."""
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(NamedTuple):
     """One of the streams yielded a chunk, or ended."""
 
-    index: int
+    number: int
+    """Of the stream, from 0."""
     at: float
     """Seconds since 1970, when it was read from the backend."""
     chunk: Chunk | None = None

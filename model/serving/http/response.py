@@ -100,7 +100,7 @@ class GenerationResponse(Response):
         chunks: list[list[Chunk]] = [[] for _ in self._requests]
         async for event in session.events(self._manager.options.keep_alive):
             if event is not None and event.chunk is not None:
-                chunks[event.index].append(event.chunk)
+                chunks[event.number].append(event.chunk)
         return self._form.whole(chunks, session.completions, session.served_by)
 
     async def _send_events(self, session: GenerationSession, send: Send) -> None:
@@ -121,9 +121,9 @@ class GenerationResponse(Response):
         if event is None:
             return KEEP_ALIVE
         if event.chunk is not None:
-            return self._form.chunk(event.index, event.chunk, event.at)
+            return self._form.chunk(event.number, event.chunk, event.at)
         assert event.completion is not None, "an event is a chunk or an end"
-        return self._form.ended(event.index, event.completion)
+        return self._form.ended(event.number, event.completion)
 
 
 class _ClientGoneError(Exception):
