@@ -97,25 +97,21 @@ def _packages() -> Iterator[Finding]:
 
 def _model(settings: Settings) -> Finding:
     try:
-        from experiments.registry.resolve import resolve_model
-        from model.architecture.folder import PRETRAINED
+        from experiments.registry.resolve import open_registry
         from model.engine.load import warm_up
-        from model.serving.backend import LocalBackend
+        from model.serving.following import open_local
 
-        found = resolve_model(settings.story_model, settings)
-        backend = LocalBackend.load(settings.model_copy(update={"story_slots": 1}), found)
+        backend = open_local(settings.model_copy(update={"story_slots": 1}), open_registry)
         with backend.engine as engine:
-            completion = warm_up(engine)
+            completion, detail = warm_up(engine), backend.health().detail
     except Exception as error:  # whatever the reason is, it is what the user asked for
         reason = str(error) if isinstance(error, StoryError) else f"{type(error).__name__}: {error}"
         gives = "stories: name another model in STORY_MODEL, or clone afresh"
         return Finding("model", "wrong", reason, gives)
     usage = completion.usage
     wrote = f"wrote {usage.completion_tokens} tokens at {usage.tokens_per_second:,.0f} a second"
-    what = found.path if found.version is None else found.version.name
-    shown = f"{'model/pretrained' if found.path == PRETRAINED else what} (digest {backend.model.version[:12]})"
-    stale = f"; {found.stale}, so the cached version is used" if found.stale else ""
-    return Finding("model", "ok", f"{shown}, {engine.runtime_name}: {wrote}{stale}")
+    shown = f"{backend.model.name} (digest {backend.model.version[:12]}), {engine.runtime_name}"
+    return Finding("model", "ok", f"{shown}: {wrote}{detail.removeprefix('ready')}")
 
 
 def _native() -> Finding:

@@ -104,8 +104,6 @@ class ResolvedModel:
     """None: the reference named a folder."""
     alias: str = ""
     """By which the version was named, if it was."""
-    stale: str = ""
-    """Why the registry could not be asked, where the version is the one that the reference last named."""
 
 
 OpenRegistry = Callable[["Settings"], Registry]
@@ -170,7 +168,6 @@ def resolve_model(
     if wanted is None:
         return ResolvedModel(PRETRAINED if text == SHIPPED else Path(text).expanduser())
     registry = open_registry(settings)
-    stale = ""
     try:
         version = registry.find(wanted)
         folder = fetch(registry, version)
@@ -178,11 +175,11 @@ def resolve_model(
         last = last_version(registry, wanted)
         if last is None:
             raise
-        version, folder, stale = *last, str(error)
+        version, folder = last
+        log.warning("%s; %s, which %s last named, is used", error, version.name, text)
     else:
         remember(registry, wanted, version)
-    alias = wanted if wanted in version.aliases else ""
-    return ResolvedModel(folder.path, version, alias, stale)
+    return ResolvedModel(folder.path, version, wanted if wanted in version.aliases else "")
 
 
 def choose(versions: Sequence[AnyVersion], wanted: str) -> AnyVersion:

@@ -57,11 +57,19 @@ def test_a_model_that_is_not_there_means_no_stories(tmp_path: Path, monkeypatch:
     assert not stories_can_be_written(findings)
 
 
+def test_a_champion_that_cannot_be_asked_for_is_said_and_stories_are_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STORY_MODEL", "models:/story-writer@champion")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    finding = _named("model")
+    assert finding.state == "ok"
+    assert finding.detail.endswith("; the champion is not known: the MLflow server does not answer: ConnectError")
+
+
 def test_the_shipped_model_writes() -> None:
     finding = _named("model")
     assert finding.state == "ok", finding.detail
     digest = (PRETRAINED / "digest").read_text("ascii").strip()
-    assert finding.detail.startswith(f"model/pretrained (digest {digest[:12]}), ")
+    assert finding.detail.startswith(f"the model that ships with this repository (digest {digest[:12]}), ")
     assert " int8" in finding.detail
     assert ": wrote 16 tokens at " in finding.detail
 

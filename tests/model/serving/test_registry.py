@@ -88,7 +88,7 @@ def test_the_server_says_what_mlflow_says(wanted: str, mlflow: MlflowServer, ver
 
 def test_a_version_is_fetched_once_and_verified(proxy: Proxy, version: Version) -> None:
     found = resolve_model(CHAMPION, settings(proxy))
-    assert (found.alias, found.stale) == ("champion", "")
+    assert found.alias == "champion"
     assert found.version is not None
     assert (found.version.name, found.path) == ("story-writer 1", cache_folder() / version.digest)
     assert ModelFolder.open(found.path).digest == version.digest
@@ -107,7 +107,9 @@ def test_a_cached_version_that_was_damaged_is_fetched_again(proxy: Proxy, versio
     assert ModelFolder.open(resolve_model(CHAMPION, settings(proxy)).path).digest == version.digest
 
 
-def test_without_the_server_the_version_that_was_last_named_is_used(proxy: Proxy, version: Version) -> None:
+def test_without_the_server_the_version_that_was_last_named_is_used(
+    proxy: Proxy, version: Version, caplog: pytest.LogCaptureFixture
+) -> None:
     proxy.down = True
     with pytest.raises(RegistryError, match="answers with status 503"):
         resolve_model(CHAMPION, settings(proxy))
@@ -116,7 +118,8 @@ def test_without_the_server_the_version_that_was_last_named_is_used(proxy: Proxy
     proxy.down = True
     again = resolve_model(CHAMPION, settings(proxy))
     assert (again.path, again.version, again.alias) == (first.path, first.version, "champion")
-    assert again.stale == f"the MLflow server {proxy.address} answers with status 503"
+    down = f"the MLflow server {proxy.address} answers with status 503"
+    assert caplog.messages == [f"{down}; story-writer 1, which {CHAMPION} last named, is used"]
     with pytest.raises(RegistryError):
         resolve_model("models:/story-writer@challenger", settings(proxy))
 
