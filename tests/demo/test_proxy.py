@@ -23,7 +23,7 @@ from playwright.sync_api import expect
 from demo.routing import RoutingBackend, Variant
 from experiments.ab.assignment import without_test
 from experiments.ab.recorder import Recorder
-from model.serving.http.address import bound, free_port, url_of
+from model.serving.http.address import bound, free_port
 from model.serving.options import ServiceOptions
 from tests.demo.engines import local_backend
 from tests.demo.served import serve
@@ -129,9 +129,9 @@ def test_both_entry_points_listen_on_ipv6(host: str) -> None:
             assert "Write me a story" in httpx.get(f"http://{name}:{port}/").text
             assert httpx.get(f"http://{name}:{port}/metrics").status_code == 200, "this machine reads the metrics"
     backend, _ = paced()
-    with serving(backend) as running, bound(host, 0) as listener:
+    with serving(backend, host=host) as running:
+        assert running.url.startswith(f"http://[{host.strip('[]')}]:")
         assert running.get("/api/health").status_code == 200
-        assert url_of(listener, host).startswith(f"http://[{host.strip('[]')}]:")
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):

@@ -57,17 +57,17 @@ class Running:
 
 @contextlib.contextmanager
 def serving(
-    backend: Backend, *, drain: float = 5.0, shared: SharedState | None = None, **options: Any
+    backend: Backend, *, drain: float = 5.0, shared: SharedState | None = None, host: str = "127.0.0.1", **options: Any
 ) -> Iterator[Running]:
     """Serve `backend` while this context is open."""
     service = create_service(backend, ServiceOptions(drain=drain, **options), shared)
-    listener = bound("127.0.0.1", 0)
+    listener = bound(host, 0)
     server = DrainingServer(service)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:
         until(lambda: server.started)
-        url = url_of(listener, "127.0.0.1")
+        url = url_of(listener, host)
         with httpx.Client(base_url=url, timeout=30) as client:
             yield Running(url, service, server, client)
     finally:
