@@ -11,12 +11,12 @@ import logging
 import math
 import re
 from collections.abc import AsyncGenerator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
 from demo import links
 from demo.coalesce import coalesce
-from demo.form import FIELDS, Form
+from demo.form import Form
 from demo.routing import RoutingBackend
 from experiments.ab.events import new_id
 from model.errors import BusyError, DrainingError, GenerationError, InputError, LimitError, StoryError
@@ -35,6 +35,8 @@ SILENCE = 0.5
 
 PLACES = {"local": "locally", "modal": "on Modal"}
 """`served_by` of a stream, in words."""
+
+STORY_ID = re.compile(r"[0-9a-f]{32}")
 
 THANKS = {1: "Noted: you like it.", -1: "Noted: not for you.", 0: "Taken back."}
 """What a screen reader says of a rating."""
@@ -63,6 +65,19 @@ class View:
     """Id under which the story is recorded, where stories are."""
     rating: int = 0
     """The user's rating: 1 likes it, -1 does not, 0 has not said."""
+    seed: int = -1
+    """The seed of the last request; -1 before the first."""
+    problems: dict[str, str] = field(default_factory=dict)
+    """What is wrong with the form, by the field's label; the request was not sent then."""
+    beat: int = 0
+    """Counts views without news, so that the browser knows that the connection stands."""
+
+    @classmethod
+    def sent(cls, value: object) -> View:
+        """The view that a browser sends. It may send anything: a value of another type is left out."""
+        given, usual = value if isinstance(value, dict) else {}, cls()
+        names = [entry.name for entry in fields(cls)]
+        return cls(**{name: given[name] for name in names if type(given.get(name)) is type(getattr(usual, name))})
 
     def as_dict(self) -> dict[str, Any]:
         """The fields, as the browser takes them."""
@@ -74,36 +89,9 @@ class View:
         return self.prompt + self.generated
 
     @property
-    def busy(self) -> bool:
-        """Whether a stream is at work."""
-        return self.phase in ("waiting", "writing")
-
-
-@dataclass(frozen=True, slots=True)
-class Buttons:
-    """Which buttons can be pressed."""
-
-    write: bool
-    stop: bool
-    resume: bool
-    again: bool
-    save: bool
-    link: bool
-    rate: bool
-    """Both thumbs."""
-
-
-def buttons(view: View) -> Buttons:
-    """The buttons that make sense in this state of the page."""
-    return Buttons(
-        write=not view.busy,
-        stop=view.busy,
-        resume=view.phase in ("open", "failed") and bool(view.text),
-        again=not view.busy and view.phase != "empty",
-        save=bool(view.text),
-        link=bool(view.link) and view.phase != "empty",
-        rate=view.phase in ("ended", "open") and bool(view.generated) and bool(view.story),
-    )
+    def ratable(self) -> bool:
+        """Whether the user may rate the story: a recorded one that has ended."""
+        return self.phase in ("ended", "open") and bool(self.generated) and STORY_ID.fullmatch(self.story) is not None
 
 
 @dataclass(slots=True)
@@ -118,12 +106,6 @@ class AppState:
         """What records stories and ratings, where they are recorded."""
         backend = self.manager.backend
         return backend if isinstance(backend, RoutingBackend) else None
-
-
-def problems(form: Form) -> list[str | None]:
-    """For each field, in the form's order: what is wrong with it, or None."""
-    found = form.problems()
-    return [found.get(name) for name in FIELDS]
 
 
 def opened(query: Mapping[str, str], version: str) -> tuple[dict[str, Any], View]:
@@ -143,7 +125,7 @@ def write(state: AppState, tab: str, form: Form, client: str = UNKNOWN, user: st
     Spaces at the prompt's end are dropped: in a byte-level vocabulary a word brings its own space along, so
     the model has hardly ever seen a space that stands alone before it has to choose a word.
     """
-    form = replace(form, prompt=form.prompt.rstrip(" \t"))
+    form = replace(form.drawn(), prompt=form.prompt.rstrip(" \t"))
     view = View(prompt=form.prompt, filename=filename(form.prompt), story=new_id() if state.recorder else "")
     with contextlib.suppress(InputError):  # only a prompt too long for an address: then there is no link
         view = replace(view, link=links.encode(form, model_for(state.manager.backend, user).version))
@@ -154,7 +136,7 @@ def resume(
     state: AppState, tab: str, form: Form, view: View, client: str = UNKNOWN, user: str = ""
 ) -> AsyncGenerator[View, None]:
     """Go on with the story on the page, under the form's settings; its prompt field plays no part."""
-    return _generate(state, tab, form, view, client, user)
+    return _generate(state, tab, replace(form, prompt=""), view, client, user)
 
 
 def stop(state: AppState, tab: str) -> None:
@@ -165,7 +147,7 @@ def stop(state: AppState, tab: str) -> None:
 
 def rate(state: AppState, view: View, rating: int) -> View:
     """Record the user's rating of the story on the page; the same thumb pressed again takes it back."""
-    if state.recorder is None or not buttons(view).rate:
+    if state.recorder is None or not view.ratable:
         return view
     rating = 0 if rating == view.rating else rating
     state.recorder.rate(view.story, rating)
@@ -176,11 +158,15 @@ async def _generate(
     state: AppState, tab: str, form: Form, view: View, client: str, user: str
 ) -> AsyncGenerator[View, None]:
     """Stream what follows `view.text`. However this generator ends, its session is closed."""
+    if problems := form.problems():
+        yield replace(_failed(view, " ".join(f"{problem}." for problem in problems.values())), problems=problems)
+        return
     request_id.set(reference := new_request_id())
-    view = replace(view, phase="waiting", status="Beginning…", spoken="Writing.", finish_reason="")
+    view = replace(view, phase="waiting", status="Beginning…", spoken="Writing.", finish_reason="", problems={})
     session: GenerationSession | None = None
     try:
         request = form.request(view.text)
+        view = replace(view, seed=request.sampling.seed)
         request = replace(request, user=user, story_id=view.story or request.story_id)
         session = state.sessions[tab] = state.manager.session([request], client)
         async with session, contextlib.aclosing(coalesce(session.events(SILENCE))) as batches:
@@ -192,14 +178,15 @@ async def _generate(
                     places, text = generation.places, "".join(chunk.text for chunk in chunks)
                     if len(places) > 1:
                         view = replace(view, spoken=f"The story goes on {_where(places[-1:])}.")
-                    line = _line(generation.usage, places, form.seed)
+                    line = _line(generation.usage, places, view.seed)
                     view = replace(view, phase="writing", generated=view.generated + text, status=line)
                     yield view
                 elif generation.completion is None:
                     if view.phase == "waiting":
                         view = replace(view, status="Waiting for the first word…")
+                    view = replace(view, beat=view.beat + 1)
                     yield view
-            yield _ended(view, generation, form.seed)
+            yield _ended(view, generation)
     except LimitError as error:
         who = "You have had" if error.scope == "client" else "Everyone together has had"
         wait = spoken_wait(error.retry_after)
@@ -234,11 +221,11 @@ def _failed(view: View, message: str) -> View:
     return replace(view, phase="failed", status=message, spoken=message)
 
 
-def _ended(view: View, generation: Generation, seed: int) -> View:
+def _ended(view: View, generation: Generation) -> View:
     """The last view of a stream: exact figures, and how it ended in words."""
     endings = {"stop": "The end", "length": "Stopped at the length you set", "cancelled": "Stopped"}
     ending = endings[str(generation.outcome)]
-    line = _line(generation.usage, generation.places, seed)
+    line = _line(generation.usage, generation.places, view.seed)
     status = f"{ending} · {line}" if generation.usage.completion_tokens else ending
     phase: Phase = "ended" if generation.outcome == "stop" else "open"
     spoken = status.replace(" · ", ", ") + "."

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, urlencode
 
-from demo.form import FIELDS, Form, check_field
+from demo.form import FIELDS, Form, check_field, labelled
 from model.errors import InputError
 
 MAX_QUERY = 16_000
@@ -59,7 +59,7 @@ def decode(query: Mapping[str, str], version: str) -> Opened:
         if problem is None:
             values[name] = value
         else:
-            notes.append(f"The link's {name} could not be used: {_short(str(problem))}.")
+            notes.append(f"A value of the link could not be used. {_short(labelled(problem))}.")
     if values and (linked := query.get("model", "")) and linked[:VERSION_CHARS] != version[:VERSION_CHARS]:
         notes.append("This link was made with another version of the model, so the story will differ.")
     return Opened(values=values, notes=tuple(notes))

@@ -1,5 +1,8 @@
 """The page's layout: what stands where, and which handler answers which event. No logic lives here.
 
+The browser holds what the user has: `assets/book.js` keeps the view of the story and the fields in the tab's storage,
+answers the buttons at once, and sends the view along, so that nothing hangs on the server's memory.
+
 The story is drawn by `assets/book.js` from a plain value. Its template is constant on purpose: Gradio runs
 the text of a filled-in template as a JavaScript template literal, so a story that held `${…}` would be
 executed, and `${value}` would be taken as HTML. The script sets text nodes only.
@@ -11,6 +14,7 @@ import asyncio
 import contextlib
 import functools
 import json
+import re
 from collections.abc import AsyncGenerator, Callable, Sequence
 from html import escape
 from typing import Any, NamedTuple, TypeVar
@@ -22,10 +26,9 @@ from demo import handlers, theme
 from demo.experiments_handlers import Store
 from demo.experiments_page import PATH, add_experiments
 from demo.form import FIELDS, LONGEST, Form
-from demo.handlers import AppState, View, buttons
+from demo.handlers import AppState, View
 from demo.links import VERSION_CHARS
 from demo.user_cookie import user_of
-from model.generation import new_seed
 from model.serving.backend import model_for
 from model.serving.session import GenerationManager
 
@@ -45,11 +48,8 @@ HELP = {
     "Min-p": "Drops words less likely than this share of the likeliest.",
     "Repetition penalty": "Above 1, words already used become less likely.",
     "Top-k": "Keeps only the k likeliest words. 0 keeps all.",
-    "Seed": "The same seed, prompt and settings give the same story.",
+    "Seed": "Empty: a new story each time. The same seed, prompt and settings give the same story.",
 }
-
-BUTTONS = ("write", "stop", "resume", "again", "save", "link", "rate", "rate")
-"""What of `Buttons` each button needs, in their order on the page; the last two are the thumbs."""
 
 QUEUE_MARGIN = 64
 """Events that may wait in Gradio's own queue: loads and new seeds. Stories wait in the engine's queue."""
@@ -76,6 +76,8 @@ _PARAMETERS = (
 )
 
 Made = TypeVar("Made")
+Shown = dict[str, Any]
+"""A `View` as the browser has it, with `run`, its number of the request, and `wanted`, the button that was pressed."""
 
 
 class Parts(NamedTuple):
@@ -84,12 +86,9 @@ class Parts(NamedTuple):
     fields: Sequence[gr.components.Component]
     """In the order of `FIELDS`."""
     examples: list[tuple[gr.Button, str]]
-    new_seed_button: gr.Button
-    buttons: list[gr.Button]
-    """In the order of `BUTTONS`."""
+    same_seed: gr.Button
     book: gr.HTML
-    view: gr.State
-    """The `View` on the page, kept on the server for Continue."""
+    """Its value is what is `Shown`."""
 
 
 def in_a_loop(make: Callable[[], Made]) -> Made:
@@ -160,94 +159,86 @@ def _layout(*, asks: bool) -> Parts:
                 penalty = _slider("Repetition penalty", 1, 2, 0.01, usual.repetition_penalty)
                 top_k = _number("Top-k", usual.top_k)
                 with gr.Row(elem_id="seed-row"):
-                    seed = _number("Seed", new_seed())
-                    new_seed_button = _small("New seed", "new-seed", interactive=True)
+                    # A number field of Gradio cannot be empty: it turns into 0 when it is shown.
+                    seed = gr.Textbox(
+                        label="Seed", info=HELP["Seed"], placeholder="new each time", max_lines=1, elem_id="seed"
+                    )
+                    same_seed = _small("Same seed", "same-seed")
             with gr.Row(elem_id="actions"):
-                actions = [
-                    gr.Button("Write", variant="primary", min_width=0, elem_id="write"),
-                    gr.Button("Stop", interactive=False, min_width=0, elem_id="stop"),
-                    gr.Button("Continue", interactive=False, min_width=0, elem_id="continue"),
-                    gr.Button("Again", interactive=False, min_width=0, elem_id="again"),
-                ]
+                gr.Button("Write", variant="primary", min_width=0, elem_id="write")
+                for label in ("Stop", "Continue", "Again"):
+                    gr.Button(label, min_width=0, elem_id=label.lower())
             _plain(_KEYS, "keys")
         with gr.Column(elem_id="story-panel"):
             book = gr.HTML(
-                View().as_dict(),
+                View().as_dict() | {"run": 0, "wanted": ""},
                 html_template=_BOOK,
                 js_on_load=theme.asset("book.js"),
                 apply_default_css=False,
                 elem_id="book",
             )
             with gr.Row(elem_id="rating", visible=asks):
-                like = _small("👍 I like it", "like", interactive=False)
-                dislike = _small("👎 Not for me", "dislike", interactive=False)
+                _small("👍 I like it", "like")
+                _small("👎 Not for me", "dislike")
             with gr.Row(elem_id="keep"):
-                save = _small("Save as .txt", "save", interactive=False)
-                link = _small("Copy link", "link", interactive=False)
+                _small("Save as .txt", "save")
+                _small("Copy link", "link")
     fields = [prompt, max_tokens, temperature, top_p, top_k, min_p, penalty, seed]
-    buttons = [*actions, save, link, like, dislike]
-    return Parts(fields, examples, new_seed_button, buttons, book, gr.State(View()))
+    return Parts(fields, examples, same_seed, book)
 
 
 def _wire(page: gr.Blocks, parts: Parts, state: AppState) -> None:
     """Connect events to handlers. Each function here only hands over what Gradio gives it."""
 
     # Gradio finds `request` by its place, so it stands before the fields' values.
-    async def on_write(request: gr.Request, *values: Any) -> AsyncGenerator[list[Any], None]:
-        who = _who(state, request)
-        async with contextlib.aclosing(handlers.write(state, _session(request), _form(*values), *who)) as views:
-            async for update in _updates(views):
-                yield update
-
-    async def on_resume(request: gr.Request, view: View, *numbers: Any) -> AsyncGenerator[list[Any], None]:
-        form, who = _form("", *numbers), _who(state, request)
-        async with contextlib.aclosing(handlers.resume(state, _session(request), form, view, *who)) as views:
-            async for update in _updates(views):
-                yield update
+    async def on_story(
+        request: gr.Request, shown: dict[str, Any], *values: Any
+    ) -> AsyncGenerator[dict[str, Any], None]:
+        what = (state, _tab(request), _form(*values))
+        handlers.stop(*what[:2])  # a new story takes the place of one that the tab may have running
+        if shown.get("wanted") == "continue":
+            views = handlers.resume(*what, View.sent(shown), *_who(state, request))
+        else:
+            views = handlers.write(*what, *_who(state, request))
+        async with contextlib.aclosing(views):
+            async for view in views:
+                yield view.as_dict() | {"run": shown.get("run")}
 
     async def on_stop(request: gr.Request) -> None:
-        handlers.stop(state, _session(request))
+        handlers.stop(state, _tab(request))
 
-    def on_like(view: View) -> list[Any]:
-        return _shown(handlers.rate(state, view, 1))
+    def on_rate(shown: Shown) -> Shown:
+        rating = 1 if shown.get("wanted") == "like" else -1
+        return handlers.rate(state, View.sent(shown), rating).as_dict() | {"run": shown.get("run")}
 
-    def on_dislike(view: View) -> list[Any]:
-        return _shown(handlers.rate(state, view, -1))
-
-    def on_load(request: gr.Request) -> list[Any]:
+    def on_load(request: gr.Request, kept: bool) -> list[Any]:
         version = model_for(state.manager.backend, user_of(request)).version
-        values, view = handlers.opened(dict(request.query_params), version)
+        values, view = handlers.opened({} if kept else dict(request.query_params), version)
         # What no link names stays as it is: the user may have begun to type before this answer arrives.
         fields = [values[name] if name in values else gr.skip() for name in FIELDS]
-        return [*fields, view.as_dict() if view.status else gr.skip()]
+        return [*fields, view.as_dict() | {"run": 0} if view.status else gr.skip()]
 
     hidden: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     quick: dict[str, Any] = {**hidden, "queue": False}
-    story: dict[str, Any] = {
+    parts.book.submit(
+        on_story,
+        [parts.book, *parts.fields],
+        parts.book,
         **hidden,
-        "outputs": [parts.book, parts.view, *parts.buttons],
-        "concurrency_limit": state.manager.backend.capacity,
-        "concurrency_id": "stories",
-    }
-    seed: Any = parts.fields[-1]
-    write, stop, resume, again, save, link, like, dislike = parts.buttons
-
-    write.click(on_write, parts.fields, validator=_check, **story)
-    resume.click(on_resume, [parts.view, *parts.fields[1:]], validator=_check_resume, **story)
-    again.click(new_seed, None, seed, **quick).then(on_write, parts.fields, validator=_check, **story)
-    stop.click(on_stop, None, None, **quick)
-    parts.new_seed_button.click(new_seed, None, seed, **quick)
+        trigger_mode="multiple",  # a new story may be asked for before the last has ended
+        concurrency_limit=state.manager.backend.capacity,
+        concurrency_id="stories",
+    )
+    parts.book.stop(on_stop, None, None, **quick, trigger_mode="multiple")
     if state.recorder is not None:
-        like.click(on_like, parts.view, [parts.book, parts.view], **quick)
-        dislike.click(on_dislike, parts.view, [parts.book, parts.view], **quick)
+        parts.book.like(on_rate, parts.book, parts.book, **quick)
     for chip, beginning in parts.examples:
         chip.click(None, None, None, js=f"() => window.story.begin({json.dumps(beginning)})")
-    save.click(None, parts.book, None, js="(view) => window.story.save(view)")
-    link.click(None, parts.book, None, js="(view) => window.story.link(view)")
-    # Drawn in the browser and at once: an answer of the server could come when the user has typed a seed.
-    draw = f"(seed) => seed === {seed.value} ? Math.floor(Math.random() * 2 ** 32) : seed"
-    page.load(None, seed, seed, js=draw, **hidden)
-    page.load(on_load, None, [*parts.fields, parts.book], **hidden)
+    parts.same_seed.click(None, parts.book, parts.fields[-1], js="(view) => (view.seed < 0 ? '' : String(view.seed))")
+    page.load(None, None, parts.fields, js=f"() => window.story.fields({len(FIELDS)})")
+    page.load(on_load, parts.book, [*parts.fields, parts.book], js="() => [window.story.kept !== null]", **hidden)
+    changes = [field.change for field in parts.fields]  # type: ignore[attr-defined]
+    gr.on(changes, None, parts.fields, None, js="(...values) => { window.story.keep('fields', values); }")
     page.unload(on_stop)
 
 
@@ -266,13 +257,12 @@ def _add_endpoint(state: AppState, name: str, start: Callable[..., AsyncGenerato
         repetition_penalty: float = usual.repetition_penalty,
         seed: int | None = None,
     ) -> AsyncGenerator[dict[str, Any], None]:
-        seed = new_seed() if seed is None else seed
         form = _form(prompt, max_tokens, temperature, top_p, top_k, min_p, repetition_penalty, seed)
-        async with contextlib.aclosing(start(state, _session(request), form, *_who(state, request))) as views:
+        async with contextlib.aclosing(start(state, _tab(request), form, *_who(state, request))) as views:
             async for view in views:
                 if view.phase == "failed":
                     raise gr.Error(view.status, print_exception=False)
-                about = {"finish_reason": view.finish_reason, "status": view.status, "seed": seed}
+                about = {"finish_reason": view.finish_reason, "status": view.status, "seed": view.seed}
                 yield {"story": view.text, "text": view.generated, **about}
 
     story.__annotations__["return"] = dict  # Gradio describes by it what is yielded
@@ -291,44 +281,19 @@ def _continue(state: AppState, tab: str, form: Form, client: str, user: str) -> 
 
 def _form(*values: Any) -> Form:
     """The form from the fields' values, in the order of `FIELDS`; an untouched text field counts as empty."""
-    prompt, *numbers = values
-    return Form(prompt=prompt or "", **dict(zip(FIELDS[1:], numbers, strict=True)))
+    prompt, *numbers, seed = values
+    if isinstance(seed, str):
+        seed = int(seed) if re.fullmatch(r"\s*-?[0-9]{1,20}\s*", seed) else seed.strip() or None
+    return Form(prompt=prompt or "", **dict(zip(FIELDS[1:-1], numbers, strict=True)), seed=seed)
 
 
-def _check(*values: Any) -> list[dict[str, Any]]:
-    """One verdict a field, which Gradio shows beside it."""
-    return [gr.validate(problem is None, problem or "") for problem in handlers.problems(_form(*values))]
-
-
-def _check_resume(_view: View, *numbers: Any) -> list[dict[str, Any]]:
-    """As `_check`, for the numbers; the story on the page stands where the prompt does."""
-    return _check("", *numbers)
-
-
-def _session(request: gr.Request) -> str:
+def _tab(request: gr.Request) -> str:
     return request.session_hash or ""
 
 
 def _who(state: AppState, request: gr.Request) -> tuple[str, str]:
     """The client, as the rate limiter counts it, and the user."""
     return state.manager.client_of({} if request.request is None else request.request.scope), user_of(request)
-
-
-def _shown(view: View) -> list[Any]:
-    return [view.as_dict(), view]
-
-
-async def _updates(views: AsyncGenerator[View, None]) -> AsyncGenerator[list[Any], None]:
-    """Each view as values for the story's outputs; buttons are sent only when one changes."""
-    before = None
-    async for view in views:
-        now = buttons(view)
-        if now == before:
-            presses: list[Any] = [gr.skip()] * len(BUTTONS)
-        else:
-            presses = [gr.update(interactive=getattr(now, name)) for name in BUTTONS]
-        before = now
-        yield [*_shown(view), *presses]
 
 
 def _slider(label: str, low: float, high: float, step: float, value: float) -> gr.Slider:
@@ -347,12 +312,12 @@ def _slider(label: str, low: float, high: float, step: float, value: float) -> g
 
 
 def _number(label: str, value: int) -> gr.Number:
-    """A field for a whole number, without limits of its own: the validator names them beside the field."""
+    """A field for a whole number, without limits of its own: the handler names them."""
     return gr.Number(value=value, step=1, precision=0, label=label, info=HELP[label], elem_id=label.lower())
 
 
-def _small(label: str, elem_id: str, *, interactive: bool) -> gr.Button:
-    return gr.Button(label, size="sm", interactive=interactive, min_width=0, scale=0, elem_id=elem_id)
+def _small(label: str, elem_id: str) -> gr.Button:
+    return gr.Button(label, size="sm", min_width=0, scale=0, elem_id=elem_id)
 
 
 def _plain(html: str, elem_id: str, script: str | None = None) -> gr.HTML:

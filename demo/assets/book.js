@@ -1,10 +1,9 @@
-// Draws a story from the component's value. A story is text: it only ever becomes text nodes, never HTML.
+// Draws a story from the component's value, a view, and sends requests for others. A story is text: it only ever becomes text nodes, never HTML.
 const book = element.querySelector(".book");
 const article = element.querySelector("article");
 const status = element.querySelector(".status");
 const spoken = element.querySelector(".spoken");
 let drawn = "";
-let phase = "empty";
 
 const put = (node, text) => { if (node.textContent !== text) node.textContent = text; };
 
@@ -47,41 +46,173 @@ const draw = (prompt, generated) => {
   while (article.children.length > count) article.lastChild.remove();
 };
 
-// A pressed button is disabled at once, and a disabled element loses the focus: hand it on to the next useful one.
-const hand = (from, to) => {
-  const ids = from.map((id) => document.getElementById(id));
+// A button of the page is a plain one: this script says at once which of them can be pressed, and answers them.
+const BUSY = new Set(["waiting", "writing"]);
+const PATIENCE = 5000; // milliseconds without a view, after which the connection counts as cut: one comes each half second
+const READING = 40; // characters a second: nobody reads faster, so nothing faster is followed
+const button = (id) => document.getElementById(id);
+const empty = props.value;
+let shown = empty; // the view on the page
+let before = empty; // the view to go back to when a new story is refused
+let run = 0; // number of the last request; views of earlier ones are left out
+let stopping = false;
+let heard = 0;
+let began = 0;
+let length = 0; // of the text that the last request went on from
+let leaving = false; // whether the last story is still there, for a new one has no word yet
+
+const enable = () => {
+  const { phase, prompt, generated, link, story } = shown;
+  const busy = BUSY.has(phase);
+  const ended = phase === "ended" || phase === "open";
+  const able = {
+    stop: busy && !stopping,
+    write: !busy,
+    continue: (phase === "open" || phase === "failed") && prompt + generated !== "",
+    again: !busy && phase !== "empty",
+    save: prompt + generated !== "",
+    link: link !== "" && phase !== "empty",
+    like: ended && generated !== "" && story !== "",
+    dislike: ended && generated !== "" && story !== "",
+  };
   const held = document.activeElement;
-  if (held === document.body || ids.includes(held)) {
-    setTimeout(() => document.getElementById(to)?.focus({ preventScroll: true }), 60);
+  for (const [id, can] of Object.entries(able)) if (button(id)) button(id).disabled = !can;
+  // A disabled element loses the focus: hand it on to the next useful one.
+  if (held?.id in able && !able[held.id]) button(busy && !stopping ? "stop" : "write")?.focus({ preventScroll: true });
+  for (const [id, value] of [["like", 1], ["dislike", -1]]) {
+    button(id)?.setAttribute("aria-pressed", String(shown.rating === value));
   }
 };
 
-const calm = matchMedia("(prefers-reduced-motion: reduce)");
-const pageEnd = () => document.documentElement.scrollHeight - innerHeight - scrollY < 160;
+// Say what is wrong beside the field as well, wherever that is; the first of them gets the focus.
+const mark = (problems) => {
+  document.querySelectorAll(".problem").forEach((node) => node.remove());
+  document.querySelectorAll("[aria-invalid]").forEach((field) => {
+    field.removeAttribute("aria-invalid");
+    field.removeAttribute("aria-describedby");
+  });
+  Object.entries(problems).forEach(([label, problem], at) => {
+    const id = label.toLowerCase().replaceAll(" ", "-");
+    if (!button(id)?.checkVisibility()) window.story.unfold();
+    window.story.whenThere(`#${id} :is(input, textarea)`, (first) => {
+      const note = document.createElement("p");
+      note.className = "problem";
+      note.id = `${id}-problem`;
+      note.textContent = `${problem}.`;
+      button(id).append(note);
+      button(id).querySelectorAll("input, textarea").forEach((field) => {
+        field.setAttribute("aria-invalid", "true");
+        field.setAttribute("aria-describedby", note.id);
+      });
+      const focus = () => (first.checkVisibility() ? first.focus() : requestAnimationFrame(focus)); // the fold opens
+      if (at === 0) focus();
+    });
+  });
+};
 
-watch("value", () => {
-  const view = props.value;
-  const busy = view.phase === "waiting" || view.phase === "writing";
-  const wasBusy = phase === "waiting" || phase === "writing";
-  const following = wasBusy && pageEnd();
+const show = (view) => {
+  const found = JSON.stringify(view.problems) !== JSON.stringify(shown.problems);
+  shown = view;
+  props.value = view;
   draw(view.prompt, view.generated);
   put(status, view.status);
   put(spoken, view.spoken);
-  for (const [id, value] of [["like", 1], ["dislike", -1]]) {
-    document.getElementById(id)?.setAttribute("aria-pressed", String(view.rating === value));
-  }
   book.dataset.phase = view.phase;
-  book.setAttribute("aria-busy", String(busy));
-  if (busy && !wasBusy) {
-    hand(["write", "continue", "again"], "stop");
-    const box = book.getBoundingClientRect();
-    if (box.top > innerHeight * 0.6 || box.top < 0) {
-      if (!view.generated) book.scrollIntoView({ block: "start", behavior: calm.matches ? "auto" : "smooth" });
-    }
-  } else if (!busy && wasBusy) {
-    hand(["stop"], "write");
-  } else if (following && view.generated) {
-    scrollTo({ top: document.documentElement.scrollHeight });
+  book.classList.toggle("leaving", leaving && BUSY.has(view.phase));
+  book.setAttribute("aria-busy", String(BUSY.has(view.phase)));
+  enable();
+  if (found) mark(view.problems);
+  window.story.keep("view", view);
+};
+
+const broken = (message, problems = {}) => {
+  const view = leaving ? before : { ...shown, phase: "failed" };
+  show({ ...view, run, status: message, spoken: message, problems });
+};
+
+const OFFLINE = "There is no connection.";
+const ask = (wanted) => {
+  if (!navigator.onLine) {
+    show({ ...shown, status: `${OFFLINE} Please try again when there is one.`, spoken: OFFLINE });
+    return;
   }
-  phase = view.phase;
+  before = shown;
+  run += 1;
+  stopping = false;
+  heard = began = performance.now();
+  leaving = wanted !== "continue";
+  length = leaving ? 0 : shown.generated.length;
+  show({ ...shown, run, wanted, phase: "waiting", status: "Beginning…", spoken: "Writing.", problems: {} });
+  const box = book.getBoundingClientRect();
+  if (wanted !== "continue" && (box.top > innerHeight * 0.6 || box.top < 0)) book.scrollIntoView({ block: "start" });
+  setTimeout(() => trigger("submit"), 0); // a field that is being left hands over its value first
+};
+
+const stop = () => {
+  stopping = true;
+  trigger("stop");
+  if (leaving) {
+    run += 1;
+    broken("Stopped.");
+  } else show({ ...shown, phase: "open", status: "Stopped", spoken: "Stopped." });
+};
+
+const PRESSES = {
+  write: () => ask("write"),
+  again: () => ask("again"),
+  continue: () => ask("continue"),
+  stop,
+  like: () => { props.value = { ...shown, wanted: "like" }; trigger("like"); },
+  dislike: () => { props.value = { ...shown, wanted: "dislike" }; trigger("like"); },
+  save: () => window.story.save(shown),
+  link: () => window.story.link(shown),
+};
+document.addEventListener("click", (event) => PRESSES[event.target.closest?.("button")?.id]?.());
+
+addEventListener("offline", () => { if (BUSY.has(shown.phase)) broken(`${OFFLINE} The text so far is kept.`); });
+setInterval(() => {
+  if (BUSY.has(shown.phase) && performance.now() - heard > PATIENCE) {
+    broken("The connection was interrupted. The text so far is kept: press Continue to go on, or Write to begin again.");
+  }
+}, 1000);
+
+watch("value", () => {
+  const view = props.value;
+  if (view.run !== run) { // of a story that was given up
+    props.value = shown;
+    if (BUSY.has(view.phase) && !BUSY.has(shown.phase)) trigger("stop");
+    return;
+  }
+  const busy = BUSY.has(view.phase);
+  heard = performance.now();
+  if (stopping && busy) { // it was not yet there to be stopped
+    props.value = shown;
+    trigger("stop");
+    return;
+  }
+  const story = before.prompt + before.generated !== "";
+  if (leaving && story && view.phase === "waiting") { // not before its first word does it take the last one's place
+    props.value = shown;
+    return;
+  }
+  if (leaving && story && view.phase === "failed" && !view.generated) {
+    broken(view.status, view.problems);
+    return;
+  }
+  leaving = leaving && view.phase === "waiting";
+  const slow = (view.generated.length - length) / (heard - began) < READING / 1000;
+  const atEnd = document.documentElement.scrollHeight - innerHeight - scrollY < 160;
+  show(view);
+  if (busy && slow && atEnd) scrollTo({ top: document.documentElement.scrollHeight });
 });
+
+// What was there before a reload, another page or a restart of the server is there again.
+const kept = window.story.kept && window.story.kept.view;
+if (kept) {
+  run = kept.run;
+  const cut = "The page was left before this story had ended. Press Continue to go on.";
+  show(BUSY.has(kept.phase) ? { ...kept, phase: kept.generated ? "open" : "failed", status: cut, spoken: cut } : kept);
+}
+for (const row of ["actions", "rating", "keep"]) { // the buttons may come later than this script
+  if (row !== "rating" || button(row)) window.story.whenThere(`#${row} button:last-of-type`, enable);
+}

@@ -1,4 +1,4 @@
-// What the page does in the browser alone: keys, paper, examples, saving and linking. Nothing here talks to a server.
+// What the page does in the browser alone: keys, paper, examples, keeping, saving and linking. Nothing here talks to a server.
 // It stands at the head of the body, before anything is painted and before Gradio's scripts.
 (() => {
   "use strict";
@@ -82,7 +82,9 @@
   });
   whenThere("#prompt textarea", (prompt) => {
     prompt.dir = "auto";
-    if (keyboard()) prompt.focus();
+    const seen = { visibilityProperty: true };
+    const focus = () => (prompt.checkVisibility(seen) ? prompt.focus() : requestAnimationFrame(focus));
+    if (keyboard()) focus();
   });
   whenThere("#more > button", (more) => {
     // Gradio's accordion does not say whether it is open.
@@ -90,14 +92,35 @@
     const announce = () => more.setAttribute("aria-expanded", String(isOpen()));
     new MutationObserver(announce).observe(more, { attributes: true, attributeFilter: ["class"] });
     announce();
-    // A message beside a field is of no use in a closed drawer.
-    new MutationObserver((changes) => {
-      const added = changes.flatMap((change) => [...change.addedNodes]);
-      if (!isOpen() && added.some((node) => node.classList?.contains("validation-error"))) more.click();
-    }).observe(more.parentElement, { childList: true, subtree: true });
   });
 
+  // What the user has is kept for this tab, by address: the fields, and the view of the story.
+  const place = () => `story ${location.pathname}${location.search}`;
+  const read = () => {
+    try { return JSON.parse(sessionStorage.getItem(place())); } catch { return null; } // storage may be forbidden
+  };
+  let now = read() ?? {};
+
   window.story = {
+    kept: read(), // what was there when the page was opened, or null
+    keep(name, value) {
+      now = { ...now, [name]: value };
+      try { sessionStorage.setItem(place(), JSON.stringify(now)); } catch { /* forbidden or full */ }
+    },
+
+    // The fields' values as they were, for the form.
+    fields(count) {
+      return this.kept?.fields ?? Array(count).fill({ __type__: "update" });
+    },
+
+    whenThere,
+
+    // A message beside a field is of no use in a closed fold.
+    unfold() {
+      const fold = document.querySelector("#more > button");
+      if (!fold.classList.contains("open")) fold.click();
+    },
+
     // Put an example where the prompt is, as typing would: the browser's undo brings back what stood there.
     begin(text) {
       const prompt = document.querySelector("#prompt textarea");
@@ -120,6 +143,7 @@
       const address = new URL(location.href);
       address.search = view.link;
       history.replaceState(null, "", address);
+      this.keep("view", view);
       try {
         await navigator.clipboard.writeText(address.href);
         say("Link copied. It opens this prompt with these settings.");

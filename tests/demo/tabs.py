@@ -62,8 +62,10 @@ def opening(browser: Browser) -> Iterator[Callable[..., Tab]]:
     yield make
     for tab in tabs:
         tab.page.context.close()
-    assert [tab.foreign for tab in tabs if tab.foreign] == []
-    assert [tab.errors for tab in tabs if tab.errors] == []
+    foreign = [tab.foreign for tab in tabs if tab.foreign]
+    assert not foreign, foreign
+    errors = [tab.errors for tab in tabs if tab.errors]
+    assert not errors, errors
 
 
 class Tab:

@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import Browser, expect
 
 from demo.page import EXAMPLES
-from tests.demo.scripted import ScriptedBackend
+from tests.demo.scripted import ScriptedBackend, busy
 from tests.demo.served import Served, serve
 from tests.demo.tabs import IN_A_BROWSER, TIMEOUT, Tab, opening
 
@@ -108,8 +108,14 @@ def test_the_page_stands_still_while_it_is_loaded_and_says_our_words_first(
         page.add_init_script(
             """localStorage.setItem('story-paper', 'dark');
             window.shift = 0;
+            window.moved = [];
             new PerformanceObserver(list => {
-              for (const entry of list.getEntries()) if (!entry.hadRecentInput) window.shift += entry.value;
+              for (const entry of list.getEntries()) {
+                if (entry.hadRecentInput) continue;
+                window.shift += entry.value;
+                window.moved.push(...entry.sources.map(({ node, previousRect, currentRect }) =>
+                  `${node?.id || node?.className}: ${previousRect.y} + ${previousRect.height} to ${currentRect.y}`));
+              }
             }).observe({type: 'layout-shift', buffered: true});
             window.papers = new Set();
             window.loaders = 0;
@@ -128,4 +134,117 @@ def test_the_page_stands_still_while_it_is_loaded_and_says_our_words_first(
         expect(page.locator(".opening")).to_be_hidden(timeout=TIMEOUT)
         assert page.evaluate("[...window.papers]") == ["rgb(25, 23, 20)"], "a frame of light paper"
         assert page.evaluate("window.loaders") == 0
-        assert page.evaluate("window.shift") <= 0.05
+        assert page.evaluate("window.shift") <= 0.05, page.evaluate("window.moved")
+
+
+WORDS = " ".join(f"word{number}" for number in range(400))
+
+
+@pytest.fixture
+def slow(backend: ScriptedBackend) -> Iterator[ScriptedBackend]:
+    """The backend with a long story, a word each 20 ms."""
+    backend.story, backend.pace = WORDS, 0.02
+    yield backend
+    backend.story, backend.pace, backend.fail = "", 0.0, None
+
+
+def test_what_the_user_has_survives_a_reload_and_continue_sends_the_text_on_the_page(
+    opened: Callable[..., Tab], slow: ScriptedBackend
+) -> None:
+    tab = opened()
+    tab.length(900)
+    tab.page.fill("#prompt textarea", "One day")
+    tab.page.click("#write")
+    expect(tab.page.locator("#book .generated").last).to_contain_text("word9", timeout=TIMEOUT)
+    tab.page.goto("about:blank")  # in mid-story
+    tab.page.go_back()
+    tab.errors.clear()  # Gradio's own, of a stream that was left
+    expect(tab.page.locator("#book .status")).to_contain_text("Press Continue to go on", timeout=TIMEOUT)
+    expect(tab.page.locator("#prompt textarea")).to_have_value("One day", timeout=TIMEOUT)
+    expect(tab.page.locator("#length input[type=number]")).to_have_value("900", timeout=TIMEOUT)
+    story = tab.story()
+    assert story.startswith("One dayword0 word1")
+    slow.story, slow.pace = " and on.", 0.0
+    tab.page.click("#continue")
+    tab.reaches("ended")
+    assert slow.streams[-1].request.prompt == story
+    assert tab.story() == story + " and on."
+    tab.page.reload()
+    expect(tab.page.locator("#book article")).to_have_text(story + " and on.", timeout=TIMEOUT)
+
+
+def test_a_story_is_kept_while_the_connection_is_cut(opened: Callable[..., Tab], slow: ScriptedBackend) -> None:
+    tab = opened()
+    tab.page.fill("#prompt textarea", "One day")
+    tab.page.click("#write")
+    expect(tab.page.locator("#book .generated").last).to_contain_text("word9", timeout=TIMEOUT)
+    tab.page.context.set_offline(True)
+    status = tab.page.locator("#book .status")
+    expect(status).to_contain_text("There is no connection.", timeout=TIMEOUT)
+    story = tab.story()
+    tab.page.click("#write")
+    expect(status).to_contain_text("Please try again", timeout=TIMEOUT)
+    tab.page.context.set_offline(False)
+    assert tab.story().startswith(story)
+    assert {"write", "again", "save"} <= set(tab.enabled())
+    tab.errors.clear()  # the browser's own, of requests without a connection
+
+
+def test_a_refused_story_leaves_the_last_one_where_it_is(opened: Callable[..., Tab], slow: ScriptedBackend) -> None:
+    slow.story, slow.pace = " he saw a frog.", 0.0
+    tab = opened()
+    tab.page.fill("#prompt textarea", "One day")
+    tab.page.click("#write")
+    tab.reaches("ended")
+    slow.fail = busy()
+    tab.page.click("#again")
+    expect(tab.page.locator("#book .status")).to_contain_text("Please try again in about 3 seconds", timeout=TIMEOUT)
+    assert tab.story() == "One day he saw a frog."
+    assert tab.phase() == "ended"
+    assert tab.enabled() == ["write", "again", "save", "link"]
+
+
+def test_buttons_answer_at_the_press_and_only_the_last_story_is_written(
+    opened: Callable[..., Tab], slow: ScriptedBackend
+) -> None:
+    tab = opened()
+    tab.page.fill("#prompt textarea", "One day")
+    before = len(slow.streams)
+    pressed = tab.page.evaluate(
+        """async () => {
+            const seen = [];
+            const look = () => seen.push([
+              document.querySelector('#book .book').dataset.phase,
+              document.getElementById('write').disabled, document.getElementById('stop').disabled]);
+            document.getElementById('write').click(); look();
+            await new Promise(done => setTimeout(done, 30));
+            document.getElementById('stop').click(); look();
+            document.getElementById('write').click(); look();
+            return seen;
+        }"""
+    )
+    assert pressed == [["waiting", True, False], ["empty", False, True], ["waiting", True, False]]
+    expect(tab.page.locator("#book .generated").last).to_contain_text("word20", timeout=TIMEOUT)
+    mine = slow.streams[before:]
+    assert [stream.cancelled for stream in mine] == [True] * (len(mine) - 1) + [False]
+    assert tab.story().startswith("One dayword0 word1 word2")
+    tab.page.keyboard.press("Escape")
+    assert tab.phase() == "open"
+    frozen = len(tab.story())
+    expect(tab.page.locator("#book .status")).to_contain_text("Stopped · ", timeout=TIMEOUT)
+    assert len(tab.story()) - frozen < 200
+    assert mine[-1].cancelled
+
+
+def test_on_a_phone_a_new_story_is_read_from_its_first_line(opened: Callable[..., Tab], slow: ScriptedBackend) -> None:
+    slow.pace = 0.0
+    tab = opened(viewport={"width": 390, "height": 700})
+    tab.page.fill("#prompt textarea", "One day")
+    for button in ("write", "again"):
+        tab.page.click(f"#{button}")
+        tab.page.wait_for_function("document.querySelector('#book .book').ariaBusy === 'true'")
+        tab.reaches("ended")
+        assert tab.page.evaluate("document.documentElement.scrollHeight > 2 * innerHeight")
+        top = tab.page.evaluate("document.querySelector('#book article p').getBoundingClientRect().top")
+        assert 0 <= top < 500
+        tab.page.evaluate("scrollTo(0, document.documentElement.scrollHeight)")

@@ -62,7 +62,8 @@ async def test_documents_are_compressed_for_those_who_take_it_and_events_never(c
     assert "content-encoding" not in plain.headers
     async with client.stream("GET", "/", headers={"accept-encoding": "gzip"}) as answer:
         raw = b"".join([part async for part in answer.aiter_raw()])
-    assert (answer.headers["content-encoding"], answer.headers["vary"]) == ("gzip", "Accept-Encoding")
+    assert answer.headers["content-encoding"] == "gzip"
+    assert "Accept-Encoding" in answer.headers["vary"]
     assert int(answer.headers["content-length"]) == len(raw) < len(plain.content) / 3
     same = re.compile(rb'"(app_id|session_hash)":[^,]+')
     assert same.sub(b"", gzip.decompress(raw)) == same.sub(b"", plain.content)

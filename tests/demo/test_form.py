@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from demo.form import FIELDS, LONGEST, MAX_SEED, Form, check_field
+from demo.form import FIELDS, LABELS, LONGEST, MAX_SEED, Form, check_field
 from model.errors import InputError
 from model.generation import GenerationRequest, new_seed
 
@@ -31,7 +31,7 @@ def test_a_form_without_problems_is_exactly_one_that_can_be_sent(form: Form) -> 
     if problems := form.problems():
         with pytest.raises(InputError) as caught:
             form.request()
-        assert caught.value.param in problems
+        assert LABELS[caught.value.param] in problems
     else:
         assert form.request().sampling.seed == form.seed
 
@@ -39,21 +39,23 @@ def test_a_form_without_problems_is_exactly_one_that_can_be_sent(form: Form) -> 
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("temperature", 2.5, "temperature must be between 0 and 2, got 2.5"),
-        ("top_p", 0, "top_p must be above 0 and at most 1, got 0"),
-        ("seed", -5, f"seed must be a whole number between 0 and {MAX_SEED}, got -5"),
-        ("seed", None, "seed is empty; it needs a number"),
-        ("max_tokens", LONGEST + 1, f"max_tokens must be a whole number between 1 and {LONGEST}, got 1025"),
-        ("prompt", "x" * 20_001, "prompt must have at most 20000 characters, got 20001"),
+        ("temperature", 2.5, "Temperature must be between 0 and 2, got 2.5"),
+        ("top_p", 0, "Top-p must be above 0 and at most 1, got 0"),
+        ("seed", -5, f"Seed must be a whole number between 0 and {MAX_SEED}, got -5"),
+        ("top_k", None, "Top-k is empty; it needs a number"),
+        ("max_tokens", LONGEST + 1, f"Length must be a whole number between 1 and {LONGEST}, got 1025"),
+        ("prompt", "x" * 20_001, "Prompt must have at most 20000 characters, got 20001"),
     ],
 )
 def test_a_bad_field_is_named_with_what_is_allowed(name: str, value: Any, message: str) -> None:
-    assert str(check_field(name, value)) == message
-    assert Form(**{name: value}).problems() == {name: message}
+    problem = check_field(name, value)
+    assert problem is not None
+    assert problem.param == name
+    assert Form(**{name: value}).problems() == {LABELS[name]: message}
 
 
 def test_all_bad_fields_are_reported_at_once() -> None:
-    assert set(Form(temperature=-1, top_k=-1, seed=-1).problems()) == {"temperature", "top_k", "seed"}
+    assert set(Form(temperature=-1, top_k=-1, seed=-1).problems()) == {"Temperature", "Top-k", "Seed"}
 
 
 def test_the_largest_seed_survives_a_browser_and_the_next_one_would_not() -> None:
@@ -73,3 +75,10 @@ def test_going_on_from_a_text_leaves_the_prompt_field_aside() -> None:
     form = Form(prompt="in the field", seed=3)
     assert form.request("on the page").prompt == "on the page"
     assert form.request("on the page").sampling == form.request().sampling
+
+
+def test_an_empty_seed_is_drawn_for_each_story_and_a_given_one_is_kept() -> None:
+    form = Form(seed=None)
+    assert form.problems() == {}
+    assert len({form.request().sampling.seed for _ in range(5)}) > 1
+    assert {Form(seed=3).request().sampling.seed for _ in range(3)} == {3}

@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from demo import handlers, links
-from demo.form import FIELDS, Form
-from demo.handlers import View, buttons
+from demo.form import Form
+from demo.handlers import View
 from model.errors import ModelError, StoryError
 from model.serving.cache.backend import cached_backend
 from model.serving.cache.store import LRUCache, ResponseCache
@@ -167,11 +167,9 @@ async def test_a_prompt_too_long_for_a_link_is_written_without_one() -> None:
     form = Form(prompt="é" * 15_000)
     view = (await every(handlers.write(state_of(backend), "me", form)))[-1]
     assert (view.phase, view.link) == ("ended", "")
-    assert not buttons(view).link
-    assert buttons(view).save
 
 
-def test_a_page_opened_without_a_link_keeps_its_fields_and_gets_no_word() -> None:
+def test_a_page_opened_without_a_link_stays_as_it_is() -> None:
     values, view = handlers.opened({"__theme": "dark"}, "v")
     assert values == {}
     assert (view.status, view.phase) == ("", "empty")
@@ -180,35 +178,38 @@ def test_a_page_opened_without_a_link_keeps_its_fields_and_gets_no_word() -> Non
 def test_a_damaged_link_opens_what_it_can_and_says_what_it_could_not() -> None:
     values, view = handlers.opened({"prompt": "Hello", "temperature": "hot", "seed": "4"}, "v")
     assert values == {"prompt": "Hello", "seed": 4}
-    assert "temperature" in view.status
+    assert "Temperature" in view.status
 
 
-def test_problems_stand_in_the_order_of_the_fields() -> None:
-    found = handlers.problems(Form(top_k=-1, seed=-1))
-    assert len(found) == len(FIELDS)
-    assert [name for name, problem in zip(FIELDS, found, strict=True) if problem] == ["top_k", "seed"]
+async def test_a_form_with_problems_is_not_sent_and_names_them_by_label() -> None:
+    backend = ScriptedBackend(STORY)
+    (view,) = await every(handlers.write(state_of(backend), "me", Form(repetition_penalty=9, seed=-1)))
+    assert (view.phase, list(view.problems), backend.streams) == ("failed", ["Repetition penalty", "Seed"], [])
+    assert view.status == view.spoken == " ".join(f"{problem}." for problem in view.problems.values())
+    assert "repetition_penalty" not in view.status
 
 
-@pytest.mark.parametrize(
-    ("view", "enabled"),
-    [
-        (View(), "write"),
-        (View(phase="waiting", prompt="a"), "stop save"),
-        (View(phase="writing", prompt="a", generated="b", link="q"), "stop save link"),
-        (View(phase="ended", prompt="a", generated="b", link="q"), "write again save link"),
-        (View(phase="open", prompt="a", generated="b", link="q"), "write resume again save link"),
-        (View(phase="failed", prompt="a", generated="b"), "write resume again save"),
-        (View(phase="open"), "write again"),
-        (View(phase="writing", prompt="a", generated="b", story="i"), "stop save"),
-        (View(phase="ended", generated="b", story="i"), "write again save rate"),
-        (View(phase="open", generated="b", story="i"), "write resume again save rate"),
-        (View(phase="failed", generated="b", story="i"), "write resume again save"),
-    ],
+async def test_without_a_seed_each_story_has_another_which_the_view_and_its_link_name() -> None:
+    backend = ScriptedBackend(STORY)
+    views = [(await every(handlers.write(state_of(backend), "me", Form(seed=None))))[-1] for _ in range(2)]
+    seeds = [stream.request.sampling.seed for stream in backend.streams]
+    assert [view.seed for view in views] == seeds
+    assert [int(dict(parse_qsl(view.link))["seed"]) for view in views] == seeds
+    assert seeds[0] != seeds[1]
+
+
+@given(
+    value=st.dictionaries(
+        st.sampled_from([*View().as_dict(), "run", "?"]),
+        st.none() | st.text() | st.integers() | st.booleans() | st.lists(st.text()),
+    )
+    | st.none()
+    | st.text()
 )
-def test_only_the_buttons_that_make_sense_can_be_pressed(view: View, enabled: str) -> None:
-    now = buttons(view)
-    names = ("write", "stop", "resume", "again", "save", "link", "rate")
-    assert [name for name in names if getattr(now, name)] == enabled.split()
+def test_a_browser_may_send_any_view(value: object) -> None:
+    view = View.sent(value)
+    assert [type(part) for part in view.as_dict().values()] == [type(part) for part in View().as_dict().values()]
+    assert View.sent(view.as_dict()) == view
 
 
 @given(prompt=st.text(max_size=300))

@@ -61,7 +61,7 @@ def test_what_is_no_usable_temperature_is_left_out_and_reported(text: str) -> No
     opened = decode({"temperature": text, "prompt": "Hello"}, VERSION)
     assert opened.values == {"prompt": "Hello"}
     assert len(opened.notes) == 1
-    assert "temperature" in opened.notes[0]
+    assert "Temperature" in opened.notes[0]
 
 
 @pytest.mark.parametrize("name", ["seed", "max_tokens", "top_k"])

@@ -8,8 +8,7 @@ import gradio as gr
 import pytest
 
 from demo import page
-from demo.form import FIELDS
-from demo.handlers import View
+from demo.form import FIELDS, LABELS
 from model.serving.backend import ModelInfo
 from model.serving.session import GenerationManager
 from tests.demo.scripted import ScriptedBackend, state_of
@@ -25,10 +24,8 @@ def events(blocks: gr.Blocks, name: str) -> list[Any]:
 
 
 def test_stories_share_one_stated_limit_and_the_queue_is_bounded(blocks: gr.Blocks) -> None:
-    generating = [*events(blocks, "on_write"), *events(blocks, "on_resume")]
-    assert len(generating) == 3  # Write, Again, Continue
-    assert {fn.concurrency_limit for fn in generating} == {ScriptedBackend.capacity}
-    assert {fn.concurrency_id for fn in generating} == {"stories"}
+    (generating,) = events(blocks, "on_story")
+    assert generating.concurrency_limit == ScriptedBackend.capacity
     assert blocks._queue.max_size == ScriptedBackend.capacity + page.QUEUE_MARGIN
 
 
@@ -37,30 +34,11 @@ def test_two_endpoints_of_the_page_are_public_and_no_event_is(blocks: gr.Blocks)
     assert public == ["write", "continue"]
 
 
-def test_the_writers_inputs_are_the_forms_fields_in_order(blocks: gr.Blocks) -> None:
-    ids = ("prompt", "length", "temperature", "top-p", "top-k", "min-p", "repetition-penalty", "seed")
-    for fn in events(blocks, "on_write"):
-        assert tuple(component.elem_id for component in fn.inputs) == ids
-        assert len(fn.inputs) == len(FIELDS)
-
-
-def test_every_writer_is_preceded_by_a_check_of_each_field(blocks: gr.Blocks) -> None:
-    good: list[Any] = ["Hi", 400, 0.7, 0.95, 0, 0.0, 1.0, 3]
-    for fn in events(blocks, "on_write"):
-        assert [verdict["is_valid"] for verdict in fn.validator(*good)] == [True] * 8
-        verdicts = fn.validator("Hi", 400, 9, 0.95, 0, 0.0, 1.0, None)
-        wrong = {name: v["message"] for name, v in zip(FIELDS, verdicts, strict=True) if not v["is_valid"]}
-        assert wrong == {
-            "temperature": "temperature must be between 0 and 2, got 9",
-            "seed": "seed is empty; it needs a number",
-        }
-
-
-def test_continue_checks_the_numbers_and_leaves_the_story_alone(blocks: gr.Blocks) -> None:
-    (fn,) = events(blocks, "on_resume")
-    verdicts = fn.validator(View(prompt="x" * 50_000), 400, 0.7, 0.95, -1, 0.0, 1.0, 3)
-    assert [verdict["is_valid"] for verdict in verdicts] == [True, True, True, True, False, True, True, True]
-    assert len(fn.inputs) == len(verdicts)
+def test_a_storys_inputs_are_the_view_and_the_forms_fields_in_order(blocks: gr.Blocks) -> None:
+    (generating,) = events(blocks, "on_story")
+    ids = [label.lower().replace(" ", "-") for label in LABELS.values()]
+    assert [component.elem_id for component in generating.inputs] == ["book", *ids]
+    assert tuple(LABELS) == FIELDS
 
 
 def test_no_template_is_ever_filled_with_text(blocks: gr.Blocks) -> None:
@@ -95,3 +73,17 @@ def test_no_example_ends_in_a_space_and_each_can_be_written() -> None:
     for beginning in page.EXAMPLES.values():
         assert beginning == beginning.strip()
         page._form(beginning, 400, 0.7, 0.95, 0, 0.0, 1.0, 1).request()
+
+
+@pytest.mark.parametrize(
+    ("typed", "seed"), [("", None), (" ", None), (None, None), ("7", 7), (" 12 ", 12), (3, 3), ("-5", -5)]
+)
+def test_a_seed_is_typed_or_left_empty(typed: Any, seed: int | None) -> None:
+    assert page._form("Hi", 400, 0.7, 0.95, 0, 0.0, 1.0, typed).seed == seed
+
+
+@pytest.mark.parametrize("typed", ["seven", "1.5", "1e3", "-5", "9" * 30])
+def test_what_is_no_seed_is_refused_by_name(typed: str) -> None:
+    problems = page._form("Hi", 400, 0.7, 0.95, 0, 0.0, 1.0, typed).problems()
+    assert list(problems) == ["Seed"]
+    assert problems["Seed"].startswith("Seed must be a whole number")
