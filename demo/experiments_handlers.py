@@ -21,7 +21,7 @@ MOST_CHOSEN = 6
 """Runs in one picture: more colors cannot be distinguished."""
 FIRST_CHOSEN = 4
 MEASURES = {"held-out": "Bits per byte on stories that it has not seen", "training": "Loss in training, nats a token"}
-COLORS = ("#b4532f", "#3f7f93", "#8a6fb0", "#7d8a2e", "#c08a1e", "#6b7280")
+COLORS = ("#b4532f", "#3f7f93", "#8a6fb0", "#7d8a2e", "#a8741a", "#6b7280")
 """Of the chosen runs, in their order; each has enough contrast on both papers."""
 WORDS = {"pass": "passed", "fail": "failed", "undecided": "undecided"}
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from demo import experiments_handlers as handlers
+from demo import theme
 from demo.experiments_handlers import COLORS, MOST_CHOSEN, NOTHING
 from experiments.dashboard.records import Curve, Overview, RunRow, SampleSet
 from experiments.dashboard.rows import run_rows
@@ -229,3 +230,18 @@ def test_a_store_that_fails_while_the_page_is_open_costs_a_line_each(tmp_path: P
     assert drawn.chosen == ("a",), "the choice stays, for another try"
     assert "`story train`" in drawn.note
     assert "`story train`" in asyncio.run(handlers.samples(client, "a"))["note"]
+
+
+def test_each_color_of_a_curve_has_a_contrast_of_3_on_both_papers() -> None:
+    """WCAG 2.2, 1.4.11, with the relative luminance of its glossary."""
+
+    def luminance(color: str) -> float:
+        parts = [int(color[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+        red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+        return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+    papers = theme.LIGHT_AND_DARK["body_background_fill"]
+    for color in COLORS:
+        for paper in papers:
+            low, high = sorted((luminance(color), luminance(paper)))
+            assert (high + 0.05) / (low + 0.05) >= 3, (color, paper)
