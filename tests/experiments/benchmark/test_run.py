@@ -137,8 +137,8 @@ def test_both_sides_are_warmed_up_and_compared() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--target", "nowhere"), "target must be local, an http(s) address, models:/NAME/VERSION, "),
-        (("--target", "models:/other/1"), "version must be one of story-writer, got 'models:/other/1'"),
+        (("--target", "nowhere"), "target must be local, an http(s) address, a model folder, pretrained, "),
+        (("--target", "models:/other/1"), "model must be a folder, pretrained, models:/story-writer@ALIAS or "),
         (("--phases", "single,warm"), "phases must be among cold, single, "),
         (("--phases", "compare"), "phases compare and --against belong together: add --against TARGET"),
         (
