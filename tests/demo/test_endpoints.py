@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from model.serving.backend import LocalBackend
 from tests.demo.engines import local_backend
 from tests.demo.served import Served, serve
 from tests.demo.test_app import LAUNCHER
+from tests.model.serving.http.serving import until
 
 pytestmark = pytest.mark.filterwarnings(
     # Gradio 6.31 on pandas 3, at the end of each event: as errors they would break the server's queue.
@@ -75,8 +75,7 @@ def test_the_endpoints_are_typed_streamed_and_cancellable_and_nothing_else_is_pu
         next(iter(endless))
         assert engine_of(served).stats().active == 1
         endless.cancel()
-        while engine_of(served).stats().active:
-            threading.Event().wait(0.01)
+        until(lambda: engine_of(served).stats().active == 0)
 
 
 @pytest.fixture
