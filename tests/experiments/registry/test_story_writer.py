@@ -105,6 +105,7 @@ def test_the_version_knows_its_own_address(registered: tuple[str, Version], pack
     uri, version = registered
     described = Model.load(str(package))
     assert described.run_id == version.run_id
+    assert described.model_id is not None
     logged = open_store(uri).get_logged_model(described.model_id)
     assert logged.model_uri == f"models:/{described.model_id}"
     assert Path(logged.artifact_location.removeprefix("file://")) == package
