@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from pathlib import Path
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a text file (UTF-8, readable by all users) and bring it to the disk. Raises `OSError`."""
+    """Write a text file (UTF-8, readable by all users) and bring it to the disk. Raises `OSError`.
+
+    Of several writers at the same time the last one wins: each has a new file of its own.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(path.name + ".new")
-    fresh.write_text(text, encoding="utf-8")
-    fresh.chmod(0o644)
-    _sync(fresh)
-    fresh.replace(path)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".new", dir=path.parent)
+    os.close(handle)
+    fresh = Path(name)
+    try:
+        fresh.write_text(text, encoding="utf-8")
+        fresh.chmod(0o644)
+        _sync(fresh)
+        fresh.replace(path)
+    except BaseException:
+        fresh.unlink(missing_ok=True)
+        raise
 
 
 def replace_folder(fresh: Path, folder: Path, old: Path) -> None:

@@ -1,0 +1,43 @@
+"""Files that are replaced whole: several writers at once, and a write that fails."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from model.files import write_atomically
+
+
+def test_of_several_writers_at_once_none_fails_and_one_wins(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "state.json"
+    texts = [letter * 10_000 for letter in "abcd"]
+    start, errors = threading.Barrier(len(texts)), []
+
+    def write(text: str) -> None:
+        start.wait()
+        try:
+            for _ in range(10):
+                write_atomically(path, text)
+        except OSError as error:
+            errors.append(error)
+
+    writers = [threading.Thread(target=write, args=(text,)) for text in texts]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert errors == []
+    assert path.read_text("utf-8") in texts
+    assert path.stat().st_mode & 0o777 == 0o644
+    assert [each.name for each in path.parent.iterdir()] == ["state.json"]
+
+
+def test_a_write_that_fails_leaves_the_old_content_and_nothing_beside_it(tmp_path: Path) -> None:
+    path = tmp_path / "state.json"
+    write_atomically(path, "old")
+    with pytest.raises(UnicodeEncodeError):
+        write_atomically(path, "half a character: \ud800")
+    assert path.read_text("utf-8") == "old"
+    assert [each.name for each in tmp_path.iterdir()] == ["state.json"]
