@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import AsyncIterator
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import gradio as gr
@@ -21,6 +22,7 @@ from demo.experiments_page import open_reader
 from demo.page import build, in_a_loop
 from demo.routing import add_event_metrics, open_variants, user_middleware
 from experiments.registry.resolve import open_registry
+from model.errors import MissingExtraError
 from model.serving.http.app import ServiceRoute, create_service
 from model.serving.http.middleware import outer_middleware
 from model.serving.options import ServiceOptions
@@ -50,7 +52,7 @@ def create_app(
     `backend` runs while the application's lifespan does. `shared` holds the rate limiter of page and service; its cache
     wraps `backend` already. `experiments` adds the page Experiments. The service is in `app.state.service`.
 
-    Raises `InputError` and `ModelError`.
+    Raises `InputError`, `ModelError`, and `MissingExtraError` for `mcp` without its package.
     """
     if backend is None:
         settings = load_settings()
@@ -59,6 +61,8 @@ def create_app(
         options = options or ServiceOptions.from_settings(settings)
         experiments = experiments or open_reader(settings)
     options = options or ServiceOptions()
+    if options.mcp and find_spec("mcp") is None:
+        raise MissingExtraError("STORY_MCP", "mcp")
     service = create_service(backend, options, shared)
     add_event_metrics(service, backend)
 
@@ -95,7 +99,7 @@ def create_app(
             enable_monitoring=False,
             ssr_mode=False,
             pwa=False,
-            mcp_server=False,
+            mcp_server=options.mcp,
             theme=theme.theme(),
         )
 

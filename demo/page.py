@@ -265,6 +265,7 @@ def _add_endpoint(state: AppState, name: str, start: Callable[..., AsyncGenerato
                 about = {"finish_reason": view.finish_reason, "status": view.status, "seed": view.seed}
                 yield {"story": view.text, "text": view.generated, **about}
 
+    story.__name__ = name  # by which Gradio names its tool
     story.__annotations__["return"] = dict  # Gradio describes by it what is yielded
     api(
         story,

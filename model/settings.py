@@ -208,6 +208,8 @@ class Settings(BaseSettings):
     none."""
     story_root_path: RootPath | None = None
     """Path under which a proxy publishes the app, such as `/stories`; unset: the root."""
+    story_mcp: bool = False
+    """Offer `/write` and `/continue` of the page as tools over the Model Context Protocol, at `/gradio_api/mcp/`."""
     story_limit_stories: Limit | None = None
     """Requests of one client; unset: `30/minute` in PROD, else no limit."""
     story_limit_tokens: Limit | None = None

@@ -28,6 +28,8 @@ class ServiceOptions:
     """Other sites whose pages may call the API."""
     root_path: str = ""
     """Path under which a proxy publishes the application, such as `/stories`."""
+    mcp: bool = False
+    """The page's public endpoints are tools over the Model Context Protocol too."""
     metrics_token: str | None = None
     """Token that `/metrics` asks for; None: it answers requests of this machine only."""
     public: bool = False
@@ -48,5 +50,6 @@ class ServiceOptions:
             drain=settings.story_drain,
             origins=settings.story_origins or (),
             root_path=settings.story_root_path or "",
+            mcp=settings.story_mcp,
             metrics_token=None if token is None else token.get_secret_value(),
         )
