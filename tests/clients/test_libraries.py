@@ -7,7 +7,10 @@ from typing import Any
 
 import pytest
 
+from model.serving.backend import LocalBackend
+from model.settings import Settings
 from tests.clients.conftest import Run
+from tests.demo.served import serve
 
 pytestmark = pytest.mark.clients
 
@@ -155,3 +158,30 @@ def test_openapi_typescript_makes_types_of_the_description(run: Run, service: An
     types = (tmp_path / "api.d.ts").read_text()
     for name in ("CompletionBody", "ChatBody", "SimpleBody", "ChatResponse", "ErrorResponse"):
         assert f"{name}: {{" in types
+
+
+def test_gradios_javascript_client_streams_the_pages_endpoints(node: Script, story: Story) -> None:
+    with serve(LocalBackend.load(Settings())) as page:
+        result = node(
+            f"""
+            import {{ Client }} from "@gradio/client";
+            const app = await Client.connect({page.url!r});
+            const story = async (endpoint, prompt) => {{
+              const parts = [];
+              for await (const event of app.submit(endpoint, {{ prompt, max_tokens: 20, seed: 7 }})) {{
+                if (event.type === "data") parts.push(event.data[0]);
+              }}
+              return parts.at(-1);
+            }};
+            const begun = await story("/write", {FOX!r});
+            const more = await story("/continue", begun.story);
+            const failed = await app.predict("/write", {{ prompt: "", max_tokens: 0 }}).catch((error) => error.message);
+            setTimeout(() => process.exit(0), 0); // its connection to the page would keep Node running
+            const result = {{ begun, more, failed }};
+            """
+        )
+    begun, more = result["begun"], result["more"]
+    assert begun["text"] == story(FOX, **SETTINGS)
+    assert (begun["story"], begun["finish_reason"], begun["seed"]) == (FOX + begun["text"], "length", 7)
+    assert more["story"] == begun["story"] + story(begun["story"], **SETTINGS)
+    assert "between 1 and" in result["failed"]
