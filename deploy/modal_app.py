@@ -57,6 +57,7 @@ PYTHON = "3.11"  # the version that the constraints were resolved for
 UV = "0.9.7"
 SERVING = (
     "fastapi",
+    "httpx",
     "limits",
     "numpy",
     "onnxruntime",  # model.engine.load imports it beside the GPU runtime

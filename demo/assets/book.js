@@ -169,7 +169,11 @@ const PRESSES = {
 };
 document.addEventListener("click", (event) => PRESSES[event.target.closest?.("button")?.id]?.());
 
-addEventListener("offline", () => { if (BUSY.has(shown.phase)) broken(`${OFFLINE} The text so far is kept.`); });
+addEventListener("offline", () => {
+  if (!BUSY.has(shown.phase)) return;
+  run += 1; // what still comes of it would take the place of the message
+  broken(`${OFFLINE} The text so far is kept.`);
+});
 setInterval(() => {
   if (BUSY.has(shown.phase) && performance.now() - heard > PATIENCE) {
     broken("The connection was interrupted. The text so far is kept: press Continue to go on, or Write to begin again.");

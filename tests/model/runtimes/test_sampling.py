@@ -83,7 +83,7 @@ def some_logits(rng: np.random.Generator, vocab: int) -> np.ndarray:
         logits = np.round(logits)
     if rng.random() < 0.2:
         logits[rng.random(vocab) < 0.5] = -np.inf
-        logits[rng.integers(vocab)] = 1.0
+        logits[rng.integers(1, vocab)] = 1.0  # the end of story may be forbidden by the settings
     return logits.astype(np.float32)
 
 

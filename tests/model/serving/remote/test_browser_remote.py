@@ -64,7 +64,7 @@ def test_the_first_word_is_in_the_browser_before_the_second_token_is_made(where:
             backend = auto(stack.enter_context(serving(generating)).url, timeouts=CALM)
         tab = stack.enter_context(opened(browser, backend))
         tab.more()
-        tab.page.fill("#seed input", "4")
+        tab.page.fill("#seed input", "6")
         stack.callback(network.gate.set)
         network.gate.clear()  # the first token comes of the prompt, each other one of a step
         write(tab, 25)
