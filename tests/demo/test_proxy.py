@@ -78,11 +78,14 @@ def proxied(target: str, folder: Path) -> Iterator[str]:
 async def received(url: str, transport: str, body: dict[str, Any]) -> list[str]:
     """Names of the events of a story by Socket.IO."""
     names: list[str] = []
-    async with socketio.AsyncSimpleClient() as client:
-        await client.connect(url, socketio_path=f"{ROOT}/socket.io", transports=[transport])
+    client = socketio.AsyncSimpleClient()
+    await client.connect(url, socketio_path=f"{ROOT}/socket.io", transports=[transport])
+    try:
         await client.emit("generate_story", body)
         while not {"story_complete", "story_error"} & set(names):
             names.append((await client.receive(timeout=30))[0])
+    finally:
+        await client.client.eio.disconnect(abort=True)  # without waiting for its last poll, which takes half a minute
     return names
 
 
