@@ -16,6 +16,7 @@ import difflib
 import hashlib
 import json
 import secrets
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Self, TypeVar, cast
 
@@ -226,9 +227,9 @@ class OpenAIBody(GenerationBody):
         return self.n
 
     @property
+    @abstractmethod
     def wants_logprobs(self) -> bool:
         """Whether log-probabilities come back."""
-        raise NotImplementedError
 
     def check(self) -> None:
         """Raise `ServiceError` (422) for fields that do not go together, 404 for another model."""
