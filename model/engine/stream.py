@@ -60,7 +60,8 @@ class Stream:
     """
 
     served_by = "local"
-    """See `model.serving.backend.Stream`."""
+    fingerprint: str | None = None
+    """Of what generates; the backend sets it. See `model.serving.backend.Stream`."""
 
     def __init__(self, job: Job, scheduler: Scheduler, owner: object) -> None:
         self._job = job

@@ -1,8 +1,8 @@
 """The interface between whoever asks for stories and whatever generates them.
 
 Page and service know only `Backend`: the engine in this process or a service elsewhere. A stream is iterated for its
-chunks, can be cancelled at any time from anywhere, and knows its completion when it has ended, so that a cancel
-travels the whole way back to the slot.
+chunks, can be cancelled at any time, and knows its completion when it has ended, so that a cancel travels the whole way
+back to the slot.
 """
 
 from __future__ import annotations
@@ -28,7 +28,10 @@ CACHE = "cache"
 
 
 class Stream(Protocol):
-    """One story being generated. Iterate it once; it ends by itself, at a limit, or soon after `cancel`."""
+    """One story being generated. Iterate it once; it ends by itself, at a limit, or soon after `cancel`.
+
+    Read and cancelled in the event loop that submitted it.
+    """
 
     def __aiter__(self) -> AsyncIterator[Chunk]: ...
 
@@ -42,6 +45,10 @@ class Stream(Protocol):
     @property
     def served_by(self) -> str:
         """Which backend generates now: `local`, `modal`, `cache`; it may change in mid-story."""
+
+    @property
+    def fingerprint(self) -> str | None:
+        """What generated the finished stream, see `FingerprintedBackend`; None: not known, or more than one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,9 +128,6 @@ class FingerprintedBackend(Backend, Protocol):
         Equal seeded requests with equal fingerprints have equal responses.
         """
 
-    def fingerprint_of(self, stream: Stream) -> str | None:
-        """Return what generated this finished stream of the backend; None: not known, or more than one."""
-
 
 @runtime_checkable
 class VariantRouter(Protocol):
@@ -167,13 +171,6 @@ class BackendWrapper(Generic[B]):
 
     def health(self) -> Health:
         return self.backend.health()
-
-
-def finished(completion: Completion | None) -> Completion:
-    """Return the completion of a stream that has ended. Raises `StoryError` while it is None."""
-    if completion is None:
-        raise StoryError("the story is still being written: its completion comes with its end")
-    return completion
 
 
 class StreamTimer:
@@ -225,6 +222,25 @@ class StreamRecorder(StreamTimer):
         return Completion(merged.text, finish, usage, merged.logprobs, error, merged.prompt)
 
 
+class RecordedStream:
+    """Base of the streams that are no engine's own: they record what they yield."""
+
+    fingerprint: str | None = None
+
+    def __init__(self, started: float | None = None) -> None:
+        """`started`: when the request arrived, by `time.perf_counter`; None: now."""
+        self.recorder = StreamRecorder(started)
+        self.ended: Completion | None = None
+        self.cancelled = False
+
+    @property
+    def completion(self) -> Completion:
+        """How the stream ended. Raises `StoryError` while it is open."""
+        if self.ended is None:
+            raise StoryError("the story is still being written: its completion comes with its end")
+        return self.ended
+
+
 class LocalBackend:
     """The engine in this process."""
 
@@ -272,12 +288,10 @@ class LocalBackend:
 
     async def submit(self, request: GenerationRequest) -> Stream:
         """Hand the request to the engine; see `Backend.submit`."""
-        return self.engine.submit(request)
+        stream = self.engine.submit(request)
+        stream.fingerprint = await self.fingerprint()
+        return stream
 
     async def fingerprint(self) -> str:
         """The model, and the runtime with its precision: each rounds in its own way."""
-        return f"{self.model.version} {self.engine.runtime_name}"
-
-    def fingerprint_of(self, stream: Stream) -> str:
-        """Always the same."""
         return f"{self.model.version} {self.engine.runtime_name}"

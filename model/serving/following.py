@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from model.engine.load import warm_up
 from model.errors import InputError, one_line
-from model.generation import Chunk, Completion, GenerationRequest
+from model.generation import GenerationRequest
 from model.serving.backend import BackendWrapper, Health, LocalBackend, Stream
 from model.serving.registry import (
     SHIPPED,
@@ -43,28 +43,6 @@ RETIRED_SECONDS = 3_600.0
 """Longest time that stories may run on after their version was replaced; the longest story takes far less."""
 
 log = logging.getLogger("story.model")
-
-
-class FollowedStream:
-    """A stream of one version, with the fingerprint of what generates it."""
-
-    def __init__(self, stream: Stream, fingerprint: str) -> None:
-        self._stream = stream
-        self.fingerprint = fingerprint
-
-    def __aiter__(self) -> AsyncIterator[Chunk]:
-        return aiter(self._stream)
-
-    def cancel(self) -> object:
-        return self._stream.cancel()
-
-    @property
-    def completion(self) -> Completion:
-        return self._stream.completion
-
-    @property
-    def served_by(self) -> str:
-        return self._stream.served_by
 
 
 class FollowingBackend(BackendWrapper[LocalBackend]):
@@ -107,17 +85,11 @@ class FollowingBackend(BackendWrapper[LocalBackend]):
 
     async def submit(self, request: GenerationRequest) -> Stream:
         """Start a stream on the version that serves now; see `Backend.submit`."""
-        backend = self.backend
-        stream = await backend.submit(request)
-        return FollowedStream(stream, backend.fingerprint_of(stream))
+        return await self.backend.submit(request)
 
     async def fingerprint(self) -> str:
         """Of the version that serves now."""
         return await self.backend.fingerprint()
-
-    def fingerprint_of(self, stream: Stream) -> str | None:
-        """Of the version that the stream began with, which also ended it."""
-        return stream.fingerprint if isinstance(stream, FollowedStream) else None
 
     async def refresh(self) -> None:
         """Ask which version the alias names, and serve it if that is another one. Raises nothing that is expected."""

@@ -27,6 +27,7 @@ class ScriptedStream:
     """Yields one word a step, each one token, and ends as its script or `cancel` says."""
 
     served_by = "scripted"
+    fingerprint = None
 
     def __init__(self, request: GenerationRequest, story: str, pace: float, finish: FinishReason) -> None:
         self.request = request

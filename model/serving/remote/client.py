@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import httpx
-from tenacity import AsyncRetrying, RetryCallState
+from tenacity import AsyncRetrying, retry_if_exception
 from tenacity.stop import stop_after_attempt, stop_never
 from tenacity.wait import wait_random_exponential
 
@@ -124,8 +124,11 @@ class ServiceClient:
                 finally:
                     await response.aclose()
         except TimeoutError:
+            if started and not finished:
+                raise RemoteError(f"no token came for {limit:g} s", BROKE_OFF, slow=True) from None
             if not finished:
-                raise self._too_slow(started, limit, failures) from None
+                last = f" (last: {failures[-1].reason})" if failures else ""
+                raise RemoteError(f"no first token within {limit:g} s{last}", slow=True) from None
         except RemoteError:
             # A stream whose last event came is complete, whatever became of the connection after it.
             if not finished:
@@ -133,24 +136,17 @@ class ServiceClient:
         if not finished:
             raise RemoteError("the service closed the connection in mid-story", BROKE_OFF)
 
-    def _too_slow(self, started: bool, limit: float, failures: list[RemoteError]) -> RemoteError:
-        if started:
-            return RemoteError(f"no token came for {limit:g} s", BROKE_OFF, slow=True)
-        last = f" (last: {failures[-1].reason})" if failures else ""
-        return RemoteError(f"no first token within {limit:g} s{last}", slow=True)
-
     async def _open(self, url: str, request: GenerationRequest, failures: list[RemoteError]) -> httpx.Response:
         """Return the response that the stream will come from; failed attempts are added to `failures`."""
 
-        def worth_it(state: RetryCallState) -> bool:
-            error = state.outcome and state.outcome.exception()
+        def worth_it(error: BaseException) -> bool:
             if not isinstance(error, RemoteError):
                 return False
             failures.append(error)
             return error.retryable and not (self._fail_fast and error.slow)
 
         retrying = AsyncRetrying(
-            retry=worth_it,
+            retry=retry_if_exception(worth_it),
             stop=stop_after_attempt(2) if self._fail_fast else stop_never,
             wait=wait_random_exponential(multiplier=0.1, max=0.2 if self._fail_fast else 2.0),
             reraise=True,

@@ -8,30 +8,19 @@ log-probabilities and seed.
 from __future__ import annotations
 
 import contextlib
-import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import replace
 
 from model.engine.stop import StopMatcher
 from model.errors import StoryError
-from model.generation import (
-    MAX_PROMPT_CHARS,
-    MAX_PROMPT_TOKENS,
-    Chunk,
-    Completion,
-    FinishReason,
-    GenerationRequest,
-    merge_chunks,
-)
-from model.serving.backend import Health, ModelInfo, Stream, StreamRecorder, finished
+from model.generation import MAX_PROMPT_CHARS, MAX_PROMPT_TOKENS, Chunk, FinishReason, GenerationRequest, merge_chunks
+from model.serving.backend import Health, ModelInfo, RecordedStream, Stream
 from model.serving.following import EmbeddedBackend
 from model.serving.remote.modal import ModalBackend, ModalStream
 
-log = logging.getLogger(__name__)
 
-
-class ContinuedStop:
+class ContinuedStop(StopMatcher):
     """Stop strings over a story of which the client has already got the beginning, `sent`.
 
     A stop string may begin in what was sent: text that was let through because it completed none can still be the
@@ -39,23 +28,18 @@ class ContinuedStop:
     would see its own part only.
     """
 
-    def __init__(self, stop: tuple[str, ...], sent: str) -> None:
-        self._matcher = StopMatcher(stop)
-        self._matcher.push(sent)
-        self._ahead = len(self._matcher.held)  # characters that the client has and the matcher still holds
-
-    @property
-    def met(self) -> bool:
-        """Whether a stop string is complete."""
-        return self._matcher.stopped
+    def __init__(self, words: Sequence[str], sent: str) -> None:
+        super().__init__(words)
+        super().push(sent)
+        self._ahead = len(self.held)  # characters that the client has and the matcher still holds
 
     def push(self, text: str) -> str:
         """Return what of `text`, and of what was held back, may be sent now."""
-        return self._new(self._matcher.push(text))
+        return self._new(super().push(text))
 
     def flush(self) -> str:
         """Return what was held back, at the end of the story."""
-        return self._new(self._matcher.flush())
+        return self._new(super().flush())
 
     def _new(self, free: str) -> str:
         known = min(self._ahead, len(free))
@@ -63,19 +47,17 @@ class ContinuedStop:
         return free[known:]
 
 
-class FailoverStream:
+class FailoverStream(RecordedStream):
     """One story, started by Modal. It raises no failure of Modal, only of this process."""
 
     def __init__(self, request: GenerationRequest, remote: ModalStream, local: EmbeddedBackend, started: float) -> None:
         """`started`: when the request arrived, by `time.perf_counter`."""
+        super().__init__(started)
         self._request = request
         self._remote = remote
         self._local = local
         self._current: Stream = remote
-        self._cancelled = False
-        self._completion: Completion | None = None
         self._stops: ContinuedStop | None = None
-        self._recorder = StreamRecorder(started)
         self._taken_at = 0.0
 
     @property
@@ -83,56 +65,12 @@ class FailoverStream:
         """Which backend generates now: `modal` or `local`."""
         return self._current.served_by
 
-    @property
-    def completion(self) -> Completion:
-        """How the stream ended. Raises `StoryError` while it is open."""
-        return finished(self._completion)
-
-    @property
-    def whole(self) -> Stream | None:
-        """The one stream that the whole story came from; None where it came from two."""
-        return self._current if self._stops is None else None
-
     def cancel(self) -> None:
         """End the stream at once, whichever backend generates."""
-        self._cancelled = True
+        self.cancelled = True
         self._current.cancel()
 
     async def __aiter__(self) -> AsyncGenerator[Chunk, None]:
-        async for chunk in self._from_modal():
-            yield chunk
-        if self._completion is None:
-            async for chunk in self._from_here():
-                yield chunk
-
-    async def take_over(self) -> None:
-        """Start, or continue, the story in this process. Raises what the engine raises: `BusyError`."""
-        left = self._request.max_tokens - self._recorder.tokens
-        if self._cancelled or left < 1:
-            self._end("cancelled" if self._cancelled else "length")
-            return
-        request = self._request
-        if text := self._text:
-            self._stops = ContinuedStop(request.stop, text)
-            # The end of a long story is enough: the model's state reaches no further back.
-            prompt: str | tuple[int, ...]
-            if isinstance(request.prompt, str):
-                prompt = (request.prompt + text)[-MAX_PROMPT_CHARS:]
-            else:
-                prompt = (*request.prompt, *merge_chunks(self._recorder.chunks).tokens)[-MAX_PROMPT_TOKENS:]
-            fewer = replace(request.sampling, min_tokens=max(request.sampling.min_tokens - self._recorder.tokens, 0))
-            request = replace(request, prompt=prompt, max_tokens=left, sampling=fewer, stop=())
-        self._taken_at = time.perf_counter()
-        self._current = await self._local.submit(request)
-        if self._cancelled:
-            self._current.cancel()
-
-    @property
-    def _text(self) -> str:
-        return "".join(chunk.text for chunk in self._recorder.chunks)
-
-    async def _from_modal(self) -> AsyncGenerator[Chunk, None]:
-        """Yield Modal's chunks; sets the completion, unless the story has to continue here."""
         # A token whose text has not come (half a character, perhaps the beginning of a stop string) waits for it:
         # were the connection lost between them, that text would be generated again, and the token counted twice.
         waiting: list[Chunk] = []
@@ -142,14 +80,11 @@ class FailoverStream:
                 if chunk.text:
                     yield self._sent(waiting)
                     waiting = []
-        if self._remote.failure is not None:
+        if self._remote.failure is None:
+            if waiting:
+                yield self._sent(waiting)
+            self.ended, self.fingerprint = self._remote.completion, self._remote.fingerprint
             return
-        if waiting:
-            yield self._sent(waiting)
-        self._completion = self._remote.completion
-
-    async def _from_here(self) -> AsyncGenerator[Chunk, None]:
-        """Yield the story from where it stands, from the engine in this process."""
         if self._current is self._remote:
             try:
                 await self.take_over()
@@ -157,32 +92,60 @@ class FailoverStream:
                 if not self._text:
                     raise
                 self._end("error", f"Modal was lost, and {error}")
-            if self._completion is not None:
-                return
+        if self.ended is not None:
+            return
         stream, stops = self._current, self._stops
         async for chunk in stream:
             yield self._sent([chunk if stops is None else replace(chunk, text=stops.push(chunk.text))])
-            if stops is not None and stops.met:
+            if stops is not None and stops.stopped:
                 stream.cancel()
                 self._end("stop")
                 return
         if stops is not None and (rest := stops.flush()):
             yield self._sent([Chunk(rest, ())])
-        completion = stream.completion
-        queued = self._taken_at - self._recorder.started + completion.usage.queued if stops is None else 0.0
+        completion, queued = stream.completion, 0.0
+        if stops is None:  # all of it was generated here
+            self.fingerprint = stream.fingerprint
+            queued = self._taken_at - self.recorder.started + completion.usage.queued
         self._end(completion.finish_reason, completion.error, queued=queued)
+
+    async def take_over(self) -> None:
+        """Start, or continue, the story in this process. Raises what the engine raises: `BusyError`."""
+        left = self._request.max_tokens - self.recorder.tokens
+        if self.cancelled or left < 1:
+            self._end("cancelled" if self.cancelled else "length")
+            return
+        request = self._request
+        if text := self._text:
+            self._stops = ContinuedStop(request.stop, text)
+            # The end of a long story is enough: the model's state reaches no further back.
+            prompt: str | tuple[int, ...]
+            if isinstance(request.prompt, str):
+                prompt = (request.prompt + text)[-MAX_PROMPT_CHARS:]
+            else:
+                prompt = (*request.prompt, *merge_chunks(self.recorder.chunks).tokens)[-MAX_PROMPT_TOKENS:]
+            fewer = replace(request.sampling, min_tokens=max(request.sampling.min_tokens - self.recorder.tokens, 0))
+            request = replace(request, prompt=prompt, max_tokens=left, sampling=fewer, stop=())
+        self._taken_at = time.perf_counter()
+        self._current = await self._local.submit(request)
+        if self.cancelled:
+            self._current.cancel()
+
+    @property
+    def _text(self) -> str:
+        return "".join(chunk.text for chunk in self.recorder.chunks)
 
     def _sent(self, chunks: list[Chunk]) -> Chunk:
         """Return the chunks as one, recorded."""
         chunk = chunks[0] if len(chunks) == 1 else merge_chunks(chunks)
-        self._recorder.add(chunk)
+        self.recorder.add(chunk)
         return chunk
 
     def _end(self, finish: FinishReason, error: str | None = None, *, queued: float = 0.0) -> None:
         prompt = self._request.prompt
         prompt_tokens = len(self._local.engine.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt)
-        usage = self._recorder.usage(prompt_tokens, queued=queued)
-        self._completion = self._recorder.completion(finish, usage, error)
+        usage = self.recorder.usage(prompt_tokens, queued=queued)
+        self.ended = self.recorder.completion(finish, usage, error)
 
 
 class FailoverBackend:
@@ -217,13 +180,6 @@ class FailoverBackend:
     async def fingerprint(self) -> str | None:
         """Of the backend that would start the stream."""
         return await (self.modal if await self.modal.usable() else self.local).fingerprint()
-
-    def fingerprint_of(self, stream: Stream) -> str | None:
-        """Of the backend that generated all of it."""
-        whole = stream.whole if isinstance(stream, FailoverStream) else stream
-        if whole is None:
-            return None
-        return (self.modal if isinstance(whole, ModalStream) else self.local).fingerprint_of(whole)
 
     async def submit(self, request: GenerationRequest) -> Stream:
         """Start a stream; see `Backend.submit`. Only this process can be too busy for it."""

@@ -11,15 +11,15 @@ import contextlib
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from model.errors import StoryError
-from model.generation import Chunk, Completion, FinishReason, GenerationRequest
-from model.serving.backend import Health, ModelInfo, StreamRecorder, finished
+from model.generation import Chunk, FinishReason, GenerationRequest
+from model.serving.backend import Health, ModelInfo, RecordedStream
 from model.serving.remote.client import ServiceClient, Timeouts
-from model.serving.remote.protocol import Counts, RemoteError, WireEvent
+from model.serving.remote.protocol import RemoteError, WireEvent
 
 if TYPE_CHECKING:
     from model.serving.backend import Stream
@@ -40,188 +40,125 @@ log = logging.getLogger(__name__)
 
 
 class Breaker:
-    """Circuit breaker (Nygard, Release It!, 2007) of one service. Used from one event loop.
+    """Circuit breaker (Nygard, Release It!, 2007) of one service.
 
     Closed, every request may use the service. After several failures in a row it opens, and no request waits for the
     service any more. After `reset` seconds it is half open: one probe, for which no user waits, closes it by success or
     restarts the pause by failure.
     """
 
-    def __init__(self, limit: int, reset: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, limit: int, reset: float) -> None:
         """`limit`: failures in a row that open it. `reset`: seconds from then to the probe."""
-        self._limit = limit
-        self._reset = reset
-        self._clock = clock
-        self._opened_at: float | None = None
-        self._probing = False
+        self.reset = reset
+        self.state: Literal["closed", "open", "half-open"] = "closed"
+        """`half-open` while a probe runs."""
         self.failures = 0
         """Failures in a row."""
         self.reason = ""
         """The last one, for an operator."""
-
-    @property
-    def state(self) -> Literal["closed", "open", "half-open"]:
-        """`half-open` while a probe runs."""
-        if self._opened_at is None:
-            return "closed"
-        return "half-open" if self._probing else "open"
+        self._limit = limit
 
     @property
     def closed(self) -> bool:
         """Whether requests may use the service."""
-        return self._opened_at is None
-
-    @property
-    def wait(self) -> float:
-        """Seconds until the next probe is due; 0 when it is due, or none is needed."""
-        if self._opened_at is None:
-            return 0.0
-        return max(0.0, self._opened_at + self._reset - self._clock())
+        return self.state == "closed"
 
     def succeeded(self) -> None:
         """Close: the service works."""
         self.failures = 0
         self.reason = ""
-        self._opened_at = None
-        self._probing = False
+        self.state = "closed"
 
     def failed(self, reason: str, *, slow: bool = False) -> None:
-        """Count a failure. A slow one opens at once: each further one would cost a user that wait.
-
-        A request that started before the breaker opened, and fails afterwards, does not prolong the pause.
-        """
+        """Count a failure. A slow one opens at once: each further one would cost a user that wait."""
         self.failures += 1
         self.reason = reason
-        if self._opened_at is None and (slow or self.failures >= self._limit):
-            self._opened_at = self._clock()
+        if self.closed and (slow or self.failures >= self._limit):
+            self.state = "open"
 
-    def probe(self) -> bool:
-        """Take the right to probe, if the pause is over and no probe runs; report the outcome afterwards."""
-        if self._opened_at is None or self._probing or self.wait > 0:
-            return False
-        self._probing = True
-        return True
-
-    def probe_failed(self, reason: str) -> None:
-        """Restart the pause: the service is still down."""
-        self.failures += 1
-        self.reason = reason
-        self._probing = False
-        if self._opened_at is not None:
-            self._opened_at = self._clock()
-
-
-class _State:
-    """Shared by the task that reads a stream and the `ModalStream` that is iterated."""
-
-    def __init__(self, url: str) -> None:
-        self.url = url
-        self.version: str | None = None
-        self.recorder = StreamRecorder()
-        self.pending: deque[Chunk] = deque()
-        self.changed = asyncio.Event()
-        self.accepted = asyncio.Event()
-        """Set when the service has answered, and in any case at the end."""
-        self.finish: FinishReason | None = None
-        self.counts: Counts | None = None
-        self.completion: Completion | None = None
-        self.failure: RemoteError | None = None
-
-    def take(self, event: WireEvent) -> None:
-        """Keep what came, and wake the client."""
-        if event.chunk is not None:
-            self.recorder.add(event.chunk)
-            self.pending.append(event.chunk)
-        self.finish = event.finish or self.finish
-        self.counts = event.counts or self.counts
-        self.version = event.version or self.version
-        if event.done and self.finish is not None:
-            self.end(self.finish)
-        self.changed.set()
-
-    @property
-    def fingerprint(self) -> str | None:
-        """What generates, once the service has said so."""
-        return None if self.version is None else f"{self.version} at {self.url}"
-
-    def end(self, finish: FinishReason, failure: RemoteError | None = None) -> None:
-        """End the stream; only the first call counts."""
-        if self.completion is not None:
-            return
-        usage = self.recorder.usage()
-        if (counts := self.counts) is not None:
-            usage = replace(
-                usage,
-                prompt_tokens=counts.prompt_tokens,
-                completion_tokens=counts.completion_tokens,
-                queued=counts.queued,
-            )
-        self.failure = failure
-        self.completion = self.recorder.completion(finish, usage, None if failure is None else str(failure))
-        self.accepted.set()
-        self.changed.set()
+    async def recover(self, probe: Callable[[], Coroutine[Any, Any, str]]) -> None:
+        """Probe after each pause until it is closed; `probe` returns what failed, empty: the service works."""
+        while not self.closed:
+            self.state = "open"
+            await asyncio.sleep(self.reset)
+            if self.closed:  # by a request that had started before
+                return
+            self.state = "half-open"
+            reason = await probe()
+            if not reason:
+                self.succeeded()
+            elif not self.closed:
+                self.failed(reason)
 
 
-class ModalStream:
-    """A stream of the service. Read it in the event loop that started it; cancel it from anywhere.
+class ModalStream(RecordedStream):
+    """A stream of the service.
 
     A failure before the first token is raised by the iteration, a later one is in `completion`.
     """
 
     served_by = "modal"
 
-    def __init__(self, state: _State, task: asyncio.Task[None]) -> None:
-        self._state = state
-        self._task = task  # refers to the state, not to this stream: one that is garbage-collected is cancelled
-        self._loop = task.get_loop()
-
-    @property
-    def failure(self) -> RemoteError | None:
+    def __init__(self, url: str) -> None:
+        super().__init__()
+        self.url = url
+        self.task: asyncio.Task[None] | None = None
+        """Reads the stream."""
+        self.accepted = asyncio.Event()
+        """Set when the service has answered, and in any case at the end."""
+        self.finish: FinishReason | None = None
+        """As the service has sent it."""
+        self.failure: RemoteError | None = None
         """Why the service could not finish, if it could not."""
-        return self._state.failure
-
-    @property
-    def fingerprint(self) -> str | None:
-        """See `FingerprintedBackend.fingerprint_of`."""
-        return self._state.fingerprint
+        self._counts: dict[str, Any] = {}
+        self._pending: deque[Chunk] = deque()
+        self._changed = asyncio.Event()
 
     @property
     def started(self) -> bool:
         """Whether any chunk has come."""
-        return bool(self._state.recorder.chunks)
-
-    @property
-    def completion(self) -> Completion:
-        """How the stream ended. Raises `StoryError` while it is open."""
-        return finished(self._state.completion)
+        return bool(self.recorder.chunks)
 
     def cancel(self) -> None:
         """Close the connection at once. Harmless when the stream has ended."""
-        if self._state.completion is None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._task.cancel)
+        if self.ended is None and self.task is not None:
+            self.task.cancel()
 
-    async def accepted(self, seconds: float) -> None:
-        """Wait until the service has accepted or refused the request, for at most so long."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._state.accepted.wait()
+    def take(self, event: WireEvent) -> None:
+        """Keep what came, and wake the client."""
+        if event.chunk is not None:
+            self.recorder.add(event.chunk)
+            self._pending.append(event.chunk)
+        self.finish = event.finish or self.finish
+        self._counts = event.counts or self._counts
+        if event.version is not None:
+            self.fingerprint = f"{event.version} at {self.url}"
+        if event.done and self.finish is not None:
+            self.end(self.finish)
+        self._changed.set()
+
+    def end(self, finish: FinishReason, failure: RemoteError | None = None) -> None:
+        """End the stream; only the first call counts."""
+        if self.ended is not None:
+            return
+        usage = replace(self.recorder.usage(), **self._counts)
+        self.failure = failure
+        self.ended = self.recorder.completion(finish, usage, None if failure is None else str(failure))
+        self.accepted.set()
+        self._changed.set()
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> Chunk:
-        state = self._state
-        while not state.pending:
-            if state.completion is not None:
-                if state.failure is not None and not self.started:
-                    raise state.failure.raised
+        while not self._pending:
+            if self.ended is not None:
+                if self.failure is not None and not self.started:
+                    raise self.failure.raised
                 raise StopAsyncIteration
-            state.changed.clear()
-            await state.changed.wait()
-        return state.pending.popleft()
-
-    def __del__(self) -> None:
-        self.cancel()
+            self._changed.clear()
+            await self._changed.wait()
+        return self._pending.popleft()
 
 
 class ModalBackend:
@@ -254,17 +191,16 @@ class ModalBackend:
         self._fail_fast = fail_fast
         self._client: ServiceClient | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._opened = asyncio.Event()
+        self._recovery: asyncio.Task[None] | None = None
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Keep connections, and probe a service that failed; on exit cancel open streams."""
         self._client = ServiceClient(self._headers, self._timeouts, connections=CONNECTIONS, fail_fast=self._fail_fast)
-        watch = asyncio.create_task(self._watch())
         try:
             yield
         finally:
-            tasks = [watch, *self._tasks]
+            tasks = list(self._tasks)
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -293,10 +229,6 @@ class ModalBackend:
         url, fingerprint, seen = self._fingerprint
         return fingerprint if url == self._url and time.monotonic() - seen < FINGERPRINT_TTL else None
 
-    def fingerprint_of(self, stream: Stream) -> str | None:
-        """As the service said in the stream."""
-        return stream.fingerprint if isinstance(stream, ModalStream) else None
-
     async def submit(self, request: GenerationRequest) -> Stream:
         """Start a stream; see `Backend.submit`."""
         stream = await self.open(request)
@@ -310,67 +242,65 @@ class ModalBackend:
         url, client = self._url, self._client
         if url is None or client is None:
             raise StoryError("the backend is not running")
-        state = _State(url)
-        task = asyncio.create_task(self._read(client, request, state))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        stream = ModalStream(state, task)
-        await stream.accepted(ACCEPT_TIMEOUT)
+        stream = ModalStream(url)
+        stream.task = self._start(self._read(client, request, stream))
+        try:
+            async with asyncio.timeout(ACCEPT_TIMEOUT):
+                await stream.accepted.wait()
+        except TimeoutError:
+            pass
+        except BaseException:
+            stream.cancel()
+            raise
         return stream
 
-    async def _read(self, client: ServiceClient, request: GenerationRequest, state: _State) -> None:
+    def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _read(self, client: ServiceClient, request: GenerationRequest, stream: ModalStream) -> None:
         """Read one stream to its end and report the outcome to the breaker."""
         try:
-            await client.stream(state.url, request, accepted=state.accepted.set, take=state.take)
-            if state.finish is None:
+            await client.stream(stream.url, request, accepted=stream.accepted.set, take=stream.take)
+            if stream.finish is None:
                 raise RemoteError("the service ended the stream without a finish reason")
-            state.end(state.finish)
+            stream.end(stream.finish)
             self.breaker.succeeded()
-            self._fingerprint = (state.url, state.fingerprint, time.monotonic())
-        except asyncio.CancelledError:
-            state.end("cancelled")
-            raise
+            self._fingerprint = (stream.url, stream.fingerprint, time.monotonic())
         except RemoteError as failure:
             self._failed(failure)
-            state.end("error", failure)
+            stream.end("error", failure)
         except Exception as error:  # an address that no socket takes, a bug of ours: the stream must end
             log.exception("a request to Modal failed unexpectedly")
             unexpected = RemoteError(type(error).__name__)
             self._failed(unexpected)
-            state.end("error", unexpected)
+            stream.end("error", unexpected)
+        finally:
+            stream.end("cancelled")
 
     def _failed(self, failure: RemoteError) -> None:
         log.warning("a request to Modal failed: %s", failure.reason)
         if failure.trips_breaker:
             self.breaker.failed(failure.reason, slow=failure.slow)
-            if not self.breaker.closed:
-                self._opened.set()
+        if not self.breaker.closed and (self._recovery is None or self._recovery.done()):
+            self._recovery = self._start(self.breaker.recover(self._probe))
 
-    async def _watch(self) -> None:
-        """While the breaker is open, probe the service after each pause."""
-        while True:
-            await self._opened.wait()
-            self._opened.clear()
-            while not self.breaker.closed:
-                await asyncio.sleep(self.breaker.wait)
-                if self.breaker.probe():
-                    await self._probe()
-
-    async def _probe(self) -> None:
-        """Request one token, with enough time for a cold start."""
+    async def _probe(self) -> str:
+        """Request one token, with enough time for a cold start; returns what failed."""
         assert self._client is not None, "probes are made while running"
         timeouts = replace(self._timeouts, first_token=COLD_START_TIMEOUT, start=COLD_START_TIMEOUT)
         try:
             url = await asyncio.to_thread(self._endpoint)
             await self._client.stream(url, PROBE, accepted=_ignore, take=_ignore, timeouts=timeouts)
         except RemoteError as failure:
-            self.breaker.probe_failed(failure.reason)
+            return failure.reason
         except Exception as error:
             log.exception("a probe of Modal failed")
-            self.breaker.probe_failed(type(error).__name__)
-        else:
-            log.info("Modal is available again")
-            self.breaker.succeeded()
+            return type(error).__name__
+        log.info("Modal is available again")
+        return ""
 
 
 def _ignore(*_anything: object) -> None:

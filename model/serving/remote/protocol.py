@@ -121,15 +121,6 @@ def _seconds(text: str | None) -> float:
 
 
 @dataclass(frozen=True, slots=True)
-class Counts:
-    """What the service counted and measured (seconds)."""
-
-    prompt_tokens: int
-    completion_tokens: int
-    queued: float
-
-
-@dataclass(frozen=True, slots=True)
 class WireEvent:
     """Content of one event."""
 
@@ -137,7 +128,8 @@ class WireEvent:
     """New text or tokens."""
     finish: Literal["stop", "length"] | None = None
     """Why the stream ended; no chunk comes after this."""
-    counts: Counts | None = None
+    counts: dict[str, Any] | None = None
+    """Fields of `Usage` that the service counted and measured."""
     done: bool = False
     """Nothing more follows."""
     version: str | None = None
@@ -201,22 +193,11 @@ def parse(name: str, data: str) -> WireEvent:
         raise RemoteError(f"a malformed event: {place} {first['msg']}", BROKE_OFF) from None
     if event.error is not None:
         raise from_event(data)
-    counts = None
-    if event.usage is not None:
-        queued = event.times.queued if event.times is not None else 0.0
-        counts = Counts(event.usage.prompt_tokens, event.usage.completion_tokens, queued)
-    choice = event.choices[0] if event.choices else None
-    if choice is None:
-        return WireEvent(counts=counts, version=event.system_fingerprint)
-    if choice.prompt_token_ids is None:
-        chunk = Chunk(choice.text, choice.token_ids or (), tuple(row for row in _logprobs(choice) if row is not None))
-    else:
-        texts = choice.logprobs.tokens if choice.logprobs is not None else ()
-        prompt = PromptEcho(choice.text, choice.prompt_token_ids, texts, _logprobs(choice))
-        chunk = Chunk("", (), prompt=prompt)
-    return WireEvent(
-        None if chunk == Chunk("", ()) else chunk, choice.finish_reason, counts, version=event.system_fingerprint
-    )
+    counts = None if event.usage is None else event.usage.model_dump() | event.times.model_dump()
+    chunk = finish = None
+    for choice in event.choices:
+        chunk, finish = _chunk(choice), choice.finish_reason
+    return WireEvent(chunk, finish, counts, version=event.system_fingerprint)
 
 
 _Count = Annotated[int, Field(ge=0, le=2**31)]
@@ -256,8 +237,17 @@ class _Event(_Strict):
     choices: Annotated[tuple[_Choice, ...], Field(max_length=1)] = ()
     system_fingerprint: Annotated[str, Field(max_length=64)] | None = None
     usage: _Usage | None = None
-    times: _Times | None = None
+    times: _Times = _Times()
     error: dict[str, Any] | None = None
+
+
+def _chunk(choice: _Choice) -> Chunk | None:
+    rows = _logprobs(choice)
+    if choice.prompt_token_ids is not None:
+        texts = choice.logprobs.tokens if choice.logprobs is not None else ()
+        return Chunk("", (), prompt=PromptEcho(choice.text, choice.prompt_token_ids, texts, rows))
+    chunk = Chunk(choice.text, choice.token_ids or (), tuple(row for row in rows if row is not None))
+    return None if chunk == Chunk("", ()) else chunk
 
 
 def _logprobs(choice: _Choice) -> tuple[TokenLogprob | None, ...]:

@@ -151,7 +151,7 @@ async def test_a_running_story_ends_on_the_old_version_which_is_then_freed(
     async for _ in running:
         pass
     assert (running.completion.finish_reason, running.completion.usage.completion_tokens) == ("length", 24)
-    assert following.fingerprint_of(running) == old.fingerprint_of(running)
+    assert running.fingerprint == await old.fingerprint()
     with engine(runtime(**NO_END)) as same:
         assert running.completion.text == same.submit(asked()).wait(20).text
     async with asyncio.timeout(20):

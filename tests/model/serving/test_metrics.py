@@ -24,6 +24,8 @@ ASKED = GenerationRequest(prompt="Once", max_tokens=9)
 class ScriptedStream:
     """A stream of three tokens that ends in a given way; scripted, for an engine chooses its own ending."""
 
+    fingerprint = None
+
     def __init__(self, reason: FinishReason, served_by: str, failure: Exception | None) -> None:
         self.served_by, self._failure = served_by, failure
         self.cancelled = False

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -106,10 +105,6 @@ class Tapes:
 
     async def fingerprint(self) -> str | None:
         return self.now
-
-    def fingerprint_of(self, stream: Stream) -> str | None:
-        assert isinstance(stream, Tape)
-        return stream.fingerprint
 
     async def submit(self, request: GenerationRequest) -> Tape:
         await self.gate.wait()
@@ -380,12 +375,10 @@ class Clients(RuleBasedStateMachine):
         else:  # as where the client's own task ends
             assert listener.task is not None
             listener.task.cancel()
+            listener.stream.cancel()
             self.settle()
             self.listeners.remove(listener)
             source = listener.source
-            del listener.stream, listener
-            gc.collect()
-            self.settle()
             assert source is not None
             assert source.cancelled == (not any(each.source is source and not each.left for each in self.listeners))
         self.settle()

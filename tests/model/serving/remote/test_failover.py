@@ -339,11 +339,11 @@ def test_a_story_ends_where_one_matcher_over_all_of_it_would_end_it(
     generate = shown
     for text in rest:
         generate += stop.push(text)
-        if stop.met:
+        if stop.stopped:
             break
     else:
         generate += stop.flush()
     whole = StopMatcher(stops)
     expected = whole.push(shown + "".join(rest)) + whole.flush()
-    assert stop.met == whole.stopped
+    assert stop.stopped == whole.stopped
     assert generate == (expected if len(expected) > len(shown) else shown)  # what a client has is never taken back

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 
 import pytest
@@ -17,6 +16,7 @@ from model.serving.remote.client import fetch_model_info, proxy_auth
 from model.serving.remote.modal import FINGERPRINT_TTL, Breaker, ModalBackend, ModalStream
 from model.serving.remote.protocol import REFUSED, UNREACHABLE, RemoteError
 from model.settings import Settings
+from tests import virtual_time
 from tests.model.serving.http.serving import Running, paced, serving
 from tests.model.serving.remote.servers import CALM, QUICK, Line, alone, auto, broken, modal, text_of
 
@@ -92,7 +92,7 @@ async def test_a_cancel_ends_the_story_at_once_and_frees_the_slot_at_the_other_e
             async for chunk in stream:
                 chunks.append(chunk)
                 if len(chunks) == 5:
-                    await asyncio.to_thread(stream.cancel)  # from anywhere
+                    stream.cancel()
             assert len(chunks) < 10
             assert stream.completion.finish_reason == "cancelled"
             assert stream.completion.text.startswith("".join(chunk.text for chunk in chunks[:5]))
@@ -100,17 +100,6 @@ async def test_a_cancel_ends_the_story_at_once_and_frees_the_slot_at_the_other_e
             await slot_free(running)
             assert running.figures()['story_streams_total{outcome="cancelled"}'] == 1
             assert backend.breaker.failures == 0
-
-
-async def test_a_stream_that_is_let_go_of_frees_its_slot() -> None:
-    with serving(paced(step_seconds=0.01)[0]) as running:
-        backend = modal(running.url, timeouts=CALM)
-        async with backend.running():
-            stream = await begin(backend, GenerationRequest(prompt="Once", max_tokens=4000))
-            await anext(stream)
-            del stream
-            gc.collect()
-            await slot_free(running)
 
 
 async def test_leaving_the_backend_ends_what_is_running() -> None:
@@ -284,21 +273,8 @@ async def test_an_address_that_leads_nowhere_is_a_failure_like_others(url: str) 
     assert not backend.breaker.closed or backend.breaker.failures == 1
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-def test_only_failures_in_a_row_open_it(clock: Clock) -> None:
-    breaker = Breaker(3, 10, clock)
+def test_only_failures_in_a_row_open_it() -> None:
+    breaker = Breaker(3, 10)
     for _ in range(5):
         breaker.failed("refused")
         breaker.failed("refused")
@@ -309,54 +285,57 @@ def test_only_failures_in_a_row_open_it(clock: Clock) -> None:
     assert (breaker.state, breaker.reason) == ("open", "refused")
 
 
-def test_a_failure_that_took_a_time_out_opens_it_at_once(clock: Clock) -> None:
-    breaker = Breaker(3, 10, clock)
+def test_a_failure_that_took_a_time_out_opens_it_at_once() -> None:
+    breaker = Breaker(3, 10)
     breaker.failed("no token", slow=True)
     assert breaker.state == "open"
 
 
-def test_after_the_pause_one_probe_is_let_through_and_its_success_closes_it(clock: Clock) -> None:
-    breaker = Breaker(1, 10, clock)
+async def recovery(breaker: Breaker, *probes: tuple[str, float]) -> list[tuple[float, str]]:
+    """Open a breaker whose probes return these reasons after so many seconds: when each began, and the state then."""
+    loop = asyncio.get_running_loop()
+    began, left = loop.time(), list(probes)
+    seen: list[tuple[float, str]] = []
+
+    async def probe() -> str:
+        seen.append((round(loop.time() - began, 3), breaker.state))
+        reason, seconds = left.pop(0)
+        await asyncio.sleep(seconds)
+        return reason
+
     breaker.failed("refused")
-    clock.now += 9.9
-    assert not breaker.probe()
-    assert breaker.wait == pytest.approx(0.1)
-    clock.now += 0.2
-    assert breaker.probe()
-    assert breaker.state == "half-open"
-    assert not breaker.closed
-    assert not breaker.probe(), "one at a time"
-    breaker.succeeded()
+    await breaker.recover(probe)
+    return seen
+
+
+def test_after_each_pause_one_probe_is_made_until_one_succeeds() -> None:
+    breaker = Breaker(1, 10)
+    seen = virtual_time.run(recovery(breaker, ("still refused", 5.0), ("and again", 0.0), ("", 1.0)))
+    assert seen == [(10.0, "half-open"), (25.0, "half-open"), (35.0, "half-open")]
     assert (breaker.state, breaker.reason, breaker.failures) == ("closed", "", 0)
-    assert not breaker.probe(), "none is needed"
 
 
-def test_a_probe_that_fails_starts_the_pause_again(clock: Clock) -> None:
-    breaker = Breaker(1, 10, clock)
-    breaker.failed("refused")
-    clock.now += 10
-    assert breaker.probe()
-    clock.now += 5  # it took so long to fail
-    breaker.probe_failed("still refused")
-    assert (breaker.state, breaker.wait, breaker.reason) == ("open", 10, "still refused")
+def test_stories_that_fail_while_it_is_open_do_not_put_the_probe_off() -> None:
+    breaker = Breaker(1, 10)
+
+    async def both() -> list[tuple[float, str]]:
+        asyncio.get_running_loop().call_later(6, breaker.failed, "another one cut")
+        return await recovery(breaker, ("", 0.0))
+
+    assert virtual_time.run(both()) == [(10.0, "half-open")]
 
 
-def test_stories_that_fail_while_it_is_open_do_not_put_the_probe_off(clock: Clock) -> None:
-    breaker = Breaker(1, 10, clock)
-    breaker.failed("cut")
-    clock.now += 6
-    breaker.failed("another one cut")
-    assert breaker.wait == 4
+def test_a_story_that_ends_well_while_it_is_open_closes_it_and_a_late_probe_changes_nothing() -> None:
+    breaker = Breaker(1, 10)
 
+    async def both(seconds: float) -> list[tuple[float, str]]:
+        asyncio.get_running_loop().call_later(seconds, breaker.succeeded)
+        return await recovery(breaker, ("late", 5.0))
 
-def test_a_story_that_ends_well_while_it_is_open_closes_it_and_a_late_probe_changes_nothing(clock: Clock) -> None:
-    breaker = Breaker(1, 10, clock)
-    breaker.failed("cut")
-    clock.now += 10
-    assert breaker.probe()
-    breaker.succeeded()
-    breaker.probe_failed("late")
+    assert virtual_time.run(both(4)) == []
     assert breaker.closed
+    assert virtual_time.run(both(12)) == [(10.0, "half-open")]
+    assert (breaker.closed, breaker.failures) == (True, 0)
 
 
 STORY = GenerationRequest(prompt="Once upon", max_tokens=20, sampling=SamplingParams(seed=5, temperature=0.9))
