@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, NamedTuple, cast, get_args
+from typing import Any, BinaryIO, Literal, NamedTuple, TextIO, cast, get_args
 
 from model.errors import DataError, InputError, MissingExtraError
 from training.data.bpe import END_OF_STORY
@@ -155,108 +155,74 @@ def read_stories(
 
     def bad(error: BadLineError) -> None:
         if on_bad is None:
+            file.read(_BUFFER)  # a line may be bad because the gzip stream is damaged, which shows further on
             raise error
         on_bad(error)
 
-    seen = False
+    kind = kind_of(path) or "text"
+    read = {"json": _read_json, "text": _read_text, "csv": _read_csv, "parquet": _read_parquet}[kind]
+    counted, seen = 0, False
     try:
-        read = {"json": _read_json, "text": _read_text, "csv": _read_csv, "parquet": _read_parquet}
-        for story in read[kind_of(path) or "text"](path, bad, on_bytes):
-            seen = True
-            yield story
+        # A byte that is not UTF-8 spoils its line in most kinds of files, in a table the whole of it.
+        with _open(path, errors="strict" if kind == "csv" else "surrogateescape") as (raw, file):
+            for story in read(file, path, bad):
+                seen = True
+                yield story
+                if on_bytes and (position := raw.tell()) > counted:
+                    on_bytes(position - counted)
+                    counted = position
+            size = path.stat().st_size
+            if on_bytes and size > counted:
+                on_bytes(size - counted)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(f"{path}: damaged gzip file: {error}") from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
     if not seen:
-        size = path.stat().st_size
         raise DataError(f"{path}: " + ("holds no usable story" if size else "the file is empty"))
 
 
-class _MeteredFile(io.FileIO):
-    """A file that reports the bytes read from it, so that progress is exact for compressed files too."""
-
-    def __init__(self, path: Path, on_bytes: Callable[[int], None] | None) -> None:
-        super().__init__(path, "rb")
-        self._on_bytes = on_bytes
-
-    def readinto(self, buffer: bytearray | memoryview, /) -> int:  # type: ignore[override]
-        count = super().readinto(buffer)
-        if self._on_bytes and count:
-            self._on_bytes(count)
-        return count or 0
-
-
-class _NewLines(io.RawIOBase):
-    """The bytes of a file with every line end as LF."""
-
-    def __init__(self, source: BinaryIO) -> None:
-        self._source = source
-        self._after_cr = False
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: bytearray | memoryview, /) -> int:  # type: ignore[override]
-        while block := self._source.read(len(buffer)):
-            after_cr, self._after_cr = self._after_cr, block.endswith(b"\r")
-            if after_cr:
-                block = block.removeprefix(b"\n")
-            if b"\r" in block:
-                block = block.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-            if block:
-                buffer[: len(block)] = block
-                return len(block)
-        return 0
-
-
 @contextmanager
-def _open(path: Path, on_bytes: Callable[[int], None] | None) -> Iterator[BinaryIO]:
-    with io.BufferedReader(_MeteredFile(path, on_bytes), _BUFFER) as raw:
+def _open(path: Path, errors: str = "surrogateescape") -> Iterator[tuple[BinaryIO, TextIO]]:
+    """The file on the disk, whose place tells the progress, and its text with every line end as LF."""
+    with path.open("rb", _BUFFER) as raw:
         source = cast(BinaryIO, gzip.GzipFile(fileobj=raw) if path.name.lower().endswith(".gz") else raw)
-        # A buffer of our own, because GzipFile's readline costs a Python call a line.
-        with source, io.BufferedReader(_NewLines(source), _BUFFER) as file:
-            yield file
+        with io.TextIOWrapper(source, "utf-8-sig", errors) as file:
+            yield raw, file
 
 
-def _read_lines(path: Path, bad: BadLineHandler, on_bytes: Callable[[int], None] | None) -> Iterator[tuple[int, str]]:
-    """(line number, text without its line end); a line that is unusable comes as `bad` and is left out."""
-    for number, line, error in _read_lines_or_errors(path, on_bytes):
-        if error:
-            bad(error)
-        else:
-            yield number, line
-
-
-def _read_lines_or_errors(
-    path: Path, on_bytes: Callable[[int], None] | None
-) -> Iterator[tuple[int, str, BadLineError | None]]:
+def _read_lines(file: TextIO, path: Path) -> Iterator[tuple[int, str | BadLineError]]:
+    """(line number, the text without its line end, or why it is unusable)."""
     number = 0
-    with _open(path, on_bytes) as file:
-        while data := file.readline(MAX_STORY_BYTES + 1):
-            number += 1
-            if len(data) > MAX_STORY_BYTES:
-                while data and not data.endswith(b"\n"):
-                    data = file.readline(MAX_STORY_BYTES)
-                limit = f"longer than the {MAX_STORY_BYTES:,} bytes allowed"
-                yield number, "", BadLineError(path, number, "line too long", f"the line is {limit}")
-                continue
-            if number == 1:
-                data = data.removeprefix(b"\xef\xbb\xbf")
-            try:
-                yield number, data.decode("utf-8").removesuffix("\n"), None
-            except UnicodeDecodeError as error:
-                detail = f"byte 0x{data[error.start]:02x} at column {error.start + 1} is not UTF-8"
-                yield number, "", BadLineError(path, number, "not UTF-8", detail)
+    while line := file.readline(MAX_STORY_BYTES + 1):
+        number += 1
+        if len(line) > MAX_STORY_BYTES:
+            while line and not line.endswith("\n"):
+                line = file.readline(MAX_STORY_BYTES)
+            limit = f"longer than the {MAX_STORY_BYTES:,} bytes allowed"
+            yield number, BadLineError(path, number, "line too long", f"the line is {limit}")
+            continue
+        try:
+            line.encode()
+        except UnicodeEncodeError as error:
+            byte = line[error.start].encode("utf-8", "surrogateescape").hex()
+            detail = f"byte 0x{byte} at column {error.start + 1} is not UTF-8"
+            yield number, BadLineError(path, number, "not UTF-8", detail)
+        else:
+            yield number, line.removesuffix("\n")
 
 
-def _read_json(path: Path, bad: BadLineHandler, on_bytes: Callable[[int], None] | None) -> Iterator[Story]:
-    with _open(path, None) as file:
-        is_array = file.read(_BUFFER).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[")
-    if is_array and ".json" in (path.suffix.lower(), Path(path.stem).suffix.lower()):
-        yield from _read_array(path, bad, on_bytes)
+def _read_json(file: TextIO, path: Path, bad: BadLineHandler) -> Iterator[Story]:
+    is_array = ".json" in (path.suffix.lower(), Path(path.stem).suffix.lower())
+    if is_array and file.read(_BUFFER).lstrip().startswith("["):
+        file.seek(0)
+        yield from _read_array(file, path, bad)
         return
-    for number, line in _read_lines(path, bad, on_bytes):
+    file.seek(0)
+    for number, line in _read_lines(file, path):
+        if isinstance(line, BadLineError):
+            bad(line)
+            continue
         if not line.strip():
             continue
         try:
@@ -268,31 +234,29 @@ def _read_json(path: Path, bad: BadLineHandler, on_bytes: Callable[[int], None] 
         yield from _story(record, path, number, bad)
 
 
-def _read_array(path: Path, bad: BadLineHandler, on_bytes: Callable[[int], None] | None) -> Iterator[Story]:
+def _read_array(file: TextIO, path: Path, bad: BadLineHandler) -> Iterator[Story]:
     """Stories of a JSON array, counted from 1 as if each were a line."""
-    with _open(path, on_bytes) as file:
-        try:
-            records = json.loads(file.read().decode("utf-8-sig"))
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{path}: is no valid JSON: {error}") from error
+    try:
+        records = json.load(file)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: is no valid JSON: {error}") from error
     for number, record in enumerate(records, 1):
         yield from _story({"text": record} if isinstance(record, str) else record, path, number, bad)
 
 
-def _read_csv(path: Path, bad: BadLineHandler, on_bytes: Callable[[int], None] | None) -> Iterator[Story]:
+def _read_csv(file: TextIO, path: Path, bad: BadLineHandler) -> Iterator[Story]:
     csv.field_size_limit(MAX_STORY_BYTES)
-    with _open(path, on_bytes) as file, io.TextIOWrapper(file, "utf-8-sig", newline="") as lines:
-        rows = csv.DictReader(lines, strict=True)
-        try:
-            if "text" not in (rows.fieldnames or ()):
-                raise DataError(f'{path}: needs a column "text", has {", ".join(rows.fieldnames or ()) or "none"}')
-            for row in rows:
-                yield from _story(row, path, rows.line_num, bad)
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise DataError(f"{path}, near line {rows.line_num + 1}: not usable as CSV: {error}") from error
+    rows = csv.DictReader(file, strict=True)
+    try:
+        if "text" not in (rows.fieldnames or ()):
+            raise DataError(f'{path}: needs a column "text", has {", ".join(rows.fieldnames or ()) or "none"}')
+        for row in rows:
+            yield from _story(row, path, rows.line_num, bad)
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise DataError(f"{path}, near line {rows.line_num + 1}: not usable as CSV: {error}") from error
 
 
-def _read_parquet(path: Path, bad: BadLineHandler, on_bytes: Callable[[int], None] | None) -> Iterator[Story]:
+def _read_parquet(_file: TextIO, path: Path, bad: BadLineHandler) -> Iterator[Story]:
     try:
         from pyarrow import ArrowException
         from pyarrow.parquet import ParquetFile
@@ -303,16 +267,13 @@ def _read_parquet(path: Path, bad: BadLineHandler, on_bytes: Callable[[int], Non
             names = file.schema_arrow.names
             if "text" not in names:
                 raise DataError(f'{path}: needs a column "text", has {", ".join(names) or "none"}')
-            number = 0
             wanted = [name for name in ("text", "title", "split") if name in names]
-            for batch in file.iter_batches(1024, columns=wanted):
-                for record in batch.to_pylist():
-                    number += 1
-                    yield from _story(record, path, number, bad)
+            batches = file.iter_batches(1024, columns=wanted)
+            records = (record for batch in batches for record in batch.to_pylist())
+            for number, record in enumerate(records, 1):
+                yield from _story(record, path, number, bad)
     except ArrowException as error:
         raise DataError(f"{path}: not usable as Parquet: {str(error).splitlines()[0]}") from error
-    if on_bytes:
-        on_bytes(path.stat().st_size)
 
 
 def _story(record: Any, path: Path, number: int, bad: BadLineHandler) -> Iterator[Story]:
@@ -336,11 +297,11 @@ def layout_of(path: Path) -> Layout:
     """
     lines = closed = 0
     blank = separated = False
-    with _open(path, None) as file:
-        while data := file.readline(MAX_STORY_BYTES):
-            if END_OF_STORY.encode() in data:
+    with _open(path) as (_, file):
+        while line := file.readline(MAX_STORY_BYTES):
+            if END_OF_STORY in line:
                 return "<|endoftext|>"
-            text = data.decode("utf-8", "replace").strip()
+            text = line.strip()
             if not text:
                 blank = bool(lines)
                 continue
@@ -349,7 +310,7 @@ def layout_of(path: Path) -> Layout:
     return "line ends" if not separated and lines > 1 and closed >= CLOSED_SHARE * lines else "blank lines"
 
 
-def _read_text(path: Path, bad: BadLineHandler, on_bytes: Callable[[int], None] | None) -> Iterator[Story]:
+def _read_text(file: TextIO, path: Path, bad: BadLineHandler) -> Iterator[Story]:
     layout = layout_of(path)
     marked = layout == "<|endoftext|>"
     parts: list[str] = []
@@ -363,15 +324,14 @@ def _read_text(path: Path, bad: BadLineHandler, on_bytes: Callable[[int], None] 
             yield Story(text, path, first)
         first, size, damage = 0, 0, False
 
-    for number, line, error in _read_lines_or_errors(path, on_bytes):
-        if error:
+    for number, line in _read_lines(file, path):
+        if isinstance(line, BadLineError):
             # One bad line spoils its whole story: a story with a hole is worse than none.
             if not damage:
-                bad(error)
+                bad(line)
             damage = True
             continue
-        parts_of_line = line.split(END_OF_STORY) if marked else [line]
-        for index, part in enumerate(parts_of_line):
+        for index, part in enumerate(line.split(END_OF_STORY) if marked else [line]):
             if index or layout == "line ends" or (not marked and not line.strip()):
                 yield from close()
             if part.strip() or (parts and marked):
