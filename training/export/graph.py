@@ -30,13 +30,11 @@ from safetensors.numpy import load_file
 
 from model.architecture.config import ModelConfig
 from model.errors import ModelError
+from model.runtimes.native.library import BLOCK
+from model.runtimes.native.weights import quantize_matrix
 
 CONTRIB = "com.microsoft"
 EPSILON = 1e-6
-BITS_BLOCK = 64
-"""Weights that share one scale in int8. Blocks of 128 save a single stream a tenth of its time, but ONNX Runtime's
-AVX-512 kernel then sums one row in another order than several: results would depend on batch mates."""
-
 Array = npt.NDArray[Any]
 
 
@@ -59,21 +57,6 @@ class WeightFile:
         offsets = {name: entry["data_offsets"] for name, entry in header.items()}
         spans = {name: (8 + size + begin, end - begin) for name, (begin, end) in offsets.items()}
         return cls(path.name, load_file(path), spans)
-
-
-def quantize_blocks(weight_OI: Array, block: int) -> tuple[Array, Array]:
-    """int8 weights with one scale a block of `block` inputs, symmetric around 128.
-
-    Returns (O, blocks, block) uint8 and (O, blocks) float32, as `MatMulNBits` wants them; where the inputs do not
-    fill the last block, zeros do.
-    """
-    outputs, inputs = weight_OI.shape
-    padded = np.pad(weight_OI.astype(np.float32), ((0, 0), (0, -inputs % block)))
-    blocks = padded.reshape(outputs, -1, block)
-    scale = np.abs(blocks).max(-1) / 127.0
-    safe = np.where(scale > 0, scale, 1.0)
-    levels = np.rint(blocks / safe[..., None]).clip(-127, 127) + 128
-    return levels.astype(np.uint8), scale.astype(np.float32)
 
 
 class GraphBuilder:
@@ -138,11 +121,12 @@ class GraphBuilder:
             matrix_OI = self.node("Cast", self.stored(name), to=TensorProto.FLOAT)
             return str(self.node("MatMul", x, self.node("Transpose", matrix_OI, perm=[1, 0])))
         matrix = self.weight(name)
-        levels, scale = quantize_blocks(matrix, BITS_BLOCK)
-        inputs = (x, self.constant(name + ".q8", levels), self.constant(name + ".scale", scale.reshape(-1)))
+        levels, scale = quantize_matrix(matrix, BLOCK)
+        unsigned = levels.view(np.uint8) ^ 128  # -127 to 127 around 128, as `MatMulNBits` wants them
+        inputs = (x, self.constant(name + ".q8", unsigned), self.constant(name + ".scale", scale.reshape(-1)))
         outputs_N, inputs_K = matrix.shape
         # Accuracy level 4: activations are rounded to int8 as well, each row by itself.
-        options = {"bits": 8, "block_size": BITS_BLOCK, "accuracy_level": 4}
+        options = {"bits": 8, "block_size": BLOCK, "accuracy_level": 4}
         return str(self.node("MatMulNBits", *inputs, domain=CONTRIB, K=inputs_K, N=outputs_N, **options))
 
     def norm(self, x: str, size: int) -> str:

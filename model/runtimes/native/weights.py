@@ -35,12 +35,12 @@ def unsuitable(config: ModelConfig) -> str | None:
     return None
 
 
-def quantize_matrix(weight_OI: Floats) -> tuple[npt.NDArray[np.int8], Floats]:
-    """int8 levels (O, B, 64) and scales (O, B); inputs that do not fill the last block are zeros."""
-    padded = np.pad(weight_OI, ((0, 0), (0, -weight_OI.shape[1] % BLOCK)))
-    blocks = padded.reshape(len(padded), -1, BLOCK)
+def quantize_matrix(weight_OI: Floats, block: int = BLOCK) -> tuple[npt.NDArray[np.int8], Floats]:
+    """int8 levels (O, B, block), -127 to 127, and scales (O, B); inputs that do not fill the last block are zeros."""
+    padded = np.pad(weight_OI, ((0, 0), (0, -weight_OI.shape[1] % block)))
+    blocks = padded.reshape(len(padded), -1, block)
     scale = np.abs(blocks).max(-1) / np.float32(127)
-    levels = np.rint(blocks / np.where(scale > 0, scale, 1)[..., None])
+    levels = np.rint(blocks / np.where(scale > 0, scale, 1)[..., None]).clip(-127, 127)
     return levels.astype(np.int8), scale.astype(np.float32)
 
 

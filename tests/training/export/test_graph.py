@@ -7,9 +7,6 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.torch import load_file
 
@@ -20,47 +17,11 @@ from model.errors import ModelError
 from model.runtimes.onnx.runtime import OnnxRuntime
 from tests.model.small_model import SMALL, copy_of, random_network, small_folder, small_tokenizer
 from training.export.acceptance import accept
-from training.export.graph import CONTRIB, WeightFile, build_graph, quantize_blocks
+from training.export.graph import CONTRIB, WeightFile, build_graph
 
 STORED_IN_FP32 = {"embedding.weight"} | {
     f"blocks.{layer}.{name}.weight" for layer in range(4) for name in ("mixer.inputs", "mixer.output", "up", "down")
 }
-
-matrices = arrays(
-    np.float32,
-    st.tuples(st.integers(1, 5), st.integers(1, 200)),
-    elements=st.floats(-1e6, 1e6, width=32, allow_subnormal=False),
-    fill=st.just(0.0),
-)
-
-
-@given(weight_OI=matrices, block=st.sampled_from([16, 32, 64, 128]))
-def test_a_weight_comes_back_within_half_a_step_of_its_block(weight_OI: np.ndarray, block: int) -> None:
-    levels, scale = quantize_blocks(weight_OI, block)
-    outputs, inputs = weight_OI.shape
-    blocks = -(-inputs // block)
-    assert levels.dtype == np.uint8
-    assert scale.dtype == np.float32
-    assert levels.shape == (outputs, blocks, block)
-    assert scale.shape == (outputs, blocks)
-    back = ((levels.astype(np.float64) - 128) * scale[..., None]).reshape(outputs, -1)
-    step = np.repeat(scale.astype(np.float64), block, axis=1)[:, :inputs]
-    # Beside half a step, the rounding of the scale itself, 127 levels away; and scales too small for fp32.
-    assert (np.abs(back[:, :inputs] - weight_OI) <= step * (0.5 + 127 * 2.0**-23) + 1e-36).all()
-    assert (back[:, inputs:] == 0).all()  # what fills the last block
-    assert levels.min() >= 1  # symmetric: -127 to 127 around 128
-
-
-def test_a_block_of_zeros_stays_exactly_zero_and_costs_its_neighbours_nothing() -> None:
-    weight = np.zeros((2, 96), np.float32)
-    weight[0, 32:64] = np.linspace(-1, 1, 32)
-    weight[1, 70] = 1000.0
-    levels, scale = quantize_blocks(weight, 32)
-    assert np.isfinite(scale).all()
-    assert (scale == 0).tolist() == [[True, False, True], [True, True, False]]
-    assert (levels[scale == 0] == 128).all()
-    assert (levels[0, 1, 0], levels[0, 1, -1]) == (1, 255)
-    assert (levels[1, 2].astype(int) - 128).tolist() == [127 if place == 6 else 0 for place in range(32)]
 
 
 def test_the_weight_file_knows_where_each_tensor_lies() -> None:

@@ -26,7 +26,7 @@ def test_batch_composition_does_not_show_where_kernels_sum_one_row_otherwise(
     block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With int8 blocks of 128 it did, on a processor with AVX-512: rows are then computed in pairs."""
-    monkeypatch.setattr(training.export.graph, "BITS_BLOCK", block)
+    monkeypatch.setattr(training.export.graph, "BLOCK", block)
     folder = copy_of(PRETRAINED, tmp_path / "model")
     config = ModelFolder.open(folder).config
     path = folder / "other.onnx"
