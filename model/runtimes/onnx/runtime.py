@@ -25,7 +25,7 @@ import numpy.typing as npt
 
 from model.architecture.config import END_ID, ModelConfig
 from model.errors import ModelError
-from model.runtimes.protocol import PREFILL_CHUNK, Logits, RowBatch, Tokens, last_story
+from model.runtimes.protocol import PREFILL_CHUNK, Logits, RowBatch, Tokens, last_story, score_rows
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
@@ -174,56 +174,37 @@ class OnnxRuntime:
     def prefill(self, tokens: Sequence[int], state: OnnxState | None = None) -> tuple[Logits, OnnxState]:
         """See `Runtime.prefill`. Long prompts are taken in chunks of a fixed size, so that the result never varies."""
         fed, state = last_story(tokens, state)
-        states = [state or self.empty]
+        state = state or self.empty
         for start in range(0, len(fed), PREFILL_CHUNK):
-            chunk = fed[None, start : start + PREFILL_CHUNK]
-            logits, states = self.forward(chunk, states, np.array([chunk.shape[1] - 1]))
-        return logits[0, 0], states[0]
+            logits_1V, state = self._feed(fed[start : start + PREFILL_CHUNK], state, every=False)
+        return logits_1V[0], state
 
     def score(self, stories: Sequence[Sequence[int]]) -> Iterator[tuple[int, Logits]]:
         """See `Runtime.score`."""
-        longest = max(map(len, stories))
-        fed = np.zeros((len(stories), longest), np.int64)
-        for row, story in enumerate(stories):
-            fed[row, : len(story)] = story
-        states = [self.empty] * len(stories)
-        for start in range(0, longest, PREFILL_CHUNK):
-            chunk = fed[:, start : start + PREFILL_CHUNK]
-            logits, states = self.forward(chunk, states, np.arange(chunk.shape[1]))
-            yield start, logits
+        return score_rows(stories, self.vocab_size, self.empty, self._feed)
 
-    def forward(self, tokens: Tokens, states: list[OnnxState], take: Tokens) -> tuple[Logits, list[OnnxState]]:
-        """Feed (B, T) tokens of one story each behind `states` of equal position; logits (B, take, V)."""
-        count, time = tokens.shape
-        start = states[0].position
-        feeds: dict[str, Any] = {"tokens": tokens, "take": take}
+    def _feed(self, fed: Tokens, state: OnnxState, every: bool = True) -> tuple[Logits, OnnxState]:
+        """Feed tokens (T,) of one story behind `state`: logits after each or the last, and the new state."""
+        time, start = len(fed), state.position
+        position = np.arange(start, start + time)
+        feeds: dict[str, Any] = {"tokens": fed[None], "take": np.arange(0 if every else time - 1, time)}
         for index, layer in enumerate(self.recurrent):
-            feeds[f"conv_{layer}"] = np.stack([state.conv[index] for state in states])
-            feeds[f"memory_{layer}"] = np.stack([state.memory[index] for state in states])
+            feeds[f"conv_{layer}"], feeds[f"memory_{layer}"] = state.conv[None, index], state.memory[None, index]
         if self.attentive:
-            cos, sin = self._rotary(np.arange(start, start + time))
-            shape = (count, time, 1, self.config.head_dim)
-            feeds["cos"] = np.broadcast_to(cos[:, None], shape).copy()
-            feeds["sin"] = np.broadcast_to(sin[:, None], shape).copy()
-            bias = self._visible(start, time)
-            feeds["bias"] = np.broadcast_to(bias[:, None], (count, time, 1, bias.shape[1])).copy()
+            feeds["cos"], feeds["sin"] = (part[None, :, None] for part in self._rotary(position))
+            feeds["bias"] = self._visible(start, time)[None, :, None]
         for index, layer in enumerate(self.attentive):
-            feeds[f"keys_{layer}"] = np.stack([state.ring[2 * index] for state in states])[:, None]
-            feeds[f"values_{layer}"] = np.stack([state.ring[2 * index + 1] for state in states])[:, None]
+            feeds[f"keys_{layer}"] = state.ring[None, None, 2 * index]
+            feeds[f"values_{layer}"] = state.ring[None, None, 2 * index + 1]
         names = [output.name for output in self.session.get_outputs()]
         out = dict(zip(names, self.session.run(names, feeds), strict=True))
-        slots = np.arange(start, start + time) % self.config.window
-        after = []
-        for row, state in enumerate(states):
-            ring = state.ring.copy()
-            for index, layer in enumerate(self.attentive):
-                ring[2 * index, slots] = out[f"keys_{layer}_out"][row]
-                ring[2 * index + 1, slots] = out[f"values_{layer}_out"][row]
-            conv, memory = state.conv.copy(), state.memory.copy()
-            for index, layer in enumerate(self.recurrent):
-                conv[index], memory[index] = out[f"conv_{layer}_out"][row], out[f"memory_{layer}_out"][row]
-            after.append(OnnxState(start + time, conv, memory, ring))
-        return out["logits"], after
+        conv, memory, ring = state.conv.copy(), state.memory.copy(), state.ring.copy()
+        for index, layer in enumerate(self.recurrent):
+            conv[index], memory[index] = out[f"conv_{layer}_out"][0], out[f"memory_{layer}_out"][0]
+        for index, layer in enumerate(self.attentive):
+            ring[2 * index, position % self.config.window] = out[f"keys_{layer}_out"][0]
+            ring[2 * index + 1, position % self.config.window] = out[f"values_{layer}_out"][0]
+        return out["logits"][0], OnnxState(start + time, conv, memory, ring)
 
     def _rotary(self, position: Tokens) -> tuple[Floats, Floats]:
         angle = position[:, None] * self._frequency

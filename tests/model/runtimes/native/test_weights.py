@@ -34,7 +34,8 @@ def small_weights() -> dict[str, Any]:
 def test_a_weight_comes_back_within_half_a_step_of_its_block(weight: np.ndarray) -> None:
     levels, scale = quantize_matrix(weight)
     outputs, inputs = weight.shape
-    assert (levels.dtype, scale.dtype) == (np.int8, np.float32)
+    assert levels.dtype == np.int8
+    assert scale.dtype == np.float32
     assert levels.shape == (outputs, -(-inputs // 64), 64)
     assert scale.shape == levels.shape[:2]
     back = (levels.astype(np.float64) * scale[..., None]).reshape(outputs, -1)
