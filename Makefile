@@ -86,18 +86,23 @@ pytest: $(VENV)/.dev
 # Programs of others that speak the API, in an environment of their own: they are large, and none of ours. They find the
 # development environment's packages behind their own, torch above all, which is not installed twice.
 CLIENTS := $(VENV)/clients
-CLIENTS_FROM := tests/clients/requirements.txt tests/clients/overrides.txt tests/clients/apart.txt tests/clients/package.json
+CLIENTS_FROM := $(wildcard tests/clients/*.txt) tests/clients/package.json
+UV := $(CLIENTS)/bin/uv
+UV_INSTALL := $(UV) pip install --quiet --override tests/clients/overrides.txt
 
 $(CLIENTS)/.made: $(VENV)/.dev $(CLIENTS_FROM)
 	@echo "installing the clients"
 	@$(BIN)/python -m venv $(CLIENTS)
 	@$(CLIENTS)/bin/python -m pip --disable-pip-version-check install --quiet uv
-	@$(CLIENTS)/bin/uv pip install --quiet --python $(CLIENTS)/bin/python \
-	  -r tests/clients/requirements.txt --override tests/clients/overrides.txt
-	@$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
-	  >"$$($(CLIENTS)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/development.pth"
-	@! $(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 12))' || { $(BIN)/python -m venv $(CLIENTS)/apart && \
-	  $(CLIENTS)/bin/uv pip install --quiet --python $(CLIENTS)/apart/bin/python -r tests/clients/apart.txt; }
+	@$(UV) venv --quiet --allow-existing --python $(BIN)/python $(CLIENTS)/vllm
+	@$(UV_INSTALL) --python $(CLIENTS) -r tests/clients/requirements.txt
+	@$(UV_INSTALL) --python $(CLIENTS)/vllm -r tests/clients/vllm.txt
+	@for packages in $(CLIENTS)/lib/python*/site-packages $(CLIENTS)/vllm/lib/python*/site-packages; do \
+	  (cd $(VENV)/lib/python*/site-packages && pwd) >$$packages/development.pth || exit 1; \
+	done
+	@if $(UV) venv --quiet --allow-existing --python '>=3.12' $(CLIENTS)/inference-perf; then \
+	  $(UV) pip install --quiet --python $(CLIENTS)/inference-perf -r tests/clients/inference-perf.txt; \
+	else echo "no Python 3.12: inference-perf is left out"; fi
 	@mkdir -p $(CLIENTS)/npm && cp tests/clients/package.json $(CLIENTS)/npm/
 	@npm install --prefix $(CLIENTS)/npm --no-audit --no-fund --ignore-scripts --silent
 	@touch $@

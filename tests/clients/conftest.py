@@ -37,8 +37,9 @@ def run(service: Running, tmp_path: Path) -> Run:
     """Runs a program of the clients' environment; anything but success fails the test with what it printed."""
 
     def run(name: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        places = [ENVIRONMENT / place / name for place in ("bin", "apart/bin", "npm/node_modules/.bin")]
-        program = next((place for place in places if place.exists()), Path(name))
+        places = ("bin", f"{name}/bin", "npm/node_modules/.bin")
+        programs = (ENVIRONMENT / place / name for place in places)
+        program = next((program for program in programs if program.exists()), Path(name))
         home = {"HOME": str(tmp_path), "OPENAI_API_KEY": "none", "OPENAI_BASE_URL": f"{service.url}/v1"}
         done = subprocess.run(
             [str(program), *arguments],

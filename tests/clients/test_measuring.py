@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from pathlib import Path
 
 import pytest
@@ -52,7 +51,7 @@ def test_aiperf_measures_streams(run: Run, service: Running, tmp_path: Path) -> 
     assert (found["output_sequence_length"]["min"], found["output_sequence_length"]["max"]) == (TOKENS, TOKENS)
 
 
-@pytest.mark.skipif(not (ENVIRONMENT / "apart/bin/inference-perf").exists(), reason="it needs Python 3.12")
+@pytest.mark.skipif(not (ENVIRONMENT / "inference-perf/bin/inference-perf").exists(), reason="it needs Python 3.12")
 def test_inference_perf_measures_streams_of_a_given_length(run: Run, service: Running, tmp_path: Path) -> None:
     lengths = {"total_count": 6, "min": TOKENS, "max": TOKENS, "mean": TOKENS, "std_dev": 0}
     config = {
@@ -67,6 +66,22 @@ def test_inference_perf_measures_streams_of_a_given_length(run: Run, service: Ru
     run("inference-perf", "--config_file", "config.yml", HF_HUB_OFFLINE="1")
     summary = json.loads((tmp_path / "out" / "summary_lifecycle_metrics.json").read_text())
     assert (summary["successes"]["count"], summary["failures"]["count"]) == (6, 0)
+
+
+@pytest.mark.parametrize(("backend", "route"), [("openai", "completions"), ("openai-chat", "chat/completions")])
+def test_vllms_benchmark_measures_streams_of_a_given_length(
+    run: Run, service: Running, tmp_path: Path, backend: str, route: str
+) -> None:
+    run(
+        "vllm",
+        *("bench", "serve", "--backend", backend, "--base-url", service.url, "--endpoint", f"/v1/{route}"),
+        *("--model", "story-writer", "--tokenizer", str(PRETRAINED), "--dataset-name", "random", "--ignore-eos"),
+        *("--random-input-len", str(TOKENS), "--random-output-len", str(TOKENS), "--num-prompts", "6"),
+        *("--request-rate", "4", "--save-result", "--save-detailed", "--result-filename", "out.json"),
+        HF_HUB_OFFLINE="1",
+    )
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert (found["completed"], found["failed"], found["output_lens"]) == (6, 0, [TOKENS] * 6)
 
 
 def test_promptfoo_compares_chat_and_completion(run: Run, service: Running, tmp_path: Path) -> None:
@@ -104,13 +119,7 @@ metric_list: [{metric: bits_per_byte}]
 def test_lm_eval_finds_the_bits_per_byte_that_story_evaluate_finds(run: Run, service: Running, tmp_path: Path) -> None:
     (tmp_path / "stories.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in STORIES))
     (tmp_path / "story.yaml").write_text(TASK)
-    tokenizer = tmp_path / "tokenizer"
-    tokenizer.mkdir()
-    shutil.copy(PRETRAINED / "tokenizer.json", tokenizer)
-    # Here the end of a story counts, as it does for `story evaluate`; the folder's own file reads the name as letters.
-    settings = json.loads((PRETRAINED / "tokenizer_config.json").read_text()) | {"split_special_tokens": False}
-    (tokenizer / "tokenizer_config.json").write_text(json.dumps(settings))
-    options = f"model=story-writer,base_url={service.url}/v1/completions,tokenizer={tokenizer},max_length=4096"
+    options = f"model=story-writer,base_url={service.url}/v1/completions,tokenizer={PRETRAINED},max_length=4096"
     run(
         "lm_eval",
         *("run", "--model", "local-completions", "--model_args", f"{options},tokenizer_backend=huggingface"),

@@ -35,10 +35,12 @@ TOKENIZER_CONFIG = {
     "eos_token": END_OF_STORY,
     "add_prefix_space": False,
     "clean_up_tokenization_spaces": False,
-    "split_special_tokens": True,
 }
-"""With `tokenizer.json` what `AutoTokenizer` of the `transformers` library needs to encode as `StoryTokenizer` does."""
-"""All that a model folder holds."""
+"""With `tokenizer.json` what `AutoTokenizer` of the `transformers` library needs to encode as `StoryTokenizer` does.
+
+There, as with other models and as evaluation harnesses rely on, the name of the end of a story stands for that token;
+`StoryTokenizer`, which encodes what users type, reads it as letters.
+"""
 
 
 @dataclass(frozen=True, slots=True)
