@@ -5,12 +5,15 @@ MLflow takes about 3 s to import, so this file imports it only inside its functi
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import logging
 import os
 import platform
 import uuid
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -75,12 +78,25 @@ def open_store(uri: str, *, read_only: bool = False) -> MlflowClient:
             address = _read_only(database)
         elif database:
             database.parent.mkdir(parents=True, exist_ok=True)
-        # The registry address is set as well: where it is not, models are looked for in MLflow's global store.
-        client = MlflowClient(tracking_uri=address, registry_uri=address)
-        client.search_experiments(max_results=1)
+        with contextlib.nullcontext() if read_only or database is None else _creation_lock(database.parent):
+            # The registry address is set as well: where it is not, models are looked for in MLflow's global store.
+            client = MlflowClient(tracking_uri=address, registry_uri=address)
+            client.search_experiments(max_results=1)
     except Exception as error:  # SQLAlchemy's, MLflow's, the driver's or the network's
         raise unusable(uri, error) from error
     return client
+
+
+@contextlib.contextmanager
+def _creation_lock(folder: Path) -> Iterator[None]:
+    """Let one process at a time open a database in `folder`: two that create it at once fail in MLflow's migrations."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # not every file system has locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _credentials() -> dict[str, str]:

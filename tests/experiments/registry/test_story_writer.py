@@ -47,9 +47,13 @@ stops = {
 }
 stopped = {name: found.story[0] for name, found in stops.items()}
 chunks = list(model.predict_stream({"prompt": frame.prompt[0], "seed": 5}, params={"max_tokens": 24}))
+try:
+    model.predict(["The fox", "Mia"])
+except Exception as error:
+    refused = str(error)
 origins = [module.__file__ for name, module in sys.modules.items() if name.partition(".")[0] == "model"]
 answer = {"rows": rows, "chunks": chunks, "origins": origins, "unseeded": unseeded, "again": again.story[0]}
-print(json.dumps(answer | {"stopped": stopped}))
+print(json.dumps(answer | {"stopped": stopped, "refused": refused}))
 """
 
 
@@ -115,6 +119,10 @@ def test_a_row_that_is_not_allowed_says_so_and_the_others_are_written(elsewhere:
     bad = elsewhere["rows"][2]
     assert (bad["story"], bad["finish_reason"]) == ("", "error")
     assert bad["error"] == "temperature must be between 0 and 2, got 9.0"
+
+
+def test_a_list_of_texts_is_refused_by_the_name_of_the_missing_column(elsewhere: dict[str, Any]) -> None:
+    assert "missing inputs ['prompt']" in elsewhere["refused"]
 
 
 def test_a_streamed_story_comes_in_chunks_and_is_the_complete_one(elsewhere: dict[str, Any]) -> None:

@@ -33,6 +33,30 @@ def test_mlflow_gets_a_password_that_the_settings_read_from_a_file(
     assert (found.username, found.password) == ("lily", "hunter2")
 
 
+OPEN = """
+import sys
+import mlflow.store.model_registry.sqlalchemy_store, mlflow.store.tracking.sqlalchemy_store
+from training.tracking.store import open_store
+print("ready", flush=True)
+sys.stdin.readline()
+print(*(found.name for found in open_store(sys.argv[1]).search_experiments()))
+"""
+
+
+def test_two_that_open_a_new_database_at_the_same_moment_both_can_use_it(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", OPEN, f"sqlite:///{tmp_path}/new/mlflow.db"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, text=True, **pipes) as one, subprocess.Popen(command, text=True, **pipes) as two:
+        for process in (one, two):
+            assert process.stdout
+            assert process.stdout.readline() == "ready\n"
+        for process in (one, two):
+            assert process.stdin
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        assert [process.communicate()[0] for process in (one, two)] == ["Default\n", "Default\n"]
+
+
 @pytest.fixture
 def child() -> Iterator[subprocess.Popen[bytes]]:
     process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
