@@ -44,9 +44,11 @@ print(*(found.name for found in open_store(sys.argv[1]).search_experiments()))
 
 
 def test_two_that_open_a_new_database_at_the_same_moment_both_can_use_it(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", OPEN, f"sqlite:///{tmp_path}/new/mlflow.db"]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with subprocess.Popen(command, text=True, **pipes) as one, subprocess.Popen(command, text=True, **pipes) as two:
+    def start() -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", OPEN, f"sqlite:///{tmp_path}/new/mlflow.db"]
+        return subprocess.Popen(command, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+    with start() as one, start() as two:
         for process in (one, two):
             assert process.stdout
             assert process.stdout.readline() == "ready\n"
