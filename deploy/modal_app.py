@@ -63,7 +63,6 @@ SERVING = (
     "onnxruntime",  # model.engine.load imports it beside the GPU runtime
     "prometheus-client",
     "pydantic",
-    "pydantic-settings",
     "python-json-logger",
     "python-socketio",
     "safetensors",

@@ -6,8 +6,6 @@ command line turns `exit_code` into its own exit status.
 
 from __future__ import annotations
 
-import textwrap
-
 
 class StoryError(Exception):
     """Base of all errors whose message is for the user."""
@@ -90,6 +88,7 @@ class MissingExtraError(StoryError):
         super().__init__(f"{what} needs the '{extra}' packages: pip install -e '.[{extra}]' -c constraints.txt")
 
 
-def one_line(error: BaseException) -> str:
-    """Return an error's message without line breaks, shortened to 300 characters; its type where it has none."""
-    return textwrap.shorten(str(error), 300, placeholder=" …") or type(error).__name__
+def one_line(error: BaseException | str, limit: int = 300) -> str:
+    """Return a text, or an error's, without line breaks and cut to `limit` characters; its type where it has none."""
+    line = " ".join(str(error).split()) or (type(error).__name__ if isinstance(error, BaseException) else "")
+    return line if len(line) <= limit else f"{line[: limit - 1]}…"

@@ -17,8 +17,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 from urllib.parse import urlsplit
 
 from annotated_types import Ge, Le
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, model_validator
-from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
 
 from model.errors import InputError
 
@@ -86,10 +94,9 @@ def _root_path(text: str) -> str:
 
 
 def _origins(value: Any) -> Any:
-    """Split a list with commas; `*` is no origin."""
-    if not isinstance(value, str):
-        return value
-    return [part.strip().rstrip("/") for part in value.split(",") if part.strip().rstrip("/")]
+    """Split a list with commas."""
+    parts = value.split(",") if isinstance(value, str) else value
+    return [part.strip().rstrip("/") for part in parts or () if part.strip().rstrip("/")]
 
 
 def _proxies(value: Any) -> Any:
@@ -104,27 +111,17 @@ Seconds = Annotated[float, Field(ge=0.01, le=600)]
 Limit = Annotated[str, AfterValidator(_limit)]
 RootPath = Annotated[str, AfterValidator(_root_path)]
 WebAddress = Annotated[str, AfterValidator(_web_address)]
-# With `NoDecode`, pydantic-settings leaves the text to us; else it would read JSON.
-Origins = Annotated[tuple[Annotated[str, AfterValidator(_origin)], ...] | None, NoDecode, BeforeValidator(_origins)]
+Origins = Annotated[tuple[Annotated[str, AfterValidator(_origin)], ...] | None, BeforeValidator(_origins)]
 Proxies = Annotated[
     Annotated[int, Field(ge=0, le=MAX_PROXIES)] | tuple[IPv4Network | IPv6Network, ...] | None,
-    NoDecode,
     BeforeValidator(_proxies),
 ]
 
 
-class Settings(BaseSettings):
+class Settings(BaseModel):
     """All settings, typed. `load_settings` makes one and turns an error into one line."""
 
-    model_config = SettingsConfigDict(
-        alias_generator=str.upper,
-        populate_by_name=True,
-        case_sensitive=True,
-        env_ignore_empty=True,
-        extra="forbid",
-        frozen=True,
-        use_attribute_docstrings=True,
-    )
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     stage: Literal["DEV", "PROD", "TEST"] = "DEV"
     """Purpose of this process: development, production or a test."""
@@ -246,20 +243,11 @@ class Settings(BaseSettings):
             raise InputError(absent, "must be set too: MODAL_KEY and MODAL_SECRET are two halves of one token")
         return self
 
+    @model_validator(mode="before")
     @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Only arguments and the environment under exact names: no file, no `port` for `PORT`."""
-        assert isinstance(env_settings, EnvSettingsSource)
-        known = {name.upper() for name in settings_cls.model_fields}
-        env_settings.env_vars = {name: value for name, value in env_settings.env_vars.items() if name in known}
-        return init_settings, env_settings
+    def _with_environment(cls, given: dict[str, Any]) -> dict[str, Any]:
+        """Take what is not given from the environment, under exact names; an empty value counts as unset."""
+        return {name: os.environ[name.upper()] for name in cls.model_fields if os.environ.get(name.upper())} | given
 
 
 def environment_names() -> tuple[str, ...]:
@@ -276,9 +264,9 @@ def secret_names() -> tuple[str, ...]:
     )
 
 
-def _secrets_from_files() -> dict[str, str]:
+def _secrets_from_files() -> dict[str, Any]:
     """The secrets that a variable `…_FILE` names a file for, each without the line's end. Raises `InputError`."""
-    found = {}
+    found: dict[str, Any] = {}
     for name in secret_names():
         variable = f"{name}_FILE"
         if not (place := os.environ.get(variable)):
@@ -291,7 +279,7 @@ def _secrets_from_files() -> dict[str, str]:
             reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
             raise InputError(variable, f"names {place!r}, which cannot be read: {reason}") from None
         if secret:  # an empty file counts as unset, like an empty value
-            found[name] = secret
+            found[name.lower()] = secret
     return found
 
 
@@ -307,16 +295,14 @@ def load_settings(**given: object) -> Settings:
         if name.startswith(PREFIX) and name not in known and name.removesuffix("_FILE") not in secret_names():
             near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
             raise InputError(name, f"is not a setting; the nearest is {near}")
-    chosen: dict[str, Any] = _secrets_from_files()
-    chosen |= {name.upper(): value for name, value in given.items() if value is not None}
+    chosen = _secrets_from_files() | {name: value for name, value in given.items() if value is not None}
     try:
         return Settings(**chosen)
     except ValidationError as error:
-        first = error.errors()[0]
-        name = str(first["loc"][0])
-        wrong = repr(chosen.get(name, os.environ.get(name)))
-        shown = "something else" if name in secret_names() else wrong
-        raise InputError(name, f"must be {allowed_values(name)}, got {shown}") from None
+        field = str(error.errors()[0]["loc"][0])
+    name = field.upper()
+    shown = "something else" if name in secret_names() else repr(chosen.get(field, os.environ.get(name)))
+    raise InputError(name, f"must be {allowed_values(name)}, got {shown}")
 
 
 def without_password(address: str) -> str:

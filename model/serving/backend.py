@@ -159,15 +159,9 @@ class BackendWrapper(Generic[B]):
     def model(self) -> ModelInfo:
         return self.backend.model
 
-    def model_for(self, user: str) -> ModelInfo:
-        return model_for(self.backend, user)
-
     @property
     def capacity(self) -> int:
         return self.backend.capacity
-
-    def running(self) -> AbstractAsyncContextManager[None]:
-        return self.backend.running()
 
     def health(self) -> Health:
         return self.backend.health()

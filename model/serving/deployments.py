@@ -14,7 +14,6 @@ when another writer was faster or the store is gone.
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import logging
 import os
@@ -25,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from model.errors import InputError, StoryError
 from model.files import write_atomically
@@ -38,6 +37,7 @@ if TYPE_CHECKING:
 
 Deployment = Literal["blue", "green"]
 DEPLOYMENTS: tuple[Deployment, Deployment] = ("blue", "green")
+_NEITHER: dict[Deployment, str | None] = dict.fromkeys(DEPLOYMENTS)
 
 KEY = "story:deployments"
 READ_TIMEOUT = 0.2
@@ -46,8 +46,6 @@ WRITE_TIMEOUT = 5.0
 """Seconds to wait for Redis in `story deploy`."""
 RETRY_AFTER = 2.0
 """Seconds without a read after Redis failed: an outage must not slow down each request."""
-ATTEMPTS = 20
-"""Tries of a change while other writers are faster."""
 
 log = logging.getLogger(__name__)
 
@@ -66,12 +64,10 @@ class DeploymentState(BaseModel):
     active: Deployment
     """Serves new requests."""
     urls: dict[Deployment, Annotated[str, Field(pattern=r"^https?://\S+$")] | None] = Field(
-        default={"blue": None, "green": None}
+        default=_NEITHER, min_length=2
     )
     """Address of each deployment that passed its check; None: there is none, or it did not pass."""
-    versions: dict[Deployment, Annotated[str, Field(pattern=r"^\S+$")] | None] = Field(
-        default={"blue": None, "green": None}
-    )
+    versions: dict[Deployment, Annotated[str, Field(pattern=r"^\S+$")] | None] = Field(default=_NEITHER, min_length=2)
     """Digest of the model folder that each one serves."""
     previous: Deployment | None = None
     """Active before the last switch, if it still runs: the target of `rolled_back`."""
@@ -79,13 +75,6 @@ class DeploymentState(BaseModel):
     """When this record was made, in seconds since 1970 (UTC)."""
     generation: int = 0
     """Counts changes, from 1."""
-
-    @field_validator("urls", "versions")
-    @classmethod
-    def _names_both(cls, value: dict[Deployment, str | None]) -> dict[Deployment, str | None]:
-        if len(value) != len(DEPLOYMENTS):
-            raise ValueError("blue and green must both have a text or null")
-        return value
 
     @classmethod
     def parse(cls, stored: str | bytes, where: str) -> DeploymentState:
@@ -142,12 +131,6 @@ class DeploymentState(BaseModel):
         return self.model_copy(update={**changes, "changed": time.time(), "generation": self.generation + 1})
 
 
-def _existing(record: DeploymentState | None, otherwise: str) -> DeploymentState:
-    if record is None:
-        raise DeploymentError(otherwise)
-    return record
-
-
 Change = Callable[[DeploymentState | None], DeploymentState]
 """Makes the next record from the current one; returning the same one means that nothing changes."""
 
@@ -194,15 +177,19 @@ class DeploymentStore(ABC):
 
     def switch(self, to: Deployment | None = None) -> DeploymentState:
         """Make `to` active (None: the idle deployment). Raises `DeploymentError`."""
-        return self.change(
-            lambda record: _existing(record, "nothing is deployed yet: run `story deploy deploy`").switched(to)
-        )
+        return self._change_existing(lambda record: record.switched(to), "run `story deploy deploy`")
 
     def rollback(self) -> DeploymentState:
         """Undo the last switch. Raises `DeploymentError`."""
-        return self.change(
-            lambda record: _existing(record, "there is nothing to roll back to: nothing is deployed yet").rolled_back()
-        )
+        return self._change_existing(DeploymentState.rolled_back, "there is nothing to roll back to")
+
+    def _change_existing(self, how: Callable[[DeploymentState], DeploymentState], hint: str) -> DeploymentState:
+        def existing(record: DeploymentState | None) -> DeploymentState:
+            if record is None:
+                raise DeploymentError(f"nothing is deployed yet: {hint}")
+            return how(record)
+
+        return self.change(existing)
 
     def set_deployment(self, deployment: Deployment, url: str | None, version: str | None) -> DeploymentState:
         """Record what runs as `deployment`, None for nothing. The first one ever becomes active."""
@@ -261,7 +248,6 @@ class RedisDeploymentStore(DeploymentStore):
         except ValueError:
             raise InputError("REDIS_URL", "must start with redis://, rediss:// or unix://") from None
         self._errors = (redis.RedisError, OSError)
-        self._watch_error = redis.WatchError
         self._retry_at = 0.0
 
     def load(self, *, quick: bool = False) -> DeploymentState | None:
@@ -274,21 +260,20 @@ class RedisDeploymentStore(DeploymentStore):
             raise DeploymentError(f"{self.where} cannot be read: {error}") from None
 
     def change(self, how: Change) -> DeploymentState:
+        def replace(pipe: Any) -> Any:  # once more where another writer was faster
+            before = self._parse(pipe.get(KEY))
+            after = how(before)
+            pipe.multi()
+            if after is not before:
+                pipe.set(KEY, after.model_dump_json())
+            return after
+
         try:
-            for _ in range(ATTEMPTS):
-                with self._writer.pipeline() as pipe, contextlib.suppress(self._watch_error):
-                    pipe.watch(KEY)  # type: ignore[no-untyped-call]
-                    before = self._parse(pipe.get(KEY))
-                    after = how(before)
-                    if after is not before:
-                        pipe.multi()
-                        pipe.set(KEY, after.model_dump_json())
-                        pipe.execute()
-                    self._retry_at = 0.0
-                    return after
+            made: Any = self._writer.transaction(replace, KEY, value_from_callable=True)
         except self._errors as error:
             raise DeploymentError(f"{self.where} cannot be written: {error}") from None
-        raise DeploymentError(f"{self.where} cannot be written: other writers keep changing it")
+        self._retry_at = 0.0
+        return DeploymentState.model_validate(made)
 
     def _parse(self, stored: Any) -> DeploymentState | None:
         return None if stored is None else DeploymentState.parse(stored, self.where)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -116,13 +116,8 @@ class FollowingBackend(BackendWrapper[LocalBackend]):
             self.backend.model = replace(self.model, name=version.name, number=version.number, alias=self._alias)
             remember(self._registry, self._alias, version)
         else:
-            try:
-                new = await asyncio.to_thread(self._load, version)
-            except RegistryError as error:
-                self._cannot_ask(error)
-                return
-            except Exception as error:
-                self._refuse(version, error)
+            new = await asyncio.to_thread(self._try, version, self._load)
+            if new is None:
                 return
             old, self.backend = self.backend, new
             self._retired[old] = retiring = asyncio.create_task(self._retire(old))
@@ -137,28 +132,30 @@ class FollowingBackend(BackendWrapper[LocalBackend]):
     def _first(self) -> LocalBackend:
         try:
             version = self._registry.find(self._alias)
-            try:
-                backend = self._load(version)
-            except RegistryError:
-                raise
-            except Exception as error:
-                self._refuse(version, error)
-            else:
-                self._version = version
-                return backend
+            backend = self._try(version, self._load)
         except (InputError, RegistryError) as error:
             self._cannot_ask(error)
-        last = last_version(self._registry, self._alias)
+            backend = None
+        last = last_version(self._registry, self._alias) if backend is None else None
         if last is not None and not _same(last[0], self._refused):
-            version, folder = last
-            try:
-                backend = LocalBackend.load(self._settings, ResolvedModel(folder.path, version, self._alias))
-            except Exception as error:
-                self._refuse(version, error)
-            else:
-                self._version = version
-                return backend
-        return LocalBackend.load(self._settings, resolve_model(SHIPPED, self._settings))
+            found = ResolvedModel(last[1].path, last[0], self._alias)
+            backend = self._try(last[0], lambda _: LocalBackend.load(self._settings, found))
+        return backend or LocalBackend.load(self._settings, resolve_model(SHIPPED, self._settings))
+
+    def _try(
+        self, version: RegisteredVersion, load: Callable[[RegisteredVersion], LocalBackend]
+    ) -> LocalBackend | None:
+        """Load a version; None, and the reason in the health report, where that fails."""
+        try:
+            backend = load(version)
+        except RegistryError as error:
+            self._cannot_ask(error)
+        except Exception as error:
+            self._refuse(version, error)
+        else:
+            self._version = version
+            return backend
+        return None
 
     def _load(self, version: RegisteredVersion) -> LocalBackend:
         """Fetch and load a version and have it write. Raises whatever goes wrong."""

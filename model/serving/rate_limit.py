@@ -13,6 +13,7 @@ what this process has admitted, and go on alone.
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import math
 import time
@@ -82,28 +83,16 @@ class Clients:
 
     def client(self, peer: str | None, forwarded: Sequence[str]) -> str:
         """Return the client of a connection from `peer` with these `X-Forwarded-For` headers, in their order."""
+        entries = [entry.strip() for entry in ",".join(forwarded).rsplit(",", MAX_PROXIES)[-MAX_PROXIES:]]
+        chain = [_address(entry) for entry in (*filter(None, entries), peer)]
         if isinstance(self._trusted, int):
-            return grouped(self._counted(peer, forwarded, self._trusted))
-        found = _address(peer)
-        if found is None or not self._trusts(found):
-            return grouped(found)
-        for entry in reversed(_entries(forwarded)):
-            further = _address(entry)
-            if further is None:  # the proxy hides its peer
-                break
-            found = further
-            if not self._trusts(found):
-                break
+            # Fewer entries than proxies: some proxy was bypassed, or adds none. The first known entry counts.
+            return grouped(chain[max(0, len(chain) - 1 - self._trusted)])
+        found = chain.pop()
+        # Where an entry is no address, the proxy hides its peer.
+        while chain and chain[-1] and found and any(found in network for network in self._trusted):
+            found = chain.pop()
         return grouped(found)
-
-    def _counted(self, peer: str | None, forwarded: Sequence[str], proxies: int) -> Address | None:
-        chain = [*_entries(forwarded), peer]
-        # Fewer entries than proxies: some proxy was bypassed, or adds none. The first known entry counts.
-        return _address(chain[max(0, len(chain) - 1 - proxies)])
-
-    def _trusts(self, address: Address) -> bool:
-        assert not isinstance(self._trusted, int), "counted proxies are not matched by address"
-        return any(address in network for network in self._trusted)
 
 
 def grouped(address: Address | None) -> str:
@@ -113,11 +102,6 @@ def grouped(address: Address | None) -> str:
     if isinstance(address, ipaddress.IPv6Address):
         return str(ipaddress.ip_network((int(address), IPV6_PREFIX), strict=False))
     return str(address)
-
-
-def _entries(forwarded: Sequence[str]) -> list[str]:
-    """Return the last entries of all these headers together."""
-    return [entry.strip() for entry in ",".join(forwarded).rsplit(",", MAX_PROXIES)[-MAX_PROXIES:] if entry.strip()]
 
 
 def _address(text: str | None) -> Address | None:
@@ -258,46 +242,35 @@ class Quota:
 
     scope: Scope
     resource: Resource
-    item: RateLimitItem
-    """Amount (in units) and period, as the `limits` library has them."""
+    amount: int
+    """Units allowed in a period."""
+    seconds: int
+    """The period."""
     unit: int
     """Stories or tokens that count as one. Above 1 only where more than `MAX_UNITS` tokens are allowed."""
+    period: str
+    """In words: `minute`, `2 days`."""
 
     @classmethod
     def of(cls, item: RateLimitItem, scope: Scope, resource: Resource) -> Quota:
         """Make the quota of a limit as it was read."""
         unit = max(1, math.ceil(item.amount / MAX_UNITS)) if resource == "tokens" else 1
-        item = type(item)(item.amount // unit, item.multiples, namespace="story")
-        return cls(scope, resource, item, unit)
-
-    @property
-    def amount(self) -> int:
-        """Units allowed in a period."""
-        return self.item.amount
-
-    @property
-    def allowed(self) -> int:
-        """Stories or tokens allowed in a period."""
-        return self.item.amount * self.unit
-
-    @property
-    def seconds(self) -> int:
-        """The period."""
-        return self.item.get_expiry()
+        name, many = item.GRANULARITY.name, item.multiples
+        return cls(
+            scope, resource, item.amount // unit, item.get_expiry(), unit, f"{many} {name}s" if many > 1 else name
+        )
 
     def key(self, client: str) -> str:
         """Return the name of the window that counts for `client`."""
-        who = (client,) if self.scope == "client" else ()
-        return self.item.key_for(self.scope, self.resource, *who)
+        who = client if self.scope == "client" else ""
+        return f"{self.scope}/{self.resource}/{who}/{self.amount}/{self.seconds}"
 
     def cost(self, stories: int, tokens: int) -> int:
         """Return the cost of so many stories, of so many tokens together, in units."""
         return math.ceil((stories if self.resource == "stories" else tokens) / self.unit)
 
     def __str__(self) -> str:
-        many = self.item.multiples
-        name = self.item.GRANULARITY.name
-        return f"{self.allowed} {self.resource} per {f'{many} {name}s' if many > 1 else name}"
+        return f"{self.amount * self.unit} {self.resource} per {self.period}"
 
 
 def quotas_of(text: str, scope: Scope, resource: Resource) -> list[Quota]:
@@ -310,11 +283,10 @@ class Reservation:
 
     def __init__(self, shared: RedisWindows | None = None) -> None:
         self._shared = shared
-        self._in_memory: list[tuple[Quota, Taken]] = []
-        self._in_redis: list[tuple[Quota, str, int]] = []
+        self._taken: list[tuple[Quota, Taken]] = []
+        self._taken_shared: list[tuple[Quota, str, int]] = []
         self._stories = 0
         self._tokens = 0
-        self._open = True
 
     def commit(self, *, stories: int = 0, tokens: int = 0) -> None:
         """Count stories that were started and tokens that were generated against the reservation."""
@@ -323,14 +295,12 @@ class Reservation:
 
     def release(self) -> None:
         """Refund what was reserved and not committed; only the first call counts."""
-        if not self._open:
-            return
-        self._open = False
-        for quota, taken in self._in_memory:
+        while self._taken:
+            quota, taken = self._taken.pop()
             MemoryWindows.refund(taken, self._unused(quota, taken.cost))
-        if self._shared is not None:
-            for quota, key, cost in self._in_redis:
-                self._shared.refund(key, self._unused(quota, cost))
+        while self._taken_shared and self._shared is not None:
+            quota, key, cost = self._taken_shared.pop()
+            self._shared.refund(key, self._unused(quota, cost))
 
     def _unused(self, quota: Quota, cost: int) -> int:
         return max(0, cost - quota.cost(self._stories, self._tokens))
@@ -371,11 +341,22 @@ class Limiter(Collector):
         """
         reservation = Reservation(self._shared)
         stories, tokens = len(requests), sum(request.max_tokens for request in requests)
+        costs = [(quota, quota.key(client), quota.cost(stories, tokens)) for quota in self.quotas]
         try:
-            for quota in self.quotas:
-                self._reserve(reservation, quota, client, quota.cost(stories, tokens))
+            for quota, key, cost in costs:
+                if cost > quota.amount:
+                    field = "n" if quota.resource == "stories" else "max_tokens"
+                    raise InputError(field, f"asks for more than the limit here allows at all: {quota}")
+                taken = self._windows.take(key, quota.amount, quota.seconds, cost)
+                if isinstance(taken, float):
+                    raise self._refusal(quota, taken)
+                reservation._taken.append((quota, taken))
             if self._shared is not None:
-                await self._reserve_shared(self._shared, reservation, client, stories, tokens)
+                with contextlib.suppress(RedisUnavailableError):  # then the windows in memory decide
+                    for quota, key, cost in costs:
+                        if wait := await self._shared.take(key, quota.amount, quota.seconds, cost):
+                            raise self._refusal(quota, wait)
+                        reservation._taken_shared.append((quota, key, cost))
         except BaseException:
             reservation.release()
             raise
@@ -393,29 +374,7 @@ class Limiter(Collector):
         yield refused
         yield GaugeMetricFamily("story_limit_windows", "Rate-limit windows in memory.", len(self._windows))
 
-    def _reserve(self, reservation: Reservation, quota: Quota, client: str, cost: int) -> None:
-        if cost > quota.amount:
-            field = "n" if quota.resource == "stories" else "max_tokens"
-            raise InputError(field, f"asks for more than the limit here allows at all: {quota}")
-        taken = self._windows.take(quota.key(client), quota.amount, quota.seconds, cost)
-        if isinstance(taken, float):
-            self._refuse(quota, taken)
-        else:
-            reservation._in_memory.append((quota, taken))
-
-    async def _reserve_shared(
-        self, shared: RedisWindows, reservation: Reservation, client: str, stories: int, tokens: int
-    ) -> None:
-        try:
-            for quota in self.quotas:
-                key, cost = quota.key(client), quota.cost(stories, tokens)
-                if wait := await shared.take(key, quota.amount, quota.seconds, cost):
-                    self._refuse(quota, wait)
-                reservation._in_redis.append((quota, key, cost))
-        except RedisUnavailableError:
-            return  # the windows in memory decide
-
-    def _refuse(self, quota: Quota, wait: float) -> None:
+    def _refusal(self, quota: Quota, wait: float) -> LimitError:
         self.refusals[quota.scope, quota.resource] += 1
         whose = "one client" if quota.scope == "client" else "all clients together"
-        raise LimitError(f"the limit of {whose} is reached: {quota}", wait, quota.scope)
+        return LimitError(f"the limit of {whose} is reached: {quota}", wait, quota.scope)

@@ -20,7 +20,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -106,6 +106,7 @@ class ResolvedModel:
     """By which the version was named, if it was."""
 
 
+Sign = Callable[[httpx.Request], httpx.Request]
 OpenRegistry = Callable[["Settings"], Registry]
 AnyVersion = TypeVar("AnyVersion", bound=RegisteredVersion)
 
@@ -286,7 +287,7 @@ def _remove_old(kept: Path) -> None:
 class ServerRegistry:
     """The registry of an MLflow server, through its REST API; files come through its artifact proxy."""
 
-    def __init__(self, address: str, auth: httpx.Auth | None = None) -> None:
+    def __init__(self, address: str, auth: httpx.Auth | Sign | None = None) -> None:
         """`address`: the server's root, without credentials."""
         self.address = address.rstrip("/")
         self._auth = auth
@@ -295,14 +296,14 @@ class ServerRegistry:
     def from_settings(cls, settings: Settings) -> ServerRegistry:
         """Open the server at `MLFLOW_TRACKING_URI`, with the credentials in it or those of the other settings."""
         parts = urlsplit(settings.mlflow_tracking_uri)
-        auth: httpx.Auth | None = None
+        auth: httpx.Auth | Sign | None = None
         password, token = settings.mlflow_tracking_password, settings.mlflow_tracking_token
         if parts.username is not None:
             auth = httpx.BasicAuth(unquote(parts.username), unquote(parts.password or ""))
         elif settings.mlflow_tracking_username is not None and password is not None:
             auth = httpx.BasicAuth(settings.mlflow_tracking_username, password.get_secret_value())
         elif token is not None:
-            auth = _Bearer(token.get_secret_value())
+            auth = _bearer(token.get_secret_value())
         host = parts.netloc.rpartition("@")[2]
         return cls(parts._replace(netloc=host, query="", fragment="").geturl(), auth)
 
@@ -326,14 +327,14 @@ class ServerRegistry:
                 what = f"{version.name} lies at {parts.scheme or 'an unknown place'}:…, where {self.address} does not"
                 raise ModelError(f"{what} fetch it from; start that server with --serve-artifacts")
             root = f"{parts.path.strip('/')}/{FOLDER}"
-            listed = self._get(client, f"{self.address}/{_ARTIFACTS}", path=root)
-            for entry in [] if listed is None else listed.json().get("files", []):
+            for entry in (self._ask(client, "", under=_ARTIFACTS, path=root) or {}).get("files", []):
                 name = str(entry["path"]).rpartition("/")[2]
                 if not entry.get("is_dir") and name not in ("", "..", "."):
-                    self._save(client, f"{self.address}/{_ARTIFACTS}/{quote(f'{root}/{name}')}", out / name)
+                    self._save(client, f"{_ARTIFACTS}/{quote(f'{root}/{name}')}", out / name)
 
     def _client(self) -> httpx.Client:
-        return httpx.Client(auth=self._auth, timeout=httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS))
+        timeout = httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS)
+        return httpx.Client(base_url=self.address, auth=self._auth, timeout=timeout)
 
     def _versions(self, client: httpx.Client) -> list[RegisteredVersion]:
         """All versions, newest first."""
@@ -346,27 +347,25 @@ class ServerRegistry:
         ]
         return sorted(versions, key=lambda each: -each.number)
 
-    def _ask(self, client: httpx.Client, what: str, **query: str) -> Any:
-        answer = self._get(client, f"{self.address}/{_API}/{what}", **query)
-        return None if answer is None else answer.json()
-
-    def _get(self, client: httpx.Client, url: str, **query: str) -> httpx.Response | None:
+    def _ask(self, client: httpx.Client, what: str, under: str = f"{_API}/", **query: str) -> Any:
         """Return the answer; None: there is no such thing. Raises `RegistryError`."""
-        with self._errors():
-            answer = client.get(url, params=query)
-            return None if self._absent(answer) else answer
+        with self._get(client, f"{under}{what}", query) as answer:
+            return None if answer is None else json.loads(answer.read())
 
     def _save(self, client: httpx.Client, url: str, path: Path) -> None:
-        with self._errors(), client.stream("GET", url) as answer, path.open("wb") as file:
-            if self._absent(answer):
+        with self._get(client, url) as answer, path.open("wb") as file:
+            if answer is None:
                 raise ModelError(f"{path.name} of the version is not at {self.address}")
             for part in answer.iter_bytes():
                 file.write(part)
 
     @contextlib.contextmanager
-    def _errors(self) -> Any:
+    def _get(
+        self, client: httpx.Client, url: str, query: dict[str, str] | None = None
+    ) -> Iterator[httpx.Response | None]:
         try:
-            yield
+            with client.stream("GET", url, params=query) as answer:
+                yield None if self._absent(answer) else answer
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise RegistryError(f"the MLflow server {self.address} does not answer: {type(error).__name__}") from None
 
@@ -382,16 +381,14 @@ class ServerRegistry:
         raise RegistryError(f"the MLflow server {self.address} answers with status {answer.status_code}")
 
 
-class _Bearer(httpx.Auth):
-    """A token in the `Authorization` header."""
+def _bearer(token: str) -> Sign:
+    """Return what puts a token into the `Authorization` header."""
 
-    def __init__(self, token: str) -> None:
-        self._token = token
+    def sign(request: httpx.Request) -> httpx.Request:
+        request.headers["Authorization"] = f"Bearer {token}"
+        return request
 
-    def auth_flow(self, request: httpx.Request) -> Any:
-        """Add the header."""
-        request.headers["Authorization"] = f"Bearer {self._token}"
-        yield request
+    return sign
 
 
 def _version(answer: dict[str, Any], aliases: Sequence[str]) -> RegisteredVersion:

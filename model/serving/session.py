@@ -15,6 +15,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, Self, runtime_checkable
 
@@ -37,23 +38,21 @@ Outcome = Literal["stop", "length", "cancelled", "error", "refused", "limited", 
 stops. `cancelled` also where the client disconnected."""
 
 
+@dataclass(slots=True, eq=False)
 class Generation:
     """One stream of a session, with what is known of it so far."""
 
-    __slots__ = ("aborted", "completion", "outcome", "places", "request", "request_id", "stream", "submitted", "timer")
-
-    def __init__(self, request: GenerationRequest) -> None:
-        self.request = request
-        self.request_id = request_id.get() or new_request_id()
-        self.timer = StreamTimer()
-        self.submitted = False
-        self.stream: Stream | None = None
-        self.places: list[str] = []
-        """Which backends generated, in their order."""
-        self.completion: Completion | None = None
-        self.outcome: Outcome | None = None
-        self.aborted = False
-        """It was cancelled on this side, not by its client."""
+    request: GenerationRequest
+    request_id: str = field(default_factory=lambda: request_id.get() or new_request_id())
+    timer: StreamTimer = field(default_factory=StreamTimer)
+    submitted: bool = False
+    stream: Stream | None = None
+    places: list[str] = field(default_factory=list)
+    """Which backends generated, in their order."""
+    completion: Completion | None = None
+    outcome: Outcome | None = None
+    aborted: bool = False
+    """It was cancelled on this side, not by its client."""
 
     @property
     def usage(self) -> Usage:
@@ -127,7 +126,7 @@ class GenerationSession:
         self._cancel()
 
     async def __aenter__(self) -> Self:
-        self._manager.add(self)
+        self._manager.track(self, opened=True)
         try:
             await self._open()
         except BaseException:
@@ -173,21 +172,21 @@ class GenerationSession:
         finally:
             if self._reservation is not None:
                 self._reservation.release()
-            self._manager.discard(self)
+            self._manager.track(self, opened=False)
 
     async def _open(self) -> None:
         """Pass admission and submit each request."""
         manager = self._manager
-        if manager.draining:
-            self._refuse("draining")
-            raise DrainingError
-        if manager.limiter is not None:
-            try:
+        try:
+            if manager.draining:
+                raise DrainingError
+            if manager.limiter is not None:
                 requests = [generation.request for generation in self.generations]
                 self._reservation = await manager.limiter.admit(self._client, requests)
-            except LimitError:
-                self._refuse("limited")
-                raise
+        except (DrainingError, LimitError) as error:
+            for generation in self.generations:
+                self._end(generation, "limited" if isinstance(error, LimitError) else "draining")
+            raise
         for generation in self.generations:
             generation.submitted = True
             for observer in manager.observers:
@@ -201,10 +200,6 @@ class GenerationSession:
                 self._reservation.commit(stories=1)
             if self.stopped or self._aborted:  # meanwhile
                 stream.cancel()
-
-    def _refuse(self, outcome: Outcome) -> None:
-        for generation in self.generations:
-            self._end(generation, outcome)
 
     def _cancel(self) -> None:
         """End the streams at the next step."""
@@ -252,10 +247,8 @@ class GenerationSession:
         generation.completion = completion
         generation.aborted = completion.finish_reason == "cancelled" and not self.stopped
         self._end(generation, completion.finish_reason)
-        if generation.aborted and self._aborted:
-            raise DrainingError
         if generation.aborted:
-            raise GenerationError("the story was stopped on this side")
+            raise DrainingError if self._aborted else GenerationError("the story was stopped on this side")
         if completion.finish_reason == "error":
             raise GenerationError(completion.error or "the model could not go on")
         return completion
@@ -302,16 +295,10 @@ class GenerationManager:
         """Return a session of one stream for each request of `client`, to be entered."""
         return GenerationSession(self, requests, client)
 
-    def add(self, session: GenerationSession) -> None:
-        """Count a session as open."""
-        self._open.add(session)
-        self._idle.clear()
-
-    def discard(self, session: GenerationSession) -> None:
-        """Count it no longer."""
-        self._open.discard(session)
-        if not self._open:
-            self._idle.set()
+    def track(self, session: GenerationSession, *, opened: bool) -> None:
+        """Count a session as open, or no longer."""
+        (self._open.add if opened else self._open.discard)(session)
+        (self._idle.clear if self._open else self._idle.set)()
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -328,10 +315,10 @@ class GenerationManager:
         Returns whether all ended by themselves.
         """
         self.draining = True
-        if await self._idle_within(seconds):
-            return True
-        await self._abort_all()
-        return False
+        ended = await self._idle_within(seconds)
+        if not ended:
+            await self._abort_all()
+        return ended
 
     def abort(self) -> None:
         """End all sessions now; their clients get an error that says that the application stops."""

@@ -7,20 +7,21 @@ import json
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from dataclasses import dataclass, fields
+from typing import Literal, get_args
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from model.generation import Chunk, Completion, FinishReason, GenerationRequest, TokenLogprob
+from model.generation import Chunk, Completion, FinishReason, GenerationRequest, SamplingParams, TokenLogprob
 from model.serving.redis import RedisLink, RedisUnavailableError
 
 CacheOutcome = Literal["hit", "joined", "miss", "bypassed"]
 """Served from the cache; coalesced with a running request; generated; not cacheable."""
 OUTCOMES: tuple[CacheOutcome, ...] = get_args(CacheOutcome)
 
-FORMAT = 1
+FORMAT = 2
 """Changes with the stored form, so that a process never reads another form."""
 PREFIX = "story:cache:"
 OVERHEAD = 300
@@ -31,27 +32,13 @@ MAX_FRACTION = 8
 
 def cache_key(fingerprint: str, request: GenerationRequest) -> str:
     """Return the key of the response to `request` by a backend with this fingerprint."""
-    sampling = request.sampling
-    greedy = sampling.temperature == 0
-    parts = [
-        FORMAT,
-        fingerprint,
-        request.prompt,
-        request.max_tokens,
-        float(sampling.temperature),
-        sampling.top_k,
-        float(sampling.top_p),
-        float(sampling.min_p),
-        float(sampling.repetition_penalty),
-        float(sampling.presence_penalty),
-        float(sampling.frequency_penalty),
-        [(token, float(bias)) for token, bias in sampling.logit_bias],
-        sampling.ignore_eos,
-        sampling.min_tokens,
-        0 if greedy else sampling.seed,  # nothing is drawn, so any seed gives the same response
-        request.stop,
-        request.logprobs,
-    ]
+    sampling = {field.name: getattr(request.sampling, field.name) for field in fields(SamplingParams)}
+    for field in fields(SamplingParams):
+        if field.type == "float":
+            sampling[field.name] = float(sampling[field.name])  # 1 and 1.0 are equal, and are written differently
+    if request.sampling.temperature == 0:
+        del sampling["seed"]  # nothing is drawn, so any seed gives the same response
+    parts = [FORMAT, fingerprint, request.prompt, request.max_tokens, sampling, request.stop, request.logprobs]
     return hashlib.blake2b(json.dumps(parts).encode(), digest_size=20).hexdigest()
 
 
@@ -71,8 +58,11 @@ class CachedResponse:
         return cls(tuple(chunks), completion.finish_reason, usage.prompt_tokens, usage.completion_tokens)
 
     def as_bytes(self) -> bytes:
-        """Encode as JSON. Numbers come back as the same bits."""
-        chunks = [[chunk.text, chunk.tokens, *_logprobs(chunk)] for chunk in self.chunks]
+        """Encode as JSON, without names. Numbers come back as the same bits."""
+        chunks = [
+            (chunk.text, chunk.tokens, [(one.token, one.text, one.logprob, one.alternatives) for one in chunk.logprobs])
+            for chunk in self.chunks
+        ]
         parts = [self.finish_reason, self.prompt_tokens, self.completion_tokens, chunks]
         return json.dumps(parts, ensure_ascii=False, separators=(",", ":")).encode()
 
@@ -80,29 +70,18 @@ class CachedResponse:
     def from_bytes(cls, data: bytes) -> CachedResponse | None:
         """Decode; None for anything but an encoded response, since Redis may hold anything."""
         try:
-            finish, prompt_tokens, completion_tokens, chunks = json.loads(data)
-            response = cls(tuple(_chunk(*parts) for parts in chunks), finish, prompt_tokens, completion_tokens)
-        except (ValueError, TypeError):
+            finish, prompt_tokens, completion_tokens, stored = _STORED.validate_json(data)
+        except ValidationError:
             return None
-        counts = (response.prompt_tokens, response.completion_tokens)
-        valid = finish in ("stop", "length") and all(type(count) is int for count in counts)
-        return response if valid else None
+        chunks = [Chunk(text, ids, tuple(TokenLogprob(*one) for one in logprobs)) for text, ids, logprobs in stored]
+        return cls(tuple(chunks), finish, prompt_tokens, completion_tokens)
 
 
-def _logprobs(chunk: Chunk) -> list[Any]:
-    if not chunk.logprobs:
-        return []
-    return [[[entry.token, entry.text, entry.logprob, entry.alternatives] for entry in chunk.logprobs]]
-
-
-def _chunk(text: str, tokens: list[int], logprobs: Iterable[list[Any]] = ()) -> Chunk:
-    if not isinstance(text, str) or not all(type(token) is int for token in tokens):
-        raise TypeError("not a chunk")
-    entries = tuple(
-        TokenLogprob(token, word, logprob, tuple((other, name, value) for other, name, value in alternatives))
-        for token, word, logprob, alternatives in logprobs
-    )
-    return Chunk(text, tuple(tokens), entries)
+_StoredLogprob = tuple[int, str, float, tuple[tuple[int, str, float], ...]]
+_StoredChunk = tuple[str, tuple[int, ...], tuple[_StoredLogprob, ...]]
+_STORED = TypeAdapter(
+    tuple[Literal["stop", "length"], int, int, tuple[_StoredChunk, ...]], config=ConfigDict(strict=True)
+)
 
 
 class LRUCache:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
 from fastapi import FastAPI
@@ -53,33 +54,28 @@ def sse_event(value: Any, name: str = "", event_id: str = "") -> bytes:
     return b"%bdata: %b\n\n" % (head, json_bytes(value))
 
 
+@dataclass(eq=False)
 class ServiceError(StoryError):
     """An error as a client gets it."""
 
-    def __init__(
-        self,
-        status: int,
-        kind: str,
-        code: str,
-        message: str,
-        *,
-        param: str | None = None,
-        retry_after: float | None = None,
-        headers: dict[str, str] | None = None,
-    ) -> None:
-        """`retry_after` is in seconds; a client gets whole ones, at least 1."""
-        super().__init__(message)
-        self.status = status
-        self.kind = kind
-        self.code = code
-        self.param = param
-        self.headers = dict(headers or {})
-        if retry_after is not None:
-            self.headers["Retry-After"] = str(max(1, math.ceil(retry_after)))
+    status: int
+    kind: str
+    code: str
+    message: str
+    _: KW_ONLY
+    param: str | None = None
+    retry_after: float | None = None
+    """In seconds; a client gets whole ones, at least 1."""
+    headers: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__init__(self.message)
+        if self.retry_after is not None:
+            self.headers["Retry-After"] = str(max(1, math.ceil(self.retry_after)))
 
     def body(self) -> dict[str, Any]:
         """Return the JSON that a client gets."""
-        return {"error": {"type": self.kind, "message": str(self), "param": self.param, "code": self.code}}
+        return {"error": {"type": self.kind, "message": self.message, "param": self.param, "code": self.code}}
 
     def response(self) -> Response:
         """Return the whole response, for an error before anything was sent."""
@@ -115,25 +111,28 @@ def foreign_origin() -> ServiceError:
     return ServiceError(403, INVALID, "foreign_origin", message)
 
 
+AS_SENT: tuple[tuple[type[StoryError], int, str, str, float | None], ...] = (
+    (InputError, 422, INVALID, "invalid_value", None),
+    (LimitError, 429, "rate_limit_error", "rate_limited", None),
+    (BusyError, 429, "rate_limit_error", "queue_full", None),
+    (ModelError, 503, UNAVAILABLE, "model_unavailable", 5),
+    (DrainingError, 503, UNAVAILABLE, "draining", 2),  # another replica, or this one restarted, takes the request
+    (GenerationError, 503, UNAVAILABLE, "model_failed", 1),
+    (StoryError, 503, UNAVAILABLE, "unavailable", 1),
+)
+"""Status, type, code and seconds to wait of each error, unless it says itself when to try again."""
+
+
 def as_service_error(error: Exception) -> ServiceError:
     """Return what a client gets for `error`."""
     if isinstance(error, ServiceError):
         return error
-    if isinstance(error, InputError):
-        return ServiceError(422, INVALID, "invalid_value", str(error), param=error.param)
-    if isinstance(error, LimitError):
-        message = f"{error}; try again in {max(1, math.ceil(error.retry_after))} s"
-        return ServiceError(429, "rate_limit_error", "rate_limited", message, retry_after=error.retry_after)
-    if isinstance(error, BusyError):
-        return ServiceError(429, "rate_limit_error", "queue_full", str(error), retry_after=error.retry_after)
-    if isinstance(error, ModelError):
-        return ServiceError(503, UNAVAILABLE, "model_unavailable", str(error), retry_after=5)
-    if isinstance(error, DrainingError):  # another replica, or this one restarted, takes the request
-        return ServiceError(503, UNAVAILABLE, "draining", str(error), retry_after=2)
-    if isinstance(error, GenerationError):
-        return ServiceError(503, UNAVAILABLE, "model_failed", str(error), retry_after=1)
-    if isinstance(error, StoryError):
-        return ServiceError(503, UNAVAILABLE, "unavailable", str(error), retry_after=1)
+    for kind, status, name, code, wait in AS_SENT:
+        if isinstance(error, kind):
+            wait, message = getattr(error, "retry_after", wait), str(error)
+            if isinstance(error, LimitError):
+                message += f"; try again in {max(1, math.ceil(error.retry_after))} s"
+            return ServiceError(status, name, code, message, param=getattr(error, "param", None), retry_after=wait)
     log.error("a request failed", exc_info=error)
     return ServiceError(500, "internal_error", "internal", "something went wrong on this side")
 
@@ -141,24 +140,19 @@ def as_service_error(error: Exception) -> ServiceError:
 def install(app: FastAPI) -> None:
     """Make `app` return every error of a route in this form, unknown paths and methods included."""
 
-    async def on_story_error(_request: Request, error: Exception) -> Response:
-        return as_service_error(error).response()
+    async def on_error(request: Request, error: Exception) -> Response:
+        return (_http_error(request, error) if isinstance(error, HTTPException) else as_service_error(error)).response()
 
-    async def on_http_error(request: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException)
-        return _http_error(request, error).response()
-
-    app.add_exception_handler(StoryError, on_story_error)
-    app.add_exception_handler(HTTPException, on_http_error)
+    app.add_exception_handler(StoryError, on_error)
+    app.add_exception_handler(HTTPException, on_error)
 
 
 def _http_error(request: Request, error: HTTPException) -> ServiceError:
-    headers = dict(error.headers or {})
-    code, message = "http_error", str(error.detail)
+    path, headers = request.url.path[:80], dict(error.headers or {})
     if error.status_code == 404:
-        code, message = "not_found", f"there is nothing at {request.url.path[:80]}"
-    elif error.status_code == 405:
+        return ServiceError(404, INVALID, "not_found", f"there is nothing at {path}", headers=headers)
+    if error.status_code == 405:
         allowed = headers.get("Allow", headers.get("allow", "another method"))
-        code = "method_not_allowed"
-        message = f"{request.method[:20]} is not allowed at {request.url.path[:80]}; use {allowed}"
-    return ServiceError(error.status_code, INVALID, code, message, headers=headers)
+        message = f"{request.method[:20]} is not allowed at {path}; use {allowed}"
+        return ServiceError(405, INVALID, "method_not_allowed", message, headers=headers)
+    return ServiceError(error.status_code, INVALID, "http_error", str(error.detail), headers=headers)

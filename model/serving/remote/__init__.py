@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from model.errors import InputError
 from model.serving.backend import Backend, ModelInfo
-from model.serving.following import EmbeddedBackend, open_local
+from model.serving.following import EmbeddedBackend as EmbeddedBackend
+from model.serving.following import open_local
 from model.serving.registry import OpenRegistry, open_server
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def open_backend(kind: str, settings: Settings, open_registry: OpenRegistry = op
         return local
     from model.serving.remote.failover import FailoverBackend  # as below
 
-    return FailoverBackend(_modal(settings, fallback=local), local)
+    return FailoverBackend(_modal(settings, model=local.model, fail_fast=True), local)
 
 
 def open_deployment(deployment: Deployment, settings: Settings) -> ModalBackend:
@@ -47,17 +48,13 @@ def open_deployment(deployment: Deployment, settings: Settings) -> ModalBackend:
     if record is None or url is None:
         raise InputError("STORY_SPLIT", f"names the variant {deployment!r}, and nothing proven runs there")
     model = ModelInfo(f"the model on {deployment}", record.versions[deployment] or "unknown")
-    return _modal(settings, fixed=(url, model))
+    return _modal(settings, url, model=model)
 
 
 def _modal(
-    settings: Settings, *, fallback: EmbeddedBackend | None = None, fixed: tuple[str, ModelInfo] | None = None
+    settings: Settings, url: str | None = None, *, model: ModelInfo | None = None, fail_fast: bool = False
 ) -> ModalBackend:
-    """Open the service on Modal.
-
-    `fallback`: the backend that steps in for it. `fixed`: one deployment's address and model, instead of the active
-    one's.
-    """
+    """Open the service at `url`, by default at the active deployment's address; `model` is asked for where unknown."""
     # What only talks to Modal is loaded where it is used.
     from model.serving.deployments import open_deployments
     from model.serving.remote.client import Timeouts, fetch_model_info, proxy_auth
@@ -69,18 +66,16 @@ def _modal(
     deployments = open_deployments(settings)
 
     def endpoint() -> str:
-        return (deployments.endpoint(default) or default) if fixed is None else fixed[0]
+        return url or deployments.endpoint(default) or default
 
     headers = proxy_auth(settings)
-    known = fixed[1] if fixed is not None else fallback.model if fallback is not None else None
-    model = fetch_model_info(endpoint(), headers) if known is None else known
-    if isinstance(model, str):  # it does not answer yet, which is no reason not to open
-        model = ModelInfo("the model on Modal", "unknown")
+    found = model or fetch_model_info(endpoint(), headers)
     return ModalBackend(
         endpoint,
-        model=model,
+        # One that does not answer yet is no reason not to open.
+        model=ModelInfo("the model on Modal", "unknown") if isinstance(found, str) else found,
         timeouts=Timeouts.from_settings(settings),
         breaker=Breaker(settings.story_breaker_failures, settings.story_breaker_reset),
         headers=headers,
-        fail_fast=fallback is not None,
+        fail_fast=fail_fast,
     )

@@ -8,6 +8,7 @@ no timeout.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from tenacity import AsyncRetrying, retry_if_exception
 from tenacity.stop import stop_after_attempt, stop_never
 from tenacity.wait import wait_random_exponential
 
-from model.errors import InputError
+from model.errors import InputError, one_line
 from model.generation import GenerationRequest
 from model.serving.backend import ModelInfo
 from model.serving.remote.protocol import (
@@ -29,7 +30,6 @@ from model.serving.remote.protocol import (
     body,
     from_exception,
     from_status,
-    one_line,
     read_events,
 )
 
@@ -159,11 +159,6 @@ class ServiceClient:
         try:
             request = self._client.build_request("POST", address, json=fields, headers=headers)
             response = await self._client.send(request, stream=True)
-        except httpx.TimeoutException as error:
-            raise from_exception(error, retryable=True, slow=True) from None
-        except httpx.TransportError as error:
-            # Refused, reset, or a kept connection that the other side had just closed: nothing was generated.
-            raise from_exception(error, retryable=True) from None
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise from_exception(error) from None
         if response.status_code == 200:
@@ -175,15 +170,13 @@ class ServiceClient:
 
 
 async def _beginning(response: httpx.Response) -> bytes:
-    """Return the response's body up to `MAX_BODY`; empty where it cannot be read."""
+    """Return the response's body up to `MAX_BODY`, as far as it can be read."""
     read = b""
-    try:
+    with contextlib.suppress(httpx.HTTPError):
         async for part in response.aiter_bytes():
             read += part
             if len(read) > MAX_BODY:
                 break
-    except httpx.HTTPError:
-        return b""
     return read
 
 

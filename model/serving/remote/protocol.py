@@ -12,7 +12,7 @@ import contextlib
 import json
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Annotated, Any, Literal
 
 import httpx
@@ -20,7 +20,7 @@ from httpx_sse import EventSource
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from model.architecture.config import END_ID
-from model.errors import BusyError, InputError, StoryError
+from model.errors import BusyError, InputError, StoryError, one_line
 from model.generation import Chunk, GenerationRequest, PromptEcho, SamplingParams, TokenLogprob
 
 PATH = "/v1/completions"
@@ -32,48 +32,41 @@ DEFAULT_RETRY_AFTER = 5.0
 """Seconds to wait after a 429 that names none."""
 
 
+@dataclass(eq=False)
 class RemoteError(StoryError):
     """The service failed. As text it is the line for a user; `reason` is for the operator."""
 
     exit_code = 1
 
-    def __init__(
-        self,
-        reason: str,
-        message: str = UNREACHABLE,
-        *,
-        slow: bool = False,
-        retryable: bool = False,
-        trips_breaker: bool = True,
-        raised: StoryError | None = None,
-    ) -> None:
-        """Describe a failure.
+    reason: str
+    """What happened, for the operator."""
+    message: str = UNREACHABLE
+    """What happened, for the user."""
+    _: KW_ONLY
+    slow: bool = False
+    """It took a timeout to notice, so each retry costs a user that time."""
+    retryable: bool = False
+    """Nothing was generated, and the same request may well succeed in a moment."""
+    trips_breaker: bool = True
+    """It says something about the service, not about this one request."""
+    instead: StoryError | None = None
+    """The error that a user should meet instead of this one."""
 
-        Args:
-            reason: what happened, for the operator.
-            message: what happened, for the user.
-            slow: it took a timeout to notice, so each retry costs a user that time.
-            retryable: nothing was generated, and the same request may well succeed in a moment.
-            trips_breaker: it says something about the service, not about this one request.
-            raised: the error that a user should meet instead of this one.
-        """
-        super().__init__(message)
-        self.reason = one_line(reason)
-        self.slow = slow
-        self.retryable = retryable
-        self.trips_breaker = trips_breaker
-        self.raised: StoryError = raised or self
+    def __post_init__(self) -> None:
+        super().__init__(self.message)
+        self.reason = one_line(self.reason, MAX_REASON)
+
+    @property
+    def raised(self) -> StoryError:
+        """What a user meets."""
+        return self.instead or self
 
 
-def one_line(text: str) -> str:
-    """Return `text` without line breaks, cut to the length of a log line."""
-    line = " ".join(text.split())
-    return line if len(line) <= MAX_REASON else f"{line[: MAX_REASON - 1]}…"
-
-
-def from_exception(error: Exception, *, retryable: bool = False, slow: bool = False) -> RemoteError:
+def from_exception(error: Exception) -> RemoteError:
     """Describe a failure of the connection itself."""
-    return RemoteError(f"{type(error).__name__}: {error}".rstrip(": "), slow=slow, retryable=retryable)
+    # Refused, reset, or a kept connection that the other side had just closed: nothing was generated.
+    lost, slow = isinstance(error, httpx.TransportError), isinstance(error, httpx.TimeoutException)
+    return RemoteError(f"{type(error).__name__}: {error}".rstrip(": "), slow=slow, retryable=lost)
 
 
 def from_status(status: int, headers: Mapping[str, str], body: bytes) -> RemoteError:
@@ -81,14 +74,14 @@ def from_status(status: int, headers: Mapping[str, str], body: bytes) -> RemoteE
     message, param = _error_of(body)
     reason = f"HTTP {status}" + (f": {message}" if message else "")
     if status in (400, 413, 422):
-        wrong_input = InputError(param, one_line(message.removeprefix(f"{param} "))) if param else None
-        shown = f"the story service on Modal did not take this: {one_line(message)}".rstrip(": ")
-        return RemoteError(reason, shown, trips_breaker=False, raised=wrong_input)
+        wrong_input = InputError(param, message.removeprefix(f"{param} ")) if param else None
+        shown = f"the story service on Modal did not take this: {message}".rstrip(": ")
+        return RemoteError(reason, shown, trips_breaker=False, instead=wrong_input)
     if status in (401, 403):
         return RemoteError(f"{reason} (check MODAL_KEY and MODAL_SECRET)", REFUSED)
     if status == 429:
         wait = _seconds(headers.get("retry-after"))
-        return RemoteError(reason, raised=BusyError("every place on Modal is taken", retry_after=wait))
+        return RemoteError(reason, instead=BusyError("every place on Modal is taken", retry_after=wait))
     return RemoteError(reason, retryable=status in (502, 503, 504))
 
 
@@ -106,7 +99,7 @@ def _error_of(body: bytes) -> tuple[str, str]:
         if isinstance(error, dict):
             message, param = error.get("message"), error.get("param")
             return (
-                one_line(message) if isinstance(message, str) else "",
+                one_line(message, MAX_REASON) if isinstance(message, str) else "",
                 param if isinstance(param, str) and param.isidentifier() else "",
             )
     return "", ""
