@@ -36,6 +36,18 @@ FOREIGN_NAMES = (
     "XDG_CACHE_HOME",
     "XDG_STATE_HOME",
     "COLUMNS",
+    "PYTHONDONTWRITEBYTECODE",
+)
+# Files with a test of many seconds start first, or one process would be left alone with them at the end.
+LONG = (
+    "experiments/notebook/test_notebooks.py",
+    "deploy/release",
+    "workflows",
+    "experiments/sweep",
+    "demo/test_endpoints.py",
+    "demo/test_browser_rating.py",
+    "demo/test_browser_experiments.py",
+    "experiments/studies/test_decode_speed.py",
 )
 QUIET = {
     "OMP_NUM_THREADS": "1",
@@ -52,6 +64,8 @@ for name in list(os.environ):
     if name.startswith(FOREIGN) or name in FOREIGN_NAMES:
         del os.environ[name]
 os.environ.update(QUIET)
+# Bytecode is kept: compiling our own modules takes half a second of each process that a test starts.
+sys.dont_write_bytecode = False
 
 _home = pytest.StashKey[tempfile.TemporaryDirectory[str]]()
 
@@ -96,6 +110,13 @@ def pytest_configure(config: pytest.Config) -> None:
         database=None if "CI" in os.environ else examples,
     )
     hypothesis.settings.load_profile("project")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the files of `LONG` in front; `-p randomly` puts all into its own order afterwards."""
+    long = [str(REPOSITORY / "tests" / path) for path in LONG]
+    items.sort(key=lambda item: not str(item.path).startswith(tuple(long)))
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -70,7 +70,8 @@ def _engine_target(engine: Engine, streams: int) -> Target:
 
         async def client(number: int) -> None:
             story = 0
-            while time.perf_counter() < until:
+            # However short the turn, it has a gap between two chunks to report.
+            while time.perf_counter() < until or not turn.gaps:
                 story += 1
                 sampling = SamplingParams(seed=seed + number * 1_000_003 + story)
                 last, times = time.perf_counter(), turn.ttft
@@ -81,7 +82,7 @@ def _engine_target(engine: Engine, streams: int) -> Target:
                     times.append(now - last)
                     last, times = now, turn.gaps
                     turn.tokens += len(chunk.tokens)
-                    if now > until:
+                    if now > until and turn.gaps:
                         stream.cancel()
                         break
 

@@ -62,6 +62,7 @@ class RedisLink(Collector):
         self.up = True
         """Whether the last call succeeded."""
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._reconnecting: asyncio.Task[Any] | None = None
         self.losses = 0
 
     def collect(self) -> Iterable[Metric]:
@@ -94,6 +95,8 @@ class RedisLink(Collector):
 
     async def aclose(self) -> None:
         """Finish what runs in the background, and close the connections. The link can be used again afterwards."""
+        if self._reconnecting:
+            self._reconnecting.cancel()
         tasks = list(self._tasks)
         if tasks:
             await asyncio.wait(tasks, timeout=TIMEOUT)
@@ -105,10 +108,11 @@ class RedisLink(Collector):
             await self.client.aclose()
             await self.pool.disconnect()
 
-    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+    def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[Any]:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     def _lost(self, error: BaseException) -> None:
         if not self.up:
@@ -117,7 +121,7 @@ class RedisLink(Collector):
         self.losses += 1
         reason = str(error) or type(error).__name__
         log.warning("Redis is gone (%s): limits and cache are this process's own until it is back", reason)
-        self._start(self._reconnect())
+        self._reconnecting = self._start(self._reconnect())
 
     async def _reconnect(self) -> None:
         for delay in itertools.chain(RETRY_DELAYS, itertools.repeat(RETRY_DELAYS[-1])):

@@ -7,7 +7,6 @@ import json
 import math
 import subprocess
 import sys
-import sysconfig
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -291,9 +290,11 @@ def test_without_torch_it_is_skipped_with_the_reason_and_the_rest_is_measured(
     """In a process whose packages are links to all of ours but PyTorch: it is truly not there."""
     packages = tmp_path / "packages"
     packages.mkdir()
-    for path in Path(sysconfig.get_path("purelib")).iterdir():
-        if not path.name.startswith(("torch", "functorch", "__editable__")):
-            (packages / path.name).symlink_to(path)
+    folders = [Path(folder) for folder in reversed(sys.path) if folder.endswith("site-packages")]
+    found = {path.name: path for folder in folders for path in folder.iterdir()}
+    for name, path in found.items():
+        if not name.startswith(("torch", "functorch", "__editable__")):
+            (packages / name).symlink_to(path)
     program = f"import sys; sys.path[:0] = [{str(repository)!r}, {str(packages)!r}]\n{WITHOUT_TORCH}"
     run = subprocess.run(
         [sys.executable, "-S", "-c", program, str(small_folder()), str(data)],

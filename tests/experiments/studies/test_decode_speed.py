@@ -23,7 +23,7 @@ def engines() -> list[str]:
 
 
 def test_all_targets_take_turns_and_are_counted() -> None:
-    rows = measure(PRETRAINED, [1, 3], seconds=0.5, rounds=1)
+    rows = measure(PRETRAINED, [1, 3], seconds=0.1, rounds=1)
     plain = ["plain C fp32 decoder"] if shutil.which("cc") else []
     found = [(" ".join(row["target"].split()[:3]), row["streams"]) for row in rows[len(plain) : -1]]
     assert found == [(name, streams) for name in engines() for streams in (1, 3)]
@@ -38,7 +38,7 @@ def test_all_targets_take_turns_and_are_counted() -> None:
 
 def test_the_script_prints_json(repository: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "experiments.studies.decode_speed"]
-    options = ["--streams", "1", "--seconds", "0.2", "--rounds", "1", "--json"]
+    options = ["--streams", "1", "--seconds", "0.05", "--rounds", "1", "--json"]
     # Without a compiler on the PATH the plain decoder is left out, and stderr says so.
     environment = {**os.environ, "PATH": str(tmp_path)}
     done = subprocess.run(
