@@ -23,7 +23,7 @@ from model.settings import without_password
 from training.tracking.observer import EXPERIMENT, MODEL_NAME
 from training.tracking.provenance import provenance
 from training.tracking.runs import RUN_FILE
-from training.tracking.store import open_store
+from training.tracking.store import SQLITE, database_file, open_store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -105,7 +105,9 @@ class StoreRegistry:
     """The registry of a store that MLflow has to open: a database."""
 
     def __init__(self, uri: str) -> None:
-        self.address = without_password(uri)
+        database = database_file(uri)
+        # Absolute: `mlflow.db` is another database in each folder, and the cache of versions is one for all.
+        self.address = without_password(uri) if database is None else f"{SQLITE}{database}"
         self._uri = uri
 
     def find(self, wanted: str) -> Version:

@@ -10,10 +10,10 @@ import pytest
 
 from experiments.registry import resolve
 from experiments.registry.resolve import challenger_reference, folder_to_register, resolve_model
-from experiments.registry.versions import Version
+from experiments.registry.versions import StoreRegistry, Version
 from model.architecture.folder import PRETRAINED, ModelFolder
 from model.errors import InputError
-from model.serving.registry import ResolvedModel
+from model.serving.registry import RegisteredVersion, ResolvedModel, cache_folder, last_version, remember
 from model.settings import Settings
 from tests.model.small_model import small_checkpoint, small_folder
 
@@ -32,6 +32,24 @@ def test_a_registered_version_has_many_names(reference: str, registered: tuple[s
     assert found.version is not None
     assert found.version.digest == ModelFolder.open(found.path).digest == version.digest
     assert found.alias == ("challenger" if "challenger" in reference else "")
+
+
+def test_what_a_store_named_last_is_not_taken_for_the_store_of_another_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder = ModelFolder.open(small_folder())
+    version = RegisteredVersion(number=1, digest=folder.digest, aliases=("champion",), source="")
+    shutil.copytree(folder.path, cache_folder() / folder.digest)
+    known = []
+    for place in ("one", "other", "one"):
+        (tmp_path / place).mkdir(exist_ok=True)
+        monkeypatch.chdir(tmp_path / place)
+        store = StoreRegistry("sqlite:///mlflow.db")
+        known.append(last_version(store, "champion") is not None)
+        if place == "one":
+            remember(store, "champion", version)
+    assert known == [False, False, True]
 
 
 def test_a_path_is_itself_and_nothing_is_the_shipped_model(tmp_path: Path) -> None:
