@@ -68,6 +68,8 @@ class SamplingParams:
     """Never sample the end of story, so that the story has `max_tokens` tokens unless a stop string ends it."""
     min_tokens: int = 0
     """Tokens before which neither the end of story is sampled nor a stop string looked for."""
+    keep_names: bool = True
+    """Spell a name of several tokens as the story spelled it before (`model.architecture.names`)."""
     seed: int = 0
     """The same seed, prompt and settings give the same story, alone or among others. See `GenerationRequest.prompt`."""
 
@@ -87,8 +89,9 @@ class SamplingParams:
         if len(dict(self.logit_bias)) < len(self.logit_bias):
             raise InputError("logit_bias", "must name each token once")
         object.__setattr__(self, "logit_bias", tuple(sorted(self.logit_bias)))
-        if not isinstance(self.ignore_eos, bool):
-            raise InputError("ignore_eos", f"must be true or false, got {self.ignore_eos!r}")
+        for name in ("ignore_eos", "keep_names"):
+            if not isinstance(value := getattr(self, name), bool):
+                raise InputError(name, f"must be true or false, got {value!r}")
         _check_int("min_tokens", self.min_tokens, 0, MAX_TOKENS)
         _check_int("seed", self.seed, 0, MAX_SEED)
 

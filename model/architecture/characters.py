@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from model.architecture.config import END_ID
+from model.architecture.names import WordTable
 
 REJECT = 255
 _ONE, _TWO, _THREE = 1, 2, 3  # so many continuation bytes are to come
@@ -73,6 +74,7 @@ class TokenMasks(NamedTuple):
     following: tuple[bytes, ...]
     """For each state, the state after each token; itself for one that cannot come."""
     token_bytes: Sequence[bytes]
+    words: WordTable
 
     @classmethod
     def of(cls, token_bytes: Sequence[bytes], vocab_size: int) -> TokenMasks:
@@ -92,7 +94,7 @@ class TokenMasks(NamedTuple):
         forbidden = np.where(np.concatenate([allowed, allowed]), np.float32(0), np.float32(-np.inf))
         forbidden[STATES:, END_ID] = -np.inf
         stays = np.where(allowed, following, np.arange(STATES, dtype=np.uint8)[:, None])
-        return cls(forbidden, tuple(row.tobytes() for row in stays), token_bytes)
+        return cls(forbidden, tuple(row.tobytes() for row in stays), token_bytes, WordTable(token_bytes, vocab_size))
 
     @classmethod
     def none(cls, vocab_size: int) -> TokenMasks:

@@ -30,6 +30,7 @@ import numpy as np
 import numpy.typing as npt
 
 from model.architecture.characters import STATES, TokenMasks
+from model.architecture.names import NameSpeller
 from model.generation import SamplingParams
 from model.runtimes.protocol import Flags, Logits, Tokens
 
@@ -84,6 +85,10 @@ class _Story:
     """Tokens before which the end of story is forbidden."""
     counts: Counter[int] | None
     """Of generated tokens, where a penalty asks for them."""
+    speller: NameSpeller | None
+    """Where names are to be kept."""
+    spelling: bool = False
+    """Whether the next token is within a name."""
 
     @property
     def mask(self) -> int:
@@ -132,7 +137,9 @@ class RowTable:
         counted = bool(sampling.presence_penalty or sampling.frequency_penalty)
         left = math.inf if sampling.ignore_eos else max(sampling.min_tokens - len(generated), 0)
         state = self.masks.state_of([*prompt[-8:], *generated[-8:]])
-        story = self._stories[row] = _Story(sampling, state, left, Counter(generated) if counted else None)
+        counts = Counter(generated) if counted else None
+        speller = NameSpeller(self.masks.words, [*prompt, *generated]) if sampling.keep_names else None
+        story = self._stories[row] = _Story(sampling, state, left, counts, speller)
         self._changed.add(row)
         adjusted = counted or bool(sampling.logit_bias)
         greedy, every = sampling.temperature == 0, self.vocab_size
@@ -155,11 +162,11 @@ class RowTable:
             self.seen_BV[row] = False
             self.seen_BV[row, [*prompt, *generated]] = True
         if adjusted:
-            self.bias_BV[row] = self.deduction_BV[row] = 0
-            for token, bias in sampling.logit_bias:
-                self.bias_BV[row, token] = bias
+            self._set_bias(row, sampling)
+            self.deduction_BV[row] = 0
             for token in story.counts or ():
                 self._deduct(row, story, token)
+        self._spell(row, story)
 
     def move(self, source: int, target: int) -> None:
         """See `Sampler.move`."""
@@ -179,6 +186,9 @@ class RowTable:
         """See `Sampler.note`."""
         story = self._stories[row]
         assert story is not None, "a row is set before its story goes on"
+        if story.speller is not None:
+            story.speller.push(token)
+            self._spell(row, story)
         state = self.masks.following[story.state][token]
         if state == story.state and story.plain:
             return
@@ -190,6 +200,25 @@ class RowTable:
         if story.counts is not None:
             story.counts[token] += 1
             self._deduct(row, story, token)
+
+    def _set_bias(self, row: int, sampling: SamplingParams) -> None:
+        self.bias_BV[row] = 0
+        for token, bias in sampling.logit_bias:
+            self.bias_BV[row, token] = bias
+
+    def _spell(self, row: int, story: _Story) -> None:
+        """Within a name, forbid by `bias_BV` the tokens that do not spell it."""
+        forbidden_V = None if story.speller is None else story.speller.forbidden()
+        if forbidden_V is None and not story.spelling:
+            return
+        story.spelling = forbidden_V is not None
+        self._changed.add(row)
+        self._set_bias(row, story.sampling)
+        if forbidden_V is not None:
+            self.bias_BV[row] += forbidden_V
+        if story.counts is None:
+            self.deduction_BV[row] = 0
+            self.columns["adjusted"][row] = story.spelling or bool(story.sampling.logit_bias)
 
     def _deduct(self, row: int, story: _Story, token: int) -> None:
         assert story.counts is not None

@@ -130,6 +130,7 @@ class GenerationBody(Body):
     min_tokens: Integer = number(
         DEFAULTS.min_tokens, 0, MAX_TOKENS, ", before which the story does not end", whole=True
     )
+    keep_names: bool = Field(True, description="true or false, whether a name stays spelled as the story spelled it")
     seed: Integer | None = number(None, -1, MAX_SEED, "; -1 is a random one", whole=True)
     stop: str | list[str] = Field([], description="a text or a list of at most 8 texts")
     stream: bool = Field(False, description="true or false")

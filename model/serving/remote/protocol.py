@@ -146,7 +146,7 @@ def body(request: GenerationRequest) -> dict[str, Any]:
         "return_token_ids": True,
     }
     usual = SamplingParams()
-    for name in ("presence_penalty", "frequency_penalty", "ignore_eos", "min_tokens"):
+    for name in ("presence_penalty", "frequency_penalty", "ignore_eos", "min_tokens", "keep_names"):
         if (value := getattr(sampling, name)) != getattr(usual, name):
             fields[name] = value
     if sampling.logit_bias:

@@ -114,6 +114,7 @@ def test_ids_outside_the_vocabulary_are_refused_with_the_name_of_the_field() -> 
         ({"logit_bias": ((3, 1.0), (3, 2.0))}, "logit_bias must name each token once"),
         ({"logit_bias": tuple((i, 1.0) for i in range(1025))}, "logit_bias must name at most 1024 tokens, got 1025"),
         ({"ignore_eos": 1}, "ignore_eos must be true or false, got 1"),
+        ({"keep_names": "no"}, "keep_names must be true or false, got 'no'"),
     ],
 )
 def test_a_bad_value_is_named_with_what_is_allowed(wrong: dict[str, Any], message: str) -> None:

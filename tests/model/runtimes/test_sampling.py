@@ -25,6 +25,7 @@ from model.runtimes.torch.graphs import Eager, Recorder
 from model.runtimes.torch.sampling import DeviceLogits, DeviceSampler
 from tests.model.runtimes.shared import needs_native
 from tests.model.runtimes.torch.tape import Tapes
+from tests.model.spelling import misspelling
 
 BIASES = st.lists(
     st.tuples(st.integers(0, 1), st.sampled_from([-100.0, -2.5, 0.3, 4.0])), max_size=2, unique_by=lambda pair: pair[0]
@@ -41,6 +42,7 @@ SETTINGS = st.builds(
     logit_bias=st.just(()) | BIASES.map(tuple),
     ignore_eos=st.sampled_from([False, False, True]),
     min_tokens=st.sampled_from([0, 0, 3]),
+    keep_names=st.booleans(),
     seed=st.integers(0, 2**63 - 1),
 )
 VOCAB = st.sampled_from([2, 97, 600, 4096])
@@ -155,6 +157,8 @@ def naive(
     """
     scale = np.float32(1 / max(sampling.temperature, 1e-5) if sampling.temperature else 1)
     logits = np.where(breaking(len(logits), begun(masks, [*prompt, *generated])), np.float32(-np.inf), logits)
+    if sampling.keep_names:
+        logits[misspelling(masks.token_bytes, [*prompt, *generated])] = -np.inf
     if sampling.ignore_eos or len(generated) < sampling.min_tokens:
         logits[0] = -np.inf
     for token, bias in sampling.logit_bias:
@@ -210,13 +214,22 @@ def test_every_row_is_what_a_naive_sampler_draws(
     prompts, generated = ([rng.integers(0, vocab, rng.integers(5)).tolist() for _ in several] for _ in range(2))
     if rng.random() < 0.5:  # within a character
         generated = [[*story, int(rng.integers(0xC1, 0xF6))] if vocab >= 300 else story for story in generated]
+    elif vocab >= 300:  # within a name; the token of a byte is the next number
+        prompts = [[byte + 1 for byte in b"So Zeb and Zo\xc3\xab sat. Then "] for _ in several]
+        generated = [[byte + 1 for byte in b"Zo\xc3\xab "[: rng.integers(6)]] for _ in several]
     for row, sampling in enumerate(several):
         rows.set(row, sampling, prompts[row], generated[row])
         for _ in range(rng.integers(3)):
-            allowed = ~breaking(vocab, begun(masks, [*prompts[row], *generated[row]]))
+            so_far = [*prompts[row], *generated[row]]
+            allowed = ~breaking(vocab, begun(masks, so_far))
+            if sampling.keep_names:
+                allowed &= ~misspelling(masks.token_bytes, so_far)
             generated[row] = [*generated[row], int(rng.choice(allowed.nonzero()[0]))]
             rows.note(row, generated[row][-1])
     logits_BV = np.stack([some_logits(rng, vocab) for _ in several])
+    for row, story in enumerate(zip(prompts, generated, strict=True)):  # some token spells the name
+        spelling = (~misspelling(masks.token_bytes, [*story[0], *story[1]])).nonzero()[0]
+        logits_BV[row, spelling[-1]] = 1.0
     before = logits_BV.copy()
     position_B = rng.integers(0, 10_000, len(several))
     chosen_B, usable_B = rows.sample(logits_BV, position_B)

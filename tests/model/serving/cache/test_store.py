@@ -142,6 +142,7 @@ def test_what_another_hand_has_put_there_is_none(data: bytes) -> None:
         replace(REQUEST, sampling=replace(REQUEST.sampling, frequency_penalty=0.5)),
         replace(REQUEST, sampling=replace(REQUEST.sampling, logit_bias=((5, 1.0),))),
         replace(REQUEST, sampling=replace(REQUEST.sampling, ignore_eos=True)),
+        replace(REQUEST, sampling=replace(REQUEST.sampling, keep_names=False)),
         replace(REQUEST, sampling=replace(REQUEST.sampling, min_tokens=5)),
         replace(REQUEST, prompt=(5, 6)),
     ],
@@ -154,7 +155,7 @@ def test_every_field_of_a_request_is_in_the_key_or_is_known_not_to_matter() -> N
     known = {field.name for field in (*fields(GenerationRequest), *fields(SamplingParams))}
     tested = {"prompt", "max_tokens", "stop", "logprobs", "sampling", "temperature", "seed", "top_k", "top_p"}
     tested |= {"min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias"}
-    tested |= {"ignore_eos", "min_tokens"}
+    tested |= {"ignore_eos", "min_tokens", "keep_names"}
     bypassing = {"echo", "prompt_logprobs"}
     assert known == tested | bypassing | {"cacheable", "user", "story_id"}
 

@@ -54,6 +54,7 @@ def test_every_setting_reaches_the_request() -> None:
         frequency_penalty=0.5,
         logit_bias={"7": 1.5, "3": -100},
         ignore_eos=True,
+        keep_names=False,
         min_tokens=4,
         best_of=1,
     )
@@ -67,6 +68,7 @@ def test_every_setting_reaches_the_request() -> None:
         frequency_penalty=0.5,
         logit_bias=((3, -100), (7, 1.5)),
         ignore_eos=True,
+        keep_names=False,
         min_tokens=4,
         seed=11,
     )

@@ -40,6 +40,7 @@ requests = st.builds(
         frequency_penalty=st.floats(-2, 2),
         logit_bias=biases,
         ignore_eos=st.booleans(),
+        keep_names=st.booleans(),
         min_tokens=st.integers(0, 1),
         seed=st.integers(0, 2**63 - 1),
     ),
