@@ -11,7 +11,7 @@ number of stories left out is reported.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -35,15 +35,6 @@ INFORMATIVE = frozenset({"finished", "length", "stopped", "failed"})
 
 
 @dataclass(slots=True)
-class Observations:
-    """Observations of one metric for one variant."""
-
-    values: list[bool] = field(default_factory=list)
-    splits: list[str] = field(default_factory=list)
-    """The split under which each was made."""
-
-
-@dataclass(slots=True)
 class VariantEvidence:
     """What is known about one variant's newest artifact."""
 
@@ -60,11 +51,8 @@ class VariantEvidence:
     tokens: list[int] = field(default_factory=list)
     ttfts: list[float] = field(default_factory=list)
     rates: list[float] = field(default_factory=list)
-    observed: dict[Metric, Observations] = field(default_factory=lambda: {name: Observations() for name in METRICS})
-
-    def observe(self, metric: Metric, value: bool, split: str) -> None:
-        self.observed[metric].values.append(value)
-        self.observed[metric].splits.append(split)
+    observed: dict[Metric, list[tuple[bool, str]]] = field(default_factory=lambda: {name: [] for name in METRICS})
+    """Each observation, and the split under which it was made."""
 
 
 @dataclass(slots=True)
@@ -114,12 +102,28 @@ def gather(connection: sa.Connection, test: str, *, since: float | None = None) 
     evidence = Evidence(test, split, variants)
     counted, home, first = _add_stories(evidence, rows)
     of_test = sa.select(exposures.c.story).where(*wanted)
-    events = (
-        connection.execute(sa.select(table).where(table.c.story.in_(of_test)).order_by(table.c.id))
-        for table in (endings, ratings)
-    )
-    _add_endings(evidence, counted, first, next(events))
-    _add_ratings(evidence, counted, home, next(events))
+
+    def events(table: sa.Table) -> Iterator[tuple[Any, Any]]:
+        """Yield the table's rows in order, each with the exposure of its story."""
+        for row in connection.execute(sa.select(table).where(table.c.story.in_(of_test)).order_by(table.c.id)):
+            if row.story in counted:
+                yield row, counted[row.story]
+
+    ended: set[str] = set()
+    for row, story in events(endings):
+        if row.story not in ended:
+            ended.add(row.story)
+            _add_ending(variants[story.variant], row, story.split if row.story in first else None)
+    last: dict[str, tuple[str, int]] = {}
+    rated: set[str] = set()
+    for row, story in events(ratings):
+        last[row.story] = story.variant, row.rating
+        if row.rating and story.user_hash not in rated and home[story.user_hash] == story.variant:
+            rated.add(story.user_hash)
+            variants[story.variant].observed["like"].append((row.rating > 0, story.split))
+    for name, rating in last.values():
+        variants[name].likes += rating > 0
+        variants[name].dislikes += rating < 0
     return evidence
 
 
@@ -146,38 +150,12 @@ def _add_stories(evidence: Evidence, rows: Iterable[Any]) -> tuple[dict[str, Any
     return counted, home, set(first_of.values())
 
 
-def _add_endings(evidence: Evidence, counted: dict[str, Any], first: set[str], rows: Iterable[Any]) -> None:
-    ended: set[str] = set()
-    for row in rows:
-        story = counted.get(row.story)
-        if story is None or row.story in ended:
-            continue
-        ended.add(row.story)
-        variant = evidence.variants[story.variant]
-        variant.endings[row.outcome] += 1
-        if row.tokens:
-            variant.tokens.append(row.tokens)
-        if row.ttft is not None:
-            variant.ttfts.append(row.ttft)
-        if row.rate is not None:
-            variant.rates.append(row.rate)
-        if row.story in first and row.outcome in INFORMATIVE:
-            for name in ENDING_METRICS:
-                variant.observe(name, row.outcome == name, story.split)
-
-
-def _add_ratings(evidence: Evidence, counted: dict[str, Any], home: dict[str, str], rows: Iterable[Any]) -> None:
-    last: dict[str, int] = {}
-    rated: set[str] = set()
-    for row in rows:
-        story = counted.get(row.story)
-        if story is None:
-            continue
-        last[row.story] = row.rating
-        if row.rating and story.user_hash not in rated and home[story.user_hash] == story.variant:
-            rated.add(story.user_hash)
-            evidence.variants[story.variant].observe("like", row.rating > 0, story.split)
-    for story_id, rating in last.items():
-        variant = evidence.variants[counted[story_id].variant]
-        variant.likes += rating > 0
-        variant.dislikes += rating < 0
+def _add_ending(variant: VariantEvidence, row: Any, split: str | None) -> None:
+    """Add a story's first ending; `split`: that under which a user's first story was begun, None for later ones."""
+    variant.endings[row.outcome] += 1
+    for values, value in ((variant.tokens, row.tokens or None), (variant.ttfts, row.ttft), (variant.rates, row.rate)):
+        if value is not None:
+            values.append(value)
+    if split is not None and row.outcome in INFORMATIVE:
+        for name in ENDING_METRICS:
+            variant.observed[name].append((row.outcome == name, split))

@@ -5,9 +5,9 @@ from __future__ import annotations
 from rich.console import Console
 
 from experiments.ab.evidence import HIGHER_IS_BETTER, METRICS
-from experiments.ab.report import Report, VariantComparison, Verdict, median
+from experiments.ab.report import Report, Verdict, median
 from experiments.common.statistics import Estimate
-from experiments.common.tables import markdown_table, markdown_text, terminal_table
+from experiments.common.tables import ABSENT, Table, markdown_text, shown, terminal_table
 
 COLORS: dict[Verdict, str] = {"better": "green", "worse": "red", "undecided": "yellow"}
 VARIANT_COLUMNS = (
@@ -21,9 +21,8 @@ COMPARISON_COLUMNS = ("metric", "variant", "difference, all looks", "evidence (e
 def print_report(report: Report, console: Console) -> None:
     """Print both tables, the notes and the verdict."""
     console.print(f"Test {report.evidence.test}: {report.evidence.split}", markup=False, highlight=False)
-    console.print(terminal_table(VARIANT_COLUMNS, _variant_rows(report)))
-    if report.comparisons:
-        console.print(terminal_table(COMPARISON_COLUMNS, map(_comparison_row, report.comparisons)))
+    for table in tables(report):
+        console.print(table)
     for note in notes(report):
         console.print(note, markup=False, highlight=False)
     console.print(f"[{COLORS[report.verdict]}]{report.verdict.upper()}[/]: ", end="")
@@ -33,10 +32,9 @@ def print_report(report: Report, console: Console) -> None:
 def markdown(report: Report) -> str:
     """Return the same as Markdown."""
     title = f"### Test {markdown_text(report.evidence.test)}: {report.verdict.upper()}"
-    lines = [title, "", markdown_text(report.why), ""]
-    lines += markdown_table(VARIANT_COLUMNS, _variant_rows(report))
-    if report.comparisons:
-        lines += ["", *markdown_table(COMPARISON_COLUMNS, map(_comparison_row, report.comparisons))]
+    lines = [title, "", markdown_text(report.why)]
+    for table in tables(report):
+        lines += ["", *table.markdown()]
     return "\n".join([*lines, "", *(f"- {markdown_text(note)}" for note in notes(report))]) + "\n"
 
 
@@ -58,41 +56,35 @@ def notes(report: Report) -> list[str]:
     return lines
 
 
-def _variant_rows(report: Report) -> list[list[str]]:
-    rows = []
-    for variant in report.evidence.variants.values():
-        rates = report.rates[variant.name]
-        ttft = median(variant.ttfts)
-        rows.append(
-            [
-                *(variant.name, variant.version or "-", variant.digest[:12] or "-"),
-                *(str(variant.users), str(variant.stories), f"{variant.likes} / {variant.dislikes}"),
-                *(_rate(rates[name]) for name in METRICS),
-                _number(median(variant.tokens)),
-                "-" if ttft is None else f"{ttft * 1000:.0f} ms",
-                _number(median(variant.rates)),
-            ]
-        )
-    return rows
-
-
-def _comparison_row(each: VariantComparison) -> list[str]:
-    found = each.comparison
-    return [
-        f"{each.metric} ({'higher' if HIGHER_IS_BETTER[each.metric] else 'lower'} is better)",
-        each.variant,
-        f"{100 * found.difference_low:+.1f} … {100 * found.difference_high:+.1f}",
-        f"{found.e:.3g}",
-        f"{found.used[0]} + {found.used[1]}",
-        each.verdict,
+def tables(report: Report) -> list[Table]:
+    """The variants, and each beside the first if there are others."""
+    variants = [
+        [
+            *(variant.name, variant.version or ABSENT, variant.digest[:12] or ABSENT),
+            *(str(variant.users), str(variant.stories), f"{variant.likes} / {variant.dislikes}"),
+            *(_rate(report.rates[variant.name][name]) for name in METRICS),
+            shown(median(variant.tokens), ",.0f"),
+            shown(median([1000 * seconds for seconds in variant.ttfts]), ".0f", " ms"),
+            shown(median(variant.rates), ",.0f"),
+        ]
+        for variant in report.evidence.variants.values()
     ]
+    compared = [
+        [
+            f"{each.metric} ({'higher' if HIGHER_IS_BETTER[each.metric] else 'lower'} is better)",
+            each.variant,
+            f"{100 * each.comparison.difference_low:+.1f} … {100 * each.comparison.difference_high:+.1f}",
+            f"{each.comparison.e:.3g}",
+            f"{each.comparison.used[0]} + {each.comparison.used[1]}",
+            each.verdict,
+        ]
+        for each in report.comparisons
+    ]
+    found = (terminal_table(VARIANT_COLUMNS, variants), terminal_table(COMPARISON_COLUMNS, compared))
+    return [table for table in found if table.rows]
 
 
 def _rate(found: Estimate | None) -> str:
     if found is None:
-        return "-"
+        return ABSENT
     return f"{100 * found.value:.1f} % ({100 * found.low:.0f} to {100 * found.high:.0f})"
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:,.0f}"

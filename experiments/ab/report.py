@@ -14,16 +14,7 @@ from typing import Any, Literal
 
 from experiments.ab.assignment import parse_split
 from experiments.ab.events import sqlite_file
-from experiments.ab.evidence import (
-    HIGHER_IS_BETTER,
-    METRICS,
-    Evidence,
-    Metric,
-    Observations,
-    VariantEvidence,
-    gather,
-    known_tests,
-)
+from experiments.ab.evidence import HIGHER_IS_BETTER, METRICS, Evidence, Metric, VariantEvidence, gather, known_tests
 from experiments.ab.sequential import Comparison, SampleRatio, block_sizes, check_sample_ratio, compare
 from experiments.ab.store import connect, migrate
 from experiments.common.evidence_runs import EvidenceStore
@@ -171,32 +162,28 @@ def log(uri: str, report: Report, text: str) -> dict[str, str]:
     tags |= {f"{each.name}.digest": each.digest for each in evidence.variants.values() if each.digest}
     try:
         with EvidenceStore(uri, EXPERIMENT).run(f"{evidence.test}: {report.verdict}", tags) as run:
-            params = {"test": evidence.test, "split": evidence.split, "metric": report.metric, "alpha": report.alpha}
-            for key, value in params.items():
-                run.client.log_param(run.run_id, key, value)
+            params = {"test": evidence.test, "split": str(evidence.split), "metric": report.metric}
+            run.log_params(params | {"alpha": report.alpha})
             run.log_metrics(_metrics(report))
-            with run.artifacts() as folder:
-                plain = json.dumps(report.as_dict(), ensure_ascii=False, indent=2)
-                (folder / "report.json").write_text(plain + "\n", encoding="utf-8")
-                (folder / "report.md").write_text(text, encoding="utf-8")
+            plain = json.dumps(report.as_dict(), ensure_ascii=False, indent=2)
+            run.log_texts({"report.json": plain + "\n", "report.md": text})
     except StoryError as error:
         return {"failed": str(error)}
     return {"run_id": run.run_id, "experiment": EXPERIMENT}
 
 
-def _rate(observed: Observations) -> Estimate | None:
-    values = observed.values
-    return wilson(sum(values), len(values)) if values else None
+def _rate(observed: list[tuple[bool, str]]) -> Estimate | None:
+    return wilson(sum(value for value, _ in observed), len(observed)) if observed else None
 
 
 def _compare(first: VariantEvidence, variant: VariantEvidence, metric: Metric, alpha: float) -> VariantComparison:
     a, b = first.observed[metric], variant.observed[metric]
     known: dict[str, tuple[int, int]] = {}
-    for text in set(a.splits):
+    for text in {text for _, text in a}:
         weights = {each.name: each.weight for each in parse_split(text, "any").variants}
         known[text] = block_sizes(weights.get(first.name, 0), weights.get(variant.name, 0))
-    sizes = [known[text] for text in a.splits] or [(1, 1)]
-    found = compare(a.values, b.values, sizes, alpha=alpha)
+    sizes = [known[text] for _, text in a] or [(1, 1)]
+    found = compare([value for value, _ in a], [value for value, _ in b], sizes, alpha=alpha)
     verdict: Verdict = "undecided"
     if found.decided_at_block is not None:
         verdict = "better" if (found.difference_low >= 0) == HIGHER_IS_BETTER[metric] else "worse"
@@ -225,17 +212,12 @@ def _metrics(report: Report) -> dict[str, float]:
     """Name the figures as MLflow allows: letters, digits, and a few signs."""
     found: dict[str, float] = {"sample_ratio/e": report.ratio.e}
     for variant in report.evidence.variants.values():
-        prefix = _key(variant.name)
-        found |= {f"{prefix}/users": variant.users, f"{prefix}/stories": variant.stories}
-        rates = report.rates[variant.name].items()
-        found |= {f"{prefix}/{name}": rate.value for name, rate in rates if rate is not None}
+        values: dict[str, float] = {"users": variant.users, "stories": variant.stories}
+        values |= {name: rate.value for name, rate in report.rates[variant.name].items() if rate is not None}
+        found |= {f"{_key(variant.name)}/{name}": value for name, value in values.items()}
     for each in report.comparisons:
-        prefix = f"{_key(each.variant)}/{each.metric}"
-        found |= {
-            f"{prefix}_e": each.comparison.e,
-            f"{prefix}_difference_low": each.comparison.difference_low,
-            f"{prefix}_difference_high": each.comparison.difference_high,
-        }
+        for name in ("e", "difference_low", "difference_high"):
+            found[f"{_key(each.variant)}/{each.metric}_{name}"] = getattr(each.comparison, name)
     return found
 
 

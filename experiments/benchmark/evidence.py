@@ -7,53 +7,84 @@ rows, or whose rows are gone, is an `EvidenceError`.
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 import math
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import ConfigDict, TypeAdapter
 
 from experiments.benchmark.figures import draw_figures
-from experiments.benchmark.measures import COUNTED, Figure, Figures, MemoryUse, Sample, headline
+from experiments.benchmark.measures import COUNTED, Figure, Figures, Sample, headline
 from experiments.benchmark.render import markdown
 from experiments.benchmark.report import Report
-from experiments.common.evidence_runs import (
-    DIGEST,
-    EvidenceError,
-    EvidenceStore,
-    finished_runs,
-    read_artifact,
-    store_errors,
-)
-from model.errors import InputError
-from training.tracking.store import open_store
+from experiments.common.evidence_runs import DIGEST, EvidenceStore, StoredEvidence
+from experiments.common.schema import Record
+from experiments.common.statistics import Estimate
 
 if TYPE_CHECKING:
+    from mlflow.entities import Run
     from pandas import DataFrame
 
 EXPERIMENT = "story-benchmark"
 SAMPLES, REPORT, PAGE, FIGURES = "samples.parquet", "report.json", "report.md", "figures"
 AGAINST, EVIDENCE = "against.digest", "evidence"
 """Tags: the digest of the other side of a comparison, and `benchmark` if the run is enough to judge by."""
+MEMORY = ("peak_rss_mb", "memory_percent")
+"""Figures that do not follow from the rows."""
 CLOSE = 1e-9
 
 
-@dataclass(frozen=True, slots=True)
-class BenchmarkEvidence:
+class StoredPlan(Record):
+    """What the figures are computed again by."""
+
+    seed: int
+    ttft_limit: float
+    itl_limit: float
+
+
+class StoredComparison(Record):
+    """The ratios of a comparison, with their intervals."""
+
+    ratios: dict[str, Estimate]
+
+
+class StoredReport(Record):
+    """`report.json`, which has the figures at its top."""
+
+    model_config = ConfigDict(extra="allow")
+
+    digest: str
+    plan: StoredPlan
+    n: dict[str, int]
+    comparison: StoredComparison | None
+
+    def figures(self) -> Figures:
+        """The figures that it states."""
+        stated = self.model_extra or {}
+        return {name: Figure(stated[name], n) for name, n in self.n.items()}
+
+
+class BenchmarkEvidence(StoredEvidence):
     """One run as the gate reads it."""
 
-    run_id: str
-    digest: str
-    began: datetime
-    """With its time zone, UTC."""
+    experiment: ClassVar[str] = EXPERIMENT
+
     figures: Figures
     """Computed again from `samples`; memory and ratios are those of the report."""
     samples: tuple[Sample, ...]
-    report: dict[str, Any]
-    """`report.json`: plan, machine, comparison with its intervals, thresholds at that time."""
+    report: StoredReport
+
+    @classmethod
+    def contents(cls, run: Run, artifact: Callable[[str], bytes]) -> dict[str, Any]:
+        """See `StoredEvidence`."""
+        samples = read_samples(artifact(SAMPLES))
+        report = StoredReport.model_validate_json(artifact(REPORT))
+        tagged = run.data.tags[DIGEST]
+        if report.digest != tagged:
+            raise ValueError(f"it is tagged for {tagged[:12]} and was of {report.digest[:12]}")
+        return {"figures": _recomputed(report, samples), "samples": samples, "report": report}
 
 
 def to_frame(samples: Sequence[Sample]) -> DataFrame:
@@ -65,19 +96,12 @@ def to_frame(samples: Sequence[Sample]) -> DataFrame:
     return DataFrame(rows, columns=names).astype({"first": "float64", "last": "float64"})
 
 
-def from_frame(frame: DataFrame) -> list[Sample]:
-    """The inverse of `to_frame`. Raises `EvidenceError` when a column is missing."""
-    names = [field.name for field in dataclasses.fields(Sample)]
-    missing = [name for name in names if name not in frame.columns]
-    if missing:
-        raise EvidenceError(f"the rows of the benchmark lack {', '.join(missing)}")
-    samples = []
-    for row in frame[names].to_dict("records"):
-        row["arrivals"] = [float(value) for value in row["arrivals"]]
-        row["counts"] = [int(value) for value in row["counts"]]
-        row["error"] = row["error"] if isinstance(row["error"], str) else None
-        samples.append(Sample(**{str(key): value for key, value in row.items()}))
-    return samples
+def read_samples(content: bytes) -> list[Sample]:
+    """The rows of a parquet file that `to_frame` was written to. Raises `ValueError` for anything else."""
+    from pyarrow import BufferReader, parquet
+
+    rows = parquet.read_table(BufferReader(content)).to_pylist()
+    return TypeAdapter(list[Sample]).validate_python(rows)
 
 
 def log_benchmark(report: Report, samples: Sequence[Sample], uri: str) -> str:
@@ -114,60 +138,28 @@ def load_benchmark_evidence(uri: str, digest: str, *, against: str | None = None
         EvidenceError: its rows or report are missing or damaged, or do not belong together.
         InputError: a digest is not one, or the store cannot be used.
     """
-    for given in (digest, digest if against is None else against):
-        if not re.fullmatch(r"[0-9a-f]{64}", given):
-            raise InputError("digest", f"must be 64 hexadecimal digits, got {given!r}")
-    client = open_store(uri)
-    kind = f"tags.{EVIDENCE} = 'benchmark'" if against is None else f"tags.`{AGAINST}` = '{against}'"
-    with store_errors(uri):
-        found = finished_runs(client, EXPERIMENT, f"tags.`{DIGEST}` = '{digest}' and {kind}")
-    if not found:
-        return None
-    run_id = str(found[0].info.run_id)
-    try:
-        import pandas
-
-        rows = pandas.read_parquet(io.BytesIO(read_artifact(client, run_id, SAMPLES)))
-        report = json.loads(read_artifact(client, run_id, REPORT))
-    except Exception as error:  # whatever a store, a file system or the parquet library may raise
-        first_line = (str(error).splitlines() or [type(error).__name__])[0]
-        raise EvidenceError(f"benchmark {run_id} cannot be read: {first_line}") from None
-    samples = from_frame(rows)
-    try:
-        evidence = BenchmarkEvidence(
-            run_id=run_id,
-            digest=report["digest"],
-            began=datetime.fromisoformat(report["began"]),
-            figures=_recomputed(report, samples),
-            samples=tuple(samples),
-            report=report,
-        )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise EvidenceError(f"the report of benchmark {run_id} is damaged: {error!r}") from None
-    if evidence.digest != digest:
-        raise EvidenceError(f"benchmark {run_id} is tagged for {digest[:12]} and was of {evidence.digest[:12]}")
-    return evidence
+    return BenchmarkEvidence.newest(uri, digest, {EVIDENCE: "benchmark"} if against is None else {AGAINST: against})
 
 
-def _recomputed(report: dict[str, Any], samples: Sequence[Sample]) -> Figures:
-    """The headline figures out of the rows. Raises `EvidenceError` if the report states anything else."""
-    plan, counts = report["plan"], report["n"]
-    memory = None
-    if "peak_rss_mb" in counts:
-        memory = MemoryUse(report["peak_rss_mb"], report["memory_percent"], counts["peak_rss_mb"])
+def _recomputed(report: StoredReport, samples: Sequence[Sample]) -> Figures:
+    """The headline figures out of the rows. Raises `ValueError` if the report states anything else."""
     own = [sample for sample in samples if sample.target == "target"]
-    figures = headline(own, ttft_limit=plan["ttft_limit"], itl_limit=plan["itl_limit"], memory=memory)
-    for name, ratio in ((report["comparison"] or {}).get("ratios") or {}).items():
-        figures[name] = Figure(ratio["value"], ratio["n"])
+    stated, plan = report.figures(), report.plan
+    ratios = report.comparison.ratios if report.comparison is not None else {}
+    figures = headline(own, ttft_limit=plan.ttft_limit, itl_limit=plan.itl_limit)
+    figures |= {name: figure for name, figure in stated.items() if name in MEMORY}
+    figures |= {name: Figure(ratio.value, ratio.n) for name, ratio in ratios.items()}
     wrong = [
         name
-        for name in figures.keys() | counts.keys()
+        for name in sorted(figures.keys() | stated.keys())
         if name not in figures
-        or counts.get(name) != figures[name].n
-        or not math.isclose(report[name], figures[name].value, rel_tol=CLOSE)
+        or name not in stated
+        or stated[name].n != figures[name].n
+        or not math.isclose(stated[name].value, figures[name].value, rel_tol=CLOSE)
     ]
     if wrong:
-        raise EvidenceError(f"benchmark {report['run_id']}: {', '.join(sorted(wrong))} do not follow from its rows")
+        more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        raise ValueError(f"{', '.join(wrong[:5])}{more} do not follow from its rows")
     return figures
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from experiments.benchmark.measures import Sample, groups, latency_phase, phase_figures
 from experiments.common.plotting import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, new_figure, save
@@ -23,40 +23,31 @@ Draw = Callable[["Axes", Sequence[Sample]], None]
 
 def draw_figures(samples: Sequence[Sample], folder: Path) -> list[Path]:
     """Draw every picture for which there are rows; returns the files, PNG."""
-    own = [sample for sample in samples if sample.target == "target" and sample.phase != "compare"]
+    own = [sample for sample in samples if sample.target == "target" and sample.phase in PHASE_COLORS]
+    phase = latency_phase(own)
+    latency = [sample for sample in own if sample.phase == phase and sample.ok]
+    pictures: dict[str, tuple[Draw, list[Sample]]] = {
+        "latency_cdf": (_latency_cdf, [sample for sample in own if sample.phase != "stress" and sample.ok]),
+        "ttft_histogram": (_ttft_histogram, [sample for sample in latency if sample.ttft is not None]),
+        "itl_histogram": (_itl_histogram, [sample for sample in latency if sample.gaps]),
+        "throughput": (_throughput, [sample for sample in own if sample.phase == "stress"]),
+        "timeline": (_timeline, [sample for sample in own if sample.phase == phase != "single"]),
+    }
     paths = []
-    for name, (draw, rows) in _pictures(own).items():
-        if not rows:
-            continue
-        figure, (axes,) = new_figure(*SIZE)
-        draw(axes, rows)
-        paths.append(save(figure, folder / f"{name}.png"))
+    for name, (draw, rows) in pictures.items():
+        if rows:
+            figure, (axes,) = new_figure(*SIZE)
+            draw(axes, rows)
+            paths.append(save(figure, folder / f"{name}.png"))
     return paths
 
 
-def _pictures(samples: Sequence[Sample]) -> dict[str, tuple[Draw, list[Sample]]]:
-    flowing = [sample for sample in samples if sample.phase in PHASE_COLORS]
-    phase = latency_phase(samples)
-    latency = [sample for sample in samples if sample.phase == phase and sample.ok]
-    return {
-        "latency_cdf": (_latency_cdf, [s for s in flowing if s.phase != "stress" and s.ok]),
-        "ttft_histogram": (_ttft_histogram, [s for s in latency if s.ttft is not None]),
-        "itl_histogram": (_itl_histogram, [s for s in latency if s.gaps]),
-        "throughput": (_throughput, [s for s in flowing if s.phase == "stress"]),
-        "timeline": (_timeline, [s for s in flowing if s.phase in ("open", "concurrent")]),
-    }
-
-
 def _latency_cdf(axes: Axes, rows: Sequence[Sample]) -> None:
-    import numpy as np
-
     for (phase, _), group in groups(rows, "single", "concurrent", "open").items():
-        times = np.sort([sample.generation_time for sample in group])
-        shares = np.arange(1, len(times) + 1) / len(times)
-        axes.step(times, shares, where="post", label=f"{phase} (n = {len(times)})", color=PHASE_COLORS[phase])
+        label = f"{phase} (n = {len(group)})"
+        axes.ecdf([sample.generation_time for sample in group], label=label, color=PHASE_COLORS[phase])
     axes.set(title="Generation time", xlabel="seconds", ylabel="share of requests")
     axes.set_xlim(left=0)
-    axes.set_ylim(0, 1.02)
     axes.legend(frameon=False)
 
 
@@ -90,17 +81,13 @@ def _throughput(axes: Axes, rows: Sequence[Sample]) -> None:
 
 
 def _timeline(axes: Axes, rows: Sequence[Sample]) -> None:
-    """One bar a request of the latency phase: grey while it waits, coloured while it streams, red where it failed."""
-    phase = latency_phase(rows)
-    shown = [sample for sample in rows if sample.phase == phase][:MOST_STREAMS]
-    begin = min(sample.scheduled for sample in shown)
-    styles: dict[str, Any] = {"height": 0.8}
-    for place, sample in enumerate(shown):
+    """One bar a request: grey while it waits, coloured while it streams, red where it failed."""
+    begin = min(sample.scheduled for sample in rows)
+    for place, sample in enumerate(rows[:MOST_STREAMS]):
         first = sample.ended if sample.first is None else sample.first
-        axes.barh(place, first - sample.scheduled, left=sample.scheduled - begin, color=GREY, **styles)
-        color = PHASE_COLORS[sample.phase] if sample.ok else RED
+        axes.barh(place, first - sample.scheduled, left=sample.scheduled - begin, color=GREY)
         # A failed request without a token would have no length and not be visible.
         length = max(sample.ended - first, 0.0 if sample.ok else 0.01)
-        axes.barh(place, length, left=first - begin, color=color, **styles)
+        axes.barh(place, length, left=first - begin, color=PHASE_COLORS[sample.phase] if sample.ok else RED)
     axes.invert_yaxis()
-    axes.set(title=f"Streams ({phase})", xlabel="seconds", ylabel="request")
+    axes.set(title=f"Streams ({rows[0].phase})", xlabel="seconds", ylabel="request")

@@ -15,7 +15,7 @@ from itertools import islice
 
 import numpy as np
 
-from experiments.benchmark.measures import Phase, Sample
+from experiments.benchmark.measures import Listener, Phase, Sample
 from experiments.benchmark.plan import Plan
 from experiments.benchmark.targets import Failed, Target
 from model.generation import GenerationRequest
@@ -37,21 +37,6 @@ class Clock:
         if self.zero is None:
             self.zero = time
         return time - self.zero
-
-
-@dataclass(frozen=True, slots=True)
-class _Recorder:
-    """Writes times of arrival into a row."""
-
-    sample: Sample
-    clock: Clock
-
-    def arrived(self, tokens: int) -> None:
-        self.sample.arrivals.append(self.clock.now())
-        self.sample.counts.append(tokens)
-
-    def complete(self) -> None:
-        self.sample.ended = self.clock.now()
 
 
 def arrival_times(rate: float, seed: int) -> Iterator[float]:
@@ -98,7 +83,7 @@ class LoadGenerator:
         generate = target.generate_cold if phase == "cold" else target.generate
         try:
             async with asyncio.timeout(seconds):
-                ending = await generate(request, _Recorder(sample, self.clock))
+                ending = await generate(request, Listener(sample, self.clock.now))
         except TimeoutError:
             sample.error, sample.message = "timeout", f"not done within {seconds:g} s"
         except Failed as failure:

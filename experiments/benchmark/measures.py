@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -102,6 +102,23 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True)
+class Listener:
+    """Writes what happens to a request into its row; each method is called at the moment that it describes."""
+
+    sample: Sample
+    now: Callable[[], float]
+
+    def arrived(self, tokens: int) -> None:
+        """A message brought so many tokens; 0: the target does not say how many."""
+        self.sample.arrivals.append(self.now())
+        self.sample.counts.append(tokens)
+
+    def complete(self) -> None:
+        """The target said that the story has ended; closing the stream is not part of its time."""
+        self.sample.ended = self.now()
+
+
+@dataclass(frozen=True, slots=True)
 class Figure:
     """A number, and how many observations it stands on."""
 
@@ -110,22 +127,6 @@ class Figure:
 
 
 Figures = dict[str, Figure]
-
-
-@dataclass(frozen=True, slots=True)
-class MemoryUse:
-    """The peak of the resident sets' sum."""
-
-    peak_rss_mb: float
-    """10⁶ bytes."""
-    memory_percent: float
-    """The same as a share of the memory that there is."""
-    samples: int
-
-
-def percentile(values: Sequence[float], percent: float) -> float:
-    """The value below which `percent` of at least one value lie, interpolated between neighbours."""
-    return float(np.percentile(values, percent))
 
 
 def wall_time(samples: Sequence[Sample]) -> float:
@@ -159,7 +160,7 @@ def most_at_once(samples: Iterable[Sample]) -> int:
     return most
 
 
-def failures(samples: Iterable[Sample]) -> dict[FailureKind, int]:
+def failures(samples: Iterable[Sample]) -> dict[str, int]:
     """How many requests failed, by kind."""
     return dict(Counter(sample.error for sample in samples if sample.error is not None))
 
@@ -169,6 +170,7 @@ def phase_figures(samples: Sequence[Sample], *, ttft_limit: float, itl_limit: fl
     if not samples:
         return {}
     complete = [sample for sample in samples if sample.ok]
+    times = [sample.generation_time for sample in complete]
     seconds = wall_time(samples)
     good = sum(is_good(sample, ttft_limit, itl_limit) for sample in samples)
     count = len(samples)
@@ -184,18 +186,22 @@ def phase_figures(samples: Sequence[Sample], *, ttft_limit: float, itl_limit: fl
         figures["goodput"] = Figure(good / seconds, count)
         figures["requests_per_second"] = Figure(len(complete) / seconds, count)
         figures["total_tokens_per_second"] = Figure(tokens / seconds, count)
-    figures |= _generation_times(complete)
-    figures |= _percentiles("ttft", [sample.ttft for sample in complete if sample.ttft is not None])
-    figures |= _percentiles("itl", [gap for sample in complete for gap in sample.gaps])
-    paces = [sample for sample in complete if sample.tpot is not None]
-    figures |= _percentiles("tpot", [sample.tpot for sample in paces if sample.tpot is not None])
-    if rate := _rate(paces):
-        figures["tokens_per_second"] = Figure(rate, len(paces))
+    if times:
+        values = {"avg": statistics.fmean(times), "median": statistics.median(times), "min": min(times)}
+        values |= {"max": max(times), "p95": np.percentile(times, 95), "p99": np.percentile(times, 99)}
+        figures |= {f"{name}_generation_time": Figure(float(value), len(times)) for name, value in values.items()}
+    figures |= _percentiles("ttft", (sample.ttft for sample in complete))
+    figures |= _percentiles("itl", (gap for sample in complete for gap in sample.gaps))
+    figures |= _percentiles("tpot", (sample.tpot for sample in complete))
+    # Tokens a second after the first one, which waits for the prompt.
+    paces = [(sample.tokens - 1, sample.tpot) for sample in complete if sample.tpot is not None]
+    if seconds := sum(tokens * tpot for tokens, tpot in paces):
+        figures["tokens_per_second"] = Figure(sum(tokens for tokens, _ in paces) / seconds, len(paces))
     return figures
 
 
-def headline(samples: Sequence[Sample], *, ttft_limit: float, itl_limit: float, memory: MemoryUse | None) -> Figures:
-    """The figures that thresholds name, each from the phase it is defined on.
+def headline(samples: Sequence[Sample], *, ttft_limit: float, itl_limit: float) -> Figures:
+    """The figures of the rows that thresholds name, each from the phase it is defined on.
 
     `tokens_per_second` is that of one stream alone, `total_tokens_per_second` and `error_rate` are those of the
     concurrent phase, `concurrent_handling` is the most streams open at once where no request failed.
@@ -223,9 +229,6 @@ def headline(samples: Sequence[Sample], *, ttft_limit: float, itl_limit: float, 
     cold = [row.ttft for row in samples if row.phase == "cold" and row.ok and row.ttft is not None]
     if cold:
         figures["cold_start_s"] = Figure(statistics.median(cold), len(cold))
-    if memory is not None:
-        figures["memory_percent"] = Figure(memory.memory_percent, memory.samples)
-        figures["peak_rss_mb"] = Figure(memory.peak_rss_mb, memory.samples)
     return figures
 
 
@@ -244,22 +247,10 @@ def groups(samples: Iterable[Sample], *phases: Phase) -> dict[tuple[Phase, int],
     return found
 
 
-def _generation_times(complete: Sequence[Sample]) -> Figures:
-    times = [sample.generation_time for sample in complete]
-    if not times:
-        return {}
-    values = {"avg": statistics.fmean(times), "median": statistics.median(times), "min": min(times)}
-    values |= {"max": max(times), "p95": percentile(times, 95), "p99": percentile(times, 99)}
-    return {f"{name}_generation_time": Figure(value, len(times)) for name, value in values.items()}
-
-
-def _percentiles(name: str, values: Sequence[float]) -> Figures:
+def _percentiles(name: str, observed: Iterable[float | None]) -> Figures:
+    values = [value for value in observed if value is not None]
     if not values:
         return {}
-    return {f"{name}_p{percent}": Figure(percentile(values, percent), len(values)) for percent in (50, 95, 99)}
-
-
-def _rate(paces: Sequence[Sample]) -> float:
-    """Tokens a second after the first one, which waits for the prompt."""
-    seconds = sum((sample.last or 0.0) - (sample.first or 0.0) for sample in paces)
-    return sum(sample.tokens - 1 for sample in paces) / seconds if seconds > 0 else 0.0
+    return {
+        f"{name}_p{percent}": Figure(float(np.percentile(values, percent)), len(values)) for percent in (50, 95, 99)
+    }

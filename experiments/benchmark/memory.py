@@ -13,7 +13,7 @@ from typing import Self
 
 import psutil
 
-from experiments.benchmark.measures import MemoryUse
+from experiments.benchmark.measures import Figure, Figures
 
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 MB = 1e6
@@ -38,13 +38,11 @@ def listening_processes(port: int) -> list[int]:
 
 
 class MemoryWatch:
-    """Samples the given processes and their children from a thread, for as long as its context is open.
-
-    `peak` is None when none of them exists.
-    """
+    """Samples the given processes and their children from a thread, for as long as its context is open."""
 
     def __init__(self, processes: Sequence[int], *, every: float = 0.05) -> None:
-        self.peak: MemoryUse | None = None
+        self.peak = self.samples = 0
+        """The largest sum of resident sets, in bytes, and how often it was looked at."""
         self._every = every
         self._total = usable_memory()
         self._done = threading.Event()
@@ -78,6 +76,9 @@ class MemoryWatch:
                 with suppress(psutil.Error):  # one that has ended uses nothing
                     used += member.memory_info().rss
         if used:
-            before = self.peak or MemoryUse(0.0, 0.0, 0)
-            most = max(before.peak_rss_mb, used / MB)
-            self.peak = MemoryUse(most, 100 * most * MB / self._total, before.samples + 1)
+            self.peak, self.samples = max(self.peak, used), self.samples + 1
+
+    def figures(self) -> Figures:
+        """The peak in 10⁶ bytes, and in percent of the memory that there is; empty if no process was there."""
+        values = {"peak_rss_mb": self.peak / MB, "memory_percent": 100 * self.peak / self._total}
+        return {name: Figure(value, self.samples) for name, value in values.items()} if self.samples else {}

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import Field
 
 from experiments.benchmark.measures import Phase
-from experiments.common.options import Options
+from experiments.common.schema import Options
 from model.generation import MAX_TOKENS, GenerationRequest, SamplingParams
 
 PROMPTS = (
@@ -83,7 +83,7 @@ class Plan(Options):
         )
 
     def as_dict(self) -> dict[str, Any]:
-        return {**self.model_dump(), "phases": list(self.phases), "requests": self.limit}
+        return self.model_dump(mode="json") | {"requests": self.limit}
 
     def expected_requests(self, cold_starts: int) -> int | None:
         """Requests of a whole run without warm-up; None when only the time decides."""

@@ -3,40 +3,26 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from experiments.benchmark.measures import Sample
 from experiments.benchmark.report import Report
-from experiments.common.tables import markdown_table, terminal_table
+from experiments.common.tables import ABSENT, Table, rounded, shown, terminal_table
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 Row = tuple[str, ...]
-ABSENT = "-"
 COLORS = {"PASS": "green", "FAIL": "red", "NOT MEASURED": "yellow"}
 TIMES = {"avg": "Average", "median": "Median", "min": "Min", "max": "Max", "p95": "95 % within", "p99": "99 % within"}
 LATENCIES = {"ttft": "Time to first token", "itl": "Between tokens", "tpot": "Mean a token"}
 LOADS = ("phase", "load", "n", "success", "average", "TTFT p95", "ITL p95", "tokens/s", "at once")
 
 
-@dataclass(frozen=True, slots=True)
-class Section:
-    """A titled table. The first column is text, the others are figures."""
-
-    title: str
-    columns: Row
-    rows: list[Row]
-
-
-def sections(report: Report) -> Iterator[Section]:
+def sections(report: Report) -> list[Table]:
     """All tables of the report; empty ones are left out."""
-    for make in (_summary, _timing, _loads, _compared, _validation):
-        section = make(report)
-        if section.rows:
-            yield section
+    makers = (_summary, _timing, _loads, _compared, _validation)
+    return [section for section in (make(report) for make in makers) if section.rows]
 
 
 def verdict(report: Report) -> str:
@@ -51,7 +37,7 @@ def markdown(report: Report) -> str:
     """The report as Markdown, for a job summary or a pull request."""
     lines = ["# Model benchmark report", "", *(f"- {fact}" for fact in _facts(report))]
     for section in sections(report):
-        lines += ["", f"## {section.title}", "", *markdown_table(section.columns, section.rows)]
+        lines += ["", f"## {section.title}", "", *section.markdown()]
     return "\n".join([*lines, "", f"**Overall validation: {verdict(report)}**"]) + "\n"
 
 
@@ -62,7 +48,7 @@ def print_report(report: Report, console: Console) -> None:
         console.print(fact, markup=False, highlight=False)
     for section in sections(report):
         console.print()
-        console.print(terminal_table(section.columns, section.rows, title=section.title, styles=COLORS))
+        console.print(section)
     console.print()
     style = "bold green" if report.passed else "bold red"
     console.print(f"Overall validation: {verdict(report)}", style=style)
@@ -92,108 +78,91 @@ def _facts(report: Report) -> list[str]:
     return facts + [f"note: {note}" for note in report.notes]
 
 
-def _summary(report: Report) -> Section:
-    figures = report.figures
+def _summary(report: Report) -> Table:
+    figures, plan = report.figures, report.plan
     rows: list[Row] = []
     if "requests" in figures:
         total = round(figures["requests"].value)
         good = round(figures["success_rate"].value * total)
         rows += [("Total requests", str(total)), ("Successful", str(good)), ("Failed", str(total - good))]
-        rows.append(("Success rate", _percent(figures["success_rate"].value)))
+    limits = f"first token ≤ {plan.ttft_limit:g} s, {plan.itl_limit:g} s a token"
     for name, label, unit in (
+        ("success_rate", "Success rate", "share"),
         ("tokens_per_second", "One stream alone", "tokens/s"),
-        ("total_tokens_per_second", f"{report.plan.concurrency} streams together", "tokens/s"),
+        ("total_tokens_per_second", f"{plan.concurrency} streams together", "tokens/s"),
         ("goodput", "Goodput", "requests/s"),
         ("peak_rss_mb", "Memory, at its peak", "MB"),
         ("memory_percent", "Share of this machine's memory", "%"),
+        ("goodput_share", f"Within the limits ({limits})", "share"),
     ):
         if name in figures:
-            rows.append((label, f"{_number(figures[name].value)} {unit}"))
-    if "goodput_share" in figures:
-        limits = f"first token ≤ {report.plan.ttft_limit:g} s, {report.plan.itl_limit:g} s a token"
-        rows.append((f"Within the limits ({limits})", _percent(figures["goodput_share"].value)))
-    failures: Counter[str] = Counter()
-    for part in report.phases:
-        failures.update(part.failures)
-    for kind, count in failures.items():
-        rows.append((f"Failed: {kind}", str(count)))
-    return Section("Performance summary", ("", "value"), rows)
+            value = figures[name].value
+            rows.append((label, f"{100 * value:.1f} %" if unit == "share" else f"{rounded(value)} {unit}"))
+    failures = sum((Counter(part.failures) for part in report.phases), Counter[str]())
+    rows += [(f"Failed: {kind}", str(count)) for kind, count in failures.items()]
+    return terminal_table(("", "value"), rows, title="Performance summary")
 
 
-def _timing(report: Report) -> Section:
-    figures = report.figures
-    rows: list[Row] = [
-        (f"{label} generation time", _seconds(figures[f"{name}_generation_time"].value))
-        for name, label in TIMES.items()
-        if f"{name}_generation_time" in figures
+def _timing(report: Report) -> Table:
+    timed = [(f"{label} generation time", [f"{name}_generation_time"]) for name, label in TIMES.items()]
+    timed += [
+        (f"{label}, p50 / p95 / p99 ({report.latency_phase})", [f"{name}_p{percent}" for percent in (50, 95, 99)])
+        for name, label in LATENCIES.items()
     ]
-    for name, label in LATENCIES.items():
-        keys = [f"{name}_p{percent}" for percent in (50, 95, 99)]
-        values = [_seconds(figures[key].value) for key in keys if key in figures]
-        if values:
-            rows.append((f"{label}, p50 / p95 / p99 ({report.latency_phase})", " / ".join(values)))
-    if "cold_start_s" in figures:
-        rows.append((f"Cold start ({report.cold_start_means})", _seconds(figures["cold_start_s"].value)))
-    return Section("Timing metrics", ("", "value"), rows)
+    timed.append((f"Cold start ({report.cold_start_means})", ["cold_start_s"]))
+    rows = [
+        (label, " / ".join(_seconds(report.figures[name].value) for name in names))
+        for label, names in timed
+        if names[0] in report.figures
+    ]
+    return terminal_table(("", "value"), rows, title="Timing metrics")
 
 
-def _loads(report: Report) -> Section:
+def _loads(report: Report) -> Table:
     rows: list[Row] = []
     for part in report.phases:
         if part.phase == "single":
             continue
-        figures = part.figures
-        level = f"{report.plan.rate:g}/s" if part.phase == "open" else str(part.level)
-        latencies = [
-            _seconds(figures[name].value) if name in figures else ABSENT
-            for name in ("avg_generation_time", "ttft_p95", "itl_p95")
-        ]
-        throughput = figures.get("total_tokens_per_second")
+        values = {name: figure.value for name, figure in part.figures.items()}
+        total = values.get("total_tokens_per_second")
         rows.append(
             (
                 part.phase,
-                level,
-                str(round(figures["requests"].value)),
-                _percent(figures["success_rate"].value),
-                *latencies,
-                ABSENT if throughput is None else _number(throughput.value),
-                str(round(figures["streams_at_once"].value)),
+                f"{report.plan.rate:g}/s" if part.phase == "open" else str(part.level),
+                f"{values['requests']:.0f}",
+                f"{100 * values['success_rate']:.1f} %",
+                *(_seconds(values.get(name)) for name in ("avg_generation_time", "ttft_p95", "itl_p95")),
+                ABSENT if total is None else rounded(total),
+                f"{values['streams_at_once']:.0f}",
             )
         )
-    return Section("Stress test results", LOADS, rows)
+    return terminal_table(LOADS, rows, title="Stress test results")
 
 
-def _compared(report: Report) -> Section:
-    comparison = report.comparison
-    if comparison is None:
-        return Section("", (), [])
-    rows: list[Row] = []
-    for name, ratio in comparison.ratios.items():
-        word = "differs" if ratio.excludes(1) else "no difference shown"
-        rows.append((name, f"{ratio.value:.3f}", f"{ratio.low:.3f} to {ratio.high:.3f}", str(ratio.n), word))
-    rates = f"{_percent(comparison.success_rate)} against {_percent(comparison.against_success_rate)}"
-    rows.append(("success rate", rates, "", str(comparison.pairs), ""))
-    title = f"Against {comparison.against}, in turn"
-    return Section(title, ("ratio", "value", "95 % interval", "pairs", ""), rows)
+def _compared(report: Report) -> Table:
+    found, rows = report.comparison, []
+    if found is not None:
+        for name, ratio in found.ratios.items():
+            word = "differs" if ratio.excludes(1) else "no difference shown"
+            interval = f"{ratio.low:.3f} to {ratio.high:.3f}"
+            rows.append((name.removesuffix("_ratio"), f"{ratio.value:.3f}", interval, str(ratio.n), word))
+        rates = f"{100 * found.success_rate:.1f} % against {100 * found.against_success_rate:.1f} %"
+        rows.append(("success rate", rates, "", str(found.pairs), ""))
+    title = None if found is None else f"Against {found.against}, in turn"
+    return terminal_table(("ratio", "value", "95 % interval", "pairs", ""), rows, title=title)
 
 
-def _validation(report: Report) -> Section:
-    rows: list[Row] = []
+def _validation(report: Report) -> Table:
+    rows = []
     for check in report.checks:
-        value = ABSENT if check.value is None else _number(check.value)
+        value = ABSENT if check.value is None else rounded(check.value)
         rows.append((check.threshold.metric, value, str(check.threshold), check.verdict))
-    return Section("Validation results", ("metric", "value", "threshold", "verdict"), rows)
+    columns = ("metric", "value", "threshold", "verdict")
+    return terminal_table(columns, rows, title="Validation results", styles=COLORS)
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
-
-
-def _seconds(value: float) -> str:
+def _seconds(value: float | None) -> str:
     """`2.34 s`, `12.3 ms`."""
-    return f"{value:.2f} s" if value >= 0.9995 else f"{value * 1e3:.3g} ms"
-
-
-def _number(value: float) -> str:
-    """Three figures or more, thousands apart."""
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}" if abs(value) >= 0.01 else f"{value:.2g}"
+    if value is None or value >= 0.9995:
+        return shown(value, ".2f", " s")
+    return shown(1e3 * value, ".3g", " ms")

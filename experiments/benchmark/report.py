@@ -9,7 +9,6 @@ from typing import Any
 from experiments.benchmark.compare import Comparison
 from experiments.benchmark.measures import (
     Figures,
-    MemoryUse,
     Phase,
     Sample,
     failures,
@@ -88,28 +87,21 @@ class Report:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values; the headline figures at the top, under the names that MLflow and thresholds use."""
+        same = ("target", "digest", "passed", "latency_phase", "cold_start_means", "thresholds_digest")
         return {
-            "target": self.target,
-            "digest": self.digest,
-            "passed": self.passed,
+            **{name: getattr(self, name) for name in (*same, "began", "seconds", "run_id")},
             **_values(self.figures),
             "n": {name: figure.n for name, figure in self.figures.items()},
-            "latency_phase": self.latency_phase,
-            "cold_start_means": self.cold_start_means,
             "phases": [
                 {"phase": part.phase, "level": part.level, **_values(part.figures), "failures": part.failures}
                 for part in self.phases
             ],
             "validation": [check.as_dict() for check in self.checks],
-            "thresholds_digest": self.thresholds_digest,
             "comparison": self.comparison.as_dict() if self.comparison else None,
             "plan": self.plan.as_dict(),
-            "began": self.began,
-            "seconds": self.seconds,
             "provenance": self.origin.as_dict(),
             "load_average": list(self.load),
             "notes": list(self.notes),
-            "run_id": self.run_id,
         }
 
 
@@ -118,21 +110,22 @@ def make_report(
     *,
     plan: Plan,
     digest: str | None,
-    memory: MemoryUse | None,
+    memory: Figures,
     comparison: Comparison | None,
     thresholds: Thresholds,
     **facts: Any,
 ) -> Report:
-    """Compute all figures of a run's rows and check the thresholds; `facts` are the report's other fields."""
+    """Compute all figures of a run's rows and check the thresholds.
+
+    `memory` has the figures of the processes that served, `facts` are the report's other fields.
+    """
     limits = {"ttft_limit": plan.ttft_limit, "itl_limit": plan.itl_limit}
     own = [sample for sample in samples if sample.target == "target"]
-    figures = headline(own, **limits, memory=memory)
-    if comparison is not None:
-        figures |= comparison.figures()
+    figures = headline(own, **limits) | memory | (comparison.figures() if comparison is not None else {})
     notes = []
     if digest is None:
         notes.append("the target does not state its model's digest: these figures are evidence for no version")
-    if memory is None:
+    if not memory:
         notes.append("the serving process is not on this machine or not visible: memory was not measured")
     return Report(
         plan=plan,
@@ -140,7 +133,7 @@ def make_report(
         figures=figures,
         latency_phase=latency_phase(own),
         phases=tuple(
-            PhaseReport(phase, level, phase_figures(rows, **limits), {str(k): n for k, n in failures(rows).items()})
+            PhaseReport(phase, level, phase_figures(rows, **limits), failures(rows))
             for (phase, level), rows in groups(own, *REPORTED).items()
         ),
         checks=tuple(checks(figures, thresholds, compared=comparison is not None)),

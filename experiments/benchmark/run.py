@@ -10,47 +10,40 @@ import os
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from experiments.benchmark.compare import summarise
+from experiments.benchmark.load import LoadGenerator
+from experiments.benchmark.measures import Figures, Sample
+from experiments.benchmark.plan import CHOICES, DEFAULT_PHASES, WARMUP_CLIENTS, Choice, Plan
+from experiments.benchmark.render import markdown as as_markdown
+from experiments.benchmark.render import print_report, progress_line
+from experiments.benchmark.report import Report, make_report
+from experiments.benchmark.targets import Target, open_target
+from experiments.common.thresholds import THRESHOLDS, load_thresholds
 from model.errors import InputError, MissingExtraError
+from model.settings import Settings
 from training.tracking.provenance import provenance
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from experiments.benchmark.measures import MemoryUse, Sample
-    from experiments.benchmark.plan import Choice, Plan
-    from experiments.benchmark.report import Report
-    from experiments.benchmark.targets import Target
-    from model.settings import Settings
-
 Result = TypeVar("Result")
-Done = Callable[["Sample"], None]
+Done = Callable[[Sample], None]
 NEEDED = ("mlflow", "pandas", "psutil", "scipy", "yaml")
-
-
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """What a run left."""
-
-    samples: list[Sample]
-    memory: MemoryUse | None
 
 
 async def measure(
     target: Target, plan: Plan, *, against: Target | None = None, done: Done = lambda sample: None
-) -> Measured:
-    """Run the plan's phases, one after another, on targets that are running.
+) -> tuple[list[Sample], Figures]:
+    """Run the plan's phases, one after another, on targets that are running; returns the rows, and the memory used.
 
     Warm-up follows the cold start; its rows are kept, and count in no figure.
     """
-    from experiments.benchmark.load import LoadGenerator
     from experiments.benchmark.memory import MemoryWatch
-    from experiments.benchmark.plan import WARMUP_CLIENTS
 
     load = LoadGenerator(plan, done)
     warmup = LoadGenerator(plan.model_copy(update={"duration": None}), clock=load.clock)
@@ -73,7 +66,7 @@ async def measure(
             samples += await load.open_loop(target)
         if against is not None and "compare" in plan.phases:
             samples += await load.in_turn(target, against)
-    return Measured(samples, watch.peak)
+    return samples, watch.figures()
 
 
 def benchmark(
@@ -98,37 +91,29 @@ def benchmark(
     """
     if any(find_spec(name) is None for name in NEEDED):
         raise MissingExtraError("story benchmark", "train")
-    from experiments.benchmark.compare import summarise
-    from experiments.benchmark.report import make_report
-    from experiments.benchmark.targets import open_target
-    from experiments.common.thresholds import THRESHOLDS, load_thresholds
-
     if ("compare" in plan.phases) != (against is not None):
         hint = "--against TARGET" if against is None else "compare among --phases"
         raise InputError("phases", f"compare and --against belong together: add {hint}")
     bounds = load_thresholds(thresholds or THRESHOLDS)
     began, start, load = datetime.now(UTC), time.perf_counter(), _load_average()
-    with contextlib.ExitStack() as stack:
-        asked = open_target(target, settings)
-        other = None
-        if against is not None:
-            other = open_target(against, settings, option="against")
-        done = stack.enter_context(_progress(plan, asked, console))
+    asked = open_target(target, settings)
+    other = None if against is None else open_target(against, settings, option="against")
+    with _progress(plan, asked, console) as done:
 
-        async def run() -> Measured:
+        async def run() -> tuple[list[Sample], Figures]:
             async with contextlib.AsyncExitStack() as running:
                 await running.enter_async_context(asked.running())
                 if other is not None:
                     await running.enter_async_context(other.running())
                 return await measure(asked, plan, against=other, done=done)
 
-        measured = run_coroutine(run())
+        samples, memory = run_coroutine(run())
     report = make_report(
-        measured.samples,
+        samples,
         plan=plan,
         digest=asked.digest,
-        memory=measured.memory,
-        comparison=None if other is None else summarise(measured.samples, other, seed=plan.seed),
+        memory=memory,
+        comparison=None if other is None else summarise(samples, other, seed=plan.seed),
         thresholds=bounds,
         target=asked.name,
         began=began.isoformat(timespec="milliseconds"),
@@ -137,7 +122,7 @@ def benchmark(
         origin=provenance(),
         load=(load, _load_average()),
     )
-    return report, measured.samples
+    return report, samples
 
 
 def run_coroutine(work: Coroutine[Any, Any, Result]) -> Result:
@@ -151,10 +136,7 @@ def run_coroutine(work: Coroutine[Any, Any, Result]) -> Result:
 
 
 def _load_average() -> float:
-    try:
-        return os.getloadavg()[0]
-    except OSError:
-        return float("nan")
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
 
 
 @contextlib.contextmanager
@@ -164,8 +146,6 @@ def _progress(plan: Plan, target: Target, console: Console | None) -> Iterator[D
         yield lambda sample: None
         return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    from experiments.benchmark.render import progress_line
 
     text, rate = TextColumn("{task.description:24}"), TextColumn("{task.fields[rate]:.1f} requests/s")
     columns = (text, BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn())
@@ -185,8 +165,6 @@ def phases_of(text: str | None, *, against: bool) -> tuple[Choice, ...]:
 
     Raises `InputError` for an unknown one.
     """
-    from experiments.benchmark.plan import CHOICES, DEFAULT_PHASES
-
     if text is None:
         return CHOICES if against else DEFAULT_PHASES
     named = {name.strip() for name in text.split(",")} - {""}
@@ -210,8 +188,6 @@ def publish(
     """
     from rich.console import Console
 
-    from experiments.benchmark import render
-
     try:
         if track is not None:
             from experiments.benchmark.evidence import log_benchmark
@@ -219,8 +195,8 @@ def publish(
             report = dataclasses.replace(report, run_id=log_benchmark(report, samples, track))
     finally:
         if markdown is not None:
-            markdown.write_text(render.markdown(report), encoding="utf-8")
+            markdown.write_text(as_markdown(report), encoding="utf-8")
         if as_json:
             print(json.dumps(report.as_dict(), ensure_ascii=False, indent=2))
         else:
-            render.print_report(report, Console())
+            print_report(report, Console())

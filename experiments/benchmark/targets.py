@@ -16,11 +16,13 @@ from urllib.parse import urlsplit
 
 import httpx
 from httpx_sse import SSEError, aconnect_sse
+from pydantic import BaseModel, Field, ValidationError
 
 from experiments.benchmark import cold_start
-from experiments.benchmark.measures import FailureKind
+from experiments.benchmark.measures import FailureKind, Listener
+from experiments.common.schema import fault_of
 from experiments.registry.resolve import resolve_model
-from model.errors import BusyError, InputError, StoryError
+from model.errors import BusyError, InputError, StoryError, one_line
 from model.generation import GenerationRequest
 from model.serving.backend import LocalBackend
 from model.serving.registry import MODELS, NAME, SHIPPED, parse_reference
@@ -29,18 +31,6 @@ from model.settings import Settings
 from training.tracking.provenance import ROOT
 
 CONNECT_SECONDS = 10.0
-
-
-class Listener(Protocol):
-    """Records when things happen to one request; each method is called at the moment that it describes."""
-
-    def arrived(self, tokens: int) -> None:
-        """A message brought so many tokens; 0: the target does not say how many."""
-        ...
-
-    def complete(self) -> None:
-        """The target said that the story has ended; closing the stream is not part of its time."""
-        ...
 
 
 class Failed(Exception):
@@ -228,15 +218,12 @@ class WebTarget:
         try:
             answer = await self._client.get(f"{self._root}/v1/models", timeout=CONNECT_SECONDS)
         except httpx.HTTPError as error:
-            raise UnreachableError(f"{self.name} does not answer: {_message(error)}") from None
-        try:
+            raise UnreachableError(f"{self.name} does not answer: {one_line(error)}") from None
+        # A server without this route is measured too; its figures then belong to no version.
+        with contextlib.suppress(ValueError, LookupError, TypeError, AttributeError):
             entry = answer.json()["data"][0] if answer.status_code == 200 else {}
-            self._model = entry.get("id")
-            version = entry.get("version")
-        except (ValueError, LookupError, TypeError, AttributeError):
-            return  # a server without this route is measured too; its figures then belong to no version
-        if isinstance(version, str) and len(version) == 64:
-            self.digest = version
+            self._model, version = entry.get("id"), entry.get("version")
+            self.digest = version if isinstance(version, str) and len(version) == 64 else None
 
     async def generate(self, request: GenerationRequest, listener: Listener) -> Ending:
         return await self._generate(self._client, request, listener)
@@ -254,19 +241,16 @@ class WebTarget:
 
     def _body(self, request: GenerationRequest) -> dict[str, Any]:
         sampling = request.sampling
-        model = {} if self._model is None else {"model": self._model}
-        streaming = {"stream": True, "stream_options": {"include_usage": True}, "return_token_ids": True}
-        return (
-            model
-            | streaming
-            | {
-                "prompt": request.prompt,
-                "max_tokens": request.max_tokens,
-                "seed": sampling.seed,
-                "temperature": sampling.temperature,
-                "top_p": sampling.top_p,
-            }
-        )
+        return ({} if self._model is None else {"model": self._model}) | {
+            "prompt": request.prompt,
+            "max_tokens": request.max_tokens,
+            "seed": sampling.seed,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            "return_token_ids": True,
+        }
 
     async def _generate(self, client: httpx.AsyncClient, request: GenerationRequest, listener: Listener) -> Ending:
         parser = _StreamParser(listener)
@@ -279,10 +263,26 @@ class WebTarget:
                 async for event in source.aiter_sse():
                     parser.take(event.data)
         except (SSEError, httpx.DecodingError) as error:  # first: SSEError is a TransportError
-            raise Failed("malformed", _message(error)) from None
+            raise Failed("malformed", one_line(error)) from None
         except httpx.TransportError as error:
-            raise Failed(_kind_of(error), _message(error)) from None
+            raise Failed(_kind_of(error), one_line(error)) from None
         return parser.ending()
+
+
+class _Choice(BaseModel):
+    text: str | None = None
+    token_ids: list[int] | None = None
+    finish_reason: str | None = None
+
+
+class _Usage(BaseModel):
+    completion_tokens: int | None = Field(default=None, ge=0)
+
+
+class _Event(BaseModel):
+    choices: list[_Choice] | None = None
+    usage: _Usage | None = None
+    error: Any = None
 
 
 class _StreamParser:
@@ -302,28 +302,25 @@ class _StreamParser:
             self._done = True
             return
         try:
-            chunk = json.loads(data)
-        except (ValueError, RecursionError):
-            raise Failed("malformed", f"an event is not JSON: {data[:80]!r}") from None
-        if not isinstance(chunk, dict):
-            raise Failed("malformed", f"an event is not an object: {data[:80]!r}")
-        if error := chunk.get("error"):
-            raise Failed("error", str(error.get("message") if isinstance(error, dict) else error))
-        choices, usage = chunk.get("choices"), chunk.get("usage")
-        if not isinstance(choices, list) or not all(isinstance(choice, dict) for choice in choices):
+            event = _Event.model_validate_json(data)
+        except ValidationError as error:
+            place, problem = fault_of(error)
+            raise Failed("malformed", f"an event is not usable: {place or data[:80]!r} {problem}") from None
+        if fault := event.error:
+            raise Failed("error", str(fault.get("message") if isinstance(fault, dict) else fault))
+        if event.choices is None:
             raise Failed("malformed", f"an event has no choices: {data[:80]!r}")
-        for choice in choices:
-            ids, text = choice.get("token_ids"), choice.get("text")
-            count = len(ids) if isinstance(ids, list) else 0
-            if count or (text and not isinstance(ids, list)):
+        for choice in event.choices:
+            count = len(choice.token_ids or ())
+            if count or (choice.text and choice.token_ids is None):
                 self._listener.arrived(count)
                 self._messages += 1
                 self._ids += count
-            if choice.get("finish_reason"):
-                self._finish = choice["finish_reason"]
+            if choice.finish_reason:
+                self._finish = choice.finish_reason
                 self._listener.complete()
-        if isinstance(usage, dict) and isinstance(tokens := usage.get("completion_tokens"), int):
-            self._usage = tokens
+        if event.usage is not None and event.usage.completion_tokens is not None:
+            self._usage = event.usage.completion_tokens
 
     def ending(self) -> Ending:
         """How the story ended. Raises `Failed` when the server did not say."""
@@ -344,17 +341,11 @@ async def _refusal(response: httpx.Response) -> Failed:
     except (ValueError, LookupError, TypeError):
         message = text
     status = response.status_code
-    kind: FailureKind = "http_5xx" if status >= 500 else "rejected"
-    if status == 429 or (status == 503 and "retry-after" in response.headers):
-        kind = "busy"
-    return Failed(kind, f"{status}: {message[:200]}")
+    busy = status == 429 or (status == 503 and "retry-after" in response.headers)
+    return Failed("busy" if busy else "http_5xx" if status >= 500 else "rejected", f"{status}: {message[:200]}")
 
 
 def _kind_of(error: httpx.TransportError) -> FailureKind:
     if isinstance(error, httpx.ConnectError):
         return "refused"
     return "timeout" if isinstance(error, httpx.TimeoutException) else "truncated"
-
-
-def _message(error: Exception) -> str:
-    return str(error) or type(error).__name__

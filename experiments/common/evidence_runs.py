@@ -1,16 +1,22 @@
-"""Evidence runs in MLflow: every verb that judges a model logs its run, and finds earlier ones, through this file."""
+"""Evidence runs in MLflow: every verb that judges a model logs its run, and reads earlier ones, through this file."""
 
 from __future__ import annotations
 
 import math
+import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from model.errors import StoryError
+from pydantic import AwareDatetime, ValidationError
+
+from experiments.common.schema import Record, fault_of
+from model.errors import InputError, StoryError, one_line
 from model.serving import registry
 from training.tracking.runs import flat, now
 from training.tracking.store import LAST_SEEN, OWNER, mark_stale_runs, open_experiment, open_store, owner_of, unusable
@@ -61,6 +67,11 @@ class EvidenceRun:
         known = {name: float(value) for name, value in figures.items() if value is not None}
         metrics = [Metric(name, value, timestamp, step) for name, value in known.items() if math.isfinite(value)]
         self.client.log_batch(self.run_id, metrics=metrics)
+
+    def log_texts(self, texts: Mapping[str, str]) -> None:
+        """Log each text as the artifact of that name."""
+        for path, text in texts.items():
+            self.client.log_text(self.run_id, text, path)
 
     @contextmanager
     def artifacts(self) -> Iterator[Path]:
@@ -123,3 +134,52 @@ def read_artifact(client: MlflowClient, run_id: str, path: str) -> bytes:
     """The content of one artifact of a run."""
     with tempfile.TemporaryDirectory() as folder:
         return Path(client.download_artifacts(run_id, path, folder)).read_bytes()
+
+
+class StoredEvidence(Record):
+    """A finished run that measured a model, as the store holds it. A kind of evidence declares what it adds."""
+
+    experiment: ClassVar[str]
+
+    run_id: str
+    digest: str
+    """Of the model folder that was measured."""
+    began: AwareDatetime
+    tags: dict[str, str]
+
+    @classmethod
+    def contents(cls, run: Run, artifact: Callable[[str], bytes]) -> dict[str, Any]:
+        """The fields that this kind adds. Whatever is raised while they are read makes the run no evidence."""
+        raise NotImplementedError
+
+    @classmethod
+    def newest(cls, uri: str, digest: str, tags: Mapping[str, str]) -> Self | None:
+        """The newest finished run of the model `digest` that has these tags; None if there is none.
+
+        Raises:
+            InputError: a digest is not one, or the store cannot be used.
+            EvidenceError: the run's artifacts are missing, damaged, or do not belong together.
+        """
+        wanted = {DIGEST: digest} | dict(tags)
+        for name, value in wanted.items():
+            if name.endswith("digest") and not re.fullmatch(r"[0-9a-f]{64}", value):
+                raise InputError("digest", f"must be 64 hexadecimal digits, got {value!r}")
+        client = open_store(uri)
+        with store_errors(uri):
+            query = " and ".join(f"tags.`{name}` = '{value}'" for name, value in wanted.items())
+            found = finished_runs(client, cls.experiment, query)
+        if not found:
+            return None
+        run = found[0]
+        run_id = str(run.info.run_id)
+        try:
+            return cls(
+                run_id=run_id,
+                digest=digest,
+                began=datetime.fromtimestamp(run.info.start_time / 1000, UTC),
+                tags=run.data.tags,
+                **cls.contents(run, partial(read_artifact, client, run_id)),
+            )
+        except Exception as error:  # the schema's, the file format's, or those of any artifact store for a missing file
+            reason = ": ".join(fault_of(error)) if isinstance(error, ValidationError) else one_line(error)
+            raise EvidenceError(f"MLflow run {run_id} is no evidence: {reason}") from None

@@ -1,4 +1,7 @@
-"""One way to write a table: for the terminal, and as Markdown. Cells are shown literally, never read as markup."""
+"""One way to write a table, for the terminal and as Markdown, and the figures in it.
+
+Cells are shown literally, never read as markup.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +9,22 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from experiments.common.statistics import Estimate
+
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
-    from rich.table import Table
+    from rich.table import Table as RichTable
 
 GAP = 2
 """Spaces between two columns."""
+ABSENT = "-"
+"""Stands for what was not measured."""
 LONGEST_FIGURE = 20
 """Characters of a cell that stays on one line in a narrow terminal; a longer one may be broken between words."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class TerminalTable:
+class Table:
     """A table without a frame: the first column and those named in `text` align left, all others right.
 
     Columns that do not fit into the terminal's width continue below, beside the first `key` columns again.
@@ -46,17 +53,22 @@ class TerminalTable:
                 return
             yield ""
 
-    def _part(self, shown: Sequence[int], widths: Sequence[int], title: str | None) -> Table:
-        from rich.table import Table
+    def _part(self, shown: Sequence[int], widths: Sequence[int], title: str | None) -> RichTable:
+        from rich.table import Table as RichTable
         from rich.text import Text
 
-        table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+        table = RichTable(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
         for number in shown:
             left = number == 0 or self.columns[number] in self.text
             table.add_column(Text(self.columns[number]), justify="left" if left else "right", min_width=widths[number])
         for row in self.rows:
             table.add_row(*(Text(row[number], style=self.styles.get(row[number], "")) for number in shown))
         return table
+
+    def markdown(self) -> list[str]:
+        """The lines of the table in Markdown, without its title, aligned as in the terminal."""
+        rule = ["---" if number == 0 or name in self.text else "---:" for number, name in enumerate(self.columns)]
+        return [f"| {' | '.join(map(markdown_text, row))} |" for row in (self.columns, rule, *self.rows)]
 
 
 def terminal_table(
@@ -67,16 +79,30 @@ def terminal_table(
     text: Collection[str] = (),
     styles: Mapping[str, str] | None = None,
     key: int = 1,
-) -> TerminalTable:
-    """See `TerminalTable`."""
+) -> Table:
+    """See `Table`."""
     cells = [tuple(row) for row in rows]
-    return TerminalTable(columns=columns, rows=cells, title=title, text=text, styles=styles or {}, key=key)
+    return Table(columns=columns, rows=cells, title=title, text=text, styles=styles or {}, key=key)
 
 
 def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, text: Collection[str] = ()) -> list[str]:
-    """The lines of a table in Markdown, aligned as in the terminal."""
-    rule = ["---" if number == 0 or name in text else "---:" for number, name in enumerate(columns)]
-    return [f"| {' | '.join(map(markdown_text, row))} |" for row in (columns, rule, *rows)]
+    """See `Table.markdown`."""
+    return terminal_table(columns, rows, text=text).markdown()
+
+
+def shown(value: float | None, form: str = ".4g", unit: str = "") -> str:
+    """A figure in a format of Python's, with its unit behind; `ABSENT` for None."""
+    return ABSENT if value is None else f"{value:{form}}{unit}"
+
+
+def shown_interval(estimate: Estimate, form: str = ".4f") -> str:
+    """A value with its interval: `0.6127 [0.6101, 0.6153]`."""
+    return f"{estimate.value:{form}} [{estimate.low:{form}}, {estimate.high:{form}}]"
+
+
+def rounded(value: float) -> str:
+    """A figure of any size: three digits or more, thousands apart."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}" if abs(value) >= 0.01 else f"{value:.2g}"
 
 
 def markdown_text(text: str) -> str:

@@ -29,43 +29,46 @@ BOUNDS = ("at_least", "above", "at_most", "below")
 class Metric:
     """What is known of a metric before it is measured."""
 
+    scope: Scope
     unit: str
     higher_is_better: bool
-    scope: Scope
-    low: float = 0.0
-    high: float = math.inf
+    low: float
+    high: float
     """The values that it can have."""
 
 
-def _metrics(scope: Scope, unit: str, better: str, names: str) -> dict[str, Metric]:
-    low = -math.inf if names == "bits_per_byte_difference" else 0.0
-    high = {"share": 1.0, "percent": 100.0}.get(unit, math.inf)
-    return {name: Metric(unit, better == "higher", scope, low, high) for name in names.split()}
-
-
-METRICS: dict[str, Metric] = {
-    **_metrics("benchmark", "s", "lower", "avg_generation_time median_generation_time min_generation_time"),
-    **_metrics("benchmark", "s", "lower", "max_generation_time p95_generation_time p99_generation_time"),
-    **_metrics("benchmark", "s", "lower", "ttft_p50 ttft_p95 ttft_p99 itl_p50 itl_p95 itl_p99"),
-    **_metrics("benchmark", "s", "lower", "tpot_p50 tpot_p95 tpot_p99 cold_start_s"),
-    **_metrics("benchmark", "share", "higher", "success_rate goodput_share"),
-    **_metrics("benchmark", "share", "lower", "error_rate"),
-    **_metrics("benchmark", "requests/s", "higher", "goodput"),
-    **_metrics("benchmark", "streams", "higher", "concurrent_handling"),
-    **_metrics("benchmark", "tokens/s", "higher", "tokens_per_second total_tokens_per_second"),
-    **_metrics("benchmark", "percent", "lower", "memory_percent"),
-    **_metrics("benchmark", "MB", "lower", "peak_rss_mb"),
-    **_metrics("benchmark", "requests", "higher", "requests"),
-    **_metrics("quality", "bits/byte", "lower", "bits_per_byte"),
-    **_metrics("quality", "nats/token", "lower", "loss"),
-    **_metrics("quality", "share", "higher", "written/ended written/names_kept written/names_straight"),
-    **_metrics("quality", "share", "higher", "written/distinct_1 written/distinct_2 written/distinct_3"),
-    **_metrics("quality", "share", "lower", "written/repeated_4 written/looping written/names_confused"),
-    **_metrics("quality", "share", "lower", "written/copied_share"),
-    **_metrics("quality", "words", "lower", "written/copied_words_max"),
-    **_metrics("compare", "bits/byte", "lower", "bits_per_byte_difference"),
-    **_metrics("compare", "ratio", "lower", "generation_time_ratio ttft_ratio itl_ratio"),
-    **_metrics("compare", "ratio", "higher", "tokens_per_second_ratio total_tokens_per_second_ratio"),
+_TABLE: dict[tuple[Scope, str, Literal["lower", "higher"]], str] = {
+    ("benchmark", "s", "lower"): "avg_generation_time median_generation_time min_generation_time max_generation_time "
+    "p95_generation_time p99_generation_time ttft_p50 ttft_p95 ttft_p99 itl_p50 itl_p95 itl_p99 tpot_p50 tpot_p95 "
+    "tpot_p99 cold_start_s",
+    ("benchmark", "share", "higher"): "success_rate goodput_share",
+    ("benchmark", "share", "lower"): "error_rate",
+    ("benchmark", "requests/s", "higher"): "goodput",
+    ("benchmark", "streams", "higher"): "concurrent_handling",
+    ("benchmark", "tokens/s", "higher"): "tokens_per_second total_tokens_per_second",
+    ("benchmark", "percent", "lower"): "memory_percent",
+    ("benchmark", "MB", "lower"): "peak_rss_mb",
+    ("benchmark", "requests", "higher"): "requests",
+    ("quality", "bits/byte", "lower"): "bits_per_byte",
+    ("quality", "nats/token", "lower"): "loss",
+    ("quality", "share", "higher"): "written/ended written/names_kept written/names_straight written/distinct_1 "
+    "written/distinct_2 written/distinct_3",
+    ("quality", "share", "lower"): "written/repeated_4 written/looping written/names_confused written/copied_share",
+    ("quality", "words", "lower"): "written/copied_words_max",
+    ("compare", "bits/byte", "lower"): "bits_per_byte_difference",
+    ("compare", "ratio", "lower"): "generation_time_ratio ttft_ratio itl_ratio",
+    ("compare", "ratio", "higher"): "tokens_per_second_ratio total_tokens_per_second_ratio",
+}
+METRICS = {
+    name: Metric(
+        scope,
+        unit,
+        better == "higher",
+        -math.inf if name == "bits_per_byte_difference" else 0.0,
+        {"share": 1.0, "percent": 100.0}.get(unit, math.inf),
+    )
+    for (scope, unit, better), names in _TABLE.items()
+    for name in names.split()
 }
 """Every metric that a threshold may name."""
 
@@ -142,13 +145,8 @@ class Threshold(BaseModel):
         return value - self.limit if self.higher_is_better else self.limit - value
 
     def as_dict(self) -> dict[str, Any]:
-        return {
-            "metric": self.metric,
-            "unit": self.unit,
-            "bound": self.bound,
-            "threshold": self.limit,
-            "reason": self.reason,
-        }
+        stated = {"metric": self.metric, "unit": self.unit, "bound": self.bound}
+        return stated | {"threshold": self.limit, "reason": self.reason}
 
     def __str__(self) -> str:
         sign = {"at_least": "≥", "above": ">", "at_most": "≤", "below": "<"}[self.bound]

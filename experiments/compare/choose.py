@@ -47,6 +47,18 @@ class Subject:
         return "" if self.run is None else str(self.run.info.run_id)
 
     @property
+    def metrics(self) -> dict[str, float]:
+        return {} if self.run is None else dict(self.run.data.metrics)
+
+    @property
+    def params(self) -> dict[str, str]:
+        return {} if self.run is None else dict(self.run.data.params)
+
+    @property
+    def tags(self) -> dict[str, str]:
+        return {} if self.run is None else dict(self.run.data.tags)
+
+    @property
     def digest(self) -> str | None:
         """Of the artifact that evidence is looked for; None where nothing was registered of this run."""
         return None if self.version is None else self.version.digest
@@ -104,27 +116,30 @@ def _of_version(version: Version, client: MlflowClient) -> Subject:
 
 def _named(name: str, client: MlflowClient, runs: Sequence[Run], every: Sequence[Version]) -> Subject:
     """The one run or version called `name`. Raises `InputError` where there is none, or more than one."""
-    asked = name.strip()
     uri = f"models:/{NAME}"
-    fits: list[Version] = []
-    if asked.startswith((f"{uri}/", f"{uri}@")):
-        asked = asked.removeprefix(uri)[1:]
-        found: list[Run] = []
-    else:
-        exactly = [run for run in runs if run.info.run_id == asked]
-        found = exactly or [run for run in runs if _is_called(run, asked)]
-        fits = [each for each in every if len(asked) >= SHORTEST_DIGEST and each.digest.startswith(asked)]
-    fits += [each for each in every if asked == str(each.number) or asked in each.aliases]
+    asked = name.strip()
+    is_version = asked.startswith((f"{uri}/", f"{uri}@"))
+    asked = asked.removeprefix(uri)[1:] if is_version else asked
+    found = [] if is_version else [run for run in runs if _is_called(run, asked)]
+    found = [run for run in found if run.info.run_id == asked] or found
+    fits = [
+        version
+        for version in every
+        if asked in (str(version.number), *version.aliases)
+        or (not is_version and len(asked) >= SHORTEST_DIGEST and version.digest.startswith(asked))
+    ]
     if len(found) + len(fits) == 1:
         return _of_run(found[0], every) if found else _of_version(fits[0], client)
-    if not found and not fits:
-        raise InputError("run", f"must be a run or a registered version, got {name!r}; {_known(runs, every)}")
-    meant = [f"run {run.info.run_id[:8]} ({run.info.run_name})" for run in found]
-    meant += [f"version {version.number}" for version in fits]
-    more = f" and {len(meant) - MOST_NAMED} more" if len(meant) > MOST_NAMED else ""
-    raise InputError(
-        "run", f"{name!r} may mean {', '.join(meant[:MOST_NAMED])}{more}; name one by its id or as {uri}/NUMBER"
-    )
+    if found or fits:
+        meant = [f"run {run.info.run_id[:8]} ({run.info.run_name})" for run in found]
+        meant += [f"version {version.number}" for version in fits]
+        fault = f"{name!r} may mean {_listed(meant)}; name one by its id or as {uri}/NUMBER"
+    else:
+        known = [f"{run.info.run_name} ({run.info.run_id[:8]})" for run in runs if "imported" not in run.data.tags]
+        numbers = [" = ".join((str(version.number), *version.aliases)) for version in every]
+        there = f"runs: {_listed(known)}; versions: {_listed(numbers)}"
+        fault = f"must be a run or a registered version, got {name!r}; {there}"
+    raise InputError("run", fault)
 
 
 def _is_called(run: Run, asked: str) -> bool:
@@ -132,13 +147,9 @@ def _is_called(run: Run, asked: str) -> bool:
     return by_id or asked == str(run.info.run_name)
 
 
-def _known(runs: Sequence[Run], every: Sequence[Version]) -> str:
-    """The names that exist, in one line."""
-    trained = [run for run in runs if "imported" not in run.data.tags]
-    named = [f"{run.info.run_name} ({run.info.run_id[:8]})" for run in trained[:MOST_NAMED]]
-    named += ["…"] if len(trained) > MOST_NAMED else []
-    numbers = [" = ".join((str(version.number), *version.aliases)) for version in every[:MOST_NAMED]]
-    return f"runs: {', '.join(named) or 'none'}; versions: {', '.join(numbers) or 'none'}"
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+    return f"{', '.join(names[:MOST_NAMED]) or 'none'}{more}"
 
 
 def _with_unique_labels(subjects: Sequence[Subject]) -> list[Subject]:

@@ -11,7 +11,6 @@ from experiments.compare.frames import TRAIN, VAL
 from model.errors import InputError
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from pandas import DataFrame
 
@@ -47,7 +46,9 @@ def draw_curves(frame: DataFrame, metric: str = VAL) -> Figure:
         by_tokens.plot(shown["tokens"] / unit_size, shown["value"], **style)
         by_time.plot(shown["minutes"], shown["value"], **style)
         tops.append(shown["value"].iloc[int(BEGINNING * len(shown)) :].max())
-    _set_heights(by_tokens, float(rows["value"].min()), max(tops))
+    low, high = float(rows["value"].min()), max(tops)
+    margin = 0.06 * (high - low) or 0.05 * abs(high) or 1.0
+    by_tokens.set_ylim(low - margin, high + margin)
     by_tokens.set(title=f"{title}, by tokens", xlabel=unit_name, ylabel=unit)
     by_time.set(title=f"{title}, by time", xlabel="minutes of the run")
     for axes in (by_tokens, by_time):
@@ -63,11 +64,6 @@ def thinned(line: DataFrame, points: int = POINTS) -> DataFrame:
         return line
     group = np.arange(len(line)) * points // len(line)
     return line[["step", "tokens", "minutes", "value"]].groupby(group).mean()
-
-
-def _set_heights(axes: Axes, low: float, high: float) -> None:
-    margin = 0.06 * (high - low) or 0.05 * abs(high) or 1.0
-    axes.set_ylim(low - margin, high + margin)
 
 
 def _tokens_unit(most: float) -> tuple[str, float]:

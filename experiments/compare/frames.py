@@ -6,7 +6,7 @@ they were logged: only the gate computes them again. Where there is no such run,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -115,7 +115,7 @@ def differences(subjects: Sequence[Subject]) -> DataFrame:
 
     columns = {}
     for subject in subjects:
-        params, tags = ({}, {}) if subject.run is None else (subject.run.data.params, subject.run.data.tags)
+        params, tags = subject.params, subject.tags
         origins = {name: tags[name][:length] for name, length in ORIGINS.items() if name in tags}
         columns[subject.label] = {**params, **origins}
     frame = DataFrame(columns, dtype="object").fillna("").sort_index()
@@ -145,32 +145,26 @@ def _at(steps: Sequence[int], axis: dict[int, float]) -> list[float]:
 
 def _trained(subject: Subject) -> dict[str, Any]:
     """Figures of the run, else those that its version keeps."""
-    version, run = subject.version, subject.run
-    row: dict[str, Any] = {"run": subject.run_id[:8] or None}
-    tags: dict[str, str] = {}
-    if version is not None:
-        row["version"] = ", ".join((str(version.number), *version.aliases))
-        tags = version.tags
-    if run is not None:
-        row["outcome"] = run.data.tags.get("outcome") or ("imported" if "imported" in run.data.tags else None)
-    metrics: dict[str, float] = {} if run is None else run.data.metrics
-    params: dict[str, str] = {} if run is None else run.data.params
-
-    def either(metric: float | str | None, tag: str) -> float | None:
-        text = tags.get(f"model.{tag}") if metric is None else metric
-        return None if text is None else float(text)
-
-    row["best_bits_per_byte"] = either(metrics.get("val/best_bits_per_byte"), "best_bits_per_byte")
-    row["tokens"] = either(metrics.get("tokens"), "tokens")
-    row["parameters"] = either(params.get("parameters"), "parameters")
-    if seconds := metrics.get("elapsed_seconds"):
-        row["minutes"] = seconds / 60
-        row["train_tokens_per_second"] = None if row["tokens"] is None else row["tokens"] / seconds
-    return row
+    version, metrics = subject.version, subject.metrics
+    kept = {} if version is None else version.tags
+    stated = {
+        "best_bits_per_byte": metrics.get("val/best_bits_per_byte"),
+        "tokens": metrics.get("tokens"),
+        "parameters": subject.params.get("parameters"),
+    }
+    known = {name: kept.get(f"model.{name}") if value is None else value for name, value in stated.items()}
+    seconds = metrics.get("elapsed_seconds")
+    return {name: float(value) for name, value in known.items() if value is not None} | {
+        "run": subject.run_id[:8] or None,
+        "version": None if version is None else ", ".join((str(version.number), *version.aliases)),
+        "outcome": subject.tags.get("outcome") or ("imported" if "imported" in subject.tags else None),
+        "minutes": seconds and seconds / 60,
+        "train_tokens_per_second": seconds and known["tokens"] and float(known["tokens"]) / seconds,
+    }
 
 
 def _judged(client: MlflowClient, digest: str | None) -> dict[str, Any]:
-    run = _newest(client, EVALUATIONS, digest, lambda run: "bits_per_byte" in run.data.metrics)
+    run = _newest(client, EVALUATIONS, digest, QUALITY[:1])
     if run is None:
         return {}
     stories, data = run.data.metrics.get("stories"), run.data.tags.get("data.digest", "")
@@ -179,13 +173,13 @@ def _judged(client: MlflowClient, digest: str | None) -> dict[str, Any]:
 
 
 def _measured(client: MlflowClient, digest: str | None) -> dict[str, Any]:
-    run = _newest(client, BENCHMARKS, digest, lambda run: any(name in run.data.metrics for name in SPEED))
+    run = _newest(client, BENCHMARKS, digest, SPEED)
     return {} if run is None else {name: run.data.metrics.get(name) for name in SPEED}
 
 
-def _newest(client: MlflowClient, experiment: str, digest: str | None, usable: Callable[[Run], bool]) -> Run | None:
-    """The newest finished run of `experiment` that measured this artifact and has the figures."""
+def _newest(client: MlflowClient, experiment: str, digest: str | None, figures: Sequence[str]) -> Run | None:
+    """The newest finished run of `experiment` that measured this artifact and has one of the figures."""
     if digest is None:
         return None
     runs = finished_runs(client, experiment, f"tags.`{DIGEST}` = '{digest}'", limit=20)
-    return next((run for run in runs if usable(run)), None)
+    return next((run for run in runs if run.data.metrics.keys() & set(figures)), None)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from experiments.common.plotting import save
-from experiments.common.tables import markdown_table, terminal_table
+from experiments.common.tables import Table, terminal_table
 from experiments.compare.figures import draw_curves
 from experiments.compare.frames import COLUMNS, METRICS, notes
 from model.errors import InputError
@@ -24,47 +24,54 @@ WIDEST = 40
 
 def print_comparison(figures: DataFrame, unlike: DataFrame, console: Console) -> None:
     """Print figures and differences, one column a subject."""
-    console.print(terminal_table(["", *map(str, figures.index)], cells_of(figures)))
-    if len(figures) > 1 and unlike.empty:
-        console.print("No parameter differs.")
-    elif not unlike.empty:
-        rows = [[str(name), *map(_short, row)] for name, row in unlike.iterrows()]
+    console.print(figures_table(figures))
+    if not unlike.empty:
         console.print()
-        console.print(terminal_table(["differs", *map(str, unlike.columns)], rows))
+        console.print(_differences(unlike, "differs", WIDEST))
+    elif len(figures) > 1:
+        console.print("No parameter differs.")
     for note in notes(figures, unlike):
         console.print(f"Note: {note}.", soft_wrap=True)
 
 
-def cells_of(figures: DataFrame) -> list[list[str]]:
-    """Each figure that some subject has: its label, and one text a subject."""
+def figures_table(figures: DataFrame) -> Table:
+    """Each figure that some subject has: its label, and one column a subject."""
     rows = []
     for column, (label, form) in COLUMNS.items():
-        values = [_cell(value, form) for value in figures[column]]
-        if any(values):
-            rows.append([label, *values])
-    return rows
+        known = figures[column].notna()
+        if known.any():
+            cells = zip(figures[column], known, strict=True)
+            rows.append([label, *(format(value, form) if there else "" for value, there in cells)])
+    return terminal_table(["", *map(str, figures.index)], rows)
 
 
 def as_plain(figures: DataFrame, unlike: DataFrame) -> dict[str, Any]:
     """Both frames as plain values; JSON has no NaN, so an unknown value is null."""
-    runs = [
-        {"name": name, **{column: _plain(value) for column, value in row.items()}}
-        for name, row in figures.to_dict("index").items()
-    ]
-    return {"runs": runs, "differences": unlike.to_dict("index"), "notes": notes(figures, unlike)}
+    finite = figures.replace([math.inf, -math.inf], math.nan).astype(object)
+    return {
+        "runs": finite.where(finite.notna(), None).reset_index().to_dict("records"),
+        "differences": unlike.to_dict("index"),
+        "notes": notes(figures, unlike),
+    }
 
 
 def markdown(figures: DataFrame, unlike: DataFrame, pictures: Sequence[Path] = ()) -> str:
     """The comparison as a page that shows its pictures."""
-    lines = ["# Comparison", "", *markdown_table(["", *map(str, figures.index)], cells_of(figures))]
+    lines = ["# Comparison", "", *figures_table(figures).markdown()]
     for path in pictures:
         lines += ["", f"![{path.stem.replace('_', ' ')}]({path.name})"]
     if not unlike.empty:
-        rows = [[str(name), *map(str, row)] for name, row in unlike.iterrows()]
-        columns = ["parameter", *map(str, unlike.columns)]
-        lines += ["", "## What differs", "", *markdown_table(columns, rows)]
+        lines += ["", "## What differs", "", *_differences(unlike, "parameter").markdown()]
     lines += ["", *(f"Note: {note}." for note in notes(figures, unlike))]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _differences(unlike: DataFrame, title: str, widest: int | None = None) -> Table:
+    def cell(text: str) -> str:
+        return text if widest is None or len(text) <= widest else text[: widest - 1] + "…"
+
+    rows = [[str(name), *map(cell, row)] for name, row in unlike.iterrows()]
+    return terminal_table([title, *map(str, unlike.columns)], rows)
 
 
 def write_files(out: Path, figures: DataFrame, unlike: DataFrame, lines: DataFrame) -> list[Path]:
@@ -87,17 +94,3 @@ def write_files(out: Path, figures: DataFrame, unlike: DataFrame, lines: DataFra
     except OSError as error:
         raise InputError("out", f"{out} cannot be written: {error.strerror}") from None
     return [page, *(out / f"{name}.csv" for name in ("table", "differences", "curves")), *pictures]
-
-
-def _cell(value: Any, form: str) -> str:
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return ""
-    return str(value) if form == "s" else format(value, form)
-
-
-def _plain(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= WIDEST else text[: WIDEST - 1] + "…"

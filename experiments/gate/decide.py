@@ -19,16 +19,15 @@ from experiments.common.statistics import (
     ONE_SIDED,
     Estimate,
     exact,
-    mean_over_prompts,
     paired_difference,
     ratio_of_sums,
     stratified_bootstrap,
     wilson,
 )
 from experiments.common.thresholds import Threshold, Thresholds
-from experiments.gate.evidence import Evidence
+from experiments.gate.evidence import ChampionLosses, Evidence
 from experiments.quality.evidence import QualityEvidence
-from experiments.quality.generation import BINARY, values_by_prompt
+from experiments.quality.generation import mean_of
 from experiments.quality.held_out import digest_of
 from training.data.corpus import load_own_stories
 
@@ -104,12 +103,14 @@ def overall(verdicts: Iterable[Verdict]) -> Verdict:
     return "pass" if found == {"pass"} else "undecided"
 
 
-def judge(threshold: Threshold, found: Estimate) -> Check:
-    """What `threshold` says of a value with its bounds.
+def judge(threshold: Threshold, found: Estimate | str) -> Check:
+    """What `threshold` says of a value with its bounds; of evidence that is missing, for the reason given, nothing.
 
     It passes if even the pessimistic bound holds, and fails if even the optimistic bound does not. In between, and
     below the threshold's own `min_n`, the evidence does not decide.
     """
+    if isinstance(found, str):
+        return Check(threshold, "undecided", found)
     if threshold.min_n is not None and found.n < threshold.min_n:
         why = f"{found.n} observations are too few to decide by; at least {threshold.min_n} are needed"
         return Check(threshold, "undecided", why, found)
@@ -122,31 +123,20 @@ def judge(threshold: Threshold, found: Estimate) -> Check:
     return Check(threshold, "undecided", f"the evidence does not decide {threshold}: {between}", found)
 
 
-def without(threshold: Threshold, why: str) -> Check:
-    """A threshold without evidence: undecided, never passed."""
-    return Check(threshold, "undecided", why)
-
-
 def decide(evidence: Evidence, thresholds: Thresholds, *, version: int | None = None) -> Decision:
     """Judge every threshold. One that does not apply is named in the notes."""
     checks: list[Check] = []
     notes: list[str] = []
-    bounds = _benchmark_bounds(evidence.benchmark.item)
+    bounds = _benchmark_bounds(evidence.benchmark)
     for threshold in thresholds:
         if not _applies(threshold, evidence):
             continue
-        if threshold.scope == "benchmark":
-            checks.append(_benchmark_check(threshold, evidence, bounds))
-        elif threshold.scope == "quality":
-            checks.append(_quality_check(threshold, evidence))
-        elif evidence.champion is None:
+        if threshold.scope == "compare" and evidence.champion is None:
             notes.append(f"{threshold.metric}: there is no other champion to compare with")
         elif threshold.unit == "ratio" and not evidence.speed_compared:
             notes.append(f"{threshold.metric}: the champion is a file, and no benchmark compared its model")
-        elif threshold.metric == "bits_per_byte_difference":
-            checks.append(_difference_check(threshold, evidence))
         else:
-            checks.append(_ratio_check(threshold, evidence))
+            checks.append(judge(threshold, _found(threshold, evidence, bounds)))
     return Decision(
         digest=evidence.digest,
         version=version,
@@ -163,28 +153,41 @@ def _applies(threshold: Threshold, evidence: Evidence) -> bool:
     """Whether the bound is one for the stories that the version was evaluated on."""
     if threshold.stories is None:
         return True
-    quality = evidence.quality.item
+    quality = evidence.quality
     own = digest_of(story.text for story in load_own_stories("heldout"))
-    return (threshold.stories == "own") == (quality is not None and quality.tags.get("data.digest") == own)
+    return (threshold.stories == "own") == (not isinstance(quality, str) and quality.tags.get("data.digest") == own)
 
 
-def _benchmark_check(threshold: Threshold, evidence: Evidence, bounds: dict[str, Estimate]) -> Check:
-    if evidence.benchmark.item is None:
-        return without(threshold, evidence.benchmark.missing)
-    found = bounds.get(threshold.metric)
-    if found is None:
-        return without(threshold, "the benchmark did not measure it: no request of its phase succeeded")
-    return judge(threshold, found)
+def _found(threshold: Threshold, evidence: Evidence, benchmark: dict[str, Estimate]) -> Estimate | str:
+    """The metric with its bounds, or why there is no evidence of it."""
+    metric, quality = threshold.metric, evidence.quality
+    if threshold.scope == "benchmark":
+        if isinstance(evidence.benchmark, str):
+            return evidence.benchmark
+        return benchmark.get(metric) or "the benchmark did not measure it: no request of its phase succeeded"
+    if threshold.unit == "ratio":
+        found = evidence.comparison
+        return found if isinstance(found, str) else _ratio(metric, found)
+    if isinstance(quality, str):
+        return quality
+    if metric == "bits_per_byte_difference":
+        champion = evidence.champion_losses
+        return champion if isinstance(champion, str) else _difference(quality, champion)
+    if metric in ("bits_per_byte", "loss"):
+        rows = [(loss.nats, loss.tokens) if metric == "loss" else (loss.bits, loss.bytes) for loss in quality.losses]
+        return ratio_of_sums(*zip(*rows, strict=True), level=ONE_SIDED)
+    written = _written_bounds(quality, metric.removeprefix("written/"))
+    return written or "the evaluation wrote no stories, or none that it is defined for"
 
 
-def _benchmark_bounds(evidence: BenchmarkEvidence | None) -> dict[str, Estimate]:
+def _benchmark_bounds(evidence: BenchmarkEvidence | str) -> dict[str, Estimate]:
     """Every figure of a benchmark with its bounds."""
-    if evidence is None:
+    if isinstance(evidence, str):
         return {}
-    plan = evidence.report["plan"]
+    plan = evidence.report.plan
 
     def figures(rows: list[Sample]) -> dict[str, float]:
-        every = headline(rows, ttft_limit=plan["ttft_limit"], itl_limit=plan["itl_limit"], memory=None)
+        every = headline(rows, ttft_limit=plan.ttft_limit, itl_limit=plan.itl_limit)
         return {name: figure.value for name, figure in every.items()}
 
     groups: dict[tuple[str, int], list[Sample]] = {}
@@ -204,62 +207,31 @@ def _benchmark_bounds(evidence: BenchmarkEvidence | None) -> dict[str, Estimate]
     return bounds
 
 
-def _quality_check(threshold: Threshold, evidence: Evidence) -> Check:
-    quality = evidence.quality.item
-    if quality is None:
-        return without(threshold, evidence.quality.missing)
-    if threshold.metric in ("bits_per_byte", "loss"):
-        return judge(threshold, _loss_bounds(quality, threshold.metric))
-    found = _written_bounds(quality, threshold.metric.removeprefix("written/"))
-    if found is None:
-        return without(threshold, "the evaluation wrote no stories, or none that it is defined for")
-    return judge(threshold, found)
-
-
 def _written_bounds(quality: QualityEvidence, figure: str) -> Estimate | None:
     """A figure of the written stories, computed from their rows; None: no row has it."""
     if figure == "copied_words_max":
         known = [row["copied_words"] for row in quality.stories if row.get("copied_words") is not None]
         return exact(float(max(known)), len(known)) if known else None
-    values_PS = values_by_prompt((row["number"], row["seed"], row.get(figure)) for row in quality.stories)
-    return mean_over_prompts(values_PS, binary=figure in BINARY, level=ONE_SIDED)
+    return mean_of(quality.stories, figure, level=ONE_SIDED)
 
 
-def _loss_bounds(quality: QualityEvidence, metric: str) -> Estimate:
-    if metric == "loss":
-        nats, tokens = [loss.nats for loss in quality.losses], [loss.tokens for loss in quality.losses]
-        return ratio_of_sums(nats, tokens, level=ONE_SIDED)
-    bits, sizes = [loss.bits for loss in quality.losses], [loss.bytes for loss in quality.losses]
-    return ratio_of_sums(bits, sizes, level=ONE_SIDED)
-
-
-def _ratio_check(threshold: Threshold, evidence: Evidence) -> Check:
-    benchmark = evidence.comparison.item
-    if benchmark is None:
-        return without(threshold, evidence.comparison.missing)
-    # Computed from the rows of both sides; the stated ratio must be the same.
-    found = ratios_of(benchmark.samples, seed=benchmark.report["plan"]["seed"])
-    ratio = found.get(threshold.metric.removesuffix("_ratio"))
-    stated = ((benchmark.report.get("comparison") or {}).get("ratios") or {}).get(threshold.metric)
+def _ratio(metric: str, benchmark: BenchmarkEvidence) -> Estimate | str:
+    """Computed from the rows of both sides; the stated ratio must be the same."""
+    report = benchmark.report
+    ratio = ratios_of(benchmark.samples, seed=report.plan.seed).get(metric)
+    stated = report.comparison.ratios.get(metric) if report.comparison is not None else None
     if ratio is None and stated is None:
-        return without(threshold, "the comparison did not measure it")
-    if ratio is None or stated != asdict(ratio):
-        return without(threshold, "the ratio that the benchmark states does not follow from its rows")
-    return judge(threshold, ratio)
+        return "the comparison did not measure it"
+    if ratio is None or stated != ratio:
+        return "the ratio that the benchmark states does not follow from its rows"
+    return ratio
 
 
-def _difference_check(threshold: Threshold, evidence: Evidence) -> Check:
-    quality, champion = evidence.quality.item, evidence.champion_losses.item
-    if quality is None:
-        return without(threshold, evidence.quality.missing)
-    if champion is None:
-        return without(threshold, evidence.champion_losses.missing)
+def _difference(quality: QualityEvidence, champion: ChampionLosses) -> Estimate | str:
     ours, theirs = ({loss.id: loss for loss in losses} for losses in (quality.losses, champion.losses))
     if ours.keys() != theirs.keys():
         common = len(ours.keys() & theirs.keys())
-        why = f"champion and challenger were measured on different stories; {common} are common to both"
-        return without(threshold, why)
+        return f"champion and challenger were measured on different stories; {common} are common to both"
     bits = [loss.bits for loss in ours.values()]
     champion_bits = [theirs[name].bits for name in ours]
-    sizes = [loss.bytes for loss in ours.values()]
-    return judge(threshold, paired_difference(bits, champion_bits, sizes, level=ONE_SIDED))
+    return paired_difference(bits, champion_bits, [loss.bytes for loss in ours.values()], level=ONE_SIDED)

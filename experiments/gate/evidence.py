@@ -6,78 +6,69 @@ kept as the sentence that says so: the checks that needed it are undecided for t
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Literal, TypeVar
+
+from pydantic import Field, ValidationError
 
 from experiments.benchmark.evidence import BenchmarkEvidence, load_benchmark_evidence
-from experiments.quality.evidence import QualityEvidence, StoryLoss, load_quality_evidence
-from model.errors import InputError, StoryError
+from experiments.common.evidence_runs import EvidenceError, StoredEvidence
+from experiments.common.schema import Record, fault_of
+from experiments.quality.evidence import Losses, QualityEvidence, load_quality_evidence
+from model.errors import InputError
 
 MAX_AGE = timedelta(days=30)
 """Older evidence was most likely measured with other code on another machine."""
-FORMAT = 1
-"""Of a file of a champion's losses."""
-
-Kind = TypeVar("Kind")
 
 
-@dataclass(frozen=True, slots=True)
-class Found(Generic[Kind]):
-    """Evidence of one kind, or why there is none."""
-
-    item: Kind | None = None
-    missing: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class ChampionLosses:
+class ChampionLosses(Record):
     """The champion's losses, to compare with story by story: from the store, or from a file."""
 
-    digest: str
+    format: Literal[1] = 1
+    digest: str = Field(pattern=r"^[0-9a-f]{64}$")
     data_digest: str
-    losses: tuple[StoryLoss, ...]
-    source: str
+    losses: Losses
+    run_id: str = Field(default="", exclude=True)
+    """The MLflow run, or the file, that they come from."""
+
+
+Stored = TypeVar("Stored", bound=StoredEvidence)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
-    """Everything that a decision is based on."""
+    """Everything that a decision is based on: evidence of each kind, or the sentence that says why there is none."""
 
     digest: str
-    quality: Found[QualityEvidence]
-    benchmark: Found[BenchmarkEvidence]
+    quality: QualityEvidence | str
+    benchmark: BenchmarkEvidence | str
     champion: str | None = None
     """The champion's digest; None: there is none, or it is this very artifact."""
-    champion_losses: Found[ChampionLosses] = field(default_factory=Found)
-    comparison: Found[BenchmarkEvidence] = field(default_factory=Found)
+    champion_losses: ChampionLosses | str = ""
+    comparison: BenchmarkEvidence | str = ""
     """The benchmark of this version that compared it with the champion."""
     speed_compared: bool = True
     """False where the champion is a file and no benchmark compared its model with this one: speeds of two machines
     cannot be compared."""
 
-    def _kinds(self) -> dict[str, Found[Any]]:
+    def sources(self) -> dict[str, str]:
+        """MLflow runs or files that the checks are based on, by kind."""
+        return {kind: found.run_id for kind, found in self._kinds().items() if not isinstance(found, str)}
+
+    def as_dict(self) -> dict[str, Any]:
+        missing = {kind: found for kind, found in self._kinds().items() if found and isinstance(found, str)}
+        return {"sources": self.sources(), "missing": missing}
+
+    def _kinds(self) -> dict[str, StoredEvidence | ChampionLosses | str]:
         return {
             "quality": self.quality,
             "benchmark": self.benchmark,
             "comparison": self.comparison,
             "champion": self.champion_losses,
         }
-
-    def sources(self) -> dict[str, str]:
-        """MLflow runs or files that the checks are based on, by kind."""
-        return {
-            kind: getattr(found.item, "run_id", None) or found.item.source
-            for kind, found in self._kinds().items()
-            if found.item
-        }
-
-    def as_dict(self) -> dict[str, Any]:
-        missing = {kind: found.missing for kind, found in self._kinds().items() if found.missing}
-        return {"sources": self.sources(), "missing": missing}
 
 
 def gather(uri: str, digest: str, *, champion: str | None = None, against_file: Path | None = None) -> Evidence:
@@ -93,20 +84,17 @@ def gather(uri: str, digest: str, *, champion: str | None = None, against_file: 
     """
     quality = _quality(uri, digest)
     benchmark = _benchmark(uri, digest, None, "`story benchmark`")
-    losses: Found[ChampionLosses] = Found()
+    losses: ChampionLosses | str = ""
     other = "models:/story-writer@champion"
     if against_file is not None:
-        saved = load_champion(against_file)
-        losses, champion, other = Found(saved), saved.digest, "FOLDER"
+        losses = load_champion(against_file)
+        champion, other = losses.digest, "FOLDER"
     if champion is None or champion == digest:
         return Evidence(digest=digest, quality=quality, benchmark=benchmark)
     if against_file is None:
-        data_digest = quality.item.tags.get("data.digest") if quality.item else None
+        data_digest = None if isinstance(quality, str) else quality.tags.get("data.digest")
         theirs = _quality(uri, champion, data_digest)
-        losses = Found(
-            _as_losses(theirs.item) if theirs.item else None,
-            f"of the champion: {theirs.missing}" if theirs.missing else "",
-        )
+        losses = f"of the champion: {theirs}" if isinstance(theirs, str) else _losses_of(theirs)
     comparison = _benchmark(uri, digest, champion, f"`story benchmark --against {other}`")
     return Evidence(
         digest=digest,
@@ -115,66 +103,52 @@ def gather(uri: str, digest: str, *, champion: str | None = None, against_file: 
         champion=champion,
         champion_losses=losses,
         comparison=comparison,
-        speed_compared=against_file is None or comparison.item is not None,
+        speed_compared=against_file is None or not isinstance(comparison, str),
     )
 
 
 def save_champion(evidence: QualityEvidence, path: Path) -> None:
     """Write a champion's losses to a file, so that a CI job can compare with it without a server."""
-    champion = _as_losses(evidence)
-    values = {"format": FORMAT, "digest": champion.digest, "data_digest": champion.data_digest}
-    text = json.dumps(values | {"losses": [asdict(loss) for loss in champion.losses]})
-    path.write_text(text + "\n", encoding="utf-8")
+    path.write_text(_losses_of(evidence).model_dump_json() + "\n", encoding="utf-8")
 
 
 def load_champion(path: Path) -> ChampionLosses:
     """Read what `save_champion` wrote. Raises `InputError` that names the file and what is wrong."""
     try:
-        values = json.loads(path.read_text("utf-8"))
-        if values["format"] != FORMAT or not values["losses"]:
-            raise ValueError("it is of another format, or empty")
-        losses = tuple(map(StoryLoss.from_row, values["losses"]))
-        return ChampionLosses(str(values["digest"]), str(values["data_digest"]), losses, path.name)
+        return ChampionLosses.model_validate_json(path.read_bytes()).model_copy(update={"run_id": path.name})
     except OSError as error:
         raise InputError("against-file", f"{path} cannot be read: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError("against-file", f"{path} is not a champion's losses ({error})") from None
+    except ValidationError as error:
+        raise InputError("against-file", f"{path} is not a champion's losses ({' '.join(fault_of(error))})") from None
 
 
-def _as_losses(evidence: QualityEvidence) -> ChampionLosses:
+def _losses_of(evidence: QualityEvidence) -> ChampionLosses:
     data_digest = evidence.tags.get("data.digest", "")
-    return ChampionLosses(evidence.digest, data_digest, evidence.losses, evidence.run_id)
+    return ChampionLosses(
+        digest=evidence.digest, data_digest=data_digest, losses=evidence.losses, run_id=evidence.run_id
+    )
 
 
-def _quality(uri: str, digest: str, data_digest: str | None = None) -> Found[QualityEvidence]:
+def _quality(uri: str, digest: str, data_digest: str | None = None) -> QualityEvidence | str:
     on = " on the same stories" if data_digest else ""
-    return _usable(
-        lambda: load_quality_evidence(uri, digest, data_digest=data_digest),
-        f"no evaluation{on} of {digest[:12]} is there; `story evaluate` makes one",
-        lambda item: ("evaluation", datetime.fromtimestamp(item.ended_at / 1000, UTC)),
-    )
+    absent = f"no evaluation{on} of {digest[:12]} is there; `story evaluate` makes one"
+    return _usable("evaluation", absent, lambda: load_quality_evidence(uri, digest, data_digest=data_digest))
 
 
-def _benchmark(uri: str, digest: str, against: str | None, made_by: str) -> Found[BenchmarkEvidence]:
-    return _usable(
-        lambda: load_benchmark_evidence(uri, digest, against=against),
-        f"no such benchmark of this artifact is there; {made_by} makes one",
-        lambda item: ("benchmark", item.began),
-    )
+def _benchmark(uri: str, digest: str, against: str | None, made_by: str) -> BenchmarkEvidence | str:
+    absent = f"no such benchmark of this artifact is there; {made_by} makes one"
+    return _usable("benchmark", absent, lambda: load_benchmark_evidence(uri, digest, against=against))
 
 
-def _usable(load: Callable[[], Kind | None], absent: str, made: Callable[[Kind], tuple[str, datetime]]) -> Found[Kind]:
-    """What `load` gives if it is neither damaged nor too old. Raises `InputError` when the store cannot be used."""
+def _usable(what: str, absent: str, load: Callable[[], Stored | None]) -> Stored | str:
+    """What `load` gives, or why that does not count. Raises `InputError` when the store cannot be used."""
     try:
         item = load()
-    except InputError:
-        raise
-    except StoryError as error:
-        return Found(missing=str(error))
+    except EvidenceError as error:
+        return str(error)
     if item is None:
-        return Found(missing=absent)
-    what, when = made(item)
-    age = datetime.now(UTC) - when
+        return absent
+    age = datetime.now(UTC) - item.began
     if age > MAX_AGE:
-        return Found(missing=f"the newest {what} is {age.days} days old; evidence counts for {MAX_AGE.days}")
-    return Found(item)
+        return f"the newest {what} is {age.days} days old; evidence counts for {MAX_AGE.days}"
+    return item

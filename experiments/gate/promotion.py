@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from experiments.common.evidence_runs import DIGEST, EvidenceStore, finished_runs
 from experiments.common.thresholds import Thresholds
@@ -41,6 +41,13 @@ class Move:
     applied: bool
     """False: a dry run."""
 
+    @classmethod
+    def to(cls, chosen: Version, champion: Version | None, gate_run: str, *, applied: bool) -> Self:
+        before = None if champion is None else champion.number
+        return cls(
+            version=chosen.number, digest=chosen.digest, champion_before=before, gate_run=gate_run, applied=applied
+        )
+
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
@@ -59,10 +66,10 @@ def promote(uri: str, thresholds: Thresholds, *, version: str = CHALLENGER, appl
     if champion is not None and champion.number == chosen.number:
         raise PromotionError(f"version {chosen.number} is the champion already", 1)
     run_id = str(_verdict(client, chosen, champion, thresholds).info.run_id)
-    move = _move(chosen, champion, gate_run=run_id, applied=apply)
+    move = Move.to(chosen, champion, run_id, applied=apply)
     if not apply:
         return move
-    if _number(uri, CHAMPION) != move.champion_before:
+    if holder(uri, CHAMPION) != champion:
         raise PromotionError("another version became champion meanwhile; run `story gate` again", 3)
     tags = {"gate": "pass", "gate.run_id": run_id, "thresholds.digest": thresholds.digest, "promoted": _utc()}
     for key, value in tags.items():
@@ -84,7 +91,7 @@ def rollback(uri: str, *, apply: bool = True) -> Move:
     champion, previous = holder(uri, CHAMPION), holder(uri, PREVIOUS)
     if previous is None:
         raise PromotionError("there is no previous champion to go back to", 1)
-    move = _move(previous, champion, gate_run=previous.tags.get("gate.run_id", ""), applied=apply)
+    move = Move.to(previous, champion, previous.tags.get("gate.run_id", ""), applied=apply)
     if not apply:
         return move
     if champion is not None:
@@ -92,21 +99,6 @@ def rollback(uri: str, *, apply: bool = True) -> Move:
     _move_aliases(client, uri, move)
     _log(uri, "rollback", move)
     return move
-
-
-def _move(chosen: Version, champion: Version | None, *, gate_run: str, applied: bool) -> Move:
-    return Move(
-        version=chosen.number,
-        digest=chosen.digest,
-        champion_before=None if champion is None else champion.number,
-        gate_run=gate_run,
-        applied=applied,
-    )
-
-
-def _number(uri: str, alias: str) -> int | None:
-    version = holder(uri, alias)
-    return None if version is None else version.number
 
 
 def _verdict(client: MlflowClient, chosen: Version, champion: Version | None, thresholds: Thresholds) -> Run:
@@ -138,7 +130,8 @@ def _move_aliases(client: MlflowClient, uri: str, move: Move) -> None:
     for alias, number in wanted.items():
         client.set_registered_model_alias(NAME, alias, str(number))
     for alias, number in wanted.items():
-        if _number(uri, alias) != number:
+        held = holder(uri, alias)
+        if held is None or held.number != number:
             raise PromotionError(f"the alias {alias} does not read back as version {number}; look at it", 1)
 
 

@@ -6,8 +6,8 @@ from xml.etree import ElementTree
 
 from rich.console import Console
 
-from experiments.common.tables import markdown_table, markdown_text, terminal_table
-from experiments.gate.decide import Check, Decision, Verdict
+from experiments.common.tables import ABSENT, Table, markdown_text, shown, terminal_table
+from experiments.gate.decide import Decision, Verdict
 
 MARK = "<!-- story-gate -->"
 """First line of the comment on a pull request: a later verdict replaces the comment that begins with it."""
@@ -19,12 +19,9 @@ TEXT = ("metric", "threshold")
 
 def print_decision(decision: Decision, console: Console) -> None:
     """Print one row a check, the reasons of those that did not pass, and the verdict below."""
-    rows = [_cells(check, check.threshold.metric) for check in decision.checks]
-    styles = {WORDS[verdict]: color for verdict, color in COLORS.items()}
-    console.print(terminal_table(COLUMNS, rows, text=TEXT, styles=styles, key=2))
-    for check in decision.checks:
-        if check.verdict != "pass":
-            console.print(f"{check.threshold.metric}: {check.why}", markup=False, highlight=False)
+    console.print(_table(decision))
+    for metric, why in _reasons(decision):
+        console.print(f"{metric}: {why}", markup=False, highlight=False)
     for note in decision.notes:
         console.print(f"not checked: {note}", markup=False)
     console.print(_headline(decision), style=COLORS[decision.verdict], markup=False)
@@ -32,14 +29,9 @@ def print_decision(decision: Decision, console: Console) -> None:
 
 def markdown(decision: Decision) -> str:
     """For a job summary, and as the body of a comment that is replaced, not repeated."""
-    rows = [_cells(check, f"`{check.threshold.metric}`") for check in decision.checks]
     lines = [MARK, f"### Model gate: {WORDS[decision.verdict]}", "", _headline(decision), ""]
-    lines += markdown_table(COLUMNS, rows, text=TEXT)
-    reasons = [
-        f"- `{check.threshold.metric}`: {markdown_text(check.why)}"
-        for check in decision.checks
-        if check.verdict != "pass"
-    ]
+    lines += _table(decision, "`").markdown()
+    reasons = [f"- `{metric}`: {markdown_text(why)}" for metric, why in _reasons(decision)]
     notes = [f"- not checked: {markdown_text(note)}" for note in decision.notes]
     for part in (reasons, notes):
         lines += ["", *part] if part else []
@@ -85,10 +77,25 @@ def _headline(decision: Decision) -> str:
     return f"{WORDS[decision.verdict]}: {named}({decision.digest[:12]}){against}: {counts or 'no checks'}"
 
 
-def _cells(check: Check, metric: str) -> tuple[str, ...]:
-    bounds = check.bounds
-    word, threshold = WORDS[check.verdict], str(check.threshold)
-    if bounds is None:
-        return word, metric, "-", threshold, "-", "-", "0"
-    spread = "" if bounds.low == bounds.high else f"{bounds.low:.4g} … {bounds.high:.4g}"
-    return word, metric, f"{bounds.value:.4g}", threshold, f"{check.margin:+.4g}", spread, str(bounds.n)
+def _reasons(decision: Decision) -> list[tuple[str, str]]:
+    return [(check.threshold.metric, check.why) for check in decision.checks if check.verdict != "pass"]
+
+
+def _table(decision: Decision, quote: str = "") -> Table:
+    rows = []
+    for check in decision.checks:
+        found = check.bounds
+        spread = "" if found is None or found.low == found.high else f"{found.low:.4g} … {found.high:.4g}"
+        rows.append(
+            (
+                WORDS[check.verdict],
+                f"{quote}{check.threshold.metric}{quote}",
+                shown(None if found is None else found.value),
+                str(check.threshold),
+                shown(check.margin, "+.4g"),
+                ABSENT if found is None else spread,
+                str(0 if found is None else found.n),
+            )
+        )
+    styles = {WORDS[verdict]: color for verdict, color in COLORS.items()}
+    return terminal_table(COLUMNS, rows, text=TEXT, styles=styles, key=2)

@@ -71,17 +71,18 @@ def _log(uri: str, decision: Decision, evidence: Evidence) -> Decision:
     }
     with EvidenceStore(uri, EXPERIMENT).run(f"gate {decision.digest[:8]}: {decision.verdict}", tags) as run:
         logged = dataclasses.replace(decision, run_id=run.run_id)
-        for check in decision.checks:
-            if check.bounds is not None:
-                name = f"{check.threshold.scope}/{check.threshold.metric}"
-                run.log_metrics({name: check.bounds.value})
+        run.log_metrics(
+            {
+                f"{check.threshold.scope}/{check.threshold.metric}": check.bounds.value
+                for check in decision.checks
+                if check.bounds is not None
+            }
+        )
         texts = {
             "decision.json": json.dumps(logged.as_dict(), ensure_ascii=False, indent=2) + "\n",
             "decision.md": markdown(logged),
             "decision.xml": junit(logged),
             "evidence.json": json.dumps(evidence.as_dict(), indent=2) + "\n",
         }
-        with run.artifacts() as folder:
-            for name, text in texts.items():
-                (folder / name).write_text(text, encoding="utf-8")
+        run.log_texts(texts)
     return logged

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from experiments.common.options import Options
+from experiments.common.schema import Options
 from experiments.quality.generation import Written, WrittenStory, generate_stories, load_prompts
 from experiments.quality.held_out import (
     OWN_STORIES,
@@ -33,7 +33,7 @@ from experiments.quality.held_out import (
 from experiments.quality.judge import Judge, judge_stories, why_not
 from experiments.quality.memorised import TrainingTexts, longest_copies
 from experiments.quality.ngram import NgramBaseline, NgramRuntime
-from experiments.quality.rare_names import RARE_PROMPTS, RareNames
+from experiments.quality.rare_names import RARE_PROMPTS, measure_rare_names
 from experiments.quality.report import QualityReport
 from model.architecture.folder import PRETRAINED, ModelFolder
 from model.architecture.tokenizer import StoryTokenizer
@@ -84,9 +84,8 @@ def evaluate(
         raise MissingExtraError("story evaluate", "train")
     folder = ModelFolder.open(model or PRETRAINED)
     training = TrainingTexts.of(asked.train_data)
-    not_measured: dict[str, str] = {}
-    if (reason := why_not(asked.judge)) is not None:
-        not_measured["judge"] = reason
+    reason = why_not(asked.judge)
+    not_measured = {} if reason is None else {"judge": reason}
     # Loaded first, so that an unusable judge is reported before minutes of work, not after.
     judge = Judge(asked.judge) if asked.judge is not None and asked.write and reason is None else None
     tokenizer = StoryTokenizer.load(folder.tokenizer)
@@ -105,10 +104,15 @@ def evaluate(
         theirs = []
         if baseline is not None:
             theirs = _write_baseline(baseline, tokenizer, partial(progress, "baseline writing"))
-        written, baseline_written = _measure_written(stories, theirs, training)
-        rare_names = RareNames(tuple(rare))
-        if not asked.train_data:
+        copies = None
+        if asked.train_data:
+            # The model's and the baseline's stories together, so that the training stories are read once.
+            copies = longest_copies([story.text for story in (*stories, *theirs)], training)
+        else:
             not_measured["memorisation"] = NO_TRAINING
+        written = Written.measure(stories, copies and copies[: len(stories)])
+        baseline_written = Written.measure(theirs, copies and copies[len(stories) :]) if theirs else None
+        rare_names = measure_rare_names(rare)
         if judge is not None:
             pairs = [(story.prompt.text, story.text) for story in stories]
             judgement = judge_stories(judge, pairs, held_out.texts, partial(progress, "judge"))
@@ -165,10 +169,9 @@ def _score_all(
     skipped: dict[RuntimeName, str] = {}
     several = len(set(asked.runtimes)) > 1
     if "torch" in asked.runtimes and find_spec("torch") is None:
-        missing = MissingExtraError("scoring with PyTorch", "train")
+        skipped["torch"] = str(missing := MissingExtraError("scoring with PyTorch", "train"))
         if not several:
             raise missing
-        skipped["torch"] = str(missing)
     if several and "native" in asked.runtimes and (reason := why_not_native(folder.config, "int8")):
         skipped["native"] = f"the native runtime cannot be used: {reason}"
     measured = {}
@@ -203,16 +206,3 @@ def _write_baseline(
     prompts = load_prompts()
     with Engine(NgramRuntime(baseline.table), tokenizer, queue_limit=len(prompts)) as engine:
         return generate_stories(engine, prompts, [0], done)
-
-
-def _measure_written(
-    stories: list[WrittenStory], theirs: list[WrittenStory], training: TrainingTexts
-) -> tuple[Written, Written | None]:
-    copies = None
-    if training.sources:
-        # The model's and the baseline's stories together, so that the training stories are read once.
-        copies = longest_copies([story.text for story in (*stories, *theirs)], training)
-    written = Written.measure(stories, copies[: len(stories)] if copies else None)
-    if not theirs:
-        return written, None
-    return written, Written.measure(theirs, copies[len(stories) :] if copies else None)

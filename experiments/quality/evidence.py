@@ -8,29 +8,21 @@ pair, and figures must be verifiable.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from experiments.common.evidence_runs import (
-    DIGEST,
-    EvidenceError,
-    EvidenceStore,
-    finished_runs,
-    read_artifact,
-    store_errors,
-)
-from experiments.common.statistics import Estimate
+from pydantic import Field, FiniteFloat
+
+from experiments.common.evidence_runs import DIGEST, EvidenceStore, StoredEvidence
+from experiments.common.schema import Record
 from experiments.quality.generation import MAX_TOKENS, prompts_digest
 from experiments.quality.report import QualityReport
 from model.generation import SamplingParams
 from training.tracking.provenance import provenance
 from training.tracking.runs import log_tables, table_rows, table_text, without_folders
-from training.tracking.store import open_store
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
     from mlflow.entities import Run
 
 EXPERIMENT = "story-evaluation"
@@ -41,44 +33,41 @@ REPORT = "report.json"
 SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 
-@dataclass(frozen=True, slots=True)
-class StoryLoss:
+class StoryLoss(Record):
     """One model's loss on one held-out story."""
 
     id: str
     """First 12 hex digits of the SHA-1 of its text."""
-    nats: float
+    nats: FiniteFloat
     """Its end included."""
     tokens: int
     bytes: int
-
-    @classmethod
-    def from_row(cls, row: Mapping[str, Any]) -> StoryLoss:
-        """Read a row of a table. Raises `KeyError`, `TypeError` or `ValueError`."""
-        return cls(str(row["id"]), float(row["nats"]), int(row["tokens"]), int(row["bytes"]))
 
     @property
     def bits(self) -> float:
         return self.nats / math.log(2)
 
 
-@dataclass(frozen=True, slots=True)
-class QualityEvidence:
+Losses = Annotated[tuple[StoryLoss, ...], Field(min_length=1)]
+
+
+class QualityEvidence(StoredEvidence):
     """One finished evaluation as the store holds it."""
 
-    run_id: str
-    digest: str
-    """Of the model folder that was measured."""
-    ended_at: int
-    """Milliseconds since 1970."""
+    experiment: ClassVar[str] = EXPERIMENT
+
     metrics: dict[str, float]
-    params: dict[str, str]
-    tags: dict[str, str]
-    losses: tuple[StoryLoss, ...]
+    losses: Losses
     """By the served runtime, in the order of the data."""
     stories: tuple[dict[str, Any], ...]
     """A row for each generated story: `number` and `seed` name it, the rest is its text and its figures. Empty: none
     were generated."""
+
+    @classmethod
+    def contents(cls, run: Run, artifact: Callable[[str], bytes]) -> dict[str, Any]:
+        """See `StoredEvidence`."""
+        stories = table_rows(artifact(STORIES)) if "seeds" in run.data.params else ()
+        return {"metrics": run.data.metrics, "losses": table_rows(artifact(LOSSES)), "stories": stories}
 
 
 def log_evaluation(report: QualityReport, store: EvidenceStore) -> str:
@@ -94,13 +83,11 @@ def log_evaluation(report: QualityReport, store: EvidenceStore) -> str:
             curve = {"loss_by_place": place.loss, "baseline/loss_by_place": place.baseline_loss}
             run.log_metrics(curve, step=place.first)
         run.client.log_dict(run.run_id, without_folders(report.as_dict()), REPORT)
-        tables = {LOSSES: _loss_rows(report)}
-        if report.written is not None:
-            tables[STORIES] = _story_rows(report)
-        if report.baseline_written is not None:
-            tables[BASELINE] = report.baseline_written.rows()
-        if report.rare_names is not None:
-            tables[RARE_NAMES] = report.rare_names.rows()
+        sets = {STORIES: report.written, BASELINE: report.baseline_written, RARE_NAMES: report.rare_names}
+        tables = {LOSSES: _loss_rows(report)} | {path: found.rows() for path, found in sets.items() if found}
+        if report.judgement is not None:
+            for row, judged in zip(tables[STORIES], report.judgement.stories, strict=True):
+                row |= {"judge_nats": judged.nats, "judge_tokens": judged.tokens, "judge_bytes": judged.bytes}
         log_tables(run.client, run.run_id, {path: table_text(rows) for path, rows in tables.items()})
     return run.run_id
 
@@ -117,47 +104,13 @@ def load_quality_evidence(uri: str, digest: str, *, data_digest: str | None = No
         InputError: the store cannot be used.
         EvidenceError: the run's tables are missing or damaged.
     """
-    client = open_store(uri)
-    wanted = f"tags.`{DIGEST}` = '{digest}'"
-    if data_digest is not None:
-        wanted += f" and tags.`data.digest` = '{data_digest}'"
-    with store_errors(uri):
-        runs = finished_runs(client, EXPERIMENT, wanted)
-    return _read_back(client, runs[0], digest) if runs else None
-
-
-def _read_back(client: MlflowClient, run: Run, digest: str) -> QualityEvidence:
-    run_id = str(run.info.run_id)
-
-    def rows(path: str) -> list[dict[str, Any]]:
-        return table_rows(read_artifact(client, run_id, path))
-
-    try:
-        losses = tuple(map(StoryLoss.from_row, rows(LOSSES)))
-        stories = tuple(rows(STORIES)) if "seeds" in run.data.params else ()
-        if not losses or not all(math.isfinite(loss.nats) for loss in losses):
-            raise ValueError("it holds no losses, or some that are no numbers")
-    except Exception as error:  # the file store's errors for a missing file, or a damaged table
-        reason = " ".join(str(error).split())[:200]
-        raise EvidenceError(f"MLflow run {run_id} is no evidence: its tables cannot be read ({reason})") from error
-    return QualityEvidence(
-        run_id=run_id,
-        digest=digest,
-        ended_at=int(run.info.end_time or 0),
-        metrics=dict(run.data.metrics),
-        params=dict(run.data.params),
-        tags=dict(run.data.tags),
-        losses=losses,
-        stories=stories,
-    )
+    return QualityEvidence.newest(uri, digest, {} if data_digest is None else {"data.digest": data_digest})
 
 
 def _loss_rows(report: QualityReport) -> list[dict[str, Any]]:
     """A row for each held-out story: nats of the served runtime, of each runtime by name, and of the baseline."""
     held_out = report.held_out
-    columns = {"nats": report.served} | {f"nats_{name}": found for name, found in report.runtimes.items()}
-    if report.baseline is not None:
-        columns["nats_baseline"] = report.baseline.figures
+    columns = {"nats": report.served} | {f"nats_{name}": found for name, found in report.figures.items()}
     nats = {name: figures.story_nats for name, figures in columns.items()}
     sizes = zip(held_out.ids, held_out.tokens, held_out.bytes, strict=True)
     return [
@@ -167,24 +120,10 @@ def _loss_rows(report: QualityReport) -> list[dict[str, Any]]:
     ]
 
 
-def _story_rows(report: QualityReport) -> list[dict[str, Any]]:
-    """A row for each generated story, with the judge's score if there was one."""
-    assert report.written is not None
-    rows = report.written.rows()
-    if report.judgement is not None:
-        for row, judged in zip(rows, report.judgement.stories, strict=True):
-            row |= {"judge_nats": judged.nats, "judge_tokens": judged.tokens, "judge_bytes": judged.bytes}
-    return rows
-
-
 def _tags(report: QualityReport) -> dict[str, str]:
     """Which artifact was measured, by what, and what was not measured."""
-    tags = {DIGEST: report.digest, "data.digest": report.held_out.digest}
-    return (
-        provenance().tags("story evaluate")
-        | tags
-        | {f"skipped.{name}": reason for name, reason in report.left_out.items()}
-    )
+    tags = provenance().tags("story evaluate") | {DIGEST: report.digest, "data.digest": report.held_out.digest}
+    return tags | {f"skipped.{name}": reason for name, reason in report.left_out.items()}
 
 
 def _params(report: QualityReport) -> dict[str, Any]:
@@ -214,34 +153,23 @@ def _params(report: QualityReport) -> dict[str, Any]:
 
 def _metrics(report: QualityReport) -> dict[str, float | None]:
     """All means with their intervals; None where nothing was measured."""
+    plain = report.as_dict()
     figures: dict[str, float | None] = {
-        "bits_per_byte": report.served.bits_per_byte,
-        "loss": report.served.loss,
-        "tokens": report.tokens,
-        "bytes": report.bytes,
-        "stories": report.stories,
-        "held_out_seen": report.seen_in_training,
+        name: plain[name] for name in ("bits_per_byte", "loss", "tokens", "bytes", "stories")
     }
-    rows = [(str(name), found) for name, found in report.runtimes.items()]
-    if report.baseline is not None:
-        rows.append(("baseline", report.baseline.figures))
-    for name, found in rows:
-        figures |= {f"{name}/bits_per_byte": found.bits_per_byte, f"{name}/loss": found.loss}
-    intervals: dict[str, Estimate] = report.intervals()
-    for prefix, stories in (("written", report.written), ("rare_names", report.rare_names)):
-        if stories is not None:
-            estimates = {f"{prefix}/{name}": estimate for name, estimate in stories.estimates().items()}
-            figures |= {name: estimate.value for name, estimate in estimates.items()}
-            intervals |= estimates
-    if report.written is not None:
-        longest = report.written.longest_copy
-        figures["written/copied_words_max"] = None if longest is None else longest.words
-    for name, estimate in intervals.items():
-        figures |= {f"{name}_low": estimate.low, f"{name}_high": estimate.high}
-    if report.baseline_written is not None:
-        for name, estimate in report.baseline_written.estimates().items():
-            figures[f"baseline/written/{name}"] = estimate.value
-    if report.judgement is not None:
-        judged = report.judgement.as_dict()
-        figures |= {f"judge/{name}": judged[name] for name in judged if name != "judge"}
-    return figures
+    figures["held_out_seen"] = report.seen_in_training
+    for name, found in report.figures.items():
+        figures |= {f"{name}/{key}": value for key, value in found.as_dict().items()}
+    parts: dict[str, dict[str, Any] | None] = {
+        "": plain,
+        "written/": plain["written"],
+        "baseline/written/": (plain["baseline"] or {}).get("written"),
+        "rare_names/": plain["rare_names"],
+    }
+    for prefix, part in parts.items():
+        if part is not None:
+            for name, (low, high) in part["intervals"].items():
+                figures |= {f"{prefix}{name}": part[name], f"{prefix}{name}_low": low, f"{prefix}{name}_high": high}
+    if plain["written"] is not None:
+        figures["written/copied_words_max"] = plain["written"]["copied_words_max"]
+    return figures | {f"judge/{name}": value for name, value in (plain["judge"] or {}).items() if name != "judge"}

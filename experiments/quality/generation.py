@@ -4,8 +4,6 @@ Words are runs of letters, digits and apostrophes, in lower case: "Tim's" is one
 recognised by its form: a word in mid-sentence with a capital letter. That misses a name which only ever opens
 sentences, and takes Monday for one; both affect every model alike. The figures are crude on purpose, so that each can
 be checked by reading the stories.
-
-Shapes: P prompts, S seeds.
 """
 
 from __future__ import annotations
@@ -13,18 +11,16 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
-
-from experiments.common.statistics import Estimate, Floats, mean_over_prompts
+from experiments.common.statistics import CONFIDENCE, Estimate, mean_over_prompts
 from experiments.quality.memorised import Copy, words
 from model.engine.engine import Engine
-from model.errors import DataError, StoryError
+from model.errors import StoryError
 from model.generation import GenerationRequest, SamplingParams
 
 PROMPTS = Path(__file__).with_name("prompts.jsonl")
@@ -54,7 +50,7 @@ class WrittenStory:
     number: int
     """The prompt's place in its file, from 0."""
     seed: int
-    """Which pass over all prompts this is; the sampling seed is that of `sampling_seed`."""
+    """Which pass over all prompts this is; not the sampling seed."""
     text: str
     """The continuation."""
     tokens: int
@@ -70,42 +66,14 @@ class UnfinishedStoryError(StoryError):
 
 @cache
 def load_prompts(path: Path = PROMPTS) -> tuple[Prompt, ...]:
-    """Prompts out of a JSON Lines file: `{"prompt": "…", "names": ["…"]}`.
-
-    Raises:
-        DataError: the file cannot be read, or a line is not such an object; it names the line.
-    """
-    try:
-        lines = path.read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read: {error}") from error
-    prompts = []
-    for number, line in enumerate(lines, 1):
-        try:
-            record: Any = json.loads(line)
-            text, names = record["prompt"], record["names"]
-        except (ValueError, TypeError, KeyError):
-            text, names = None, None
-        if not (
-            isinstance(text, str)
-            and isinstance(names, list)
-            and all(isinstance(name, str) and name in text for name in names)
-        ):
-            raise DataError(f'{path}, line {number}: needs a "prompt" and a list of the "names" in it')
-        prompts.append(Prompt(text, tuple(names)))
-    if not prompts:
-        raise DataError(f"{path}: holds no prompts")
-    return tuple(prompts)
+    """Prompts out of a JSON Lines file of this package: `{"prompt": "…", "names": ["…"]}`."""
+    records = map(json.loads, path.read_text("utf-8").splitlines())
+    return tuple(Prompt(record["prompt"], tuple(record["names"])) for record in records)
 
 
 def prompts_digest(prompts: Sequence[Prompt]) -> str:
     """SHA-256 of the prompts in their order."""
     return hashlib.sha256(json.dumps([prompt.text for prompt in prompts]).encode()).hexdigest()
-
-
-def sampling_seed(seed: int, number: int, prompts: int) -> int:
-    """The sampling seed of prompt `number` of `prompts`: no two stories of an evaluation share one."""
-    return seed * prompts + number
 
 
 def generate_stories(
@@ -114,30 +82,25 @@ def generate_stories(
     """Each prompt once for each seed, with the default sampling; ordered by seed, then by prompt.
 
     The stories of one seed are submitted together, so the engine must have slots and queue for all prompts.
-    `done` is called after each story.
+    Its sampling seed is `seed * prompts + number`, so no two stories of an evaluation share one. `done` is called after
+    each story.
 
     Raises:
         UnfinishedStoryError: the model failed.
     """
     stories = []
     for seed in seeds:
+        samplings = [SamplingParams(seed=seed * len(prompts) + number) for number in range(len(prompts))]
         streams = [
-            engine.submit(
-                GenerationRequest(
-                    prompt=prompt.text,
-                    max_tokens=MAX_TOKENS,
-                    sampling=SamplingParams(seed=sampling_seed(seed, number, len(prompts))),
-                )
-            )
-            for number, prompt in enumerate(prompts)
+            engine.submit(GenerationRequest(prompt=prompt.text, max_tokens=MAX_TOKENS, sampling=sampling))
+            for prompt, sampling in zip(prompts, samplings, strict=True)
         ]
         for number, (prompt, stream) in enumerate(zip(prompts, streams, strict=True)):
             text = "".join(chunk.text for chunk in stream)
             end = stream.completion
             if end.finish_reason not in ("stop", "length"):
-                raise UnfinishedStoryError(
-                    f"the story of prompt {number + 1} was not finished: {end.error or end.finish_reason}"
-                )
+                why = end.error or end.finish_reason
+                raise UnfinishedStoryError(f"the story of prompt {number + 1} was not finished: {why}")
             ended = end.finish_reason == "stop"
             stories.append(WrittenStory(prompt, number, seed, text, end.usage.completion_tokens, ended))
             done(1)
@@ -196,140 +159,138 @@ def speaks_to_himself(story: str, names: Iterable[str]) -> bool:
     return any(re.search(ADDRESSED.format(name=re.escape(name)), story) for name in names)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoryFigures:
-    """Of one story; shares are between 0 and 1, and None means that a figure is not defined for it."""
+class Meaning(NamedTuple):
+    """How a figure of a story is shown, and whether it is 0 or 1 for each story."""
 
-    ended: float
-    """1: the model ended it."""
-    mean_tokens: float
-    mean_words: float
-    distinct_1: float | None
-    """Different words over all words."""
-    distinct_2: float | None
-    distinct_3: float | None
-    repeated_4: float | None
-    """Share of the 4-word runs that occurred in it before."""
-    looping: float
-    """1: half of the 4-word runs or more are repeats."""
-    names_kept: float
-    """1: every name of the prompt comes again."""
-    opening_names_kept: float | None
-    """Share of the names in prompt and opening that come again later."""
-    names_confused: float
-    """1: somebody addresses himself by name."""
-    names_straight: float
-    """1: every name kept and nobody confused."""
-    copied_words: float | None = None
-    """Longest run of words that a training story holds too."""
-    copied_share: float | None = None
-    """The same over the story's words."""
+    label: str
+    form: str = ".1%"
+    binary: bool = False
 
 
-FIGURES = tuple(StoryFigures.__dataclass_fields__)
-BINARY = {"ended", "looping", "names_kept", "names_confused", "names_straight"}
-"""Figures that are 0 or 1 for each story."""
+FIGURES = {
+    "ended": Meaning("end by themselves", binary=True),
+    "mean_tokens": Meaning("tokens", ".1f"),
+    "mean_words": Meaning("words", ".1f"),
+    "distinct_1": Meaning("different words"),
+    "distinct_2": Meaning("different word pairs"),
+    "distinct_3": Meaning("different word triples"),
+    "repeated_4": Meaning("4-word runs repeated"),
+    "looping": Meaning("loop", binary=True),
+    "names_kept": Meaning("keep all names of the prompt", binary=True),
+    "opening_names_kept": Meaning("names of the opening kept"),
+    "names_confused": Meaning("somebody addresses himself", binary=True),
+    "names_straight": Meaning("names kept and not confused", binary=True),
+    "copied_words": Meaning("longest copied run, words", ".1f"),
+    "copied_share": Meaning("longest copied run of the story"),
+}
+BINARY = {name for name, meaning in FIGURES.items() if meaning.binary} | {"kept", "mutated"}
+"""Figures that are 0 or 1 for each story; the last two are those of `rare_names`."""
+Figures = dict[str, float | None]
+"""Figures of one story; None: not defined for it."""
 
 
-def story_figures(story: WrittenStory, copy: Copy | None = None) -> StoryFigures:
-    """Measure one story; `copy` is what it shares with the training stories, where they were given."""
+def story_figures(story: WrittenStory, copy: Copy | None = None) -> Figures:
+    """Measure one story; `copy` is what it shares with the training stories, where they were given.
+
+    A story loops if half of its 4-word runs or more occurred in it before.
+    """
     sequence = words(story.text)
     repeats = repeated(sequence, 4)
     kept = all_kept(story.text, story.prompt.names)
     confused = speaks_to_himself(f"{story.prompt.text} {story.text}", story.prompt.names)
-    return StoryFigures(
-        ended=float(story.ended),
-        mean_tokens=story.tokens,
-        mean_words=len(sequence),
-        distinct_1=distinct(sequence, 1),
-        distinct_2=distinct(sequence, 2),
-        distinct_3=distinct(sequence, 3),
-        repeated_4=repeats,
-        looping=float(repeats is not None and repeats >= 0.5),
-        names_kept=float(kept),
-        opening_names_kept=share_kept(story.prompt.text, story.text, story.prompt.names),
-        names_confused=float(confused),
-        names_straight=float(kept and not confused),
-        copied_words=None if copy is None else copy.words,
-        copied_share=None if copy is None else copy.share,
-    )
+    return {
+        "ended": float(story.ended),
+        "mean_tokens": story.tokens,
+        "mean_words": len(sequence),
+        **{f"distinct_{size}": distinct(sequence, size) for size in (1, 2, 3)},
+        "repeated_4": repeats,
+        "looping": float(repeats is not None and repeats >= 0.5),
+        "names_kept": float(kept),
+        "opening_names_kept": share_kept(story.prompt.text, story.text, story.prompt.names),
+        "names_confused": float(confused),
+        "names_straight": float(kept and not confused),
+        "copied_words": None if copy is None else copy.words,
+        "copied_share": None if copy is None else copy.share,
+    }
 
 
-def values_by_prompt(rows: Iterable[tuple[int, int, float | None]]) -> Floats:
-    """(prompt number, seed, value) rows as an array (P, S); NaN where the value is None or there is no row."""
-    values = list(rows)
-    numbers = {number: row for row, number in enumerate(sorted({number for number, _, _ in values}))}
-    seeds = {seed: column for column, seed in enumerate(sorted({seed for _, seed, _ in values}))}
-    values_PS = np.full((len(numbers), len(seeds)), np.nan)
-    for number, seed, value in values:
-        if value is not None:
-            values_PS[numbers[number], seeds[seed]] = value
-    return values_PS
+def mean_of(rows: Iterable[Mapping[str, Any]], figure: str, *, level: float = CONFIDENCE) -> Estimate | None:
+    """Mean of a figure over rows that have a prompt's `number` and a `seed`; None where it is defined for none."""
+    from pandas import DataFrame
+
+    cells = [(row["number"], row["seed"], row.get(figure)) for row in rows]
+    table = DataFrame(cells, columns=["number", "seed", "value"]).pivot(index="number", columns="seed", values="value")
+    return mean_over_prompts(table.to_numpy(float), binary=figure in BINARY, level=level)
 
 
 @dataclass(frozen=True, slots=True)
-class Written:
-    """The stories of one model, and what was measured on them."""
+class StorySet:
+    """Generated stories, and what was measured on each."""
 
     stories: tuple[WrittenStory, ...]
-    figures: tuple[StoryFigures, ...]
-    """Of each story, in the same order."""
-    copies: tuple[Copy, ...] | None
-    """None: no training stories were given."""
+    figures: tuple[Figures, ...]
+    """In the same order."""
+
+    def estimates(self) -> dict[str, Estimate]:
+        """Mean and interval of each figure that is defined for any story."""
+        rows = [
+            {"number": story.number, "seed": story.seed} | figures
+            for story, figures in zip(self.stories, self.figures, strict=True)
+        ]
+        means = {name: mean_of(rows, name) for name in self.figures[0]}
+        return {name: mean for name, mean in means.items() if mean is not None}
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A row a story, for a table in MLflow."""
+        return [
+            {"number": story.number, "seed": story.seed, "prompt": story.prompt.text, "text": story.text}
+            | {name.removeprefix("mean_"): value for name, value in figures.items()}
+            for story, figures in zip(self.stories, self.figures, strict=True)
+        ]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values: means at the top, intervals beside."""
+        estimates = self.estimates()
+        return {
+            "stories": len(self.stories),
+            **{name: estimate.value for name, estimate in estimates.items()},
+            "intervals": {name: [estimate.low, estimate.high] for name, estimate in estimates.items()},
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Written(StorySet):
+    """The stories of one model from the fixed prompts."""
+
+    copies: tuple[Copy, ...] | None = None
+    """Of each story; None: no training stories were given."""
 
     @classmethod
     def measure(cls, stories: Sequence[WrittenStory], copies: Sequence[Copy] | None = None) -> Written:
         matched = copies if copies is not None else [None] * len(stories)
-        figures = tuple(story_figures(story, copy) for story, copy in zip(stories, matched, strict=True))
+        figures = tuple(map(story_figures, stories, matched))
         return cls(tuple(stories), figures, None if copies is None else tuple(copies))
 
     @property
     def seeds(self) -> list[int]:
         return sorted({story.seed for story in self.stories})
 
-    def estimates(self) -> dict[str, Estimate]:
-        """Mean and interval of each figure that is defined for any story."""
-        found = {}
-        for name in FIGURES:
-            values_PS = values_by_prompt(
-                (story.number, story.seed, getattr(figures, name))
-                for story, figures in zip(self.stories, self.figures, strict=True)
-            )
-            estimate = mean_over_prompts(values_PS, binary=name in BINARY)
-            if estimate is not None:
-                found[name] = estimate
-        return found
-
     @property
     def longest_copy(self) -> Copy | None:
         return max(self.copies, key=lambda copy: copy.words) if self.copies else None
 
     def rows(self) -> list[dict[str, Any]]:
-        rows = []
-        for index, (story, figures) in enumerate(zip(self.stories, self.figures, strict=True)):
-            copy = None if self.copies is None else self.copies[index]
-            rows.append(
-                {
-                    "number": story.number,
-                    "seed": story.seed,
-                    "prompt": story.prompt.text,
-                    "names": ", ".join(story.prompt.names),
-                    "text": story.text,
-                    **{name.removeprefix("mean_"): value for name, value in asdict(figures).items()},
-                    "copied_text": "" if copy is None else copy.text,
-                    "copied_from": "" if copy is None else copy.story,
-                }
-            )
-        return rows
+        """See `StorySet`; also the prompt's names, and what was copied from which training story."""
+        copies = self.copies or [Copy(0, 0.0, "", "")] * len(self.stories)
+        return [
+            row | {"names": ", ".join(story.prompt.names), "copied_text": copy.text, "copied_from": copy.story}
+            for row, story, copy in zip(StorySet.rows(self), self.stories, copies, strict=True)
+        ]
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values: means at the top, intervals beside."""
-        estimates = self.estimates()
+        """See `StorySet`."""
         longest = self.longest_copy
-        return {
-            "stories": len(self.stories),
+        return StorySet.as_dict(self) | {
             "seeds": self.seeds,
-            **{name: estimate.value for name, estimate in estimates.items()},
             "copied_words_max": None if longest is None else longest.words,
-            "intervals": {name: [estimate.low, estimate.high] for name, estimate in estimates.items()},
         }

@@ -73,14 +73,15 @@ class Figures:
     bits_per_byte: float
     loss: float
     """Nats a token."""
-    story_bits: tuple[float, ...] = field(repr=False)
-    """Bits per byte of each story, in the order of the files."""
     nats: tuple[Nats, ...] = field(repr=False, compare=False)
     """Of each target of each story."""
 
     @property
     def story_nats(self) -> Nats:
         return np.array([float(story.sum()) for story in self.nats])
+
+    def as_dict(self) -> dict[str, float]:
+        return {"bits_per_byte": self.bits_per_byte, "loss": self.loss}
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,13 +129,8 @@ def read_held_out(data: Sequence[Path] | None, tokenizer: StoryTokenizer, limit:
 def figures_of(nats: Sequence[Nats], held_out: HeldOut) -> Figures:
     """Sum up the nats of all targets of `held_out`."""
     by_story = np.array([float(story.sum()) for story in nats])
-    bits, sizes = by_story / math.log(2), held_out.bytes
-    return Figures(
-        float(bits.sum() / sizes.sum()),
-        float(by_story.sum() / sum(map(len, nats))),
-        tuple(float(value) for value in bits / sizes),
-        tuple(nats),
-    )
+    bits = by_story.sum() / math.log(2) / held_out.bytes.sum()
+    return Figures(float(bits), float(by_story.sum() / sum(map(len, nats))), tuple(nats))
 
 
 def scorer(folder: ModelFolder, name: RuntimeName, threads: int) -> Scorer:
@@ -183,26 +179,23 @@ def loss_by_place(
         baseline: the n-gram table's nats of the same targets.
         starts: first places of the buckets, rising, from 0.
     """
+    from pandas import DataFrame
+
     place = np.concatenate([np.arange(len(story)) for story in nats])
-    bucket = np.searchsorted(np.array(starts), place, side="right") - 1
-
-    def total(values: Sequence[npt.NDArray[Any]]) -> npt.NDArray[np.float64]:
-        return np.bincount(bucket, np.concatenate(values), minlength=len(starts)).astype(np.float64)
-
-    counts = np.bincount(bucket, minlength=len(starts))
-    summed, width = total(nats), total(sizes)
-    below = None if baseline is None else total(baseline)
+    columns = {"nats": nats, "bytes": sizes} | ({} if baseline is None else {"baseline": baseline})
+    frame = DataFrame({name: np.concatenate(values) for name, values in columns.items()})
+    buckets = frame.groupby(np.searchsorted(np.array(starts), place, side="right") - 1)
+    counts, totals = buckets.size(), buckets.sum()
     return tuple(
         PlaceLoss(
-            first=first,
+            first=starts[index],
             last=starts[index + 1] - 1 if index + 1 < len(starts) else None,
             tokens=int(counts[index]),
-            loss=float(summed[index] / counts[index]),
-            bits_per_byte=float(summed[index] / math.log(2) / width[index]) if width[index] else None,
-            baseline_loss=None if below is None else float(below[index] / counts[index]),
+            loss=float(total["nats"] / counts[index]),
+            bits_per_byte=float(total["nats"] / math.log(2) / total["bytes"]) if total["bytes"] else None,
+            baseline_loss=None if baseline is None else float(total["baseline"] / counts[index]),
         )
-        for index, first in enumerate(starts)
-        if counts[index]
+        for index, total in totals.iterrows()
     )
 
 

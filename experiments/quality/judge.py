@@ -47,26 +47,12 @@ class Judgement:
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON; perplexity is by the judge's token, so it compares only stories of the same judge."""
-        return {
-            "judge": self.judge,
-            "perplexity": perplexity(self.stories),
-            "bits_per_byte": bits_per_byte(self.stories),
-            "reference_perplexity": perplexity(self.reference),
-            "reference_bits_per_byte": bits_per_byte(self.reference),
-            "reference_stories": len(self.reference),
-        }
-
-
-def perplexity(judged: Sequence[Judged]) -> float | None:
-    """e to the mean nats a token; None where there is no token."""
-    tokens = sum(one.tokens for one in judged)
-    return math.exp(sum(one.nats for one in judged) / tokens) if tokens else None
-
-
-def bits_per_byte(judged: Sequence[Judged]) -> float | None:
-    """Bits of all continuations over their bytes; None where there are none."""
-    size = sum(one.bytes for one in judged)
-    return sum(one.nats for one in judged) / math.log(2) / size if size else None
+        figures: dict[str, Any] = {"judge": self.judge, "reference_stories": len(self.reference)}
+        for prefix, judged in (("", self.stories), ("reference_", self.reference)):
+            nats, tokens, size = (sum(getattr(one, name) for one in judged) for name in ("nats", "tokens", "bytes"))
+            figures[f"{prefix}perplexity"] = math.exp(nats / tokens) if tokens else None
+            figures[f"{prefix}bits_per_byte"] = nats / math.log(2) / size if size else None
+        return figures
 
 
 def why_not(path: Path | None) -> str | None:

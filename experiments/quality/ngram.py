@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +22,7 @@ from experiments.quality.held_out import Figures, HeldOut, figures_of
 from experiments.quality.memorised import TrainingTexts
 from model.architecture.config import END_ID
 from model.architecture.tokenizer import StoryTokenizer
-from model.runtimes.protocol import Logits, Tokens, score_rows
+from model.runtimes.protocol import Logits, RowBatch, Tokens, score_rows
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -150,17 +150,12 @@ class NgramBaseline:
     stories: int
     tokens: int
     """Targets counted."""
-    max_tokens: int
+    limited: bool
+    """Only the first training stories were counted."""
 
     @classmethod
     def measure(
-        cls,
-        held_out: HeldOut,
-        training: TrainingTexts,
-        tokenizer: StoryTokenizer,
-        *,
-        order: int = ORDER,
-        max_tokens: int = MAX_TOKENS,
+        cls, held_out: HeldOut, training: TrainingTexts, tokenizer: StoryTokenizer, *, max_tokens: int = MAX_TOKENS
     ) -> NgramBaseline:
         """Count the training stories, up to `max_tokens`, and score the held-out ones."""
         stories, total = 0, 0
@@ -174,9 +169,9 @@ class NgramBaseline:
                 if total >= max_tokens:
                     return
 
-        table = NgramTable.count(counting(), tokenizer.vocab_size, order)
+        table = NgramTable.count(counting(), tokenizer.vocab_size)
         figures = figures_of(table.nats(held_out.tokens), held_out)
-        return cls(table, figures, training.name, stories, total, max_tokens)
+        return cls(table, figures, training.name, stories, total, total >= max_tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,24 +186,20 @@ class NgramState:
         return 8 * len(self.context)
 
 
-class NgramBatch:
+class NgramBatch(RowBatch):
     """One state for each row."""
 
-    def __init__(self) -> None:
-        self.states: list[NgramState] = []
+    def __init__(self, rows: int) -> None:
+        super().__init__(rows)
+        self.states = [NgramState(0, ())] * rows
 
-    def __len__(self) -> int:
-        return len(self.states)
+    def write(self, row: int, state: NgramState) -> None:
+        self.states[row] = state
 
-    def append(self, state: NgramState) -> int:
-        self.states.append(state)
-        return len(self.states) - 1
+    def copy_row(self, source: int, target: int) -> None:
+        self.states[target] = self.states[source]
 
-    def remove(self, row: int) -> None:
-        self.states[row] = self.states[-1]
-        self.states.pop()
-
-    def read(self, row: int) -> NgramState:
+    def state_of(self, row: int) -> NgramState:
         return self.states[row]
 
 
@@ -217,18 +208,15 @@ class NgramRuntime:
 
     def __init__(self, table: NgramTable, *, max_batch: int = 16) -> None:
         self._table = table
-        self.max_batch = max_batch
+        self.vocab_size, self.max_batch = table.vocab_size, max_batch
 
-    @property
-    def vocab_size(self) -> int:
-        return self._table.vocab_size
-
-    def prefill(self, tokens: Sequence[int], state: Any | None = None) -> tuple[Logits, NgramState]:
-        before = NgramState(0, ()) if state is None else state
-        context = before.context
+    def prefill(self, tokens: Sequence[int], state: NgramState | None = None) -> tuple[Logits, NgramState]:
+        state = state or NgramState(0, ())
+        context = state.context
         for token in tokens:
-            context = self._table.advance(context, token)
-        return self._logits(context), NgramState(before.position + len(tokens), context)
+            context = self._table.advance(context, int(token))
+        logits: Logits = np.log(self._table.chances(context)).astype(np.float32)
+        return logits, NgramState(state.position + len(tokens), context)
 
     def score(self, stories: Sequence[Sequence[int]]) -> Iterator[tuple[int, Logits]]:
         """See `Runtime.score`."""
@@ -243,17 +231,14 @@ class NgramRuntime:
         return score_rows(stories, self.vocab_size, None, feed)
 
     def new_batch(self) -> NgramBatch:
-        return NgramBatch()
+        return NgramBatch(self.max_batch)
 
     def step(self, tokens: Tokens, batch: NgramBatch) -> Logits:
-        for row, state in enumerate(batch.states):
-            context = self._table.advance(state.context, int(tokens[row]))
-            batch.states[row] = NgramState(state.position + 1, context)
-        return np.stack([self._logits(state.context) for state in batch.states])
-
-    def _logits(self, context: tuple[int, ...]) -> Logits:
-        logits: Logits = np.log(self._table.chances(context)).astype(np.float32)
-        return logits
+        logits = []
+        for row in range(batch.check_tokens(tokens)):
+            logits_V, batch.states[row] = self.prefill([int(tokens[row])], batch.states[row])
+            logits.append(logits_V)
+        return np.stack(logits)
 
 
 def _flat(stories: Iterable[Sequence[int]]) -> tuple[Ints, Ints]:

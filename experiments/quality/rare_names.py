@@ -7,12 +7,10 @@ story, renamed ones included (`training.data.rename.HELD_OUT`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from experiments.common.statistics import Estimate, mean_over_prompts
-from experiments.quality.generation import Prompt, WrittenStory, all_kept, names_in, values_by_prompt
+from experiments.quality.generation import Figures, Prompt, StorySet, WrittenStory, all_kept, names_in
 from training.data.rename import NOT_NAMES
 
 RARE_PROMPTS = Path(__file__).with_name("rare_prompts.jsonl")
@@ -23,42 +21,17 @@ DISTANCE = 2
 SHORT = 3
 
 
-@dataclass(frozen=True, slots=True)
-class RareNames:
-    """The stories generated from prompts with unusual names."""
-
-    stories: tuple[WrittenStory, ...]
-
-    def rows(self) -> list[dict[str, Any]]:
-        return [
-            {
-                "number": story.number,
-                "seed": story.seed,
-                "prompt": story.prompt.text,
-                "text": story.text,
-                "kept": float(all_kept(story.text, story.prompt.names)),
-                "mutated": float(bool(mutations(story.prompt, story.text))),
-                "ended": float(story.ended),
-            }
-            for story in self.stories
-        ]
-
-    def estimates(self) -> dict[str, Estimate]:
-        """Share of stories that are `kept` (all names of the prompt come again), `mutated` and `ended`."""
-        rows, found = self.rows(), {}
-        for name in ("kept", "mutated", "ended"):
-            values_PS = values_by_prompt((row["number"], row["seed"], row[name]) for row in rows)
-            if (estimate := mean_over_prompts(values_PS, binary=True)) is not None:
-                found[name] = estimate
-        return found
-
-    def as_dict(self) -> dict[str, Any]:
-        estimates = self.estimates()
-        return {
-            "stories": len(self.stories),
-            **{name: estimate.value for name, estimate in estimates.items()},
-            "intervals": {name: [estimate.low, estimate.high] for name, estimate in estimates.items()},
+def measure_rare_names(stories: Sequence[WrittenStory]) -> StorySet:
+    """Measure stories of these prompts: `kept` (all names of the prompt come again), `mutated` and `ended`."""
+    figures: list[Figures] = [
+        {
+            "kept": float(all_kept(story.text, story.prompt.names)),
+            "mutated": float(bool(mutations(story.prompt, story.text))),
+            "ended": float(story.ended),
         }
+        for story in stories
+    ]
+    return StorySet(tuple(stories), tuple(figures))
 
 
 def mutations(prompt: Prompt, continuation: str) -> set[str]:

@@ -7,11 +7,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from experiments.common.statistics import Estimate, ratio_of_sums
-from experiments.quality.generation import Written
+from experiments.quality.generation import StorySet, Written
 from experiments.quality.held_out import Figures, HeldOut, PlaceLoss, RuntimeName
 from experiments.quality.judge import Judgement
 from experiments.quality.ngram import NgramBaseline
-from experiments.quality.rare_names import RareNames
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +34,7 @@ class QualityReport:
     """What the served model generates; None if it was not asked to."""
     baseline_written: Written | None = None
     """What the baseline generates from the same prompts, for the first seed."""
-    rare_names: RareNames | None = None
+    rare_names: StorySet | None = None
     judgement: Judgement | None = None
     training_name: str | None = None
     """The stories that were searched for copies; None: none were given."""
@@ -50,6 +49,12 @@ class QualityReport:
     @property
     def served(self) -> Figures:
         return self.runtimes[self.runtime]
+
+    @property
+    def figures(self) -> dict[str, Figures]:
+        """Of each runtime by its name, and of the `baseline`."""
+        figures = {str(name): found for name, found in self.runtimes.items()}
+        return figures | ({} if self.baseline is None else {"baseline": self.baseline.figures})
 
     @property
     def left_out(self) -> dict[str, str]:
@@ -81,15 +86,11 @@ class QualityReport:
             "model": self.model,
             "digest": self.digest,
             "data": list(self.data),
-            "bits_per_byte": self.served.bits_per_byte,
-            "loss": self.served.loss,
+            **self.served.as_dict(),
             "tokens": self.tokens,
             "bytes": self.bytes,
             "stories": self.stories,
-            "runtimes": {
-                name: {"bits_per_byte": figures.bits_per_byte, "loss": figures.loss}
-                for name, figures in self.runtimes.items()
-            },
+            "runtimes": {name: figures.as_dict() for name, figures in self.runtimes.items()},
             "skipped": dict(self.skipped),
             "written": self.written.as_dict() if self.written else None,
             "data_digest": self.held_out.digest,
@@ -106,9 +107,7 @@ class QualityReport:
         baseline = self.baseline
         if baseline is None:
             return None
-        return {
-            "bits_per_byte": baseline.figures.bits_per_byte,
-            "loss": baseline.figures.loss,
+        return baseline.figures.as_dict() | {
             "order": baseline.table.order,
             "source": baseline.source,
             "stories": baseline.stories,

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
     from experiments.registry.versions import Version
 
+BITS = "model.best_bits_per_byte"
+"""Tag of a version: bits per byte on the validation stories of its training."""
+
 
 def register(
     source: Annotated[
@@ -66,19 +69,16 @@ def print_versions(versions: Sequence[Version], console: Console) -> None:
         console.print("No version is registered yet; `story register` makes one.")
         return
     columns = ("version", "digest", "aliases", "gate", "bits per byte", "step", "made (UTC)")
-    rows = []
-    for version in versions:
-        tags = version.tags
-        bits = tags.get("model.best_bits_per_byte", "")
-        rows.append(
-            (
-                str(version.number),
-                version.digest[:12],
-                ", ".join(version.aliases),
-                tags.get("gate", "not judged"),
-                f"{float(bits):.4f}" if bits else "",
-                tags.get("model.step", ""),
-                f"{datetime.fromtimestamp(version.created / 1000, UTC):%Y-%m-%d %H:%M}",
-            )
+    rows = [
+        (
+            str(version.number),
+            version.digest[:12],
+            ", ".join(version.aliases),
+            version.tags.get("gate", "not judged"),
+            f"{float(version.tags[BITS]):.4f}" if version.tags.get(BITS) else "",
+            version.tags.get("model.step", ""),
+            f"{datetime.fromtimestamp(version.created / 1000, UTC):%Y-%m-%d %H:%M}",
         )
+        for version in versions
+    ]
     console.print(terminal_table(columns, rows, text=("digest", "aliases", "gate")))

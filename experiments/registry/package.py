@@ -69,13 +69,12 @@ def save_package(folder: ModelFolder, out: Path, scratch: Path, model_id: str, r
     from mlflow.models import Model
 
     code, source = scratch / "model", Path(str(model.__file__)).parent
-    code.mkdir()
-    for name in PACKED:
-        if (source / name).is_dir():
-            ignored = shutil.ignore_patterns("__pycache__", "*.pyc")
-            shutil.copytree(source / name, code / name, ignore=ignored)
-        else:
-            shutil.copy(source / name, code / name)
+
+    def unpacked(folder: str, names: list[str]) -> set[str]:
+        others = set(names) - set(PACKED) if Path(folder) == source else set()
+        return others | {"__pycache__"}
+
+    shutil.copytree(source, code, ignore=unpacked)
     artifact = scratch / "folder"
     artifact.mkdir()
     for name in FILES:

@@ -159,11 +159,14 @@ def _training_run(client: MlflowClient, folder: Path | None) -> str | None:
 
 def _imported_run(uri: str, folder: ModelFolder) -> str:
     """A run that stands for the training of a model from elsewhere: MLflow wants one behind each version."""
-    recipe = folder.notes.get("recipe")
-    store = EvidenceStore(uri, EXPERIMENT)
-    with store.run(f"imported-{folder.digest[:8]}", {"imported": "true"}) as run:
-        run.log_params(recipe if isinstance(recipe, dict) else {})
+    with EvidenceStore(uri, EXPERIMENT).run(f"imported-{folder.digest[:8]}", {"imported": "true"}) as run:
+        run.log_params(_recipe(folder))
     return run.run_id
+
+
+def _recipe(folder: ModelFolder) -> dict[str, Any]:
+    recipe = folder.notes.get("recipe")
+    return recipe if isinstance(recipe, dict) else {}
 
 
 def _create(client: MlflowClient, uri: str, folder: ModelFolder, trained: str | None) -> ModelVersion:
@@ -173,9 +176,7 @@ def _create(client: MlflowClient, uri: str, folder: ModelFolder, trained: str | 
     tags = {DIGEST: folder.digest} | {f"model.{name}": text for name, text in _notes(folder).items()}
     if origin.git_sha is not None:
         tags |= {"git.sha": origin.git_sha, "git.dirty": str(bool(origin.git_dirty)).lower()}
-    model = client.create_logged_model(
-        experiment, name=MODEL_NAME, source_run_id=run_id, tags=tags, model_type="serving"
-    )
+    model = client.create_logged_model(experiment, MODEL_NAME, run_id, tags, model_type="serving")
     try:
         with tempfile.TemporaryDirectory(prefix="story-version-") as scratch:
             package, copies = Path(scratch) / "package", Path(scratch) / "copies"
@@ -193,11 +194,10 @@ def _create(client: MlflowClient, uri: str, folder: ModelFolder, trained: str | 
 
 def _notes(folder: ModelFolder) -> dict[str, str]:
     """Short facts of the folder's making: step, tokens, data digest, name of the recipe, number of parameters."""
-    recipe = folder.notes.get("recipe")
-    named = {"recipe": recipe.get("name")} if isinstance(recipe, dict) else {}
-    chosen = {name: folder.notes.get(name) for name in ("data", "step", "tokens", "best_bits_per_byte")}
-    chosen["parameters"] = sum(tensor.size for tensor in read_weights(folder.weights).values())
-    return {name: str(value) for name, value in (chosen | named).items() if value is not None}
+    notes = {name: folder.notes.get(name) for name in ("data", "step", "tokens", "best_bits_per_byte")}
+    notes["parameters"] = sum(tensor.size for tensor in read_weights(folder.weights).values())
+    notes["recipe"] = _recipe(folder).get("name")
+    return {name: str(value) for name, value in notes.items() if value is not None}
 
 
 def _read(client: MlflowClient, version: ModelVersion, *, new: bool = False) -> Version:

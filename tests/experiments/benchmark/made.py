@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from experiments.benchmark.compare import Comparison
-from experiments.benchmark.measures import MemoryUse, Phase, Sample
+from experiments.benchmark.measures import Figure, Figures, Phase, Sample
 from experiments.benchmark.plan import Plan
 from experiments.benchmark.report import Report, make_report
 from experiments.common.statistics import Estimate
@@ -15,7 +15,7 @@ from training.tracking.provenance import Provenance
 DIGEST = "ab" * 32
 OTHER = "cd" * 32
 ORIGIN = Provenance(git_sha="f" * 40, git_dirty=False, packages={"numpy": "2"}, machine={"cores": 2, "cpu": "Z80"})
-MEMORY = MemoryUse(peak_rss_mb=150.0, memory_percent=0.6, samples=9)
+MEMORY = {"peak_rss_mb": Figure(150.0, 9), "memory_percent": Figure(0.6, 9)}
 
 
 def row(
@@ -74,7 +74,7 @@ def comparison() -> Comparison:
     return Comparison(
         against="local (older)",
         against_digest=OTHER,
-        ratios={"ttft": Estimate(1.1, 0.9, 1.3, 20), "tokens_per_second": Estimate(0.5, 0.45, 0.55, 20)},
+        ratios={"ttft_ratio": Estimate(1.1, 0.9, 1.3, 20), "tokens_per_second_ratio": Estimate(0.5, 0.45, 0.55, 20)},
         success_rate=1.0,
         against_success_rate=0.95,
         pairs=20,
@@ -87,7 +87,7 @@ def report(
     digest: str | None = DIGEST,
     compared: Comparison | None = None,
     thresholds: Thresholds | None = None,
-    memory: MemoryUse | None = MEMORY,
+    memory: Figures = MEMORY,
     began: str = "2026-11-24T12:00:00.000+00:00",
     plan: Plan | None = None,
 ) -> Report:

@@ -7,7 +7,8 @@ import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
-from experiments.benchmark.targets import Ending, Failed, Listener
+from experiments.benchmark.measures import Listener
+from experiments.benchmark.targets import Ending, Failed
 from model.generation import GenerationRequest
 
 

@@ -16,9 +16,9 @@ from experiments.benchmark.evidence import (
     EXPERIMENT,
     REPORT,
     SAMPLES,
-    from_frame,
     load_benchmark_evidence,
     log_benchmark,
+    read_samples,
     to_frame,
 )
 from experiments.benchmark.measures import FailureKind, Sample
@@ -94,7 +94,8 @@ def test_evidence_comes_back_as_it_went(tracking_uri: str) -> None:
     assert list(evidence.samples) == samples()
     assert evidence.figures == report(compared=comparison()).figures
     assert evidence.began.isoformat(timespec="milliseconds") == "2026-11-24T12:00:00.000+00:00"
-    assert evidence.report["comparison"]["ratios"]["ttft_ratio"]["low"] == 0.9
+    assert evidence.report.comparison is not None
+    assert evidence.report.comparison.ratios["ttft_ratio"].low == 0.9
 
 
 def test_the_newest_run_of_this_very_digest_is_found(tracking_uri: str) -> None:
@@ -122,7 +123,7 @@ def test_the_newest_run_of_this_very_digest_is_found(tracking_uri: str) -> None:
 def test_a_run_of_a_comparison_alone_is_no_evidence_of_its_own(tracking_uri: str) -> None:
     rows = [sample for sample in samples() if sample.phase == "compare"]
     plan = Plan(phases=("compare",))
-    log_benchmark(report(rows, compared=comparison(), plan=plan, memory=None), rows, tracking_uri)
+    log_benchmark(report(rows, compared=comparison(), plan=plan, memory={}), rows, tracking_uri)
     assert load_benchmark_evidence(tracking_uri, DIGEST) is None
     assert load_benchmark_evidence(tracking_uri, DIGEST, against=OTHER) is not None
 
@@ -132,7 +133,8 @@ def test_half_the_rows_deleted_is_noticed(tracking_uri: str) -> None:
     path = artifact(tracking_uri, run_id, SAMPLES)
     frame = pandas.read_parquet(path)
     frame.iloc[::2].to_parquet(path, index=False)
-    with pytest.raises(EvidenceError, match=f"^benchmark {run_id}: .*requests.* do not follow from its rows$"):
+    message = f"^MLflow run {run_id} is no evidence: avg_generation_time, .* more do not follow from its rows$"
+    with pytest.raises(EvidenceError, match=message):
         load_benchmark_evidence(tracking_uri, DIGEST)
 
 
@@ -212,6 +214,6 @@ def test_rows_survive_parquet_to_the_last_bit(rows: list[Sample]) -> None:
     path = Path("rows.parquet")
     to_frame(rows).to_parquet(path, index=False)
     frame = pandas.read_parquet(path)
-    assert from_frame(frame) == rows
+    assert read_samples(path.read_bytes()) == rows
     firsts = [math.nan if sample.first is None else sample.first for sample in rows]
     assert frame["first"].tolist() == pytest.approx(firsts, nan_ok=True)

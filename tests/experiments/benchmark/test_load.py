@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 
 from experiments.benchmark.compare import Comparison, summarise
 from experiments.benchmark.load import Clock, LoadGenerator, arrival_times
-from experiments.benchmark.measures import Sample, phase_figures
+from experiments.benchmark.measures import Listener, Sample, phase_figures
 from experiments.benchmark.plan import Plan
-from experiments.benchmark.targets import Ending, Failed, Listener
+from experiments.benchmark.targets import Ending, Failed
 from model.generation import GenerationRequest
 from tests import virtual_time
 from tests.experiments.benchmark.made import failed, row
@@ -159,10 +159,10 @@ def test_a_target_that_is_half_as_fast_shows_a_difference() -> None:
     log: list[tuple[str, int]] = []
     ours, theirs = Paced(0.02, log, "ours"), Paced(0.01, log, "theirs", digest="ab" * 32)
     _, found = both(ours, theirs, Plan(requests=10, concurrency=3))
-    assert found.ratios["itl"].value == pytest.approx(2)
-    assert found.ratios["generation_time"].value == pytest.approx(2)
-    assert found.ratios["tokens_per_second"].value == pytest.approx(0.5)
-    assert found.ratios["total_tokens_per_second"].value == pytest.approx(0.5)
+    assert found.ratios["itl_ratio"].value == pytest.approx(2)
+    assert found.ratios["generation_time_ratio"].value == pytest.approx(2)
+    assert found.ratios["tokens_per_second_ratio"].value == pytest.approx(0.5)
+    assert found.ratios["total_tokens_per_second_ratio"].value == pytest.approx(0.5)
     assert all(ratio.excludes(1) for ratio in found.ratios.values())
     assert (found.against, found.against_digest) == ("theirs", "ab" * 32)
     assert {name: figure.n for name, figure in found.figures().items()} == {
@@ -193,7 +193,7 @@ def test_a_round_in_which_one_side_failed_counts_in_the_success_rate_only() -> N
     _, found = both(Paced(0.001, log, "ours", every=3), Paced(0.001, log, "theirs"), Plan(requests=9, concurrency=2))
     # 9 alone and 3 rounds of two: of 15 requests each third failed.
     assert (found.success_rate, found.against_success_rate) == pytest.approx((10 / 15, 1.0))
-    assert found.ratios["ttft"].n < 9
+    assert found.ratios["ttft_ratio"].n < 9
 
 
 def test_without_a_pair_nothing_is_claimed() -> None:

@@ -39,10 +39,6 @@ def next_part(process: subprocess.Popen[str]) -> None:
     process.stdin.flush()
 
 
-def samples(watch: MemoryWatch) -> int:
-    return watch.peak.samples if watch.peak is not None else 0
-
-
 @pytest.mark.parametrize("command", [["-c", PEAK], ["-c", CHILD, PEAK]], ids=["itself", "its child"])
 def test_the_peak_is_kept_when_the_memory_is_given_back(command: list[str]) -> None:
     with subprocess.Popen(
@@ -53,25 +49,26 @@ def test_the_peak_is_kept_when_the_memory_is_given_back(command: list[str]) -> N
             before = watch.peak
             next_part(process)
             said(process, "full")
-            seen = samples(watch)
-            until(lambda: samples(watch) > seen + 1)  # the one that is under way may have begun before
+            seen = watch.samples
+            until(lambda: watch.samples > seen + 1)  # the one that is under way may have begun before
             next_part(process)
             said(process, "empty")
         next_part(process)
-    assert before is not None
-    assert watch.peak is not None
-    assert watch.peak.peak_rss_mb - before.peak_rss_mb == pytest.approx(80, abs=8)
-    assert watch.peak.memory_percent == pytest.approx(100 * watch.peak.peak_rss_mb * 1e6 / usable_memory())
-    assert watch.peak.samples > 1
+    assert before > 0
+    assert (watch.peak - before) / 1e6 == pytest.approx(80, abs=8)
+    figures = watch.figures()
+    assert figures["peak_rss_mb"].value == watch.peak / 1e6
+    assert figures["memory_percent"].value == pytest.approx(100 * watch.peak / usable_memory())
+    assert {figure.n for figure in figures.values()} == {watch.samples}
+    assert watch.samples > 1
 
 
 def test_this_process_is_measured_as_psutil_does() -> None:
     with MemoryWatch([os.getpid()]) as watch:
         pass
-    assert watch.peak is not None
     me = psutil.Process()  # other tests of this process may have left children that are still at work
     now = sum(process.memory_info().rss for process in (me, *me.children(recursive=True))) / 1e6
-    assert watch.peak.peak_rss_mb == pytest.approx(now, rel=0.2)
+    assert watch.peak / 1e6 == pytest.approx(now, rel=0.2)
 
 
 def test_a_process_that_is_gone_or_unknown_leaves_no_figure() -> None:
@@ -80,7 +77,7 @@ def test_a_process_that_is_gone_or_unknown_leaves_no_figure() -> None:
     for processes in ([], [ended.pid]):
         with MemoryWatch(processes) as watch:
             pass
-        assert watch.peak is None
+        assert watch.figures() == {}
 
 
 @pytest.mark.parametrize(

@@ -98,7 +98,7 @@ def test_one_failing_request_in_three_fails_the_run() -> None:
 
 
 def test_what_was_not_measured_neither_passes_nor_fails() -> None:
-    made = report([row("single", arrivals=(0.1, 0.12, 0.14), ended=0.2)], memory=None)
+    made = report([row("single", arrivals=(0.1, 0.12, 0.14), ended=0.2)], memory={})
     checks = {check.threshold.metric: (check.verdict, check.value, check.n) for check in made.checks}
     assert checks["error_rate"] == ("NOT MEASURED", None, 0)
     assert checks["memory_percent"] == ("NOT MEASURED", None, 0)

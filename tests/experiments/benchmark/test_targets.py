@@ -7,7 +7,7 @@ import contextlib
 import json
 import os
 import socket
-from dataclasses import dataclass, field
+import time
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from pydantic import SecretStr
 
 from experiments.benchmark.load import LoadGenerator
-from experiments.benchmark.measures import Phase, Sample
+from experiments.benchmark.measures import Listener, Phase, Sample
 from experiments.benchmark.plan import Plan
 from experiments.benchmark.targets import (
     Ending,
@@ -32,6 +32,7 @@ from model.architecture.folder import PRETRAINED, ModelFolder
 from model.errors import InputError
 from model.settings import Settings
 from tests.experiments.benchmark.broken_server import DONE, END, USAGE, Answer, answering, chunk
+from tests.experiments.benchmark.made import row as made_row
 from tests.model.serving.http.serving import paced, serving
 from tests.model.small_model import small_folder
 
@@ -197,8 +198,8 @@ HTML = {"Content-Type": "text/html"}
         (Answer(chunk("a", token_ids=[1]) + b"data: {", reset=True), "truncated", ""),
         (Answer(b""), "truncated", "the stream ended before [DONE], after 0 messages"),
         (Answer(b"<p>hello</p>", 200, HTML), "malformed", "Expected response header Content-Type"),
-        (Answer(b"data: {oops\n\n"), "malformed", "an event is not JSON: '{oops'"),
-        (Answer(b"data: 7\n\n"), "malformed", "an event is not an object: '7'"),
+        (Answer(b"data: {oops\n\n"), "malformed", "an event is not usable: '{oops' Invalid JSON"),
+        (Answer(b"data: 7\n\n"), "malformed", "an event is not usable: '7' must be an object"),
         (Answer(b'data: {"text": "a"}\n\n'), "malformed", "an event has no choices"),
         (Answer(chunk("a") + END + DONE), "malformed", "neither usage nor token ids"),
         (Answer(chunk("a", token_ids=[1]) + DONE), "malformed", "the finish reason is None"),
@@ -266,17 +267,6 @@ def test_usage_stands_above_token_ids() -> None:
     assert (row.tokens, row.counts) == (5, [2])
 
 
-@dataclass
-class Heard:
-    counts: list[int] = field(default_factory=list)
-
-    def arrived(self, tokens: int) -> None:
-        self.counts.append(tokens)
-
-    def complete(self) -> None:
-        pass
-
-
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=5),
     lambda inner: (
@@ -293,7 +283,7 @@ JSON = st.recursive(
 
 @given(st.lists(JSON.map(json.dumps) | st.text(max_size=8), max_size=3))
 def test_whatever_a_server_sends_is_an_ending_or_a_failure(events: list[str]) -> None:
-    parser = _StreamParser(Heard())
+    parser = _StreamParser(Listener(made_row(), time.monotonic))
     with contextlib.suppress(Failed):  # what else is raised fails this test
         for event in [*events, "[DONE]"]:
             parser.take(event)

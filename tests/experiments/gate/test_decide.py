@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ from hypothesis import strategies as st
 
 from experiments.common.statistics import ONE_SIDED, Estimate, wilson
 from experiments.common.thresholds import Threshold, Thresholds, load_thresholds
-from experiments.gate.decide import Check, Decision, Verdict, decide, judge, overall, without
-from experiments.gate.evidence import Evidence, Found
+from experiments.gate.decide import Check, Decision, Verdict, decide, judge, overall
+from experiments.gate.evidence import Evidence
 from experiments.quality.evidence import QualityEvidence, StoryLoss
 from experiments.quality.held_out import digest_of, read_held_out
 from model.architecture.tokenizer import StoryTokenizer
@@ -30,14 +31,13 @@ def judged_on(data_digest: str) -> Evidence:
     quality = QualityEvidence(
         run_id="r",
         digest="d",
-        ended_at=0,
+        began=datetime.now(UTC),
         metrics={},
-        params={},
         tags={"data.digest": data_digest},
         losses=losses,
         stories=(),
     )
-    return Evidence(digest="d", quality=Found(quality), benchmark=Found(missing="none"))
+    return Evidence(digest="d", quality=quality, benchmark="none")
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def test_the_bound_is_that_of_the_stories_that_were_read(
 
 
 def test_without_an_evaluation_the_usual_bound_is_undecided(bounds: Thresholds) -> None:
-    evidence = Evidence(digest="d", quality=Found(missing="none"), benchmark=Found(missing="none"))
+    evidence = Evidence(digest="d", quality="none", benchmark="none")
     (check,) = decide(evidence, bounds).checks
     assert (check.threshold.limit, check.verdict) == (0.85, "undecided")
 
@@ -121,7 +121,7 @@ def test_ten_of_ten_is_not_enough_to_claim_four_in_five() -> None:
 
 
 def test_missing_evidence_is_undecided_and_says_why() -> None:
-    check = without(threshold(), "it was never measured")
+    check = judge(threshold(), "it was never measured")
     assert (check.verdict, check.bounds, check.margin) == ("undecided", None, None)
     assert check.as_dict()["why"] == "it was never measured"
 
@@ -152,4 +152,4 @@ def test_the_exit_code_reports_the_verdict() -> None:
     good, bad = judge(threshold(), share(50, 50)), judge(threshold(), share(5, 50))
     assert decision(good).exit_code == 0
     assert decision(good, bad).exit_code == 1
-    assert decision(good, without(threshold(), "gone")).exit_code == 3
+    assert decision(good, judge(threshold(), "gone")).exit_code == 3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -15,11 +16,11 @@ from rich.console import Console
 from experiments.common.statistics import ONE_SIDED, wilson
 from experiments.common.thresholds import load_thresholds
 from experiments.gate.decide import Decision, Verdict, decide
-from experiments.gate.evidence import Evidence, Found, save_champion
+from experiments.gate.evidence import Evidence, save_champion
 from experiments.gate.promotion import PromotionError, promote, rollback
 from experiments.gate.render import MARK, junit, markdown, print_decision
 from experiments.gate.run import run_gate
-from experiments.quality.evidence import QualityEvidence, load_quality_evidence
+from experiments.quality.evidence import QualityEvidence, StoryLoss, load_quality_evidence
 from experiments.registry.versions import register, versions
 from model.architecture.folder import ModelFolder
 from model.errors import InputError
@@ -146,8 +147,6 @@ def test_evidence_tagged_for_a_digest_that_it_was_not_measured_on_is_noticed(pla
 
 
 def test_evidence_from_too_long_ago_decides_nothing(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    from datetime import timedelta
-
     monkeypatch.setattr("experiments.gate.evidence.MAX_AGE", timedelta(0))
     assert "is 0 days old" in why(run_gate(place.uri, place.bounds), "bits_per_byte")
 
@@ -215,8 +214,11 @@ def test_written_stories_are_judged_by_their_rows_a_prompt_counting_once(tmp_pat
         for number in range(64)
         for seed in range(3)
     )
-    quality = QualityEvidence("run", "0" * 64, 0, {}, {}, {}, (), rows)
-    evidence = Evidence(digest="0" * 64, quality=Found(quality), benchmark=Found(missing="none"))
+    loss = StoryLoss(id="0", nats=1.0, tokens=1, bytes=1)
+    quality = QualityEvidence(
+        run_id="run", digest="0" * 64, began=datetime.now(UTC), tags={}, metrics={}, losses=(loss,), stories=rows
+    )
+    evidence = Evidence(digest="0" * 64, quality=quality, benchmark="none")
     decision = decide(evidence, bounds)
     found = {check.threshold.metric: check for check in decision.checks}
     assert {name: check.verdict for name, check in found.items()} == {
@@ -240,12 +242,7 @@ def test_written_stories_are_judged_by_their_rows_a_prompt_counting_once(tmp_pat
     )
     assert copied.value == 4
     without = decide(
-        Evidence(
-            digest="0" * 64,
-            benchmark=Found(missing="none"),
-            quality=Found(QualityEvidence("run", "0" * 64, 0, {}, {}, {}, (), ())),
-        ),
-        bounds,
+        Evidence(digest="0" * 64, benchmark="none", quality=quality.model_copy(update={"stories": ()})), bounds
     )
     assert {check.verdict for check in without.checks} == {"undecided"}
 

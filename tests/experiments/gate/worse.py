@@ -103,7 +103,7 @@ def log_speed(
         other = Paced(STEP, digest=against.digest, tokens=PLAN.max_tokens)
         plan = PLAN.model_copy(update={"phases": (*PLAN.phases, "compare")})
     began = datetime.now(UTC)
-    samples = virtual_time.run(measure(target, plan, against=other)).samples
+    samples, memory = virtual_time.run(measure(target, plan, against=other))
     report: Report = make_report(
         samples,
         target="local",
@@ -112,7 +112,7 @@ def log_speed(
         seconds=1.0,
         plan=plan,
         cold_start_means="",
-        memory=None,
+        memory=memory,
         thresholds=bounds,
         origin=provenance(),
         load=(0.0, 0.0),

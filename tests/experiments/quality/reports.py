@@ -10,7 +10,7 @@ from experiments.quality.generation import Prompt, Written, WrittenStory
 from experiments.quality.held_out import HeldOut, RuntimeName, figures_of, loss_by_place
 from experiments.quality.memorised import longest_copies
 from experiments.quality.ngram import NgramBaseline, NgramTable
-from experiments.quality.rare_names import RareNames
+from experiments.quality.rare_names import measure_rare_names
 from experiments.quality.report import QualityReport
 
 DIGEST = "a2bf" + "0" * 60
@@ -39,7 +39,7 @@ def report(*, scale: float = 1.0, **changes: Any) -> QualityReport:
     fp32 = figures_of([nats * scale * 0.99 for nats in NATS], HELD_OUT)
     table = NgramTable.count([[0, 5, 6], [0, 7, 8]], 9, order=2)
     scored = figures_of(table.nats(HELD_OUT.tokens), HELD_OUT)
-    baseline = NgramBaseline(table, scored, "our own corpus", 2, 6, 100)
+    baseline = NgramBaseline(table, scored, "our own corpus", 2, 6, False)
     runtimes: dict[RuntimeName, Any] = {"int8": int8, "fp32": fp32}
     sizes = [np.array([2, 4, 4, 0]), np.array([9, 6, 0])]
     given: dict[str, Any] = {
@@ -54,7 +54,7 @@ def report(*, scale: float = 1.0, **changes: Any) -> QualityReport:
         "places": loss_by_place(int8.nats, sizes, baseline.figures.nats, starts=(0, 2)),
         "written": written(),
         "baseline_written": written(1),
-        "rare_names": RareNames(written().stories),
+        "rare_names": measure_rare_names(written().stories),
         "training_name": "train.jsonl",
         "seen_in_training": 0,
     }

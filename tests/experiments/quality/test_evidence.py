@@ -24,7 +24,6 @@ from experiments.quality.evidence import (
     _loss_rows,
     _metrics,
     _params,
-    _story_rows,
     _tags,
     load_quality_evidence,
     log_evaluation,
@@ -34,7 +33,7 @@ from experiments.quality.held_out import figures_of
 from experiments.quality.judge import Judged, Judgement
 from model.errors import InputError
 from tests.experiments.quality.reports import DIGEST as DIGEST_OF_REPORT
-from tests.experiments.quality.reports import HELD_OUT, PROMPTS, report
+from tests.experiments.quality.reports import HELD_OUT, PROMPTS, report, written
 from training.tracking.store import OWNER, Owner, open_store
 
 
@@ -58,11 +57,11 @@ def test_what_was_logged_comes_back_story_by_story(tracking_uri: str) -> None:
     bits = sum(loss.nats for loss in evidence.losses) / math.log(2) / sum(loss.bytes for loss in evidence.losses)
     assert bits == pytest.approx(evidence.metrics["bits_per_byte"]) == pytest.approx(logged.served.bits_per_byte)
     assert [(row["number"], row["seed"], row["text"]) for row in evidence.stories] == [
-        (row["number"], row["seed"], row["text"]) for row in _story_rows(logged)
+        (story.number, story.seed, story.text) for story in (logged.written.stories if logged.written else ())
     ]
     kept = [row["names_kept"] for row in evidence.stories]
     assert sum(kept) / len(kept) == evidence.metrics["written/names_kept"]
-    assert evidence.ended_at > 0
+    assert evidence.began.timestamp() > 0
 
 
 def test_the_run_says_whose_evidence_it_is_and_what_it_rests_on(tracking_uri: str) -> None:
@@ -111,7 +110,7 @@ def test_no_evidence_is_none_and_not_an_error(tracking_uri: str) -> None:
 def test_mlflow_reads_the_tables_as_its_own(tracking_uri: str) -> None:
     client, run_id = open_store(tracking_uri), log(tracking_uri)
     experiment = client.get_run(run_id).info.experiment_id
-    for path, rows in ((LOSSES, _loss_rows(report())), (STORIES, _story_rows(report()))):
+    for path, rows in ((LOSSES, _loss_rows(report())), (STORIES, written().rows())):
         table = client.load_table(experiment, path, [run_id])
         assert list(table.columns) == list(rows[0])
         for name in ("id", "nats", "text", "names_kept"):
@@ -132,7 +131,7 @@ def test_a_run_without_its_tables_is_evidence_of_nothing(path: str, tracking_uri
 def test_losses_that_are_no_numbers_are_evidence_of_nothing(tracking_uri: str) -> None:
     nats = [np.array([1.0, np.nan, 1.0, 1.0]), np.array([1.0, 1.0, 1.0])]
     log(tracking_uri, runtimes={"int8": figures_of(nats, HELD_OUT)}, baseline=None, places=())
-    with pytest.raises(EvidenceError, match="is no evidence"):
+    with pytest.raises(EvidenceError, match=r"is no evidence: losses\.0\.nats: must be a finite number, got nan"):
         load_quality_evidence(tracking_uri, DIGEST_OF_REPORT)
 
 
@@ -144,10 +143,13 @@ def test_a_model_that_was_not_asked_to_write_has_no_stories(tracking_uri: str) -
     assert "written/ended" not in evidence.metrics
 
 
-def test_the_judges_score_is_beside_each_story() -> None:
+def test_the_judges_score_is_beside_each_story(tracking_uri: str) -> None:
     read = tuple(Judged(float(number), 3, 9) for number in range(4))
     judged = report(judgement=Judgement("big", read, read[:1]))
-    assert [row["judge_nats"] for row in _story_rows(judged)] == [0.0, 1.0, 2.0, 3.0]
+    log(tracking_uri, judgement=Judgement("big", read, read[:1]))
+    evidence = load_quality_evidence(tracking_uri, DIGEST_OF_REPORT)
+    assert evidence is not None
+    assert [row["judge_nats"] for row in evidence.stories] == [0.0, 1.0, 2.0, 3.0]
     metrics = _metrics(judged)
     assert metrics["judge/perplexity"] == pytest.approx(math.exp(6 / 12))
     assert metrics["judge/reference_perplexity"] == 1.0

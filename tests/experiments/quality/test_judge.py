@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from experiments.quality import judge as module
-from experiments.quality.judge import Judge, Judged, first_sentence, judge_stories, perplexity, why_not
+from experiments.quality.judge import Judge, Judged, Judgement, first_sentence, judge_stories, why_not
 from model.errors import InputError
 
 VOCAB = 128
@@ -123,7 +123,7 @@ def test_our_stories_are_read_beside_held_out_ones(folder: Path, monkeypatch: py
 
 
 def test_no_tokens_have_no_perplexity() -> None:
-    assert perplexity([Judged(0.0, 0, 0)]) is None
+    assert Judgement("none", (Judged(0.0, 0, 0),), ()).as_dict()["perplexity"] is None
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments.quality import memorised
 from experiments.quality.memorised import ANCHOR, TrainingTexts, longest_copies, words
 from model.errors import DataError
 from training.data.corpus import load_own_stories, story_id
@@ -33,13 +32,9 @@ def by_search(text: str, training: list[str]) -> int:
     return best if best >= ANCHOR else 0
 
 
-@given(st.lists(TEXT, min_size=1, max_size=3), st.lists(TEXT, max_size=4), st.sampled_from([1, 100_000]))
-def test_the_longest_run_is_the_one_a_search_of_all_runs_finds(
-    written: list[str], training: list[str], block: int
-) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(memorised, "BLOCK_WORDS", block)
-        copies = longest_copies(written, training)
+@given(st.lists(TEXT, min_size=1, max_size=3), st.lists(TEXT, max_size=4))
+def test_the_longest_run_is_the_one_a_search_of_all_runs_finds(written: list[str], training: list[str]) -> None:
+    copies = longest_copies(written, training)
     for text, copy in zip(written, copies, strict=True):
         assert copy.words == by_search(text, training)
         if copy.words:

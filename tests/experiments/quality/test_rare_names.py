@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from experiments.quality.generation import Prompt, WrittenStory, load_prompts
-from experiments.quality.rare_names import RARE_PROMPTS, RareNames, edit_distance, mutations
+from experiments.quality.rare_names import RARE_PROMPTS, edit_distance, measure_rare_names, mutations
 from training.data.rename import HELD_OUT
 
 WORDS = st.text("abc", max_size=6)
@@ -46,7 +46,7 @@ def test_edit_distance_is_a_metric(a: str, b: str, c: str) -> None:
 
 
 def test_shares_are_over_stories() -> None:
-    measured = RareNames(
+    measured = measure_rare_names(
         (
             story(0, 0, "Then Ember slept.", "Ember"),
             story(0, 1, "Then Emild slept.", "Ember"),

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 
 from experiments.quality.generation import FIGURES
-from experiments.quality.render import MEANING, print_report, status
+from experiments.quality.render import print_report, status
 from tests.experiments.quality.reports import report
 
 
@@ -26,7 +26,7 @@ def test_each_figure_has_its_baseline_beside() -> None:
     assert f"{served.bits_per_byte:.4f} [" in lines["int8"]
     assert f"{baseline.figures.bits_per_byte:.4f}" in lines["baseline"]
     # These stories are over with their opening, so there is nothing behind it to look for names in.
-    assert [name for name in FIGURES if MEANING[name] not in lines] == ["opening_names_kept"]
+    assert [name for name, meaning in FIGURES.items() if meaning.label not in lines] == ["opening_names_kept"]
     assert lines["keep all names of the prompt"].split()[-1] == "50.0%"
     place = report().places[0]
     assert f"{place.loss:.3f}" in lines["0 to 1"]

@@ -1,0 +1,41 @@
+"""Schemas of options and records, checked by pydantic: what is wrong with one is a single line that names the field."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from model.errors import InputError
+
+
+def fault_of(error: ValidationError) -> tuple[str, str]:
+    """The first field that is wrong (`losses.0.nats`), and what is wrong with it."""
+    fault = error.errors()[0]
+    place = ".".join(map(str, fault["loc"]))
+    if fault["type"] == "missing":
+        return place, "is missing"
+    unknown = fault["type"] == "extra_forbidden"
+    problem = "is not known" if unknown else re.sub(r"^\w+ should", "must", fault["msg"])
+    return place, f"{problem}, got {textwrap.shorten(repr(fault['input']), 100, placeholder=' …')}"
+
+
+class Options(BaseModel):
+    """Options of a verb: immutable, without unknown names. Raises `InputError` for the first one that is wrong."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            place, problem = fault_of(error)
+            raise InputError(place.partition(".")[0], problem) from None
+
+
+class Record(BaseModel):
+    """What one run writes and a later one reads. Its fields have the names that are on the disk."""
+
+    model_config = ConfigDict(frozen=True)
