@@ -160,12 +160,6 @@ def make_blocks(a: Sequence[bool], b: Sequence[bool], sizes: Sequence[tuple[int,
     return Blocks(sizes_J2, hits_J2, estimate_J2, (at_a, at_b))
 
 
-def log_factors(blocks: Blocks, difference: float) -> Floats:
-    """Return the logarithm of each block's factor against "b's share is a's plus `difference`", (J,)."""
-    factors_J: Floats = _log_factors(blocks, np.array([difference]))[0]
-    return factors_J
-
-
 def compare(
     a: Sequence[bool], b: Sequence[bool], sizes: Sequence[tuple[int, int]] = ((1, 1),), *, alpha: float = 0.05
 ) -> Comparison:
@@ -175,7 +169,7 @@ def compare(
     if count == 0:
         return Comparison(1.0, 1.0, -1.0, 1.0, 0, blocks.used, None)
     bar = math.log(1 / alpha)
-    path_J = np.cumsum(log_factors(blocks, 0.0))
+    path_J = np.cumsum(log_factors(blocks, np.zeros(1))[0])
     best = max(0.0, float(path_J.max()))
     reached = np.flatnonzero(path_J >= bar)
     low, high = _interval(blocks, bar)
@@ -220,13 +214,13 @@ def _peaks(blocks: Blocks, differences_G: Floats) -> Floats:
     at_once = max(1, MOST // count)
     differences_G = np.clip(differences_G, -1 + 1e-9, 1 - 1e-9)
     peaks = [
-        np.cumsum(_log_factors(blocks, differences_G[start : start + at_once]), axis=1).max(axis=1)
+        np.cumsum(log_factors(blocks, differences_G[start : start + at_once]), axis=1).max(axis=1)
         for start in range(0, len(differences_G), at_once)
     ]
     return np.concatenate(peaks) if peaks else np.zeros(0)
 
 
-def _log_factors(blocks: Blocks, differences_G: Floats) -> Floats:
+def log_factors(blocks: Blocks, differences_G: Floats) -> Floats:
     """Return the logarithm of each block's factor against each difference, (G, J)."""
     n_a, n_b = blocks.sizes_J2.T
     p_a, p_b = blocks.estimate_J2.T

@@ -87,17 +87,6 @@ def ratio_of_sums(
     return _estimate(value, interval.low, interval.high, n)
 
 
-def paired_difference(
-    ours: npt.ArrayLike, theirs: npt.ArrayLike, weights: npt.ArrayLike, *, level: float = CONFIDENCE, seed: int = 0
-) -> Estimate:
-    """(sum of ours - sum of theirs) / sum of weights over the same stories.
-
-    What makes a story hard is common to both sides and cancels, so the interval is much narrower than either side's.
-    """
-    difference = np.asarray(ours, np.float64) - np.asarray(theirs, np.float64)
-    return ratio_of_sums(difference, weights, level=level, seed=seed)
-
-
 def mean_over_prompts(
     values_PS: npt.ArrayLike, *, binary: bool = False, level: float = CONFIDENCE, seed: int = 0
 ) -> Estimate | None:

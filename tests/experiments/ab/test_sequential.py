@@ -37,12 +37,12 @@ def test_a_factors_expectation_is_at_most_one_under_every_truth_with_that_differ
     low, high = max(0.0, -difference), min(1.0, 1.0 - difference)
     true_a = low + place * (high - low)
     true_b = min(1.0, max(0.0, true_a + difference))
-    expected = 0.0
+    expected, against = 0.0, np.array([difference])
     for hits in itertools.product(range(sizes[0] + 1), range(sizes[1] + 1)):
         chance = math.prod(
             math.comb(n, k) * t**k * (1 - t) ** (n - k) for n, k, t in zip(sizes, hits, (true_a, true_b), strict=True)
         )
-        expected += chance * math.exp(float(log_factors(one_block(sizes, estimate, hits), difference)[0]))
+        expected += chance * math.exp(log_factors(one_block(sizes, estimate, hits), against)[0, 0])
     assert expected <= 1 + 1e-7
 
 
@@ -53,7 +53,7 @@ def paths(true: tuple[float, float], sizes: tuple[int, int], blocks: int, repeat
     for number in range(repeats):
         a = rng.random(blocks * sizes[0]) < true[0]
         b = rng.random(blocks * sizes[1]) < true[1]
-        found[number] = np.cumsum(log_factors(make_blocks(a.tolist(), b.tolist(), [sizes]), 0.0))
+        found[number] = np.cumsum(log_factors(make_blocks(a.tolist(), b.tolist(), [sizes]), np.zeros(1))[0])
     return found
 
 
