@@ -196,36 +196,26 @@ class StreamTimer:
         return Usage(prompt_tokens, self.tokens, queued, ttft, duration)
 
 
-class StreamRecorder(StreamTimer):
-    """Collects a stream's chunks, to make its `Completion`."""
+class RecordedStream(StreamTimer):
+    """Base of the streams that are no engine's own: it collects their chunks, to make their `Completion`."""
 
-    __slots__ = ("chunks",)
+    fingerprint: str | None = None
 
     def __init__(self, started: float | None = None) -> None:
         super().__init__(started)
         self.chunks: list[Chunk] = []
+        self.ended: Completion | None = None
+        self.cancelled = False
 
     def add(self, chunk: Chunk) -> None:
         """Keep a chunk that has just come."""
         super().add(chunk)
         self.chunks.append(chunk)
 
-    def completion(self, finish: FinishReason, usage: Usage, error: str | None = None) -> Completion:
-        """Return what was collected as a completion."""
+    def end(self, finish: FinishReason, usage: Usage | None = None, error: str | None = None) -> None:
+        """Make the completion of what was collected."""
         merged = merge_chunks(self.chunks)
-        return Completion(merged.text, finish, usage, merged.logprobs, error, merged.prompt)
-
-
-class RecordedStream:
-    """Base of the streams that are no engine's own: they record what they yield."""
-
-    fingerprint: str | None = None
-
-    def __init__(self, started: float | None = None) -> None:
-        """`started`: when the request arrived, by `time.perf_counter`; None: now."""
-        self.recorder = StreamRecorder(started)
-        self.ended: Completion | None = None
-        self.cancelled = False
+        self.ended = Completion(merged.text, finish, usage or self.usage(), merged.logprobs, error, merged.prompt)
 
     @property
     def completion(self) -> Completion:

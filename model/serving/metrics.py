@@ -11,7 +11,7 @@ import logging
 import os
 import time
 from collections.abc import Iterable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -66,49 +66,7 @@ def memory_limit() -> int | None:
     return machine
 
 
-class _BackendCollector(Collector):
-    """The backend's state at scrape time."""
-
-    def __init__(self, backend: Backend, deployment: str) -> None:
-        self._backend, self._deployment = backend, deployment
-
-    def collect(self) -> Iterable[Metric]:
-        health = self._backend.health()
-        yield GaugeMetricFamily("story_ready", "1 if a request could be served now.", float(health.ready))
-        yield GaugeMetricFamily(
-            "story_capacity", "Streams that can be open at once, queued ones included.", self._backend.capacity
-        )
-        if (engine := health.engine) is not None:
-            yield GaugeMetricFamily("story_slots", "Decode slots of the engine.", engine.slots)
-            yield GaugeMetricFamily("story_slots_active", "Decode slots in use.", engine.active)
-            yield GaugeMetricFamily("story_waiting", "Requests in the queue for a slot.", engine.waiting)
-        if health.breaker is not None:
-            breaker = GaugeMetricFamily(
-                "story_breaker", "1 for the state of the circuit breaker before Modal.", labels=["state"]
-            )
-            for state in ("closed", "open", "half-open"):
-                breaker.add_metric([state], float(state == health.breaker))
-            yield breaker
-        info = GaugeMetricFamily(
-            "story_info", "Deployment, model version and backend.", labels=["deployment", "version", "served_by"]
-        )
-        info.add_metric([self._deployment, self._backend.model.version[:12], health.served_by], 1)
-        yield info
-        model = self._backend.model
-        labels = ["alias", "version", "digest"]
-        served = GaugeMetricFamily("story_model_info", "Registered version that serves, if it is one.", labels=labels)
-        served.add_metric([model.alias, "" if model.number is None else str(model.number), model.version], 1)
-        yield served
-        what = "Versions that the alias named and that could not be served."
-        yield CounterMetricFamily("story_model_refused", what, health.models_refused)
-        used, limit = resident(), memory_limit()
-        if used is not None and limit is not None:
-            yield GaugeMetricFamily("story_memory_bytes", "Resident memory of this process.", used)
-            yield GaugeMetricFamily("story_memory_limit_bytes", "Memory limit of this process.", limit)
-            yield GaugeMetricFamily("story_memory_percent", "Memory used, in percent of the limit.", 100 * used / limit)
-
-
-class Meter:
+class Meter(Collector):
     """All metrics of one service, an `Observer` of its sessions; `deployment`: its name, if it has one."""
 
     def __init__(self, backend: Backend, deployment: str = "") -> None:
@@ -128,23 +86,46 @@ class Meter:
         self.open = Gauge("story_streams_open", "Open streams.", registry=registry)
         tokens = Counter("story_tokens", "Prompt and completion tokens.", ["kind"], registry=registry)
         self._prompt_tokens, self.tokens = tokens.labels("prompt"), tokens.labels("completion")
-        self.ttft = Histogram(
-            "story_ttft_seconds", "From request to first token.", buckets=FIRST_TOKEN, registry=registry
-        )
-        self.itl = Histogram(
-            "story_itl_seconds", "Between two tokens of a stream.", buckets=BETWEEN_TOKENS, registry=registry
-        )
-        self._queued = Histogram(
-            "story_queue_wait_seconds", "From request to a slot.", buckets=QUEUED, registry=registry
-        )
-        self._duration = Histogram(
-            "story_generation_time_seconds",
-            "From request to the end of the stream.",
-            buckets=WHOLE_STORY,
-            registry=registry,
-        )
+        histogram = partial(Histogram, registry=registry)
+        self.ttft = histogram("story_ttft_seconds", "From request to first token.", buckets=FIRST_TOKEN)
+        self.itl = histogram("story_itl_seconds", "Between two tokens of a stream.", buckets=BETWEEN_TOKENS)
+        self._queued = histogram("story_queue_wait_seconds", "From request to a slot.", buckets=QUEUED)
+        what = "From request to the end of the stream."
+        self._duration = histogram("story_generation_time_seconds", what, buckets=WHOLE_STORY)
         self._requests = Counter("story_http_requests", "HTTP requests.", ["route", "status"], registry=registry)
-        registry.register(_BackendCollector(backend, deployment))
+        registry.register(self)
+
+    def collect(self) -> Iterable[Metric]:
+        """Yield the backend's state at scrape time."""
+        health, model = self._backend.health(), self._backend.model
+        yield GaugeMetricFamily("story_ready", "1 if a request could be served now.", float(health.ready))
+        what = "Streams that can be open at once, queued ones included."
+        yield GaugeMetricFamily("story_capacity", what, self._backend.capacity)
+        if (engine := health.engine) is not None:
+            yield GaugeMetricFamily("story_slots", "Decode slots of the engine.", engine.slots)
+            yield GaugeMetricFamily("story_slots_active", "Decode slots in use.", engine.active)
+            yield GaugeMetricFamily("story_waiting", "Requests in the queue for a slot.", engine.waiting)
+        if health.breaker is not None:
+            what = "1 for the state of the circuit breaker before Modal."
+            breaker = GaugeMetricFamily("story_breaker", what, labels=["state"])
+            for state in ("closed", "open", "half-open"):
+                breaker.add_metric([state], float(state == health.breaker))
+            yield breaker
+        labels = ["deployment", "version", "served_by"]
+        info = GaugeMetricFamily("story_info", "Deployment, model version and backend.", labels=labels)
+        info.add_metric([self._deployment, model.version[:12], health.served_by], 1)
+        yield info
+        labels = ["alias", "version", "digest"]
+        served = GaugeMetricFamily("story_model_info", "Registered version that serves, if it is one.", labels=labels)
+        served.add_metric([model.alias, "" if model.number is None else str(model.number), model.version], 1)
+        yield served
+        what = "Versions that the alias named and that could not be served."
+        yield CounterMetricFamily("story_model_refused", what, health.models_refused)
+        used, limit = resident(), memory_limit()
+        if used is not None and limit is not None:
+            yield GaugeMetricFamily("story_memory_bytes", "Resident memory of this process.", used)
+            yield GaugeMetricFamily("story_memory_limit_bytes", "Memory limit of this process.", limit)
+            yield GaugeMetricFamily("story_memory_percent", "Memory used, in percent of the limit.", 100 * used / limit)
 
     def submitted(self, generation: Generation) -> None:
         """Count an open stream."""

@@ -296,16 +296,13 @@ class ServerRegistry:
     def from_settings(cls, settings: Settings) -> ServerRegistry:
         """Open the server at `MLFLOW_TRACKING_URI`, with the credentials in it or those of the other settings."""
         parts = urlsplit(settings.mlflow_tracking_uri)
-        auth: httpx.Auth | Sign | None = None
+        address = parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
         password, token = settings.mlflow_tracking_password, settings.mlflow_tracking_token
         if parts.username is not None:
-            auth = httpx.BasicAuth(unquote(parts.username), unquote(parts.password or ""))
-        elif settings.mlflow_tracking_username is not None and password is not None:
-            auth = httpx.BasicAuth(settings.mlflow_tracking_username, password.get_secret_value())
-        elif token is not None:
-            auth = _bearer(token.get_secret_value())
-        host = parts.netloc.rpartition("@")[2]
-        return cls(parts._replace(netloc=host, query="", fragment="").geturl(), auth)
+            return cls(address, httpx.BasicAuth(unquote(parts.username), unquote(parts.password or "")))
+        if settings.mlflow_tracking_username is not None and password is not None:
+            return cls(address, httpx.BasicAuth(settings.mlflow_tracking_username, password.get_secret_value()))
+        return cls(address, None if token is None else _bearer(token.get_secret_value()))
 
     def find(self, wanted: str) -> RegisteredVersion:
         """See `Registry.find`."""

@@ -116,15 +116,15 @@ class Subscriber(RecordedStream):
         flight = self._flight
         while self.ended is None:
             if self._gone:
-                self.ended = self._end()
+                self.end("cancelled")
             elif self._at < len(chunks := flight.chunks):
                 # Several wait for a client that reads slowly.
                 chunk = chunks[self._at] if self._at + 1 == len(chunks) else merge_chunks(chunks[self._at :])
                 self._at = len(chunks)
-                self.recorder.add(chunk)
+                self.add(chunk)
                 return chunk
             elif flight.over:
-                self.ended = self._end()
+                self._end()
                 if flight.failure is not None and not self.cancelled:
                     raise flight.failure
             else:
@@ -136,11 +136,12 @@ class Subscriber(RecordedStream):
         """Whether this subscriber left while others stay. The last one sees how the stream ends."""
         return self.cancelled and not self._flight.abandoned
 
-    def _end(self) -> Completion:
+    def _end(self) -> None:
         whole = self._flight.completion
-        if whole is None or self._gone:
-            return self.recorder.completion("cancelled" if self.cancelled else "error", self.recorder.usage())
-        return whole if self._first else replace(whole, usage=self.recorder.usage(whole.usage.prompt_tokens))
+        if whole is None:
+            self.end("cancelled" if self.cancelled else "error")
+        else:
+            self.ended = whole if self._first else replace(whole, usage=self.usage(whole.usage.prompt_tokens))
 
 
 class CachedStream(RecordedStream):
@@ -157,16 +158,14 @@ class CachedStream(RecordedStream):
         self.cancelled = True
 
     async def __aiter__(self) -> AsyncGenerator[Chunk, None]:
-        response, recorder = self._response, self.recorder
+        response = self._response
         for chunk in response.chunks:
             if self.cancelled:
                 break
-            recorder.add(chunk)
+            self.add(chunk)
             yield chunk
-        whole = len(recorder.chunks) == len(response.chunks)
-        self.ended = recorder.completion(
-            response.finish_reason if whole else "cancelled", recorder.usage(response.prompt_tokens)
-        )
+        whole = len(self.chunks) == len(response.chunks)
+        self.end(response.finish_reason if whole else "cancelled", self.usage(response.prompt_tokens))
 
 
 class CachingBackend(BackendWrapper[FingerprintedBackend]):

@@ -57,6 +57,7 @@ class OpenAIFormat(ResponseFormat):
         self._tail = b'],"usage":null}\n\n' if body.include_usage else b"]}\n\n"
         self._leads = leads or [""] * len(requests)
         self._count = body.count
+        self._detailed = body.wants_logprobs or body.return_token_ids
 
     def opening(self) -> bytes:
         """The text that comes before each story, if any."""
@@ -64,14 +65,13 @@ class OpenAIFormat(ResponseFormat):
 
     def chunk(self, index: int, chunk: Chunk, at: float) -> bytes:
         """A chunk with the new text, and before it one with the prompt where that comes back."""
-        prompt = b"" if chunk.prompt is None else self._prompt(index, chunk.prompt)
+        prompt = b""
+        if (echo := chunk.prompt) is not None:
+            more = self._details(index, _scored(echo), prompt_token_ids=echo.tokens)
+            prompt = self._chunk(index, echo.text, **more)
         if not (chunk.text or chunk.tokens or chunk.logprobs):
             return prompt
-        more: dict[str, Any] = {}
-        if self._body.wants_logprobs:
-            more["logprobs"] = self._logprobs(index, chunk.logprobs)
-        if self._body.return_token_ids:
-            more["token_ids"] = chunk.tokens
+        more = self._details(index, chunk.logprobs, token_ids=chunk.tokens) if self._detailed else {}
         return prompt + self._chunk(index, chunk.text, at=at, **more)
 
     def ended(self, index: int, completion: Completion) -> bytes:
@@ -91,21 +91,19 @@ class OpenAIFormat(ResponseFormat):
         for index in self._best(completions):
             completion, prompt = completions[index], completions[index].prompt
             lead = self._leads[index] if prompt is None else prompt.text
-            choice = {
-                "index": len(choices),
-                **self._message(lead + completion.text),
-                "logprobs": None,
-                "finish_reason": completion.finish_reason,
-                "seed": self._requests[index].sampling.seed,
-            }
-            if self._body.wants_logprobs:
-                entries = (*(() if prompt is None else _scored(prompt)), *completion.logprobs)
-                choice["logprobs"] = self._logprobs(index, entries)
-            if self._body.return_token_ids and prompt is not None:
-                choice["prompt_token_ids"] = prompt.tokens
-            if self._body.return_token_ids:
-                choice["token_ids"] = [token for chunk in chunks[index] for token in chunk.tokens]
-            choices.append(choice)
+            entries = (*(() if prompt is None else _scored(prompt)), *completion.logprobs)
+            ids = {} if prompt is None else {"prompt_token_ids": prompt.tokens}
+            ids["token_ids"] = tuple(token for chunk in chunks[index] for token in chunk.tokens)
+            choices.append(
+                {
+                    "index": len(choices),
+                    **self._message(lead + completion.text),
+                    "logprobs": None,
+                    "finish_reason": completion.finish_reason,
+                    "seed": self._requests[index].sampling.seed,
+                    **self._details(index, entries, **ids),
+                }
+            )
         return {**self._head, "choices": choices, **self._counts(completions, served_by)}
 
     @abstractmethod
@@ -116,26 +114,21 @@ class OpenAIFormat(ResponseFormat):
     def _logprobs(self, index: int, entries: Sequence[TokenLogprob | str]) -> dict[str, Any]:
         """Return the log-probabilities of the next tokens of choice `index`; one that has none comes as its text."""
 
-    def _prompt(self, index: int, prompt: PromptEcho) -> bytes:
-        """A chunk with an echoed prompt."""
-        more: dict[str, Any] = {}
+    def _details(self, index: int, entries: Sequence[TokenLogprob | str], **ids: tuple[int, ...]) -> dict[str, Any]:
+        """Return log-probabilities and token ids of a choice, as far as they were asked for."""
+        found: dict[str, Any] = ids if self._body.return_token_ids else {}
         if self._body.wants_logprobs:
-            more["logprobs"] = self._logprobs(index, _scored(prompt))
-        if self._body.return_token_ids:
-            more["prompt_token_ids"] = prompt.tokens
-        return self._chunk(index, prompt.text, **more)
+            found["logprobs"] = self._logprobs(index, entries)
+        return found
 
     def _best(self, completions: list[Completion]) -> list[int]:
         """Return the choices that come back: of each prompt's, the `n` with the highest mean log-probability."""
-        indices = list(range(len(completions)))
-        if self._count == self._body.n:
+        indices, count, n = list(range(len(completions))), self._count, self._body.n
+        if count == n:
             return indices
-        groups = [indices[first : first + self._count] for first in indices[:: self._count]]
-        return [
-            index
-            for group in groups
-            for index in sorted(group, key=lambda one: _mean_logprob(completions[one]), reverse=True)[: self._body.n]
-        ]
+        groups = [indices[first : first + count] for first in indices[::count]]
+        ranked = [sorted(group, key=lambda one: -_mean_logprob(completions[one])) for group in groups]
+        return [index for group in ranked for index in group[:n]]
 
     def _counts(self, completions: list[Completion], served_by: str) -> dict[str, Any]:
         usage = usage_of(completions, per_prompt=self._count)

@@ -118,9 +118,8 @@ def router(manager: GenerationManager) -> APIRouter:
 
 def _query(request: HttpRequest) -> dict[str, Any]:
     """Return the fields of a query; those that are no text are written as in JSON."""
-    values: dict[str, Any] = {}
-    for name, text in request.query_params.multi_items():
-        values[name] = text
+    values: dict[str, Any] = dict(request.query_params)
+    for name, text in request.query_params.items():
         if name not in ("prompt", "stop", "user"):
             with contextlib.suppress(ValueError, RecursionError):
                 values[name] = json.loads(text)

@@ -106,12 +106,12 @@ class FailoverStream(RecordedStream):
         completion, queued = stream.completion, 0.0
         if stops is None:  # all of it was generated here
             self.fingerprint = stream.fingerprint
-            queued = self._taken_at - self.recorder.started + completion.usage.queued
+            queued = self._taken_at - self.started + completion.usage.queued
         self._end(completion.finish_reason, completion.error, queued=queued)
 
     async def take_over(self) -> None:
         """Start, or continue, the story in this process. Raises what the engine raises: `BusyError`."""
-        left = self._request.max_tokens - self.recorder.tokens
+        left = self._request.max_tokens - self.tokens
         if self.cancelled or left < 1:
             self._end("cancelled" if self.cancelled else "length")
             return
@@ -123,8 +123,8 @@ class FailoverStream(RecordedStream):
             if isinstance(request.prompt, str):
                 prompt = (request.prompt + text)[-MAX_PROMPT_CHARS:]
             else:
-                prompt = (*request.prompt, *merge_chunks(self.recorder.chunks).tokens)[-MAX_PROMPT_TOKENS:]
-            fewer = replace(request.sampling, min_tokens=max(request.sampling.min_tokens - self.recorder.tokens, 0))
+                prompt = (*request.prompt, *merge_chunks(self.chunks).tokens)[-MAX_PROMPT_TOKENS:]
+            fewer = replace(request.sampling, min_tokens=max(request.sampling.min_tokens - self.tokens, 0))
             request = replace(request, prompt=prompt, max_tokens=left, sampling=fewer, stop=())
         self._taken_at = time.perf_counter()
         self._current = await self._local.submit(request)
@@ -133,19 +133,18 @@ class FailoverStream(RecordedStream):
 
     @property
     def _text(self) -> str:
-        return "".join(chunk.text for chunk in self.recorder.chunks)
+        return "".join(chunk.text for chunk in self.chunks)
 
     def _sent(self, chunks: list[Chunk]) -> Chunk:
         """Return the chunks as one, recorded."""
         chunk = chunks[0] if len(chunks) == 1 else merge_chunks(chunks)
-        self.recorder.add(chunk)
+        self.add(chunk)
         return chunk
 
     def _end(self, finish: FinishReason, error: str | None = None, *, queued: float = 0.0) -> None:
         prompt = self._request.prompt
         prompt_tokens = len(self._local.engine.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt)
-        usage = self.recorder.usage(prompt_tokens, queued=queued)
-        self.ended = self.recorder.completion(finish, usage, error)
+        self.end(finish, self.usage(prompt_tokens, queued=queued), error)
 
 
 class FailoverBackend:
@@ -188,6 +187,6 @@ class FailoverBackend:
             return await self.local.submit(request)
         remote = await self.modal.open(request)
         stream = FailoverStream(request, remote, self.local, started)
-        if remote.failure is not None and not remote.started:
+        if remote.failure is not None and not remote.begun:
             await stream.take_over()  # now, so that a full queue is raised by this call
         return stream

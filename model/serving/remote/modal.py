@@ -115,9 +115,9 @@ class ModalStream(RecordedStream):
         self._changed = asyncio.Event()
 
     @property
-    def started(self) -> bool:
+    def begun(self) -> bool:
         """Whether any chunk has come."""
-        return bool(self.recorder.chunks)
+        return bool(self.chunks)
 
     def cancel(self) -> None:
         """Close the connection at once. Harmless when the stream has ended."""
@@ -127,25 +127,23 @@ class ModalStream(RecordedStream):
     def take(self, event: WireEvent) -> None:
         """Keep what came, and wake the client."""
         if event.chunk is not None:
-            self.recorder.add(event.chunk)
+            self.add(event.chunk)
             self._pending.append(event.chunk)
         self.finish = event.finish or self.finish
         self._counts = event.counts or self._counts
         if event.version is not None:
             self.fingerprint = f"{event.version} at {self.url}"
         if event.done and self.finish is not None:
-            self.end(self.finish)
+            self.over(self.finish)
         self._changed.set()
 
-    def end(self, finish: FinishReason, failure: RemoteError | None = None) -> None:
+    def over(self, finish: FinishReason, failure: RemoteError | None = None) -> None:
         """End the stream; only the first call counts."""
-        if self.ended is not None:
-            return
-        usage = replace(self.recorder.usage(), **self._counts)
-        self.failure = failure
-        self.ended = self.recorder.completion(finish, usage, None if failure is None else str(failure))
-        self.accepted.set()
-        self._changed.set()
+        if self.ended is None:
+            self.failure = failure
+            self.end(finish, replace(self.usage(), **self._counts), None if failure is None else str(failure))
+            self.accepted.set()
+            self._changed.set()
 
     def __aiter__(self) -> Self:
         return self
@@ -153,7 +151,7 @@ class ModalStream(RecordedStream):
     async def __anext__(self) -> Chunk:
         while not self._pending:
             if self.ended is not None:
-                if self.failure is not None and not self.started:
+                if self.failure is not None and not self.begun:
                     raise self.failure.raised
                 raise StopAsyncIteration
             self._changed.clear()
@@ -232,7 +230,7 @@ class ModalBackend:
     async def submit(self, request: GenerationRequest) -> Stream:
         """Start a stream; see `Backend.submit`."""
         stream = await self.open(request)
-        if stream.failure is not None and not stream.started:
+        if stream.failure is not None and not stream.begun:
             raise stream.failure.raised
         return stream
 
@@ -266,19 +264,19 @@ class ModalBackend:
             await client.stream(stream.url, request, accepted=stream.accepted.set, take=stream.take)
             if stream.finish is None:
                 raise RemoteError("the service ended the stream without a finish reason")
-            stream.end(stream.finish)
+            stream.over(stream.finish)
             self.breaker.succeeded()
             self._fingerprint = (stream.url, stream.fingerprint, time.monotonic())
         except RemoteError as failure:
             self._failed(failure)
-            stream.end("error", failure)
+            stream.over("error", failure)
         except Exception as error:  # an address that no socket takes, a bug of ours: the stream must end
             log.exception("a request to Modal failed unexpectedly")
             unexpected = RemoteError(type(error).__name__)
             self._failed(unexpected)
-            stream.end("error", unexpected)
+            stream.over("error", unexpected)
         finally:
-            stream.end("cancelled")
+            stream.over("cancelled")
 
     def _failed(self, failure: RemoteError) -> None:
         log.warning("a request to Modal failed: %s", failure.reason)

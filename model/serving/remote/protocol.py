@@ -9,6 +9,7 @@ contains a token, a password or more of a foreign response than one short line.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
@@ -21,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from model.architecture.config import END_ID
 from model.errors import BusyError, InputError, StoryError, one_line
-from model.generation import Chunk, GenerationRequest, PromptEcho, SamplingParams, TokenLogprob
+from model.generation import Chunk, GenerationRequest, PromptEcho, TokenLogprob
 
 PATH = "/v1/completions"
 UNREACHABLE = "the story service on Modal does not answer at the moment"
@@ -131,33 +132,18 @@ class WireEvent:
 
 def body(request: GenerationRequest) -> dict[str, Any]:
     """Return the JSON body that asks for `request`, streamed."""
-    sampling = request.sampling
-    fields: dict[str, Any] = {
+    return {
         "prompt": request.prompt,
         "max_tokens": request.max_tokens,
-        "temperature": sampling.temperature,
-        "top_k": sampling.top_k,
-        "top_p": sampling.top_p,
-        "min_p": sampling.min_p,
-        "repetition_penalty": sampling.repetition_penalty,
-        "seed": sampling.seed,
+        **dataclasses.asdict(request.sampling),
+        "logit_bias": {str(token): bias for token, bias in request.sampling.logit_bias},
+        "stop": request.stop,
+        "logprobs": request.logprobs,
+        "echo": request.echo or request.prompt_logprobs is not None,
         "stream": True,
         "stream_options": {"include_usage": True},
         "return_token_ids": True,
     }
-    usual = SamplingParams()
-    for name in ("presence_penalty", "frequency_penalty", "ignore_eos", "min_tokens", "keep_names"):
-        if (value := getattr(sampling, name)) != getattr(usual, name):
-            fields[name] = value
-    if sampling.logit_bias:
-        fields["logit_bias"] = {str(token): bias for token, bias in sampling.logit_bias}
-    if request.stop:
-        fields["stop"] = list(request.stop)
-    if request.logprobs is not None:
-        fields["logprobs"] = request.logprobs
-    if request.echo or request.prompt_logprobs is not None:
-        fields["echo"] = True
-    return fields
 
 
 async def read_events(response: httpx.Response) -> AsyncGenerator[WireEvent, None]:
