@@ -178,8 +178,8 @@ class CompletionFormat(OpenAIFormat):
 
 
 def _scored(prompt: PromptEcho) -> list[TokenLogprob | str]:
-    """Return the tokens of a prompt whose log-probabilities were asked for; the first has a text only."""
-    return [entry or text for entry, text in zip(prompt.logprobs, prompt.token_texts, strict=True)]
+    """Return the tokens of a prompt, if their log-probabilities were asked for; the first has a text only."""
+    return [entry or text for entry, text in zip(prompt.logprobs, prompt.token_texts, strict=False)]
 
 
 def _top(entry: TokenLogprob) -> dict[str, float]:

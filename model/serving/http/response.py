@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 
 from model.generation import Chunk, Completion, GenerationRequest
 from model.serving.http.errors import EVENT_STREAM, KEEP_ALIVE, as_service_error, json_response, sse_event
-from model.serving.session import Event, GenerationManager, GenerationSession
+from model.serving.session import GenerationManager, GenerationSession
 
 STREAM_HEADERS = [
     (b"content-type", EVENT_STREAM.encode()),
@@ -104,26 +104,23 @@ class GenerationResponse(Response):
         return self._form.whole(chunks, session.completions, session.served_by)
 
     async def _send_events(self, session: GenerationSession, send: Send) -> None:
-        name = (b"x-story-backend", self._name(session).encode("latin-1", "replace"))
+        form, name = self._form, (b"x-story-backend", self._name(session).encode("latin-1", "replace"))
         await send({"type": "http.response.start", "status": 200, "headers": [*STREAM_HEADERS, name]})
         try:
-            await _send(send, self._form.opening())
+            await _send(send, form.opening())
             async for event in session.events(self._manager.options.keep_alive):
-                await _send(send, self._encode(event))
-            await _send(send, self._form.closing(session.completions, session.served_by))
+                if event is None:
+                    await _send(send, KEEP_ALIVE)
+                elif event.chunk is not None:
+                    await _send(send, form.chunk(event.number, event.chunk, event.at))
+                elif event.completion is not None:
+                    await _send(send, form.ended(event.number, event.completion))
+            await _send(send, form.closing(session.completions, session.served_by))
         except _ClientGoneError:
             raise
         except Exception as error:
             await _send(send, sse_event(as_service_error(error).body(), "error"))
         await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-    def _encode(self, event: Event | None) -> bytes:
-        if event is None:
-            return KEEP_ALIVE
-        if event.chunk is not None:
-            return self._form.chunk(event.number, event.chunk, event.at)
-        assert event.completion is not None, "an event is a chunk or an end"
-        return self._form.ended(event.number, event.completion)
 
 
 class _ClientGoneError(Exception):

@@ -94,18 +94,14 @@ TokenId = Annotated[str, Field(pattern=r"^\d{1,7}$")]
 """As the name of a field, which JSON has as text."""
 
 
-def number(default: float | None, low: float, high: float, note: str = "", *, whole: bool = False) -> Any:
+def number(default: float | None, low: int, high: int, note: str = "", *, whole: bool = False) -> Any:
     """Return a number's field; the range is for the document, and checked by `model.generation`."""
     kind = "a whole number" if whole else "a number"
     return Field(
         default,
-        description=f"{kind} between {_plain(low)} and {_plain(high)}{note}",
+        description=f"{kind} between {low} and {high}{note}",
         json_schema_extra={"minimum": low, "maximum": high},
     )
-
-
-def _plain(bound: float) -> str:
-    return str(bound) if isinstance(bound, int) else f"{bound:g}"
 
 
 class GenerationBody(Body):
@@ -188,10 +184,8 @@ class SimpleBody(GenerationBody):
         return self.generation_requests([self.prompt])
 
 
-class StreamOptions(BaseModel):
+class StreamOptions(Body):
     """Options of a stream."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
     include_usage: bool = Field(False, description="whether the last chunk has usage and times")
     include_obfuscation: bool = Field(False, description=IGNORED)

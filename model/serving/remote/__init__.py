@@ -6,6 +6,7 @@ first where `USE_MODAL` is on, and the engine here whenever Modal fails.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from model.errors import InputError
@@ -57,7 +58,7 @@ def _modal(
     """Open the service at `url`, by default at the active deployment's address; `model` is asked for where unknown."""
     # What only talks to Modal is loaded where it is used.
     from model.serving.deployments import open_deployments
-    from model.serving.remote.client import Timeouts, fetch_model_info, proxy_auth
+    from model.serving.remote.client import ServiceClient, Timeouts, fetch_model_info, proxy_auth
     from model.serving.remote.modal import Breaker, ModalBackend
 
     default = settings.modal_endpoint_url
@@ -72,10 +73,8 @@ def _modal(
     found = model or fetch_model_info(endpoint(), headers)
     return ModalBackend(
         endpoint,
+        partial(ServiceClient, headers, Timeouts.from_settings(settings), fail_fast=fail_fast),
         # One that does not answer yet is no reason not to open.
         model=ModelInfo("the model on Modal", "unknown") if isinstance(found, str) else found,
-        timeouts=Timeouts.from_settings(settings),
         breaker=Breaker(settings.story_breaker_failures, settings.story_breaker_reset),
-        headers=headers,
-        fail_fast=fail_fast,
     )

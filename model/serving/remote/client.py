@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 MAX_BODY = 65_536
 """Bytes read of a response that is not an event stream."""
+CONNECTIONS = 256
+"""Streams at once; how many are generated at once is up to the service."""
 LINGER = 1.0
 """Seconds for the connection to end after the last event, so that it can be reused."""
 
@@ -67,17 +69,17 @@ class Timeouts:
 class ServiceClient:
     """Client of a story service with one connection pool. Make it, and close it, in an event loop."""
 
-    def __init__(self, headers: dict[str, str], timeouts: Timeouts, *, connections: int, fail_fast: bool) -> None:
+    def __init__(self, headers: dict[str, str], timeouts: Timeouts, *, fail_fast: bool) -> None:
         """`headers` are sent with each request; `fail_fast`: there is a fallback, so retry once at most, and never
         after a timeout.
         """
-        self._timeouts = timeouts
+        self.timeouts = timeouts
         self._fail_fast = fail_fast
         self._client = httpx.AsyncClient(
             headers=headers,
             # Everything after connecting is timed by stage, in `stream`.
             timeout=httpx.Timeout(None, connect=timeouts.connect, pool=timeouts.connect),
-            limits=httpx.Limits(max_connections=connections, max_keepalive_connections=32, keepalive_expiry=30),
+            limits=httpx.Limits(max_connections=CONNECTIONS, max_keepalive_connections=32, keepalive_expiry=30),
         )
 
     async def aclose(self) -> None:
@@ -98,7 +100,7 @@ class ServiceClient:
         Calls `accepted` once, when the service has accepted the request, and `take` with every event in order.
         Cancelling this closes its connection at once. Raises `RemoteError`.
         """
-        timeouts = timeouts or self._timeouts
+        timeouts = timeouts or self.timeouts
         now = asyncio.get_running_loop().time
         started = finished = False
         failures: list[RemoteError] = []

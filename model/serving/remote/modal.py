@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from model.errors import StoryError
 from model.generation import Chunk, FinishReason, GenerationRequest
 from model.serving.backend import Health, ModelInfo, RecordedStream
-from model.serving.remote.client import ServiceClient, Timeouts
+from model.serving.remote.client import CONNECTIONS, ServiceClient
 from model.serving.remote.protocol import RemoteError, WireEvent
 
 if TYPE_CHECKING:
@@ -33,8 +33,6 @@ PROBE = GenerationRequest(prompt="Once", max_tokens=1)
 """The smallest request that proves that the service admits, has a slot, and generates."""
 FINGERPRINT_TTL = 30.0
 """Seconds for which the version of the last response is taken to serve the next request."""
-CONNECTIONS = 256
-"""Streams at once; how many are generated at once is up to the service."""
 
 log = logging.getLogger(__name__)
 
@@ -166,27 +164,15 @@ class ModalBackend:
     capacity = CONNECTIONS
 
     def __init__(
-        self,
-        endpoint: Callable[[], str],
-        *,
-        model: ModelInfo,
-        timeouts: Timeouts,
-        breaker: Breaker,
-        headers: dict[str, str] | None = None,
-        fail_fast: bool = False,
+        self, endpoint: Callable[[], str], connect: Callable[[], ServiceClient], *, model: ModelInfo, breaker: Breaker
     ) -> None:
-        """`endpoint` returns the address for a new request and may block for a moment; `headers` are sent with each.
-
-        `fail_fast`: there is a fallback, so give up soon.
-        """
+        """`endpoint` returns the address for a new request and may block for a moment."""
         self.model = model
         self.breaker = breaker
         self._endpoint = endpoint
         self._url: str | None = None
         self._fingerprint: tuple[str, str | None, float] = ("", None, 0.0)  # address, fingerprint, when seen
-        self._timeouts = timeouts
-        self._headers = headers or {}
-        self._fail_fast = fail_fast
+        self._connect = connect
         self._client: ServiceClient | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._recovery: asyncio.Task[None] | None = None
@@ -194,7 +180,7 @@ class ModalBackend:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Keep connections, and probe a service that failed; on exit cancel open streams."""
-        self._client = ServiceClient(self._headers, self._timeouts, connections=CONNECTIONS, fail_fast=self._fail_fast)
+        self._client = self._connect()
         try:
             yield
         finally:
@@ -288,7 +274,7 @@ class ModalBackend:
     async def _probe(self) -> str:
         """Request one token, with enough time for a cold start; returns what failed."""
         assert self._client is not None, "probes are made while running"
-        timeouts = replace(self._timeouts, first_token=COLD_START_TIMEOUT, start=COLD_START_TIMEOUT)
+        timeouts = replace(self._client.timeouts, first_token=COLD_START_TIMEOUT, start=COLD_START_TIMEOUT)
         try:
             url = await asyncio.to_thread(self._endpoint)
             await self._client.stream(url, PROBE, accepted=_ignore, take=_ignore, timeouts=timeouts)

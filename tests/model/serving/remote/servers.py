@@ -12,12 +12,13 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from model.generation import Completion, GenerationRequest
 from model.serving.backend import LocalBackend, ModelInfo
-from model.serving.remote.client import Timeouts
+from model.serving.remote.client import ServiceClient, Timeouts
 from model.serving.remote.failover import FailoverBackend
 from model.serving.remote.modal import Breaker, ModalBackend
 from tests.model.serving.http.serving import paced
@@ -40,11 +41,9 @@ def modal(
     """The service at `endpoint`."""
     return ModalBackend(
         endpoint if callable(endpoint) else lambda: endpoint,
+        partial(ServiceClient, headers or {}, timeouts, fail_fast=fail_fast),
         model=REMOTE,
-        timeouts=timeouts,
         breaker=Breaker(failures, reset),
-        headers=headers,
-        fail_fast=fail_fast,
     )
 
 
