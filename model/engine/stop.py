@@ -21,7 +21,7 @@ class StopMatcher:
     def __init__(self, words: Sequence[str]) -> None:
         self._words = tuple(words)
         self._first = {word[0] for word in self._words}
-        self._longest = max(map(len, self._words))
+        self._longest = max(map(len, self._words), default=0)
         self.held = ""
         """Text that came and was not released: it may be the beginning of a stop string."""
         self.stopped = False

@@ -137,7 +137,7 @@ def body(request: GenerationRequest) -> dict[str, Any]:
         "max_tokens": request.max_tokens,
         **dataclasses.asdict(request.sampling),
         "logit_bias": {str(token): bias for token, bias in request.sampling.logit_bias},
-        "stop": request.stop,
+        "stop": list(request.stop),
         "logprobs": request.logprobs,
         "echo": request.echo or request.prompt_logprobs is not None,
         "stream": True,
