@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from model.architecture.config import END_ID
 from model.errors import BusyError, InputError, StoryError, one_line
-from model.generation import Chunk, GenerationRequest, PromptEcho, TokenLogprob
+from model.generation import Chunk, GenerationRequest, PromptEcho, SamplingParams, TokenLogprob
 
 PATH = "/v1/completions"
 UNREACHABLE = "the story service on Modal does not answer at the moment"
@@ -132,11 +132,16 @@ class WireEvent:
 
 def body(request: GenerationRequest) -> dict[str, Any]:
     """Return the JSON body that asks for `request`, streamed."""
+    usual = dataclasses.asdict(SamplingParams())
     return {
         "prompt": request.prompt,
         "max_tokens": request.max_tokens,
-        **dataclasses.asdict(request.sampling),
-        "logit_bias": {str(token): bias for token, bias in request.sampling.logit_bias},
+        # What has no effect is left out: a service of an earlier version does not know every name.
+        **{
+            name: dict(value) if name == "logit_bias" else value
+            for name, value in dataclasses.asdict(request.sampling).items()
+            if value != usual[name] or name in ("temperature", "top_p", "seed")
+        },
         "stop": list(request.stop),
         "logprobs": request.logprobs,
         "echo": request.echo or request.prompt_logprobs is not None,
