@@ -286,8 +286,8 @@ def prepare(data: str = "tinystories") -> None:
     scaledown_window=2 * MINUTES,  # the next trial finds it warm, with torch imported
 )
 def sweep_trial(job: dict[str, Any], wire: modal.Queue) -> None:
-    """Train one trial of a sweep; `experiments.sweep.on_modal` calls it."""
-    from experiments.sweep.on_modal import train_remotely
+    """Train one trial of a sweep; `experiments.sweep.remote` calls it."""
+    from experiments.sweep.remote import train_remotely
 
     runs.reload()
     train_remotely(job, wire, Path(RUNS_AT), runs.commit)

@@ -41,14 +41,14 @@ class YamlFile:
     def blame(self, error: ValidationError, place: Place) -> str:
         """What is first wrong with the part at `place`, in words: `FILE, line N: key is missing`."""
         fault = error.errors()[0]
+        place = (*place, *fault["loc"])
         if fault["type"] == "value_error":
             name, _, message = str(fault["ctx"]["error"]).partition(": ")
             return f"{self.at((*place, name))}: {message}"
-        name = str(fault["loc"][0]) if fault["loc"] else ""
-        message = {"missing": "is missing", "extra_forbidden": "is not known here"}.get(
-            fault["type"], fault["msg"][:1].lower() + fault["msg"][1:]
-        )
-        return f"{self.at((*place, name))}: {f'{name} {message}'.strip()}"
+        name = str(fault["loc"][-1]) if fault["loc"] else ""
+        known = {"missing": "is missing", "extra_forbidden": "is not known here", "model_type": "must be a mapping"}
+        message = known.get(fault["type"], fault["msg"][:1].lower() + fault["msg"][1:])
+        return f"{self.at(place)}: {f'{name} {message}'.strip()}"
 
 
 def read_yaml(path: Path, error: type[StoryError], what: str) -> YamlFile:

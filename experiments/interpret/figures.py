@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,13 +13,16 @@ from experiments.common.plotting import COLORS, DPI, new_figure
 from experiments.interpret.trace import StoryTrace
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from pandas import DataFrame
+    from pandas import DataFrame, Series
 
 RECURRENCE_SHADES = ("#1f3b6e", "#4c72b0", "#85a3d1", "#bccbe6")
 """One for each recurrent layer, the first the darkest."""
 TEXT_COLUMNS = 88
 """Letters in a line of a coloured text."""
+WORD_TOKENS = 32
+"""Tokens of one word at most."""
 LINE_INCHES, LETTER_INCHES = 0.235, 9 / DPI
 """Whole pixels a letter: a renderer rounds them, and a long word would be wider than its background."""
 LETTER_POINTS = LETTER_INCHES * 72 / 0.602
@@ -114,22 +118,19 @@ def draw_text(
     return figure
 
 
-def draw_attention(trace: StoryTrace, *, first: int = 0, count: int = 100) -> Figure:
-    """Draw the weights of every attention layer and head between `count` tokens, from token `first` on."""
+def draw_attention(trace: StoryTrace, *, count: int = 100) -> Figure:
+    """Draw the weights of every attention layer and head between the first `count` tokens."""
     layers = sorted(trace.attentions.items())
     heads = layers[0][1].weight_HTT.size(0)
     figure, panels = new_figure(
         2.2 * heads + 0.8, 2.35 * len(layers) + 0.5, rows=len(layers), columns=heads, sharex=True, sharey=True
     )
-    last = min(first + count, len(trace.tokens))
-    part = slice(first, last)
-    edges = (first - 0.5, last - 0.5, last - 0.5, first - 0.5)
     for row, (number, weights) in enumerate(layers):
         for head in range(heads):
             axes = panels[row * heads + head]
             # Square roots: a weight of 0.01 stays visible beside one of 1.
-            shown = np.sqrt(weights.weight_HTT[head, part, part].numpy())
-            image = axes.imshow(shown, cmap="Blues", vmin=0, vmax=1, extent=edges, interpolation="nearest")
+            shown = np.sqrt(weights.weight_HTT[head, :count, :count].numpy())
+            image = axes.imshow(shown, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
             axes.set_title(f"layer {number + 1}, head {head + 1}", fontsize=9)
             axes.tick_params(labelsize=8)
     figure.supxlabel("token that is looked at", fontsize=9)
@@ -149,9 +150,7 @@ def draw_reach(costs: DataFrame) -> Figure:
     names = {"attention": "attention limited", "recurrence": "recurrences limited"}
     for index, (cut, name) in enumerate(names.items(), 1):
         line = costs[costs["cut"] == cut]
-        errors = [line["mean"] - line["low"], line["high"] - line["mean"]]
-        color = COLORS[index]
-        axes.errorbar(line["reach"], line["mean"], errors, marker="o", markersize=4, capsize=2, color=color, label=name)
+        _draw_intervals(axes, line["reach"], line, COLORS[index], name)
     axes.set_xscale("log", base=2)
     reaches = sorted(set(costs["reach"]) - {0})
     axes.set_xticks(reaches, [str(reach) for reach in reaches])
@@ -161,21 +160,24 @@ def draw_reach(costs: DataFrame) -> Figure:
     return figure
 
 
-def draw_mentions(means: DataFrame, colors: Mapping[str, str] | None = None) -> Figure:
+def draw_mentions(means: DataFrame) -> Figure:
     """Draw what a name costs by mention; `means` are those of `by_mention`."""
     figure, (axes,) = new_figure(7.0, 4.0)
     most = int(means["mention"].max())
     for index, (label, line) in enumerate(means.groupby("network", sort=False)):
-        errors = [line["mean"] - line["low"], line["high"] - line["mean"]]
-        color = (colors or {}).get(str(label), COLORS[index % len(COLORS)])
-        shifted = line["mention"] + 0.05 * (index - 1.5)
-        axes.errorbar(shifted, line["mean"], errors, marker="o", markersize=4, capsize=2, color=color, label=label)
+        _draw_intervals(axes, line["mention"] + 0.05 * (index - 1.5), line, COLORS[index], str(label))
     names = ["first", "second", "third", "fourth", "fifth", "sixth"]
     axes.set_xticks(range(1, most + 1), [*names[: most - 1], f"{names[most - 1]} or later"])
     axes.set_ylim(bottom=0)
     axes.set(title="What a name costs", xlabel="mention in the story", ylabel="nats per name (95 % interval)")
     axes.legend(frameon=False)
     return figure
+
+
+def _draw_intervals(axes: Axes, x: Series[Any], line: DataFrame, color: str, label: str) -> None:
+    """Draw means with their intervals: the columns `mean`, `low` and `high`."""
+    errors = [line["mean"] - line["low"], line["high"] - line["mean"]]
+    axes.errorbar(x, line["mean"], errors, marker="o", markersize=4, capsize=2, color=color, label=label)
 
 
 def _lay_out(texts: Sequence[str]) -> tuple[list[tuple[int, int, int, str]], int]:
@@ -186,8 +188,9 @@ def _lay_out(texts: Sequence[str]) -> tuple[list[tuple[int, int, int, str]], int
         for number, text in enumerate(whole.split("\n")):
             if number:
                 column, line = 0, line + 1
-            word = len(text) + _rest_of_word(texts, token)
-            if column and column + word > TEXT_COLUMNS and text.startswith(" "):
+            # Up to the next space or line break the tokens that follow belong to the same word.
+            word = re.split("[ \n]", text[1:] + "".join(texts[token + 1 : token + WORD_TOKENS]))[0]
+            if text.startswith(" ") and column and column + 1 + len(word) > TEXT_COLUMNS:
                 column, line = 0, line + 1
             if column == 0:
                 text = text.lstrip(" ")
@@ -195,13 +198,3 @@ def _lay_out(texts: Sequence[str]) -> tuple[list[tuple[int, int, int, str]], int
                 boxes.append((token, column, line, text))
                 column += len(text)
     return boxes, line + 1
-
-
-def _rest_of_word(texts: Sequence[str], token: int) -> int:
-    """Return the length of the tokens that follow in the same word."""
-    length = 0
-    for text in texts[token + 1 :]:
-        if not text or text[0] in " \n":
-            break
-        length += len(text)
-    return length

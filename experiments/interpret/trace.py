@@ -14,7 +14,7 @@ import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -32,20 +32,6 @@ LAYERS: dict[Kind, type[Recurrence] | type[Attention]] = {"recurrence": Recurren
 LONGEST = 2048
 """Tokens of a story at most: the weights of a layer grow with their square."""
 Floats = npt.NDArray[np.float32]
-
-
-class LayerWeights(Protocol):
-    """The weights of one layer for one story."""
-
-    @property
-    def weight_HTT(self) -> Tensor:
-        """Weight with which each token reads each earlier one."""
-
-    def output(self, weight_HTT: Tensor) -> Tensor:
-        """Return the layer's output (T, D) for these weights."""
-
-    def within(self, reach: int) -> Tensor:
-        """Return the weights if a token could read only the last `reach` tokens, its own included."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,10 +65,12 @@ class RecurrenceWeights:
         return cls(layer, log_keep_TH.exp(), query, key, value, gate_TE, weight_HTT)
 
     def output(self, weight_HTT: Tensor) -> Tensor:
+        """Return the layer's output (T, D) for these weights."""
         read_THP = torch.einsum("hij,jhp->ihp", weight_HTT, self.value_THP) + self.layer.skip * self.value_THP
         return cast(Tensor, self.layer.output(rms_norm(read_THP).flatten(1) * F.silu(self.gate_TE)))
 
     def within(self, reach: int) -> Tensor:
+        """Return the weights if a token could read only the last `reach` tokens, its own included."""
         return self.weight_HTT.masked_fill(~_near(self.weight_HTT.size(-1), reach), 0.0)
 
     def survival(self) -> Tensor:
@@ -103,7 +91,7 @@ class RecurrenceWeights:
 
 @dataclass(frozen=True, slots=True)
 class AttentionWeights:
-    """Attention over the last W tokens."""
+    """Attention over the last W tokens, with the methods of `RecurrenceWeights`."""
 
     layer: Attention
     value_TP: Tensor
@@ -131,7 +119,10 @@ class AttentionWeights:
         return near / near.sum(-1, keepdim=True)
 
 
-def layer_weights(layer: Recurrence | Attention, x_TD: Tensor) -> RecurrenceWeights | AttentionWeights:
+LayerWeights = RecurrenceWeights | AttentionWeights
+
+
+def layer_weights(layer: Recurrence | Attention, x_TD: Tensor) -> LayerWeights:
     """Compute the weights of either kind of layer from its input."""
     kind = RecurrenceWeights if isinstance(layer, Recurrence) else AttentionWeights
     return kind.of(cast(Any, layer), x_TD)

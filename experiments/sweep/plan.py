@@ -1,8 +1,8 @@
 """The plan of a sweep: what is searched, each trial's budget, and the data. It is stored with the study.
 
 The search space is a YAML file of recipe fields with ranges or choices. A mistyped field or an impossible range would
-otherwise fail only in the trial that draws it, hours later; so each field is checked against the recipe, and each bound
-and choice is put into a recipe when the file is read. Errors name file, line and field.
+otherwise fail only in the trial that draws it, hours later; so Optuna checks each entry, and each bound and choice is
+put into a recipe, when the file is read. Errors name file, line and field.
 """
 
 from __future__ import annotations
@@ -10,16 +10,20 @@ from __future__ import annotations
 import json
 import math
 import tomllib
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from experiments.common.yaml_file import Place, YamlFile, read_yaml
-from model.architecture.config import ModelConfig
+from experiments.common.yaml_file import Place, read_yaml
 from model.errors import InputError, StoryError
-from training.trainer.recipe import OptimizerRecipe, Recipe, load_recipe, overridden
+from training.trainer.recipe import Recipe, load_recipe, overridden
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
+    from optuna.pruners import BasePruner
 
 SPACES = Path(__file__).with_name("spaces")
 DEFAULT_SPACE = SPACES / "small.yaml"
@@ -33,59 +37,12 @@ FIXED = (
 )
 """Fields that cannot be searched: the budget and the evaluation are equal for all trials."""
 
-Value = bool | int | float | str
+Entry = dict[str, Any]
+"""What one field may be: Optuna's `low`, `high`, `log` and `step`, or its `choices`."""
 
 
 class SpaceError(StoryError):
     """A file of a search space is unusable; the message names the file and, where there is one, the line."""
-
-
-class Dimension(BaseModel):
-    """What one field of the recipe may be: a range from `low` to `high`, or one of `choices`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-    low: int | float | None = None
-    high: int | float | None = None
-    log: bool = False
-    """Draw on a logarithmic scale, for what is multiplied rather than added (rates)."""
-    step: int | float | None = Field(default=None, gt=0)
-    choices: tuple[Value, ...] | None = Field(default=None, strict=False)
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.choices is not None:
-            if self.low is not None or self.high is not None or self.step is not None or self.log:
-                raise ValueError("choices: stand alone, without low, high, log or step")
-            if len(set(map(repr, self.choices))) < max(2, len(self.choices)):
-                raise ValueError(f"choices: must be at least two different values, got {[*self.choices]}")
-            return self
-        if self.low is None or self.high is None:
-            raise ValueError(f"{'high' if self.low is not None else 'low'}: is missing (or give choices)")
-        if not self.low < self.high:
-            raise ValueError(f"low: must be below high={self.high}, got {self.low}")
-        if self.log and self.low <= 0:
-            raise ValueError(f"low: must be above 0 where log is true, got {self.low}")
-        if self.log and self.step is not None:
-            raise ValueError("step: cannot be given with log")
-        if self.step is not None and not _is_whole((self.high - self.low) / self.step):
-            raise ValueError(f"step: {self.step} must lead from low={self.low} to high={self.high}")
-        return self
-
-    @property
-    def extremes(self) -> dict[Place, Value]:
-        """The values to try in a recipe, by their place in the file: both ends, or all choices."""
-        if self.choices is not None:
-            return {("choices", number): value for number, value in enumerate(self.choices)}
-        return {("low",): self.low or 0, ("high",): self.high or 0}
-
-    def contains(self, value: object) -> bool:
-        """Whether `value` can be drawn."""
-        if self.choices is not None:
-            return any(value == one and type(value) is type(one) for one in self.choices)
-        if not isinstance(value, int | float) or not (self.low or 0) <= value <= (self.high or 0):
-            return False
-        return self.step is None or _is_whole((value - (self.low or 0)) / self.step)
 
 
 class Prune(BaseModel):
@@ -99,46 +56,52 @@ class Prune(BaseModel):
     after_eighths: int = Field(default=2, ge=1, le=7)
     """Eighths of the budget that every trial is given."""
 
+    def pruner(self) -> BasePruner:
+        """Return Optuna's pruner, whose steps are eighths of the budget."""
+        from optuna import pruners
+
+        match self.by:
+            case "median":
+                return pruners.MedianPruner(self.after_trials, self.after_eighths)
+            case "hyperband":
+                return pruners.HyperbandPruner(self.after_eighths, PARTS, reduction_factor=2)
+            case _:
+                return pruners.NopPruner()
+
 
 class _File(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     preset: str | None = None
     recipe: str | None = None
-    set: dict[str, Any] = {}
-    search: dict[str, Any]
-    prune: dict[str, Any] = {}
-
-
-def _as_recipe(value: Any) -> Any:
-    return Recipe.from_dict(value) if isinstance(value, dict) else value
+    set: Entry = {}
+    search: dict[str, Entry] = Field(min_length=1)
+    prune: Prune = Prune()
 
 
 class Space(BaseModel):
     """A recipe, and which of its fields are searched."""
 
-    base: Annotated[Recipe, BeforeValidator(_as_recipe)]
+    base: Annotated[
+        Recipe, BeforeValidator(lambda value: Recipe.from_dict(value) if isinstance(value, dict) else value)
+    ]
     """The recipe that trials differ from, with the file's `set` applied."""
     origin: tuple[str, ...]
     """The same as arguments of `story train`: `--preset NAME` or `--config FILE`, and `set` as `key=value`."""
-    search: dict[str, Dimension]
+    search: dict[str, Entry]
     prune: Prune
 
-    def recipe(self, values: Mapping[str, Value]) -> Recipe:
+    def recipe(self, values: Mapping[str, Any]) -> Recipe:
         """Return the recipe with these values. Raises `InputError` where they do not fit together."""
-        return Recipe.from_dict(overridden(self.base.as_dict(), as_overrides(values)))
+        return changed(self.base, values)
 
-    def base_values(self) -> dict[str, Value] | None:
-        """Return the base recipe's own values of the searched fields; None where one of them cannot be drawn."""
-        values = {}
-        for name, dimension in self.search.items():
-            value: Any = self.base.as_dict()
-            for part in name.split("."):
-                value = value[part]
-            if not dimension.contains(value):
-                return None
-            values[name] = value
-        return values
+    def base_values(self) -> dict[str, Any]:
+        """Return the base recipe's own values of the searched fields."""
+        return {name: value_of(self.base, name) for name in self.search}
+
+    def distributions(self) -> dict[str, BaseDistribution]:
+        """Return the search as Optuna's distributions."""
+        return {name: distribution_of(entry) for name, entry in self.search.items()}
 
 
 class Budget(BaseModel):
@@ -188,13 +151,9 @@ class Plan(BaseModel):
     seed: int = 0
     """Of the sampler. The trials' own seed is the recipe's, and equal for all."""
 
-    def recipe(self, values: Mapping[str, Value]) -> Recipe:
+    def recipe(self, values: Mapping[str, Any]) -> Recipe:
         """Return the whole recipe of a trial. Raises `InputError` where its values do not fit together."""
         return self.budget.given_to(self.space.recipe(values), self.space.base)
-
-    def folder(self, out: Path, first: int) -> Path:
-        """Return the checkpoint folder of a trial, given its number or that of its first attempt."""
-        return out / f"trial-{first:04d}"
 
 
 def part_of(recipe: Recipe, step: int, elapsed: float) -> int:
@@ -203,6 +162,45 @@ def part_of(recipe: Recipe, step: int, elapsed: float) -> int:
     if recipe.minutes is not None:
         share = max(share, elapsed / (recipe.minutes * 60))
     return min(PARTS, int(share * PARTS))
+
+
+def kind_of(entry: Entry) -> Literal["categorical", "int", "float"]:
+    """Return which of Optuna's `suggest_*` takes this entry as its arguments."""
+    if "choices" in entry:
+        return "categorical"
+    numbers = [value for key, value in entry.items() if key != "log"]
+    return "int" if all(isinstance(number, int) for number in numbers) else "float"
+
+
+def distribution_of(entry: Entry) -> BaseDistribution:
+    """Return an entry as Optuna's distribution. Raises `ValueError` where Optuna does not accept it."""
+    from optuna import distributions
+
+    kind = getattr(distributions, f"{kind_of(entry).capitalize()}Distribution")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # Optuna only warns of a step that does not lead from low to high
+        try:
+            made: BaseDistribution = kind(**entry)
+        except TypeError:
+            raise ValueError("must be {low, high, log, step} with numbers, or {choices} with a list") from None
+        except UserWarning as warning:
+            raise ValueError(str(warning)) from None
+    if made.single():
+        raise ValueError("must allow at least two different values")
+    return made
+
+
+def value_of(recipe: Recipe, name: str) -> Any:
+    """Return a field of a recipe by its dotted name."""
+    value: Any = recipe.as_dict()
+    for part in name.split("."):
+        value = value[part]
+    return value
+
+
+def changed(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
+    """Return the recipe with these fields changed. Raises `InputError` where one is unknown or not allowed."""
+    return Recipe.from_dict(overridden(recipe.as_dict(), as_overrides(values)))
 
 
 def as_overrides(values: Mapping[str, Any]) -> list[str]:
@@ -218,84 +216,41 @@ def load_space(path: Path = DEFAULT_SPACE) -> Space:
         MissingExtraError: PyYAML is not installed.
     """
     file = read_yaml(path, SpaceError, "a search space")
-    if not isinstance(file.value, dict):
-        raise SpaceError(f"{file.at(())}: must be a mapping with 'search' in it")
     try:
         content = _File.model_validate(file.value)
     except ValidationError as error:
         raise SpaceError(file.blame(error, ())) from None
-    base, origin = _named_recipe(file, content)
-    for name, value in content.set.items():
-        if name in content.search:
-            raise SpaceError(f"{file.at(('set', name))}: {name} is both set and searched")
-        base = _with(file, base, name, value, ("set", name))
-    try:
-        prune = Prune.model_validate(content.prune)
-    except ValidationError as error:
-        raise SpaceError(file.blame(error, ("prune",))) from None
-    if not content.search:
-        raise SpaceError(f"{file.at(('search',))}: search names no field")
-    search = {name: _dimension(file, base, name, entry) for name, entry in content.search.items()}
-    return Space(base=base, origin=(*origin, *as_overrides(content.set)), search=search, prune=prune)
-
-
-def _named_recipe(file: YamlFile, content: _File) -> tuple[Recipe, tuple[str, ...]]:
     if (content.preset is None) == (content.recipe is None):
-        raise SpaceError(f"{file.path}: must name a preset or a recipe file (preset: small), and not both")
-    config = None if content.recipe is None else file.path.parent / content.recipe
+        raise SpaceError(f"{path}: must name a preset or a recipe file (preset: small), and not both")
+    config = None if content.recipe is None else path.parent / content.recipe
+    place: Place = ("recipe" if config else "preset",)
     try:
-        recipe = load_recipe(content.preset, config)
+        base = load_recipe(content.preset, config)
+        for name, value in content.set.items():
+            place = ("set", name)
+            if name in content.search:
+                raise InputError(name, "is both set and searched")
+            base = changed(base, {name: value})
+        for name, entry in content.search.items():
+            place = ("search", name)
+            if name in FIXED:
+                raise InputError(name, "is equal for all trials and cannot be searched")
+            try:
+                distribution_of(entry)
+            except ValueError as error:
+                raise InputError(f"{name}:", str(error)) from None
+            ends: dict[Place, Any] = {(key,): entry[key] for key in ("low", "high") if key in entry}
+            for where, value in (ends or {("choices", n): one for n, one in enumerate(entry["choices"])}).items():
+                place = ("search", name, *where)
+                changed(base, {name: value})
+            if ends and isinstance(value_of(base, name), float):
+                # A bound written as `0` means a number: draws must be floats.
+                entry.update({key: float(bound) for key, bound in entry.items() if key != "log"})
     except InputError as error:
-        raise SpaceError(f"{file.at(('recipe' if config else 'preset',))}: {error}") from None
-    return recipe, ("--config", str(config)) if config else ("--preset", str(content.preset))
-
-
-def _dimension(file: YamlFile, base: Recipe, name: str, entry: Any) -> Dimension:
-    place: Place = ("search", name)
-    known = _fields()
-    if name not in known or name in FIXED:
-        why = "is equal for all trials and cannot be searched" if name in known else "is no field of a recipe"
-        allowed = ", ".join(field for field in known if field not in FIXED)
-        raise SpaceError(f"{file.at(place)}: {name} {why}; allowed are {allowed}")
-    if not isinstance(entry, dict):
-        raise SpaceError(f"{file.at(place)}: {name} must be {{low, high, log, step}} or {{choices}}")
-    try:
-        dimension = Dimension.model_validate(entry)
-    except ValidationError as error:
-        raise SpaceError(file.blame(error, place).replace(": ", f": {name}: ", 1)) from None
-    if dimension.choices is None and known[name] not in (int, float):
-        raise SpaceError(f"{file.at(place)}: {name} is no number and needs choices")
-    for bound in ("low", "high", "step"):
-        value = getattr(dimension, bound)
-        if known[name] is int and isinstance(value, float):
-            raise SpaceError(f"{file.at((*place, bound))}: {name}: {bound} must be whole, got {value}")
-    if known[name] is float and dimension.choices is None:
-        # A bound written as `0` means a number: draws must be floats.
-        ends = {bound: float(getattr(dimension, bound)) for bound in ("low", "high")}
-        dimension = dimension.model_copy(update=ends)
-    for where, value in dimension.extremes.items():
-        _with(file, base, name, value, (*place, *where))
-    return dimension
-
-
-def _with(file: YamlFile, base: Recipe, name: str, value: Any, place: Place) -> Recipe:
-    """Return the recipe with one field changed; `SpaceError` names the place in the file."""
-    try:
-        return Recipe.from_dict(overridden(base.as_dict(), as_overrides({name: value})))
-    except InputError as error:
-        raise SpaceError(f"{file.at(place)}: {name}: {error}") from None
-
-
-def _is_whole(number: float) -> bool:
-    return abs(number - round(number)) < 1e-9
-
-
-def _fields() -> dict[str, Any]:
-    """Return the type of each field of a recipe by its dotted name."""
-    fields: dict[str, Any] = {}
-    for prefix, record in (("", Recipe), ("model.", ModelConfig), ("optimizer.", OptimizerRecipe)):
-        fields |= {prefix + name: kind for name, kind in get_type_hints(record).items()}
-    return {name: kind for name, kind in fields.items() if name not in ("model", "optimizer")}
+        raise SpaceError(f"{file.at(place)}: {error}") from None
+    origin = ("--config", str(config)) if config else ("--preset", str(content.preset))
+    overrides = as_overrides(content.set)
+    return Space(base=base, origin=(*origin, *overrides), search=content.search, prune=content.prune)
 
 
 def _as_toml(value: Any) -> str:

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from experiments.common.plotting import COLORS, new_figure, save
+from experiments.common.plotting import save
 from experiments.common.tables import terminal_table
 from experiments.sweep.plan import FIXED, PARTS, as_overrides
-from experiments.sweep.study import BASE, FIRST, REASON, RECIPE, STEP, TOKENS, plan_of
+from experiments.sweep.study import BASE, REASON, RECIPE, STEP, TOKENS, first_attempt, plan_of
 
 if TYPE_CHECKING:
     import optuna
+    from matplotlib.axes import Axes
 
 ENOUGH = 5
 """Complete trials needed to estimate the importance of fields."""
 STYLES = {"complete": "green", "pruned": "yellow", "failed": "red", "running": "cyan", "waiting": "dim"}
-INK, ACCENT, FAINT = "#333333", COLORS[1], COLORS[7]
 
 
 def rows(study: optuna.Study) -> list[dict[str, Any]]:
@@ -33,8 +34,8 @@ def rows(study: optuna.Study) -> list[dict[str, Any]]:
         attributes = trial.user_attrs
         reason = attributes.get(REASON)
         if state == "failed" and reason is None:
-            reason = "its worker ended without a result"
-        first = int(attributes.get(FIRST, trial.number))
+            reason = "its process ended without a result"
+        first = first_attempt(trial)
         ended = trial.datetime_complete
         found.append(
             {
@@ -105,7 +106,7 @@ def summary(study: optuna.Study) -> dict[str, Any]:
         "budget": str(plan.budget),
         "data": {"folder": plan.data, "digest": plan.digest},
         "place": plan.place,
-        "space": {name: one.model_dump(mode="json", exclude_defaults=True) for name, one in plan.space.search.items()},
+        "space": plan.space.search,
         "trials": dict(Counter(row["state"] for row in found)),
         "best": best_of(study),
         "importance": importance(study),
@@ -152,31 +153,31 @@ def print_sweep(study: optuna.Study, console: Console) -> None:
     console.print(best["command"], markup=False, highlight=False, soft_wrap=True)
 
 
-def draw_history(found: list[dict[str, Any]], path: Path) -> None:
-    """Draw each trial's value over its number; pruned ones are hollow, and the best so far is a line."""
-    figure, (axes,) = new_figure(7, 4)
-    complete = [(row["number"], row["value"]) for row in found if row["state"] == "complete"]
-    pruned = [(row["number"], row["value"]) for row in found if row["state"] == "pruned" and row["value"]]
-    if pruned:
-        axes.scatter(*zip(*pruned, strict=True), facecolors="none", edgecolors=FAINT, label="pruned")
-    if complete:
-        numbers, values = zip(*complete, strict=True)
-        axes.scatter(numbers, values, color=INK, label="complete", zorder=3)
-        best = [min(values[: index + 1]) for index in range(len(values))]
-        axes.step(numbers, best, where="post", color=ACCENT, label="best so far")
-    axes.set(xlabel="trial", ylabel="validation bits per byte")
-    if complete or pruned:
-        axes.legend(frameon=False)
-    save(figure, path)
+def draw_history(study: optuna.Study, path: Path) -> None:
+    """Draw each complete trial's value over its number, and the best so far as a line."""
+    from optuna.visualization import matplotlib as plots
+
+    _save(lambda: plots.plot_optimization_history(study, target_name="validation bits per byte"), path)
 
 
-def draw_importance(shares: dict[str, float], path: Path) -> None:
-    """Draw a bar for each field, the largest on top."""
-    figure, (axes,) = new_figure(7, 0.6 + 0.35 * len(shares))
-    names = list(shares)[::-1]
-    axes.barh(names, [shares[name] for name in names], color=ACCENT)
-    axes.set_xlabel("share in the differences between complete trials")
-    save(figure, path)
+def draw_importance(study: optuna.Study, path: Path) -> None:
+    """Draw a bar for each field's share in the differences between complete trials."""
+    import optuna
+    from optuna.visualization import matplotlib as plots
+
+    evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
+    _save(lambda: plots.plot_param_importances(study, evaluator=evaluator), path)
+
+
+def _save(draw: Callable[[], Axes], path: Path) -> None:
+    """Write a picture of Optuna's, which draws it in its own style by pyplot."""
+    import matplotlib.pyplot as plt
+
+    with plt.rc_context({"backend": "agg"}):
+        figure = draw().get_figure(root=True)
+        assert figure is not None
+        save(figure, path)
+        plt.close(figure)
 
 
 def _figure(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""`story sweep`: begin or continue a study by name, run its workers, and log it to MLflow.
+"""`story sweep`: begin or continue a study by name, run its trials, and log it to MLflow.
 
 A sweep is one MLflow run with its space, plan, trials, best recipe and pictures; each trial's run is a child of it. A
 sweep that is continued resumes that run, as long as the store knows it.
@@ -6,41 +6,38 @@ sweep that is continued resumes that run, as long as the store knows it.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
-from contextlib import suppress
-from dataclasses import dataclass
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from pydantic import Field, field_validator
+
 from experiments.common.evidence_runs import EvidenceRun, store_errors
+from experiments.common.options import Options
 from experiments.sweep.plan import DEFAULT_SPACE, Budget, Plan, load_space
+from experiments.sweep.remote import TrialLog, modal_runner, process_runner
 from experiments.sweep.render import best_of, draw_history, draw_importance, importance, rows, summary
-from experiments.sweep.study import (
-    EXPERIMENT,
-    RUN,
-    begin_study,
-    open_study,
-    plan_of,
-    refuse_another_plan,
-    requeue_stale_trials,
-    study_names,
-)
-from experiments.sweep.trial import Say
-from experiments.sweep.worker import FAILED, STOPPED, WorkerConfig, run_workers, say, work
+from experiments.sweep.study import EXPERIMENT, RUN, begin_study, open_study, plan_of, requeue_stale_trials, study_names
+from experiments.sweep.trial import Objective, Runner, Say, TrialObserver, run_trial
 from model.errors import InputError
-from training.interrupts import StopFlag, stop_on_signals
-from training.tracking.provenance import provenance, usable_cores
+from training.interrupts import stop_on_signals
+from training.tracking.observer import MlflowObserver
+from training.tracking.provenance import Provenance, provenance, usable_cores
 from training.tracking.runs import known_run, log_tables, now, set_tags, table_text, without_folders
 from training.tracking.store import LAST_SEEN, OWNER, mark_stale_runs, open_experiment, open_store, owner_of
+from training.trainer.observers import Observer, ProgressObserver
 
 if TYPE_CHECKING:
     import optuna
     from mlflow import MlflowClient
 
 Place = Literal["here", "modal"]
-UNDECIDED = 3
-"""Exit code: no trial is complete, so nothing is known."""
+FAILED, UNDECIDED, STOPPED = 1, 3, 130
+"""Exit codes: a trial failed, no trial is complete, it was stopped by hand."""
 STATUS = {0: "FINISHED", UNDECIDED: "FINISHED", STOPPED: "KILLED"}
 OUTCOME = {"FINISHED": "finished", "KILLED": "stopped"}
 DATA: dict[Place, str] = {"here": "data/tinystories", "modal": "tinystories"}
@@ -50,13 +47,12 @@ METRICS_AT_ONCE = 900
 """MLflow takes at most 1,000 in one request."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SweepOptions:
+class SweepOptions(Options):
     """A call of `story sweep`. None: what the sweep was begun with, else the default."""
 
     name: str
     storage: str
-    trials: int = 20
+    trials: int = Field(20, ge=1)
     """Of the sweep in all; those of earlier calls count."""
     minutes: float | None = None
     steps: int | None = None
@@ -64,22 +60,26 @@ class SweepOptions:
     data: str | None = None
     out: Path | None = None
     seed: int | None = None
-    workers: int = 1
-    threads: int | None = None
+    workers: int = Field(1, ge=1)
+    threads: int | None = Field(None, ge=1)
     place: Place | None = None
     tracking_uri: str | None = None
     """None: nothing is logged to MLflow."""
 
-    def __post_init__(self) -> None:
-        for name in ("trials", "workers", "threads"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(name, f"must be at least 1, got {value}")
-        if not 1 <= len(self.name) <= 80 or set(self.name) & set('/\\\0\n"') or self.name.startswith("."):
-            raise InputError("name", f"must be a plain name of at most 80 characters, got {self.name!r}")
+    @field_validator("name")
+    @classmethod
+    def _is_plain(cls, name: str) -> str:
+        if not 1 <= len(name) <= 80 or set(name) & set('/\\\0\n"') or name.startswith("."):
+            raise InputError("name", f"must be a plain name of at most 80 characters, got {name!r}")
+        return name
 
 
-def run_sweep(options: SweepOptions, say: Say = say) -> tuple[optuna.Study, int]:
+def say_on_stderr(line: str) -> None:
+    """Write a line to standard error at once: standard output belongs to `--json`."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def run_sweep(options: SweepOptions, say: Say = say_on_stderr) -> tuple[optuna.Study, int]:
     """Begin or continue a sweep until it has the trials asked for; return its study and an exit code.
 
     Raises:
@@ -89,72 +89,97 @@ def run_sweep(options: SweepOptions, say: Say = say) -> tuple[optuna.Study, int]
     uri = options.tracking_uri
     with stop_on_signals() as stop:
         study = _open_or_begin(options)
-        plan = plan_of(study)
         for number in requeue_stale_trials(study):
-            say(f"trial {number}: its worker died; it is queued again")
-        parent = None if uri is None else begin_run(uri, study, plan)
-        config = WorkerConfig(
-            storage=options.storage,
-            name=options.name,
-            out=str(options.out or Path("runs") / "sweeps" / options.name),
-            data=options.data or plan.data,
-            trials=options.trials,
-            threads=options.threads or max(1, usable_cores() // options.workers),
-            tracking_uri=uri,
-            parent_run=parent,
-        )
+            say(f"trial {number}: its process died; it is queued again")
+        parent = None if uri is None else begin_run(uri, study)
         code = FAILED
         try:
-            code = _run_workers(config, plan, options.workers, say, stop)
-            if code == 0 and best_of(study) is None:
-                code = UNDECIDED
+            with _runner(options, plan_of(study), trial_log(uri, parent, options.name), stop.is_set) as train:
+                code = run_trials(study, options, train, say, stop.is_set)
         finally:
             if parent is not None and uri is not None:
                 end_run(uri, parent, study, STATUS.get(code, "FAILED"))
     return study, code
 
 
-def _run_workers(config: WorkerConfig, plan: Plan, workers: int, say: Say, stop: StopFlag) -> int:
-    if plan.place == "modal":
-        from experiments.sweep.on_modal import run_on_modal
+def run_trials(
+    study: optuna.Study, options: SweepOptions, train: Runner, say: Say, stopping: Callable[[], bool]
+) -> int:
+    """Run trials of a study until it has those asked for; return an exit code."""
+    out = options.out or Path("runs") / "sweeps" / options.name
+    one_here = options.workers == 1 and plan_of(study).place == "here"  # it has a progress bar
+    objective = Objective(study, out, train, say=say, stopping=stopping, lines=not one_here)
+    objective.minimise(options.trials, options.workers)
+    if objective.interrupted or stopping():
+        return STOPPED
+    return FAILED if objective.failures else UNDECIDED if best_of(study) is None else 0
 
-        return run_on_modal(config, plan, workers, say, stop.is_set)
-    if workers == 1:
-        return work(config, say, stop.is_set, bar=True)
-    return run_workers(config, workers, say, stop.is_set)
+
+def trial_log(uri: str | None, parent: str | None, sweep: str) -> TrialLog:
+    """Return what logs a trial as a child of the sweep's MLflow run `parent`; None: nothing is logged."""
+
+    def log(number: int, origin: Provenance | None) -> list[Observer]:
+        if parent is None:
+            return []
+        tags = {"mlflow.parentRunId": parent, "sweep": sweep, "sweep.trial": str(number)}
+        given: dict[str, Any] = {"experiment": EXPERIMENT, "tags": tags, "origin": origin}
+        return [MlflowObserver(uri, system_seconds=None, keep_model=False, **given)]
+
+    return log
+
+
+@contextlib.contextmanager
+def _runner(options: SweepOptions, plan: Plan, log: TrialLog, stopping: Callable[[], bool]) -> Iterator[Runner]:
+    data = options.data or plan.data
+    threads = options.threads or max(1, usable_cores() // options.workers)
+    if plan.place == "modal":
+        with modal_runner(options.name, data, log, stopping) as train:
+            yield train
+    elif options.workers > 1:
+        yield process_runner(Path(data), threads, log, stopping)
+    else:
+        import torch
+
+        def train_here(trial: TrialObserver) -> None:
+            observers: list[Observer] = [trial, ProgressObserver(), *log(trial.trial.number, None)]
+            run_trial(trial.recipe, data=Path(data), out=trial.folder, observers=observers)
+
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            yield train_here
+        finally:
+            torch.set_num_threads(before)
 
 
 def _open_or_begin(options: SweepOptions) -> optuna.Study:
-    """Return the study of that name, new or existing, with the plan asked for."""
-    if options.name in study_names(options.storage):
-        study = open_study(options.storage, options.name)
-        refuse_another_plan(study, _continued_plan(options, plan_of(study)))
-        return study
-    place = options.place or "here"
-    budget = Budget(minutes=options.minutes, steps=options.steps)
-    space = load_space(options.space or DEFAULT_SPACE)
-    data = options.data or DATA[place]
-    digest = None if place == "modal" else _digest(Path(data), space.base.model.vocab_size)
-    plan = Plan(space=space, budget=budget, data=data, digest=digest, place=place, seed=options.seed or 0)
-    return begin_study(options.storage, options.name, plan)
-
-
-def _continued_plan(options: SweepOptions, plan: Plan) -> Plan:
-    """Return the plan with the options given anew: where that differs, the call is refused."""
-    changes: dict[str, Any] = {}
-    if options.minutes is not None or options.steps is not None:
-        changes["budget"] = Budget(minutes=options.minutes, steps=options.steps)
-    if options.space is not None:
-        changes["space"] = load_space(options.space)
-    if options.seed is not None:
-        changes["seed"] = options.seed
-    if options.place is not None:
-        changes["place"] = options.place
-    if plan.place == "here":
-        changes["digest"] = _digest(Path(options.data or plan.data), plan.space.base.model.vocab_size)
-    elif options.data is not None and options.data != plan.data:
-        changes |= {"data": options.data, "digest": None}
-    return plan.model_copy(update=changes)
+    """Return the study of that name, new or existing. Raises `InputError` where an option would change its plan."""
+    begun = options.name in study_names(options.storage)
+    study = open_study(options.storage, options.name) if begun else None
+    plan = plan_of(study) if study else None
+    place = options.place or (plan.place if plan else "here")
+    asked: dict[str, Any] = {"place": place}
+    if plan is None or options.minutes is not None or options.steps is not None:
+        asked["budget"] = Budget(minutes=options.minutes, steps=options.steps)
+    if plan is None or options.space is not None:
+        asked["space"] = load_space(options.space or DEFAULT_SPACE)
+    if plan is None or options.seed is not None:
+        asked["seed"] = options.seed or 0
+    data = options.data or (plan.data if plan else DATA[place])
+    if place == "here":
+        asked["digest"] = _digest(Path(data), (plan.space if plan else asked["space"]).base.model.vocab_size)
+    if plan is None or place == "modal":
+        asked["data"] = data
+    if study is None or plan is None:
+        return begin_study(options.storage, options.name, Plan.model_validate({"digest": None, **asked}))
+    for name, wanted in asked.items():
+        if (has := getattr(plan, name)) != wanted:
+            shown = "" if name == "space" else f" ({str(has)[:24]}, got {str(wanted)[:24]})"
+            raise InputError(
+                {"place": "on", "digest": "data"}.get(name, name),
+                f"must stay what sweep {options.name} was begun with{shown}; another name begins another",
+            )
+    return study
 
 
 def _digest(data: Path, vocab_size: int) -> str:
@@ -169,12 +194,13 @@ def _digest(data: Path, vocab_size: int) -> str:
     return str(meta.get("digest"))
 
 
-def begin_run(uri: str, study: optuna.Study, plan: Plan) -> str:
+def begin_run(uri: str, study: optuna.Study) -> str:
     """Begin or resume the sweep's MLflow run; return its id.
 
     Raises:
         InputError: the store cannot be used.
     """
+    plan = plan_of(study)
     client = open_store(uri)
     experiment = open_experiment(client, uri, EXPERIMENT)
     with store_errors(uri):
@@ -199,7 +225,7 @@ def begin_run(uri: str, study: optuna.Study, plan: Plan) -> str:
                 "prune": plan.space.prune.by,
                 "recipe": " ".join(without_folders(plan.space.origin)),
             }
-            | {f"search.{name}": json.dumps(one) for name, one in summary(study)["space"].items()}
+            | {f"search.{name}": json.dumps(entry) for name, entry in plan.space.search.items()}
         )
         client.log_dict(run_id, without_folders(plan.model_dump(mode="json")), "plan.json")
     return run_id
@@ -218,7 +244,7 @@ def end_run(uri: str, run_id: str, study: optuna.Study, status: str) -> None:
             set_tags(client, run_id, {"outcome": OUTCOME.get(status, "failed")})
             client.set_terminated(run_id, status)
         except Exception:
-            with suppress(Exception):
+            with contextlib.suppress(Exception):
                 client.set_terminated(run_id, "FAILED")
             raise
 
@@ -247,6 +273,7 @@ def _log_trials(client: MlflowClient, run_id: str, study: optuna.Study) -> None:
     table = [{key: row[key] for key in fixed} | {name: row["params"].get(name) for name in names} for row in found]
     log_tables(client, run_id, {TRIALS: table_text(table, (*fixed, *names))})
     with EvidenceRun(client, run_id).artifacts() as folder:
-        draw_history(found, folder / "history.png")
-        if shares := importance(study):
-            draw_importance(shares, folder / "importance.png")
+        if best is not None:
+            draw_history(study, folder / "history.png")
+        if importance(study):
+            draw_importance(study, folder / "importance.png")

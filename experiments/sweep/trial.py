@@ -1,142 +1,132 @@
 """Trials: what Optuna minimises, and the training run behind it.
 
-`SweepWorker` claims a trial, draws its recipe, has a `Runner` train it (`worker` in this process, `on_modal` in a
-container) and reports the result to Optuna. `run_trial` is that training run: it asks at each eighth of its budget
-whether to go on. It knows nothing of Optuna, so the same code runs on this machine and on Modal.
+`Objective` draws a trial's recipe, has a `Runner` train it (`run` in this process, `remote` in another or in a
+container) and reports the result to Optuna. `run_trial` is that training run; it knows nothing of Optuna, so the same
+code runs on this machine and on Modal.
 """
 
 from __future__ import annotations
 
 import contextlib
 import gc
-import math
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from experiments.sweep import study as studies
-from experiments.sweep.plan import PARTS, Plan, part_of
+from experiments.sweep.plan import PARTS, kind_of, part_of
 from model.errors import InputError, StoryError, TrainingError, one_line
-from training.trainer.observers import EndRun, EvaluationReport, Observer, RunEnd, RunStart, StepReport
+from training.tracking.store import owner_of
+from training.trainer.observers import EndRun, EvaluationReport, Observer, Outcome, RunEnd, RunStart, StepReport
 from training.trainer.recipe import Recipe
 
 if TYPE_CHECKING:
     import optuna
+    from optuna.trial import FrozenTrial
 
 MAX_FAILURES = 3
-"""Trials that may fail in a row before a worker gives up: the fault is not theirs then."""
+"""Trials that may fail in a row before the sweep gives up: the fault is not theirs then."""
 
-PruneCheck = Callable[[int, float], str | None]
-"""(eighths of the budget used, bits per byte) → why the trial should end now, or None."""
 Say = Callable[[str], None]
 """Reports what happens to a trial, in one line."""
-How = Literal["finished", "pruned", "stopped", "diverged"]
-"""`finished`: the budget is used. `pruned`: the check ended it. `stopped`: by hand. `diverged`: a loss that is not
-finite."""
 
 
-@dataclass(frozen=True, slots=True)
-class TrialEnd:
-    """How a trial ended."""
+class KilledError(StoryError):
+    """A trial's process was killed, so its training is worth another attempt."""
 
-    how: How
-    reason: str
-    bits_per_byte: float | None
-    """The best of its evaluations."""
-    step: int
-    tokens: int
-
-
-@dataclass(frozen=True, slots=True)
-class TrialJob:
-    """A trial as a runner gets it."""
-
-    trial: optuna.Trial
-    """Its user attributes are the only memory that later attempts have."""
-    recipe: Recipe
-    folder: Path
-    """For its checkpoints, on this machine."""
-    prune_check: PruneCheck
-    on_start: Callable[[RunStart], None]
-    """Called with the run's start; refuses other data than the sweep's."""
-
-    @property
-    def number(self) -> int:
-        return self.trial.number
-
-
-Runner = Callable[[TrialJob], TrialEnd]
-"""Trains a job's recipe until its budget, its prune check or a stop ends it."""
+    exit_code = 1
 
 
 class TrialObserver:
-    """Ends a training run when the prune check or `stopping` says so."""
+    """Reports a training run to its trial in Optuna, and ends it where that is pruned or `stopping` says so.
+
+    Args:
+        frozen: the trial as it was before this attempt.
+        folder: for its checkpoints, on this machine.
+        say: gets a line at the start and after each evaluation.
+    """
 
     def __init__(
         self,
+        trial: optuna.Trial,
+        frozen: FrozenTrial,
         recipe: Recipe,
-        prune_check: PruneCheck,
-        on_start: Callable[[RunStart], None] = lambda start: None,
+        folder: Path,
+        *,
+        say: Say = lambda line: None,
         stopping: Callable[[], bool] = lambda: False,
     ) -> None:
-        self._recipe, self._prune_check, self._on_start = recipe, prune_check, on_start
-        self._stopping = stopping
-        self.step = self.tokens = 0
-        self.best: float | None = None
+        self.trial, self.recipe, self.folder = trial, recipe, folder
+        self._say, self._stopping = say, stopping
+        # An earlier attempt at this trial may have reported some evaluations already.
+        self._reported = set(frozen.intermediate_values)
+        self._so_far: dict[str, Any] = {"step": 0, "tokens": 0, "best_bits_per_byte": None}
         self.pruned = False
+        self.end: RunEnd | None = None
 
     def started(self, start: RunStart) -> None:
-        self._on_start(start)
+        """Refuse other data than the sweep's; on Modal the first trial says which data that is."""
+        digest = str(start.data.get("digest"))
+        plan: dict[str, Any] = self.trial.study.user_attrs[studies.PLAN]
+        if plan["digest"] is None:
+            self.trial.study.set_user_attr(studies.PLAN, plan | {"digest": digest})
+        elif plan["digest"] != digest:
+            raise InputError(
+                "data", f"must be what the sweep was begun with (digest {plan['digest'][:12]}), got {digest[:12]}"
+            )
+        begin = f"resuming after step {start.resumed_from}" if start.resumed_from else "starting"
+        self._say(f"trial {self.trial.number}: {begin}, {start.parameters:,} parameters")
 
     def stepped(self, report: StepReport) -> None:
-        self.step, self.tokens = report.step, report.tokens
+        self._so_far |= {"step": report.step, "tokens": report.tokens}
         if self._stopping():
             raise EndRun("interrupted by hand")
 
     def evaluated(self, report: EvaluationReport) -> None:
-        self.step, self.tokens = report.step, report.tokens
-        self.best = min(self.best or report.bits_per_byte, report.bits_per_byte)
-        part = part_of(self._recipe, report.step, report.elapsed)
-        if part and (reason := self._prune_check(part, report.bits_per_byte)) is not None:
+        bits = report.bits_per_byte
+        best = min(self._so_far["best_bits_per_byte"] or bits, bits)
+        self._so_far |= {"step": report.step, "tokens": report.tokens, "best_bits_per_byte": best}
+        self._say(f"trial {self.trial.number}: step {report.step}, {bits:.4f} bits/byte")
+        part = part_of(self.recipe, report.step, report.elapsed)
+        if part and part not in self._reported:
+            self._reported.add(part)
+            self.trial.report(bits, part)
+        if 0 < part < PARTS and self.trial.should_prune():
             self.pruned = True
-            raise EndRun(reason)
+            raise EndRun(f"behind the others at {part}/{PARTS} of its budget with {bits:.4f} bits/byte")
 
     def ended(self, end: RunEnd) -> None:
-        """Nothing is left to do."""
+        self.end = end
+
+    def cut_off(self, outcome: Outcome, reason: str) -> RunEnd:
+        """Return the end of a run that cannot report its end itself."""
+        return RunEnd(outcome=outcome, reason=reason, checkpoint=None, **self._so_far)
 
 
-def run_trial(
-    recipe: Recipe,
-    *,
-    data: Path,
-    out: Path,
-    prune_check: PruneCheck = lambda part, bits: None,
-    on_start: Callable[[RunStart], None] = lambda start: None,
-    stopping: Callable[[], bool] = lambda: False,
-    observers: Sequence[Observer] = (),
-) -> TrialEnd:
+Runner = Callable[[TrialObserver], None]
+"""Trains a trial's recipe until its budget or an observer ends it; reports to the observer."""
+
+
+def run_trial(recipe: Recipe, *, data: Path, out: Path, observers: Sequence[Observer]) -> None:
     """Train `recipe` on `data` with its checkpoints in `out`, resuming an earlier attempt at the same recipe.
 
+    A loss that is not finite is no error, but a bad trial: observers are told that the run `failed`.
+
     Raises:
-        StoryError: data or recipe are not usable; a loss that is not finite is no error, but a bad trial.
+        StoryError: data or recipe are not usable.
     """
     import torch
 
     from training.run import train
 
-    own = TrialObserver(recipe, prune_check, on_start, stopping)
     try:
-        result = train(recipe, data=data, out=out, resume=_can_resume(recipe, out), observers=[own, *observers])
-    except TrainingError as error:
-        return TrialEnd("diverged", str(error), own.best, own.step, own.tokens)
+        with contextlib.suppress(TrainingError):
+            train(recipe, data=data, out=out, resume=_can_resume(recipe, out), observers=observers)
     finally:
         # What was compiled for this network is of no use to the next trial, and the cache is limited.
         torch.compiler.reset()
         gc.collect()
-    how: How = "finished" if result.outcome == "finished" else "pruned" if own.pruned else "stopped"
-    return TrialEnd(how, result.reason, result.best_bits_per_byte, result.step, result.tokens)
 
 
 def _can_resume(recipe: Recipe, out: Path) -> bool:
@@ -151,135 +141,140 @@ def _can_resume(recipe: Recipe, out: Path) -> bool:
 
 
 class _InterruptedError(Exception):
-    """The trial was stopped by hand; its values are queued again."""
+    """The trial was stopped by hand."""
 
 
-class SweepWorker:
-    """Claims and runs trials until `trials` are counted, `stopping` says so, or too many fail in a row."""
+class _FailedError(Exception):
+    """The trial has no result, for a reason that is recorded."""
+
+
+class Objective:
+    """What Optuna minimises: bits per byte at the end of a trial, trained by `train`.
+
+    Args:
+        out: folder of the trials' checkpoints; only the best one is kept.
+        say: gets a line for each trial's end.
+        lines: whether `say` also gets each trial's start and evaluations.
+    """
 
     def __init__(
         self,
         study: optuna.Study,
         out: Path,
-        runner: Runner,
+        train: Runner,
         *,
-        trials: int,
         say: Say,
         stopping: Callable[[], bool] = lambda: False,
+        lines: bool = False,
     ) -> None:
-        self.study, self.out, self.runner, self.trials = study, out, runner, trials
-        self.plan: Plan = studies.plan_of(study)
-        self.say, self.stopping = say, stopping
+        self.study, self.out, self.plan = study, out, studies.plan_of(study)
+        self._train, self._say, self._stopping, self._lines = train, say, stopping, lines
+        self._in_a_row = 0
         self.failures: list[str] = []
         """What went wrong with failed trials, in a line each."""
         self.interrupted = False
         """Whether a trial was stopped by hand."""
 
-    def run(self) -> None:
-        self.study.pruner = studies.pruner_of(self.plan.space.prune)
-        in_a_row = 0
-        while not self.stopping() and not self.interrupted and in_a_row < MAX_FAILURES:
-            before = len(self.failures)
-            if not self._run_one():
-                return
-            in_a_row = in_a_row + 1 if len(self.failures) > before else 0
+    def minimise(self, trials: int, at_once: int = 1) -> None:
+        """Run trials, `at_once` in parallel, until the study has `trials`, one is interrupted, or too many fail."""
+        from optuna.study import MaxTrialsCallback
+        from optuna.trial import TrialState
 
-    def _run_one(self) -> bool:
-        """Claim and run a trial; return False where none is left."""
-        with contextlib.ExitStack() as claiming:
-            claiming.enter_context(studies.claim_lock(self.out))
-            for number in studies.requeue_stale_trials(self.study):
-                self.say(f"trial {number}: its worker died; it is queued again")
-            if studies.count_trials(self.study) >= self.trials:
-                return False
+        # Failed ones do not use up the number that was asked for.
+        counted = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
+        callbacks: list[Any] = [self._after, MaxTrialsCallback(trials, counted)]
+        self.study.pruner = self.plan.space.prune.pruner()
+        while not self._over() and (missing := trials - len(self.study.get_trials(deepcopy=False, states=counted))) > 0:
+            self._seed_next()
+            # Optuna sends the trials' heartbeats meanwhile, and gives up trials whose heartbeat has stopped.
+            self.study.optimize(self, missing, n_jobs=at_once, catch=(_FailedError,), callbacks=callbacks)
 
-            def objective(trial: optuna.Trial) -> float:
-                first = studies.claim(trial)
-                claiming.close()  # the next worker may claim
-                return self._objective(trial, first)
-
-            self.study.sampler = studies.sampler_of(self.plan.seed, len(self.study.get_trials(deepcopy=False)))
-            # Optuna sends this trial's heartbeat meanwhile, and gives up trials whose heartbeat has stopped.
-            self.study.optimize(objective, n_trials=1, catch=(Exception,))
-        return True
-
-    def _objective(self, trial: optuna.Trial, first: int) -> float:
+    def __call__(self, trial: optuna.Trial) -> float:
+        """Train the trial. Raises `TrialPruned`, or `_FailedError` where it has no result."""
         import optuna
 
         number = trial.number
+        frozen = self.study.trials[number]
         try:
-            values = {name: studies.suggest(trial, name, one) for name, one in self.plan.space.search.items()}
-            try:
-                recipe = self.plan.recipe(values)
-            except InputError as error:
-                trial.set_user_attr(studies.REASON, f"no possible recipe: {error}")
-                raise optuna.TrialPruned from None
-            trial.set_user_attr(studies.RECIPE, recipe.as_dict())
-            folder = self.plan.folder(self.out, first)
-            end = self.runner(TrialJob(trial, recipe, folder, self._prune_check(trial), self._check_data))
-        except optuna.TrialPruned:
-            self.say(f"trial {number}: pruned, {trial.user_attrs[studies.REASON]}")
+            bits = self._bits_per_byte(trial, frozen)
+        except optuna.TrialPruned as pruned:
+            trial.set_user_attr(studies.REASON, str(pruned))
+            self._say(f"trial {number}: pruned, {pruned}")
+            self._in_a_row = 0
             raise
+        except _InterruptedError:
+            self.interrupted = True
+            studies.retry(self.study, self.study.trials[number], max_retry=None)
+            self._say(f"trial {number}: stopped; it is queued again")
+            raise _FailedError from None
         except Exception as error:
             reason = one_line(error)
             trial.set_user_attr(studies.REASON, reason)
-            self.failures.append(f"trial {number}: {reason}")
-            self.say(f"trial {number}: failed: {reason}")
-            raise
-        return self._result(trial, end, folder)
+            if (
+                isinstance(error, KilledError)
+                and len(frozen.system_attrs.get("retry_history", ())) < studies.MAX_RETRIES
+            ):
+                studies.retry(self.study, self.study.trials[number])
+                self._say(f"trial {number}: {reason}; it is queued again")
+            else:
+                self._in_a_row += 1
+                self.failures.append(f"trial {number}: {reason}")
+                self._say(f"trial {number}: failed: {reason}")
+            raise _FailedError from error
+        self._say(f"trial {number}: {bits:.4f} bits/byte")
+        self._in_a_row = 0
+        return bits
 
-    def _result(self, trial: optuna.Trial, end: TrialEnd, folder: Path) -> float:
-        """Report a trial's end to Optuna, and keep its checkpoint only if no other is better."""
+    def _bits_per_byte(self, trial: optuna.Trial, frozen: FrozenTrial) -> float:
         import optuna
 
+        trial.set_user_attr(studies.OWNER, owner_of().to_text())
+        search = self.plan.space.search
+        values = {name: getattr(trial, f"suggest_{kind_of(entry)}")(name, **entry) for name, entry in search.items()}
+        try:
+            recipe = self.plan.recipe(values)
+        except InputError as error:
+            raise optuna.TrialPruned(f"no possible recipe: {error}") from None
+        trial.set_user_attr(studies.RECIPE, recipe.as_dict())
+        observer = TrialObserver(
+            trial,
+            frozen,
+            recipe,
+            self._folder(frozen),
+            say=self._say if self._lines else lambda line: None,
+            stopping=self._stopping,
+        )
+        self._train(observer)
+        end = observer.end
+        assert end is not None
         for name, fact in ((studies.REASON, end.reason), (studies.STEP, end.step), (studies.TOKENS, end.tokens)):
             trial.set_user_attr(name, fact)
-        best = "none yet" if end.bits_per_byte is None else f"{end.bits_per_byte:.4f} bits/byte"
-        if end.how == "stopped":
-            self.interrupted = True
-            self.say(f"trial {trial.number}: stopped at step {end.step}; it is queued again")
-            studies.retry(self.study, self.study.trials[trial.number], counts=False)
+        if end.outcome == "stopped" and not observer.pruned:
             raise _InterruptedError
-        if end.how != "finished" or end.bits_per_byte is None:
-            shutil.rmtree(folder, ignore_errors=True)
-            self.say(f"trial {trial.number}: pruned, {end.reason} (best {best})")
-            raise optuna.TrialPruned
-        self.say(f"trial {trial.number}: {best}")
-        self._keep_if_best(end.bits_per_byte, folder)
-        return end.bits_per_byte
+        if end.outcome != "finished" or end.best_bits_per_byte is None:
+            raise optuna.TrialPruned(end.reason)
+        return end.best_bits_per_byte
 
-    def _keep_if_best(self, bits: float, folder: Path) -> None:
-        """Remove all checkpoints but the best: one with its optimiser takes 60 MB."""
+    def _folder(self, trial: FrozenTrial) -> Path:
+        """Return the checkpoint folder of a trial, which all its attempts share."""
+        return self.out / f"trial-{studies.first_attempt(trial):04d}"
+
+    def _after(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        """Remove all checkpoints but the best: with its optimiser one takes 60 MB. Stop where there is a reason."""
         from optuna.trial import TrialState
 
-        others = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        if min((other.value for other in others if other.value is not None), default=math.inf) <= bits:
-            shutil.rmtree(folder, ignore_errors=True)
-            return
-        for other in others:
-            first = int(other.user_attrs.get(studies.FIRST, other.number))
-            shutil.rmtree(self.plan.folder(self.out, first), ignore_errors=True)
+        complete = [*study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))]
+        best = min(complete, key=lambda one: one.values[0], default=None)
+        pruned = [trial] if trial.state == TrialState.PRUNED else []
+        for other in complete + pruned:
+            if other is not best:
+                shutil.rmtree(self._folder(other), ignore_errors=True)
+        self._seed_next()
+        if self._over():
+            study.stop()
 
-    def _prune_check(self, trial: optuna.Trial) -> PruneCheck:
-        known = set(self.study.trials[trial.number].intermediate_values)
+    def _seed_next(self) -> None:
+        self.study.sampler = studies.sampler_of(self.plan.seed, len(self.study.get_trials(deepcopy=False)))
 
-        def check(part: int, bits: float) -> str | None:
-            if part not in known:  # an earlier attempt at this trial may have come this far
-                known.add(part)
-                trial.report(bits, part)
-            if part < PARTS and trial.should_prune():
-                return f"behind the others at {part}/{PARTS} of its budget with {bits:.4f} bits/byte"
-            return None
-
-        return check
-
-    def _check_data(self, start: RunStart) -> None:
-        """Refuse other data than the sweep's; on Modal the first trial says which data that is."""
-        digest = str(start.data.get("digest"))
-        plan: dict[str, Any] = self.study.user_attrs[studies.PLAN]
-        if plan["digest"] is None:
-            self.study.set_user_attr(studies.PLAN, plan | {"digest": digest})
-        elif plan["digest"] != digest:
-            raise InputError(
-                "data", f"must be what the sweep was begun with (digest {plan['digest'][:12]}), got {digest[:12]}"
-            )
+    def _over(self) -> bool:
+        return self._stopping() or self.interrupted or self._in_a_row >= MAX_FAILURES

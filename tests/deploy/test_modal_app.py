@@ -153,7 +153,7 @@ def test_training_and_page_are_asked_for_as_they_were_meant(run: Run, plane: Con
     assert given(plane) == {"STAGE": "PROD", **shared, **quiet}
     sent = sources(plane)
     assert {"story.py", "demo/assets/page.css", "training/recipes/small.toml"} <= sent
-    assert {"experiments/sweep/on_modal.py", "experiments/sweep/spaces/small.yaml"} <= sent
+    assert {"experiments/sweep/remote.py", "experiments/sweep/spaces/small.yaml"} <= sent
     assert {"model/pretrained/model.safetensors", "demo/asgi.py"} <= sent
 
 
@@ -251,9 +251,9 @@ def test_training_prepares_missing_shards_and_resumes_a_run_that_is_there(
 def test_a_trial_is_trained_by_the_sweep_s_own_code_on_what_the_volume_holds_now(
     volume: Committed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`tests/experiments/sweep/test_on_modal.py` has that code itself."""
+    """`tests/experiments/sweep/test_remote.py` has that code itself."""
     trained: list[tuple[Any, ...]] = []
-    monkeypatch.setattr("experiments.sweep.on_modal.train_remotely", lambda *given: trained.append(given))
+    monkeypatch.setattr("experiments.sweep.remote.train_remotely", lambda *given: trained.append(given))
     wire: Any = object()
     with pytest.warns(UserWarning, match="executing locally"):
         modal_app.sweep_trial.local({"key": "k"}, wire)

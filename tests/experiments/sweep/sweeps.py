@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from experiments.sweep.plan import Budget, Dimension, Plan, Prune, Space
+from experiments.sweep.plan import Budget, Plan, Prune, Space
 from experiments.sweep.study import begin_study, open_study
-from experiments.sweep.trial import SweepWorker, TrialEnd, TrialJob
+from experiments.sweep.trial import Objective, Runner, TrialObserver
 from tests.training.runs import smallest
+from training.trainer.observers import EndRun, EvaluationReport, Outcome, RunEnd
 
 if TYPE_CHECKING:
     import optuna
@@ -45,32 +45,42 @@ def fake_plan(prune: Prune | None = None, *, place: Literal["here", "modal"] = "
     space = Space(
         base=smallest(dropout=0.5),
         origin=("--preset", "tiny"),
-        search={"dropout": Dimension(low=0.0, high=0.9)},
+        search={"dropout": {"low": 0.0, "high": 0.9}},
         prune=prune or Prune(by="none"),
     )
     return Plan(space=space, budget=Budget(steps=STEPS), data="shards", digest="0" * 64, place=place)
 
 
-def pretend(job: TrialJob) -> TrialEnd:
-    """A training that is over at once; nothing of Optuna, of the claims or of the rules for trials is pretended."""
-    bits = 1 + abs(job.recipe.dropout - 0.1)
+def evaluation(step: int, bits: float) -> EvaluationReport:
+    """What a training reports after an evaluation at `step` of `STEPS`."""
+    return EvaluationReport(
+        step=step, tokens=step * 100, loss=bits, bits_per_byte=bits, best=True, samples=(), elapsed=1.0
+    )
+
+
+def ended(outcome: Outcome, reason: str, bits: float | None, step: int = STEPS) -> RunEnd:
+    """What a training reports at its end."""
+    counts = {"step": step, "tokens": step * 100}
+    return RunEnd(outcome=outcome, reason=reason, best_bits_per_byte=bits, checkpoint=None, **counts)
+
+
+def pretend(trial: TrialObserver) -> None:
+    """A training that is over at once; nothing of Optuna, of the retries or of the rules for trials is pretended."""
+    bits = 1 + abs(trial.recipe.dropout - 0.1)
     for part in range(1, 9):
-        if (verdict := job.prune_check(part, bits + (8 - part))) is not None:
-            return TrialEnd("pruned", verdict, bits + (8 - part), part, part * 100)
-    job.folder.mkdir(parents=True, exist_ok=True)
-    return TrialEnd("finished", "the budget is used", bits, 8, 800)
+        try:
+            trial.evaluated(evaluation(part, bits + (8 - part)))
+        except EndRun as end:
+            trial.ended(ended("stopped", str(end), bits + (8 - part), part))
+            return
+    trial.folder.mkdir(parents=True, exist_ok=True)
+    trial.ended(ended("finished", "the budget is used", bits))
 
 
 def fake_work(
-    folder: Path,
-    runner: Callable[[TrialJob], TrialEnd] = pretend,
-    *,
-    trials: int,
-    name: str = "p",
-    plan: Plan | None = None,
-    stopping: Callable[[], bool] = lambda: False,
-) -> tuple[optuna.Study, SweepWorker, list[str]]:
-    """A worker of the sweep `name` in `folder`, begun where it is new; with what it will say."""
+    folder: Path, runner: Runner = pretend, *, trials: int, name: str = "p", plan: Plan | None = None
+) -> tuple[optuna.Study, Objective, list[str]]:
+    """Run trials of the sweep `name` in `folder`, begun where it is new; with what was said."""
     from experiments.sweep.study import study_names
 
     storage = f"sqlite:///{folder}/sweeps.db"
@@ -79,5 +89,6 @@ def fake_work(
     else:
         study = begin_study(storage, name, plan or fake_plan())
     lines: list[str] = []
-    work = SweepWorker(study, folder / "out", runner, trials=trials, say=lines.append, stopping=stopping)
-    return study, work, lines
+    objective = Objective(study, folder / "out", runner, say=lines.append)
+    objective.minimise(trials)
+    return study, objective, lines

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from experiments.sweep.plan import Dimension
 from experiments.sweep.render import best_of, draw_history, draw_importance, importance, print_sweep, rows
 from model.settings import load_settings
 from tests.experiments.sweep.sweeps import fake_plan, fake_work
@@ -18,9 +17,8 @@ from training.trainer.recipe import load_recipe
 
 def test_the_most_important_field_and_the_best_recipe_are_shown(tmp_path: Path) -> None:
     plan = fake_plan()
-    plan.space.search["optimizer.matrix_lr"] = Dimension(low=0.001, high=0.1, log=True)
-    study, work, _ = fake_work(tmp_path, trials=7, plan=plan)
-    work.run()
+    plan.space.search["optimizer.matrix_lr"] = {"low": 0.001, "high": 0.1, "log": True}
+    study, _, _ = fake_work(tmp_path, trials=7, plan=plan)
     shares = importance(study)
     assert list(shares) == ["dropout", "optimizer.matrix_lr"], "the value follows from dropout alone"
     assert sum(shares.values()) == pytest.approx(1)
@@ -38,8 +36,8 @@ def test_the_most_important_field_and_the_best_recipe_are_shown(tmp_path: Path) 
     )
     assert best["command"] in shown
     assert f"share in the differences: dropout {shares['dropout']:.0%}" in shown
-    draw_history(rows(study), tmp_path / "history.png")
-    draw_importance(shares, tmp_path / "importance.png")
+    draw_history(study, tmp_path / "history.png")
+    draw_importance(study, tmp_path / "importance.png")
     for name in ("history.png", "importance.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 

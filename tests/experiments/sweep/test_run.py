@@ -16,13 +16,11 @@ from typer.testing import CliRunner, Result
 
 import story
 from experiments.sweep.render import best_of, rows, summary
-from experiments.sweep.run import TRIALS, UNDECIDED, SweepOptions, run_sweep
+from experiments.sweep.run import STOPPED, TRIALS, UNDECIDED, SweepOptions, run_sweep
 from experiments.sweep.study import EXPERIMENT, OWNER, RECIPE, open_study
-from experiments.sweep.trial import TrialEnd
-from experiments.sweep.worker import STOPPED
 from model.errors import InputError
 from tests.experiments.sweep.conftest import Swept
-from tests.experiments.sweep.sweeps import STEPS, small_space
+from tests.experiments.sweep.sweeps import STEPS, ended, small_space
 from tests.postgres_server import postgres_server
 from tests.training.runs import train, weights
 from training.tracking.store import Owner, open_store
@@ -137,7 +135,7 @@ def test_a_sweep_that_has_its_trials_is_only_shown(swept: Swept) -> None:
         ({"steps": STEPS + 1}, r"budget must stay what sweep first was begun with \(8 steps, got 9 steps\)"),
         ({"seed": 5}, r"seed must stay what sweep first was begun with \(3, got 5\)"),
         ({"place": "modal"}, r"on must stay"),
-        ({"trials": 0}, "trials must be at least 1"),
+        ({"trials": 0}, "trials must be greater than or equal to 1, got 0"),
         ({"name": "../up"}, "name must be a plain name"),
     ],
 )
@@ -182,8 +180,8 @@ def test_a_sweep_of_which_no_trial_came_to_its_end_is_undecided(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The training is pretended: no recipe is known that surely diverges within eight steps."""
-    diverged = TrialEnd("diverged", "step 3: loss nan", None, 3, 300)
-    monkeypatch.setattr("experiments.sweep.worker.run_trial", lambda *_, **__: diverged)
+    diverged = ended("failed", "step 3: loss nan", None, 3)
+    monkeypatch.setattr("experiments.sweep.run.run_trial", lambda *_, observers, **__: observers[0].ended(diverged))
     study, code = run_sweep(new(tmp_path, shards, trials=2), lambda line: None)
     assert [row["state"] for row in rows(study)] == ["pruned", "pruned"]
     assert code == UNDECIDED
@@ -224,17 +222,35 @@ def test_ctrl_c_saves_the_trial_and_the_next_call_goes_on_with_it(
     assert (parent.info.status, parent.data.tags["outcome"]) == ("FINISHED", "finished")
 
 
+def test_ctrl_c_lets_parallel_trials_save(shards: Path, tmp_path: Path) -> None:
+    call = new(tmp_path, shards, trials=2, workers=2)
+    lines: list[str] = []
+
+    def interrupt() -> None:
+        wait_for((tmp_path / "out" / "trial-0000" / "best" / "config.json").exists)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    study, code = run_sweep(call, lines.append)
+    thread.join()
+    assert code == STOPPED, lines
+    states = [row["state"] for row in rows(study)]
+    assert states[0] == "failed", lines
+    assert rows(study)[0]["reason"] == "interrupted by hand"
+    assert states.count("waiting") == states.count("failed")
+    assert (tmp_path / "out" / "trial-0000" / "last" / "trainer.pt").exists()
+
+
 def test_two_workers_finish_a_sweep_though_one_of_them_is_killed(shards: Path, tmp_path: Path) -> None:
     call = new(tmp_path, shards, trials=3, workers=2)
     lines: list[str] = []
-    ended: list[Any] = []
-    sweep = threading.Thread(target=lambda: ended.append(run_sweep(call, lines.append)))
+    results: list[Any] = []
+    sweep = threading.Thread(target=lambda: results.append(run_sweep(call, lines.append)))
     sweep.start()
 
     def at_work() -> list[tuple[int, int]]:
         """(trial, process) of trials that have left something to go on from."""
-        if "new" not in _names(call.storage):
-            return []
         return [
             (trial.number, owner.pid)
             for trial in open_study(call.storage, "new").trials
@@ -244,28 +260,23 @@ def test_two_workers_finish_a_sweep_though_one_of_them_is_killed(shards: Path, t
         ]
 
     try:
+        wait_for(lambda: any("starting" in line for line in lines))
         number, pid = wait_for(at_work)[0]
         assert pid != os.getpid()
         os.kill(pid, signal.SIGKILL)
     finally:
         sweep.join(180)
     assert not sweep.is_alive()
-    study, code = ended[0]
+    study, code = results[0]
     found = rows(study)
     assert code == 0, lines
-    assert "a worker was killed by signal 9; another takes its place" in lines
+    assert f"trial {number}: its process was killed by signal 9; it is queued again" in lines
     assert found[number]["state"] == "failed"
     (again,) = [row for row in found if row["retry_of"] == number]
     assert again["params"] == found[number]["params"]
     assert again["state"] in ("complete", "pruned")
     assert sum(row["state"] in ("complete", "pruned") for row in found) == 3
-    assert len({trial.user_attrs[OWNER] for trial in study.trials}) >= 2, "they were shared out"
-
-
-def _names(storage: str) -> list[str]:
-    from experiments.sweep.study import study_names
-
-    return study_names(storage) if Path(storage.removeprefix("sqlite:///")).exists() else []
+    assert len({trial.user_attrs[OWNER] for trial in study.trials}) == len(found), "each has a process of its own"
 
 
 @pytest.mark.slow

@@ -6,7 +6,6 @@ is made of Python's own. `tests/deploy/test_modal_app.py` shows what Modal would
 
 from __future__ import annotations
 
-import dataclasses
 import queue
 import shutil
 import threading
@@ -17,16 +16,13 @@ from typing import Any
 
 import pytest
 
-from experiments.sweep import on_modal
-from experiments.sweep.on_modal import CALL, run_calls
+from experiments.sweep import remote
 from experiments.sweep.plan import Budget, Plan, load_space
+from experiments.sweep.remote import CALL, call_runner
 from experiments.sweep.render import rows
-from experiments.sweep.run import begin_run
+from experiments.sweep.run import FAILED, STOPPED, SweepOptions, begin_run, run_trials, trial_log
 from experiments.sweep.study import EXPERIMENT, begin_study, open_study
-from experiments.sweep.trial import TrialEnd
-from experiments.sweep.worker import FAILED, STOPPED, WorkerConfig
-from tests.experiments.sweep.sweeps import STEPS, small_space
-from tests.training.tracked import evaluation
+from tests.experiments.sweep.sweeps import STEPS, ended, evaluation, small_space
 from training.tracking.store import open_store
 
 
@@ -64,7 +60,7 @@ class Thread:
 class Containers:
     """Stands for the deployed Function; a call does what `deploy.modal_app.sweep_trial` does."""
 
-    def __init__(self, root: Path, wire: Partitions, run: Callable[..., None] = on_modal.train_remotely) -> None:
+    def __init__(self, root: Path, wire: Partitions, run: Callable[..., None] = remote.train_remotely) -> None:
         self.root, self.wire, self.run = root, wire, run
         self.calls: list[Thread] = []
         self.jobs: list[dict[str, Any]] = []
@@ -95,24 +91,25 @@ class Sweep:
         study = begin_study(storage, "m", self.plan)
         if shards is not None:
             shutil.copytree(shards, folder / "volume" / "data" / "own")
-        parent = None if uri is None else begin_run(uri, study, self.plan)
-        self.config = WorkerConfig(storage, "m", str(folder / "out"), "own", 0, 1, uri, parent)
+        self.parent = None if uri is None else begin_run(uri, study)
+        self.storage, self.uri = storage, uri
         self.lines: list[str] = []
 
     def run(
         self, containers: Containers, trials: int, at_once: int = 1, stopping: Callable[[], bool] = lambda: False
     ) -> int:
-        config = dataclasses.replace(self.config, trials=trials)
-        return run_calls(config, self.plan, at_once, self.lines.append, stopping, containers, self.wire)
+        options = SweepOptions(name="m", storage=self.storage, trials=trials, workers=at_once, out=self.folder / "out")
+        train = call_runner(containers, self.wire, "m", "own", trial_log(self.uri, self.parent, "m"), stopping)
+        return run_trials(open_study(self.storage, "m"), options, train, self.lines.append, stopping)
 
     @property
     def rows(self) -> list[dict[str, Any]]:
-        return rows(open_study(self.config.storage, "m"))
+        return rows(open_study(self.storage, "m"))
 
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(on_modal, "POLL", 0.05)
+    monkeypatch.setattr(remote, "POLL", 0.05)
 
 
 def test_trials_train_elsewhere_and_are_judged_and_logged_here(shards: Path, tmp_path: Path, tracking_uri: str) -> None:
@@ -131,12 +128,12 @@ def test_trials_train_elsewhere_and_are_judged_and_logged_here(shards: Path, tmp
     assert experiment is not None
     runs = client.search_runs([experiment.experiment_id], "tags.`sweep.trial` = '0'")
     (child,) = runs
-    assert child.data.tags["mlflow.parentRunId"] == sweep.config.parent_run
+    assert child.data.tags["mlflow.parentRunId"] == sweep.parent
     assert child.info.status == "FINISHED"
     assert len(client.get_metric_history(child.info.run_id, "train/loss")) == STEPS
     curve = [point.value for point in client.get_metric_history(child.info.run_id, "val/bits_per_byte")]
     assert min(curve) == found[0]["value"]
-    digest = open_study(sweep.config.storage, "m").user_attrs["plan"]["digest"]
+    digest = open_study(sweep.storage, "m").user_attrs["plan"]["digest"]
     assert child.data.tags["data.digest"] == digest, "which data it is comes from the first trial"
 
 
@@ -152,22 +149,18 @@ def test_a_stopped_trial_is_cancelled_remotely_and_again_before_it_is_retried(
     def finishes(job: dict[str, Any], wire: Partitions, *_: Any) -> None:
         wire.put(evaluation(STEPS, 1.5), partition=f"{job['key']}.up")
         assert wire.get(timeout=60, partition=f"{job['key']}.down") is None
-        wire.put(finished(1.5), partition=f"{job['key']}.up")
+        wire.put(ended("finished", "the budget is used", 1.5), partition=f"{job['key']}.up")
+        wire.put(None, partition=f"{job['key']}.up")
 
     cancelled: list[str] = []
-    monkeypatch.setattr(on_modal, "cancel_call", cancelled.append)
+    monkeypatch.setattr(remote, "cancel_call", cancelled.append)
     again = Containers(tmp_path, sweep.wire, finishes)
     assert sweep.run(again, trials=1) == 0
     assert cancelled == ["fc-0"]
-    assert [job["folder"] for job in again.jobs] == ["trial-0000"] == [job["folder"] for job in containers.jobs]
+    assert [job["out"] for job in again.jobs] == ["sweeps/m/trial-0000"] == [job["out"] for job in containers.jobs]
     assert again.jobs[0]["recipe"] == containers.jobs[0]["recipe"]
-    assert open_study(sweep.config.storage, "m").trials[1].user_attrs[CALL] == "fc-0"
+    assert open_study(sweep.storage, "m").trials[1].user_attrs[CALL] == "fc-0"
     assert sweep.rows[1]["value"] == 1.5
-
-
-def finished(bits: float) -> Any:
-
-    return TrialEnd("finished", "the budget is used", bits, STEPS, 100)
 
 
 def test_a_container_that_ends_without_a_word_or_lacks_its_data_is_a_failure_with_a_reason(tmp_path: Path) -> None:
@@ -181,15 +174,15 @@ def test_a_container_that_ends_without_a_word_or_lacks_its_data_is_a_failure_wit
 def test_a_run_whose_sweep_is_gone_saves_and_stops(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(on_modal, "REPLY_TIMEOUT", 0.1)
+    monkeypatch.setattr(remote, "REPLY_TIMEOUT", 0.1)
     shutil.copytree(shards, tmp_path / "data" / "own")
     plan = modal_plan(tmp_path)
     wire: Any = Partitions()
     commits: list[int] = []
-    job = {"key": "k", "recipe": plan.recipe({}).as_dict(), "data": "own", "sweep": "m", "folder": "trial-0000"}
-    on_modal.train_remotely(job, wire, tmp_path, lambda: commits.append(1))
-    *_, ended = wire.queues["k.up"].queue
-    assert (ended.how, ended.reason) == ("stopped", "the sweep no longer answers")
-    assert ended.step < STEPS
+    job = {"key": "k", "recipe": plan.recipe({}).as_dict(), "data": "data/own", "out": "sweeps/m/trial-0000"}
+    remote.train_remotely(job, wire, tmp_path, lambda: commits.append(1))
+    *_, end, error = wire.queues["k.up"].queue
+    assert (end.outcome, end.reason, error) == ("stopped", "the sweep no longer answers", None)
+    assert end.step < STEPS
     assert (tmp_path / "sweeps" / "m" / "trial-0000" / "last" / "trainer.pt").exists()
     assert commits
