@@ -188,9 +188,9 @@ def _lay_out(texts: Sequence[str]) -> tuple[list[tuple[int, int, int, str]], int
         for number, text in enumerate(whole.split("\n")):
             if number:
                 column, line = 0, line + 1
-            # Up to the next space or line break the tokens that follow belong to the same word.
-            word = re.split("[ \n]", text[1:] + "".join(texts[token + 1 : token + WORD_TOKENS]))[0]
-            if text.startswith(" ") and column and column + 1 + len(word) > TEXT_COLUMNS:
+            # The tokens that follow belong to the same word, up to the next space or line break.
+            rest = re.split("[ \n]", "".join(texts[token + 1 : token + WORD_TOKENS]))[0]
+            if column and column + len(text) + len(rest) > TEXT_COLUMNS and text.startswith(" "):
                 column, line = 0, line + 1
             if column == 0:
                 text = text.lstrip(" ")
