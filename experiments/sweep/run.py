@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, field_validator
 
 from experiments.common.evidence_runs import EvidenceRun, store_errors
-from experiments.common.options import Options
+from experiments.common.schema import Options
 from experiments.sweep.plan import DEFAULT_SPACE, Budget, Plan, load_space
 from experiments.sweep.remote import TrialLog, modal_runner, process_runner
 from experiments.sweep.render import best_of, draw_history, draw_importance, importance, rows, summary
