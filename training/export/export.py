@@ -108,6 +108,8 @@ def export_checkpoint(
         (fresh / "digest").write_text(digest + "\n", "ascii")
         write_card(fresh, network, accepted)
         replace_folder(fresh, out, fresh.with_name(fresh.name + ".old"))
+    except OSError as error:  # a full disk, mostly
+        raise InputError("out", f"{out} cannot be written: {error.strerror or error}") from None
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
     sizes = {path.name: path.stat().st_size for path in sorted(out.iterdir())}

@@ -5,7 +5,9 @@ A checkpoint appears by renaming a finished folder, so that a kill at any moment
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import io
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from model.architecture.checkpoint import load_network, save_network
 from model.architecture.config import ModelConfig
 from model.architecture.folder import ModelFolder, read_config
 from model.architecture.network import StoryNetwork
-from model.errors import InputError, ModelError
+from model.errors import InputError, ModelError, TrainingError
 from model.files import replace_folder
 from training.data.bpe import same_tokenizer
 
@@ -31,14 +33,31 @@ def write_checkpoint(
     notes: dict[str, Any],
     trainer: dict[str, Any] | None = None,
 ) -> None:
-    """Replace the checkpoint at `folder`; with `trainer` (tensors and plain values) it can be resumed."""
+    """Replace the checkpoint at `folder`; with `trainer` (tensors and plain values) it can be resumed.
+
+    Raises `TrainingError` if the disk has no room for it; the earlier checkpoint then stays.
+    """
     fresh, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
     shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir(parents=True)
-    save_network(network, fresh, tokenizer=tokenizer, notes=notes)
-    if trainer is not None:
-        torch.save(trainer, fresh / "trainer.pt")
-    replace_folder(fresh, folder, old)
+    try:
+        fresh.mkdir(parents=True)
+        save_network(network, fresh, tokenizer=tokenizer, notes=notes)
+        if trainer is not None:
+            torch.save(trainer, fresh / "trainer.pt")
+        replace_folder(fresh, folder, old)
+    except (OSError, RuntimeError) as error:  # RuntimeError: torch.save's, whatever the system said
+        shutil.rmtree(fresh, ignore_errors=True)
+        content = io.BytesIO()
+        torch.save([network.state_dict(), trainer], content)
+        needed = content.tell() + tokenizer.stat().st_size
+        free = shutil.disk_usage(next(path for path in fresh.parents if path.is_dir())).free
+        if free >= needed and getattr(error, "errno", None) not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        kept = find_checkpoint(folder)
+        before = f"the one before is kept in {kept}" if kept else "there is none before it"
+        raise TrainingError(
+            f"{folder}: the disk is full: a checkpoint needs {needed:,} bytes, {free:,} are free; {before}"
+        ) from error
 
 
 def find_checkpoint(folder: Path) -> Path | None:

@@ -32,7 +32,16 @@ from training.trainer.rows import IGNORED, RowStream
 from training.trainer.validation import Validation, write_samples
 
 EVALUATED_PARTS = 8
-"""A budget in minutes is evaluated at each of these parts of it too, however few steps that is."""
+"""A budget in minutes is evaluated at each of these parts of it too, if evaluations leave enough time for steps."""
+STEP_SHARE = 0.75
+"""Share of the minutes that is kept for steps: evaluations and checkpoints that would take more of them wait."""
+LEAST_STEPS = 60
+"""Steps that a budget in minutes is to give: where full steps are too slow for that, the first ones have fewer rows."""
+FIRST_STEP, LAST_STEP = 0.4, 1.8
+"""How long the first and the last step may take, in shares of the mean. It grows in a line with the time, which gives
+`LEAST_STEPS` times ln(last / first) / (last - first) = 1.07."""
+FORWARD_SHARE = 1 / 3
+"""Of the time that a token takes in training, for validating one."""
 
 
 class Trainer:
@@ -75,7 +84,8 @@ class Trainer:
         self.rows = RowStream(TokenShard(data, "train"), recipe.row_tokens, recipe.seed)
         self.validation = Validation(TokenShard(data, "val"), self.tokenizer, recipe.eval_stories, self.group)
         self.step = self.tokens = self.worse = self.evaluated = self.saved = self.part = 0
-        self.elapsed = 0.0
+        self.elapsed = self.aside = self.evaluation_seconds = self.row_seconds = 0.0
+        self.micro_rows = recipe.micro_rows
         self.best: float | None = None
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         torch.manual_seed(recipe.seed)
@@ -136,48 +146,81 @@ class Trainer:
             self._save()  # from here on this run can be resumed, whatever happens to it
         self._warm_up()
         began = time.monotonic() - self.elapsed
+        rows, before = 0, 0.0
         while True:
             self.elapsed, stopped = self.group.agree(time.monotonic() - began, self._stop.is_set())
+            in_steps = self.elapsed - self.aside
+            if rows:
+                self.row_seconds = (in_steps - before) * self.group.size / rows
+            before = in_steps
             progress = self._progress()
             if stopped:
                 # An evaluation that is due now is left to the resume, which finds that it was not made.
                 self._save()
                 return "stopped", self._reason
-            # Asked first, so that a step at which two reasons meet is not followed by another evaluation.
-            due = self._reached_a_part(progress) or progress >= 1 or self.step % self.recipe.eval_every == 0
-            if due and self.step != self.evaluated:
-                self._evaluate()
-                self._save()
+            if self.step != self.evaluated and self._evaluation_is_due(progress):
+                self.evaluation_seconds = self._set_aside(self._evaluate, self._save)
             if self.recipe.patience and self.worse >= self.recipe.patience:
                 return "finished", f"no better validation in {self.worse} evaluations"
             if progress >= 1:
                 return "finished", "the budget is used"
             if self.step % self.recipe.save_every == 0 and self.step != self.saved:
-                self._save()
-            self._one_step(progress)
+                self._set_aside(self._save)
+            rows = self._rows_of_a_step(progress)
+            self._one_step(progress, rows)
 
-    def _reached_a_part(self, progress: float) -> bool:
-        """Whether another eighth of the minutes is gone: a run of any length shows a curve."""
-        if self.recipe.minutes is None:
-            return False
-        part, self.part = self.part, int(progress * EVALUATED_PARTS)
-        return self.part > part
+    def _evaluation_is_due(self, progress: float) -> bool:
+        """Whether to evaluate now: by steps, at each part of the minutes if there is time for it, and at the end."""
+        by_step, minutes = self.step % self.recipe.eval_every == 0, self.recipe.minutes
+        if progress >= 1 or minutes is None:
+            return progress >= 1 or by_step
+        part = int(progress * EVALUATED_PARTS)
+        cost = self.evaluation_seconds
+        if not cost and self.tokens:
+            cost = self.validation.tokens / self.tokens * (self.elapsed - self.aside) * FORWARD_SHARE
+        due = (by_step or part > self.part) and self.aside + cost <= (1 - STEP_SHARE) * (self.elapsed + cost)
+        if due:
+            self.part = part
+        return due
+
+    def _set_aside(self, *work: Callable[[], None]) -> float:
+        """Do what is no step, and return and count its seconds (of the slowest process)."""
+        began = time.monotonic()
+        for part in work:
+            part()
+        (seconds,) = self.group.agree(time.monotonic() - began)
+        self.aside += seconds
+        return seconds
+
+    def _rows_of_a_step(self, progress: float) -> int:
+        """The recipe's rows, or, where so many take too long for `LEAST_STEPS` in the minutes, fewer whole passes."""
+        one_pass = self.micro_rows * self.group.size
+        if not self.recipe.minutes or not self.row_seconds:
+            return self.recipe.rows
+        passes = int(self._step_seconds(progress) / (self.row_seconds * self.micro_rows))
+        return min(max(1, passes) * one_pass, self.recipe.rows)
+
+    def _step_seconds(self, progress: float) -> float:
+        """How long a step may take when `progress` of the minutes is used."""
+        assert self.recipe.minutes is not None
+        mean = self.recipe.minutes * 60 * STEP_SHARE / LEAST_STEPS
+        return mean * (FIRST_STEP + (LAST_STEP - FIRST_STEP) * progress)
 
     def _progress(self) -> float:
         share = self.step / self.recipe.steps
         return max(share, self.elapsed / (self.recipe.minutes * 60)) if self.recipe.minutes else share
 
-    def _one_step(self, progress: float) -> None:
-        recipe = self.recipe
+    def _one_step(self, progress: float, row_count: int) -> None:
+        recipe, micro_rows = self.recipe, self.micro_rows
         began = time.monotonic()
-        rows = [next(self.rows) for _ in range(recipe.rows)]
+        rows = [next(self.rows) for _ in range(row_count)]
         count = sum(int((targets != IGNORED).sum()) for _, targets in rows)
         nats = torch.zeros(1, dtype=torch.float64)
         share = rate_share(recipe.optimizer, self.step, progress)
         # Whole passes are shared out, so that each drops the same values whoever computes it.
-        for index in range(self.group.rank, recipe.rows // recipe.micro_rows, self.group.size):
-            first = index * recipe.micro_rows
-            inputs_BT, targets_BT = self._stack(rows[first : first + recipe.micro_rows])
+        for index in range(self.group.rank, row_count // micro_rows, self.group.size):
+            first = index * micro_rows
+            inputs_BT, targets_BT = self._stack(rows[first : first + micro_rows])
             if recipe.dropout or recipe.replace:
                 self._seed_pass(index)
             if recipe.replace:
@@ -276,6 +319,7 @@ class Trainer:
                 "step": self.step,
                 "tokens": self.tokens,
                 "elapsed": self.elapsed,
+                "aside": self.aside,
                 "best": self.best,
                 "worse": self.worse,
                 "evaluated": self.evaluated,
@@ -323,19 +367,30 @@ class Trainer:
         self.rows.seek(state["rows"])
         self.step, self.tokens, self.worse = state["step"], state["tokens"], state["worse"]
         self.elapsed, self.best, self.saved = state["elapsed"], state["best"], self.step
-        self.evaluated = state.get("evaluated", self.step)
+        self.evaluated, self.aside = state.get("evaluated", self.step), state.get("aside", 0.0)
         # A longer budget than before is in an earlier part.
         self.part = min(state.get("part", EVALUATED_PARTS), int(self._progress() * EVALUATED_PARTS))
 
     def _warm_up(self) -> None:
-        """One pass whose result is dropped: compiling must not eat the run's minutes."""
-        shape = (self.recipe.micro_rows, self.recipe.row_tokens)
-        tokens_BT = torch.zeros(shape, dtype=torch.long, device=self.device)
+        """Passes whose results are dropped: compiling must not eat the run's minutes."""
+        if self.recipe.minutes:
+            # One row without compiling, which is no faster than one with it; the first loads what libraries need.
+            for _ in range(2):
+                began = time.monotonic()
+                self._drop_pass(self.network.loss_sum, 1)
+            (self.row_seconds,) = self.group.agree(time.monotonic() - began)
+            sizes = [size for size in range(1, self.recipe.micro_rows + 1) if self.recipe.micro_rows % size == 0]
+            quick = [size for size in sizes if size * self.row_seconds <= self._step_seconds(0.0)]
+            self.micro_rows = quick[-1] if quick else 1
+        self._drop_pass(self.loss_sum, self.micro_rows)
+        self.group.meet()  # the clock starts when all are ready
+
+    def _drop_pass(self, loss_sum: Callable[[Tensor, Tensor], Tensor], rows: int) -> None:
+        tokens_BT = torch.zeros((rows, self.recipe.row_tokens), dtype=torch.long, device=self.device)
         with self._autocast():
-            loss = self.loss_sum(tokens_BT, tokens_BT.clone())  # an alias would be compiled for itself
+            loss = loss_sum(tokens_BT, tokens_BT.clone())  # an alias would be compiled for itself
         loss.backward()
         self.optimizers.zero_grad()
-        self.group.meet()  # the clock starts when all are ready
 
     def _autocast(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else nullcontext()

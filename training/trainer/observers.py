@@ -178,7 +178,7 @@ class ProgressObserver:
             self._bar = None
         bits = end.best_bits_per_byte
         best = "no evaluation" if bits is None else f"best {bits:.4f} bits/byte"
-        kept = "no checkpoint kept" if end.checkpoint is None else f"kept in {end.checkpoint}"
+        kept = "no best checkpoint" if end.checkpoint is None else f"kept in {end.checkpoint}"
         self._say(f"{end.outcome}: {end.reason} · step {end.step:,}, {end.tokens:,} tokens · {best} · {kept}")
 
     def _figures(self) -> str:

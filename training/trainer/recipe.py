@@ -72,15 +72,17 @@ class Recipe:
     row_tokens: Annotated[int, Ge(8)] = 512
     """Length of a packed row of whole stories."""
     rows: Positive = 16
-    """Rows in one optimiser step, over all processes."""
+    """Rows in one optimiser step, over all processes. With `minutes` too few for 60 such steps, the first steps have
+    fewer."""
     micro_rows: Positive = 8
-    """Rows in one forward pass of one process; gradients are accumulated over `rows`."""
+    """Rows in one forward pass of one process, or with few `minutes` a part of them; gradients are accumulated."""
     steps: Positive = 2000
     """The run ends here, or when its minutes are used, whichever comes first."""
     minutes: Annotated[float, Gt(0)] | None = None
     """Wall-clock budget; the learning rate then follows the clock. None: `steps` alone."""
     eval_every: Positive = 100
-    """Steps between evaluations; with `minutes`, there is one at each eighth of them as well."""
+    """Steps between evaluations. With `minutes`, there is one at each eighth of them as well, and each waits until all
+    of them and the checkpoints take at most a quarter of the time."""
     eval_stories: Whole = 400
     """Validation stories in each evaluation (the first ones); 0 is all."""
     patience: Whole = 0

@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +150,62 @@ def test_wherever_a_kill_falls_a_whole_checkpoint_is_found_and_the_next_one_can_
         assert step_found(folder) == 3
         moments += 1
     assert moments >= 8, "the calls are watched"
+
+
+FULL_DISK = """
+import json, sys
+from contextlib import suppress
+from pathlib import Path
+from model.architecture.folder import read_config
+from model.errors import TrainingError
+from tests.training.runs import Recorder, smallest, train
+
+disk, shards = map(Path, sys.argv[1:])
+run, filler = disk / "run", disk / "filler"
+
+def fill(step: int) -> None:
+    if step == 5:
+        with suppress(OSError), filler.open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
+
+recorder = Recorder(fill)
+try:
+    train(smallest(), shards, run, recorder)
+except TrainingError as error:
+    message = str(error)
+kept = read_config(run / "last")["step"]
+left = sorted(path.name for path in run.iterdir())
+filler.unlink()
+recorder.then = lambda step: None
+train(smallest(), shards, run, recorder, resume=True)
+size = sum(path.stat().st_size for path in (run / "last").iterdir())
+ends = [(end.outcome, end.reason) for end in recorder.ends]
+print(json.dumps([message, kept, left, size, ends, list(recorder.losses.values())]))
+"""
+
+
+def test_a_full_disk_is_named_with_what_is_needed_and_free_and_the_run_goes_on_when_there_is_room(
+    whole: tuple[Recorder, Path], shards: Path, tmp_path: Path
+) -> None:
+    """On a file system of 4 MB that is really full, mounted for one process only."""
+    if subprocess.run(["unshare", "--map-root-user", "--mount", "true"], capture_output=True).returncode:
+        pytest.skip("this system lets nobody mount a file system of his own")
+    mounted = f'mount -t tmpfs -o size=4m none "{tmp_path}" && exec "$@"'
+    command = ["unshare", "--map-root-user", "--mount", "sh", "-c", mounted, "sh"]
+    command += [sys.executable, "-c", FULL_DISK, str(tmp_path), str(shards)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[3])
+    assert done.returncode == 0, done.stderr
+    message, kept, left, size, ends, losses = json.loads(done.stdout)
+    last = re.escape(str(tmp_path / "run" / "last"))
+    figures = r"a checkpoint needs ([\d,]+) bytes, ([\d,]+) are free"
+    found = re.fullmatch(f"{last}: the disk is full: {figures}; the one before is kept in {last}", message)
+    assert found is not None, message
+    needed, free = (int(figure.replace(",", "")) for figure in found.groups())
+    assert free < needed == pytest.approx(size, rel=0.1)
+    assert (kept, left) == (4, ["best", "last"])
+    assert ends == [["failed", message], ["finished", "the budget is used"]]
+    assert losses == list(whole[0].losses.values())
 
 
 @pytest.mark.parametrize("damage", ["absent", "empty", "cut", "other"])

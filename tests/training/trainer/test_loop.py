@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections import Counter
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
@@ -60,7 +61,7 @@ def gradients(trainer: Trainer) -> dict[str, torch.Tensor]:
             caught[name] = parameter.grad.clone()
 
     trainer.optimizers.step = catch  # type: ignore[method-assign]
-    trainer._one_step(0.0)
+    trainer._one_step(0.0, trainer.recipe.rows)
     return caught
 
 
@@ -197,7 +198,7 @@ def test_a_budget_of_minutes_ends_the_run_and_brings_the_rate_down(
         if step == interrupted_at:
             os.kill(os.getpid(), signal.SIGINT)
 
-    recipe = smallest(steps=10_000, minutes=2.0, save_every=1000, eval_every=eval_every)
+    recipe = smallest(steps=10_000, minutes=2.0, save_every=1000, eval_every=eval_every, eval_stories=1)
     recorder = train(recipe, shards, tmp_path / "run", Recorder(then))
     if interrupted_at:
         assert recorder.ends[0].outcome == "stopped"
@@ -212,6 +213,44 @@ def test_a_budget_of_minutes_ends_the_run_and_brings_the_rate_down(
     shape = [peak * rate_share(recipe.optimizer, step, step / 20) for step in range(20)]
     assert [report.learning_rate for report in recorder.steps] == pytest.approx(shape)
     assert recorder.steps[-1].learning_rate < 0.1 * peak
+
+
+@pytest.mark.parametrize(("token_seconds", "stories"), [(3.2e-3, 20), (8e-3, 0), (3e-2, 0)])
+def test_any_budget_of_minutes_gives_steps_enough_and_leaves_most_of_it_to_them(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, token_seconds: float, stories: int
+) -> None:
+    """Simulated: a token takes `token_seconds` in training, and half of that in validation."""
+    clock = Clock()
+    monkeypatch.setattr("training.trainer.loop.time", clock)
+    budget = {"steps": 100_000, "minutes": 3.0, "save_every": 1000}
+    recipe = smallest(**budget, eval_every=5, eval_stories=stories)
+    recorder = Recorder()
+    trainer = Trainer(recipe, data=shards, out=tmp_path / "run", observers=[recorder])
+    loss_sum, passes = trainer.network.loss_sum, list[tuple[int, int]]()
+
+    def slow(inputs_BT: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
+        clock.now += inputs_BT.numel() * token_seconds * (1.0 if torch.is_grad_enabled() else 0.5)
+        if torch.is_grad_enabled():
+            passes.append((trainer.step, len(inputs_BT)))
+        return loss_sum(inputs_BT, targets_BT)
+
+    for owner in (trainer, trainer.network):
+        monkeypatch.setattr(owner, "loss_sum", slow)
+    end = trainer.run()
+    assert (end.outcome, end.reason) == ("finished", "the budget is used")
+    rows = Counter[int]()
+    for step, count in passes[3:]:  # behind those that warm up
+        rows[step] += count
+    assert sum(rows.values()) * recipe.row_tokens * token_seconds >= 0.7 * 180
+    assert len(recorder.steps) >= 60
+    assert rows[len(recorder.steps) - 1] >= rows[0]
+    assert max(rows.values()) <= recipe.rows
+    if stories:  # time enough for the recipe's own rows, and for evaluations on the way
+        assert set(rows.values()) == {recipe.rows}
+        assert len(recorder.evaluations) > 3
+    else:
+        assert rows[0] < recipe.rows
+    assert recorder.evaluations[-1].step == end.step
 
 
 # What must not be.

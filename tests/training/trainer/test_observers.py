@@ -173,7 +173,7 @@ def test_a_run_that_ends_before_any_step_or_evaluation_says_so() -> None:
     observer.started(start())
     failed = RunEnd(outcome="failed", reason="no", step=0, tokens=0, best_bits_per_byte=None, checkpoint=None)
     observer.ended(failed)
-    assert "no evaluation · no checkpoint kept" in output.getvalue()
+    assert "no evaluation · no best checkpoint" in output.getvalue()
 
 
 def test_a_loss_that_is_not_finite_is_shown_at_once() -> None:
