@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -67,14 +66,5 @@ def load_tokenizer(path: Path) -> Tokenizer:
 
 
 def same_tokenizer(one: Path, other: Path) -> bool:
-    """Whether two `tokenizer.json` hold the same values. Raises `DataError` where one cannot be read."""
-
-    def read(path: Path) -> object:
-        try:
-            return json.loads(path.read_text("utf-8"))
-        except OSError as error:
-            raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
-        except ValueError as error:
-            raise DataError(f"{path}: is not a tokenizer.json: {error}") from None
-
-    return bool(read(one) == read(other))
+    """Whether two `tokenizer.json` encode alike. Raises `DataError` where one cannot be read."""
+    return bool(load_tokenizer(one).to_str() == load_tokenizer(other).to_str())

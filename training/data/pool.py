@@ -69,19 +69,17 @@ class StoryPool:
 
     def read(self, path: Path, *, validation: bool, on_bytes: Step | None = None) -> int:
         """Take in one file and return how many stories it holds; validation files are repaired but not filtered."""
-        batch: list[str] = []
-        size = count = 0
-        for story in read_stories(path, on_bad=self._on_bad, on_bytes=on_bytes):
-            count += 1
-            text = self._take(story, validation)
-            if text is None:
-                continue
-            batch.append(text)
-            size += len(text)
-            if size >= _BATCH_CHARS:
-                self._finder.add(batch)
-                batch, size = [], 0
-        self._finder.add(batch)
+        count = 0
+
+        def texts() -> Iterator[str]:
+            nonlocal count
+            for story in read_stories(path, on_bad=self._on_bad, on_bytes=on_bytes):
+                count += 1
+                if (text := self._take(story, validation)) is not None:
+                    yield text
+
+        for batch in _batches(texts()):
+            self._finder.add(batch)
         return count
 
     def _take(self, story: Story, validation: bool) -> str | None:

@@ -16,12 +16,12 @@ import math
 import tempfile
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from model.errors import StoryError, one_line
+from model.files import write_atomically
 from model.outbox import Leftover, Outbox
 from model.settings import without_password
-from training.tracking.outbox import Point, read_leftover, write_leftover
 from training.tracking.provenance import Provenance
 from training.tracking.runs import begin_run, describe_run, log_tables, now, set_tags
 from training.tracking.store import (
@@ -45,6 +45,16 @@ EXPERIMENT = "story-training"
 STORIES = "samples/stories.json"
 """All sample stories of a run, as a table in MLflow's own form; a page can slide over its steps."""
 STATUS: dict[Outcome, str] = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
+
+
+class Point(NamedTuple):
+    """One value of one curve."""
+
+    key: str
+    value: float
+    timestamp: int
+    """Milliseconds since 1970, when it was measured."""
+    step: int
 
 
 class MlflowObserver:
@@ -235,6 +245,20 @@ class MlflowObserver:
             log.warning("%s and are lost: %s", counted, one_line(error))
         else:
             log.warning("%s; a resume sends them from %s", counted, self._unsent.name)
+
+
+def write_leftover(path: Path, leftover: Leftover[Point]) -> None:
+    """Write what was not sent, one point or file a line; the file is replaced atomically."""
+    lines = [json.dumps({"point": point}) for point in leftover.items]
+    lines += [json.dumps({"path": name, "text": text}) for name, text in leftover.files.items()]
+    write_atomically(path, "".join(f"{line}\n" for line in lines))
+
+
+def read_leftover(path: Path) -> tuple[list[Point], dict[str, str]]:
+    """Read what `write_leftover` wrote; a damaged file raises `ValueError`, `TypeError` or `KeyError`."""
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    points = [Point(*line["point"]) for line in lines if "point" in line]
+    return points, {line["path"]: line["text"] for line in lines if "point" not in line}
 
 
 COLUMNS = ("step", "tokens", "loss", "bits_per_byte", "prompt", "continuation")

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 RUN_FILE = "mlflow-run.json"
-PARAMS_AT_ONCE = 100
 DIGEST_LENGTH = 36
 """MLflow's longest digest of a data set; the tag `data.digest` holds the whole one."""
 SOURCE_LENGTH = 65_535
@@ -62,6 +61,8 @@ def describe_run(client: MlflowClient, run: Run, start: RunStart, origin: Proven
 
     MLflow's parameters cannot change: what a resume changes is a tag `resumed.…`. `origin` is where the run computes.
     """
+    from mlflow.entities import Param
+
     origin = origin or provenance()
     run_id = run.info.run_id
     params = flat(start.recipe) | {
@@ -78,7 +79,8 @@ def describe_run(client: MlflowClient, run: Run, start: RunStart, origin: Proven
         else:
             changes[f"resumed.{key}"] = value
     set_tags(client, run_id, changes)
-    _log_params(client, run_id, {key: text for key, text in params.items() if key not in run.data.params})
+    fresh = [Param(key, text) for key, text in params.items() if key not in run.data.params]
+    client.log_batch(run_id, params=fresh, synchronous=True)
     if not (run.inputs and run.inputs.dataset_inputs):
         _log_data(client, run_id, start)
     client.log_dict(run_id, without_folders(start.recipe), "recipe.json")
@@ -151,14 +153,6 @@ def without_folders(value: Any) -> Any:
 def now() -> int:
     """Milliseconds since 1970, MLflow's clock."""
     return int(time.time() * 1000)
-
-
-def _log_params(client: MlflowClient, run_id: str, params: dict[str, str]) -> None:
-    from mlflow.entities import Param
-
-    fresh = [Param(key, value) for key, value in params.items()]
-    for first in range(0, len(fresh), PARAMS_AT_ONCE):
-        client.log_batch(run_id, params=fresh[first : first + PARAMS_AT_ONCE], synchronous=True)
 
 
 def _log_data(client: MlflowClient, run_id: str, start: RunStart) -> None:

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.outbox import Leftover
-from training.tracking.outbox import Point, read_leftover, write_leftover
+from training.tracking.observer import Point, read_leftover, write_leftover
 from training.tracking.store import Owner, open_store, owner_of
 
 
