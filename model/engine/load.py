@@ -81,11 +81,8 @@ def load_engine(
 
     Args:
         folder: None takes the shipped model.
-        slots: stories generated at once; more wait in the queue.
-        threads: of ONNX Runtime; the native runtime has one.
-        precision: `int8` or `fp32`.
-        runtime: `auto`, `native` or `onnx`; see `load_runtime`.
-        queue_limit: requests that may wait.
+        slots: stories generated at once; at most `queue_limit` more wait.
+        threads, precision, runtime: see `load_runtime`.
 
     Raises:
         ModelError: the folder is missing, damaged or of another format, or the runtime cannot be had.

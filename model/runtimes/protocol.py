@@ -153,10 +153,6 @@ class RowBatch(ABC):
     def copy_row(self, source: int, target: int) -> None:
         """Copy the row `source` over the row `target`."""
 
-    @abstractmethod
-    def state_of(self, row: int) -> Any:
-        """A copy of a row's state."""
-
     def __len__(self) -> int:
         return self.size
 
@@ -168,19 +164,11 @@ class RowBatch(ABC):
         return self.size - 1
 
     def remove(self, row: int) -> None:
-        self._check(row)
+        if not 0 <= row < self.size:
+            raise IndexError(f"row must be below {self.size}, got {row}")
         self.size -= 1
         if row != self.size:
             self.copy_row(self.size, row)
-
-    def read(self, row: int) -> Any:
-        """A copy of one row's state, which `append` and `prefill` accept."""
-        self._check(row)
-        return self.state_of(row)
-
-    def _check(self, row: int) -> None:
-        if not 0 <= row < self.size:
-            raise IndexError(f"row must be below {self.size}, got {row}")
 
     def check_tokens(self, tokens: Tokens) -> int:
         """The number of rows. Raises `ValueError` if it is not that of `tokens`."""

@@ -44,6 +44,10 @@ FORWARD_SHARE = 1 / 3
 """Of the time that a token takes in training, for validating one."""
 
 
+COUNTERS = ("step", "tokens", "elapsed", "aside", "best", "worse", "evaluated", "part")
+"""Fields of `Trainer` that a checkpoint keeps."""
+
+
 class Trainer:
     """One run over the shards in `data`, with its checkpoints in `out`.
 
@@ -315,15 +319,7 @@ class Trainer:
 
     def _save(self) -> None:
         if self.group.first:
-            state = {
-                "step": self.step,
-                "tokens": self.tokens,
-                "elapsed": self.elapsed,
-                "aside": self.aside,
-                "best": self.best,
-                "worse": self.worse,
-                "evaluated": self.evaluated,
-                "part": self.part,
+            state = {name: getattr(self, name) for name in COUNTERS} | {
                 "rows": self.rows.state(),
                 "optimizers": self.optimizers.state_dict(),
                 "average": self.average.state_dict() if self.average else None,
@@ -365,11 +361,12 @@ class Trainer:
             if state.get("average"):
                 self.average.load_state_dict(state["average"])
         self.rows.seek(state["rows"])
-        self.step, self.tokens, self.worse = state["step"], state["tokens"], state["worse"]
-        self.elapsed, self.best, self.saved = state["elapsed"], state["best"], self.step
-        self.evaluated, self.aside = state.get("evaluated", self.step), state.get("aside", 0.0)
+        before = {"evaluated": state["step"], "part": EVALUATED_PARTS}  # of checkpoints that had no such counters
+        for name in COUNTERS:
+            setattr(self, name, (before | state).get(name, getattr(self, name)))
+        self.saved = self.step
         # A longer budget than before is in an earlier part.
-        self.part = min(state.get("part", EVALUATED_PARTS), int(self._progress() * EVALUATED_PARTS))
+        self.part = min(self.part, int(self._progress() * EVALUATED_PARTS))
 
     def _warm_up(self) -> None:
         """Passes whose results are dropped: compiling must not eat the run's minutes."""

@@ -56,9 +56,6 @@ class NativeBatch(RowBatch):
     def copy_row(self, source: int, target: int) -> None:
         self.position[target], self.memory[target] = self.position[source], self.memory[source]
 
-    def state_of(self, row: int) -> NativeState:
-        return NativeState(int(self.position[row]), self.memory[row].copy())
-
 
 class NativeRuntime:
     """Implements `model.runtimes.protocol.SamplingRuntime` over the weights of a model folder.

@@ -82,10 +82,6 @@ class OnnxBatch(RowBatch):
             part[:, target] = part[:, source]
         self.position[target], self.bias[target] = self.position[source], self.bias[source]
 
-    def state_of(self, row: int) -> OnnxState:
-        parts = (self.conv[self.now], self.memory[self.now], self.ring)
-        return OnnxState(int(self.position[row]), *(part[:, row].copy() for part in parts))
-
 
 def _arena(part: Floats, capacity: int) -> Floats:
     """Memory for `capacity` rows of one part of a state, behind its layers."""

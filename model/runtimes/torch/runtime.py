@@ -135,9 +135,6 @@ class TorchBatch(RowBatch):
         for part in self._states:
             part[:, target] = part[:, source]
 
-    def state_of(self, row: int) -> TorchState:
-        return TorchState(int(self._position_B[row]), *(part[:, row].clone() for part in self._states))
-
     def advance(self, tokens: Tokens) -> Tensor:
         """Feed one token to each stream; the logits (B, V), on the device, until the next call.
 

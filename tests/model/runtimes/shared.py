@@ -21,7 +21,10 @@ from model.architecture.config import END_ID, ModelConfig
 from model.architecture.folder import PRECISIONS, PRETRAINED, ModelFolder, compute_digest
 from model.architecture.network import StoryNetwork
 from model.engine.load import load_runtime, load_torch_runtime, why_not_native
+from model.runtimes.native.runtime import NativeBatch, NativeState
+from model.runtimes.onnx.runtime import OnnxBatch, OnnxState
 from model.runtimes.protocol import Logits
+from model.runtimes.torch.forward import TorchState
 from tests.model.small_model import SMALL, random_network, small_folder, small_tokenizer, workplace
 from training.export import acceptance
 from training.export.graph import WeightFile, build_graph
@@ -84,12 +87,22 @@ def random_tokens(count: int, seed: int, vocab_size: int = SMALL.vocab_size) -> 
     return [END_ID, *map(int, rng.integers(1, vocab_size, count - 1))]
 
 
+def read(batch: Any, row: int) -> Any:
+    """A copy of the state in one row of any runtime's batch, which `append` and `prefill` accept."""
+    if isinstance(batch, NativeBatch):
+        return NativeState(int(batch.position[row]), batch.memory[row].copy())
+    if isinstance(batch, OnnxBatch):
+        parts = (batch.conv[batch.now], batch.memory[batch.now], batch.ring)
+        return OnnxState(int(batch.position[row]), *(part[:, row].copy() for part in parts))
+    return TorchState(int(batch._position_B[row]), *(part[:, row].clone() for part in batch._states))
+
+
 def decode(runtime: Any, state: Any, tokens: Sequence[int]) -> tuple[Logits, Any]:
     """One stream alone, token by token: logits (T, V) and the last state."""
     batch = runtime.new_batch()
     batch.append(state)
     logits = [runtime.step(np.array([token]), batch)[0].copy() for token in tokens]
-    return np.array(logits), batch.read(0)
+    return np.array(logits), read(batch, 0)
 
 
 def worst(ours: Logits, theirs: Logits) -> float:
@@ -138,7 +151,7 @@ def check_batch_invariance(runtime: Any, streams: int, steps: int, seed: int) ->
         for row in reversed(range(len(rows))):
             finished = done[rows[row]] == steps
             if finished or rng.random() < 0.4:
-                state = batch.read(row)
+                state = read(batch, row)
                 batch.remove(row)
                 if finished:
                     assert bits(state) == bits(alone[rows[row]][1])

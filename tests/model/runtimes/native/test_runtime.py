@@ -23,7 +23,7 @@ from model.runtimes.native.library import paths
 from model.runtimes.native.runtime import NativeRuntime, NativeState
 from model.runtimes.protocol import Logits
 from tests.model.runtimes.native.reference import Reference, product
-from tests.model.runtimes.shared import bits, decode, needs_native, random_tokens, shipped, small
+from tests.model.runtimes.shared import bits, decode, needs_native, random_tokens, read, shipped, small
 from tests.model.small_model import SMALL, small_folder, story_tokens
 from training.export.acceptance import BATCHES, accept
 
@@ -182,7 +182,7 @@ def test_tokens_outside_the_vocabulary_are_refused_and_change_nothing() -> None:
             runtime.step(np.array([token]), batch)
         with pytest.raises(ValueError, match="tokens must be between 0 and 383"):
             runtime.prefill([0, token], state)
-    assert bits(batch.read(0)) == bits(state)
+    assert bits(read(batch, 0)) == bits(state)
 
 
 def test_a_path_that_is_not_there_is_named() -> None:

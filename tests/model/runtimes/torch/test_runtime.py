@@ -25,6 +25,7 @@ from tests.model.runtimes.shared import (
     network_in,
     poisoned,
     random_tokens,
+    read,
     small,
     worst,
 )
@@ -87,7 +88,7 @@ def test_a_state_holds_no_more_memory_than_it_needs() -> None:
     states = [runtime.prefill(random_tokens(length, 0))[1] for length in (1, 2, 25, 200)]
     batch = runtime.new_batch()
     batch.append(states[0])
-    for state in (*states, batch.read(0)):
+    for state in (*states, read(batch, 0)):
         for part in arrays_of(state).values():
             assert part.untyped_storage().nbytes() == part.nbytes
 
