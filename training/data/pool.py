@@ -9,7 +9,7 @@ import hashlib
 import os
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -128,7 +128,7 @@ class StoryPool:
         return np.flatnonzero(chosen if self._kept is None else chosen & self._kept)
 
     def _texts(self, split: str) -> Iterator[str]:
-        return self._spool.read(map(int, self.numbers(split)))
+        return map(self._spool.__getitem__, map(int, self.numbers(split)))
 
     def size(self, split: str) -> int:
         return int(self._spool.sizes()[self.numbers(split)].sum())
@@ -239,9 +239,6 @@ class StorySpool:
             self._flushed = True
         start, end = self._ends[number], self._ends[number + 1]
         return os.pread(self._file.fileno(), end - start, start).decode()
-
-    def read(self, numbers: Iterable[int]) -> Iterator[str]:
-        return map(self.__getitem__, numbers)
 
     def close(self) -> None:
         self._file.close()

@@ -101,10 +101,7 @@ class RowStream:
             space = limit - (row[0][1] - row[0][0])
             row.extend(_take(waiting, length) for length in _best_fill(waiting, space))
             rows.append(row)
-        return self._mixed(rows, block)
-
-    def _mixed(self, rows: list[list[Span]], block: int) -> list[list[Span]]:
-        """Later rows hold what fitted nowhere earlier: shuffle, so that a batch is like any other."""
+        # Later rows hold what fitted nowhere earlier: shuffle, so that a batch is like any other.
         order = np.random.default_rng([self.seed, self.epoch, block, 1]).permutation(len(rows))
         return [rows[index] for index in order]
 
