@@ -35,7 +35,7 @@ HELD_OUT_MARKS = frozenset({"heldout", "held-out", "val", "valid", "validation",
 
 _BATCH_CHARS = 1024 * 1024
 
-Step = Callable[[int], None]
+Step = Callable[[float], None]
 """Called with the work done since the last call."""
 
 
@@ -106,14 +106,11 @@ class StoryPool:
         key = f"{purpose}:{self._seed}:{story_id(text)}".encode()
         return int.from_bytes(hashlib.blake2b(key, digest_size=6).digest(), "big") / (1 << 48)
 
-    def drop_duplicates(self, on_band: Step | None = None) -> None:
+    def drop_duplicates(self, on_band: Callable[[], None] | None = None) -> None:
         """Leave out copies; one that both splits hold leaves train, and validation files that were given stay whole."""
         is_val = np.frombuffer(self._is_val, np.bool_)
         found = self._finder.find(
-            self._spool.__getitem__,
-            reference=is_val,
-            keep_reference=self._val_fraction is None,
-            on_band=(lambda: on_band(1)) if on_band else None,
+            self._spool.__getitem__, reference=is_val, keep_reference=self._val_fraction is None, on_band=on_band
         )
         self._finder = DuplicateFinder(self._seed)  # gives its memory back before the tokenizer wants some
         self._kept = ~(found.exact | found.near)
@@ -156,11 +153,10 @@ class StoryPool:
         share = TOKENIZER_SAMPLE_BYTES / size
 
         def texts() -> Iterator[str]:
-            for text in self._texts("train"):
+            for batch in _batches(self._texts("train")):
                 if on_bytes:
-                    on_bytes(len(text.encode()))
-                if share >= 1 or self._share(text, "tokenizer") < share:
-                    yield text
+                    on_bytes(sum(len(text.encode()) for text in batch))
+                yield from (text for text in batch if share >= 1 or self._share(text, "tokenizer") < share)
 
         tokenizer = train_tokenizer(texts(), vocab_size)
         if tokenizer.get_vocab_size() < vocab_size:

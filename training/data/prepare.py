@@ -14,14 +14,13 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from tokenizers import Tokenizer
 
 from model.errors import DataError, InputError
@@ -146,7 +145,8 @@ def prepare(options: PrepareOptions, console: Console | None = None) -> PrepareR
     bars = Progress(
         TextColumn("{task.description:<16}"),
         BarColumn(),
-        TextColumn("{task.percentage:>3.0f}%  {task.fields[rate]:>14}"),
+        TaskProgressColumn(),
+        TransferSpeedColumn(),
         TimeRemainingColumn(),
         console=say,
     )
@@ -205,14 +205,13 @@ class _Preparation:
 
     def _describe_sources(self) -> list[dict[str, Any]]:
         """Name, split, size and SHA-256 of every source file."""
-        total = sum(path.stat().st_size for path, _ in self._files)
-        with self._bar("checking sources", total) as step:
+        step = self._bar("checking sources", sum(path.stat().st_size for path, _ in self._files))
 
-            def describe(path: Path, split: str) -> dict[str, Any]:
-                size, digest = path.stat().st_size, file_sha256(path, step)
-                return {"name": path.name, "split": split, "bytes": size, "sha256": digest}
+        def describe(path: Path, split: str) -> dict[str, Any]:
+            size, digest = path.stat().st_size, file_sha256(path, step)
+            return {"name": path.name, "split": split, "bytes": size, "sha256": digest}
 
-            return [describe(path, split) for path, split in self._files]
+        return [describe(path, split) for path, split in self._files]
 
     def _build(self, work: Path, sources: list[dict[str, Any]], tokenizer: Tokenizer | None) -> dict[str, Any]:
         """Fill `work`/shards with everything but meta.json, whose contents it returns."""
@@ -228,23 +227,24 @@ class _Preparation:
             on_bad=self._skip if options.skip_bad else None,
         )
         try:
-            with self._bar("reading", sum(source["bytes"] for source in sources)) as step:
-                for (path, split), source in zip(self._files, sources, strict=True):
-                    if kind_of(path) == "text":
-                        source["layout"] = layout_of(path)
-                    source["stories"] = pool.read(path, validation=split == "val", on_bytes=step)
-            with self._bar("duplicates", BANDS, unit="bands", scale=1) as step:
-                pool.drop_duplicates(step)
+            step = self._bar("reading", sum(source["bytes"] for source in sources))
+            for (path, split), source in zip(self._files, sources, strict=True):
+                if kind_of(path) == "text":
+                    source["layout"] = layout_of(path)
+                source["stories"] = pool.read(path, validation=split == "val", on_bytes=step)
+            every = sum(map(pool.size, SPLITS))
+            step = self._bar("duplicates", every)
+            pool.drop_duplicates(lambda: step(every / BANDS))  # each band is of all stories
             pool.check(options.vocab_size if tokenizer is None else None)
             if tokenizer is None:
-                with self._bar("tokenizer", pool.size("train")) as step:
-                    tokenizer = pool.train_tokenizer(options.vocab_size, step)
+                tokenizer = pool.train_tokenizer(options.vocab_size, self._bar("tokenizer", pool.size("train")))
             tokenizer.save(str(shards / "tokenizer.json"))
             splits: dict[str, dict[str, int]] = {}
             for split in SPLITS:
                 copies, size = options.rename if split == "train" else 0, pool.size(split)
-                with self._bar(f"writing {split}", size * (1 + copies)) as step:
-                    written = pool.write(split, shards, tokenizer, step, copies)
+                written = pool.write(
+                    split, shards, tokenizer, self._bar(f"writing {split}", size * (1 + copies)), copies
+                )
                 size += pool.renamed["bytes"] if copies else 0
                 splits[split] = asdict(SplitCounts(written.stories, written.tokens, size))
         finally:
@@ -266,27 +266,9 @@ class _Preparation:
         if len(self._skipped_examples) < _EXAMPLES:
             self._skipped_examples.append(str(error))
 
-    @contextmanager
-    def _bar(self, what: str, total: int, unit: str = "MB", scale: float = 1e6) -> Iterator[Step]:
-        """A progress bar with its own rate; small steps are gathered, because drawing costs more than reading."""
-        began = time.perf_counter()
-        task = self._bars.add_task(what, total=total, rate="")
-        done = shown = 0
-
-        def show() -> None:
-            nonlocal shown
-            shown = done
-            rate = done / scale / max(time.perf_counter() - began, 1e-9)
-            self._bars.update(task, completed=done, rate=f"{rate:,.1f} {unit}/s")
-
-        def step(amount: int) -> None:
-            nonlocal done
-            done += amount
-            if done - shown > total // 500:
-                show()
-
-        yield step
-        show()
+    def _bar(self, what: str, total: int) -> Step:
+        """Begin a progress bar of `total` bytes; what it returns is called with the bytes done since the last call."""
+        return partial(self._bars.advance, self._bars.add_task(what, total=total))
 
 
 def _check_out(out: Path) -> None:
