@@ -78,11 +78,6 @@ class Stream:
         return tuple(self._job.story[self._job.first :])
 
     @property
-    def done(self) -> bool:
-        """Whether the story has ended; chunks may still wait to be read."""
-        return self._job.done
-
-    @property
     def completion(self) -> Completion:
         """The whole story. Raises `StoryError` while it is being written."""
         if self._job.completion is None or not self._job.done:
@@ -171,10 +166,6 @@ class Stream:
         return self
 
     async def __aexit__(self, *error: object) -> None:
-        await self.cancel()
-
-    async def aclose(self) -> None:
-        """Stop the story and wait until its slot is free."""
         await self.cancel()
 
     def __del__(self) -> None:
