@@ -1,6 +1,7 @@
 """What the Experiments page shows, without the page: plain functions from what a store holds to what is drawn.
 
-Read only, and no HTML: tables and plots are plain values in the form that Gradio's components take, without pandas.
+Read only, and no HTML: tables are plain values in the form that Gradio's component takes, without pandas, and curves,
+stories and verdicts are plain values for the scripts in `assets/`.
 """
 
 from __future__ import annotations
@@ -18,11 +19,9 @@ from model.errors import StoryError
 SHORT = 8
 """Characters of an id or a digest that are shown."""
 MOST_CHOSEN = 6
-"""Runs in one picture: more colors cannot be distinguished."""
+"""Runs in one picture: more cannot be distinguished. `assets/experiments.css` has a color for each."""
 FIRST_CHOSEN = 4
 MEASURES = {"held-out": "Bits per byte on stories that it has not seen", "training": "Loss in training, nats a token"}
-COLORS = ("#b4532f", "#3f7f93", "#8a6fb0", "#7d8a2e", "#a8741a", "#6b7280")
-"""Of the chosen runs, in their order; each has enough contrast on both papers."""
 WORDS = {"pass": "passed", "fail": "failed", "undecided": "undecided"}
 
 NOTHING = "There is no experiment yet: this page shows what MLflow keeps, and `story train` fills it."
@@ -69,22 +68,8 @@ class Store(Protocol):
 
 Table = dict[str, Any]
 """Headings, rows, and how each cell is written, as `gr.Dataframe` takes them; rows are sorted by their numbers."""
-Plot = dict[str, Any]
-"""Points as `gr.LinePlot` sends them to the browser."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Drawn:
-    """The curves of the chosen runs."""
-
-    chosen: tuple[str, ...] = ()
-    """Short ids, in the order of their colors."""
-    measure: str = "held-out"
-    by_tokens: Plot | None = None
-    by_minutes: Plot | None = None
-    colors: dict[str, str] | None = None
-    """By the run's name in the picture."""
-    note: str = ""
+Values = dict[str, Any]
+"""What a script of `assets/` draws: of `curves.js`, `learn.js` or `versions.js`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,17 +77,16 @@ class Page:
     """All that the page shows when it is opened."""
 
     note: str
-    filled: bool = False
-    """False: there is nothing below the note."""
     runs: Table | None = None
     choices: tuple[tuple[str, str], ...] = ()
     """(label, short id) of every run that has a curve."""
-    drawn: Drawn = Drawn()
+    curves: Values | None = None
+    """None: there is nothing below the note."""
     sampled: tuple[tuple[str, str], ...] = ()
     """The same, of every run that kept sample stories."""
-    samples: dict[str, Any] | None = None
+    samples: Values | None = None
     benchmarks: Table | None = None
-    versions: dict[str, Any] | None = None
+    versions: Values | None = None
 
 
 async def opened(store: Store, query: Mapping[str, str]) -> Page:
@@ -113,16 +97,13 @@ async def opened(store: Store, query: Mapping[str, str]) -> Page:
             return Page(note=NOTHING)
         sampled = tuple((_label(run), run.id[:SHORT]) for run in seen.runs if run.stories)
         asked = [run for run in _split(query.get("runs", "")) if _find(seen, run) is not None]
-        measure = query.get("measure", "")
-        measure = measure if measure in MEASURES else "held-out"
         usual = [run.id[:SHORT] for run in seen.runs if run.tokens][:FIRST_CHOSEN]
         sample_run = _run_with_samples(seen, query.get("story", ""))
         return Page(
             note=_summary(seen),
-            filled=True,
             runs=runs_table(seen.runs),
             choices=tuple((_label(run), run.id[:SHORT]) for run in seen.runs),
-            drawn=await draw(store, asked or usual, measure),
+            curves=await draw(store, asked or usual, query.get("measure", "")),
             sampled=sampled,
             samples=await samples(store, sample_run, at=query.get("step", "")),
             benchmarks=benchmarks_table(seen) if seen.benchmarks else None,
@@ -132,34 +113,32 @@ async def opened(store: Store, query: Mapping[str, str]) -> Page:
         return Page(note=str(error))
 
 
-async def draw(store: Store, chosen: Sequence[str], measure: str) -> Drawn:
-    """The curves of the chosen runs (short ids), over tokens and over minutes."""
+async def draw(store: Store, chosen: Sequence[str], measure: str) -> Values:
+    """The curves of the chosen runs (short ids), each point with tokens, minutes and value, for `assets/curves.js`."""
+    measure = measure if measure in MEASURES else "held-out"
+    drawn = {"chosen": list(chosen), "measure": measure, "title": MEASURES[measure], "curves": [], "note": ""}
     try:
         seen = await store.overview(stale_ok=True)
         found = {run: row for run in chosen[:MOST_CHOSEN] if (row := _find(seen, run)) is not None}
-        if measure not in MEASURES:
-            measure = "held-out"
         curves = await store.curves([row.id for row in found.values()], measure)
     except StoryError as error:
-        return Drawn(chosen=tuple(chosen), measure=measure, note=str(error))
+        return drawn | {"note": str(error)}
     names = names_in_the_picture(list(found.values()))
-    points = [(*point, names[curve.run]) for curve in curves for point in curve.points]
-    by_tokens = [[tokens, round(value, 5), name] for tokens, _, value, name in points]
-    by_minutes = [[round(minutes, 3), round(value, 5), name] for _, minutes, value, name in points]
+    shown = [
+        {
+            "run": curve.run[:SHORT],
+            "name": names[curve.run],
+            "points": [(tokens, round(minutes, 3), round(value, 5)) for tokens, minutes, value in curve.points],
+        }
+        for curve in curves
+    ]
     note = "" if found else "Choose a run above to see how it learned."
-    if found and not by_tokens:
+    if found and not any(curve.points for curve in curves):
         note = "The chosen runs have not logged this yet."
-    return Drawn(
-        chosen=tuple(found),
-        measure=measure,
-        by_tokens=plot("tokens", by_tokens),
-        by_minutes=plot("minutes", by_minutes),
-        colors=dict(zip(names.values(), COLORS, strict=False)),
-        note=note,
-    )
+    return drawn | {"chosen": list(found), "curves": shown, "note": note}
 
 
-async def pick(store: Store, chosen: Sequence[str], row: Sequence[Any], measure: str) -> Drawn:
+async def pick(store: Store, chosen: Sequence[str], row: Sequence[Any], measure: str) -> Values:
     """The curves after a row of the table of runs was pressed: its run joins the chosen ones, or leaves them."""
     run = str(row[-1]) if row else ""
     kept = [each for each in chosen if each != run]
@@ -168,7 +147,7 @@ async def pick(store: Store, chosen: Sequence[str], row: Sequence[Any], measure:
     return await draw(store, kept, measure)
 
 
-async def samples(store: Store, run: str, *, at: str = "") -> dict[str, Any]:
+async def samples(store: Store, run: str, *, at: str = "") -> Values:
     """What a run (a short id) wrote while it learned, for `assets/learn.js`; `at` is the step to begin with."""
     try:
         seen = await store.overview(stale_ok=True)
@@ -213,7 +192,7 @@ def benchmarks_table(seen: Overview) -> Table:
     return _table(columns | {"thresholds": None, "began (UTC)": None}, rows)
 
 
-def versions_shown(seen: Overview) -> dict[str, Any]:
+def versions_shown(seen: Overview) -> Values:
     """Each version with its verdict and checks, every figure already in words, for `assets/versions.js`."""
     numbers = {version.digest: version.number for version in seen.versions}
     note = "" if seen.versions else "No version is registered yet; `story register` makes one."
@@ -227,12 +206,6 @@ def names_in_the_picture(runs: Sequence[RunRow]) -> dict[str, str]:
         run.id: run.name if run.name and count[run.name] == 1 else f"{run.name} {run.id[:SHORT]}".strip()
         for run in runs
     }
-
-
-def plot(over: str, rows: list[list[Any]]) -> Plot:
-    """Points as `gr.LinePlot` would make them of a data frame."""
-    kinds = {over: "quantitative", "value": "quantitative", "run": "nominal"}
-    return {"columns": list(kinds), "data": rows, "datatypes": kinds, "mark": "line"}
 
 
 def _table(columns: Mapping[str, int | None], rows: list[list[Any]]) -> Table:

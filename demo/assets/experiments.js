@@ -10,6 +10,13 @@ window.experiments = {
     history.replaceState(null, "", address);
   },
 
+  // Gradio names the fields above its tables by a title only, which not every program reads.
+  label() {
+    for (const [table, label] of [["runs", "Filter runs"], ["benchmarks", "Search benchmarks"]]) {
+      window.story.whenThere(`#${table} .search-input`, (field) => field.setAttribute("aria-label", label));
+    }
+  },
+
   // Put a line into a node as text; what stands between backticks is a command.
   say(node, line) {
     node.replaceChildren(...(line || "").split("`").map((text, at) => {

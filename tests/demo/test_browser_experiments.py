@@ -17,7 +17,7 @@ from demo.experiments_page import PATH
 from experiments.dashboard.client import StoreClient
 from tests.demo.scripted import ScriptedBackend
 from tests.demo.served import Served, serve
-from tests.demo.tabs import IN_A_BROWSER, TIMEOUT, Tab
+from tests.demo.tabs import IN_A_BROWSER, TIMEOUT, Tab, violations
 from tests.experiments.dashboard.made import made
 
 pytestmark = IN_A_BROWSER
@@ -60,13 +60,13 @@ def column(page: Page, number: int) -> list[str]:
 
 def points(page: Page) -> set[str]:
     """The runs that the picture's legend names."""
-    return set(page.locator("#by-tokens svg .role-legend-label text").all_text_contents())
+    return set(page.locator("#curves .legend .name").all_text_contents())
 
 
 def test_runs_are_sorted_filtered_and_pressed_into_the_picture(opened: Callable[..., Page]) -> None:
     page = opened(viewport={"width": 1280, "height": 900})
     expect(page.locator("#runs .virtual-row")).to_have_count(2, timeout=TIMEOUT)
-    expect(page.locator("#by-tokens svg .role-legend-label text")).to_have_count(2, timeout=TIMEOUT)
+    expect(page.locator("#curves .legend .name")).to_have_count(2, timeout=TIMEOUT)
     assert points(page) == {"stopped", "learned"}
     assert column(page, 0) == ["stopped", "learned"], "the newest first"
     for order, runs in (("ascending", ["learned", "stopped"]), ("descending", ["stopped", "learned"])):
@@ -79,18 +79,97 @@ def test_runs_are_sorted_filtered_and_pressed_into_the_picture(opened: Callable[
     page.fill("#runs .search-input", "learned")
     expect(page.locator("#runs .virtual-row")).to_have_count(1, timeout=TIMEOUT)
     page.locator("#runs .virtual-row [role=gridcell]").nth(1).click()
-    expect(page.locator("#by-tokens svg .role-legend-label text")).to_have_count(1, timeout=TIMEOUT)
+    expect(page.locator("#curves .legend .name")).to_have_count(1, timeout=TIMEOUT)
     assert points(page) == {"stopped"}, "the pressed run has left the picture"
     page.wait_for_function("location.search.includes('runs=')")
 
     page.get_by_label("Loss in training, nats a token").check()
-    expect(page.locator("#by-minutes svg .role-axis-title text").last).to_contain_text("nats", timeout=TIMEOUT)
+    expect(page.locator("#curves figcaption").last).to_contain_text("nats", timeout=TIMEOUT)
     chosen = parse_qs(urlsplit(page.url).query)
     assert chosen["measure"] == ["training"]
     again = opened(query="?" + urlsplit(page.url).query)
-    expect(again.locator("#by-tokens svg .role-legend-label text")).to_have_text(["stopped"], timeout=TIMEOUT)
-    expect(again.locator("#by-minutes svg .role-axis-title text").last).to_contain_text("nats", timeout=TIMEOUT)
+    expect(again.locator("#curves .legend .name")).to_have_text(["stopped"], timeout=TIMEOUT)
+    expect(again.locator("#curves figcaption").last).to_contain_text("nats", timeout=TIMEOUT)
     expect(again.get_by_role("radio", name="Loss in training, nats a token")).to_be_checked(timeout=TIMEOUT)
+
+
+STROKES = """() => Object.fromEntries([...document.querySelectorAll('#curves .legend li')].map((line) => {
+  const { stroke, strokeDasharray } = getComputedStyle(line.querySelector('.key line'));
+  return [line.querySelector('.name').textContent, [stroke, strokeDasharray]];
+}))"""
+"""Of each run in the picture, the color of its line and its pattern of dashes."""
+
+
+def test_a_run_keeps_its_color_and_both_papers_have_colors_of_their_own(opened: Callable[..., Page]) -> None:
+    page = opened(color_scheme="light")
+    names = page.locator("#curves .legend .name")
+    expect(names).to_have_count(2, timeout=TIMEOUT)
+    light = page.evaluate(STROKES)
+    assert len({str(look) for look in light.values()}) == 2
+    assert len({dashes for _, dashes in light.values()}) == 2, "those who see no colors tell them apart"
+    for _ in range(2):
+        page.locator("#runs .virtual-row").filter(has_text="stopped").locator("[role=gridcell]").nth(1).click()
+        expect(names).to_have_text(["learned"], timeout=TIMEOUT)
+        assert page.evaluate(STROKES) == {"learned": light["learned"]}
+        page.locator("#runs .virtual-row").filter(has_text="stopped").locator("[role=gridcell]").nth(1).click()
+        expect(names).to_have_text(["learned", "stopped"], timeout=TIMEOUT)
+        assert page.evaluate(STROKES) == light
+    page.click("#paper")
+    dark = page.evaluate(STROKES)
+    assert all(dark[name][0] != light[name][0] for name in light), "charts stayed in the old theme"
+    lines = page.locator("#curves figure").first.locator("polyline")
+    drawn = lines.evaluate_all("all => all.map(one => getComputedStyle(one).stroke)")
+    assert drawn == [dark["learned"][0], dark["stopped"][0]]
+
+
+def test_a_curve_is_read_by_pointer_and_by_keys(opened: Callable[..., Page]) -> None:
+    page = opened(query="?measure=held-out")
+    figure = page.locator("#curves figure").first
+    expect(figure.locator("polyline")).to_have_count(2, timeout=TIMEOUT)
+    tip = figure.locator(".tip")
+    expect(tip).to_be_hidden()
+    figure.locator(".plot").hover()
+    expect(tip).to_contain_text("learned: ")
+    assert tip.evaluate("node => getComputedStyle(node).backgroundColor") == "rgb(255, 253, 248)", "opaque"
+    page.mouse.move(0, 0)
+    expect(tip).to_be_hidden()
+    figure.focus()
+    page.keyboard.press("ArrowRight")
+    expect(tip).to_contain_text("learned: ")
+    first = made().trained.evaluations[0]
+    assert f"learned: {float(f'{first.bits_per_byte:.4g}'):g}" in tip.inner_text(), "the point that is nearest"
+    page.keyboard.press("Escape")
+    expect(tip).to_be_hidden()
+
+
+def test_memory_stays_flat_while_the_measure_is_changed(opened: Callable[..., Page]) -> None:
+    page = opened()
+    devtools = page.context.new_cdp_session(page)
+    devtools.send("Performance.enable")
+
+    def change(times: int) -> dict[str, float]:
+        for _ in range(times):
+            for label, unit in (("Loss in training, nats a token", "nats"), ("Bits per byte on", "Bits")):
+                page.get_by_label(label).check()
+                expect(page.locator("#curves figcaption").last).to_contain_text(unit, timeout=TIMEOUT)
+        devtools.send("HeapProfiler.collectGarbage")
+        figures = devtools.send("Performance.getMetrics")["metrics"]
+        return {each["name"]: each["value"] for each in figures}
+
+    expect(page.locator("#curves figure").first.locator("polyline")).to_have_count(2, timeout=TIMEOUT)
+    before, after = change(3), change(15)
+    print({name: (before[name], after[name]) for name in ("Nodes", "JSEventListeners", "JSHeapUsedSize")})
+    assert after["JSEventListeners"] <= before["JSEventListeners"] + 2
+    assert after["Nodes"] <= before["Nodes"] + 50
+    assert after["JSHeapUsedSize"] < before["JSHeapUsedSize"] + 1e6
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing(opened: Callable[..., Page], scheme: str) -> None:
+    page = opened(color_scheme=scheme)
+    expect(page.locator("#curves figure").first.locator("polyline")).to_have_count(2, timeout=TIMEOUT)
+    page.locator("#version-2 summary").click()
+    assert violations(page) == []
 
 
 def test_the_slider_shows_how_it_learned_to_write(opened: Callable[..., Page]) -> None:
@@ -131,10 +210,10 @@ def test_verdicts_are_distinguished_without_colors_and_each_has_an_address(opene
     page.wait_for_function("location.hash === '#version-2'")
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(360, "light"), (820, "dark")])
+@pytest.mark.parametrize(("width", "scheme"), [(320, "light"), (820, "dark")])
 def test_nothing_sticks_out(opened: Callable[..., Page], width: int, scheme: str) -> None:
     page = opened(viewport={"width": width, "height": 800}, color_scheme=scheme)
-    expect(page.locator("#by-minutes svg").first).to_be_visible(timeout=TIMEOUT)
+    expect(page.locator("#curves polyline").first).to_be_visible(timeout=TIMEOUT)
     parts = "[...document.querySelectorAll('main > *, #findings > *')]"
     widest = f"Math.max(...{parts}.map(part => part.getBoundingClientRect().right))"
     assert page.evaluate(widest) <= width
@@ -147,10 +226,10 @@ def test_a_user_goes_there_and_back(served: Served, browser: Browser) -> None:
         page.goto(served.url)
         page.get_by_role("link", name="How it was made").click()
         expect(page.get_by_role("heading", name="Experiments")).to_be_visible(timeout=TIMEOUT)
-        assert page.title() == "Experiments · Write me a story"
+        expect(page).to_have_title("Experiments · Write me a story", timeout=TIMEOUT)
         page.get_by_role("link", name="← Write me a story").click()
         expect(page.locator("#prompt textarea")).to_be_visible(timeout=TIMEOUT)
-        assert page.title() == "Write me a story"
+        expect(page).to_have_title("Write me a story", timeout=TIMEOUT)
 
 
 def test_without_a_store_the_page_is_one_line(browser: Browser, tmp_path: Path) -> None:
@@ -170,6 +249,6 @@ def test_without_a_store_the_page_is_one_line(browser: Browser, tmp_path: Path) 
 @pytest.mark.skipif("EXPERIMENTS_SCREENSHOT" not in os.environ, reason="makes the manual's picture when it is named")
 def test_the_picture_of_the_readme(opened: Callable[..., Page], repository: Path) -> None:
     page = opened(viewport={"width": 1280, "height": 900}, color_scheme="light")
-    expect(page.locator("#by-minutes svg").first).to_be_visible(timeout=TIMEOUT)
+    expect(page.locator("#curves polyline").first).to_be_visible(timeout=TIMEOUT)
     page.wait_for_timeout(1500)
     page.screenshot(path=repository / os.environ["EXPERIMENTS_SCREENSHOT"], full_page=True)

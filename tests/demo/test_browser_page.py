@@ -11,7 +11,7 @@ from playwright.sync_api import Browser, expect
 from demo.page import EXAMPLES
 from tests.demo.scripted import ScriptedBackend, busy
 from tests.demo.served import Served, serve
-from tests.demo.tabs import IN_A_BROWSER, TIMEOUT, Tab, opening
+from tests.demo.tabs import IN_A_BROWSER, TIMEOUT, Tab, opening, violations
 
 pytestmark = IN_A_BROWSER
 
@@ -248,3 +248,59 @@ def test_on_a_phone_a_new_story_is_read_from_its_first_line(opened: Callable[...
         top = tab.page.evaluate("document.querySelector('#book article p').getBoundingClientRect().top")
         assert 0 <= top < 500
         tab.page.evaluate("scrollTo(0, document.documentElement.scrollHeight)")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_on_the_page_empty_refused_or_with_a_story(
+    opened: Callable[..., Tab], slow: ScriptedBackend, scheme: str
+) -> None:
+    slow.pace = 0.0
+    tab = opened(color_scheme=scheme)
+    assert violations(tab.page) == []
+    tab.more()
+    tab.page.fill("#seed input", "-1")
+    tab.page.click("#write")
+    expect(tab.page.locator(".problem")).to_have_count(1, timeout=TIMEOUT)
+    assert violations(tab.page) == []
+    tab.page.fill("#seed input", "1")
+    tab.page.click("#write")
+    tab.reaches("ended")
+    assert violations(tab.page) == []
+
+
+HIDDEN = """() => {
+  const held = document.activeElement;
+  const bar = document.getElementById('actions');
+  if (bar.contains(held) || held === document.body) return null;
+  const [a, b] = [held, bar].map((node) => node.getBoundingClientRect());
+  const below = Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top);
+  const seen = a.bottom > 0 && a.top < innerHeight;
+  return (below > 0 || !seen) ? `${held.id || held.closest('[id]')?.id}: ${a.top} to ${a.bottom}, bar ${b.top}` : null;
+}"""
+"""The element with the focus, where the action bar or the window's edge hides it."""
+
+
+@pytest.mark.parametrize(
+    ("width", "height"), [(1280, 700), (390, 600), (320, 256)], ids=["wide", "phone", "zoomed to 400 %"]
+)
+def test_the_focus_is_never_below_the_action_bar(
+    opened: Callable[..., Tab], slow: ScriptedBackend, width: int, height: int
+) -> None:
+    slow.pace = 0.0
+    tab = opened(viewport={"width": width, "height": height}, reduced_motion="reduce")
+    tab.page.click("#write")
+    tab.reaches("ended")
+    tab.more()
+    assert tab.overflow() <= 0
+    tab.page.evaluate("scrollTo(0, 0); document.querySelector('#paper').focus()")
+    for key in ("Tab", "Shift+Tab"):
+        for _ in range(26):
+            tab.page.keyboard.press(key)
+            assert tab.page.evaluate(HIDDEN) is None
+
+
+def test_sliders_are_visible_in_forced_colors(opened: Callable[..., Tab]) -> None:
+    tab = opened(forced_colors="active")
+    slider = tab.page.locator("#length input[type=range]")
+    assert slider.evaluate("node => getComputedStyle(node).appearance") == "auto"
+    assert slider.evaluate("node => getComputedStyle(node).backgroundImage") == "none"

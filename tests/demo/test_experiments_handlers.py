@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 
 from demo import experiments_handlers as handlers
 from demo import theme
-from demo.experiments_handlers import COLORS, MOST_CHOSEN, NOTHING
+from demo.experiments_handlers import MOST_CHOSEN, NOTHING
 from experiments.dashboard.records import Curve, Overview, RunRow, SampleSet
 from experiments.dashboard.rows import run_rows
 from tests.experiments.dashboard.direct import DirectClient
@@ -61,7 +62,6 @@ class Runs:
 
 def test_a_filled_store_fills_the_page(store: Made, client: DirectClient) -> None:
     page = asyncio.run(handlers.opened(client, {}))
-    assert page.filled
     assert page.note == "2 training runs, 2 versions, 1 benchmark."
     assert page.runs is not None
     table = [dict(zip(page.runs["headers"], cells, strict=True)) for cells in page.runs["data"]]
@@ -70,7 +70,8 @@ def test_a_filled_store_fills_the_page(store: Made, client: DirectClient) -> Non
     assert table[1]["tokens"] == store.trained.steps[-1].tokens
     assert written[0][4:6] == ["10,240", "0.2"], "numbers are sorted as numbers and formatted for people"
     assert [value for _, value in page.choices] == [short(store, "stopped"), short(store, "learned")]
-    assert page.drawn.chosen == tuple(value for _, value in page.choices)
+    assert page.curves is not None
+    assert page.curves["chosen"] == [value for _, value in page.choices]
 
 
 def test_the_picture_holds_each_point_of_the_curves_over_tokens_and_over_minutes(
@@ -79,50 +80,33 @@ def test_the_picture_holds_each_point_of_the_curves_over_tokens_and_over_minutes
     run = short(store, "learned")
     drawn = asyncio.run(handlers.draw(client, [run], "held-out"))
     looks = store.trained.evaluations
-    assert drawn.by_tokens is not None
-    assert drawn.by_minutes is not None
-    assert drawn.by_tokens["data"] == [
-        [look.tokens, pytest.approx(look.bits_per_byte, abs=1e-5), "learned"] for look in looks
-    ]
-    assert drawn.by_minutes["data"] == [
-        [pytest.approx(look.elapsed / 60, abs=1e-3), pytest.approx(look.bits_per_byte, abs=1e-5), "learned"]
+    (curve,) = drawn["curves"]
+    assert (curve["run"], curve["name"]) == (run, "learned")
+    assert curve["points"] == [
+        (look.tokens, pytest.approx(look.elapsed / 60, abs=1e-3), pytest.approx(look.bits_per_byte, abs=1e-5))
         for look in looks
     ]
-    assert drawn.colors == {"learned": COLORS[0]}
-    losses = asyncio.run(handlers.draw(client, [run], "training"))
-    assert losses.by_tokens is not None
-    assert len(losses.by_tokens["data"]) == len(store.trained.steps)
-
-
-def test_a_plot_is_what_gradio_would_make_of_a_data_frame() -> None:
-    import gradio as gr
-    import pandas
-
-    plain = handlers.plot("tokens", [[1, 2.5, "a"], [2, 1.5, "b"]])
-    frame = pandas.DataFrame({"tokens": [1, 2], "value": [2.5, 1.5], "run": ["a", "b"]})
-    made_by_gradio = gr.LinePlot(x="tokens", y="value", color="run").postprocess(frame)
-    assert made_by_gradio is not None
-    assert plain == made_by_gradio.model_dump()
+    (losses,) = asyncio.run(handlers.draw(client, [run], "training"))["curves"]
+    assert len(losses["points"]) == len(store.trained.steps)
 
 
 def test_pressing_a_row_takes_its_run_in_and_pressing_it_again_takes_it_out(store: Made, client: DirectClient) -> None:
     learned, stopped = short(store, "learned"), short(store, "stopped")
     both = asyncio.run(handlers.pick(client, [stopped], ["learned", "…", learned], "held-out"))
-    assert both.chosen == (stopped, learned)
-    one = asyncio.run(handlers.pick(client, both.chosen, ["stopped", "…", stopped], "held-out"))
-    assert one.chosen == (learned,)
-    none = asyncio.run(handlers.pick(client, one.chosen, ["learned", "…", learned], "held-out"))
-    assert (none.chosen, none.note) == ((), "Choose a run above to see how it learned.")
+    assert both["chosen"] == [stopped, learned]
+    one = asyncio.run(handlers.pick(client, both["chosen"], ["stopped", "…", stopped], "held-out"))
+    assert one["chosen"] == [learned]
+    none = asyncio.run(handlers.pick(client, one["chosen"], ["learned", "…", learned], "held-out"))
+    assert (none["chosen"], none["note"]) == ([], "Choose a run above to see how it learned.")
 
 
 def test_no_more_runs_are_drawn_than_have_colors() -> None:
     rows = [row(id=f"{number:08x}" + "0" * 24, name=f"r{number}") for number in range(9)]
     chosen = [each.id[:8] for each in rows]
     drawn = asyncio.run(handlers.draw(Runs(*rows), chosen, "held-out"))
-    assert drawn.chosen == tuple(chosen[:MOST_CHOSEN])
-    assert len(set((drawn.colors or {}).values())) == MOST_CHOSEN
+    assert drawn["chosen"] == [curve["run"] for curve in drawn["curves"]] == chosen[:MOST_CHOSEN]
     picked = asyncio.run(handlers.pick(Runs(*rows), chosen[:6], ["r8", chosen[8]], "held-out"))
-    assert picked.chosen == (*chosen[1:6], chosen[8]), "the oldest choice makes room"
+    assert picked["chosen"] == [*chosen[1:6], chosen[8]], "the oldest choice makes room"
 
 
 def test_runs_of_one_name_are_distinguished() -> None:
@@ -134,7 +118,8 @@ def test_an_address_chooses_runs_measure_story_and_step(store: Made, client: Dir
     learned = short(store, "learned")
     query = {"runs": learned, "measure": "training", "story": learned, "step": "8"}
     page = asyncio.run(handlers.opened(client, query))
-    assert (page.drawn.chosen, page.drawn.measure) == ((learned,), "training")
+    assert page.curves is not None
+    assert (page.curves["chosen"], page.curves["measure"]) == ([learned], "training")
     assert page.samples is not None
     assert (page.samples["name"], page.samples["at"]) == ("learned", 8)
 
@@ -211,7 +196,7 @@ def test_a_store_without_runs_says_so_and_how_to_fill_it(store: Made, tmp_path: 
         client.delete_experiment(experiment.experiment_id)
     client.delete_registered_model("story-writer")
     page = asyncio.run(handlers.opened(DirectClient(f"sqlite:///{database}"), {}))
-    assert (page.filled, page.note) == (False, NOTHING)
+    assert (page.curves, page.note) == (None, NOTHING)
     assert "\n" not in NOTHING
     assert "`story train`" in NOTHING
 
@@ -219,7 +204,7 @@ def test_a_store_without_runs_says_so_and_how_to_fill_it(store: Made, tmp_path: 
 def test_a_store_that_is_not_there_says_so_and_is_not_made(tmp_path: Path) -> None:
     client = DirectClient(f"sqlite:///{tmp_path}/mlflow.db")
     page = asyncio.run(handlers.opened(client, {}))
-    assert not page.filled
+    assert page.curves is None
     assert page.note.endswith("`story train` fills it.")
     assert list(tmp_path.iterdir()) == []
 
@@ -227,12 +212,12 @@ def test_a_store_that_is_not_there_says_so_and_is_not_made(tmp_path: Path) -> No
 def test_a_store_that_fails_while_the_page_is_open_costs_a_line_each(tmp_path: Path) -> None:
     client = DirectClient(f"sqlite:///{tmp_path}/mlflow.db")
     drawn = asyncio.run(handlers.draw(client, ["a"], "held-out"))
-    assert drawn.chosen == ("a",), "the choice stays, for another try"
-    assert "`story train`" in drawn.note
+    assert drawn["chosen"] == ["a"], "the choice stays, for another try"
+    assert "`story train`" in drawn["note"]
     assert "`story train`" in asyncio.run(handlers.samples(client, "a"))["note"]
 
 
-def test_each_color_of_a_curve_has_a_contrast_of_3_on_both_papers() -> None:
+def test_each_color_of_a_curve_has_a_contrast_of_3_on_its_paper_and_there_is_one_for_each_run() -> None:
     """WCAG 2.2, 1.4.11, with the relative luminance of its glossary."""
 
     def luminance(color: str) -> float:
@@ -240,8 +225,11 @@ def test_each_color_of_a_curve_has_a_contrast_of_3_on_both_papers() -> None:
         red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
         return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
-    papers = theme.LIGHT_AND_DARK["body_background_fill"]
-    for color in COLORS:
-        for paper in papers:
+    found = re.findall(r"--curve-\d: (#\w{6});", theme.asset("experiments.css"))
+    for colors, paper in zip(
+        (found[:MOST_CHOSEN], found[MOST_CHOSEN:]), theme.LIGHT_AND_DARK["body_background_fill"], strict=True
+    ):
+        assert len(set(colors)) == MOST_CHOSEN
+        for color in colors:
             low, high = sorted((luminance(color), luminance(paper)))
             assert (high + 0.05) / (low + 0.05) >= 3, (color, paper)
