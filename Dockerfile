@@ -27,8 +27,8 @@ RUN --mount=type=cache,target=/var/cache/pip \
     && python -m pip --python /opt/story/venv/bin/python install --no-compile \
         -r /tmp/requirements.txt -c constraints.txt \
     && echo /opt/story/app > /opt/story/venv/lib/python3.12/site-packages/story-app.pth
-COPY deploy/image/slim.py deploy/image/
-RUN python deploy/image/slim.py /opt/story/venv/lib/python3.12/site-packages \
+COPY deploy/image/slim.sh deploy/image/
+RUN sh deploy/image/slim.sh /opt/story/venv/lib/python3.12/site-packages \
     && /opt/story/venv/bin/python -c "import psycopg; psycopg.pq.version()"
 
 # The app. Its decoder in C chooses its instructions when it runs, so one build serves every x86-64 processor.

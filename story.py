@@ -285,11 +285,13 @@ def ui(port: Annotated[int, typer.Option(min=1, max=65_535, help="Port on 127.0.
 @app.command()
 def doctor(as_json: Json = False) -> None:
     """Show what is installed and what each missing part would add; exit code 1 if no story can be written."""
+    from dataclasses import asdict
+
     from demo.doctor import examine, stories_can_be_written
 
     findings = examine()
     if as_json:
-        print_json({"writes": stories_can_be_written(findings), "findings": [f.as_dict() for f in findings]})
+        print_json({"writes": stories_can_be_written(findings), "findings": [asdict(each) for each in findings]})
     else:
         width = max(len(finding.name) for finding in findings)
         for finding in findings:

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import logging
 import secrets
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from demo.asgi import create_app, open_demo_backend
-from demo.experiments_page import open_reader
+from demo.asgi import create_app
 from model.serving.http.address import bound, url_of
 from model.serving.http.server import DrainingServer
 from model.serving.logs import configure_logs
-from model.serving.options import ServiceOptions
-from model.serving.shared_state import SharedState
 
 if TYPE_CHECKING:
     from model.settings import Settings
@@ -29,10 +25,8 @@ def launch(settings: Settings, *, host: str, port: int, share: bool = False, bac
     Raises `ModelError` when there is no usable model, `InputError` for an unknown backend or a taken port.
     """
     configure_logs(settings.story_log)
-    options = replace(ServiceOptions.from_settings(settings), public=share)
     with bound(host, port) as listener:
-        shared = SharedState.from_settings(settings)
-        app = create_app(open_demo_backend(backend, settings, shared), options, shared, open_reader(settings))
+        app = create_app(settings, backend, public=share)
 
         def ready() -> None:
             print(f"Write me a story: {url_of(listener, host)}/", flush=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,8 @@ from starlette.middleware import Middleware
 from demo import document, theme
 from demo.experiments_page import open_reader
 from demo.page import build, in_a_loop
-from demo.routing import add_event_metrics, open_variants, user_middleware
+from demo.routing import EventMetrics, RoutingBackend, open_variants
+from demo.user_cookie import UserCookieMiddleware
 from experiments.registry.resolve import open_registry
 from model.errors import MissingExtraError
 from model.serving.http.app import ServiceRoute, create_service
@@ -41,30 +43,38 @@ def open_demo_backend(kind: str, settings: Settings, shared: SharedState) -> Bac
     return open_variants(lambda: open_backend(kind, settings, open_registry), settings, over=shared.with_cache)
 
 
-def create_app(
-    backend: Backend | None = None,
+def create_app(settings: Settings | None = None, kind: str = "auto", *, public: bool = False) -> FastAPI:
+    """Build the application as `settings` say, by default the environment's, over the backend `kind`.
+
+    `kind` is `auto`, `local` or `modal`; `public`: a share link leads here.
+    Raises `InputError`, `ModelError`, and `MissingExtraError` for `mcp` without its package.
+    """
+    settings = settings or load_settings()
+    shared = SharedState.from_settings(settings)
+    backend = open_demo_backend(kind, settings, shared)
+    options = replace(ServiceOptions.from_settings(settings), public=public)
+    return compose(backend, options, shared, open_reader(settings))
+
+
+def compose(
+    backend: Backend,
     options: ServiceOptions | None = None,
     shared: SharedState | None = None,
     experiments: StoreClient | None = None,
 ) -> FastAPI:
-    """Build the application over `backend`, or over the one that the environment's settings choose.
+    """Put page and service over `backend`, which runs while the application's lifespan does.
 
-    `backend` runs while the application's lifespan does. `shared` holds the rate limiter of page and service; its cache
-    wraps `backend` already. `experiments` adds the page Experiments. The service is in `app.state.service`.
-
-    Raises `InputError`, `ModelError`, and `MissingExtraError` for `mcp` without its package.
+    `shared` holds the rate limiter of page and service; its cache wraps `backend` already. `experiments` adds the page
+    Experiments. The service is in `app.state.service`. Raises `MissingExtraError` for `mcp` without its package.
     """
-    if backend is None:
-        settings = load_settings()
-        shared = shared or SharedState.from_settings(settings)
-        backend = open_demo_backend("auto", settings, shared)
-        options = options or ServiceOptions.from_settings(settings)
-        experiments = experiments or open_reader(settings)
     options = options or ServiceOptions()
     if options.mcp and find_spec("mcp") is None:
         raise MissingExtraError("STORY_MCP", "mcp")
     service = create_service(backend, options, shared)
-    add_event_metrics(service, backend)
+    users = []
+    if isinstance(backend, RoutingBackend):
+        service.meter.registry.register(EventMetrics(backend.recorder))
+        users.append(Middleware(UserCookieMiddleware, root_path=options.root_path))
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -77,11 +87,7 @@ def create_app(
         openapi_url=None,
         lifespan=lifespan,
         routes=[ServiceRoute(service), *document.routes()],  # before the page, which answers every other address
-        middleware=[
-            *outer_middleware(options),
-            Middleware(document.DocumentMiddleware),
-            *user_middleware(backend, options.root_path),
-        ],
+        middleware=[*outer_middleware(options), Middleware(document.DocumentMiddleware), *users],
     )
     app.state.service = service
 

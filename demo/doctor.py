@@ -10,7 +10,7 @@ import re
 import shutil
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Literal
@@ -44,10 +44,6 @@ class Finding:
     detail: str
     gives: str = ""
 
-    def as_dict(self) -> dict[str, str]:
-        """For `--json`."""
-        return asdict(self)
-
 
 def examine() -> list[Finding]:
     """Look at everything once; nothing raises, what is wrong becomes a finding."""
@@ -55,8 +51,8 @@ def examine() -> list[Finding]:
     try:
         settings = load_settings()
     except StoryError as error:
-        wrong = Finding("settings", "wrong", str(error), "the story command, once the variable is put right")
-        return [*findings, wrong]
+        gives = "the story command, once the variable is put right"
+        return [*findings, Finding("settings", "wrong", str(error), gives)]
     named = [name.upper() for name in Settings.model_fields if name in settings.model_fields_set]
     findings.append(Finding("settings", "ok", ", ".join(named) or "all at their defaults"))
     findings += [_model(settings), _native(), _port(settings), _mlflow(settings), _modal(settings)]
@@ -106,8 +102,7 @@ def _model(settings: Settings) -> Finding:
             completion, detail = warm_up(engine), backend.health().detail
     except Exception as error:  # whatever the reason is, it is what the user asked for
         reason = str(error) if isinstance(error, StoryError) else f"{type(error).__name__}: {error}"
-        gives = "stories: name another model in STORY_MODEL, or clone afresh"
-        return Finding("model", "wrong", reason, gives)
+        return Finding("model", "wrong", reason, "stories: name another model in STORY_MODEL, or clone afresh")
     usage = completion.usage
     wrote = f"wrote {usage.completion_tokens} tokens at {usage.tokens_per_second:,.0f} a second"
     shown = f"{backend.model.name} (digest {backend.model.version[:12]}), {engine.runtime_name}"

@@ -110,11 +110,11 @@ class AppState:
 
 def opened(query: Mapping[str, str], version: str) -> tuple[dict[str, Any], View]:
     """The fields that a link fills, with a status line."""
-    link = links.decode(query, version)
-    note = " ".join(link.notes)
-    if link.values and not note:
+    values, notes = links.decode(query, version)
+    note = " ".join(notes)
+    if values and not note:
         note = "Opened from a link. Press Write to read its story."
-    return link.values, View(status=note, spoken=note)
+    return values, View(status=note, spoken=note)
 
 
 def write(state: AppState, tab: str, form: Form, client: str = UNKNOWN, user: str = "") -> AsyncGenerator[View, None]:

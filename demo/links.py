@@ -8,7 +8,7 @@ left at its default and reported.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from textwrap import shorten
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -24,31 +24,27 @@ VERSION_CHARS = 12
 _WHOLE = frozenset({"max_tokens", "top_k", "seed"})
 
 
-@dataclass(frozen=True, slots=True)
-class Opened:
-    """What a link holds."""
-
-    values: dict[str, Any]
-    """The usable values, by field; a field that the link does not name is not among them."""
-    notes: tuple[str, ...] = ()
-    """One sentence for each thing the user should know: a value left out, another model version."""
-
-
 def encode(form: Form, version: str) -> str:
     """The query string (without `?`) that reopens `form` as written by the model with digest `version`.
 
     Every field is written, defaults too, so that a link keeps its meaning when defaults change.
     Raises `InputError` when the prompt is too long to travel in an address.
     """
-    pairs = [(name, _plain(getattr(form, name))) for name in FIELDS]
-    query = urlencode([*pairs, ("model", version[:VERSION_CHARS])], quote_via=quote)
+    values = {name: getattr(form, name) for name in FIELDS} | {"model": version[:VERSION_CHARS]}
+    # A number as one would write it: 0.7, not 0.69999; 1, not 1.0.
+    plain = {name: f"{value:.10g}" if isinstance(value, float) else str(value) for name, value in values.items()}
+    query = urlencode(plain, quote_via=quote)
     if len(query) > MAX_QUERY:
         raise InputError("prompt", "is too long to travel in a link")
     return query
 
 
-def decode(query: Mapping[str, str], version: str) -> Opened:
-    """Read a query string's values, for the model with digest `version`. Unknown names are left alone."""
+def decode(query: Mapping[str, str], version: str) -> tuple[dict[str, Any], list[str]]:
+    """Read a query string's usable values, by field, for the model with digest `version`.
+
+    Return them with a sentence for each thing the user should know: a value left out, another model version. Unknown
+    names are left alone.
+    """
     values: dict[str, Any] = {}
     notes: list[str] = []
     for name in FIELDS:
@@ -58,11 +54,11 @@ def decode(query: Mapping[str, str], version: str) -> Opened:
         problem = check_field(name, value)
         if problem is None:
             values[name] = value
-        else:
-            notes.append(f"A value of the link could not be used. {_short(labelled(problem))}.")
+        else:  # cut, for a hostile link would fill the page with it
+            notes.append(f"A value of the link could not be used. {shorten(labelled(problem), 120, placeholder='…')}.")
     if values and (linked := query.get("model", "")) and linked[:VERSION_CHARS] != version[:VERSION_CHARS]:
         notes.append("This link was made with another version of the model, so the story will differ.")
-    return Opened(values=values, notes=tuple(notes))
+    return values, notes
 
 
 def _parse(name: str, text: str) -> Any:
@@ -75,13 +71,3 @@ def _parse(name: str, text: str) -> Any:
         return int(text) if name in _WHOLE else float(text)
     except ValueError:
         return text
-
-
-def _plain(value: Any) -> str:
-    """A number as one would write it: 0.7, not 0.69999; 1, not 1.0."""
-    return f"{value:.10g}" if isinstance(value, float) else str(value)
-
-
-def _short(text: str, limit: int = 120) -> str:
-    """`text`, cut where a hostile link would fill the page with it."""
-    return text if len(text) <= limit else text[: limit - 1] + "…"

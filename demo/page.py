@@ -321,9 +321,9 @@ def _small(label: str, elem_id: str) -> gr.Button:
     return gr.Button(label, size="sm", min_width=0, scale=0, elem_id=elem_id)
 
 
-def _plain(html: str, elem_id: str, script: str | None = None) -> gr.HTML:
+def _plain(html: str, elem_id: str) -> gr.HTML:
     """Markup of our own."""
-    return gr.HTML(html, elem_id=elem_id, apply_default_css=False, js_on_load=script)
+    return gr.HTML(html, elem_id=elem_id, apply_default_css=False, js_on_load=None)
 
 
 def _colophon(state: AppState, *, linked: bool = False) -> str:

@@ -13,15 +13,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
-from starlette.middleware import Middleware
 
-from demo.user_cookie import UserCookieMiddleware
 from experiments.ab.assignment import DEFAULT_VARIANT, SETTING, TrafficSplit, parse_split, without_test
 from experiments.ab.events import Ending, Exposure, Outcome, Rating, database_url
 from experiments.ab.recorder import Recorder
@@ -33,7 +31,6 @@ from model.serving.session import Generation
 
 if TYPE_CHECKING:
     from model.engine.engine import EngineStats
-    from model.serving.http.app import Service
     from model.settings import Settings
 
 OUTCOMES: dict[str | None, Outcome] = {
@@ -46,25 +43,17 @@ OUTCOMES: dict[str | None, Outcome] = {
 """Of an outcome of `model.serving.session`, its name in the record."""
 
 
-@dataclass(frozen=True, slots=True)
-class Variant:
-    """One variant of a test, with the backend that serves it."""
-
-    name: str
-    backend: Backend
-
-
 class RoutingBackend:
     """Serve each request with its user's variant, and record it as an `Observer` of the sessions.
 
-    Every variant of `split` with a weight must be among `variants`.
+    `variants`: the backend of each variant of `split` with a weight, by its name.
     """
 
-    def __init__(self, split: TrafficSplit, variants: Sequence[Variant], recorder: Recorder) -> None:
+    def __init__(self, split: TrafficSplit, variants: Mapping[str, Backend], recorder: Recorder) -> None:
         self.split = split
-        self.variants = {variant.name: variant for variant in variants}
+        self.variants = variants
         self.recorder = recorder
-        self.capacity = sum(variant.backend.capacity for variant in variants)
+        self.capacity = sum(backend.capacity for backend in variants.values())
 
     @property
     def compares(self) -> bool:
@@ -82,13 +71,13 @@ class RoutingBackend:
         if not self.compares:
             return self._only.model
         mixed = hashlib.sha256()
-        for variant in self.variants.values():
-            mixed.update(f"{variant.name}:{variant.backend.model.version}\n".encode())
+        for name, backend in self.variants.items():
+            mixed.update(f"{name}:{backend.model.version}\n".encode())
         return ModelInfo(f"one of {len(self.variants)} versions that are being compared", mixed.hexdigest())
 
     def model_for(self, user: str) -> ModelInfo:
         """The model of this user's variant."""
-        return self._variant(user).backend.model
+        return self._backend(user).model
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -98,15 +87,15 @@ class RoutingBackend:
             recording.__enter__()
             # Its last batch may take seconds, which the loop needs for streams that are ending.
             stack.push_async_callback(asyncio.to_thread, recording.__exit__, None, None, None)
-            for variant in self.variants.values():
-                await stack.enter_async_context(variant.backend.running())
+            for backend in self.variants.values():
+                await stack.enter_async_context(backend.running())
             yield
 
     def health(self) -> Health:
         """Ready while every variant is, since each has users whom no other one serves. Variants are not named."""
         if not self.compares:
             return self._only.health()
-        each = [variant.backend.health() for variant in self.variants.values()]
+        each = [backend.health() for backend in self.variants.values()]
         worst = next((health for health in each if not health.ready), each[0])
         detail = worst.detail if worst.ready else f"a version under test: {worst.detail}"
         engines = [health.engine for health in each if health.engine is not None]
@@ -115,56 +104,54 @@ class RoutingBackend:
 
     async def submit(self, request: GenerationRequest) -> Stream:
         """Begin a story with its user's variant; see `Backend.submit`."""
-        return await self._variant(_user(request)).backend.submit(request)
+        return await self._backend(_user(request)).submit(request)
 
     def submitted(self, generation: Generation) -> None:
         """Record who gets which variant. No request waits for the recorder."""
         request = generation.request
-        self.recorder.add(self._exposure(request, self._variant(_user(request))))
+        user = _user(request)
+        model = self._backend(user).model
+        exposure = Exposure(
+            story=request.story_id,
+            test=self.split.name,
+            split=str(self.split),
+            variant=self.split.assign(user),
+            user_hash=self.recorder.hashed(user),
+            digest=model.version,
+            version="" if model.number is None else str(model.number),
+            prompt=str(request.prompt) if self.recorder.keeps_prompts else None,
+        )
+        self.recorder.add(exposure)
 
     def received(self, generation: Generation, chunk: Chunk) -> None:
         """Record nothing: what counts comes with the end."""
 
     def ended(self, generation: Generation) -> None:
         """Record the end of a story that was submitted."""
-        if generation.submitted:
-            self.recorder.add(self._ending(generation))
-
-    def rate(self, story: str, rating: int) -> None:
-        """Record a user's rating of a story: 1 up, -1 down, 0 taken back."""
-        self.recorder.add(Rating(story=story, rating=rating))
-
-    def _ending(self, generation: Generation) -> Ending:
+        if not generation.submitted:
+            return
         request, stream, usage = generation.request, generation.stream, generation.usage
         tokens, rate = usage.completion_tokens, usage.tokens_per_second
-        return Ending(
+        ending = Ending(
             story=request.story_id,
             outcome="aborted" if generation.aborted else OUTCOMES[generation.outcome],
             tokens=tokens,
             ttft=usage.ttft if tokens else None,
             duration=usage.duration,
             rate=rate if rate > 0 else None,
-            served_by=self._variant(_user(request)).backend.name if stream is None else stream.served_by,
+            served_by=self._backend(_user(request)).name if stream is None else stream.served_by,
         )
+        self.recorder.add(ending)
 
-    def _exposure(self, request: GenerationRequest, variant: Variant) -> Exposure:
-        model = variant.backend.model
-        return Exposure(
-            story=request.story_id,
-            test=self.split.name,
-            split=str(self.split),
-            variant=variant.name,
-            user_hash=self.recorder.hashed(_user(request)),
-            digest=model.version,
-            version="" if model.number is None else str(model.number),
-            prompt=str(request.prompt) if self.recorder.keeps_prompts else None,
-        )
+    def rate(self, story: str, rating: int) -> None:
+        """Record a user's rating of a story: 1 up, -1 down, 0 taken back."""
+        self.recorder.add(Rating(story=story, rating=rating))
 
     @property
     def _only(self) -> Backend:
-        return next(iter(self.variants.values())).backend
+        return next(iter(self.variants.values()))
 
-    def _variant(self, user: str) -> Variant:
+    def _backend(self, user: str) -> Backend:
         return self.variants[self.split.assign(user)]
 
 
@@ -178,20 +165,14 @@ SUMMED = ("slots", "active", "waiting", "queue_limit", "steps", "tokens", "promp
 
 def _together(engines: list[EngineStats]) -> EngineStats:
     """Several engines' figures as one's."""
-    first, *others = engines
-    for other in others:
-        finished = {
-            reason: first.finished.get(reason, 0) + other.finished.get(reason, 0)
-            for reason in {**first.finished, **other.finished}
-        }
-        first = replace(
-            first,
-            healthy=first.healthy and other.healthy,
-            finished=finished,
-            last_error=first.last_error or other.last_error,
-            **{name: getattr(first, name) + getattr(other, name) for name in SUMMED},
-        )
-    return first
+    reasons = {reason for engine in engines for reason in engine.finished}
+    return replace(
+        engines[0],
+        healthy=all(engine.healthy for engine in engines),
+        finished={reason: sum(engine.finished.get(reason, 0) for engine in engines) for reason in reasons},
+        last_error=next((engine.last_error for engine in engines if engine.last_error), None),
+        **{name: sum(getattr(engine, name) for engine in engines) for name in SUMMED},
+    )
 
 
 def open_variants(
@@ -217,44 +198,32 @@ def open_variants(
         keeps_prompts=settings.story_keep_prompts,
     )
     # A variant without weight gets no user, and needs no model in memory.
-    loaded = [_load(variant.name, default, settings) for variant in split.variants if variant.weight]
-    variants = [replace(variant, backend=over(variant.backend)) for variant in loaded]
+    names = [variant.name for variant in split.variants if variant.weight]
+    variants = {name: over(_load(name, default, settings)) for name in names}
     return RoutingBackend(split, variants, recorder)
 
 
-def _load(variant: str, default: Callable[[], Backend], settings: Settings) -> Variant:
+def _load(variant: str, default: Callable[[], Backend], settings: Settings) -> Backend:
     if variant == DEFAULT_VARIANT:
-        return Variant(variant, default())
+        return default()
     if variant in DEPLOYMENTS and settings.modal_endpoint_url is not None:
         from model.serving.remote import open_deployment
 
-        return Variant(variant, open_deployment(variant, settings))
+        return open_deployment(variant, settings)
     from experiments.registry.resolve import resolve_model
 
     try:
         found = resolve_model(variant, settings, bare_names=True)
     except InputError as error:
         raise InputError(SETTING, f"names the variant {variant!r}, and the {error}") from None
-    return Variant(variant, LocalBackend.load(settings, found))
+    return LocalBackend.load(settings, found)
 
 
-def user_middleware(backend: Backend, root_path: str) -> list[Middleware]:
-    """The middleware that gives users an id, where they are compared or asked."""
-    return [Middleware(UserCookieMiddleware, root_path=root_path)] if isinstance(backend, RoutingBackend) else []
+class EventMetrics(Collector):
+    """What became of recorded events, for `/metrics`."""
 
-
-def add_event_metrics(service: Service, backend: Backend) -> None:
-    """Add what became of recorded events to the service's `/metrics`."""
-    if isinstance(backend, RoutingBackend):
-        service.meter.registry.register(_EventMetrics(backend.recorder))
-
-
-class _EventMetrics(Collector):
     def __init__(self, recorder: Recorder) -> None:
         self._recorder = recorder
-
-    def describe(self) -> Iterable[Metric]:
-        return ()
 
     def collect(self) -> Iterable[Metric]:
         tally = self._recorder.tally()
@@ -263,5 +232,4 @@ class _EventMetrics(Collector):
         events.add_metric(["written"], tally.written)
         events.add_metric(["lost"], tally.lost)
         yield events
-        waiting = "Recorded events that are still to be stored."
-        yield GaugeMetricFamily("story_events_waiting", waiting, tally.waiting)
+        yield GaugeMetricFamily("story_events_waiting", "Recorded events that are still to be stored.", tally.waiting)

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import re
 import secrets
-from http.cookies import CookieError, SimpleCookie
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from starlette.datastructures import MutableHeaders
+from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 if TYPE_CHECKING:
@@ -25,8 +27,12 @@ _ID = re.compile(r"[0-9a-f]{32}")
 
 def user_of(request: gr.Request) -> str:
     """The id of whoever sent an event: from the cookie, else of the tab."""
-    found = request.cookies.get(COOKIE, "")
-    return found if _ID.fullmatch(found) else request.session_hash or ""
+    return _known(request.cookies) or request.session_hash or ""
+
+
+def _known(cookies: Mapping[str, str]) -> str:
+    found = cookies.get(COOKIE, "")
+    return found if _ID.fullmatch(found) else ""
 
 
 class UserCookieMiddleware:
@@ -39,7 +45,7 @@ class UserCookieMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass on; the page itself gets the cookie where the browser has none."""
-        if scope["type"] != "http" or scope["path"] != "/" or _ID.fullmatch(_cookie(scope)):
+        if scope["type"] != "http" or scope["path"] != "/" or _known(HTTPConnection(scope).cookies):
             await self._app(scope, receive, send)
             return
 
@@ -47,19 +53,7 @@ class UserCookieMiddleware:
             if message["type"] == "http.response.start" and message["status"] == 200:
                 secure = "; Secure" if scope.get("scheme") == "https" else ""
                 value = f"{COOKIE}={secrets.token_hex(16)}; {self._attributes}{secure}"
-                message["headers"] = [*message.get("headers", []), (b"set-cookie", value.encode("ascii"))]
+                MutableHeaders(scope=message).append("set-cookie", value)
             await send(message)
 
         await self._app(scope, receive, send_with_cookie)
-
-
-def _cookie(scope: Scope) -> str:
-    for name, value in scope["headers"]:
-        if name == b"cookie":
-            try:
-                found = SimpleCookie(value.decode("latin-1")).get(COOKIE)
-            except CookieError:
-                continue
-            if found is not None:
-                return str(found.value)
-    return ""

@@ -171,7 +171,9 @@ class Story:
         A cold start spends its seconds on imports, which the snapshot saves. The weights are 20 MB and are read
         after it: saving those milliseconds would mean moving tensors between devices.
         """
-        self.container = Container(Path(WEIGHTS), REVISION, name=DEPLOYMENT, slots=SLOTS, queue=QUEUE, drain=DRAIN)
+        self.container = Container(
+            folder=Path(WEIGHTS), revision=REVISION, name=DEPLOYMENT, slots=SLOTS, queue=QUEUE, drain=DRAIN
+        )
         self.container.prepare()
 
     @modal.enter()
@@ -194,13 +196,14 @@ class Story:
 @app.local_entrypoint()
 def smoke(prompt: str = "Once upon a time, a robot found a seed.") -> None:
     """Generate one story on the deployed endpoint and print it."""
-    from deploy.release.smoke import stream_story
+    import httpx
+
+    from model.serving.remote.client import proxy_auth
 
     url = modal.Server.from_name(app_name(DEPLOYMENT), SERVER).get_url()
-    print(prompt, end="", flush=True)
-    for text in stream_story(str(url), prompt, settings):
-        print(text, end="", flush=True)
-    print()
+    request = {"prompt": prompt, "max_tokens": 200}
+    answer = httpx.post(f"{url}/v1/completions", json=request, headers=proxy_auth(settings), timeout=5 * MINUTES)
+    print(prompt + answer.raise_for_status().json()["choices"][0]["text"])
 
 
 # ## Training

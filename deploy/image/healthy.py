@@ -6,6 +6,7 @@ no curl. It asks at PORT, where the app listens.
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import os
 import sys
@@ -17,17 +18,15 @@ TIMEOUT = 4
 def main() -> int:
     """Ask once and print the response."""
     port = int(os.environ.get("PORT") or 7860)
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=TIMEOUT)
     try:
-        connection.request("GET", "/api/health")
-        response = connection.getresponse()
-        print(response.status, response.read(400).decode(errors="replace"))
-        return 0 if response.status == 200 else 1
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=TIMEOUT)) as connection:
+            connection.request("GET", "/api/health")
+            response = connection.getresponse()
+            print(response.status, response.read(400).decode(errors="replace"))
+            return 0 if response.status == 200 else 1
     except (OSError, http.client.HTTPException) as error:
         print(f"port {port} does not answer: {error}")
         return 1
-    finally:
-        connection.close()
 
 
 if __name__ == "__main__":

@@ -11,16 +11,17 @@ a test: the build fails if the app cannot show the page, stream a story and stop
 
 from __future__ import annotations
 
-import json
+import contextlib
 import os
 import py_compile
 import signal
 import subprocess
 import sys
 import time
-import urllib.request
 import warnings
 from pathlib import Path
+
+import httpx
 
 from model.serving.http.address import free_port
 
@@ -34,64 +35,49 @@ class WarmError(Exception):
     """What the app failed to do, in one line."""
 
 
-def fetch(url: str, body: dict[str, object] | None = None) -> str:
-    """Return the text of a GET, or of a POST where there is a body. Raises `WarmError` for any failure."""
-    data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(url, data, {"content-type": "application/json"} if data else {})
-    try:
-        with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
-            text: str = answer.read().decode()
-            return text
-    except OSError as error:  # includes `HTTPError` and `URLError`
-        raise WarmError(f"{url}: {error}") from None
-
-
-def wait_until_healthy(url: str, process: subprocess.Popen[bytes]) -> float:
-    """Return the seconds until the app is healthy. Raises `WarmError` if it exits or never is."""
+def wait_until_healthy(client: httpx.Client, process: subprocess.Popen[bytes]) -> None:
+    """Wait for the app. Raises `WarmError` if it exits or is not healthy within `TIMEOUT`."""
     began = time.monotonic()
     while time.monotonic() < began + TIMEOUT:
         if process.poll() is not None:
             raise WarmError(f"the app ended with exit code {process.returncode} before it served")
-        try:
-            fetch(f"{url}/api/health")
-        except WarmError:
-            time.sleep(0.05)
-        else:
-            return time.monotonic() - began
+        with contextlib.suppress(httpx.TransportError):
+            if client.get("/api/health").status_code == 200:
+                return
+        time.sleep(0.05)
     raise WarmError(f"the app was not healthy within {TIMEOUT} seconds")
 
 
 def try_app(command: list[str], *, write_bytecode: bool) -> dict[str, float]:
     """Run the app by `command`, use each part of it once and stop it; return how many seconds each step took.
 
-    Raises:
-        WarmError: it did not start, answer, generate or stop as it should.
+    Raises `WarmError` or `httpx.HTTPError` when it did not start, answer, generate or stop as it should.
     """
     port = free_port()
-    url = f"http://127.0.0.1:{port}"
     flag = "" if write_bytecode else "1"  # empty counts as unset
+    began = time.monotonic()
     process = subprocess.Popen(command, env={**os.environ, "PORT": str(port), "PYTHONDONTWRITEBYTECODE": flag})
     try:
-        took = {"healthy after": wait_until_healthy(url, process)}
-        if "gradio" not in fetch(f"{url}/").lower():
-            raise WarmError(f"{url}/ is not the page")
-        for path in ("config", "metrics", "v1/models", "socket.io/?EIO=4&transport=polling"):
-            fetch(f"{url}/{path}")
-        began = time.monotonic()
-        events = fetch(f"{url}/api/generate", STORY)
-        if events.count("data:") < 10:
-            raise WarmError(f"the app streamed no story, but {events[:200]!r}")
-        took["a story of 40 tokens"] = time.monotonic() - began
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=TIMEOUT) as client:
+            wait_until_healthy(client, process)
+            took = {"healthy after": time.monotonic() - began}
+            for path in ("/", "/config", "/metrics", "/v1/models", "/socket.io/?EIO=4&transport=polling"):
+                answer = client.get(path).raise_for_status()
+                if path == "/" and "gradio" not in answer.text.lower():
+                    raise WarmError("/ is not the page")
+            began = time.monotonic()
+            events = client.post("/api/generate", json=STORY).raise_for_status().text
+            if events.count("data:") < 10:
+                raise WarmError(f"the app streamed no story, but {events[:200]!r}")
+            took["a story of 40 tokens"] = time.monotonic() - began
         began = time.monotonic()
         process.send_signal(signal.SIGTERM)
-        try:
-            code = process.wait(TIMEOUT)
-        except subprocess.TimeoutExpired:
-            raise WarmError(f"the app still ran {TIMEOUT} seconds after SIGTERM") from None
+        code = process.wait(TIMEOUT)
         if code != 0:
             raise WarmError(f"the app answered SIGTERM with exit code {code}")
-        took["stopped within"] = time.monotonic() - began
-        return took
+        return took | {"stopped within": time.monotonic() - began}
+    except subprocess.TimeoutExpired:
+        raise WarmError(f"the app still ran {TIMEOUT} seconds after SIGTERM") from None
     finally:
         if process.poll() is None:
             process.kill()
@@ -124,7 +110,7 @@ def main(command: list[str]) -> int:
         print(f"bytecode of {mark_valid(Path(prefix))} modules in {prefix}; with it:")
         for step, seconds in try_app(command, write_bytecode=False).items():
             print(f"{step} {seconds:.2f} s")
-    except WarmError as error:
+    except (WarmError, httpx.HTTPError) as error:
         print(error, file=sys.stderr)
         return 1
     return 0

@@ -47,10 +47,8 @@ def upload(model: Model = None, platform: On = "modal", as_json: Json = False) -
     place = open_platform(platform, settings)
     folder = _folder(model, settings)
     new = place.upload(folder)
-    if as_json:
-        print_json({"version": folder.digest, "uploaded": new})
-    else:
-        typer.echo(f"{folder.digest[:12]} {'uploaded' if new else 'is already there'}")
+    text = f"{folder.digest[:12]} {'uploaded' if new else 'is already there'}"
+    _print({"version": folder.digest, "uploaded": new}, text, as_json)
 
 
 @app.command()
@@ -68,13 +66,10 @@ def deploy(
     settings, store = _open()
     place, folder = open_platform(platform, settings), _folder(model, settings)
     done = release(folder, place, store, settings, deployment=deployment, timeout=timeout, progress=_progress)
-    if as_json:
-        print_json(asdict(done))
-    else:
-        state = store.load()
-        active = state is not None and state.active == done.deployment
-        hint = "new stories go there" if active else "`story deploy switch` sends new stories there"
-        typer.echo(f"{done.deployment} is ready at {done.url}; {hint}")
+    state = store.load()
+    active = state is not None and state.active == done.deployment
+    hint = "new stories go there" if active else "`story deploy switch` sends new stories there"
+    _print(asdict(done), f"{done.deployment} is ready at {done.url}; {hint}", as_json)
 
 
 @app.command()
@@ -84,10 +79,7 @@ def url(deployment: ActiveOr = None, as_json: Json = False) -> None:
 
     _settings, store = _open()
     chosen, address = address_of(store, deployment)
-    if as_json:
-        print_json({"deployment": chosen, "url": address})
-    else:
-        typer.echo(address)
+    _print({"deployment": chosen, "url": address}, address, as_json)
 
 
 @app.command()
@@ -97,15 +89,12 @@ def status(as_json: Json = False) -> None:
 
     settings, store = _open()
     result = release.status(store, settings)
-    if as_json:
-        print_json(result)
-    elif result["active"] is None:
-        typer.echo("nothing is deployed yet")
-    else:
-        for name, entry in result["deployments"].items():
-            mark = "active" if name == result["active"] else "idle"
-            version = (entry["version"] or "-")[:12]
-            typer.echo(f"{name:6} {mark:7} {version:13} {entry['health']:13} {entry['url'] or ''}".rstrip())
+    lines = []
+    for name, entry in result["deployments"].items():
+        mark = "active" if name == result["active"] else "idle"
+        version = (entry["version"] or "-")[:12]
+        lines.append(f"{name:6} {mark:7} {version:13} {entry['health']:13} {entry['url'] or ''}".rstrip())
+    _print(result, "\n".join(lines) or "nothing is deployed yet", as_json)
     active = result["deployments"].get(result["active"], {})
     raise typer.Exit(0 if active.get("ready") else 1)
 
@@ -120,14 +109,16 @@ def switch(
     from deploy.release import release
 
     settings, store = _open()
-    _print_state(release.switch(store, settings, to, timeout=timeout), as_json)
+    state = release.switch(store, settings, to, timeout=timeout)
+    _print(state.model_dump(), _described(state), as_json)
 
 
 @app.command()
 def rollback(as_json: Json = False) -> None:
     """Undo the last switch, at once and without asking a deployment."""
     _settings, store = _open()
-    _print_state(store.rollback(), as_json)
+    state = store.rollback()
+    _print(state.model_dump(), _described(state), as_json)
 
 
 @app.command()
@@ -141,13 +132,11 @@ def smoke(deployment: ActiveOr = None, timeout: Timeout = 60.0, as_json: Json = 
     if timeout:
         checks.wait_until_ready(address, settings, version=None, timeout=timeout)
     report = checks.check(address, settings)
-    if as_json:
-        print_json({"deployment": chosen, "url": address, **asdict(report)})
-    else:
-        typer.echo(f"{chosen} {report.verdict}: {report.reason}")
-        typer.echo(
-            f"first text within {report.ttft_max:.2f} s, {report.total_tokens_per_second:,.0f} tokens/s in total"
-        )
+    text = (
+        f"{chosen} {report.verdict}: {report.reason}\n"
+        f"first text within {report.ttft_max:.2f} s, {report.total_tokens_per_second:,.0f} tokens/s in total"
+    )
+    _print({"deployment": chosen, "url": address, **asdict(report)}, text, as_json)
     raise typer.Exit({"passed": 0, "failed": 1, "undecided": 3}[report.verdict])
 
 
@@ -164,10 +153,7 @@ def stop(
 
     settings, store = _open()
     chosen, ran = release.stop(open_platform(platform, settings), store, deployment, force=force)
-    if as_json:
-        print_json({"deployment": chosen, "stopped": ran})
-    else:
-        typer.echo(f"{chosen} {'ended' if ran else 'did not run'}")
+    _print({"deployment": chosen, "stopped": ran}, f"{chosen} {'ended' if ran else 'did not run'}", as_json)
 
 
 def promote(
@@ -207,10 +193,7 @@ def promote(
     folder = _folder(f"{MODELS}{NAME}/{move.version}", settings)
     done = release(folder, place, store, settings, deployment=None, timeout=timeout, progress=_progress)
     state = switch(store, settings, done.deployment, timeout=timeout)
-    if as_json:
-        print_json({**move.as_dict(), "release": asdict(done), "active": state.active})
-    else:
-        _print_state(state, as_json=False)
+    _print({**move.as_dict(), "release": asdict(done), "active": state.active}, _described(state), as_json)
 
 
 def _progress(line: str) -> None:
@@ -232,9 +215,13 @@ def _folder(given: str | None, settings: Settings) -> ModelFolder:
     return ModelFolder.open(resolve_model(given or settings.story_model, settings).path)
 
 
-def _print_state(state: DeploymentState, as_json: bool) -> None:
+def _described(state: DeploymentState) -> str:
+    return f"new stories go to {state.active} ({(state.versions[state.active] or '')[:12]}) at {state.url}"
+
+
+def _print(values: object, text: str, as_json: bool) -> None:
+    """Print the result of a verb, for a machine or for people."""
     if as_json:
-        print_json(state.model_dump())
+        print_json(values)
     else:
-        version = (state.versions[state.active] or "")[:12]
-        typer.echo(f"new stories go to {state.active} ({version}) at {state.url}")
+        typer.echo(text)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import signal
 import threading
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,34 +22,25 @@ CLOSE_TIMEOUT = 10
 """Seconds beyond the drain that the server gets to close its connections."""
 
 
+@dataclass(kw_only=True)
 class Container:
     """The service over one model folder. Call `prepare`, then `listen`, then `close`."""
 
-    def __init__(
-        self, folder: Path, revision: str, *, name: str, slots: int, queue: int, drain: float, device: str = "cuda"
-    ) -> None:
-        """Note what to serve.
-
-        Args:
-            folder: the model folder.
-            revision: the digest that it must have.
-            name: which copy this is, as clients see it: `blue`.
-            slots: sequences decoded at once.
-            queue: requests that may wait for a slot.
-            drain: seconds that running requests get when the container stops.
-            device: where PyTorch computes.
-        """
-        self._folder = folder
-        self._revision = revision
-        self._name = name
-        self._slots = slots
-        self._queue = queue
-        self._drain = drain
-        self._device = device
-        self._server: DrainingServer | None = None
-        self._thread: threading.Thread | None = None
-        self.url: str | None = None
-        """Where it listens, once it does."""
+    folder: Path
+    revision: str
+    """The digest that the folder must have."""
+    name: str
+    """Which deployment this is, as clients see it: `blue`."""
+    slots: int
+    queue: int
+    """Requests that may wait for a slot."""
+    drain: float
+    """Seconds that running requests get when the container stops."""
+    device: str = "cuda"
+    url: str | None = None
+    """Where it listens, once it does."""
+    _server: DrainingServer | None = None
+    _thread: threading.Thread | None = None
 
     def prepare(self) -> None:
         """Import what is slow to import and verify the folder, without a GPU.
@@ -62,9 +54,9 @@ class Container:
         import model.serving.http.app  # noqa: F401
         import model.serving.http.server  # noqa: F401
 
-        found = ModelFolder.open(self._folder).digest
-        if found != self._revision:
-            raise ModelError(f"{self._folder} holds {found[:12]}, but {self._revision[:12]} was deployed")
+        found = ModelFolder.open(self.folder).digest
+        if found != self.revision:
+            raise ModelError(f"{self.folder} holds {found[:12]}, but {self.revision[:12]} was deployed")
 
     def listen(self, host: str, port: int) -> None:
         """Load the engine and serve on `port` (0: any free one). Raises `ModelError` and `InputError`."""
@@ -76,10 +68,10 @@ class Container:
         from model.serving.options import ServiceOptions
 
         listener = bound(host, port)
-        engine = load_torch_engine(self._folder, slots=self._slots, device=self._device, queue_limit=self._queue)
-        info = ModelInfo(name=f"the model on {self._device}", version=self._revision)
-        backend = LocalBackend(engine, info, capacity=self._slots + self._queue)
-        service = create_service(backend, ServiceOptions(name=self._name, drain=self._drain))
+        engine = load_torch_engine(self.folder, slots=self.slots, device=self.device, queue_limit=self.queue)
+        info = ModelInfo(name=f"the model on {self.device}", version=self.revision)
+        backend = LocalBackend(engine, info, capacity=self.slots + self.queue)
+        service = create_service(backend, ServiceOptions(name=self.name, drain=self.drain))
         ready = threading.Event()
         self._server = DrainingServer(service, ready.set)
         # The main thread belongs to whoever runs the container.
@@ -89,7 +81,7 @@ class Container:
         self._thread.start()
         while not ready.wait(0.1):
             if not self._thread.is_alive():
-                raise ModelError(f"the service over {self._folder} did not start; see its log")
+                raise ModelError(f"the service over {self.folder} did not start; see its log")
         self.url = url_of(listener, host)
 
     def close(self) -> None:
@@ -97,4 +89,4 @@ class Container:
         if self._server is None or self._thread is None or not self._thread.is_alive():
             return
         self._server.handle_exit(signal.SIGTERM, None)
-        self._thread.join(self._drain + CLOSE_TIMEOUT)
+        self._thread.join(self.drain + CLOSE_TIMEOUT)

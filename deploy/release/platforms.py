@@ -209,29 +209,26 @@ class LoopbackPlatform:
         self.stop(deployment)
         log = self.folder / f"{deployment}.log"
         command = [sys.executable, "-m", service.__name__, "--host", "127.0.0.1", "--port", "0"]
+        command += ["--model", str(folder), "--name", deployment]
         # The demo in front of this copy applies the limits; here it would be the only client.
         unlimited = {name: "off" for name in environment_names() if name.startswith("STORY_LIMIT_")}
-        # Not by `subprocess`, whose objects must be waited for: this process outlives the command on purpose.
-        # In a session of its own, so that Ctrl-C in this terminal does not reach it.
-        pid = os.posix_spawn(
-            sys.executable,
-            [*command, "--model", str(folder), "--name", deployment],
-            {**os.environ, **unlimited},
-            file_actions=[
-                (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
-                (os.POSIX_SPAWN_OPEN, 1, str(log), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644),
-                (os.POSIX_SPAWN_DUP2, 1, 2),
-            ],
-            setsid=True,
-        )
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                command,
+                env={**os.environ, **unlimited},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C in this terminal does not reach it
+            )
         try:
-            url = self._wait_for_address(pid, log)
+            url = self._wait_for_address(process, log)
         except BaseException:
-            with contextlib.suppress(ProcessLookupError, ChildProcessError):
-                os.kill(pid, signal.SIGKILL)
-                os.waitpid(pid, 0)
+            process.kill()
+            process.wait()
             raise
-        record = {"pid": pid, "url": url, "version": digest}
+        process.returncode = 0  # it outlives this command on purpose: no one waits for it
+        record = {"pid": process.pid, "url": url, "version": digest}
         self._record(deployment).write_text(json.dumps(record) + "\n", "utf-8")
         return url
 
@@ -247,7 +244,8 @@ class LoopbackPlatform:
                 if time.monotonic() > deadline:
                     os.kill(pid, signal.SIGKILL)
                 time.sleep(0.05)
-            _has_ended(pid)
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(pid, os.WNOHANG)  # where this process started it
         self._record(deployment).unlink(missing_ok=True)
         return True
 
@@ -263,16 +261,16 @@ class LoopbackPlatform:
         return self.folder / f"{deployment}.json"
 
     @staticmethod
-    def _wait_for_address(pid: int, log: Path) -> str:
+    def _wait_for_address(process: subprocess.Popen[bytes], log: Path) -> str:
         deadline = time.monotonic() + START_TIMEOUT
         while True:
-            ended = _has_ended(pid)
-            text = log.read_text("utf-8", errors="replace") if log.exists() else ""
-            if not ended and (found := LISTENS.search(text)):
-                return found[1]
+            ended = process.poll() is not None
+            text = log.read_text("utf-8", errors="replace")
             if ended:
                 last = (text.strip().splitlines() or ["its log is empty"])[-1]
                 raise DeployError(f"the service did not start: {last}")
+            if found := LISTENS.search(text):
+                return found[1]
             if time.monotonic() > deadline:
                 raise DeployError(f"the service did not listen within {START_TIMEOUT:.0f} s; see {log}")
             time.sleep(0.05)
@@ -289,11 +287,3 @@ def _serves(pid: int, deployment: Deployment) -> bool:
         listed = subprocess.run(["ps", "-o", "args=", "-p", str(pid)], capture_output=True, text=True, check=False)
         words = listed.stdout.split()
     return service.__name__ in words and deployment in words
-
-
-def _has_ended(pid: int) -> bool:
-    """Whether the child process `pid` has ended, and collect its status; False if it is no child of this process."""
-    try:
-        return os.waitpid(pid, os.WNOHANG)[0] == pid
-    except ChildProcessError:
-        return False

@@ -8,9 +8,8 @@ bounds are the documented ones: three streams at once without an error, no story
 from __future__ import annotations
 
 import asyncio
-import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -24,8 +23,6 @@ READY_TIMEOUT = 300.0
 """Seconds that a deployment may take to become ready: a first start builds a container and a snapshot."""
 POLL_INTERVAL = 1.0
 """Seconds between two health requests to a deployment that starts."""
-CONNECT = 10.0
-"""Seconds in which a connection must be made."""
 REQUESTS = 12
 CONCURRENCY = 3
 MAX_TOKENS = 64
@@ -141,27 +138,3 @@ def judge(samples: Sequence[Sample], concurrency: int) -> SmokeReport:
         ttft_max=max((sample.ttft or 0.0 for sample in good), default=0.0),
         total_tokens_per_second=sum(sample.tokens for sample in good) / seconds if seconds else 0.0,
     )
-
-
-def stream_story(url: str, prompt: str, settings: Settings, *, max_tokens: int = 200) -> Iterator[str]:
-    """Yield a story's text as it arrives. Raises `DeployError` when there is none."""
-    import httpx
-    from httpx_sse import connect_sse
-
-    from model.serving.remote.client import proxy_auth
-
-    timeout = httpx.Timeout(READY_TIMEOUT, connect=CONNECT)  # the deployment may be scaled to zero
-    body = {"prompt": prompt, "max_tokens": max_tokens, "stream": True}
-    try:
-        with (
-            httpx.Client(headers=proxy_auth(settings), timeout=timeout) as client,
-            connect_sse(client, "POST", f"{url}/v1/completions", json=body) as source,
-        ):
-            source.response.raise_for_status()
-            for event in source.iter_sse():
-                if event.data == "[DONE]":
-                    return
-                for choice in json.loads(event.data)["choices"]:
-                    yield choice["text"]
-    except (httpx.HTTPError, KeyError, ValueError) as error:
-        raise DeployError(f"{url} generated no story: {error}") from None

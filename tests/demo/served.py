@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from demo.asgi import create_app
+from demo.asgi import compose
 from experiments.dashboard.client import StoreClient
 from model.serving.backend import Backend
 from model.serving.http.address import bound, url_of
@@ -46,7 +46,7 @@ def serve(
     experiments: StoreClient | None = None,
 ) -> Iterator[Served]:
     """Serve page and service while this context is open, at any free port."""
-    app = create_app(backend, options, shared, experiments)
+    app = compose(backend, options, shared, experiments)
     loops: list[asyncio.AbstractEventLoop] = []
     reachable = threading.Event()
 

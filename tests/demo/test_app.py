@@ -25,13 +25,14 @@ from tests.demo.served import serve
 
 LAUNCHER = """
 import demo.app
+import demo.asgi
 from model.serving.http.middleware import SECURITY_HEADERS
 from model.settings import Settings
 from model.settings import Settings
 from tests.demo.engines import local_backend
 
 # The shipped weights are no part of this test; the engine behind the page is real.
-demo.app.open_demo_backend = lambda kind, settings, shared: local_backend(step_seconds=0.01, end_bias=-50)
+demo.asgi.open_demo_backend = lambda kind, settings, shared: local_backend(step_seconds=0.01, end_bias=-50)
 demo.app.launch(Settings(), host="127.0.0.1", port=0)
 print("Closed.", flush=True)
 """

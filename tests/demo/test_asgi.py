@@ -14,7 +14,7 @@ import pytest
 import uvicorn
 from fastapi import FastAPI
 
-from demo.asgi import create_app
+from demo.asgi import compose
 from model.errors import InputError
 from model.serving.http.address import bound, url_of
 from tests.demo.engines import local_backend
@@ -42,7 +42,7 @@ def hosted(app: FastAPI) -> Iterator[str]:
 def test_the_page_is_the_one_that_the_demo_serves() -> None:
     with serve(ScriptedBackend("A story.")) as served:
         by_the_demo = {path: httpx.get(f"{served.url}{path}").text for path in ("config", "theme.css", "favicon.ico")}
-    with hosted(create_app(ScriptedBackend("A story."))) as url:
+    with hosted(compose(ScriptedBackend("A story."))) as url:
         here = {path: httpx.get(f"{url}/{path}").text for path in by_the_demo}
         page = httpx.get(url)
     assert page.status_code == 200
@@ -57,7 +57,7 @@ def test_the_page_is_the_one_that_the_demo_serves() -> None:
 
 
 def test_the_service_lies_beside_it_and_writes() -> None:
-    with hosted(create_app(local_backend(step_seconds=0.001))) as url:
+    with hosted(compose(local_backend(step_seconds=0.001))) as url:
         assert httpx.get(f"{url}/api/health").json()["status"] == "healthy"
         assert "/v1/completions" in httpx.get(f"{url}/openapi.json").json()["paths"]
         body = {"prompt": "Once upon a time", "max_tokens": 8}
@@ -71,7 +71,7 @@ def test_what_is_closed_in_the_demo_is_closed_here() -> None:
     paths = ("gradio_api/runs", "monitoring", "monitoring/summary", "docs", "redoc")
     with serve(ScriptedBackend("A story.")) as served:
         by_the_demo = [httpx.get(f"{served.url}{path}").status_code for path in paths]
-    with hosted(create_app(ScriptedBackend("A story."))) as url:
+    with hosted(compose(ScriptedBackend("A story."))) as url:
         here = [httpx.get(f"{url}/{path}").status_code for path in paths]
     assert here == by_the_demo
     assert set(here) <= {403, 404}
@@ -79,7 +79,7 @@ def test_what_is_closed_in_the_demo_is_closed_here() -> None:
 
 def test_the_engine_stops_with_the_application() -> None:
     before = set(threading.enumerate())  # other tests' engines may still be ending
-    with hosted(create_app(local_backend())) as url:
+    with hosted(compose(local_backend())) as url:
         body = {"prompt": "Once", "max_tokens": 2}
         assert httpx.post(f"{url}/v1/completions", json=body).status_code == 200
         threads = [thread for thread in threading.enumerate() if thread.name == "story-engine" and thread not in before]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 from playwright.sync_api import Browser, expect
 
-from demo.routing import RoutingBackend, Variant
+from demo.routing import RoutingBackend
 from experiments.ab.assignment import parse_split
 from experiments.ab.recorder import Recorder
 from experiments.ab.store import connect, endings, exposures, ratings
@@ -24,7 +24,7 @@ def write(tab: Tab) -> None:
 
 
 def test_a_thumb_becomes_a_row_and_the_user_is_known_again(browser: Browser) -> None:
-    variants = [Variant(name, local_backend(end_bias=-50)) for name in ("a", "b")]
+    variants = {name: local_backend(end_bias=-50) for name in ("a", "b")}
     recorder = Recorder("sqlite:///stories.db", period=0.02)
     backend = RoutingBackend(parse_split("a:1,b:1", "t"), variants, recorder)
     context = browser.new_context(viewport={"width": 360, "height": 740})

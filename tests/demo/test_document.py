@@ -9,14 +9,14 @@ from collections.abc import AsyncIterator
 import httpx
 import pytest
 
-from demo.asgi import create_app
+from demo.asgi import compose
 from demo.document import EXPERIMENTS, HOME, complete
 from tests.demo.scripted import ScriptedBackend
 
 
 @pytest.fixture
 async def client() -> AsyncIterator[httpx.AsyncClient]:
-    transport = httpx.ASGITransport(create_app(ScriptedBackend("A story.")))
+    transport = httpx.ASGITransport(compose(ScriptedBackend("A story.")))
     async with httpx.AsyncClient(transport=transport, base_url="http://page") as client:
         yield client
 

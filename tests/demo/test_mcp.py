@@ -53,4 +53,4 @@ def test_a_story_comes_from_a_tool_with_described_parameters() -> None:
 def test_without_its_package_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(asgi, "find_spec", lambda name: None if name == "mcp" else find_spec(name))
     with pytest.raises(MissingExtraError, match=r"STORY_MCP needs the 'mcp' packages"):
-        asgi.create_app(local_backend(), ServiceOptions(mcp=True))
+        asgi.compose(local_backend(), ServiceOptions(mcp=True))

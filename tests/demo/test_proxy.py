@@ -20,7 +20,7 @@ import pytest
 import socketio
 from playwright.sync_api import expect
 
-from demo.routing import RoutingBackend, Variant
+from demo.routing import RoutingBackend
 from experiments.ab.assignment import without_test
 from experiments.ab.recorder import Recorder
 from model.serving.http.address import bound, free_port
@@ -92,7 +92,7 @@ async def received(url: str, transport: str, body: dict[str, Any]) -> list[str]:
 @pytest.mark.parametrize("strips", [True, False])
 def test_page_assets_api_and_socket_io_work_under_a_path(strips: bool, tmp_path: Path) -> None:
     recorder = Recorder(f"sqlite:///{tmp_path}/stories.db", salt="s")
-    backend = RoutingBackend(without_test("t"), [Variant("default", local_backend(end_bias=-50))], recorder)
+    backend = RoutingBackend(without_test("t"), {"default": local_backend(end_bias=-50)}, recorder)
     with (
         serve(backend, options=ServiceOptions(root_path=ROOT)) as served,
         # With a path after its address, nginx replaces the published one by it; without, it leaves that in place.

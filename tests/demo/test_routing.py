@@ -16,7 +16,7 @@ from demo import handlers
 from demo.form import Form
 from demo.handlers import View
 from demo.page import build
-from demo.routing import RoutingBackend, Variant, open_variants
+from demo.routing import RoutingBackend, open_variants
 from experiments.ab.assignment import parse_split, without_test
 from experiments.ab.events import hashed
 from experiments.ab.recorder import Recorder
@@ -40,9 +40,9 @@ def split(*backends: Backend, keeps_prompts: bool = False) -> RoutingBackend:
     """Variants a, b … of equal weight over these backends, or the default one alone."""
     recorder = Recorder(ADDRESS, period=0.02, keeps_prompts=keeps_prompts, salt="s")
     if len(backends) == 1:
-        return RoutingBackend(without_test("t"), [Variant("default", backends[0])], recorder)
+        return RoutingBackend(without_test("t"), {"default": backends[0]}, recorder)
     names = "abcdefgh"[: len(backends)]
-    variants = [Variant(name, backend) for name, backend in zip(names, backends, strict=True)]
+    variants = dict(zip(names, backends, strict=True))
     return RoutingBackend(parse_split(",".join(f"{name}:1" for name in names), "t"), variants, recorder)
 
 
@@ -265,7 +265,7 @@ def made(**settings: object) -> RoutingBackend:
 
 def test_without_a_split_the_usual_model_writes_for_everyone_and_is_noted() -> None:
     backend = made()
-    assert [variant.backend for variant in backend.variants.values()] == [USUAL]
+    assert list(backend.variants.values()) == [USUAL]
     assert (backend.name, backend.model, backend.capacity) == ("scripted", USUAL.model, USUAL.capacity)
     assert not backend.compares
     assert not Path("stories.db").exists(), "nothing is opened before it runs"
@@ -280,7 +280,7 @@ def test_with_feedback_off_nothing_is_noted_at_all() -> None:
 def test_a_folder_is_a_variant_and_a_variant_without_a_share_is_not_loaded() -> None:
     backend = made(story_split=f"default:9,{PRETRAINED}:1,not/there:0", story_slots=1, story_runtime="onnx")
     assert list(backend.variants) == ["default", str(PRETRAINED)]
-    variant = backend.variants[str(PRETRAINED)].backend
+    variant = backend.variants[str(PRETRAINED)]
     assert isinstance(variant, LocalBackend)
     assert len(variant.model.version) == 64
 
@@ -305,8 +305,8 @@ def test_a_deployment_on_modal_is_a_variant_where_modal_is_set_up() -> None:
     deployments.set_deployment("blue", "http://127.0.0.1:2", "aa" * 32)
     deployments.set_deployment("green", "http://127.0.0.1:3", "bb" * 32)
     variants = made(**settings).variants
-    assert [variant.backend.model.version for variant in variants.values()] == ["aa" * 32, "bb" * 32]
-    assert all(isinstance(variant.backend, ModalBackend) for variant in variants.values())
+    assert [variant.model.version for variant in variants.values()] == ["aa" * 32, "bb" * 32]
+    assert all(isinstance(variant, ModalBackend) for variant in variants.values())
 
 
 @pytest.mark.parametrize(

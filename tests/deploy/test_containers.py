@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import pytest
 import yaml
 from docker.utils.build import exclude_paths
+from sqlalchemy.engine import make_url
 
 from deploy.make_secrets import make_all
 from model.serving.registry import alias_of
@@ -232,6 +233,7 @@ def test_each_secret_of_the_compose_file_is_made_long_random_and_only_once(tmp_p
     assert len(set(one.values())) == len(one)
     assert one["redis_auth"] == f"requirepass {urlsplit(one['redis_url']).password}"
     assert urlsplit(one["database_url"]).password == one["stories_db_password"]
+    assert urlsplit(one["mlflow_database_url"]).password == one["mlflow_db_password"]
 
 
 def test_only_the_owner_gets_into_the_folder_and_each_container_can_read_its_file(tmp_path: Path) -> None:
@@ -245,10 +247,13 @@ def test_existing_secrets_are_kept_and_the_missing_ones_fit_them(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "stories_db_password").write_text("hunter2\n", "utf-8")
+    (tmp_path / "mlflow_db_password").write_text("100% / @home\n", "utf-8")
     make_all(tmp_path)
     made = read(tmp_path)
     assert made["stories_db_password"] == "hunter2"
     assert made["database_url"] == "postgresql://stories:hunter2@postgres:5432/stories"
+    address = make_url(made["mlflow_database_url"])
+    assert (address.username, address.password, address.host) == ("mlflow", "100% / @home", "postgres")
     assert "hunter2" not in capsys.readouterr().out
     make_all(tmp_path)
     assert (read(tmp_path), capsys.readouterr().out) == (made, "")

@@ -21,7 +21,7 @@ DIGEST = (PRETRAINED / "digest").read_text("ascii").strip()
 
 
 def started() -> Container:
-    made = Container(PRETRAINED, DIGEST, name="green", slots=2, queue=1, drain=20, device="cpu")
+    made = Container(folder=PRETRAINED, revision=DIGEST, name="green", slots=2, queue=1, drain=20, device="cpu")
     made.prepare()
     made.listen("127.0.0.1", 0)
     return made
@@ -74,12 +74,12 @@ def test_a_running_request_finishes_when_it_closes() -> None:
 
 def test_another_revision_than_the_deployed_one_is_refused() -> None:
     with pytest.raises(ModelError, match=f"holds {DIGEST[:12]}, but ffffffffffff was deployed"):
-        Container(PRETRAINED, "f" * 64, name="blue", slots=1, queue=0, drain=1).prepare()
+        Container(folder=PRETRAINED, revision="f" * 64, name="blue", slots=1, queue=0, drain=1).prepare()
 
 
 def test_a_damaged_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="is not a model folder"):
-        Container(tmp_path / "none", DIGEST, name="blue", slots=1, queue=0, drain=1).prepare()
+        Container(folder=tmp_path / "none", revision=DIGEST, name="blue", slots=1, queue=0, drain=1).prepare()
 
 
 def test_the_image_holds_all_that_the_container_imports(run: Run) -> None:
@@ -118,7 +118,8 @@ class OnlyTheImage(importlib.abc.MetaPathFinder):
 sys.meta_path.insert(0, OnlyTheImage())
 assert "gradio" in absent and "mlflow" in absent
 from deploy.release.container import Container
-container = Container(Path({str(PRETRAINED)!r}), {DIGEST!r}, name="blue", slots=1, queue=0, drain=1, device="cpu")
+where = {{"folder": Path({str(PRETRAINED)!r}), "revision": {DIGEST!r}, "name": "blue", "device": "cpu"}}
+container = Container(**where, slots=1, queue=0, drain=1)
 container.prepare()
 assert {{"torch", "uvicorn"}} <= set(sys.modules), "the snapshot would not hold them"
 container.listen("127.0.0.1", 0)

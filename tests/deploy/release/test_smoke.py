@@ -10,14 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deploy.release import smoke
-from deploy.release.smoke import check, judge, stream_story, wait_until_ready
+from deploy.release.smoke import check, judge, wait_until_ready
 from experiments.benchmark.measures import Sample
 from model.errors import AccountError, DeployError
 from model.serving.http.address import free_port
 from model.settings import Settings, load_settings
 from tests.demo.engines import local_backend
 from tests.json_server import Text, json_server
-from tests.model.serving.http.serving import serving, until
+from tests.model.serving.http.serving import serving
 
 
 @pytest.fixture
@@ -116,27 +116,6 @@ def test_a_deployment_that_serves_another_version_is_not_ready(settings: Setting
 def test_waiting_ends_at_the_timeout(settings: Settings) -> None:
     with pytest.raises(DeployError, match=r"^http://127.0.0.1:1 was not ready after \d+ s: "):
         wait_until_ready("http://127.0.0.1:1", settings, version=None, timeout=0.2)
-
-
-def test_one_story_arrives_whole(settings: Settings) -> None:
-    with serving(local_backend(end_bias=-50)) as service:
-        assert "".join(stream_story(service.url, "Once upon a time", settings, max_tokens=30))
-
-
-def test_a_stream_arrives_while_it_is_generated_and_is_cancelled_on_the_server_when_abandoned(
-    settings: Settings,
-) -> None:
-    with serving(local_backend(step_seconds=0.01, end_bias=-50)) as service:
-        stream = stream_story(service.url, "Once", settings, max_tokens=4000)
-        assert [next(stream) for _ in range(3)]
-        assert service.get("/api/health").json()["open"] == 1
-        stream.close()  # type: ignore[attr-defined]
-        until(lambda: not service.get("/api/health").json()["open"])
-
-
-def test_a_failed_stream_is_an_error_of_one_line(settings: Settings) -> None:
-    with pytest.raises(DeployError, match=r"^http://127.0.0.1:1 generated no story: "):
-        list(stream_story("http://127.0.0.1:1", "Once", settings))
 
 
 _samples = st.builds(
