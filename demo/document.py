@@ -15,7 +15,7 @@ from html import escape
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse
+from starlette.responses import FileResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -125,10 +125,8 @@ def routes() -> list[Route]:
     def icon(_request: Request) -> FileResponse:
         return FileResponse(theme.ASSETS / "favicon.svg", headers={"cache-control": "public, max-age=86400"})
 
-    def manifest(_request: Request) -> JSONResponse:
-        icons = [{"src": "./favicon.svg", "sizes": "any", "type": "image/svg+xml"}]
-        shown = {"name": HOME.title, "icons": icons, "start_url": "./", "display": "standalone"}
-        return JSONResponse(shown, media_type="application/manifest+json")
+    def manifest(_request: Request) -> FileResponse:
+        return FileResponse(theme.ASSETS / "manifest.json", media_type="application/manifest+json")
 
     return [Route("/favicon.svg", icon), Route("/favicon.ico", icon), Route("/manifest.json", manifest)]
 

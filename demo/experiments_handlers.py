@@ -96,7 +96,8 @@ async def opened(store: Store, query: Mapping[str, str]) -> Page:
         if not (seen.runs or seen.benchmarks or seen.versions):
             return Page(note=NOTHING)
         sampled = tuple((_label(run), run.id[:SHORT]) for run in seen.runs if run.stories)
-        asked = [run for run in _split(query.get("runs", "")) if _find(seen, run) is not None]
+        named = dict.fromkeys(query.get("runs", "").split(","))
+        asked = [run for run in named if _find(seen, run) is not None]
         usual = [run.id[:SHORT] for run in seen.runs if run.tokens][:FIRST_CHOSEN]
         sample_run = _run_with_samples(seen, query.get("story", ""))
         return Page(
@@ -223,7 +224,7 @@ def _version(version: VersionRow, numbers: dict[str, int]) -> dict[str, Any]:
     bits, step, tokens = (tags.get(f"model.{name}", "") for name in ("best_bits_per_byte", "step", "tokens"))
     facts = [
         f"recipe {tags['model.recipe']}" if tags.get("model.recipe") else "",
-        f"{float(bits):.4f} bits per byte in training" if _is_number(bits) else "",
+        f"{float(bits):.4f} bits per byte in training" if re.fullmatch(r"[0-9]+(\.[0-9]+)?", bits) else "",
         f"step {int(step):,}" if step.isdecimal() else "",
         f"{int(tokens):,} tokens" if tokens.isdecimal() else "",
         f"registered {_moment(version.created)} UTC",
@@ -291,13 +292,5 @@ def _label(run: RunRow) -> str:
     return f"{run.name or 'a run'} · {run.id[:SHORT]}"
 
 
-def _split(text: str) -> list[str]:
-    return list(dict.fromkeys(part for part in text.split(",") if part))[:MOST_CHOSEN]
-
-
 def _moment(milliseconds: int) -> str:
     return f"{datetime.fromtimestamp(milliseconds / 1000, UTC):%Y-%m-%d %H:%M}"
-
-
-def _is_number(text: str) -> bool:
-    return re.fullmatch(r"[0-9]+(\.[0-9]+)?", text) is not None

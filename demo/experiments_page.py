@@ -86,15 +86,14 @@ def _lay_out() -> Parts:
             parts["measure"] = gr.Radio(measures, value="held-out", label="Measure", elem_id="measure")
         uncurved: Values = {"chosen": [], "measure": "held-out", "title": "", "curves": [], "note": ""}
         parts["curves"] = _drawn_by("curves", _CURVES, uncurved, theme.asset("curves.js"))
-        same = "The same prompts and the same seed, at each evaluation."
-        _heading("Watch it learn to write", same, "learn-head")
+        _heading("Watch it learn to write", "The same prompts and seed, at each evaluation.", "learn-head")
         parts["sample_run"] = gr.Dropdown([], label="Run", elem_id="sample-run")
         empty: Values = {"run": "", "name": "", "moments": [], "at": None, "note": ""}
         parts["learn"] = _drawn_by("learn", _LEARN, empty, theme.asset("learn.js"))
         _heading("How fast", "Benchmarks of models and servers, newest first.", "fast-head")
         parts["benchmarks"] = _frame("Benchmarks", "benchmarks", "search")
-        none_yet = "No benchmark has been logged yet; `story benchmark` makes one."
-        parts["no_benchmarks"] = _drawn_by("no-benchmarks", _NOTE, none_yet)
+        none = "No benchmark has been logged yet; `story benchmark` makes one."
+        parts["no_benchmarks"] = _drawn_by("no-benchmarks", _NOTE, none)
         _heading("Versions and verdicts", "What the gate said of each, check by check.", "versions-head")
         nothing: Values = {"note": "", "versions": []}
         parts["versions"] = _drawn_by("versions", _VERSIONS, nothing, theme.asset("versions.js"))

@@ -157,7 +157,8 @@ def _layout(*, asks: bool) -> Parts:
                 top_p = _slider("Top-p", 0, 1, 0.01, usual.top_p)
                 min_p = _slider("Min-p", 0, 1, 0.01, usual.min_p)
                 penalty = _slider("Repetition penalty", 1, 2, 0.01, usual.repetition_penalty)
-                top_k = _number("Top-k", usual.top_k)
+                # Without limits of its own: the handler names them.
+                top_k = gr.Number(usual.top_k, step=1, precision=0, label="Top-k", info=HELP["Top-k"], elem_id="top-k")
                 with gr.Row(elem_id="seed-row"):
                     # A number field of Gradio cannot be empty: it turns into 0 when it is shown.
                     seed = gr.Textbox(
@@ -310,11 +311,6 @@ def _slider(label: str, low: float, high: float, step: float, value: float) -> g
         elem_id=label.lower().replace(" ", "-"),
         buttons=[],
     )
-
-
-def _number(label: str, value: int) -> gr.Number:
-    """A field for a whole number, without limits of its own: the handler names them."""
-    return gr.Number(value=value, step=1, precision=0, label=label, info=HELP[label], elem_id=label.lower())
 
 
 def _small(label: str, elem_id: str) -> gr.Button:
