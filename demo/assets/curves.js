@@ -85,6 +85,7 @@ const plots = [...root.querySelectorAll("figure")].map((figure) => {
 
   const hide = () => {
     tip.hidden = true;
+    at = 0; // keys begin at the first value
     cursor?.setAttribute("visibility", "hidden");
   };
 

@@ -83,7 +83,7 @@ def test_runs_are_sorted_filtered_and_pressed_into_the_picture(opened: Callable[
     assert points(page) == {"stopped"}, "the pressed run has left the picture"
     page.wait_for_function("location.search.includes('runs=')")
 
-    page.get_by_label("Loss in training, nats a token").check()
+    page.get_by_role("radio", name="Loss in training, nats a token").check()
     expect(page.locator("#curves figcaption").last).to_contain_text("nats", timeout=TIMEOUT)
     chosen = parse_qs(urlsplit(page.url).query)
     assert chosen["measure"] == ["training"]
@@ -150,7 +150,7 @@ def test_memory_stays_flat_while_the_measure_is_changed(opened: Callable[..., Pa
     def change(times: int) -> dict[str, float]:
         for _ in range(times):
             for label, unit in (("Loss in training, nats a token", "nats"), ("Bits per byte on", "Bits")):
-                page.get_by_label(label).check()
+                page.get_by_role("radio", name=label).check()
                 expect(page.locator("#curves figcaption").last).to_contain_text(unit, timeout=TIMEOUT)
         devtools.send("HeapProfiler.collectGarbage")
         figures = devtools.send("Performance.getMetrics")["metrics"]
