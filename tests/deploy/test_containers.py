@@ -165,7 +165,9 @@ def test_only_published_services_have_a_way_out_and_only_the_apps_port_can_be_pu
 
 def test_the_app_gets_the_champion_from_mlflow_and_keeps_it_over_a_restart() -> None:
     app, mlflow = SERVICES["app"], SERVICES["mlflow"]
-    settings = Settings(**{name: value for name, value in app["environment"].items() if not name.endswith("_FILE")})
+    settings = Settings(
+        **{name.lower(): value for name, value in app["environment"].items() if not name.endswith("_FILE")}
+    )
     assert alias_of(settings.story_model) == "champion"
     assert urlsplit(settings.mlflow_tracking_uri).netloc in mlflow["environment"]["ALLOWED_HOSTS"].split(",")
     assert set(app["networks"]) & set(mlflow["networks"]) == {"registry"}
