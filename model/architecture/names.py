@@ -33,7 +33,7 @@ _OPENERS = frozenset(
     b"may me my no not now of off oh on one or our out she so some than that the their then there they this to two up "
     b"us was we well were what when where who why will with yes you your".split()
 )
-"""Words that open English sentences: the name Ingrid does not forbid "In the morning"."""
+"""Words that open English sentences: though the story has an Ingrid, "In the morning" may come."""
 
 
 class WordTable:
@@ -113,7 +113,9 @@ class NameSpeller:
     def forbidden(self) -> npt.NDArray[np.float32] | None:
         """Return what to add to the logits (V,) of the next token, 0 or `FORBIDDEN`. None: any token may come."""
         word = self._word
-        if not word or not self.names or b"a" <= word[:1] <= b"z" or word.lower() in _OPENERS:
+        if not word or not self.names or b"a" <= word[:1] <= b"z":
             return None
         rests = [name[len(word) :] for name in self.names if name.startswith(word)]
+        if rests and word.lower() in _OPENERS:
+            rests.append(b"")
         return self._table.forbidden(rests) if rests else None

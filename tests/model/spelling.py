@@ -36,11 +36,13 @@ def misspelling(token_bytes: Sequence[bytes], tokens: Sequence[int]) -> np.ndarr
     word = match[0]
     names = [name for name in names_of(text, words) if word and name.startswith(word)]
     wrong = np.zeros(len(token_bytes), bool)
-    if not names or word.lower() in OPENERS:
+    if not names:
         return wrong
     for token, data in enumerate(token_bytes):
         letters = re.match(rb"[A-Za-z\x80-\xff]*", data)
         assert letters is not None
         longer, goes_on = word + letters[0], bool(data) and letters[0] == data
+        if word.lower() in OPENERS and not letters[0]:
+            continue
         wrong[token] = not any(name.startswith(longer) if goes_on else name == longer for name in names)
     return np.zeros(len(token_bytes), bool) if wrong.all() else wrong

@@ -82,12 +82,18 @@ def test_after_a_name_the_word_ends(tokenizer: StoryTokenizer) -> None:
     assert not any(token[:1].isalpha() for token in allowed)
 
 
+def test_a_word_that_opens_sentences_may_end_though_a_name_begins_like_it(tokenizer: StoryTokenizer) -> None:
+    allowed = tokens_after(tokenizer, "Ingridine had a kite. In")
+    assert allowed is not None
+    assert {" the", ",", "g"} <= allowed
+    assert not {"side", "st", "n"} & allowed
+
+
 @pytest.mark.parametrize(
     "text",
     [
         "Quibbly had a kite. Then qui",  # no capital
         "Quibbly had a kite. Then Bo",  # no name begins so
-        "Ingridine had a kite. In",  # a word of its own
         '"Quibbly!" said Tom. "Qui',  # what opens a quotation may be an exclamation
         "Quibbly had a kite. Then",
         "Qui",
