@@ -70,7 +70,10 @@ def test_the_first_word_is_in_the_browser_before_the_second_token_is_made(where:
 
 def test_stop_in_the_browser_frees_the_slot_on_modal_before_the_story_is_written(browser: Browser) -> None:
     generating, network = paced(step_seconds=0.02)
-    with serving(generating) as running, opened(browser, auto(running.url, timeouts=CALM)) as tab:
+    with contextlib.ExitStack() as stack:
+        running = stack.enter_context(serving(generating))
+        tab = stack.enter_context(opened(browser, auto(running.url, timeouts=CALM)))
+        stack.callback(network.gate.set)
         network.gate.clear()  # the first token comes of the prompt; then the story stands still until it is stopped
         write(tab, 1000)
         tab.page.wait_for_function(FIRST_WORD)
