@@ -35,7 +35,7 @@ def write_checkpoint(
 ) -> None:
     """Replace the checkpoint at `folder`; with `trainer` (tensors and plain values) it can be resumed.
 
-    Raises `TrainingError` if the disk has no room for it; the earlier checkpoint then stays.
+    Raises `TrainingError` if the disk has no room for it; the run's earlier checkpoints then stay.
     """
     fresh, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
     shutil.rmtree(fresh, ignore_errors=True)
@@ -53,10 +53,10 @@ def write_checkpoint(
         free = shutil.disk_usage(next(path for path in fresh.parents if path.is_dir())).free
         if free >= needed and getattr(error, "errno", None) not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        kept = find_checkpoint(folder)
-        before = f"the one before is kept in {kept}" if kept else "there is none before it"
+        kept = [str(found) for name in (LAST, BEST) if (found := find_checkpoint(folder.with_name(name)))]
         raise TrainingError(
-            f"{folder}: the disk is full: a checkpoint needs {needed:,} bytes, {free:,} are free; {before}"
+            f"{folder}: the disk is full: a checkpoint needs {needed:,} bytes, {free:,} are free; "
+            f"kept: {' and '.join(kept) or 'nothing yet'}"
         ) from error
 
 

@@ -197,9 +197,9 @@ def test_a_full_disk_is_named_with_what_is_needed_and_free_and_the_run_goes_on_w
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[3])
     assert done.returncode == 0, done.stderr
     message, kept, left, size, ends, losses = json.loads(done.stdout)
-    last = re.escape(str(tmp_path / "run" / "last"))
+    last, best = (re.escape(str(tmp_path / "run" / name)) for name in ("last", "best"))
     figures = r"a checkpoint needs ([\d,]+) bytes, ([\d,]+) are free"
-    found = re.fullmatch(f"{last}: the disk is full: {figures}; the one before is kept in {last}", message)
+    found = re.fullmatch(f"{last}: the disk is full: {figures}; kept: {last} and {best}", message)
     assert found is not None, message
     needed, free = (int(figure.replace(",", "")) for figure in found.groups())
     assert free < needed == pytest.approx(size, rel=0.1)
