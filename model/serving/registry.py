@@ -229,8 +229,11 @@ def fetch(registry: Registry, version: RegisteredVersion) -> ModelFolder:
             folder = ModelFolder.open(fetched)
             if folder.digest != version.digest:
                 raise ModelError(f"{version.name} is damaged: its tag says {version.digest[:12]}, got {folder.digest}")
-            with contextlib.suppress(FileExistsError):  # another process was faster
+            try:
                 fetched.rename(place)
+            except OSError:
+                if _opened(place, version.digest) is None:  # else another process was faster
+                    raise
     except OSError as error:
         raise ModelError(f"{version.name} cannot be kept in {place.parent}: {error.strerror or error}") from None
     _remove_old(place)

@@ -212,6 +212,18 @@ class _Files:
         shutil.copytree(self.folder, out, dirs_exist_ok=True)
 
 
+def test_two_processes_that_fetch_a_version_at_the_same_time_both_get_it() -> None:
+    class Slower(_Files):
+        def download(self, version: RegisteredVersion, out: Path) -> None:
+            super().download(version, out)
+            fetch(_Files(self.folder), version)  # by the other process, in the meantime
+
+    slower = Slower(PRETRAINED)
+    folder = fetch(slower, slower.version)
+    assert folder.path == cache_folder() / slower.version.digest
+    assert ModelFolder.open(folder.path).digest == slower.version.digest
+
+
 @pytest.mark.parametrize("digest", ["", "../../etc", "0" * 63, "G" * 64])
 def test_a_version_without_a_digest_is_refused(digest: str) -> None:
     registry = _Files(PRETRAINED)
