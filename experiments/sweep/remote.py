@@ -59,16 +59,16 @@ class _StoppedError(Exception):
 # At the other end.
 
 
+@dataclasses.dataclass
 class SendingObserver:
-    """Sends a run's reports by `send`; what `reply` returns for an evaluation may end it.
+    """Sends a run's reports; the reply to an evaluation may end it."""
 
-    `commit` saves what was written to a Volume.
-    """
+    send: Callable[[Any], None]
+    reply: Callable[[], str | None]
+    commit: Callable[[], None] = lambda: None
+    """Saves what was written to a Volume."""
 
-    def __init__(
-        self, send: Callable[[Any], None], reply: Callable[[], str | None], commit: Callable[[], None] = lambda: None
-    ) -> None:
-        self.send, self._reply, self._commit = send, reply, commit
+    def __post_init__(self) -> None:
         self._steps: list[StepReport] = []
         self._unsaved = False
         self._parent = os.getppid()
@@ -82,7 +82,7 @@ class SendingObserver:
             self._send_steps()
         if self._unsaved:  # the checkpoint that follows each evaluation is written by now
             self._unsaved = False
-            self._commit()
+            self.commit()
         if os.getppid() != self._parent:
             raise EndRun("the sweep was killed")
 
@@ -91,7 +91,7 @@ class SendingObserver:
         self.send(report)
         self._unsaved = True
         try:
-            reason = self._reply()
+            reason = self.reply()
         except (queue.Empty, EOFError, OSError):
             reason = "the sweep no longer answers"
         if reason is not None:
@@ -100,7 +100,7 @@ class SendingObserver:
     def ended(self, end: RunEnd) -> None:
         self._send_steps()
         self.send(dataclasses.replace(end, checkpoint=None))
-        self._commit()
+        self.commit()
 
     def _send_steps(self) -> None:
         self.send(self._steps)

@@ -52,7 +52,7 @@ class SweepOptions(Options):
 
     name: str
     storage: str
-    trials: int = Field(20, ge=1)
+    trials: int = Field(default=20, ge=1)
     """Of the sweep in all; those of earlier calls count."""
     minutes: float | None = None
     steps: int | None = None
@@ -60,8 +60,8 @@ class SweepOptions(Options):
     data: str | None = None
     out: Path | None = None
     seed: int | None = None
-    workers: int = Field(1, ge=1)
-    threads: int | None = Field(None, ge=1)
+    workers: int = Field(default=1, ge=1)
+    threads: int | None = Field(default=None, ge=1)
     place: Place | None = None
     tracking_uri: str | None = None
     """None: nothing is logged to MLflow."""

@@ -11,6 +11,7 @@ import contextlib
 import gc
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,32 +39,26 @@ class KilledError(StoryError):
     exit_code = 1
 
 
+@dataclass
 class TrialObserver:
-    """Reports a training run to its trial in Optuna, and ends it where that is pruned or `stopping` says so.
+    """Reports a training run to its trial in Optuna, and ends it where that is pruned or `stopping` says so."""
 
-    Args:
-        frozen: the trial as it was before this attempt.
-        folder: for its checkpoints, on this machine.
-        say: gets a line at the start and after each evaluation.
-    """
+    trial: optuna.Trial
+    frozen: FrozenTrial
+    """The trial as it was before this attempt."""
+    recipe: Recipe
+    folder: Path
+    """For its checkpoints, on this machine."""
+    say: Say
+    """Gets a line at the start and after each evaluation."""
+    stopping: Callable[[], bool]
+    pruned: bool = False
+    end: RunEnd | None = None
 
-    def __init__(
-        self,
-        trial: optuna.Trial,
-        frozen: FrozenTrial,
-        recipe: Recipe,
-        folder: Path,
-        *,
-        say: Say = lambda line: None,
-        stopping: Callable[[], bool] = lambda: False,
-    ) -> None:
-        self.trial, self.recipe, self.folder = trial, recipe, folder
-        self._say, self._stopping = say, stopping
+    def __post_init__(self) -> None:
         # An earlier attempt at this trial may have reported some evaluations already.
-        self._reported = set(frozen.intermediate_values)
+        self._reported = set(self.frozen.intermediate_values)
         self._so_far: dict[str, Any] = {"step": 0, "tokens": 0, "best_bits_per_byte": None}
-        self.pruned = False
-        self.end: RunEnd | None = None
 
     def started(self, start: RunStart) -> None:
         """Refuse other data than the sweep's; on Modal the first trial says which data that is."""
@@ -76,18 +71,18 @@ class TrialObserver:
                 "data", f"must be what the sweep was begun with (digest {plan['digest'][:12]}), got {digest[:12]}"
             )
         begin = f"resuming after step {start.resumed_from}" if start.resumed_from else "starting"
-        self._say(f"trial {self.trial.number}: {begin}, {start.parameters:,} parameters")
+        self.say(f"trial {self.trial.number}: {begin}, {start.parameters:,} parameters")
 
     def stepped(self, report: StepReport) -> None:
         self._so_far |= {"step": report.step, "tokens": report.tokens}
-        if self._stopping():
+        if self.stopping():
             raise EndRun("interrupted by hand")
 
     def evaluated(self, report: EvaluationReport) -> None:
         bits = report.bits_per_byte
         best = min(self._so_far["best_bits_per_byte"] or bits, bits)
         self._so_far |= {"step": report.step, "tokens": report.tokens, "best_bits_per_byte": best}
-        self._say(f"trial {self.trial.number}: step {report.step}, {bits:.4f} bits/byte")
+        self.say(f"trial {self.trial.number}: step {report.step}, {bits:.4f} bits/byte")
         part = part_of(self.recipe, report.step, report.elapsed)
         if part and part not in self._reported:
             self._reported.add(part)
@@ -148,32 +143,27 @@ class _FailedError(Exception):
     """The trial has no result, for a reason that is recorded."""
 
 
+@dataclass
 class Objective:
-    """What Optuna minimises: bits per byte at the end of a trial, trained by `train`.
+    """What Optuna minimises: bits per byte at the end of a trial."""
 
-    Args:
-        out: folder of the trials' checkpoints; only the best one is kept.
-        say: gets a line for each trial's end.
-        lines: whether `say` also gets each trial's start and evaluations.
-    """
+    study: optuna.Study
+    out: Path
+    """Folder of the trials' checkpoints; only the best one is kept."""
+    train: Runner
+    say: Say
+    """Gets a line for each trial's end."""
+    stopping: Callable[[], bool] = lambda: False
+    lines: bool = False
+    """Whether `say` also gets each trial's start and evaluations."""
+    failures: list[str] = field(default_factory=list)
+    """What went wrong with failed trials, in a line each."""
+    interrupted: bool = False
+    """Whether a trial was stopped by hand."""
 
-    def __init__(
-        self,
-        study: optuna.Study,
-        out: Path,
-        train: Runner,
-        *,
-        say: Say,
-        stopping: Callable[[], bool] = lambda: False,
-        lines: bool = False,
-    ) -> None:
-        self.study, self.out, self.plan = study, out, studies.plan_of(study)
-        self._train, self._say, self._stopping, self._lines = train, say, stopping, lines
+    def __post_init__(self) -> None:
+        self.plan = studies.plan_of(self.study)
         self._in_a_row = 0
-        self.failures: list[str] = []
-        """What went wrong with failed trials, in a line each."""
-        self.interrupted = False
-        """Whether a trial was stopped by hand."""
 
     def minimise(self, trials: int, at_once: int = 1) -> None:
         """Run trials, `at_once` in parallel, until the study has `trials`, one is interrupted, or too many fail."""
@@ -199,13 +189,13 @@ class Objective:
             bits = self._bits_per_byte(trial, frozen)
         except optuna.TrialPruned as pruned:
             trial.set_user_attr(studies.REASON, str(pruned))
-            self._say(f"trial {number}: pruned, {pruned}")
+            self.say(f"trial {number}: pruned, {pruned}")
             self._in_a_row = 0
             raise
         except _InterruptedError:
             self.interrupted = True
             studies.retry(self.study, self.study.trials[number], max_retry=None)
-            self._say(f"trial {number}: stopped; it is queued again")
+            self.say(f"trial {number}: stopped; it is queued again")
             raise _FailedError from None
         except Exception as error:
             reason = one_line(error)
@@ -215,13 +205,13 @@ class Objective:
                 and len(frozen.system_attrs.get("retry_history", ())) < studies.MAX_RETRIES
             ):
                 studies.retry(self.study, self.study.trials[number])
-                self._say(f"trial {number}: {reason}; it is queued again")
+                self.say(f"trial {number}: {reason}; it is queued again")
             else:
                 self._in_a_row += 1
                 self.failures.append(f"trial {number}: {reason}")
-                self._say(f"trial {number}: failed: {reason}")
+                self.say(f"trial {number}: failed: {reason}")
             raise _FailedError from error
-        self._say(f"trial {number}: {bits:.4f} bits/byte")
+        self.say(f"trial {number}: {bits:.4f} bits/byte")
         self._in_a_row = 0
         return bits
 
@@ -236,15 +226,9 @@ class Objective:
         except InputError as error:
             raise optuna.TrialPruned(f"no possible recipe: {error}") from None
         trial.set_user_attr(studies.RECIPE, recipe.as_dict())
-        observer = TrialObserver(
-            trial,
-            frozen,
-            recipe,
-            self._folder(frozen),
-            say=self._say if self._lines else lambda line: None,
-            stopping=self._stopping,
-        )
-        self._train(observer)
+        say = self.say if self.lines else lambda line: None
+        observer = TrialObserver(trial, frozen, recipe, self._folder(frozen), say, self.stopping)
+        self.train(observer)
         end = observer.end
         assert end is not None
         for name, fact in ((studies.REASON, end.reason), (studies.STEP, end.step), (studies.TOKENS, end.tokens)):
@@ -277,4 +261,4 @@ class Objective:
         self.study.sampler = studies.sampler_of(self.plan.seed, len(self.study.get_trials(deepcopy=False)))
 
     def _over(self) -> bool:
-        return self._stopping() or self.interrupted or self._in_a_row >= MAX_FAILURES
+        return self.stopping() or self.interrupted or self._in_a_row >= MAX_FAILURES
