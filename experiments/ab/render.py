@@ -7,7 +7,7 @@ from rich.console import Console
 from experiments.ab.evidence import HIGHER_IS_BETTER, METRICS
 from experiments.ab.report import Report, Verdict, median
 from experiments.common.statistics import Estimate
-from experiments.common.tables import ABSENT, Table, markdown_text, shown, terminal_table
+from experiments.common.tables import ABSENT, Table, markdown_text, shown
 
 COLORS: dict[Verdict, str] = {"better": "green", "worse": "red", "undecided": "yellow"}
 VARIANT_COLUMNS = (
@@ -80,7 +80,7 @@ def tables(report: Report) -> list[Table]:
         ]
         for each in report.comparisons
     ]
-    found = (terminal_table(VARIANT_COLUMNS, variants), terminal_table(COMPARISON_COLUMNS, compared))
+    found = (Table(VARIANT_COLUMNS, variants), Table(COMPARISON_COLUMNS, compared))
     return [table for table in found if table.rows]
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from experiments.benchmark.measures import Sample
 from experiments.benchmark.report import Report
-from experiments.common.tables import ABSENT, Table, rounded, shown, terminal_table
+from experiments.common.tables import ABSENT, Table, rounded, shown
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -100,7 +100,7 @@ def _summary(report: Report) -> Table:
             rows.append((label, f"{100 * value:.1f} %" if unit == "share" else f"{rounded(value)} {unit}"))
     failures = sum((Counter(part.failures) for part in report.phases), Counter[str]())
     rows += [(f"Failed: {kind}", str(count)) for kind, count in failures.items()]
-    return terminal_table(("", "value"), rows, title="Performance summary")
+    return Table(("", "value"), rows, title="Performance summary")
 
 
 def _timing(report: Report) -> Table:
@@ -115,7 +115,7 @@ def _timing(report: Report) -> Table:
         for label, names in timed
         if names[0] in report.figures
     ]
-    return terminal_table(("", "value"), rows, title="Timing metrics")
+    return Table(("", "value"), rows, title="Timing metrics")
 
 
 def _loads(report: Report) -> Table:
@@ -136,7 +136,7 @@ def _loads(report: Report) -> Table:
                 f"{values['streams_at_once']:.0f}",
             )
         )
-    return terminal_table(LOADS, rows, title="Stress test results")
+    return Table(LOADS, rows, title="Stress test results")
 
 
 def _compared(report: Report) -> Table:
@@ -149,7 +149,7 @@ def _compared(report: Report) -> Table:
         rates = f"{100 * found.success_rate:.1f} % against {100 * found.against_success_rate:.1f} %"
         rows.append(("success rate", rates, "", str(found.pairs), ""))
     title = None if found is None else f"Against {found.against}, in turn"
-    return terminal_table(("ratio", "value", "95 % interval", "pairs", ""), rows, title=title)
+    return Table(("ratio", "value", "95 % interval", "pairs", ""), rows, title=title)
 
 
 def _validation(report: Report) -> Table:
@@ -158,7 +158,7 @@ def _validation(report: Report) -> Table:
         value = ABSENT if check.value is None else rounded(check.value)
         rows.append((check.threshold.metric, value, str(check.threshold), check.verdict))
     columns = ("metric", "value", "threshold", "verdict")
-    return terminal_table(columns, rows, title="Validation results", styles=COLORS)
+    return Table(columns, rows, title="Validation results", styles=COLORS)
 
 
 def _seconds(value: float | None) -> str:

@@ -5,8 +5,8 @@ Cells are shown literally, never read as markup.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from experiments.common.statistics import Estimate
@@ -23,7 +23,7 @@ LONGEST_FIGURE = 20
 """Characters of a cell that stays on one line in a narrow terminal; a longer one may be broken between words."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Table:
     """A table without a frame: the first column and those named in `text` align left, all others right.
 
@@ -32,11 +32,11 @@ class Table:
 
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
-    title: str | None
-    text: Collection[str]
-    styles: Mapping[str, str]
+    title: str | None = None
+    text: Collection[str] = ()
+    styles: Mapping[str, str] = field(default_factory=dict)
     """A cell's whole text → a style of `rich`."""
-    key: int
+    key: int = 1
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         widths = [
@@ -69,25 +69,6 @@ class Table:
         """The lines of the table in Markdown, without its title, aligned as in the terminal."""
         rule = ["---" if number == 0 or name in self.text else "---:" for number, name in enumerate(self.columns)]
         return [f"| {' | '.join(map(markdown_text, row))} |" for row in (self.columns, rule, *self.rows)]
-
-
-def terminal_table(
-    columns: Sequence[str],
-    rows: Iterable[Sequence[str]],
-    *,
-    title: str | None = None,
-    text: Collection[str] = (),
-    styles: Mapping[str, str] | None = None,
-    key: int = 1,
-) -> Table:
-    """See `Table`."""
-    cells = [tuple(row) for row in rows]
-    return Table(columns=columns, rows=cells, title=title, text=text, styles=styles or {}, key=key)
-
-
-def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, text: Collection[str] = ()) -> list[str]:
-    """See `Table.markdown`."""
-    return terminal_table(columns, rows, text=text).markdown()
 
 
 def shown(value: float | None, form: str = ".4g", unit: str = "") -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from experiments.common.plotting import save
-from experiments.common.tables import Table, terminal_table
+from experiments.common.tables import Table
 from experiments.compare.figures import draw_curves
 from experiments.compare.frames import COLUMNS, METRICS, notes
 from model.errors import InputError
@@ -42,7 +42,7 @@ def figures_table(figures: DataFrame) -> Table:
         if known.any():
             cells = zip(figures[column], known, strict=True)
             rows.append([label, *(format(value, form) if there else "" for value, there in cells)])
-    return terminal_table(["", *map(str, figures.index)], rows)
+    return Table(["", *map(str, figures.index)], rows)
 
 
 def as_plain(figures: DataFrame, unlike: DataFrame) -> dict[str, Any]:
@@ -71,7 +71,7 @@ def _differences(unlike: DataFrame, title: str, widest: int | None = None) -> Ta
         return text if widest is None or len(text) <= widest else text[: widest - 1] + "…"
 
     rows = [[str(name), *map(cell, row)] for name, row in unlike.iterrows()]
-    return terminal_table([title, *map(str, unlike.columns)], rows)
+    return Table([title, *map(str, unlike.columns)], rows)
 
 
 def write_files(out: Path, figures: DataFrame, unlike: DataFrame, lines: DataFrame) -> list[Path]:

@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 
 from rich.console import Console
 
-from experiments.common.tables import ABSENT, Table, markdown_text, shown, terminal_table
+from experiments.common.tables import ABSENT, Table, markdown_text, shown
 from experiments.gate.decide import Decision, Verdict
 
 MARK = "<!-- story-gate -->"
@@ -98,4 +98,4 @@ def _table(decision: Decision, quote: str = "") -> Table:
             )
         )
     styles = {WORDS[verdict]: color for verdict, color in COLORS.items()}
-    return terminal_table(COLUMNS, rows, text=TEXT, styles=styles, key=2)
+    return Table(COLUMNS, rows, text=TEXT, styles=styles, key=2)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from rich.console import Console
 
-from experiments.common.tables import Table, shown, shown_interval, terminal_table
+from experiments.common.tables import Table, shown, shown_interval
 from experiments.quality.generation import FIGURES
 from experiments.quality.report import QualityReport
 
@@ -49,7 +49,7 @@ def _held_out(report: QualityReport) -> Table:
         if name == report.runtime:
             cells = (shown_interval(intervals["bits_per_byte"]), shown_interval(intervals["loss"]))
         rows.append((name, *cells))
-    return terminal_table(("", "bits per byte", "nats a token"), rows, title="Held-out stories")
+    return Table(("", "bits per byte", "nats a token"), rows, title="Held-out stories")
 
 
 def _places(report: QualityReport) -> Table:
@@ -60,7 +60,7 @@ def _places(report: QualityReport) -> Table:
         cells = (shown(theirs, ".3f"), shown(theirs and place.loss / theirs, ".0%"))
         rows.append((name, f"{place.tokens:,}", f"{place.loss:.3f}", *cells))
     columns = ("", "targets", "nats a token", "baseline", "of the baseline")
-    return terminal_table(columns, rows, title="By place in the story")
+    return Table(columns, rows, title="By place in the story")
 
 
 def _written(report: QualityReport) -> Table:
@@ -74,7 +74,7 @@ def _written(report: QualityReport) -> Table:
         baseline = shown(theirs[name].value if name in theirs else None, form)
         rows.append((label, shown_interval(estimate, form), baseline))
     title = f"{count} generated stories, {seeds} from each prompt"
-    return terminal_table(("", "mean", "baseline"), rows, title=title)
+    return Table(("", "mean", "baseline"), rows, title=title)
 
 
 def _remarks(report: QualityReport, evidence: Mapping[str, str]) -> Iterator[str]:

@@ -63,7 +63,7 @@ def models(as_json: Json = False) -> None:
 
 def print_versions(versions: Sequence[Version], console: Console) -> None:
     """Print one row a version, or how to make the first one."""
-    from experiments.common.tables import terminal_table
+    from experiments.common.tables import Table
 
     if not versions:
         console.print("No version is registered yet; `story register` makes one.")
@@ -81,4 +81,4 @@ def print_versions(versions: Sequence[Version], console: Console) -> None:
         )
         for version in versions
     ]
-    console.print(terminal_table(columns, rows, text=("digest", "aliases", "gate")))
+    console.print(Table(columns, rows, text=("digest", "aliases", "gate")))

@@ -32,7 +32,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.common.tables import markdown_table
+from experiments.common.tables import Table
 from model.architecture.folder import PRECISIONS, PRETRAINED, ModelFolder
 from model.architecture.tokenizer import StoryTokenizer
 from model.engine.engine import Engine
@@ -207,7 +207,7 @@ def main() -> None:
         print(json.dumps(rows, indent=2))
         return
     cells = [[f"{cell:,.4g}" if isinstance(cell, float) else str(cell) for cell in row.values()] for row in rows]
-    print("\n".join(markdown_table(list(rows[0]), cells)))
+    print("\n".join(Table(list(rows[0]), cells).markdown()))
 
 
 if __name__ == "__main__":

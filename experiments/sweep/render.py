@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from experiments.common.plotting import save
-from experiments.common.tables import terminal_table
+from experiments.common.tables import Table
 from experiments.sweep.plan import FIXED, PARTS, as_overrides
 from experiments.sweep.study import BASE, REASON, RECIPE, STEP, TOKENS, first_attempt, plan_of
 
@@ -134,7 +134,7 @@ def print_sweep(study: optuna.Study, console: Console) -> None:
         for row in found
     ]
     title = f"{study.study_name}: {plan.budget} each"
-    console.print(terminal_table(columns, table, title=title, text=("state",), styles=STYLES, key=2))
+    console.print(Table(columns, table, title=title, text=("state",), styles=STYLES, key=2))
     console.print("★ the best, = the base recipe, ↻ a retry after a stop", style="dim", highlight=False)
     for row in found:
         if row["state"] == "failed":

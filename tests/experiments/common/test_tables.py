@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from experiments.common.tables import terminal_table
+from experiments.common.tables import Table
 
 CELLS = st.text("abc[]/", min_size=1, max_size=20)
 
@@ -24,7 +24,7 @@ def test_every_cell_is_there_whole_and_no_line_is_longer_than_the_terminal(
 ) -> None:
     rows = [[data.draw(CELLS) for _ in columns] for _ in range(count)]
     output = io.StringIO()
-    Console(file=output, width=width).print(terminal_table(columns, rows))
+    Console(file=output, width=width).print(Table(columns, rows))
     lines = output.getvalue().splitlines()
     assert all(len(line.rstrip()) <= width for line in lines)
     parts = [part.splitlines() for part in output.getvalue().split("\n\n")]
@@ -37,5 +37,5 @@ def test_every_cell_is_there_whole_and_no_line_is_longer_than_the_terminal(
 
 def test_a_wide_terminal_gets_one_table() -> None:
     output = io.StringIO()
-    Console(file=output, width=60).print(terminal_table(["name", "a", "b"], [["x", "1", "22"]], title="Figures"))
+    Console(file=output, width=60).print(Table(["name", "a", "b"], [["x", "1", "22"]], title="Figures"))
     assert output.getvalue().splitlines() == ["Figures      ".rstrip().ljust(11), "name  a   b", "x     1  22"]
