@@ -58,7 +58,8 @@ def count(table: sa.Table) -> int:
         return int(connection.execute(sa.select(sa.func.count()).select_from(table)).scalar_one())
 
 
-def test_all_events_are_stored_including_the_last_batch() -> None:
+def test_all_events_are_stored_including_the_last_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("experiments.ab.recorder.CLOSE_TIMEOUT", 60.0)  # it includes making the database
     events = Recorder(ADDRESS, period=3600)
     with events.running():
         for number in range(2000):
