@@ -75,7 +75,7 @@ def elsewhere(package: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
         "temperature": [0.7, 0.7, 9.0],
     }
     run = subprocess.run(
-        [sys.executable, "-c", LOAD, str(package), json.dumps(frame)],
+        [sys.executable, "-B", "-c", LOAD, str(package), json.dumps(frame)],  # -B: no bytecode in the version
         cwd=tmp_path_factory.mktemp("elsewhere"),
         capture_output=True,
         text=True,
