@@ -52,8 +52,9 @@ _TABLE: dict[tuple[Scope, str, Literal["lower", "higher"]], str] = {
     ("quality", "bits/byte", "lower"): "bits_per_byte",
     ("quality", "nats/token", "lower"): "loss",
     ("quality", "share", "higher"): "written/ended written/names_kept written/names_straight written/distinct_1 "
-    "written/distinct_2 written/distinct_3",
-    ("quality", "share", "lower"): "written/repeated_4 written/looping written/names_confused written/copied_share",
+    "written/distinct_2 written/distinct_3 rare_names/kept rare_names/ended",
+    ("quality", "share", "lower"): "written/repeated_4 written/looping written/names_confused written/copied_share "
+    "rare_names/mutated",
     ("quality", "words", "lower"): "written/copied_words_max",
     ("compare", "bits/byte", "lower"): "bits_per_byte_difference",
     ("compare", "ratio", "lower"): "generation_time_ratio ttft_ratio itl_ratio",

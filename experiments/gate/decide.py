@@ -6,7 +6,7 @@ and shares from each request. Every bound is one-sided at 95 %.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -175,7 +175,8 @@ def _found(threshold: Threshold, evidence: Evidence, benchmark: dict[str, Estima
     if metric in ("bits_per_byte", "loss"):
         rows = [(loss.nats, loss.tokens) if metric == "loss" else (loss.bits, loss.bytes) for loss in quality.losses]
         return ratio_of_sums(*zip(*rows, strict=True), level=ONE_SIDED)
-    written = _written_bounds(quality, metric.removeprefix("written/"))
+    stories, figure = metric.split("/")
+    written = _written_bounds(quality.rare_names if stories == "rare_names" else quality.stories, figure)
     return written or "the evaluation wrote no stories, or none that it is defined for"
 
 
@@ -206,12 +207,12 @@ def _benchmark_bounds(evidence: BenchmarkEvidence | str) -> dict[str, Estimate]:
     return bounds
 
 
-def _written_bounds(quality: QualityEvidence, figure: str) -> Estimate | None:
-    """A figure of the written stories, computed from their rows; None: no row has it."""
+def _written_bounds(stories: Sequence[dict[str, Any]], figure: str) -> Estimate | None:
+    """A figure of generated stories, computed from their rows; None: no row has it."""
     if figure == "copied_words_max":
-        known = [row["copied_words"] for row in quality.stories if row.get("copied_words") is not None]
+        known = [row["copied_words"] for row in stories if row.get("copied_words") is not None]
         return exact(float(max(known)), len(known)) if known else None
-    return mean_of(quality.stories, figure, level=ONE_SIDED)
+    return mean_of(stories, figure, level=ONE_SIDED)
 
 
 def _ratio(metric: str, benchmark: BenchmarkEvidence) -> Estimate | str:

@@ -62,12 +62,16 @@ class QualityEvidence(StoredEvidence):
     stories: tuple[dict[str, Any], ...]
     """A row for each generated story: `number` and `seed` name it, the rest is its text and its figures. Empty: none
     were generated."""
+    rare_names: tuple[dict[str, Any], ...] = ()
+    """The same for the stories from prompts with rare names."""
 
     @classmethod
     def contents(cls, run: Run, artifact: Callable[[str], bytes]) -> dict[str, Any]:
         """See `StoredEvidence`."""
         stories = table_rows(artifact(STORIES)) if "seeds" in run.data.params else ()
-        return {"metrics": run.data.metrics, "losses": table_rows(artifact(LOSSES)), "stories": stories}
+        rare_names = table_rows(artifact(RARE_NAMES)) if "rare_names/kept" in run.data.metrics else ()
+        losses = table_rows(artifact(LOSSES))
+        return {"metrics": run.data.metrics, "losses": losses, "stories": stories, "rare_names": rare_names}
 
 
 def log_evaluation(report: QualityReport, store: EvidenceStore) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -153,3 +154,23 @@ def test_the_exit_code_reports_the_verdict() -> None:
     assert decision(good).exit_code == 0
     assert decision(good, bad).exit_code == 1
     assert decision(good, judge(threshold(), "gone")).exit_code == 3
+
+
+@pytest.mark.parametrize(("keeping", "verdict"), [(62, "pass"), (52, "undecided"), (32, "fail")])
+def test_a_bound_on_rare_names_is_decided_by_the_stories_that_had_them(
+    keeping: int, verdict: str, tmp_path: Path
+) -> None:
+    """Of 64 prompts; the stories of the other prompts say nothing about it."""
+    path = tmp_path / "thresholds.yaml"
+    path.write_text(
+        "thresholds:\n  - {metric: rare_names/kept, unit: share, at_least: 0.8, scope: quality, reason: r, min_n: 50}\n"
+    )
+    evidence = judged_on("another")
+    assert isinstance(evidence.quality, QualityEvidence)
+    names = [{"number": number, "seed": 0, "kept": float(number < keeping)} for number in range(64)]
+    others = [{"number": number, "seed": 0, "kept": 1.0 - (keeping == 62)} for number in range(64)]
+    quality = evidence.quality.model_copy(update={"rare_names": tuple(names), "stories": tuple(others)})
+    (check,) = decide(replace(evidence, quality=quality), load_thresholds(path)).checks
+    assert check.verdict == verdict
+    (check,) = decide(evidence, load_thresholds(path)).checks
+    assert check.verdict == "undecided"

@@ -59,6 +59,8 @@ def test_what_was_logged_comes_back_story_by_story(tracking_uri: str) -> None:
     assert [(row["number"], row["seed"], row["text"]) for row in evidence.stories] == [
         (story.number, story.seed, story.text) for story in (logged.written.stories if logged.written else ())
     ]
+    rare = [row["kept"] for row in evidence.rare_names]
+    assert sum(rare) / len(rare) == evidence.metrics["rare_names/kept"]
     kept = [row["names_kept"] for row in evidence.stories]
     assert sum(kept) / len(kept) == evidence.metrics["written/names_kept"]
     assert evidence.began.timestamp() > 0
