@@ -103,7 +103,7 @@ def test_a_service_of_a_prebuilt_image_gets_the_image_that_was_scanned(api: Api)
     ],
 )
 def test_a_failure_is_one_line_that_names_it(
-    change: dict[str, Any], deadline: dict[str, float], said: str, api: Api, capsys: pytest.CaptureFixture[str]
+    change: dict[str, Any], deadline: dict[str, Any], said: str, api: Api, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fake, _, environment = api
     for name, value in change.items():

@@ -19,9 +19,9 @@ async def test_an_alias_becomes_an_engine_over_the_version_it_names(registered: 
     backend = open_variants(lambda: ScriptedBackend("A story."), settings)
     assert isinstance(backend, RoutingBackend)
     variant = backend.variants["challenger"]
-    assert isinstance(variant.backend, LocalBackend)
-    assert (variant.backend.model.number, variant.backend.model.version) == (version.number, version.digest)
-    assert variant.backend.model.name == f"story-writer {version.number}"
+    assert isinstance(variant, LocalBackend)
+    assert (variant.model.number, variant.model.version) == (version.number, version.digest)
+    assert variant.model.name == f"story-writer {version.number}"
     user = next(f"v{n}" for n in range(100) if backend.split.assign(f"v{n}") == "challenger")
     async with backend.running():  # the files it was loaded from are gone by now
         stream = await backend.submit(GenerationRequest(prompt="Once", max_tokens=5, user=user))

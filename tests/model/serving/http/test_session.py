@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from model.engine.job import Job
+from model.errors import StoryError
 from model.generation import GenerationRequest, SamplingParams
 from model.serving.backend import LocalBackend
 from tests.model.fake_runtime import FakeRuntime
@@ -227,7 +228,9 @@ def test_whoever_leaves_the_queue_is_never_written_for(stream: bool) -> None:
             until(lambda: backend.engine.stats().waiting == 1)
         until(lambda: backend.engine.stats().waiting == 0)
         assert backend.engine.stats().active == 1
-        assert not first.done
+        assert first.tokens
+        with pytest.raises(StoryError, match="still being written"):
+            _ = first.completion
         first.cancel()
 
 
