@@ -48,7 +48,7 @@ def _check_int(name: str, value: object, low: int, high: int) -> None:
 class SamplingParams:
     """How the next token is chosen. Raises `InputError` that names the bad field."""
 
-    temperature: float = 0.7
+    temperature: float = 0.85
     """0 is greedy; up to 2."""
     top_k: int = 0
     """Keep the k likeliest tokens; 0 keeps all."""

@@ -74,7 +74,7 @@ def test_the_run_says_whose_evidence_it_is_and_what_it_rests_on(tracking_uri: st
     assert tags["skipped.judge"] == "no judge was named"
     assert tags["skipped.torch"] == "it is not installed"
     assert tags.get("git.sha", "unknown") == params["git.sha"]
-    assert (params["runtime"], params["seeds"], params["sampling.temperature"]) == ("int8", "[0, 1]", "0.7")
+    assert (params["runtime"], params["seeds"], params["sampling.temperature"]) == ("int8", "[0, 1]", "0.85")
     assert params["prompts.digest"] == prompts_digest(PROMPTS)
     assert (params["model"], params["data.files"]) == ("tale", "held-out.jsonl"), "no folder of a machine"
     assert run.info.status == "FINISHED"
