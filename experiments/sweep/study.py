@@ -148,14 +148,32 @@ def plan_of(study: optuna.Study) -> Plan:
         ) from None
 
 
-def sampler_of(seed: int, number: int) -> optuna.samplers.BaseSampler:
-    """Return the sampler of trial `number`, which depends on seed, number and earlier trials only."""
-    import numpy as np
-    from optuna.samplers import TPESampler
+def sampler_of(seed: int) -> optuna.samplers.BaseSampler:
+    """Return a sampler whose draws depend on seed, number of the trial, name and earlier trials only.
 
-    drawn = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
-    # `constant_liar` keeps parallel trials from being drawn beside those that are running.
-    return TPESampler(n_startup_trials=RANDOM_TRIALS, multivariate=True, constant_liar=True, seed=drawn)
+    It has no state, so trials that run in parallel, also in several processes, are drawn differently.
+    """
+    import numpy as np
+    from optuna.samplers import BaseSampler, TPESampler
+
+    def numbered(trial: FrozenTrial, name: str = "") -> TPESampler:
+        drawn = int(np.random.SeedSequence([seed, trial.number, *name.encode()]).generate_state(1)[0])
+        # `constant_liar` keeps parallel trials from being drawn beside those that are running.
+        return TPESampler(n_startup_trials=RANDOM_TRIALS, multivariate=True, constant_liar=True, seed=drawn)
+
+    class Sampler(BaseSampler):
+        def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, Any]:
+            return numbered(trial).infer_relative_search_space(study, trial)
+
+        def sample_relative(self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, Any]) -> Any:
+            return numbered(trial).sample_relative(study, trial, search_space)
+
+        def sample_independent(
+            self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: Any
+        ) -> Any:
+            return numbered(trial, param_name).sample_independent(study, trial, param_name, param_distribution)
+
+    return Sampler()
 
 
 def retry(study: optuna.Study, trial: FrozenTrial, max_retry: int | None = MAX_RETRIES) -> None:

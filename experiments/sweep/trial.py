@@ -174,8 +174,8 @@ class Objective:
         counted = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
         callbacks: list[Any] = [self._after, MaxTrialsCallback(trials, counted)]
         self.study.pruner = self.plan.space.prune.pruner()
+        self.study.sampler = studies.sampler_of(self.plan.seed)
         while not self._over() and (missing := trials - len(self.study.get_trials(deepcopy=False, states=counted))) > 0:
-            self._seed_next()
             # Optuna sends the trials' heartbeats meanwhile, and gives up trials whose heartbeat has stopped.
             self.study.optimize(self, missing, n_jobs=at_once, catch=(_FailedError,), callbacks=callbacks)
 
@@ -253,12 +253,8 @@ class Objective:
         for other in complete + pruned:
             if other is not best:
                 shutil.rmtree(self._folder(other), ignore_errors=True)
-        self._seed_next()
         if self._over():
             study.stop()
-
-    def _seed_next(self) -> None:
-        self.study.sampler = studies.sampler_of(self.plan.seed, len(self.study.get_trials(deepcopy=False)))
 
     def _over(self) -> bool:
         return self.stopping() or self.interrupted or self._in_a_row >= MAX_FAILURES

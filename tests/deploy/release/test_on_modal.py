@@ -114,7 +114,7 @@ def test_without_the_package_one_line_says_what_to_install(monkeypatch: pytest.M
         (["status"], 1, "nothing is deployed yet"),
         (["url"], 1, "nothing is deployed yet: run `story deploy deploy`"),
         (["switch"], 1, "nothing is deployed yet: run `story deploy deploy`"),
-        (["rollback"], 1, "there is nothing to roll back to: nothing is deployed yet"),
+        (["rollback"], 1, "nothing is deployed yet: there is nothing to roll back to"),
         (["smoke"], 1, "nothing is deployed yet: run `story deploy deploy`"),
         (["switch", "--to", "red"], 2, "'red' is not one of 'blue', 'green'"),
         (["upload", "--platform", "moon"], 2, "'moon' is not one of 'modal', 'loopback'"),

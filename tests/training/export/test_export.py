@@ -143,7 +143,7 @@ def test_the_old_model_comes_back_when_the_new_one_cannot_be_moved_in(
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", refuse)
-    with pytest.raises(OSError, match="Input/output error"):
+    with pytest.raises(InputError, match="model cannot be written: Input/output error"):
         export_checkpoint(small_checkpoint(), out)
     assert contents(out) == before
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
