@@ -22,6 +22,7 @@ from tests.model.small_model import small_folder
 from training.tracking.store import open_store
 
 PROMPTS = ("Once upon a time", "The fox")
+USUAL = SamplingParams().temperature
 
 LOAD = """
 import json, sys
@@ -72,7 +73,7 @@ def elsewhere(package: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     frame = {
         "prompt": [*PROMPTS, "Mia"],
         "seed": [5, 6, None],  # a gap makes a column of floats
-        "temperature": [0.7, 0.7, 9.0],
+        "temperature": [USUAL, USUAL, 9.0],
     }
     run = subprocess.run(
         [sys.executable, "-B", "-c", LOAD, str(package), json.dumps(frame)],  # -B: no bytecode in the version

@@ -26,6 +26,7 @@ from tests import virtual_time
 from tests.demo.scripted import state_of
 from tests.model.serving.remote.servers import Line, Script, alone, auto, broken, text_of
 
+USUAL = SamplingParams()
 LENGTH = 60
 PROMPT = "Once upon a time a fox"
 
@@ -237,7 +238,7 @@ async def test_the_page_shows_the_whole_story_and_its_backend(case: Case, refuse
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 @in_virtual_time
 async def test_a_program_gets_the_whole_story_too(case: Case, refused: str) -> None:
-    asked = {"prompt": PROMPT, "max_tokens": LENGTH, "seed": 3, "temperature": 0.7, "top_p": 0.95}
+    asked = {"prompt": PROMPT, "max_tokens": LENGTH, "seed": 3, "temperature": USUAL.temperature, "top_p": USUAL.top_p}
     async with failing(case, refused) as url, hosted(auto(url)) as service, httpx.AsyncClient(timeout=600) as client:
         answer = await client.post(f"{service}/v1/completions", json=asked)
     assert answer.status_code == 200, answer.text
