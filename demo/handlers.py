@@ -100,6 +100,8 @@ class AppState:
 
     manager: GenerationManager
     sessions: dict[str, GenerationSession] = field(default_factory=dict)
+    runs: dict[str, int] = field(default_factory=dict)
+    """The number that each tab gave its newest story: requests overtake each other."""
 
     @property
     def recorder(self) -> RoutingBackend | None:

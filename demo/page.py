@@ -195,6 +195,10 @@ def _wire(page: gr.Blocks, parts: Parts, state: AppState) -> None:
     async def on_story(
         request: gr.Request, shown: dict[str, Any], *values: Any
     ) -> AsyncGenerator[dict[str, Any], None]:
+        run, newest = shown.get("run"), state.runs.get(_tab(request), 0)
+        if not isinstance(run, int) or run < newest:
+            return  # the page has given this one up
+        state.runs[_tab(request)] = run
         what = (state, _tab(request), _form(*values))
         handlers.stop(*what[:2])  # a new story takes the place of one that the tab may have running
         if shown.get("wanted") == "continue":
@@ -203,10 +207,17 @@ def _wire(page: gr.Blocks, parts: Parts, state: AppState) -> None:
             views = handlers.write(*what, *_who(state, request))
         async with contextlib.aclosing(views):
             async for view in views:
-                yield view.as_dict() | {"run": shown.get("run")}
+                yield view.as_dict() | {"run": run}
 
-    async def on_stop(request: gr.Request) -> None:
+    async def on_stop(request: gr.Request, shown: dict[str, Any]) -> None:
+        stopped = shown.get("stopped")
+        # This request may have been overtaken by that for the next story.
+        if isinstance(stopped, int) and state.runs.get(_tab(request), 0) <= stopped:
+            handlers.stop(state, _tab(request))
+
+    async def on_leaving(request: gr.Request) -> None:
         handlers.stop(state, _tab(request))
+        state.runs.pop(_tab(request), None)
 
     def on_rate(shown: Shown) -> Shown:
         rating = 1 if shown.get("wanted") == "like" else -1
@@ -230,7 +241,7 @@ def _wire(page: gr.Blocks, parts: Parts, state: AppState) -> None:
         concurrency_limit=state.manager.backend.capacity,
         concurrency_id="stories",
     )
-    parts.book.stop(on_stop, None, None, **quick, trigger_mode="multiple")
+    parts.book.stop(on_stop, parts.book, None, **quick, trigger_mode="multiple")
     if state.recorder is not None:
         parts.book.like(on_rate, parts.book, parts.book, **quick)
     for chip, beginning in parts.examples:
@@ -240,7 +251,7 @@ def _wire(page: gr.Blocks, parts: Parts, state: AppState) -> None:
     page.load(on_load, parts.book, [*parts.fields, parts.book], js="() => [window.story.kept !== null]", **hidden)
     changes = [field.change for field in parts.fields]  # type: ignore[attr-defined]
     gr.on(changes, None, parts.fields, None, js="(...values) => { window.story.keep('fields', values); }")
-    page.unload(on_stop)
+    page.unload(on_leaving)
 
 
 def _add_endpoint(state: AppState, name: str, start: Callable[..., AsyncGenerator[View, None]], what: str) -> None:

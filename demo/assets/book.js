@@ -56,6 +56,7 @@ let shown = empty; // the view on the page
 let before = empty; // the view to go back to when a new story is refused
 let run = 0; // number of the last request; views of earlier ones are left out
 let stopping = false;
+let stopped = 0; // number of the last request that was to stop: the server stops none that is newer
 let heard = 0;
 let began = 0;
 let length = 0; // of the text that the last request went on from
@@ -113,7 +114,7 @@ const mark = (problems) => {
 const show = (view) => {
   const found = JSON.stringify(view.problems) !== JSON.stringify(shown.problems);
   shown = view;
-  props.value = view;
+  props.value = { ...view, stopped };
   draw(view.prompt, view.generated);
   put(status, view.status);
   put(spoken, view.spoken);
@@ -148,9 +149,15 @@ const ask = (wanted) => {
   setTimeout(() => trigger("submit"), 0); // a field that is being left hands over its value first
 };
 
+const halt = (number) => {
+  stopped = Math.max(stopped, number);
+  props.value = { ...shown, stopped };
+  trigger("stop");
+};
+
 const stop = () => {
   stopping = true;
-  trigger("stop");
+  halt(run);
   if (leaving) {
     run += 1;
     broken("Stopped.");
@@ -183,20 +190,19 @@ setInterval(() => {
 watch("value", () => {
   const view = props.value;
   if (view.run !== run) { // of a story that was given up
-    props.value = shown;
-    if (BUSY.has(view.phase) && !BUSY.has(shown.phase)) trigger("stop");
+    props.value = { ...shown, stopped };
+    if (BUSY.has(view.phase) && !BUSY.has(shown.phase)) halt(view.run);
     return;
   }
   const busy = BUSY.has(view.phase);
   heard = performance.now();
   if (stopping && busy) { // it was not yet there to be stopped
-    props.value = shown;
-    trigger("stop");
+    halt(run);
     return;
   }
   const story = before.prompt + before.generated !== "";
   if (leaving && story && view.phase === "waiting") { // not before its first word does it take the last one's place
-    props.value = shown;
+    props.value = { ...shown, stopped };
     return;
   }
   if (leaving && story && view.phase === "failed" && !view.generated) {
