@@ -30,7 +30,7 @@ async def test_a_story_streams_begins_with_one_large_letter_and_survives_a_reloa
     with serve(ScriptedBackend(STORY, pace=0.2)) as served:
         async with firefox(tmp_path) as browser:
             await browser.open(served.url)
-            await browser.until("document.querySelector('#write:enabled')")
+            await browser.until("document.querySelector('#more > button')?.hasAttribute('aria-expanded')")
             await browser.value("document.getElementById('write').click()")
             await browser.until("document.querySelector('#book article').textContent.startsWith('Once upon')")
             assert await browser.value("document.querySelector('#book .book').dataset.phase") == "writing"

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 GRACE = 2
 """Seconds for open connections to receive their last bytes when all requests have ended."""
+KEEP_ALIVE = 75
+"""Seconds that an idle connection stays open: longer than clients and proxies keep theirs (nginx 60, httpx 5, ours 30),
+or a request meets a connection that is being closed."""
 
 
 class DrainingServer(uvicorn.Server):
@@ -44,6 +47,7 @@ class DrainingServer(uvicorn.Server):
             server_header=False,
             proxy_headers=False,  # `STORY_TRUSTED_PROXIES` says whose headers count
             timeout_graceful_shutdown=2 * GRACE,
+            timeout_keep_alive=KEEP_ALIVE,
         )
         super().__init__(config)
         self._service = service
