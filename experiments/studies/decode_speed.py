@@ -1,7 +1,7 @@
 """Decoding speed: one stream, many streams, and two reference points, in one run on one thread.
 
     python -m experiments.studies.decode_speed
-    python -m experiments.studies.decode_speed --streams 1 16 64 --seconds 10 --rounds 3 --json
+    python -m experiments.studies.decode_speed --streams 1 16 64 --seconds 10 --rounds 3
 
 Each target is a closed loop: as many clients as streams, each requesting the next story when one ends, so a slot is
 never idle. Targets take turns, round by round, so that a machine whose speed drifts slows them all; ratios are to the
@@ -9,28 +9,24 @@ first target in the same round, and medians over rounds count. Tokens are counte
 
 The first reference is `plain_decoder.c`, a transformer of our size in the plainest C and fp32, compiled for this
 machine; without a compiler it is left out, and the ratio is to the next target. The other is the same network's own
-step in eager PyTorch. Both decode greedily, which is the cheapest choice and favours them; the plain decoder reports
-only its mean time per token, which stands in all its columns.
+step in eager PyTorch. Both decode greedily, which is the cheapest choice and favours them. Latencies are measured by
+`story benchmark`.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from typing import Any
-
-import numpy as np
 
 from experiments.common.tables import Table
 from model.architecture.folder import PRECISIONS, PRETRAINED, ModelFolder
@@ -41,54 +37,34 @@ from model.generation import GenerationRequest, SamplingParams
 
 PLAIN_DECODER = Path(__file__).with_name("plain_decoder.c")
 PROMPTS = ("Once upon a time", "Lily had a red kite.", "The old dog sat by the door", "One rainy day, Sam")
+STORY_TOKENS = 200
+"""Tokens that the eager step generates after each prompt."""
 
-
-@dataclass(slots=True)
-class Turn:
-    """One target's turn in one round; times in seconds."""
-
-    ttft: list[float] = field(default_factory=list)
-    gaps: list[float] = field(default_factory=list)
-    """Between two chunks of one stream."""
-    seconds: float = 0.0
-    tokens: int = 0
-
-    @property
-    def rate(self) -> float:
-        return self.tokens / self.seconds
-
-
-Target = Callable[[float, int], Turn]
-"""(seconds, seed) → a turn of about that length."""
+Target = Callable[[float, int], float]
+"""(seconds, seed) → tokens per second over about that time."""
 
 
 def _engine_target(engine: Engine, streams: int) -> Target:
-    async def run(seconds: float, seed: int) -> Turn:
-        turn = Turn()
+    async def run(seconds: float, seed: int) -> float:
         began = time.perf_counter()
         until = began + seconds
+        tokens = 0
 
         async def client(number: int) -> None:
+            nonlocal tokens
             story = 0
-            # However short the turn, it has a gap between two chunks to report.
-            while time.perf_counter() < until or not turn.gaps:
+            while time.perf_counter() < until:
                 story += 1
                 sampling = SamplingParams(seed=seed + number * 1_000_003 + story)
-                last, times = time.perf_counter(), turn.ttft
-                prompt = PROMPTS[number % len(PROMPTS)]
-                stream = engine.submit(GenerationRequest(prompt=prompt, sampling=sampling))
+                stream = engine.submit(GenerationRequest(prompt=PROMPTS[number % len(PROMPTS)], sampling=sampling))
                 async for chunk in stream:
-                    now = time.perf_counter()
-                    times.append(now - last)
-                    last, times = now, turn.gaps
-                    turn.tokens += len(chunk.tokens)
-                    if now > until and turn.gaps:
+                    tokens += len(chunk.tokens)
+                    if time.perf_counter() > until:
                         stream.cancel()
                         break
 
         await asyncio.gather(*(client(number) for number in range(streams)))
-        turn.seconds = time.perf_counter() - began
-        return turn
+        return tokens / (time.perf_counter() - began)
 
     return lambda seconds, seed: asyncio.run(run(seconds, seed))
 
@@ -106,11 +82,10 @@ def _plain_target(folder: Path) -> Target | None:
         print(f"without the plain C decoder: {(done.stderr or 'cc failed').splitlines()[0]}", file=sys.stderr)
         return None
 
-    def run(seconds: float, seed: int) -> Turn:
+    def run(seconds: float, seed: int) -> float:
         output = subprocess.run([str(program), str(seconds)], capture_output=True, text=True, check=True)
         tokens, taken = output.stdout.split()
-        mean = float(taken) / int(tokens)
-        return Turn(ttft=[mean], gaps=[mean], seconds=float(taken), tokens=int(tokens))
+        return int(tokens) / float(taken)
 
     return run
 
@@ -124,23 +99,18 @@ def _torch_target(folder: ModelFolder) -> Target:
     network = load_network(folder.path)
     prompt = [0, *StoryTokenizer.load(folder.tokenizer).encode(PROMPTS[0])]
 
-    def run(seconds: float, seed: int) -> Turn:
-        turn = Turn()
-        began = last = time.perf_counter()
+    def run(seconds: float, seed: int) -> float:
+        began = time.perf_counter()
+        tokens = 0
         with torch.no_grad():
-            while last - began < seconds:
+            while time.perf_counter() - began < seconds:
                 state = network.initial_state(1)
-                start = time.perf_counter()
                 for token in prompt:
                     logits, state = network.step(torch.tensor([token]), state)
-                turn.ttft.append(time.perf_counter() - start)
-                for _ in range(200):
-                    last = time.perf_counter()
+                for _ in range(STORY_TOKENS):
                     logits, state = network.step(logits.argmax(1), state)
-                    turn.gaps.append(time.perf_counter() - last)
-                    turn.tokens += 1
-        turn.seconds = time.perf_counter() - began
-        return turn
+                tokens += STORY_TOKENS
+        return tokens / (time.perf_counter() - began)
 
     return run
 
@@ -167,30 +137,19 @@ def measure(model: Path, streams: list[int], seconds: float, rounds: int) -> lis
             targets.append(("PyTorch eager fp32 step", 1, _torch_target(folder)))
         for _, _, run in targets:  # warm up
             run(min(seconds, 1.0), 0)
-        turns: list[list[Turn]] = [[] for _ in targets]
-        for number in range(1, rounds + 1):
-            for (_, _, run), taken in zip(targets, turns, strict=True):
-                taken.append(run(seconds, number))
+        rates = [[run(seconds, number) for _, _, run in targets] for number in range(1, rounds + 1)]
         for engine in engines:
             engine.close()
-    return [_row(name, count, taken, turns[0]) for (name, count, _), taken in zip(targets, turns, strict=True)]
-
-
-def _row(target: str, streams: int, turns: list[Turn], first: list[Turn]) -> dict[str, Any]:
-    rate = median(turn.rate for turn in turns)
-    ttft = np.concatenate([turn.ttft for turn in turns])
-    gaps = np.concatenate([turn.gaps for turn in turns])
-    return {
-        "target": target,
-        "streams": streams,
-        "tokens_per_second": rate / streams,
-        "total_tokens_per_second": rate,
-        "ratio": median(ours.rate / baseline.rate for ours, baseline in zip(turns, first, strict=True)),
-        "ttft_p50": float(np.quantile(ttft, 0.5)),
-        "ttft_p95": float(np.quantile(ttft, 0.95)),
-        "itl_p50": float(np.quantile(gaps, 0.5)),
-        "itl_p99": float(np.quantile(gaps, 0.99)),
-    }
+    return [
+        {
+            "target": name,
+            "streams": streams,
+            "tokens_per_second": median(turns[place] for turns in rates) / streams,
+            "total_tokens_per_second": median(turns[place] for turns in rates),
+            "ratio": median(turns[place] / turns[0] for turns in rates),
+        }
+        for place, (name, streams, _) in enumerate(targets)
+    ]
 
 
 def main() -> None:
@@ -200,12 +159,8 @@ def main() -> None:
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 16], help="concurrent streams")
     parser.add_argument("--seconds", type=float, default=5.0, help="length of one round of one target")
     parser.add_argument("--rounds", type=int, default=5, help="rounds that count")
-    parser.add_argument("--json", action="store_true", help="print JSON")
     given = parser.parse_args()
     rows = measure(given.model, given.streams, given.seconds, given.rounds)
-    if given.json:
-        print(json.dumps(rows, indent=2))
-        return
     cells = [[f"{cell:,.4g}" if isinstance(cell, float) else str(cell) for cell in row.values()] for row in rows]
     print("\n".join(Table(list(rows[0]), cells).markdown()))
 

@@ -4,8 +4,8 @@ A small model begins a rare name right and goes astray within it: Ember becomes 
 the tokens of one story and keeps the names in it: capitalised words that are no token of their own. Within a word that
 begins like one of them, it allows only tokens that spell a name that has come, to its end. Names of one token,
 lower-case words and stories without names are never touched: on held-out stories, whose every token was compared, it
-forbids 3 of 100,000 (`python -m experiments.studies.spelling`). Constrained decoding (Hokamp and Liu 2017, section 3)
-with constraints that the story itself sets.
+forbids 3 of 100,000 (`experiments/LOG.md`). Constrained decoding (Hokamp and Liu 2017, section 3) with constraints that
+the story itself sets.
 
 It depends on the story's tokens alone, so a story that is continued from its first tokens goes on as before.
 
