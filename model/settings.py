@@ -149,6 +149,8 @@ class Settings(BaseModel):
     """Failures in a row that open the circuit breaker; a single time-out opens it too."""
     story_breaker_reset: float = Field(default=10.0, ge=0.01, le=3_600)
     """Seconds that an open circuit breaker waits before it probes the service."""
+    openai_api_key: SecretStr | None = None
+    """Key that `story benchmark` sends as `Authorization: Bearer …` to a `--target` that is an address."""
     mlflow_tracking_uri: str = "sqlite:///mlflow.db"
     """MLflow store that runs are logged to and versions are registered in: a database or a server."""
     mlflow_tracking_username: str | None = None

@@ -40,6 +40,9 @@ def benchmark(
     itl_limit: Annotated[
         float, typer.Option(help="Goodput: seconds that a token may take on average after that.")
     ] = 0.1,
+    api_key: Annotated[
+        str | None, typer.Option(help="Sent as a bearer token to targets that are addresses. Default: OPENAI_API_KEY.")
+    ] = None,
     thresholds: ThresholdsFile = None,
     markdown: MarkdownFile = None,
     track: Track = True,
@@ -55,7 +58,7 @@ def benchmark(
     from model.errors import InputError
     from model.settings import load_settings
 
-    settings = load_settings()
+    settings = load_settings(openai_api_key=api_key)
     plan = Plan(
         requests=requests,
         concurrency=concurrency,

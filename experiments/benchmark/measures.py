@@ -165,6 +165,15 @@ def failures(samples: Iterable[Sample]) -> dict[str, int]:
     return dict(Counter(sample.error for sample in samples if sample.error is not None))
 
 
+def failure_reasons(samples: Iterable[Sample]) -> dict[str, dict[str, int]]:
+    """How many requests of all phases and sides failed, by kind and message, the most frequent first."""
+    found: dict[str, dict[str, int]] = {}
+    counted = Counter((sample.target, sample.error, sample.message) for sample in samples if sample.error is not None)
+    for (side, kind, message), count in counted.most_common():
+        found.setdefault(kind if side == "target" else f"{kind} ({side})", {})[message] = count
+    return found
+
+
 def phase_figures(samples: Sequence[Sample], *, ttft_limit: float, itl_limit: float) -> Figures:
     """All figures of one phase's (or level's) requests."""
     if not samples:

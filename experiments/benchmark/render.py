@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import TYPE_CHECKING
 
 from experiments.benchmark.measures import Sample
@@ -16,12 +15,14 @@ Row = tuple[str, ...]
 COLORS = {"PASS": "green", "FAIL": "red", "NOT MEASURED": "yellow"}
 TIMES = {"avg": "Average", "median": "Median", "min": "Min", "max": "Max", "p95": "95 % within", "p99": "99 % within"}
 LATENCIES = {"ttft": "Time to first token", "itl": "Between tokens", "tpot": "Mean a token"}
+REASONS = 3
+"""Messages shown of each kind of failure."""
 LOADS = ("phase", "load", "n", "success", "average", "TTFT p95", "ITL p95", "tokens/s", "at once")
 
 
 def sections(report: Report) -> list[Table]:
     """All tables of the report; empty ones are left out."""
-    makers = (_summary, _timing, _loads, _compared, _validation)
+    makers = (_summary, _failures, _timing, _loads, _compared, _validation)
     return [section for section in (make(report) for make in makers) if section.rows]
 
 
@@ -98,9 +99,17 @@ def _summary(report: Report) -> Table:
         if name in figures:
             value = figures[name].value
             rows.append((label, f"{100 * value:.1f} %" if unit == "share" else f"{rounded(value)} {unit}"))
-    failures = sum((Counter(part.failures) for part in report.phases), Counter[str]())
-    rows += [(f"Failed: {kind}", str(count)) for kind, count in failures.items()]
     return Table(("", "value"), rows, title="Performance summary")
+
+
+def _failures(report: Report) -> Table:
+    rows: list[Row] = []
+    for kind, reasons in report.reasons.items():
+        shown_first = list(reasons.items())[:REASONS]
+        rows += [(kind, str(count), message) for message, count in shown_first]
+        if rest := sum(reasons.values()) - sum(count for _, count in shown_first):
+            rows.append((kind, str(rest), "other reasons"))
+    return Table(("kind", "failed", "reason"), rows, title="Failed requests", text={"reason"})
 
 
 def _timing(report: Report) -> Table:

@@ -11,6 +11,7 @@ from experiments.benchmark.measures import (
     Figures,
     Phase,
     Sample,
+    failure_reasons,
     failures,
     groups,
     headline,
@@ -70,6 +71,8 @@ class Report:
     latency_phase: Phase | None
     """Where TTFT, ITL, TPOT and goodput come from."""
     cold_start_means: str
+    reasons: dict[str, dict[str, int]]
+    """Failed requests of all phases, warm-up and cold start included, by kind and message."""
     phases: tuple[PhaseReport, ...]
     checks: tuple[Check, ...]
     thresholds_digest: str
@@ -87,7 +90,7 @@ class Report:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values; the headline figures at the top, under the names that MLflow and thresholds use."""
-        same = ("target", "digest", "passed", "latency_phase", "cold_start_means", "thresholds_digest")
+        same = ("target", "digest", "passed", "latency_phase", "cold_start_means", "reasons", "thresholds_digest")
         return {
             **{name: getattr(self, name) for name in (*same, "began", "seconds", "run_id")},
             **_values(self.figures),
@@ -132,6 +135,7 @@ def make_report(
         digest=digest,
         figures=figures,
         latency_phase=latency_phase(own),
+        reasons=failure_reasons(samples),
         phases=tuple(
             PhaseReport(phase, level, phase_figures(rows, **limits), failures(rows))
             for (phase, level), rows in groups(own, *REPORTED).items()

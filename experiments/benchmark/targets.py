@@ -26,7 +26,7 @@ from model.errors import BusyError, InputError, StoryError, one_line
 from model.generation import GenerationRequest
 from model.serving.backend import LocalBackend
 from model.serving.registry import MODELS, NAME, SHIPPED, parse_reference
-from model.serving.remote.client import proxy_auth
+from model.serving.remote.client import header_value, proxy_auth
 from model.settings import Settings
 from training.tracking.provenance import ROOT
 
@@ -88,7 +88,7 @@ def open_target(text: str, settings: Settings, *, option: str = "target") -> Tar
     """The target that `text` names: `local`, an http(s) address, a registered version or a model folder.
 
     `local` is the model of the settings, in this process. The settings decide about slots, threads and precision of
-    whatever runs in this process; only their own endpoint is sent their token.
+    whatever runs in this process; only their own endpoint is sent their proxy token, other addresses their API key.
 
     Raises:
         InputError: `text` names no target. `ModelError`: the model is missing or damaged.
@@ -109,10 +109,14 @@ def open_target(text: str, settings: Settings, *, option: str = "target") -> Tar
 
 
 def _headers(address: str, settings: Settings) -> dict[str, str]:
-    """The proxy token, for the endpoint that it belongs to and for no other address."""
+    """The proxy token for the endpoint that it belongs to and for no other address, which gets the API key."""
     own = settings.modal_endpoint_url
     is_own = own is not None and f"{address.rstrip('/')}/".startswith(f"{own.rstrip('/')}/")
-    return proxy_auth(settings) if is_own else {}
+    headers = proxy_auth(settings) if is_own else {}
+    if not headers and settings.openai_api_key is not None:
+        key = header_value("OPENAI_API_KEY", settings.openai_api_key.get_secret_value())
+        headers = {"Authorization": f"Bearer {key}"}
+    return headers
 
 
 class LocalTarget:
@@ -266,7 +270,15 @@ class WebTarget:
             raise Failed("malformed", one_line(error)) from None
         except httpx.TransportError as error:
             raise Failed(_kind_of(error), one_line(error)) from None
+        except Failed as failure:
+            raise Failed(failure.kind, self._without_secrets(str(failure))) from None
         return parser.ending()
+
+    def _without_secrets(self, message: str) -> str:
+        """What a server says about a request may repeat its headers."""
+        for value in self._headers.values():
+            message = message.replace(value.removeprefix("Bearer "), "…")
+        return message
 
 
 class _Choice(BaseModel):
@@ -342,7 +354,8 @@ async def _refusal(response: httpx.Response) -> Failed:
         message = text
     status = response.status_code
     busy = status == 429 or (status == 503 and "retry-after" in response.headers)
-    return Failed("busy" if busy else "http_5xx" if status >= 500 else "rejected", f"{status}: {message[:200]}")
+    kind: FailureKind = "busy" if busy else "http_5xx" if status >= 500 else "rejected"
+    return Failed(kind, f"HTTP {status} ({message[:200]})")
 
 
 def _kind_of(error: httpx.TransportError) -> FailureKind:

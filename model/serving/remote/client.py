@@ -186,11 +186,15 @@ def proxy_auth(settings: Settings) -> dict[str, str]:
     """Return the headers that Modal's proxy asks for, if a token is set. Raises `InputError` without the token."""
     if settings.modal_key is None or settings.modal_secret is None:
         return {}
-    pair = {"MODAL_KEY": settings.modal_key, "MODAL_SECRET": settings.modal_secret.get_secret_value()}
-    for name, value in pair.items():
-        if not (value.isascii() and value.isprintable() and value == value.strip()):
-            raise InputError(name, "must be plain ASCII without spaces around it, and is not")
-    return {"Modal-Key": pair["MODAL_KEY"], "Modal-Secret": pair["MODAL_SECRET"]}
+    secret = header_value("MODAL_SECRET", settings.modal_secret.get_secret_value())
+    return {"Modal-Key": header_value("MODAL_KEY", settings.modal_key), "Modal-Secret": secret}
+
+
+def header_value(name: str, value: str) -> str:
+    """Return the value of the setting `name` if a header can carry it. Raises `InputError`, without the value."""
+    if not (value.isascii() and value.isprintable() and value == value.strip()):
+        raise InputError(name, "must be plain ASCII without spaces around it, and is not")
+    return value
 
 
 def fetch_model_info(url: str, headers: dict[str, str], seconds: float = 2.0) -> ModelInfo | str:

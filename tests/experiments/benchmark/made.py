@@ -42,7 +42,7 @@ def row(
 
 def failed(phase: Phase = "single", *, error: str = "busy", due: float = 0.0, **options: Any) -> Sample:
     """A request that brought nothing."""
-    return row(phase, due=due, arrivals=(), ended=due + 0.1, error=error, finish="", message="no", **options)
+    return row(phase, due=due, arrivals=(), ended=due + 0.1, error=error, finish="", **{"message": "no", **options})
 
 
 def samples() -> list[Sample]:

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -139,6 +140,7 @@ def test_the_terminal_has_the_documented_sections_in_their_order() -> None:
     titles = [
         "MODEL BENCHMARK REPORT",
         "Performance summary",
+        "Failed requests",
         "Timing metrics",
         "Stress test results",
         "Against local (older), in turn",
@@ -149,12 +151,34 @@ def test_the_terminal_has_the_documented_sections_in_their_order() -> None:
     lines = [" ".join(line.split()) for line in text.splitlines()]
     assert "Total requests 11" in lines
     assert "Success rate 90.9 %" in lines
-    assert "Failed: busy 1" in lines
+    assert "busy 1 no" in lines
     assert "Average generation time 1.30 s" in lines
     assert "stress 4 4 100.0 % 2.50 s 500 ms 1.00 s 4.8 4" in lines
     assert "success_rate 0.909 ≥ 0.8 PASS" in lines
     assert "tokens_per_second 0.500 0.450 to 0.550 20 differs" in lines
     assert "ttft 1.100 0.900 to 1.300 20 no difference shown" in lines
+
+
+def test_failures_are_counted_by_reason_wherever_they_were() -> None:
+    """Also where no figure comes from: cold start, warm-up, the other side of a comparison."""
+    refusal: dict[str, Any] = {"error": "rejected", "message": "HTTP 401 (no key)"}
+    refused = [failed("cold", **refusal), failed("warmup", **refusal), failed("single", **refusal)]
+    refused.append(failed("compare", target="against", **refusal))
+    slow = [failed("open", error="error", message=f"request {n} failed") for n in range(5)]
+    made = report([*refused, *slow])
+    assert made.as_dict()["reasons"] == {
+        "rejected": {"HTTP 401 (no key)": 3},
+        "rejected (against)": {"HTTP 401 (no key)": 1},
+        "error": {f"request {n} failed": 1 for n in range(5)},
+    }
+    lines = [" ".join(line.split()) for line in printed(made, 80).splitlines()]
+    start = lines.index("kind failed reason")
+    assert lines[start + 1 : start + 7] == [
+        "rejected 3 HTTP 401 (no key)",
+        "rejected (against) 1 HTTP 401 (no key)",
+        *(f"error 1 request {n} failed" for n in range(3)),
+        "error 2 other reasons",
+    ]
 
 
 def test_no_word_or_figure_is_broken_on_a_narrow_terminal() -> None:

@@ -21,6 +21,7 @@ from model.architecture.folder import ModelFolder
 from model.serving.backend import LocalBackend
 from model.settings import Settings
 from tests import virtual_time
+from tests.experiments.benchmark.broken_server import Answer, answering
 from tests.experiments.benchmark.paced import Paced
 from tests.model.serving.http.serving import paced, serving
 from tests.model.small_model import small_folder
@@ -100,6 +101,22 @@ def test_a_failed_threshold_is_exit_code_1_and_named(tmp_path: Path) -> None:
     assert result.exit_code == 1
     assert "Overall validation: FAILED (ttft_p50)" in result.stdout
     assert not (tmp_path / "mlflow.db").exists()
+
+
+@pytest.mark.parametrize("how", ["--api-key", "OPENAI_API_KEY"])
+def test_a_refused_key_is_counted_and_the_key_is_shown_nowhere(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    option = [how, "sk-hunter2"] if how == "--api-key" else []
+    if not option:
+        monkeypatch.setenv(how, "sk-hunter2")
+    refusal = Answer(b'{"error":{"message":"sk-hunter2 is no key"}}', 401)
+    with answering(refusal) as (address, seen):
+        arguments = ("--target", address, "--phases", "single", *QUICK, "--no-track", *option)
+        page, output = run(*arguments), run(*arguments, "--json")
+    assert (page.exit_code, output.exit_code) == (1, 1)
+    assert "rejected       9  HTTP 401 (… is no key)" in page.stdout
+    assert json.loads(output.stdout)["reasons"] == {"rejected": {"HTTP 401 (… is no key)": 9}}
+    assert "hunter2" not in page.output + output.output
+    assert {asked["headers"]["Authorization"] for asked in seen} == {"Bearer sk-hunter2"}
 
 
 def test_two_models_are_compared_over_two_kinds_of_target() -> None:

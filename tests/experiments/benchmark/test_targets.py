@@ -133,6 +133,23 @@ def test_only_its_own_endpoint_is_sent_the_proxy_token() -> None:
         assert target._headers == {}
 
 
+def test_any_other_address_is_sent_the_api_key() -> None:
+    settings = Settings(
+        modal_endpoint_url="https://stories.example/app",
+        modal_key="wk-1",
+        modal_secret=SecretStr("ws-2"),
+        openai_api_key=SecretStr("sk-3"),
+    )
+    headers = {}
+    for address in ("https://stories.example/app", "https://other.example/v1"):
+        target = open_target(address, settings)
+        assert isinstance(target, WebTarget)
+        headers[address] = target._headers
+    assert list(headers.values()) == [{"Modal-Key": "wk-1", "Modal-Secret": "ws-2"}, {"Authorization": "Bearer sk-3"}]
+    with pytest.raises(InputError, match=r"^OPENAI_API_KEY must be plain ASCII without spaces around it, and is not$"):
+        open_target("https://other.example", Settings(openai_api_key=SecretStr("sk-3\nsk-4")))
+
+
 def test_the_settings_choose_the_local_model() -> None:
     target = open_target("local", Settings())
     assert (target.name, target.digest) == ("local", ModelFolder.open(PRETRAINED).digest)
@@ -169,7 +186,7 @@ def test_a_full_queue_of_the_service_is_busy_and_the_others_are_written() -> Non
     with serving(backend) as running:
         output = rows(WebTarget(running.url), count=5)
     assert [row.error for row in output].count("busy") == 3
-    assert all(row.message.startswith("429: ") for row in output if row.error)
+    assert all(row.message.startswith("HTTP 429 (") for row in output if row.error)
     assert sum(row.ok for row in output) == 2
 
 
@@ -189,11 +206,11 @@ HTML = {"Content-Type": "text/html"}
 @pytest.mark.parametrize(
     ("answer", "kind", "message"),
     [
-        (Answer(b'{"error":{"message":"later"}}', 429), "busy", "429: later"),
-        (Answer(b'{"error":{"message":"full"}}', 503, {"Retry-After": "3"}), "busy", "503: full"),
-        (Answer(b"gone wrong", 503, HTML), "http_5xx", "503: gone wrong"),
-        (Answer(b'{"error":null}', 500), "http_5xx", '500: {"error":null}'),
-        (Answer(b'{"error":{"message":"who are you"}}', 401), "rejected", "401: who are you"),
+        (Answer(b'{"error":{"message":"later"}}', 429), "busy", "HTTP 429 (later)"),
+        (Answer(b'{"error":{"message":"full"}}', 503, {"Retry-After": "3"}), "busy", "HTTP 503 (full)"),
+        (Answer(b"gone wrong", 503, HTML), "http_5xx", "HTTP 503 (gone wrong)"),
+        (Answer(b'{"error":null}', 500), "http_5xx", 'HTTP 500 ({"error":null})'),
+        (Answer(b'{"error":{"message":"who are you"}}', 401), "rejected", "HTTP 401 (who are you)"),
         (Answer(chunk("a", token_ids=[1])), "truncated", "the stream ended before [DONE], after 1 messages"),
         (Answer(chunk("a", token_ids=[1]) + b"data: {", reset=True), "truncated", ""),
         (Answer(b""), "truncated", "the stream ended before [DONE], after 0 messages"),
