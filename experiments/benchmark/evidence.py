@@ -20,8 +20,8 @@ from experiments.benchmark.measures import COUNTED, Figure, Figures, Sample, hea
 from experiments.benchmark.render import markdown
 from experiments.benchmark.report import Report
 from experiments.common.evidence_runs import DIGEST, EvidenceStore, StoredEvidence
-from experiments.common.schema import Record
 from experiments.common.statistics import Estimate
+from model.validation import Record
 
 if TYPE_CHECKING:
     from mlflow.entities import Run

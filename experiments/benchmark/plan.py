@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import Field
 
 from experiments.benchmark.measures import Phase
-from experiments.common.schema import Options
 from model.generation import MAX_TOKENS, GenerationRequest, SamplingParams
+from model.validation import Options
 
 PROMPTS = (
     "Once upon a time",

@@ -20,7 +20,6 @@ from pydantic import BaseModel, Field, ValidationError
 
 from experiments.benchmark import cold_start
 from experiments.benchmark.measures import FailureKind, Listener
-from experiments.common.schema import fault_of
 from experiments.registry.resolve import resolve_model
 from model.errors import BusyError, InputError, StoryError, one_line
 from model.generation import GenerationRequest
@@ -28,6 +27,7 @@ from model.serving.backend import LocalBackend
 from model.serving.registry import MODELS, NAME, SHIPPED, parse_reference
 from model.serving.remote.client import header_value, proxy_auth
 from model.settings import Settings
+from model.validation import fault_of
 from training.tracking.provenance import ROOT
 
 CONNECT_SECONDS = 10.0

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pydantic import AwareDatetime, ValidationError
 
-from experiments.common.schema import Record, fault_of
 from model.errors import InputError, StoryError, one_line
 from model.serving import registry
+from model.validation import Record, fault_of
 from training.tracking.runs import flat, now
 from training.tracking.store import LAST_SEEN, OWNER, mark_stale_runs, open_experiment, open_store, owner_of, unusable
 

@@ -16,9 +16,9 @@ from pydantic import Field, ValidationError
 
 from experiments.benchmark.evidence import BenchmarkEvidence, load_benchmark_evidence
 from experiments.common.evidence_runs import EvidenceError, StoredEvidence
-from experiments.common.schema import Record, fault_of
 from experiments.quality.evidence import Losses, QualityEvidence, load_quality_evidence
 from model.errors import InputError
+from model.validation import Record, fault_of
 
 MAX_AGE = timedelta(days=30)
 """Older evidence was most likely measured with other code on another machine."""

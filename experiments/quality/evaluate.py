@@ -15,7 +15,6 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from experiments.common.schema import Options
 from experiments.quality.generation import Written, WrittenStory, generate_stories, load_prompts
 from experiments.quality.held_out import (
     OWN_STORIES,
@@ -40,6 +39,7 @@ from model.architecture.tokenizer import StoryTokenizer
 from model.engine.engine import Engine
 from model.engine.load import load_engine, why_not_native
 from model.errors import InputError, MissingExtraError
+from model.validation import Options
 
 NO_TRAINING = "no training stories were given (--train-data FILE)"
 Progress = Callable[[str, int], None]

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import Field, FiniteFloat
 
 from experiments.common.evidence_runs import DIGEST, EvidenceStore, StoredEvidence
-from experiments.common.schema import Record
 from experiments.quality.generation import MAX_TOKENS, prompts_digest
 from experiments.quality.report import QualityReport
 from model.generation import SamplingParams
+from model.validation import Record
 from training.tracking.provenance import provenance
 from training.tracking.runs import log_tables, table_rows, table_text, without_folders
 

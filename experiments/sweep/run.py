@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, field_validator
 
 from experiments.common.evidence_runs import EvidenceRun, store_errors
-from experiments.common.schema import Options
 from experiments.sweep.plan import DEFAULT_SPACE, Budget, Plan, load_space
 from experiments.sweep.remote import TrialLog, modal_runner, process_runner
 from experiments.sweep.render import best_of, draw_history, draw_importance, importance, rows, summary
 from experiments.sweep.study import EXPERIMENT, RUN, begin_study, open_study, plan_of, requeue_stale_trials, study_names
 from experiments.sweep.trial import Objective, Runner, Say, TrialObserver, run_trial
 from model.errors import InputError
+from model.validation import Options
 from training.interrupts import stop_on_signals
 from training.tracking.observer import MlflowObserver
 from training.tracking.provenance import Provenance, provenance, usable_cores

@@ -17,14 +17,16 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
+from pydantic import Field, model_validator
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from tokenizers import Tokenizer
 
 from model.errors import DataError, InputError
 from model.files import replace_folder
+from model.validation import Options
 from training.data.bpe import MAX_VOCAB, load_tokenizer
 from training.data.corpus import BadLineError, file_sha256, find_files, kind_of, layout_of
 from training.data.dedup import BANDS
@@ -39,8 +41,7 @@ _EXAMPLES = 5
 _SHAPING = ("val_fraction", "skip_bad", "seed", "min_chars", "max_chars", "rename")
 
 
-@dataclass(frozen=True, slots=True)
-class PrepareOptions:
+class PrepareOptions(Options):
     """What to make shards of, and how; checked when made."""
 
     sources: tuple[Path, ...] = ()
@@ -53,37 +54,30 @@ class PrepareOptions:
     """Add TinyStories from the Hugging Face hub to the sources (and to the val sources, if there are none)."""
     tokenizer: Path | None = None
     """Use this tokenizer.json instead of training one."""
-    vocab_size: int = 4096
+    vocab_size: int = Field(default=4096, ge=257, le=MAX_VOCAB)
     """Tokens of a newly trained tokenizer, with the 256 bytes and the end mark."""
-    val_fraction: float = 0.02
+    val_fraction: float = Field(default=0.02, gt=0, le=0.5)
     """Share of the stories split off for validation where there are no val sources."""
     skip_bad: bool = False
     """Count and report unusable lines instead of stopping at the first."""
     force: bool = False
     """Make the shards again even if they are up to date."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
     """Chooses which stories fall into the validation split and into the tokenizer's sample."""
-    min_chars: int = 100
+    min_chars: int = Field(default=100, ge=1)
     """Training stories of fewer characters are dropped."""
     max_chars: int = 100_000
     """Training stories of more characters are dropped."""
-    rename: int = 0
+    rename: int = Field(default=0, ge=0)
     """Copies of each training story with other names, behind the stories themselves (`training.data.rename`)."""
 
-    def __post_init__(self) -> None:
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
         if not self.sources and not self.download:
-            what = "is missing: name files or folders of stories, or ask for the download"
-            raise InputError("source", what)
-        if not 257 <= self.vocab_size <= MAX_VOCAB:
-            raise InputError("vocab_size", f"must be between 257 and {MAX_VOCAB}, got {self.vocab_size}")
-        if not 0 < self.val_fraction <= 0.5:
-            raise InputError("val_fraction", f"must be above 0 and at most 0.5, got {self.val_fraction}")
-        if self.seed < 0:
-            raise InputError("seed", f"must be 0 or more, got {self.seed}")
-        if not 1 <= self.min_chars <= self.max_chars:
-            raise InputError("min_chars", f"must be between 1 and max_chars ({self.max_chars}), got {self.min_chars}")
-        if self.rename < 0:
-            raise InputError("rename", f"must be 0 or more, got {self.rename}")
+            raise InputError("source", "is missing: name files or folders of stories, or ask for the download")
+        if self.min_chars > self.max_chars:
+            raise InputError("min_chars", f"must be at most max_chars ({self.max_chars}), got {self.min_chars}")
+        return self
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,31 +9,37 @@ import dataclasses
 import json
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
+from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Gt, Le, Lt, MinLen
-from pydantic import ConfigDict, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, StrictBool, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
 from model.architecture.config import ModelConfig
 from model.errors import InputError, ModelError
 from model.numbers import read_number
+from model.validation import fault_of
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 Precision = Literal["auto", "bf16", "fp32"]
 OptimizerName = Literal["muon", "adamw"]
 
-Positive = Annotated[int, Ge(1)]
-Whole = Annotated[int, Ge(0)]
-Rate = Annotated[float, Ge(0), Le(10)]
-Share = Annotated[float, Ge(0), Le(1)]
-OpenShare = Annotated[float, Ge(0), Lt(1)]
-Record = TypeVar("Record")
-BOUNDS = ((Ge, "of at least"), (Gt, "above"), (Le, "at most"), (Lt, "below"))
-STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+Positive = Annotated[int, Field(strict=True, ge=1)]
+Whole = Annotated[int, Field(strict=True, ge=0)]
+Rate = Annotated[float, Field(strict=True, ge=0, le=10)]
+Share = Annotated[float, Field(strict=True, ge=0, le=1)]
+OpenShare = Annotated[float, Field(strict=True, ge=0, lt=1)]
+CONFIG = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
+def _sizes(values: Any) -> Any:
+    """A table of sizes as `ModelConfig`, which checks them itself."""
+    try:
+        return ModelConfig.from_dict(values) if isinstance(values, dict) else values
+    except ModelError as error:
+        raise InputError("recipe", f"has a bad model table: {error}") from None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, config=CONFIG)
 class OptimizerRecipe:
     """Muon for the matrices inside the blocks, AdamW for all else; or AdamW for everything."""
 
@@ -52,7 +58,7 @@ class OptimizerRecipe:
     """Of the matrices inside blocks, scaled by the learning rate."""
     table_decay: Rate = 0.0
     """Of the embedding, scaled by the learning rate."""
-    clip: Annotated[float, Ge(0), Le(1e9)] = 1.0
+    clip: float = Field(default=1.0, strict=True, ge=0, le=1e9)
     """Bound on the gradient's norm over all parameters; 0 is none."""
     warmup_steps: Whole = 20
     warmdown: Share = 0.6
@@ -61,15 +67,15 @@ class OptimizerRecipe:
     """As a share of the peak."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, config=STRICT)
+@dataclass(frozen=True, slots=True, kw_only=True, config=CONFIG)
 class Recipe:
     """Every choice of a training run. Read it with `from_dict` or `load_recipe`, which name what is wrong."""
 
-    name: Annotated[str, MinLen(1)] = "custom"
+    name: str = Field(default="custom", min_length=1)
     seed: Whole = 0
-    model: ModelConfig = Field(default_factory=ModelConfig)
+    model: Annotated[ModelConfig, BeforeValidator(_sizes)] = Field(default_factory=ModelConfig)
     optimizer: OptimizerRecipe = Field(default_factory=OptimizerRecipe)
-    row_tokens: Annotated[int, Ge(8)] = 512
+    row_tokens: int = Field(default=512, strict=True, ge=8)
     """Length of a packed row of whole stories."""
     rows: Positive = 16
     """Rows in one optimiser step, over all processes. With `minutes` too few for 60 such steps, the first steps have
@@ -78,7 +84,7 @@ class Recipe:
     """Rows in one forward pass of one process, or with few `minutes` a part of them; gradients are accumulated."""
     steps: Positive = 2000
     """The run ends here, or when its minutes are used, whichever comes first."""
-    minutes: Annotated[float, Gt(0)] | None = None
+    minutes: Annotated[float, Field(strict=True, gt=0)] | None = None
     """Wall-clock budget; the learning rate then follows the clock. None: `steps` alone."""
     eval_every: Positive = 100
     """Steps between evaluations. With `minutes`, there is one at each eighth of them as well, and each waits until all
@@ -99,7 +105,7 @@ class Recipe:
     is validated and kept as the best. 0 keeps none: the weights themselves are."""
     precision: Precision = "auto"
     """Of the matrix products in training; `auto` is bf16 where the processor has instructions for it."""
-    compile: bool = True
+    compile: StrictBool = True
     """Use torch.compile (about a minute at the start)."""
     samples: tuple[str, ...] = ("Once upon a time", "Lily and Ben went to the park.", "The little robot")
     """Prompts continued at each evaluation."""
@@ -116,48 +122,14 @@ class Recipe:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Recipe:
         """The reverse of `as_dict`. Raises `InputError` that names the bad value and what is allowed."""
-        values = dict(values)
+        for prefix, record, given in (("", cls, values), ("optimizer.", OptimizerRecipe, values.get("optimizer"))):
+            known = [field.name for field in dataclasses.fields(record)]
+            if isinstance(given, dict) and (unknown := sorted(given.keys() - known)):
+                raise InputError(prefix + unknown[0], f"is not known; allowed are {', '.join(known)}")
         try:
-            model = ModelConfig.from_dict(_table(values.pop("model", {}), "model"))
-        except ModelError as error:
-            raise InputError("recipe", f"has a bad model table: {error}") from None
-        optimizer = _checked(OptimizerRecipe, _table(values.pop("optimizer", {}), "optimizer"), "optimizer.")
-        if isinstance(values.get("samples"), list):
-            values["samples"] = tuple(values["samples"])
-        return _checked(cls, values | {"model": model, "optimizer": optimizer})
-
-
-def _table(value: Any, name: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise InputError(name, f"must be a table of values, got {value!r}")
-    return dict(value)
-
-
-def _checked(record: type[Record], values: dict[str, Any], prefix: str = "") -> Record:
-    """The record with these values. Raises `InputError` for the first that is wrong."""
-    known = get_type_hints(record, include_extras=True)
-    if unknown := sorted(set(values) - set(known)):
-        raise InputError(prefix + unknown[0], f"is not known; allowed are {', '.join(known)}")
-    try:
-        return record(**values)
-    except ValidationError as error:
-        name = str(error.errors()[0]["loc"][0])
-        raise InputError(prefix + name, f"must be {_allowed(known[name])}, got {values[name]!r}") from None
-
-
-def _allowed(kind: Any) -> str:
-    """What a field of this type may be, in words."""
-    if None.__class__ in get_args(kind):
-        kind = get_args(kind)[0]
-    bounds = {type(bound): bound for bound in getattr(kind, "__metadata__", ())}
-    plain = getattr(kind, "__origin__", kind)
-    if plain is Literal:
-        return "one of " + ", ".join(get_args(kind))
-    if plain in (int, float):
-        known = [(word, getattr(bounds[mark], mark.__name__.lower())) for mark, word in BOUNDS if mark in bounds]
-        words = [f"{word} {bound:g}" for word, bound in known]
-        return f"a {'whole ' * (plain is int)}number {' and '.join(words)}"
-    return {bool: "true or false", str: "a text that is not empty", tuple: "a list of texts"}[plain]
+            return cls(**values)
+        except ValidationError as error:
+            raise InputError(*fault_of(error)) from None
 
 
 def preset_names() -> list[str]:

@@ -11,7 +11,6 @@ import random
 import resource
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +39,10 @@ def write(path: Path, *texts: str, **more: Any) -> Path:
     data = "".join(json.dumps({"text": text, **more}) + "\n" for text in texts).encode()
     path.write_bytes(gzip.compress(data, mtime=0) if path.name.endswith(".gz") else data)
     return path
+
+
+def replace(options: PrepareOptions, **change: Any) -> PrepareOptions:
+    return PrepareOptions(**dict(options) | change)
 
 
 @pytest.fixture
@@ -316,13 +319,13 @@ def test_a_file_cannot_be_source_and_validation_at_once(options: PrepareOptions)
     ("change", "message"),
     [
         ({"sources": ()}, "source is missing"),
-        ({"vocab_size": 256}, "vocab_size must be between 257 and 65536, got 256"),
-        ({"vocab_size": 65_537}, "vocab_size must be between"),
-        ({"rename": -1}, "rename must be 0 or more, got -1"),
-        ({"val_fraction": 0.0}, "val_fraction must be above 0 and at most 0.5, got 0.0"),
-        ({"val_fraction": float("nan")}, "val_fraction must be above 0"),
-        ({"seed": -1}, "seed must be 0 or more, got -1"),
-        ({"min_chars": 0}, "min_chars must be between 1 and max_chars"),
+        ({"vocab_size": 256}, "vocab_size must be greater than or equal to 257, got 256"),
+        ({"vocab_size": 65_537}, "vocab_size must be less than or equal to 65536"),
+        ({"rename": -1}, "rename must be greater than or equal to 0, got -1"),
+        ({"val_fraction": 0.0}, "val_fraction must be greater than 0, got 0.0"),
+        ({"val_fraction": float("nan")}, "val_fraction must be a finite number"),
+        ({"seed": -1}, "seed must be greater than or equal to 0, got -1"),
+        ({"min_chars": 0}, "min_chars must be greater than or equal to 1"),
         ({"min_chars": 20, "max_chars": 10}, r"max_chars \(10\), got 20"),
     ],
 )
