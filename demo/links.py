@@ -8,12 +8,11 @@ left at its default and reported.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from textwrap import shorten
 from typing import Any
 from urllib.parse import quote, urlencode
 
 from demo.form import FIELDS, Form, check_field, labelled
-from model.errors import InputError
+from model.errors import InputError, one_line
 
 MAX_QUERY = 16_000
 """Characters of a query string. Servers refuse a longer request line sooner or later; ours does at 64 KiB."""
@@ -55,7 +54,7 @@ def decode(query: Mapping[str, str], version: str) -> tuple[dict[str, Any], list
         if problem is None:
             values[name] = value
         else:  # cut, for a hostile link would fill the page with it
-            notes.append(f"A value of the link could not be used. {shorten(labelled(problem), 120, placeholder='…')}.")
+            notes.append(f"A value of the link could not be used. {one_line(labelled(problem), 120)}.")
     if values and (linked := query.get("model", "")) and linked[:VERSION_CHARS] != version[:VERSION_CHARS]:
         notes.append("This link was made with another version of the model, so the story will differ.")
     return values, notes

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-import textwrap
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from model.errors import InputError
+from model.errors import InputError, one_line
 
 
 def fault_of(error: ValidationError) -> tuple[str, str]:
@@ -19,7 +18,7 @@ def fault_of(error: ValidationError) -> tuple[str, str]:
         return place, "is missing"
     unknown = fault["type"] == "extra_forbidden"
     problem = "is not known" if unknown else re.sub(r"^\w+ should", "must", fault["msg"])
-    return place, f"{problem}, got {textwrap.shorten(repr(fault['input']), 100, placeholder=' …')}"
+    return place, f"{problem}, got {one_line(repr(fault['input']), 100)}"
 
 
 class Options(BaseModel):

@@ -8,6 +8,7 @@ so a test that would have gone out fails with the address it wanted.
 from __future__ import annotations
 
 import ipaddress
+import logging
 import os
 import socket
 import sys
@@ -51,6 +52,7 @@ LONG = (
     "demo/test_browser_experiments.py",
     "experiments/studies/test_decode_speed.py",
 )
+LOGGERS = ("model", "training", "experiments", "demo", "deploy", "story")
 QUIET = {
     "OMP_NUM_THREADS": "1",
     "GRADIO_ANALYTICS_ENABLED": "False",
@@ -129,10 +131,13 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 @pytest.fixture(autouse=True)
 def _isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """An empty working directory, and an environment that is put back whatever a test did to it."""
+    """An empty working directory, and an environment and log levels that are put back whatever a test did to them."""
     before = dict(os.environ)
+    levels = {logger: logger.level for logger in map(logging.getLogger, LOGGERS)}
     monkeypatch.chdir(tmp_path)
     yield
+    for logger, level in levels.items():
+        logger.setLevel(level)
     for name in os.environ.keys() - before.keys():
         del os.environ[name]
     os.environ.update(before)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -136,7 +137,7 @@ def read_artifact(client: MlflowClient, run_id: str, path: str) -> bytes:
         return Path(client.download_artifacts(run_id, path, folder)).read_bytes()
 
 
-class StoredEvidence(Record):
+class StoredEvidence(Record, ABC):
     """A finished run that measured a model, as the store holds it. A kind of evidence declares what it adds."""
 
     experiment: ClassVar[str]
@@ -148,9 +149,9 @@ class StoredEvidence(Record):
     tags: dict[str, str]
 
     @classmethod
+    @abstractmethod
     def contents(cls, run: Run, artifact: Callable[[str], bytes]) -> dict[str, Any]:
         """The fields that this kind adds. Whatever is raised while they are read makes the run no evidence."""
-        raise NotImplementedError
 
     @classmethod
     def newest(cls, uri: str, digest: str, tags: Mapping[str, str]) -> Self | None:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from experiments.sweep.plan import Plan
 from model.errors import InputError, MissingExtraError, one_line
 from model.settings import Settings, without_password
-from training.tracking.store import Owner, database_file
+from training.tracking.store import Owner, creation_lock, database_file
 
 if TYPE_CHECKING:
     import optuna
@@ -85,8 +85,9 @@ def _connect(url: str) -> optuna.storages.RDBStorage:
     import optuna
     import sqlalchemy
 
-    if url.startswith("sqlite:///"):
-        Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    file = Path(url.removeprefix("sqlite:///")) if url.startswith("sqlite:///") else None
+    if file:
+        file.parent.mkdir(parents=True, exist_ok=True)
         options: dict[str, Any] = {"connect_args": {"timeout": LOCK_TIMEOUT, "isolation_level": None}}
     else:
         engine = sqlalchemy.create_engine(url)
@@ -96,10 +97,11 @@ def _connect(url: str) -> optuna.storages.RDBStorage:
         # A trial trains for hours, in which a server may end idle connections: none is kept between two queries.
         search_path = {"options": f"-csearch_path={SCHEMA}"}
         options = {"poolclass": sqlalchemy.pool.NullPool, "connect_args": search_path}
-    storage = optuna.storages.RDBStorage(
-        url, options, heartbeat_interval=HEARTBEAT, grace_period=GRACE, heartbeat_stale_trial_callback=retry
-    )
-    if url.startswith("sqlite:///"):
+    with creation_lock(file.parent) if file else contextlib.nullcontext():
+        storage = optuna.storages.RDBStorage(
+            url, options, heartbeat_interval=HEARTBEAT, grace_period=GRACE, heartbeat_stale_trial_callback=retry
+        )
+    if file:
         # SQLite has no `SELECT … FOR UPDATE`, by which Optuna keeps two from claiming one waiting trial.
         sqlalchemy.event.listen(
             storage.engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE")

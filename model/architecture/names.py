@@ -19,6 +19,8 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Sequence
+from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -36,29 +38,42 @@ _OPENERS = frozenset(
 """Words that open English sentences: though the story has an Ingrid, "In the morning" may come."""
 
 
+class _Parts(NamedTuple):
+    """A token as parts of words. A word that stands between two others within one token is not seen."""
+
+    head: bytes
+    """The letters before its first other byte."""
+    breaks: bool
+    """Whether it has another byte."""
+    tail: bytes
+    """The letters after the last of those."""
+    ends_sentence: bool
+    spaced: bool
+    """Whether the last byte before the tail is white space."""
+
+
 class WordTable:
     """The tokens of a vocabulary as parts of words."""
 
     def __init__(self, token_bytes: Sequence[bytes], vocab_size: int) -> None:
         """`token_bytes`: of each token; ids from there up to `vocab_size` are never allowed within a name."""
         self.vocab_size = vocab_size
-        self.parts: list[tuple[bytes, bytes, bytes]] = []
-        """Of each token: the letters before its first other byte, what is between, the letters after the last.
-
-        A word that stands between two others within one token is not seen."""
+        self.parts: list[_Parts] = []
         self._inside = defaultdict[bytes, list[int]](list)
         self._ending = defaultdict[bytes, list[int]](list)
         for token, data in enumerate(token_bytes):
             match = _TOKEN.fullmatch(data)
             assert match is not None, "every part of the pattern may be empty"
             head, between, tail = match.groups()
-            self.parts.append((head, between, tail))
+            ends_sentence = any(mark in between for mark in (b".", b"!", b"?", b"\n"))
+            self.parts.append(_Parts(head, bool(between), tail, ends_sentence, between[-1:].isspace()))
             # The end of story has no bytes, and ends a word.
             (self._ending if between or not head else self._inside)[head].append(token)
         self.words = frozenset(data.strip() for data in token_bytes)
         """Words that are one token."""
+        self.forbidden = lru_cache(256)(self._forbidden)  # a name's rests come again with each mention
 
-    def forbidden(self, rests: Sequence[bytes]) -> npt.NDArray[np.float32] | None:
+    def _forbidden(self, rests: tuple[bytes, ...]) -> npt.NDArray[np.float32] | None:
         """Return 0 for tokens that go on with or end one of `rests`, else `FORBIDDEN`: (V,), added to logits.
 
         `rests`: the letters that a word lacks of names. None: no token is right, so all may come.
@@ -92,18 +107,18 @@ class NameSpeller:
 
     def push(self, token: int) -> None:
         """Read the story's next token."""
-        head, between, tail = self._table.parts[token]
-        self._word += head
-        if not between:
+        head, breaks, tail, ends_sentence, spaced = self._table.parts[token]
+        if not breaks:
+            self._word += head
             return
-        if self._word and self._keeps:
-            self._keep(self._word)
-        ended = any(mark in between for mark in (b".", b"!", b"?", b"\n"))
-        self._opens = ended or (self._opens and not self._word)
-        self._word, self._keeps = tail, between[-1:].isspace()
+        word = self._word + head
+        if word and self._keeps and not 97 <= word[0] <= 122:  # a to z
+            self._keep(word)
+        self._opens = ends_sentence or (self._opens and not word)
+        self._word, self._keeps = tail, spaced
 
     def _keep(self, word: bytes) -> None:
-        if b"a" <= word[:1] <= b"z" or len(self.names) == MAX_NAMES or word in self.names:
+        if len(self.names) == MAX_NAMES or word in self.names:
             return
         if word in self._table.words or (self._opens and word.lower() in self._table.words):
             return
@@ -113,9 +128,9 @@ class NameSpeller:
     def forbidden(self) -> npt.NDArray[np.float32] | None:
         """Return what to add to the logits (V,) of the next token, 0 or `FORBIDDEN`. None: any token may come."""
         word = self._word
-        if not word or not self.names or b"a" <= word[:1] <= b"z":
+        if not word or not self.names or 97 <= word[0] <= 122:
             return None
         rests = [name[len(word) :] for name in self.names if name.startswith(word)]
         if rests and word.lower() in _OPENERS:
             rests.append(b"")
-        return self._table.forbidden(rests) if rests else None
+        return self._table.forbidden(tuple(rests)) if rests else None

@@ -201,10 +201,10 @@ class RowTable:
             story.counts[token] += 1
             self._deduct(row, story, token)
 
-    def _set_bias(self, row: int, sampling: SamplingParams) -> None:
-        self.bias_BV[row] = 0
+    def _set_bias(self, row: int, sampling: SamplingParams, forbidden_V: Logits | None = None) -> None:
+        self.bias_BV[row] = 0 if forbidden_V is None else forbidden_V
         for token, bias in sampling.logit_bias:
-            self.bias_BV[row, token] = bias
+            self.bias_BV[row, token] += bias
 
     def _spell(self, row: int, story: _Story) -> None:
         """Within a name, forbid by `bias_BV` the tokens that do not spell it."""
@@ -213,9 +213,7 @@ class RowTable:
             return
         story.spelling = forbidden_V is not None
         self._changed.add(row)
-        self._set_bias(row, story.sampling)
-        if forbidden_V is not None:
-            self.bias_BV[row] += forbidden_V
+        self._set_bias(row, story.sampling, forbidden_V)
         if story.counts is None:
             self.deduction_BV[row] = 0
             self.columns["adjusted"][row] = story.spelling or bool(story.sampling.logit_bias)

@@ -58,8 +58,9 @@ class Firefox:
 
     async def until(self, condition: str) -> None:
         """Wait, frame by frame, until a condition in JavaScript holds."""
-        look = f"const look = () => (({condition}) ? done(true) : requestAnimationFrame(look)); look();"
-        assert await self.value(f"new Promise((done) => {{ {look} }})")
+        # An error ends the wait: thrown in a frame, it would leave the promise open.
+        look = f"try {{ ({condition}) ? done(true) : requestAnimationFrame(look) }} catch (error) {{ fail(error) }}"
+        assert await self.value(f"new Promise((done, fail) => {{ const look = () => {{ {look} }}; look(); }})")
 
 
 @contextlib.asynccontextmanager

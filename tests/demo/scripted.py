@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 from collections.abc import AsyncIterator
 
 from demo.handlers import AppState
@@ -16,6 +17,9 @@ from model.generation import Chunk, Completion, FinishReason, GenerationRequest,
 from model.serving.backend import Backend, Health, ModelInfo
 from model.serving.rate_limit import Limiter
 from model.serving.session import GenerationManager
+
+HELD_AFTER = 2
+"""Words before a held stream waits."""
 
 
 def state_of(backend: Backend, limiter: Limiter | None = None) -> AppState:
@@ -29,7 +33,9 @@ class ScriptedStream:
     served_by = "scripted"
     fingerprint = None
 
-    def __init__(self, request: GenerationRequest, story: str, pace: float, finish: FinishReason) -> None:
+    def __init__(
+        self, request: GenerationRequest, story: str, pace: float, finish: FinishReason, hold: threading.Event | None
+    ) -> None:
         self.request = request
         self.cancelled = False
         self.closed = False
@@ -37,6 +43,7 @@ class ScriptedStream:
         self._words = story.split(" ")
         self._pace = pace
         self._finish: FinishReason = finish
+        self._hold = hold
 
     def cancel(self) -> None:
         self.cancelled = True
@@ -52,6 +59,8 @@ class ScriptedStream:
         try:
             for number, word in enumerate(self._words[: self.request.max_tokens]):
                 await asyncio.sleep(self._pace)
+                if self._hold is not None and number == HELD_AFTER:
+                    await asyncio.to_thread(self._hold.wait)
                 if self.cancelled:
                     finish = "cancelled"
                     break
@@ -72,19 +81,26 @@ class ScriptedStream:
 
 
 class ScriptedBackend:
-    """Streams `story` at `pace` seconds a word and keeps every stream it opened."""
+    """Streams `story` at `pace` seconds a word and keeps every stream it opened; `hold` stops it half-way until set."""
 
     name = "scripted"
     capacity = 8
 
     def __init__(
-        self, story: str, *, pace: float = 0.0, finish: FinishReason = "stop", fail: Exception | None = None
+        self,
+        story: str,
+        *,
+        pace: float = 0.0,
+        finish: FinishReason = "stop",
+        fail: Exception | None = None,
+        hold: threading.Event | None = None,
     ) -> None:
         self.model = ModelInfo(name="a scripted model", version="5eed" * 16)
         self.story = story
         self.pace = pace
         self.finish: FinishReason = finish
         self.fail = fail
+        self.hold = hold
         self.streams: list[ScriptedStream] = []
 
     @contextlib.asynccontextmanager
@@ -97,7 +113,7 @@ class ScriptedBackend:
     async def submit(self, request: GenerationRequest) -> ScriptedStream:
         if self.fail is not None:
             raise self.fail
-        stream = ScriptedStream(request, self.story, self.pace, self.finish)
+        stream = ScriptedStream(request, self.story, self.pace, self.finish, self.hold)
         self.streams.append(stream)
         return stream
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -62,6 +63,8 @@ def serve(
             assert reachable.wait(60), "the app did not start"
             yield Served(f"{url_of(listener, host)}/", backend, app.state.service.manager, loops[0])
         finally:
-            server.should_exit = True
+            for _ in range(2):  # as a signal does: drain, and at the second one no longer wait for stories
+                server.handle_exit(signal.SIGTERM, None)
             thread.join(30)
             assert not thread.is_alive(), "the app did not end"
+            assert not server.lifespan.shutdown_failed

@@ -78,7 +78,7 @@ def open_store(uri: str, *, read_only: bool = False) -> MlflowClient:
             address = _read_only(database)
         elif database:
             database.parent.mkdir(parents=True, exist_ok=True)
-        with contextlib.nullcontext() if read_only or database is None else _creation_lock(database.parent):
+        with contextlib.nullcontext() if read_only or database is None else creation_lock(database.parent):
             # The registry address is set as well: where it is not, models are looked for in MLflow's global store.
             client = MlflowClient(tracking_uri=address, registry_uri=address)
             client.search_experiments(max_results=1)
@@ -88,7 +88,7 @@ def open_store(uri: str, *, read_only: bool = False) -> MlflowClient:
 
 
 @contextlib.contextmanager
-def _creation_lock(folder: Path) -> Iterator[None]:
+def creation_lock(folder: Path) -> Iterator[None]:
     """Let one process at a time open a database in `folder`: two that create it at once fail in MLflow's migrations."""
     handle = os.open(folder, os.O_RDONLY)
     try:

@@ -134,6 +134,7 @@ class Sockets:
     def __init__(self, manager: GenerationManager) -> None:
         self._manager = manager
         self._sessions: dict[str, GenerationSession] = {}
+        self._closed = False
         self._server = socketio.AsyncServer(
             async_mode="asgi",
             max_http_buffer_size=manager.options.max_body,
@@ -145,7 +146,10 @@ class Sockets:
         self._server.on("disconnect", self._stop)
 
     async def close(self) -> None:
-        """Disconnect all clients."""
+        """Disconnect all clients. Later calls do nothing: a server that drains is the first to close, then the lifespan."""
+        if self._closed:
+            return
+        self._closed = True
         clients = [sid for sid, _ in self._server.manager.get_participants("/", None)]
         for sid in clients:
             await self._server.disconnect(sid)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import signal
 import threading
 import time
 from collections import defaultdict
@@ -71,10 +72,12 @@ def serving(
         with httpx.Client(base_url=url, timeout=30) as client:
             yield Running(url, service, server, client)
     finally:
-        service.manager.abort()
-        server.should_exit = True
+        if not server.should_exit:  # by the test
+            for _ in range(2):  # as a signal does: drain, and at the second one no longer wait for stories
+                server.handle_exit(signal.SIGTERM, None)
         thread.join(20)
         assert not thread.is_alive(), "the server did not end"
+        assert not server.lifespan.shutdown_failed
 
 
 def paced(
