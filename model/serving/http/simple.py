@@ -146,7 +146,7 @@ class Sockets:
         self._server.on("disconnect", self._stop)
 
     async def close(self) -> None:
-        """Disconnect all clients. Later calls do nothing: a server that drains is the first to close, then the lifespan."""
+        """Disconnect all clients; once: a server that drains does it before the lifespan."""
         if self._closed:
             return
         self._closed = True
