@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import logging
 import secrets
-from typing import TYPE_CHECKING
 
 from demo.asgi import create_app
 from model.serving.http.address import bound, url_of
 from model.serving.http.server import DrainingServer
 from model.serving.logs import configure_logs
-
-if TYPE_CHECKING:
-    from model.settings import Settings
+from model.settings import Settings
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,6 @@ import warnings
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
 
 import gradio as gr
 from fastapi import FastAPI
@@ -21,21 +20,18 @@ from starlette.middleware import Middleware
 from demo import document, theme
 from demo.experiments_page import open_reader
 from demo.page import build, in_a_loop
-from demo.routing import EventMetrics, RoutingBackend, open_variants
+from demo.routing import RoutingBackend, open_variants
 from demo.user_cookie import UserCookieMiddleware
+from experiments.dashboard.client import StoreClient
 from experiments.registry.resolve import open_registry
 from model.errors import MissingExtraError
+from model.serving.backend import Backend
 from model.serving.http.app import ServiceRoute, create_service
 from model.serving.http.middleware import outer_middleware
 from model.serving.options import ServiceOptions
 from model.serving.remote import open_backend
 from model.serving.shared_state import SharedState
-from model.settings import load_settings
-
-if TYPE_CHECKING:
-    from experiments.dashboard.client import StoreClient
-    from model.serving.backend import Backend
-    from model.settings import Settings
+from model.settings import Settings, load_settings
 
 
 def open_demo_backend(kind: str, settings: Settings, shared: SharedState) -> Backend:
@@ -73,7 +69,7 @@ def compose(
     service = create_service(backend, options, shared)
     users = []
     if isinstance(backend, RoutingBackend):
-        service.meter.registry.register(EventMetrics(backend.recorder))
+        service.meter.registry.register(backend)
         users.append(Middleware(UserCookieMiddleware, root_path=options.root_path))
 
     @contextlib.asynccontextmanager

@@ -7,7 +7,7 @@ cache. Scripts draw stories and verdicts from plain values, under a constant tem
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gradio as gr
 
@@ -15,9 +15,7 @@ from demo import experiments_handlers as handlers
 from demo import theme
 from demo.experiments_handlers import Page, Store, Values
 from experiments.dashboard.client import StoreClient
-
-if TYPE_CHECKING:
-    from model.settings import Settings
+from model.settings import Settings
 
 PATH = "experiments"
 TITLE = "Experiments · Write me a story"

@@ -15,7 +15,6 @@ import contextlib
 import hashlib
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -23,15 +22,13 @@ from prometheus_client.registry import Collector
 from experiments.ab.assignment import DEFAULT_VARIANT, SETTING, TrafficSplit, parse_split, without_test
 from experiments.ab.events import Ending, Exposure, Outcome, Rating, database_url
 from experiments.ab.recorder import Recorder
+from model.engine.engine import EngineStats
 from model.errors import InputError
 from model.generation import Chunk, GenerationRequest
 from model.serving.backend import Backend, Health, LocalBackend, ModelInfo, Stream
 from model.serving.deployments import DEPLOYMENTS
 from model.serving.session import Generation
-
-if TYPE_CHECKING:
-    from model.engine.engine import EngineStats
-    from model.settings import Settings
+from model.settings import Settings
 
 OUTCOMES: dict[str | None, Outcome] = {
     "stop": "finished",
@@ -43,8 +40,8 @@ OUTCOMES: dict[str | None, Outcome] = {
 """Of an outcome of `model.serving.session`, its name in the record."""
 
 
-class RoutingBackend:
-    """Serve each request with its user's variant, and record it as an `Observer` of the sessions.
+class RoutingBackend(Collector):
+    """Serve each request with its user's variant, and record it as an `Observer` of the sessions; has metrics of that.
 
     `variants`: the backend of each variant of `split` with a weight, by its name.
     """
@@ -147,6 +144,16 @@ class RoutingBackend:
         """Record a user's rating of a story: 1 up, -1 down, 0 taken back."""
         self.recorder.add(Rating(story=story, rating=rating))
 
+    def collect(self) -> Iterable[Metric]:
+        """Yield what became of recorded events."""
+        tally = self.recorder.tally()
+        what = "Recorded events of stories and ratings, by what became of them."
+        events = CounterMetricFamily("story_events", what, labels=["state"])
+        events.add_metric(["written"], tally.written)
+        events.add_metric(["lost"], tally.lost)
+        yield events
+        yield GaugeMetricFamily("story_events_waiting", "Recorded events that are still to be stored.", tally.waiting)
+
     @property
     def _only(self) -> Backend:
         return next(iter(self.variants.values()))
@@ -217,19 +224,3 @@ def _load(variant: str, default: Callable[[], Backend], settings: Settings) -> B
     except InputError as error:
         raise InputError(SETTING, f"names the variant {variant!r}, and the {error}") from None
     return LocalBackend.load(settings, found)
-
-
-class EventMetrics(Collector):
-    """What became of recorded events, for `/metrics`."""
-
-    def __init__(self, recorder: Recorder) -> None:
-        self._recorder = recorder
-
-    def collect(self) -> Iterable[Metric]:
-        tally = self._recorder.tally()
-        what = "Recorded events of stories and ratings, by what became of them."
-        events = CounterMetricFamily("story_events", what, labels=["state"])
-        events.add_metric(["written"], tally.written)
-        events.add_metric(["lost"], tally.lost)
-        yield events
-        yield GaugeMetricFamily("story_events_waiting", "Recorded events that are still to be stored.", tally.waiting)

@@ -22,12 +22,10 @@ from model.architecture.folder import ModelFolder
 from model.errors import DeployError, InputError, MissingExtraError, ModelError
 from model.serving import http as service
 from model.serving.deployments import Deployment, state_folder
-from model.settings import environment_names
+from model.settings import Settings, environment_names
 
 if TYPE_CHECKING:
     import modal
-
-    from model.settings import Settings
 
 PLATFORMS = ("modal", "loopback")
 

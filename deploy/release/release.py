@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from deploy.release import smoke
 from deploy.release.platforms import Platform
@@ -17,9 +17,7 @@ from deploy.release.smoke import SmokeReport
 from model.architecture.folder import ModelFolder
 from model.errors import DeployError, InputError
 from model.serving.deployments import DEPLOYMENTS, Deployment, DeploymentState, DeploymentStore
-
-if TYPE_CHECKING:
-    from model.settings import Settings
+from model.settings import Settings
 
 STATUS_TIMEOUT = 5.0
 """Seconds in which a deployment has to answer `story deploy status`; one that is scaled to zero does not."""

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from model.errors import AccountError, DeployError
+from model.settings import Settings
 
 if TYPE_CHECKING:
     from experiments.benchmark.measures import Sample
-    from model.settings import Settings
 
 READY_TIMEOUT = 300.0
 """Seconds that a deployment may take to become ready: a first start builds a container and a snapshot."""

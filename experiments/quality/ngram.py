@@ -22,7 +22,7 @@ from experiments.quality.held_out import Figures, HeldOut, figures_of
 from experiments.quality.memorised import TrainingTexts
 from model.architecture.config import END_ID
 from model.architecture.tokenizer import StoryTokenizer
-from model.runtimes.protocol import Logits, RowBatch, Tokens, score_rows
+from model.runtimes.protocol import Batch, Logits, Tokens, score_rows
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -186,7 +186,7 @@ class NgramState:
         return 8 * len(self.context)
 
 
-class NgramBatch(RowBatch):
+class NgramBatch(Batch):
     """One state for each row."""
 
     def __init__(self, rows: int) -> None:

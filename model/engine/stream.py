@@ -9,9 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections import deque
-from collections.abc import Awaitable, Generator, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 from model.engine.job import Job
 from model.errors import StoryError
@@ -55,7 +54,7 @@ class Stream:
     """A story being generated: iterate it with `for` or `async for`, from one consumer at a time.
 
     Iteration ends with the story; `completion` then says how it ended, an error too, which is not raised. Dropping the
-    stream, leaving a `with` or `async with` block, or `cancel()` frees its slot at the next step.
+    stream, leaving a `with` block, or `cancel()` frees its slot at the next step.
     """
 
     served_by = "local"
@@ -84,20 +83,13 @@ class Stream:
             raise StoryError("the story is still being written: its completion comes with its end")
         return self._job.completion
 
-    def cancel(self) -> Awaitable[None]:
-        """Stop the story. It takes effect at the engine's next step; await the result to wait for that."""
+    def cancel(self) -> None:
+        """Stop the story. It takes effect at the engine's next step."""
         self._job.cancelled = True
         self._scheduler.check_cancelled()
-        return _Ended(self)
-
-    async def finished(self) -> Completion:
-        """Wait for the end of the story, read or not."""
-        while not self._job.done:
-            await self._wait(self._job.enders, None)
-        return self.completion
 
     def wait(self, timeout: float | None = None) -> Completion:
-        """`finished` for threads. Raises `TimeoutError` after `timeout` seconds."""
+        """Block until the end of the story, read or not. Raises `TimeoutError` after `timeout` seconds."""
         event = threading.Event()
         self._job.enders.append(event)
         if not self._job.done and not event.wait(timeout):
@@ -131,7 +123,12 @@ class Stream:
                 return self._take()
             if ended:
                 raise StopAsyncIteration
-            await self._wait(self._job.waiters, self._job.pending)
+            loop = asyncio.get_running_loop()
+            future: asyncio.Future[None] = loop.create_future()
+            self._job.waiters.append(LoopWaiter(loop, future))
+            # What came before the waiter was registered would wake nobody: look again.
+            if not self._job.pending and not self._job.done:
+                await future
 
     def _take(self) -> Chunk:
         """All that has come, as one chunk."""
@@ -148,38 +145,13 @@ class Stream:
             prompt,
         )
 
-    async def _wait(self, waiters: deque[Any], pending: deque[Any] | None) -> None:
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[None] = loop.create_future()
-        waiters.append(LoopWaiter(loop, future))
-        # What came before the waiter was registered would wake nobody: look again.
-        if not pending and not self._job.done:
-            await future
-
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
         self.cancel()
 
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *error: object) -> None:
-        await self.cancel()
-
     def __del__(self) -> None:
         # Runs wherever the last reference goes, in the engine's own thread too: so no lock, only flags.
         if not self._job.done:
-            self._job.cancelled = True
-            self._scheduler.check_cancelled()
-
-
-class _Ended:
-    """Awaits the end of a stream; unlike a coroutine, it may also be left alone."""
-
-    def __init__(self, stream: Stream) -> None:
-        self._stream = stream
-
-    def __await__(self) -> Generator[Any, None, None]:
-        yield from self._stream.finished().__await__()
+            self.cancel()

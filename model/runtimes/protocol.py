@@ -30,119 +30,11 @@ PREFILL_CHUNK = 64
 """Prompt tokens that a runtime takes in one call; longer prompts come in chunks of this size."""
 
 
-class Batch(Protocol):
-    """The states of the streams that decode together, one row each."""
-
-    def append(self, state: Any) -> int:
-        """Add a stream as the last row (its state is copied in) and return the row's index."""
-        ...
-
-    def remove(self, row: int) -> None:
-        """Drop a row; the last row moves into its place (a swap-remove), so rows stay contiguous."""
-        ...
-
-
-class Runtime(Protocol):
-    """A network that can be asked for the next token's logits.
-
-    Its `name`, where it has one, is the implementation and its precision: `onnx int8`. Other names may mean other bits.
-    """
-
-    @property
-    def vocab_size(self) -> int: ...
-
-    @property
-    def max_batch(self) -> int:
-        """How many streams one batch can hold."""
-        ...
-
-    def prefill(self, tokens: Sequence[int], state: Any | None = None) -> tuple[Logits, Any]:
-        """Take in `tokens` (at least one) after `state` (None: the start of a story).
-
-        Returns the logits (V,) that follow the last token, and the new state. `state` is not changed.
-        """
-        ...
-
-    def new_batch(self) -> Batch:
-        """An empty batch for at most `max_batch` streams."""
-        ...
-
-    def step(self, tokens: Tokens, batch: Any) -> Logits:
-        """Feed one token (B,) to each row of `batch`, whose states advance, and return the next logits (B, V).
-
-        Batch-invariant: a row's logits do not depend, to the last bit, on which other rows share the batch. That a
-        seed gives one story rests on it. The array may be reused by the next call.
-        """
-        ...
-
-    def score(self, stories: Sequence[Sequence[int]]) -> Iterator[tuple[int, Logits]]:
-        """Logits at every place of whole stories, side by side: yields (first place, (B, T, V)) chunk by chunk.
-
-        Stories are padded to the longest; what stands behind a story's end is meaningless. The end of story may
-        stand at a story's beginning only.
-        """
-        ...
-
-
-class Sampler(Protocol):
-    """Chooses the next tokens of the streams in a batch, one row each; `SamplingRows` is one."""
-
-    def set(
-        self, row: int, sampling: SamplingParams, prompt: Sequence[int] = (), generated: Sequence[int] = ()
-    ) -> None:
-        """Give `row` to a stream whose story has these tokens so far."""
-        ...
-
-    def move(self, source: int, target: int) -> None:
-        """Copy the row `source` over the row `target`; `source` is free afterwards."""
-        ...
-
-    def note(self, row: int, token: int) -> None:
-        """Add a generated `token` to the row's story."""
-        ...
-
-    def sample(self, logits_BV: Any, position_B: Tokens) -> tuple[Tokens, Flags]:
-        """Choose a token for each of the first B rows, all of which must have been `set`.
-
-        `position_B` is the place in the story of the token to be chosen. Returns the tokens (B,), until the next call,
-        and whether each row was usable (B,): a row whose largest logit is NaN or infinite is not, and its token
-        means nothing.
-        """
-        ...
-
-
-class RowLogits(Protocol):
-    """The logits of one step, wherever they are; valid until the next."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, row: int) -> Logits:
-        """One row's logits (V,), brought to the host."""
-        ...
-
-
-@runtime_checkable
-class SamplingRuntime(Runtime, Protocol):
-    """A runtime that can choose tokens where it computes logits, so that logits stay there unless asked for."""
-
-    def step_in_place(self, tokens: Tokens, batch: Any) -> RowLogits:
-        """`step`, without bringing the logits to the host."""
-        ...
-
-    def new_sampler(self, slots: int, masks: TokenMasks | None = None) -> Sampler:
-        """A sampler for `slots` rows of what `step_in_place` returns. `masks`: None forbids no token."""
-        ...
-
-    def new_host_sampler(self, slots: int, masks: TokenMasks | None = None) -> Sampler:
-        """A sampler for `slots` rows of logits on the host, as `prefill` returns them."""
-        ...
-
-
-class RowBatch(ABC):
-    """The bookkeeping of a `Batch`, for runtimes that keep the states of all rows in a few arrays."""
+class Batch(ABC):
+    """The states of the streams that decode together, one row each, in arrays that hold those of all rows."""
 
     def __init__(self, rows: int) -> None:
-        """A batch of up to `rows` streams."""
+        """Make a batch of up to `rows` streams."""
         self.size, self.rows = 0, rows
 
     @abstractmethod
@@ -157,6 +49,7 @@ class RowBatch(ABC):
         return self.size
 
     def append(self, state: Any) -> int:
+        """Add a stream as the last row (its state is copied in) and return the row's index."""
         if self.size >= self.rows:
             raise IndexError(f"the batch holds at most {self.rows} streams")
         self.size += 1
@@ -164,6 +57,7 @@ class RowBatch(ABC):
         return self.size - 1
 
     def remove(self, row: int) -> None:
+        """Drop a row; the last row moves into its place (a swap-remove), so rows stay contiguous."""
         if not 0 <= row < self.size:
             raise IndexError(f"row must be below {self.size}, got {row}")
         self.size -= 1
@@ -171,10 +65,93 @@ class RowBatch(ABC):
             self.copy_row(self.size, row)
 
     def check_tokens(self, tokens: Tokens) -> int:
-        """The number of rows. Raises `ValueError` if it is not that of `tokens`."""
+        """Return the number of rows. Raises `ValueError` if it is not that of `tokens`."""
         if len(tokens) != self.size:
             raise ValueError(f"step needs one token for each of {self.size} streams, got {len(tokens)}")
         return self.size
+
+
+class Runtime(Protocol):
+    """A network that can be asked for the next token's logits.
+
+    Its `name`, where it has one, is the implementation and its precision: `onnx int8`. Other names may mean other bits.
+    """
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def max_batch(self) -> int:
+        """How many streams one batch can hold."""
+
+    def prefill(self, tokens: Sequence[int], state: Any | None = None) -> tuple[Logits, Any]:
+        """Take in `tokens` (at least one) after `state` (None: the start of a story).
+
+        Returns the logits (V,) that follow the last token, and the new state. `state` is not changed.
+        """
+
+    def new_batch(self) -> Batch:
+        """An empty batch for at most `max_batch` streams."""
+
+    def step(self, tokens: Tokens, batch: Any) -> Logits:
+        """Feed one token (B,) to each row of `batch`, whose states advance, and return the next logits (B, V).
+
+        Batch-invariant: a row's logits do not depend, to the last bit, on which other rows share the batch. That a
+        seed gives one story rests on it. The array may be reused by the next call.
+        """
+
+    def score(self, stories: Sequence[Sequence[int]]) -> Iterator[tuple[int, Logits]]:
+        """Logits at every place of whole stories, side by side: yields (first place, (B, T, V)) chunk by chunk.
+
+        Stories are padded to the longest; what stands behind a story's end is meaningless. The end of story may
+        stand at a story's beginning only.
+        """
+
+
+class Sampler(Protocol):
+    """Chooses the next tokens of the streams in a batch, one row each; `SamplingRows` is one."""
+
+    def set(
+        self, row: int, sampling: SamplingParams, prompt: Sequence[int] = (), generated: Sequence[int] = ()
+    ) -> None:
+        """Give `row` to a stream whose story has these tokens so far."""
+
+    def move(self, source: int, target: int) -> None:
+        """Copy the row `source` over the row `target`; `source` is free afterwards."""
+
+    def note(self, row: int, token: int) -> None:
+        """Add a generated `token` to the row's story."""
+
+    def sample(self, logits_BV: Any, position_B: Tokens) -> tuple[Tokens, Flags]:
+        """Choose a token for each of the first B rows, all of which must have been `set`.
+
+        `position_B` is the place in the story of the token to be chosen. Returns the tokens (B,), until the next call,
+        and whether each row was usable (B,): a row whose largest logit is NaN or infinite is not, and its token
+        means nothing.
+        """
+
+
+class RowLogits(Protocol):
+    """The logits of one step, wherever they are; valid until the next."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, row: int) -> Logits:
+        """One row's logits (V,), brought to the host."""
+
+
+@runtime_checkable
+class SamplingRuntime(Runtime, Protocol):
+    """A runtime that can choose tokens where it computes logits, so that logits stay there unless asked for."""
+
+    def step_in_place(self, tokens: Tokens, batch: Any) -> RowLogits:
+        """`step`, without bringing the logits to the host."""
+
+    def new_sampler(self, slots: int, masks: TokenMasks | None = None) -> Sampler:
+        """A sampler for `slots` rows of what `step_in_place` returns. `masks`: None forbids no token."""
+
+    def new_host_sampler(self, slots: int, masks: TokenMasks | None = None) -> Sampler:
+        """A sampler for `slots` rows of logits on the host, as `prefill` returns them."""
 
 
 def score_rows(

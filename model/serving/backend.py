@@ -18,10 +18,10 @@ from model.architecture.folder import PRETRAINED, ModelFolder
 from model.errors import StoryError
 from model.generation import Chunk, Completion, FinishReason, GenerationRequest, Usage, merge_chunks
 from model.serving.registry import ResolvedModel, resolve_model
+from model.settings import Settings
 
 if TYPE_CHECKING:
     from model.engine.engine import Engine, EngineStats
-    from model.settings import Settings
 
 CACHE = "cache"
 """`Stream.served_by` of a cache hit: nothing was generated for it."""
@@ -35,7 +35,7 @@ class Stream(Protocol):
 
     def __aiter__(self) -> AsyncIterator[Chunk]: ...
 
-    def cancel(self) -> object:
+    def cancel(self) -> None:
         """Ask the stream to end at the next step. Harmless when it has ended."""
 
     @property

@@ -28,12 +28,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from model.errors import InputError, StoryError
 from model.files import write_atomically
-from model.settings import without_password
+from model.settings import Settings, without_password
 
 if TYPE_CHECKING:
     import redis
-
-    from model.settings import Settings
 
 Deployment = Literal["blue", "green"]
 DEPLOYMENTS: tuple[Deployment, Deployment] = ("blue", "green")

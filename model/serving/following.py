@@ -13,8 +13,8 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
+from model.engine.engine import Engine
 from model.engine.load import warm_up
 from model.errors import InputError, one_line
 from model.generation import GenerationRequest
@@ -34,10 +34,7 @@ from model.serving.registry import (
     remember,
     resolve_model,
 )
-
-if TYPE_CHECKING:
-    from model.engine.engine import Engine
-    from model.settings import Settings
+from model.settings import Settings
 
 RETIRED_SECONDS = 3_600.0
 """Longest time that stories may run on after their version was replaced; the longest story takes far less."""

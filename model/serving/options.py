@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from model.errors import InputError
-
-if TYPE_CHECKING:
-    from model.settings import Settings
+from model.settings import Settings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

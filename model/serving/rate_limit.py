@@ -20,7 +20,7 @@ import time
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from limits import RateLimitItem
 from limits.aio.storage import RedisStorage
@@ -32,10 +32,7 @@ from model.errors import InputError, LimitError
 from model.generation import GenerationRequest
 from model.serving.redis import RedisLink, RedisUnavailableError
 from model.serving.session import UNKNOWN
-from model.settings import MAX_PROXIES, OFF, parse_limits
-
-if TYPE_CHECKING:
-    from model.settings import Settings
+from model.settings import MAX_PROXIES, OFF, Settings, parse_limits
 
 Scope = Literal["client", "all"]
 Resource = Literal["stories", "tokens"]

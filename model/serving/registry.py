@@ -23,7 +23,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 from urllib.parse import quote, unquote, urlsplit
 
 import httpx
@@ -31,9 +31,7 @@ import httpx
 from model.architecture.folder import PRETRAINED, ModelFolder
 from model.errors import InputError, ModelError, StoryError
 from model.files import write_atomically
-
-if TYPE_CHECKING:
-    from model.settings import Settings
+from model.settings import Settings
 
 NAME = "story-writer"
 """The registered model."""

@@ -10,15 +10,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
-from model.serving.backend import Backend
+from model.serving.backend import Backend, FingerprintedBackend
+from model.serving.cache.backend import CachingBackend
+from model.serving.cache.store import LRUCache, ResponseCache
 from model.serving.rate_limit import Limiter
-
-if TYPE_CHECKING:
-    from model.serving.cache.store import ResponseCache
-    from model.serving.redis import RedisLink
-    from model.settings import Settings
+from model.serving.redis import RedisLink
+from model.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +30,6 @@ class SharedState:
     @classmethod
     def from_settings(cls, settings: Settings) -> SharedState:
         """Make what the settings ask for. Raises `InputError`."""
-        from model.serving.cache.store import LRUCache, ResponseCache
-        from model.serving.redis import RedisLink
-
         redis = None if settings.redis_url is None else RedisLink(settings.redis_url.get_secret_value())
         cache = None
         if settings.story_cache:
@@ -43,10 +38,10 @@ class SharedState:
         return cls(Limiter.from_settings(settings, redis), cache, redis)
 
     def with_cache(self, backend: Backend) -> Backend:
-        """Wrap `backend` in the cache, if there is one. With several variants, wrap each of them."""
-        from model.serving.cache.backend import cached_backend
-
-        return cached_backend(backend, self.cache)
+        """Wrap `backend` in the cache, if there is one and it knows its fingerprint; wrap each of several variants."""
+        if self.cache is not None and isinstance(backend, FingerprintedBackend):
+            return CachingBackend(backend, self.cache)
+        return backend
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:

@@ -17,9 +17,9 @@ from demo import handlers, links
 from demo.form import Form
 from demo.handlers import View
 from model.errors import ModelError, StoryError
-from model.serving.cache.backend import cached_backend
 from model.serving.cache.store import LRUCache, ResponseCache
 from model.serving.rate_limit import Limiter, quotas_of
+from model.serving.shared_state import SharedState
 from tests.demo.engines import local_backend
 from tests.demo.scripted import ScriptedBackend, busy, state_of
 
@@ -273,7 +273,7 @@ async def test_a_user_pays_for_the_tokens_that_were_written_however_the_story_en
 
 async def test_a_story_from_memory_says_so_and_boasts_of_no_speed() -> None:
     local = local_backend()
-    state = state_of(cached_backend(local, ResponseCache(LRUCache(1_000_000, 60), 60)))
+    state = state_of(SharedState(cache=ResponseCache(LRUCache(1_000_000, 60), 60)).with_cache(local))
     async with state.manager.running():
         form = Form(prompt="One day", max_tokens=30, seed=7)
         first, again = [(await every(handlers.write(state, "me", form)))[-1] for _ in range(2)]

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from model.runtimes.protocol import Logits, Tokens
+from model.runtimes.protocol import Batch, Logits, Tokens
 
 WIDTH = 24
 
@@ -36,22 +36,16 @@ class FakeState:
         return int(self.hidden.nbytes)
 
 
-class FakeBatch:
+class FakeBatch(Batch):
     def __init__(self, capacity: int) -> None:
-        self.capacity = capacity
-        self.states: list[FakeState] = []
+        super().__init__(capacity)
+        self.states: list[FakeState] = [FakeState(0, np.zeros(WIDTH, np.float32))] * capacity
 
-    def __len__(self) -> int:
-        return len(self.states)
+    def write(self, row: int, state: FakeState) -> None:
+        self.states[row] = FakeState(state.position, state.hidden.copy())
 
-    def append(self, state: FakeState) -> int:
-        assert len(self.states) < self.capacity, "the engine overfilled the batch"
-        self.states.append(FakeState(state.position, state.hidden.copy()))
-        return len(self.states) - 1
-
-    def remove(self, row: int) -> None:
-        self.states[row] = self.states[-1]
-        self.states.pop()
+    def copy_row(self, source: int, target: int) -> None:
+        self.states[target] = self.states[source]
 
     def read(self, row: int) -> FakeState:
         state = self.states[row]
@@ -127,7 +121,7 @@ class FakeRuntime:
         self._called("step", len(batch))
         if self.step_seconds:
             time.sleep(self.step_seconds)
-        for row, state in enumerate(batch.states):
+        for row, state in enumerate(batch.states[: len(batch)]):
             hidden = self._take(state.hidden, int(tokens[row]))
             batch.states[row] = FakeState(state.position + 1, hidden)
             self._logits[row] = self._out @ hidden + self._bias

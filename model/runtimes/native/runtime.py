@@ -26,7 +26,7 @@ from model.errors import ModelError
 from model.runtimes.native.library import Matrix, Work, library, paths
 from model.runtimes.native.sampling import NativeSampler
 from model.runtimes.native.weights import Floats, PackedNetwork
-from model.runtimes.protocol import Logits, RowBatch, Tokens, last_story, score_rows
+from model.runtimes.protocol import Batch, Logits, Tokens, last_story, score_rows
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ class NativeState:
     """(S,): layer by layer, convolution and recurrence, or attention's keys and values."""
 
 
-class NativeBatch(RowBatch):
+class NativeBatch(Batch):
     """Rows of `NativeState`, as the decoder reads them."""
 
     def __init__(self, runtime: NativeRuntime, rows: int) -> None:

@@ -25,7 +25,7 @@ import numpy.typing as npt
 
 from model.architecture.config import END_ID, ModelConfig
 from model.errors import ModelError
-from model.runtimes.protocol import PREFILL_CHUNK, Logits, RowBatch, Tokens, last_story, score_rows
+from model.runtimes.protocol import PREFILL_CHUNK, Batch, Logits, Tokens, last_story, score_rows
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
@@ -53,7 +53,7 @@ class OnnxState:
     """(2A, W, P): keys, then values, of each attention layer; a token stands at its position modulo W."""
 
 
-class OnnxBatch(RowBatch):
+class OnnxBatch(Batch):
     """Rows of `OnnxState`, laid out as the graph wants them."""
 
     def __init__(self, empty: OnnxState, rows: int, capacity: int) -> None:

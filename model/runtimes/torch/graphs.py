@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -24,22 +24,16 @@ WARM_UPS = 3
 Work = Callable[[], None]
 
 
-class Recorder(Protocol):
-    """Turns work into something that can be launched again and again."""
+Recorder = Callable[[Work], Work]
+"""Turns work into something that can be launched again and again.
 
-    def record(self, work: Work) -> Work:
-        """`work` must read and write nothing but memory that keeps its address and is not in use.
-
-        It may be run any number of times while it is recorded.
-        """
-        ...
+The work must read and write nothing but memory that keeps its address and is not in use. It may be run any number of
+times while it is recorded."""
 
 
-class Eager:
-    """Launches work by doing it."""
-
-    def record(self, work: Work) -> Work:
-        return work
+def eager(work: Work) -> Work:
+    """Launch work by doing it."""
+    return work
 
 
 class CudaGraphs:
@@ -49,7 +43,7 @@ class CudaGraphs:
         self._stream = torch.cuda.Stream()
         self._pool: Any = None
 
-    def record(self, work: Work) -> Work:
+    def __call__(self, work: Work) -> Work:
         with exact_products():
             # Warmed up on the stream of the capture: cuBLAS keeps a workspace for each stream.
             self._stream.wait_stream(torch.cuda.current_stream())

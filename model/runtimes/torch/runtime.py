@@ -35,7 +35,7 @@ from model.architecture.checkpoint import load_network
 from model.architecture.config import END_ID
 from model.architecture.network import StoryNetwork
 from model.errors import ModelError
-from model.runtimes.protocol import PREFILL_CHUNK, Logits, RowBatch, Tokens, last_story, score_rows
+from model.runtimes.protocol import PREFILL_CHUNK, Batch, Logits, Tokens, last_story, score_rows
 from model.runtimes.sampling import SamplingRows
 from model.runtimes.torch.forward import (
     NetworkWeights,
@@ -45,7 +45,7 @@ from model.runtimes.torch.forward import (
     empty_state,
     prefill_chunk,
 )
-from model.runtimes.torch.graphs import CudaGraphs, Eager, Recorder, Work, bucket_sizes, cover, exact_products
+from model.runtimes.torch.graphs import CudaGraphs, Recorder, Work, bucket_sizes, cover, eager, exact_products
 from model.runtimes.torch.sampling import DeviceLogits, DeviceSampler
 
 PROBE_TOKENS = 4
@@ -64,9 +64,8 @@ class Arena:
         """Record (first row, rows) launches. No stream may be in the arena."""
         for first, rows in launches:
             if (first, rows) not in self._launches:
-                self._launches[first, rows] = self._recorder.record(
-                    partial(decode_step, self._weights, self.buffers, first, rows)
-                )
+                work = partial(decode_step, self._weights, self.buffers, first, rows)
+                self._launches[first, rows] = self._recorder(work)
         self.buffers.clear()
 
     def launch(self, launches: Sequence[tuple[int, int]]) -> None:
@@ -109,7 +108,7 @@ def choose_sizes(arena: Arena, capacity: int) -> list[int]:
     return chosen
 
 
-class TorchBatch(RowBatch):
+class TorchBatch(Batch):
     """Rows of `TorchState` in an arena."""
 
     def __init__(self, arena: Arena, sizes: Sequence[int], rows: int, empty: TorchState) -> None:
@@ -173,7 +172,7 @@ class TorchRuntime:
         self.device = find_device(device)
         self.config, self.max_batch = network.config, max_batch
         self.vocab_size = network.config.vocab_size
-        self.recorder: Recorder = recorder or (CudaGraphs() if device == "cuda" else Eager())
+        self.recorder: Recorder = recorder or (CudaGraphs() if device == "cuda" else eager)
         self.weights = NetworkWeights.of(network, self.device)
         self.empty = empty_state(self.config, self.device)
         self._capacity = bucket_sizes(max_batch)[-1]

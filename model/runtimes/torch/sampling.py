@@ -103,7 +103,7 @@ class DeviceSampler(RowTable):
         self._chosen_host = on_host(torch.zeros(2, allocated, dtype=torch.int64))
         self._chosen_2B = torch.zeros(2, allocated, dtype=torch.int64, device=device)
         self._place_V = torch.arange(vocab_size, device=device)
-        self._launches = {size: recorder.record(partial(self._choose, size)) for size in sizes}
+        self._launches = {size: recorder(partial(self._choose, size)) for size in sizes}
 
     def note(self, row: int, token: int) -> None:
         """See `Sampler.note`. The last recorded token goes to the device with the next step."""

@@ -19,7 +19,7 @@ from typing import Self
 
 from model.errors import StoryError
 from model.generation import Chunk, Completion, GenerationRequest, merge_chunks
-from model.serving.backend import CACHE, Backend, BackendWrapper, FingerprintedBackend, RecordedStream, Stream
+from model.serving.backend import CACHE, BackendWrapper, FingerprintedBackend, RecordedStream, Stream
 from model.serving.cache.store import CachedResponse, ResponseCache, cache_key
 
 
@@ -248,10 +248,3 @@ class CachingBackend(BackendWrapper[FingerprintedBackend]):
         # The fingerprint may differ from the one expected before it started.
         if stream.fingerprint is not None and complete:
             self.cache.put(cache_key(stream.fingerprint, request), response)
-
-
-def cached_backend(backend: Backend, cache: ResponseCache | None) -> Backend:
-    """Wrap `backend` in `cache`, where there is one and the backend knows its fingerprint."""
-    if cache is None or not isinstance(backend, FingerprintedBackend):
-        return backend
-    return CachingBackend(backend, cache)

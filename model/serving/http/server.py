@@ -13,10 +13,9 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 import uvicorn
+from starlette.types import ASGIApp
 
 if TYPE_CHECKING:
-    from starlette.types import ASGIApp
-
     from model.serving.http.app import Service
 
 GRACE = 2

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 
 from model.errors import InputError
 from model.serving.backend import Backend, ModelInfo
+from model.serving.deployments import Deployment
 from model.serving.following import EmbeddedBackend as EmbeddedBackend
 from model.serving.following import open_local
 from model.serving.registry import OpenRegistry, open_server
+from model.settings import Settings
 
 if TYPE_CHECKING:
-    from model.serving.deployments import Deployment
     from model.serving.remote.modal import ModalBackend
-    from model.settings import Settings
 
 BACKENDS = ("auto", "local", "modal")
 
@@ -58,7 +58,7 @@ def _modal(
     """Open the service at `url`, by default at the active deployment's address; `model` is asked for where unknown."""
     # What only talks to Modal is loaded where it is used.
     from model.serving.deployments import open_deployments
-    from model.serving.remote.client import ServiceClient, Timeouts, fetch_model_info, proxy_auth
+    from model.serving.remote.client import ServiceClient, fetch_model_info, proxy_auth
     from model.serving.remote.modal import Breaker, ModalBackend
 
     default = settings.modal_endpoint_url
@@ -73,7 +73,7 @@ def _modal(
     found = model or fetch_model_info(endpoint(), headers)
     return ModalBackend(
         endpoint,
-        partial(ServiceClient, headers, Timeouts.from_settings(settings), fail_fast=fail_fast),
+        partial(ServiceClient, headers, settings, fail_fast=fail_fast),
         # One that does not answer yet is no reason not to open.
         model=ModelInfo("the model on Modal", "unknown") if isinstance(found, str) else found,
         breaker=Breaker(settings.story_breaker_failures, settings.story_breaker_reset),

@@ -1,8 +1,8 @@
 """HTTP client of a remote story service: one streamed request under timeouts for each of its stages.
 
 The first stage lasts until the service answers: connecting, retries, a container's cold start. Then comes the wait for
-the first token, then that between two tokens. A comment that only keeps the connection open is no token and restarts
-no timeout.
+the first token (queue and prefill), then that between two tokens. A comment that only keeps the connection open is no
+token and restarts no timeout.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 from contextlib import aclosing
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import httpx
 from tenacity import AsyncRetrying, retry_if_exception
@@ -32,9 +31,7 @@ from model.serving.remote.protocol import (
     from_status,
     read_events,
 )
-
-if TYPE_CHECKING:
-    from model.settings import Settings
+from model.settings import Settings
 
 MAX_BODY = 65_536
 """Bytes read of a response that is not an event stream."""
@@ -44,41 +41,19 @@ LINGER = 1.0
 """Seconds for the connection to end after the last event, so that it can be reused."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Timeouts:
-    """Longest duration of each stage, in seconds."""
-
-    connect: float
-    first_token: float
-    """From the service's response to the first token: queue and prefill."""
-    between_tokens: float
-    start: float
-    """From the request to the service's response, retries and a cold start included."""
-
-    @classmethod
-    def from_settings(cls, settings: Settings) -> Timeouts:
-        """Return those of the settings."""
-        return cls(
-            connect=settings.story_connect_timeout,
-            first_token=settings.story_first_token_timeout,
-            between_tokens=settings.story_token_timeout,
-            start=settings.story_response_timeout,
-        )
-
-
 class ServiceClient:
     """Client of a story service with one connection pool. Make it, and close it, in an event loop."""
 
-    def __init__(self, headers: dict[str, str], timeouts: Timeouts, *, fail_fast: bool) -> None:
-        """`headers` are sent with each request; `fail_fast`: there is a fallback, so retry once at most, and never
-        after a timeout.
+    def __init__(self, headers: dict[str, str], settings: Settings, *, fail_fast: bool) -> None:
+        """`headers`: of each request. `settings`: timeouts. `fail_fast`: there is a fallback, so retry at most once,
+        and never after a timeout.
         """
-        self.timeouts = timeouts
+        self.settings, connect = settings, settings.story_connect_timeout
         self._fail_fast = fail_fast
         self._client = httpx.AsyncClient(
             headers=headers,
             # Everything after connecting is timed by stage, in `stream`.
-            timeout=httpx.Timeout(None, connect=timeouts.connect, pool=timeouts.connect),
+            timeout=httpx.Timeout(None, connect=connect, pool=connect),
             limits=httpx.Limits(max_connections=CONNECTIONS, max_keepalive_connections=32, keepalive_expiry=30),
         )
 
@@ -93,24 +68,24 @@ class ServiceClient:
         *,
         accepted: Callable[[], None],
         take: Callable[[WireEvent], None],
-        timeouts: Timeouts | None = None,
+        settings: Settings | None = None,
     ) -> None:
         """Have the service at `url` (without a path) generate, and return when the stream is complete.
 
         Calls `accepted` once, when the service has accepted the request, and `take` with every event in order.
         Cancelling this closes its connection at once. Raises `RemoteError`.
         """
-        timeouts = timeouts or self.timeouts
+        settings = settings or self.settings
         now = asyncio.get_running_loop().time
         started = finished = False
         failures: list[RemoteError] = []
-        limit = timeouts.start
+        limit = settings.story_response_timeout
         try:
             async with asyncio.timeout(limit) as clock:
                 response = await self._open(url, request, failures)
                 try:
                     accepted()
-                    limit = timeouts.first_token
+                    limit = settings.story_first_token_timeout
                     clock.reschedule(now() + limit)
                     async with aclosing(read_events(response)) as events:
                         async for event in events:
@@ -120,7 +95,7 @@ class ServiceClient:
                             elif event.chunk is not None or event.finish is not None:
                                 started = True
                                 finished = finished or event.finish is not None
-                                limit = timeouts.between_tokens
+                                limit = settings.story_token_timeout
                                 clock.reschedule(now() + limit)
                             take(event)
                 finally:

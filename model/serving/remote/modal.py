@@ -13,16 +13,13 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import Any, Literal, Self
 
 from model.errors import StoryError
 from model.generation import Chunk, FinishReason, GenerationRequest
-from model.serving.backend import Health, ModelInfo, RecordedStream
+from model.serving.backend import Health, ModelInfo, RecordedStream, Stream
 from model.serving.remote.client import CONNECTIONS, ServiceClient
 from model.serving.remote.protocol import RemoteError, WireEvent
-
-if TYPE_CHECKING:
-    from model.serving.backend import Stream
 
 ACCEPT_TIMEOUT = 0.4
 """Seconds that `submit` waits for the service to accept a request, so that it can raise a refusal itself. While a
@@ -274,10 +271,11 @@ class ModalBackend:
     async def _probe(self) -> str:
         """Request one token, with enough time for a cold start; returns what failed."""
         assert self._client is not None, "probes are made while running"
-        timeouts = replace(self._client.timeouts, first_token=COLD_START_TIMEOUT, start=COLD_START_TIMEOUT)
+        longer = dict.fromkeys(("story_response_timeout", "story_first_token_timeout"), COLD_START_TIMEOUT)
+        settings = self._client.settings.model_copy(update=longer)
         try:
             url = await asyncio.to_thread(self._endpoint)
-            await self._client.stream(url, PROBE, accepted=_ignore, take=_ignore, timeouts=timeouts)
+            await self._client.stream(url, PROBE, accepted=_ignore, take=_ignore, settings=settings)
         except RemoteError as failure:
             return failure.reason
         except Exception as error:

@@ -21,7 +21,7 @@ from model.runtimes.native.library import paths
 from model.runtimes.native.sampling import NativeSampler
 from model.runtimes.protocol import Flags, Sampler, Tokens
 from model.runtimes.sampling import SamplingRows, log_probabilities, start_of, uniform
-from model.runtimes.torch.graphs import Eager, Recorder
+from model.runtimes.torch.graphs import Recorder, eager
 from model.runtimes.torch.sampling import DeviceLogits, DeviceSampler
 from tests.model.runtimes.shared import needs_native
 from tests.model.runtimes.torch.tape import Tapes
@@ -57,7 +57,7 @@ class OnDevice(DeviceSampler):
     def __init__(
         self, capacity: int, vocab: int, masks: TokenMasks | None = None, recorder: Recorder | None = None
     ) -> None:
-        super().__init__(capacity, vocab, torch.device("cpu"), recorder or Eager(), masks)
+        super().__init__(capacity, vocab, torch.device("cpu"), recorder or eager, masks)
 
     def sample(self, logits_BV: Any, position_B: Tokens) -> tuple[Tokens, Flags]:
         return super().sample(DeviceLogits(torch.from_numpy(logits_BV)), position_B)

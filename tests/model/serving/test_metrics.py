@@ -41,9 +41,8 @@ class ScriptedStream:
         if self._failure is not None:
             raise self._failure
 
-    def cancel(self) -> object:
+    def cancel(self) -> None:
         self.cancelled = True
-        return None
 
 
 class Scripted:

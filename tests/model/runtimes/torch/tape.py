@@ -64,7 +64,7 @@ class Tapes:
         self.recorded = 0
         self.replays: Counter[int] = Counter()
 
-    def record(self, work: Work) -> Work:
+    def __call__(self, work: Work) -> Work:
         for _ in range(WARM_UPS):
             work()
         tape, number = Tape(), self.recorded

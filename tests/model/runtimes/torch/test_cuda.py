@@ -16,7 +16,7 @@ from model.architecture.tokenizer import StoryTokenizer
 from model.engine.engine import Engine
 from model.generation import GenerationRequest, SamplingParams
 from model.runtimes.sampling import SamplingRows
-from model.runtimes.torch.graphs import CudaGraphs, Eager
+from model.runtimes.torch.graphs import CudaGraphs, eager
 from model.runtimes.torch.runtime import DeviceRuntime
 from model.runtimes.torch.sampling import DeviceLogits, DeviceSampler
 from tests.model.runtimes.shared import check_batch_invariance, decode, random_tokens, shipped, worst
@@ -54,10 +54,10 @@ def test_streams_that_come_and_go_keep_their_bits() -> None:
 
 def test_a_captured_step_is_the_eager_one() -> None:
     captured = runtime()
-    eager = DeviceRuntime.load(PRETRAINED, max_batch=8, device="cuda", recorder=Eager())
+    plain = DeviceRuntime.load(PRETRAINED, max_batch=8, device="cuda", recorder=eager)
     tokens = random_tokens(300, 1, captured.vocab_size)
     ours, end = decode(captured, captured.empty, tokens)
-    assert worst(ours, decode(eager, eager.empty, tokens)[0]) <= 1e-4
+    assert worst(ours, decode(plain, plain.empty, tokens)[0]) <= 1e-4
     assert worst(ours[-1], captured.prefill(tokens)[0]) <= LIMITS["fp32"]
     assert end.position == 300
 

@@ -51,13 +51,13 @@ def test_a_tape_repeats_operations_and_not_the_program() -> None:
     def asking() -> None:
         out.fill_(float(memory[0]))
 
-    launch = Tapes().record(work)
+    launch = Tapes()(work)
     memory += 1
     factor[0] = 100.0
     launch()
     assert out.tolist() == [8.0, 8.0, 8.0]
     with pytest.raises(AssertionError, match="asks the device for a value"):
-        Tapes().record(asking)
+        Tapes()(asking)
 
 
 @given(seed=st.integers(0, 2**32 - 1))
@@ -176,7 +176,7 @@ def test_a_capture_is_warmed_up_on_its_own_stream_and_shares_the_memory_of_those
     recorder = CudaGraphs()
     for pool in ("None", "the pool"):
         log.clear()
-        launch = recorder.record(work)
+        launch = recorder(work)
         assert log == [
             "side waits for here",
             "on side",

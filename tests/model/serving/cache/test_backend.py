@@ -16,8 +16,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from model.errors import StoryError
 from model.generation import Chunk, Completion, FinishReason, GenerationRequest, SamplingParams, Usage, merge_chunks
 from model.serving.backend import Health, LocalBackend, ModelInfo, Stream
-from model.serving.cache.backend import CachedStream, CachingBackend, Subscriber, cached_backend
+from model.serving.cache.backend import CachedStream, CachingBackend, Subscriber
 from model.serving.cache.store import LRUCache, ResponseCache
+from model.serving.shared_state import SharedState
 from tests.demo.scripted import ScriptedBackend
 from tests.model.fake_runtime import FakeRuntime
 from tests.model.serving.http.serving import paced
@@ -122,7 +123,7 @@ def stories() -> ResponseCache:
 @pytest.fixture
 async def caching() -> AsyncIterator[tuple[CachingBackend, LocalBackend, FakeRuntime]]:
     local, network = paced(slots=2, queue=0, end_bias=-3.0)
-    backend = cached_backend(local, stories())
+    backend = SharedState(cache=stories()).with_cache(local)
     assert isinstance(backend, CachingBackend)
     async with backend.running():
         yield backend, local, network
@@ -272,12 +273,12 @@ async def test_while_a_backend_does_not_know_who_would_write_it_is_asked_each_ti
 
 def test_a_backend_that_knows_nothing_of_fingerprints_is_left_alone() -> None:
     backend: Any = ScriptedBackend("a story")
-    assert cached_backend(backend, stories()) is backend
+    assert SharedState(cache=stories()).with_cache(backend) is backend
 
 
 async def test_the_cache_ends_with_its_backend_and_breaks_off_what_is_running() -> None:
     local, network = paced(slots=2, step_seconds=0.01)
-    backend = cached_backend(local, stories())
+    backend = SharedState(cache=stories()).with_cache(local)
     async with backend.running():
         stream = await backend.submit(story())
         await anext(aiter(stream))

@@ -18,13 +18,25 @@ from typing import Any
 
 from model.generation import Completion, GenerationRequest
 from model.serving.backend import LocalBackend, ModelInfo
-from model.serving.remote.client import ServiceClient, Timeouts
+from model.serving.remote.client import ServiceClient
 from model.serving.remote.failover import FailoverBackend
 from model.serving.remote.modal import Breaker, ModalBackend
+from model.settings import Settings
 from tests.model.serving.http.serving import paced
 
-QUICK = Timeouts(connect=1.0, start=0.5, first_token=0.5, between_tokens=0.5)
-CALM = Timeouts(connect=10.0, start=10.0, first_token=10.0, between_tokens=10.0)
+
+def within(connect: float, stages: float) -> Settings:
+    """Timeouts of a connection, and of each stage after it."""
+    return Settings(
+        story_connect_timeout=connect,
+        story_response_timeout=stages,
+        story_first_token_timeout=stages,
+        story_token_timeout=stages,
+    )
+
+
+QUICK = within(1.0, 0.5)
+CALM = within(10.0, 10.0)
 """For a service that does its part on a machine that may be busy."""
 REMOTE = ModelInfo(name="a model elsewhere", version="fedcba9876543210" * 4)
 
@@ -32,7 +44,7 @@ REMOTE = ModelInfo(name="a model elsewhere", version="fedcba9876543210" * 4)
 def modal(
     endpoint: str | Callable[[], str],
     *,
-    timeouts: Timeouts = QUICK,
+    timeouts: Settings = QUICK,
     failures: int = 3,
     reset: float = 30.0,
     headers: dict[str, str] | None = None,
@@ -51,7 +63,7 @@ def auto(
     endpoint: str | Callable[[], str],
     *,
     local: LocalBackend | None = None,
-    timeouts: Timeouts = QUICK,
+    timeouts: Settings = QUICK,
     failures: int = 3,
     reset: float = 30.0,
 ) -> FailoverBackend:

@@ -288,12 +288,12 @@ async def test_a_cold_start_costs_one_client_the_timeout_and_the_probe_sits_it_o
         async with backend.running():
             began = loop.time()
             _, first = await read(await backend.submit(ASKED))
-            assert QUICK.start - 0.1 < first.usage.ttft <= loop.time() - began
+            assert QUICK.story_response_timeout - 0.1 < first.usage.ttft <= loop.time() - began
             assert backend.health().breaker != "closed"
             async with asyncio.timeout(20):
                 while backend.health().breaker != "half-open":
                     await asyncio.sleep(0.01)
-            await asyncio.sleep(QUICK.start + 0.5)
+            await asyncio.sleep(QUICK.story_response_timeout + 0.5)
             assert backend.health().breaker == "half-open", "longer than any user would wait"
             stream = await backend.submit(ASKED)
             assert stream.served_by == "local", "nobody else waits for it"

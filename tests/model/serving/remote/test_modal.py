@@ -234,7 +234,7 @@ async def test_the_response_timeout_bounds_all_tries_together() -> None:
             began = loop.time()
             with pytest.raises(RemoteError, match=UNREACHABLE):
                 await read(await backend.submit(GenerationRequest(prompt="Once")))
-            assert loop.time() - began > QUICK.start - 0.1
+            assert loop.time() - began > QUICK.story_response_timeout - 0.1
             assert "no first token within 0.5 s (last: HTTP 503: starting)" in backend.health().detail
     assert service.connections > 2
 
@@ -246,7 +246,7 @@ async def test_while_a_service_starts_the_stream_is_there_already_and_can_be_sto
     async with broken(script) as service:
         backend = modal(service.url, timeouts=CALM)
         async with backend.running():
-            async with asyncio.timeout(CALM.start - 1):
+            async with asyncio.timeout(CALM.story_response_timeout - 1):
                 stream = await begin(backend, GenerationRequest(prompt="Once"))
                 stream.cancel()
                 assert await read(stream) == ([], stream.completion)
