@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -70,6 +70,7 @@ class BenchmarkEvidence(StoredEvidence):
     """One run as the gate reads it."""
 
     experiment: ClassVar[str] = EXPERIMENT
+    wanted: ClassVar[Mapping[str, str]] = {EVIDENCE: "benchmark"}
 
     figures: Figures
     """Computed again from `samples`; memory and ratios are those of the report."""
@@ -127,18 +128,6 @@ def log_benchmark(report: Report, samples: Sequence[Sample], uri: str) -> str:
             (folder / PAGE).write_text(markdown(logged), encoding="utf-8")
             draw_figures(samples, folder / FIGURES)
     return run.run_id
-
-
-def load_benchmark_evidence(uri: str, digest: str, *, against: str | None = None) -> BenchmarkEvidence | None:
-    """The newest finished benchmark of the model with this digest; None when there is none.
-
-    With `against`, the newest that compared it with the model of that digest.
-
-    Raises:
-        EvidenceError: its rows or report are missing or damaged, or do not belong together.
-        InputError: a digest is not one, or the store cannot be used.
-    """
-    return BenchmarkEvidence.newest(uri, digest, {EVIDENCE: "benchmark"} if against is None else {AGAINST: against})
 
 
 def _recomputed(report: StoredReport, samples: Sequence[Sample]) -> Figures:

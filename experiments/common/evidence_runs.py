@@ -141,6 +141,8 @@ class StoredEvidence(Record, ABC):
     """A finished run that measured a model, as the store holds it. A kind of evidence declares what it adds."""
 
     experiment: ClassVar[str]
+    wanted: ClassVar[Mapping[str, str]] = {}
+    """Tags of the runs that count, where a caller names no others."""
 
     run_id: str
     digest: str
@@ -154,14 +156,14 @@ class StoredEvidence(Record, ABC):
         """The fields that this kind adds. Whatever is raised while they are read makes the run no evidence."""
 
     @classmethod
-    def newest(cls, uri: str, digest: str, tags: Mapping[str, str]) -> Self | None:
-        """The newest finished run of the model `digest` that has these tags; None if there is none.
+    def newest(cls, uri: str, digest: str, tags: Mapping[str, str] | None = None) -> Self | None:
+        """The newest finished run of the model folder `digest` that has these tags; None if there is none.
 
         Raises:
             InputError: a digest is not one, or the store cannot be used.
             EvidenceError: the run's artifacts are missing, damaged, or do not belong together.
         """
-        wanted = {DIGEST: digest} | dict(tags)
+        wanted = {DIGEST: digest} | dict(cls.wanted if tags is None else tags)
         for name, value in wanted.items():
             if name.endswith("digest") and not re.fullmatch(r"[0-9a-f]{64}", value):
                 raise InputError("digest", f"must be 64 hexadecimal digits, got {value!r}")

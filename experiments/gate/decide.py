@@ -227,7 +227,7 @@ def _ratio(metric: str, benchmark: BenchmarkEvidence) -> Estimate | str:
     return ratio
 
 
-def _difference(quality: QualityEvidence, champion: ChampionLosses) -> Estimate | str:
+def _difference(quality: QualityEvidence, champion: QualityEvidence | ChampionLosses) -> Estimate | str:
     """Bits per byte more than the champion's, over the same stories.
 
     What makes a story hard is common to both sides and cancels, so the interval is much narrower than either side's.

@@ -6,7 +6,7 @@ kept as the sentence that says so: the checks that needed it are undecided for t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -14,9 +14,9 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import Field, ValidationError
 
-from experiments.benchmark.evidence import BenchmarkEvidence, load_benchmark_evidence
+from experiments.benchmark.evidence import AGAINST, BenchmarkEvidence
 from experiments.common.evidence_runs import EvidenceError, StoredEvidence
-from experiments.quality.evidence import Losses, QualityEvidence, load_quality_evidence
+from experiments.quality.evidence import Losses, QualityEvidence
 from model.errors import InputError
 from model.validation import Record, fault_of
 
@@ -47,7 +47,7 @@ class Evidence:
     benchmark: BenchmarkEvidence | str
     champion: str | None = None
     """The champion's digest; None: there is none, or it is this very artifact."""
-    champion_losses: ChampionLosses | str = ""
+    champion_losses: QualityEvidence | ChampionLosses | str = ""
     comparison: BenchmarkEvidence | str = ""
     """The benchmark of this version that compared it with the champion."""
     speed_compared: bool = True
@@ -82,9 +82,11 @@ def gather(uri: str, digest: str, *, champion: str | None = None, against_file: 
     Raises:
         InputError: the store or the file cannot be used.
     """
-    quality = _quality(uri, digest)
-    benchmark = _benchmark(uri, digest, None, "`story benchmark`")
-    losses: ChampionLosses | str = ""
+    no_evaluation = "no evaluation{} of {:.12} is there; `story evaluate` makes one"
+    quality = _newest(QualityEvidence, uri, digest, no_evaluation.format("", digest))
+    no_benchmark = "no such benchmark of this artifact is there; `story benchmark{}` makes one"
+    benchmark = _newest(BenchmarkEvidence, uri, digest, no_benchmark.format(""))
+    losses: QualityEvidence | ChampionLosses | str = ""
     other = "models:/story-writer@champion"
     if against_file is not None:
         losses = load_champion(against_file)
@@ -92,10 +94,14 @@ def gather(uri: str, digest: str, *, champion: str | None = None, against_file: 
     if champion is None or champion == digest:
         return Evidence(digest=digest, quality=quality, benchmark=benchmark)
     if against_file is None:
-        data_digest = None if isinstance(quality, str) else quality.tags.get("data.digest")
-        theirs = _quality(uri, champion, data_digest)
-        losses = f"of the champion: {theirs}" if isinstance(theirs, str) else _losses_of(theirs)
-    comparison = _benchmark(uri, digest, champion, f"`story benchmark --against {other}`")
+        stories = "" if isinstance(quality, str) else quality.tags.get("data.digest", "")
+        on, tags = (" on the same stories", {"data.digest": stories}) if stories else ("", {})
+        losses = _newest(QualityEvidence, uri, champion, no_evaluation.format(on, champion), tags)
+        if isinstance(losses, str):
+            losses = f"of the champion: {losses}"
+    comparison = _newest(
+        BenchmarkEvidence, uri, digest, no_benchmark.format(f" --against {other}"), {AGAINST: champion}
+    )
     return Evidence(
         digest=digest,
         quality=quality,
@@ -109,7 +115,9 @@ def gather(uri: str, digest: str, *, champion: str | None = None, against_file: 
 
 def save_champion(evidence: QualityEvidence, path: Path) -> None:
     """Write a champion's losses to a file, so that a CI job can compare with it without a server."""
-    path.write_text(_losses_of(evidence).model_dump_json() + "\n", encoding="utf-8")
+    data_digest = evidence.tags.get("data.digest", "")
+    losses = ChampionLosses(digest=evidence.digest, data_digest=data_digest, losses=evidence.losses)
+    path.write_text(losses.model_dump_json() + "\n", encoding="utf-8")
 
 
 def load_champion(path: Path) -> ChampionLosses:
@@ -122,33 +130,18 @@ def load_champion(path: Path) -> ChampionLosses:
         raise InputError("against-file", f"{path} is not a champion's losses ({' '.join(fault_of(error))})") from None
 
 
-def _losses_of(evidence: QualityEvidence) -> ChampionLosses:
-    data_digest = evidence.tags.get("data.digest", "")
-    return ChampionLosses(
-        digest=evidence.digest, data_digest=data_digest, losses=evidence.losses, run_id=evidence.run_id
-    )
-
-
-def _quality(uri: str, digest: str, data_digest: str | None = None) -> QualityEvidence | str:
-    on = " on the same stories" if data_digest else ""
-    absent = f"no evaluation{on} of {digest[:12]} is there; `story evaluate` makes one"
-    return _usable("evaluation", absent, lambda: load_quality_evidence(uri, digest, data_digest=data_digest))
-
-
-def _benchmark(uri: str, digest: str, against: str | None, made_by: str) -> BenchmarkEvidence | str:
-    absent = f"no such benchmark of this artifact is there; {made_by} makes one"
-    return _usable("benchmark", absent, lambda: load_benchmark_evidence(uri, digest, against=against))
-
-
-def _usable(what: str, absent: str, load: Callable[[], Stored | None]) -> Stored | str:
-    """What `load` gives, or why that does not count. Raises `InputError` when the store cannot be used."""
+def _newest(
+    kind: type[Stored], uri: str, digest: str, absent: str, tags: Mapping[str, str] | None = None
+) -> Stored | str:
+    """The newest evidence, or why there is none that counts. Raises `InputError` when the store cannot be used."""
     try:
-        item = load()
+        item = kind.newest(uri, digest, tags)
     except EvidenceError as error:
         return str(error)
     if item is None:
         return absent
     age = datetime.now(UTC) - item.began
     if age > MAX_AGE:
+        what = kind.experiment.removeprefix("story-")
         return f"the newest {what} is {age.days} days old; evidence counts for {MAX_AGE.days}"
     return item

@@ -11,7 +11,7 @@ from experiments.common.thresholds import Thresholds
 from experiments.gate.decide import Decision, decide
 from experiments.gate.evidence import Evidence, gather, save_champion
 from experiments.gate.render import junit, markdown
-from experiments.quality.evidence import load_quality_evidence
+from experiments.quality.evidence import QualityEvidence
 from experiments.registry.versions import CHAMPION, Version, find, holder
 from model.errors import InputError
 from training.tracking.provenance import provenance
@@ -55,7 +55,7 @@ def save_losses(uri: str, path: Path, *, version: str, digest: str | None = None
         InputError: there is no such version, or no evaluation of it.
     """
     digest = digest or find(uri, version).digest
-    evidence = load_quality_evidence(uri, digest)
+    evidence = QualityEvidence.newest(uri, digest)
     if evidence is None:
         raise InputError("save-champion", f"needs an evaluation of {digest[:12]}; `story evaluate` makes one")
     save_champion(evidence, path)

@@ -96,21 +96,6 @@ def log_evaluation(report: QualityReport, store: EvidenceStore) -> str:
     return run.run_id
 
 
-def load_quality_evidence(uri: str, digest: str, *, data_digest: str | None = None) -> QualityEvidence | None:
-    """The newest finished evaluation of the model folder `digest`; None if there is none.
-
-    Args:
-        uri: the MLflow store.
-        digest: of the model folder, all of it.
-        data_digest: only evaluations on the stories of this digest (the tag `data.digest`).
-
-    Raises:
-        InputError: the store cannot be used.
-        EvidenceError: the run's tables are missing or damaged.
-    """
-    return QualityEvidence.newest(uri, digest, {} if data_digest is None else {"data.digest": data_digest})
-
-
 def _loss_rows(report: QualityReport) -> list[dict[str, Any]]:
     """A row for each held-out story: nats of the served runtime, of each runtime by name, and of the baseline."""
     held_out = report.held_out

@@ -13,10 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from experiments.benchmark.evidence import (
+    AGAINST,
     EXPERIMENT,
     REPORT,
     SAMPLES,
-    load_benchmark_evidence,
+    BenchmarkEvidence,
     log_benchmark,
     read_samples,
     to_frame,
@@ -88,7 +89,7 @@ def test_a_run_is_logged_completely(tracking_uri: str) -> None:
 
 def test_evidence_comes_back_as_it_went(tracking_uri: str) -> None:
     run_id = log_benchmark(report(compared=comparison()), samples(), tracking_uri)
-    evidence = load_benchmark_evidence(tracking_uri, DIGEST)
+    evidence = BenchmarkEvidence.newest(tracking_uri, DIGEST)
     assert evidence is not None
     assert (evidence.run_id, evidence.digest) == (run_id, DIGEST)
     assert list(evidence.samples) == samples()
@@ -103,29 +104,29 @@ def test_the_newest_run_of_this_very_digest_is_found(tracking_uri: str) -> None:
         made = report(began=f"2026-11-24T12:{minute:02}:00.000+00:00", **options)
         return log_benchmark(made, samples(), tracking_uri)
 
-    assert load_benchmark_evidence(tracking_uri, DIGEST) is None
+    assert BenchmarkEvidence.newest(tracking_uri, DIGEST) is None
     newest = logged(30)
     logged(10)
     logged(40, digest=OTHER)
     compared = logged(20, compared=comparison())
     unfinished = logged(59)
     open_store(tracking_uri).set_terminated(unfinished, "FAILED")
-    found = load_benchmark_evidence(tracking_uri, DIGEST)
+    found = BenchmarkEvidence.newest(tracking_uri, DIGEST)
     assert found is not None
     assert found.run_id == newest
-    against = load_benchmark_evidence(tracking_uri, DIGEST, against=OTHER)
+    against = BenchmarkEvidence.newest(tracking_uri, DIGEST, {AGAINST: OTHER})
     assert against is not None
     assert against.run_id == compared
-    assert load_benchmark_evidence(tracking_uri, OTHER, against=DIGEST) is None
-    assert load_benchmark_evidence(tracking_uri, "ef" * 32) is None
+    assert BenchmarkEvidence.newest(tracking_uri, OTHER, {AGAINST: DIGEST}) is None
+    assert BenchmarkEvidence.newest(tracking_uri, "ef" * 32) is None
 
 
 def test_a_run_of_a_comparison_alone_is_no_evidence_of_its_own(tracking_uri: str) -> None:
     rows = [sample for sample in samples() if sample.phase == "compare"]
     plan = Plan(phases=("compare",))
     log_benchmark(report(rows, compared=comparison(), plan=plan, memory={}), rows, tracking_uri)
-    assert load_benchmark_evidence(tracking_uri, DIGEST) is None
-    assert load_benchmark_evidence(tracking_uri, DIGEST, against=OTHER) is not None
+    assert BenchmarkEvidence.newest(tracking_uri, DIGEST) is None
+    assert BenchmarkEvidence.newest(tracking_uri, DIGEST, {AGAINST: OTHER}) is not None
 
 
 def test_half_the_rows_deleted_is_noticed(tracking_uri: str) -> None:
@@ -135,7 +136,7 @@ def test_half_the_rows_deleted_is_noticed(tracking_uri: str) -> None:
     frame.iloc[::2].to_parquet(path, index=False)
     message = f"^MLflow run {run_id} is no evidence: avg_generation_time, .* more do not follow from its rows$"
     with pytest.raises(EvidenceError, match=message):
-        load_benchmark_evidence(tracking_uri, DIGEST)
+        BenchmarkEvidence.newest(tracking_uri, DIGEST)
 
 
 def test_a_figure_that_was_made_nicer_is_noticed(tracking_uri: str) -> None:
@@ -145,14 +146,14 @@ def test_a_figure_that_was_made_nicer_is_noticed(tracking_uri: str) -> None:
     output["ttft_p95"] *= 0.999
     path.write_text(json.dumps(output), encoding="utf-8")
     with pytest.raises(EvidenceError, match=r": ttft_p95 do not follow from its rows$"):
-        load_benchmark_evidence(tracking_uri, DIGEST)
+        BenchmarkEvidence.newest(tracking_uri, DIGEST)
 
 
 def test_evidence_tagged_for_another_model_is_noticed(tracking_uri: str) -> None:
     run_id = log_benchmark(report(digest=OTHER), samples(), tracking_uri)
     open_store(tracking_uri).set_tag(run_id, "artifact.digest", DIGEST)
     with pytest.raises(EvidenceError, match=f"is tagged for {DIGEST[:12]} and was of {OTHER[:12]}"):
-        load_benchmark_evidence(tracking_uri, DIGEST)
+        BenchmarkEvidence.newest(tracking_uri, DIGEST)
 
 
 @pytest.mark.parametrize("damage", ["gone", "garbage", "column", "report gone", "report without plan"])
@@ -173,7 +174,7 @@ def test_damaged_evidence_is_an_error_that_leaves_the_gate_undecided(damage: str
             del kept["plan"]
             output.write_text(json.dumps(kept), encoding="utf-8")
     with pytest.raises(EvidenceError) as caught:
-        load_benchmark_evidence(tracking_uri, DIGEST)
+        BenchmarkEvidence.newest(tracking_uri, DIGEST)
     assert caught.value.exit_code == 3
     assert "\n" not in str(caught.value)
 
@@ -181,13 +182,16 @@ def test_damaged_evidence_is_an_error_that_leaves_the_gate_undecided(damage: str
 @pytest.mark.parametrize("digest", ["abc", "' or '1' = '1", "AB" * 32, ""])
 def test_what_is_no_digest_is_not_searched_for(digest: str, tracking_uri: str) -> None:
     with pytest.raises(InputError, match="digest must be 64 hexadecimal digits"):
-        load_benchmark_evidence(tracking_uri, digest)
+        BenchmarkEvidence.newest(tracking_uri, digest)
     with pytest.raises(InputError, match="digest must be 64 hexadecimal digits"):
-        load_benchmark_evidence(tracking_uri, DIGEST, against=digest)
+        BenchmarkEvidence.newest(tracking_uri, DIGEST, {AGAINST: digest})
 
 
 def test_a_store_that_cannot_be_used_is_named() -> None:
-    for call in (lambda uri: log_benchmark(report(), samples(), uri), lambda uri: load_benchmark_evidence(uri, DIGEST)):
+    for call in (
+        lambda uri: log_benchmark(report(), samples(), uri),
+        lambda uri: BenchmarkEvidence.newest(uri, DIGEST),
+    ):
         with pytest.raises(InputError, match=r"^MLFLOW_TRACKING_URI tale:/runs cannot be used"):
             call("tale:/runs")
 

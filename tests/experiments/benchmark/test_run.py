@@ -12,7 +12,7 @@ from typer.testing import CliRunner, Result
 
 import story
 from experiments.benchmark.compare import summarise
-from experiments.benchmark.evidence import load_benchmark_evidence
+from experiments.benchmark.evidence import BenchmarkEvidence
 from experiments.benchmark.measures import Sample
 from experiments.benchmark.plan import Plan
 from experiments.benchmark.run import measure, phases_of, run_coroutine
@@ -75,7 +75,7 @@ def test_a_run_is_measured_judged_logged_and_read_back(
     assert 1 <= output["concurrent_handling"] <= 8
     assert output["memory_percent"] > 0
     assert "MLflow run: " + output["run_id"] in page.read_text("utf-8")
-    evidence = load_benchmark_evidence(tracking_uri, output["digest"])
+    evidence = BenchmarkEvidence.newest(tracking_uri, output["digest"])
     assert evidence is not None
     assert evidence.run_id == output["run_id"]
     assert {name: figure.value for name, figure in evidence.figures.items()} == {

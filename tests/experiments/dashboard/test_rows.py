@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments.benchmark.evidence import load_benchmark_evidence
+from experiments.benchmark.evidence import BenchmarkEvidence
 from experiments.dashboard.records import Overview, RunRow
 from experiments.dashboard.rows import (
     FIGURES,
@@ -200,7 +200,7 @@ def test_a_decision_is_read_once_and_one_whose_file_is_gone_keeps_its_verdict(st
 
 def test_a_benchmark_is_shown_with_the_figures_of_its_rows(store: Made) -> None:
     (row,) = benchmark_rows(open_store(store.uri, read_only=True))
-    evidence = load_benchmark_evidence(store.uri, row.digest)
+    evidence = BenchmarkEvidence.newest(store.uri, row.digest)
     assert evidence is not None
     assert row.id == evidence.run_id
     assert row.target == "local"

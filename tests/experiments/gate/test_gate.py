@@ -20,7 +20,7 @@ from experiments.gate.evidence import Evidence, save_champion
 from experiments.gate.promotion import PromotionError, promote, rollback
 from experiments.gate.render import MARK, junit, markdown, print_decision
 from experiments.gate.run import run_gate
-from experiments.quality.evidence import QualityEvidence, StoryLoss, load_quality_evidence
+from experiments.quality.evidence import QualityEvidence, StoryLoss
 from experiments.registry.versions import register, versions
 from model.architecture.folder import ModelFolder
 from model.errors import InputError
@@ -169,7 +169,7 @@ def test_an_alias_that_does_not_read_back_is_an_error(place: Place, monkeypatch:
 
 
 def test_a_ci_job_gates_against_a_file_without_a_champion_in_the_store(place: Place, tmp_path: Path) -> None:
-    evidence = load_quality_evidence(place.uri, place.champion.digest)
+    evidence = QualityEvidence.newest(place.uri, place.champion.digest)
     assert evidence is not None
     save_champion(evidence, tmp_path / "champion.json")
     empty = f"sqlite:///{tmp_path}/other.db"

@@ -21,7 +21,7 @@ from experiments.common import evidence_runs
 from experiments.quality import evaluate as module
 from experiments.quality import generation, held_out
 from experiments.quality.evaluate import evaluate
-from experiments.quality.evidence import EXPERIMENT, load_quality_evidence
+from experiments.quality.evidence import EXPERIMENT, QualityEvidence
 from experiments.quality.generation import generate_stories, load_prompts
 from experiments.quality.held_out import RUNTIMES, RuntimeName
 from model.architecture.checkpoint import load_network
@@ -230,7 +230,7 @@ def test_the_verb_logs_evidence_that_is_tied_to_the_model_folder(data: Path, tmp
     result = CliRunner().invoke(story.app, [*arguments, "--json"], env=environment)
     assert result.exit_code == 0, result.stderr
     output = json.loads(result.stdout)
-    evidence = load_quality_evidence(uri, ModelFolder.open(small_folder()).digest)
+    evidence = QualityEvidence.newest(uri, ModelFolder.open(small_folder()).digest)
     assert evidence is not None
     assert output["evidence"] == {"run": evidence.run_id, "experiment": "story-evaluation"}
     assert evidence.metrics["bits_per_byte"] == pytest.approx(output["bits_per_byte"])

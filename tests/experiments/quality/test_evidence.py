@@ -21,11 +21,11 @@ from experiments.quality.evidence import (
     LOSSES,
     RARE_NAMES,
     STORIES,
+    QualityEvidence,
     _loss_rows,
     _metrics,
     _params,
     _tags,
-    load_quality_evidence,
     log_evaluation,
 )
 from experiments.quality.generation import prompts_digest
@@ -47,7 +47,7 @@ def artifact_folder(uri: str, run_id: str) -> Path:
 
 def test_what_was_logged_comes_back_story_by_story(tracking_uri: str) -> None:
     run_id = log(tracking_uri)
-    evidence = load_quality_evidence(tracking_uri, DIGEST_OF_REPORT)
+    evidence = QualityEvidence.newest(tracking_uri, DIGEST_OF_REPORT)
     assert evidence is not None
     logged = report()
     assert (evidence.run_id, evidence.digest) == (run_id, DIGEST_OF_REPORT)
@@ -96,17 +96,17 @@ def test_the_newest_finished_run_of_the_digest_counts(tracking_uri: str) -> None
     log(tracking_uri, scale=3.0, digest="b" * 64)
     failed = log(tracking_uri, scale=4.0)
     open_store(tracking_uri).set_terminated(failed, "FAILED")
-    evidence = load_quality_evidence(tracking_uri, DIGEST_OF_REPORT)
+    evidence = QualityEvidence.newest(tracking_uri, DIGEST_OF_REPORT)
     assert evidence is not None
     assert evidence.run_id == newest
 
 
 def test_no_evidence_is_none_and_not_an_error(tracking_uri: str) -> None:
-    assert load_quality_evidence(tracking_uri, DIGEST_OF_REPORT) is None
+    assert QualityEvidence.newest(tracking_uri, DIGEST_OF_REPORT) is None
     log(tracking_uri)
-    assert load_quality_evidence(tracking_uri, "c" * 64) is None
-    assert load_quality_evidence(tracking_uri, DIGEST_OF_REPORT, data_digest="d" * 64) is None
-    assert load_quality_evidence(tracking_uri, DIGEST_OF_REPORT, data_digest=HELD_OUT.digest) is not None
+    assert QualityEvidence.newest(tracking_uri, "c" * 64) is None
+    assert QualityEvidence.newest(tracking_uri, DIGEST_OF_REPORT, {"data.digest": "d" * 64}) is None
+    assert QualityEvidence.newest(tracking_uri, DIGEST_OF_REPORT, {"data.digest": HELD_OUT.digest}) is not None
 
 
 def test_mlflow_reads_the_tables_as_its_own(tracking_uri: str) -> None:
@@ -127,19 +127,19 @@ def test_a_run_without_its_tables_is_evidence_of_nothing(path: str, tracking_uri
     run_id = log(tracking_uri)
     (artifact_folder(tracking_uri, run_id) / path).unlink()
     with pytest.raises(EvidenceError, match=f"MLflow run {run_id} is no evidence"):
-        load_quality_evidence(tracking_uri, DIGEST_OF_REPORT)
+        QualityEvidence.newest(tracking_uri, DIGEST_OF_REPORT)
 
 
 def test_losses_that_are_no_numbers_are_evidence_of_nothing(tracking_uri: str) -> None:
     nats = [np.array([1.0, np.nan, 1.0, 1.0]), np.array([1.0, 1.0, 1.0])]
     log(tracking_uri, runtimes={"int8": figures_of(nats, HELD_OUT)}, baseline=None, places=())
     with pytest.raises(EvidenceError, match=r"is no evidence: losses\.0\.nats: must be a finite number, got nan"):
-        load_quality_evidence(tracking_uri, DIGEST_OF_REPORT)
+        QualityEvidence.newest(tracking_uri, DIGEST_OF_REPORT)
 
 
 def test_a_model_that_was_not_asked_to_write_has_no_stories(tracking_uri: str) -> None:
     log(tracking_uri, written=None, baseline_written=None)
-    evidence = load_quality_evidence(tracking_uri, DIGEST_OF_REPORT)
+    evidence = QualityEvidence.newest(tracking_uri, DIGEST_OF_REPORT)
     assert evidence is not None
     assert evidence.stories == ()
     assert "written/ended" not in evidence.metrics
@@ -149,7 +149,7 @@ def test_the_judges_score_is_beside_each_story(tracking_uri: str) -> None:
     read = tuple(Judged(float(number), 3, 9) for number in range(4))
     judged = report(judgement=Judgement("big", read, read[:1]))
     log(tracking_uri, judgement=Judgement("big", read, read[:1]))
-    evidence = load_quality_evidence(tracking_uri, DIGEST_OF_REPORT)
+    evidence = QualityEvidence.newest(tracking_uri, DIGEST_OF_REPORT)
     assert evidence is not None
     assert [row["judge_nats"] for row in evidence.stories] == [0.0, 1.0, 2.0, 3.0]
     metrics = _metrics(judged)
@@ -201,7 +201,7 @@ def test_a_store_that_fails_while_logging_leaves_a_failed_run(
         log_evaluation(report(), store)
     (run,) = client.search_runs([client.get_experiment_by_name(EXPERIMENT).experiment_id])  # type: ignore[union-attr]
     assert run.info.status == "FAILED"
-    assert load_quality_evidence(tracking_uri, DIGEST_OF_REPORT) is None
+    assert QualityEvidence.newest(tracking_uri, DIGEST_OF_REPORT) is None
 
 
 def test_a_store_that_is_none_is_refused_before_anything_is_measured() -> None:
