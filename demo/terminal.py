@@ -5,21 +5,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 from typer.core import TyperGroup
 
-from model.errors import MissingExtraError, StoryError
+from model.errors import GenerationError, MissingExtraError, StoryError
 
 if TYPE_CHECKING:
-    from model.generation import Completion, GenerationRequest
-    from model.serving.backend import Backend
+    from model.generation import GenerationRequest
     from model.settings import Settings
 
 TRAIN = ("huggingface_hub", "mlflow", "onnx", "optuna", "psutil", "safetensors", "scipy", "torch")
@@ -68,14 +66,20 @@ def write_story(request: GenerationRequest, folder: Path, settings: Settings, *,
     from model.serving.backend import LocalBackend
 
     backend = LocalBackend.load(settings.model_copy(update={"story_model": str(folder), "story_slots": 1}))
-    if as_json:
-        completion = asyncio.run(_write(backend, request, lambda text: None))
-    else:
-        typer.secho(request.prompt, dim=True, nl=False)
-        try:
-            completion = asyncio.run(_write(backend, request, _show))
-        finally:
-            typer.echo()  # also after Ctrl-C, so that the shell's prompt gets a line of its own
+    with backend.engine as engine:
+        if as_json:
+            completion = engine.submit(request).wait()
+        else:
+            typer.secho(request.prompt, dim=True, nl=False)
+            try:
+                for chunk in (stream := engine.submit(request)):
+                    sys.stdout.write(chunk.text)
+                    sys.stdout.flush()
+            finally:
+                typer.echo()  # also after Ctrl-C, so that the shell's prompt gets a line of its own
+            completion = stream.completion
+    if completion.finish_reason == "error":
+        raise GenerationError(completion.error or "the model could not go on")
     usage, seed = completion.usage, request.sampling.seed
     if as_json:
         figures = {name: getattr(usage, name) for name in usage.__dataclass_fields__}
@@ -92,23 +96,6 @@ def write_story(request: GenerationRequest, folder: Path, settings: Settings, *,
         rate = f"{usage.tokens_per_second:,.0f} tokens/s"
         first = f"first token in {usage.ttft * 1000:.0f} ms"
         typer.echo(f"{usage.completion_tokens} tokens · {rate} · {first} · seed {seed}", err=True)
-
-
-async def _write(backend: Backend, request: GenerationRequest, show: Callable[[str], None]) -> Completion:
-    """Generate one story, with `show` called for each part of its text."""
-    from model.serving.session import GenerationManager
-
-    manager = GenerationManager(backend)
-    async with manager.running(), manager.session([request]) as session:
-        async for event in session.events(every=60):
-            if event is not None and event.chunk is not None:
-                show(event.chunk.text)
-        return session.completions[0]
-
-
-def _show(text: str) -> None:
-    sys.stdout.write(text)
-    sys.stdout.flush()
 
 
 def print_json(value: object) -> None:

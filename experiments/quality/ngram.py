@@ -22,7 +22,7 @@ from experiments.quality.held_out import Figures, HeldOut, figures_of
 from experiments.quality.memorised import TrainingTexts
 from model.architecture.config import END_ID
 from model.architecture.tokenizer import StoryTokenizer
-from model.runtimes.protocol import Batch, Logits, Tokens, score_rows
+from model.runtimes.protocol import Batch, FeedingRuntime, Logits, Tokens
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -203,32 +203,28 @@ class NgramBatch(Batch):
         return self.states[row]
 
 
-class NgramRuntime:
+class NgramRuntime(FeedingRuntime):
     """A `model.runtimes.protocol.Runtime` over a table: the engine generates with it as with a model."""
 
     def __init__(self, table: NgramTable, *, max_batch: int = 16) -> None:
         self._table = table
-        self.vocab_size, self.max_batch = table.vocab_size, max_batch
+        self.vocab_size, self.max_batch, self.empty = table.vocab_size, max_batch, NgramState(0, ())
 
     def prefill(self, tokens: Sequence[int], state: NgramState | None = None) -> tuple[Logits, NgramState]:
-        state = state or NgramState(0, ())
+        state = state or self.empty
         context = state.context
         for token in tokens:
             context = self._table.advance(context, int(token))
         logits: Logits = np.log(self._table.chances(context)).astype(np.float32)
         return logits, NgramState(state.position + len(tokens), context)
 
-    def score(self, stories: Sequence[Sequence[int]]) -> Iterator[tuple[int, Logits]]:
-        """See `Runtime.score`."""
-
-        def feed(fed: Tokens, state: NgramState | None) -> tuple[Logits, NgramState | None]:
-            steps = []
-            for token in fed.tolist():
-                logits_V, state = self.prefill([token], state)
-                steps.append(logits_V)
-            return np.stack(steps), state
-
-        return score_rows(stories, self.vocab_size, None, feed)
+    def feed(self, fed: Tokens, state: NgramState, *, every: bool) -> tuple[Logits, NgramState]:
+        """See `FeedingRuntime.feed`."""
+        steps = []
+        for token in fed.tolist():
+            logits_V, state = self.prefill([token], state)
+            steps.append(logits_V)
+        return np.stack(steps if every else steps[-1:]), state
 
     def new_batch(self) -> NgramBatch:
         return NgramBatch(self.max_batch)

@@ -70,6 +70,14 @@ def rotate(x: Tensor, position: Tensor, base: float) -> Tensor:
     return torch.cat([left * cos - right * sin, right * cos + left * sin], dim=-1).to(x.dtype)
 
 
+def split_heads(config: ModelConfig, mixed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Convolved (..., M) -> query (..., H, N), with the scale of reads, key (..., H, N), value (..., H, P)."""
+    heads, keys, values = config.heads, config.key_dim, config.head_dim
+    query, key, value = F.silu(mixed).split((heads * keys, heads * keys, heads * values), dim=-1)
+    query = query.unflatten(-1, (heads, keys)) * keys**-0.5
+    return query, key.unflatten(-1, (heads, keys)), value.unflatten(-1, (heads, values))
+
+
 class Recurrence(nn.Module):
     """Gated linear recurrence: memory <- decay * memory + write * key value^T, read out by a query."""
 
@@ -101,13 +109,6 @@ class Recurrence(nn.Module):
             self.conv[-1] = 1.0
             self.skip.fill_(1.0)
 
-    def _split(self, mixed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(..., M) -> query (..., H, N), key (..., H, N), value (..., H, P)."""
-        query, key, value = F.silu(mixed).split(self.sizes, dim=-1)
-        heads, keys, values = self.config.heads, self.config.key_dim, self.config.head_dim
-        query = query.unflatten(-1, (heads, keys)) * keys**-0.5
-        return query, key.unflatten(-1, (heads, keys)), value.unflatten(-1, (heads, values))
-
     def _write(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Write strength and log of the decay, both (..., H) and in fp32."""
         write = F.softplus(self.rate(x).float())
@@ -119,7 +120,7 @@ class Recurrence(nn.Module):
         projected = self.inputs(x_BTD)
         mixed_BTM, gate_BTE = projected.split([sum(self.sizes), projected.size(-1) - sum(self.sizes)], dim=-1)
         mixed_BTM = self._convolve(mixed_BTM, story_BT)
-        query, key, value = self._split(mixed_BTM)
+        query, key, value = split_heads(self.config, mixed_BTM)
         write_BTH, log_decay_BTH = self._write(x_BTD)
         read = self._scan(query, key * write_BTH[..., None].to(key.dtype), value, log_decay_BTH, story_BT)
         read = read + self.skip.to(value.dtype) * value
@@ -182,7 +183,7 @@ class Recurrence(nn.Module):
         projected = self.inputs(x_BD)
         mixed_BM, gate_BE = projected.split([sum(self.sizes), projected.size(-1) - sum(self.sizes)], dim=-1)
         seen_BKM = torch.cat([state.conv_BKM * keep_B[:, None, None], mixed_BM[:, None]], dim=1)
-        query, key, value = self._split((seen_BKM * self.conv).sum(1))
+        query, key, value = split_heads(self.config, (seen_BKM * self.conv).sum(1))
         write_BH, log_decay_BH = self._write(x_BD)
         memory = state.memory_BHNP * (log_decay_BH.exp() * keep_B[:, None])[..., None, None]
         memory = memory + (key * write_BH[..., None])[..., :, None] * value[..., None, :]

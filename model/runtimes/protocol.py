@@ -10,8 +10,8 @@ Shapes: B streams in the batch, T tokens, V vocabulary.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -23,8 +23,6 @@ from model.generation import SamplingParams
 Logits = npt.NDArray[np.float32]
 Tokens = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
-S = TypeVar("S")
-"""A runtime's state of a stream."""
 
 PREFILL_CHUNK = 64
 """Prompt tokens that a runtime takes in one call; longer prompts come in chunks of this size."""
@@ -154,28 +152,42 @@ class SamplingRuntime(Runtime, Protocol):
         """A sampler for `slots` rows of logits on the host, as `prefill` returns them."""
 
 
-def score_rows(
-    stories: Sequence[Sequence[int]], vocab_size: int, empty: S, feed: Callable[[Tokens, S], tuple[Logits, S]]
-) -> Iterator[tuple[int, Logits]]:
-    """`Runtime.score`, story by story: `feed` takes tokens (T,) and a state, and gives logits (T, V) and the next."""
-    longest = max(map(len, stories))
-    states = [empty] * len(stories)
-    for start in range(0, longest, PREFILL_CHUNK):
-        logits_BTV = np.zeros((len(stories), min(PREFILL_CHUNK, longest - start), vocab_size), np.float32)
-        for row, story in enumerate(stories):
-            if len(fed := np.asarray(story[start : start + PREFILL_CHUNK], np.int64)):
-                logits_BTV[row, : len(fed)], states[row] = feed(fed, states[row])
-        yield start, logits_BTV
+class FeedingRuntime(ABC):
+    """Prefill and scoring of a `Runtime` whose states are values: both feed chunks of tokens behind a state."""
 
+    vocab_size: int
+    empty: Any
+    """The state before a story."""
 
-def last_story(tokens: Sequence[int], state: Any | None) -> tuple[Tokens, Any | None]:
-    """What a prefill must really take in: from the last start of a story on, which forgets all that was before.
+    @abstractmethod
+    def feed(self, fed: Tokens, state: Any, *, every: bool) -> tuple[Logits, Any]:
+        """Feed tokens (T,) of one story behind `state`; one that starts a story is the first, behind `empty`.
 
-    Returns the tokens (T,) and the state before them, None at the start of a story. Raises `ValueError` if there is
-    no token.
-    """
-    if not len(tokens):
-        raise ValueError("prefill needs at least one token")
-    fed = np.asarray(tokens, np.int64)
-    starts = np.flatnonzero(fed == END_ID)
-    return (fed[starts[-1] :], None) if len(starts) else (fed, state)
+        Returns the logits after each of them (T, V), or without `every` after the last (1, V), and the new state.
+        """
+
+    def prefill(self, tokens: Sequence[int], state: Any | None = None) -> tuple[Logits, Any]:
+        """See `Runtime.prefill`. Long prompts are taken in chunks of a fixed size, so that the result never varies.
+
+        Raises `ValueError` if there is no token.
+        """
+        if not len(tokens):
+            raise ValueError("prefill needs at least one token")
+        fed = np.asarray(tokens, np.int64)
+        if len(starts := np.flatnonzero(fed == END_ID)):
+            fed, state = fed[starts[-1] :], None  # a story forgets all that was before it
+        state = self.empty if state is None else state
+        for start in range(0, len(fed), PREFILL_CHUNK):
+            logits_1V, state = self.feed(fed[start : start + PREFILL_CHUNK], state, every=False)
+        return logits_1V[0], state
+
+    def score(self, stories: Sequence[Sequence[int]]) -> Iterator[tuple[int, Logits]]:
+        """See `Runtime.score`; story by story."""
+        longest = max(map(len, stories))
+        states = [self.empty] * len(stories)
+        for start in range(0, longest, PREFILL_CHUNK):
+            logits_BTV = np.zeros((len(stories), min(PREFILL_CHUNK, longest - start), self.vocab_size), np.float32)
+            for row, story in enumerate(stories):
+                if len(fed := np.asarray(story[start : start + PREFILL_CHUNK], np.int64)):
+                    logits_BTV[row, : len(fed)], states[row] = self.feed(fed, states[row], every=True)
+            yield start, logits_BTV

@@ -20,9 +20,9 @@ import time
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
-from limits import RateLimitItem
 from limits.aio.storage import RedisStorage
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -248,15 +248,6 @@ class Quota:
     period: str
     """In words: `minute`, `2 days`."""
 
-    @classmethod
-    def of(cls, item: RateLimitItem, scope: Scope, resource: Resource) -> Quota:
-        """Make the quota of a limit as it was read."""
-        unit = max(1, math.ceil(item.amount / MAX_UNITS)) if resource == "tokens" else 1
-        name, many = item.GRANULARITY.name, item.multiples
-        return cls(
-            scope, resource, item.amount // unit, item.get_expiry(), unit, f"{many} {name}s" if many > 1 else name
-        )
-
     def key(self, client: str) -> str:
         """Return the name of the window that counts for `client`."""
         who = client if self.scope == "client" else ""
@@ -272,18 +263,26 @@ class Quota:
 
 def quotas_of(text: str, scope: Scope, resource: Resource) -> list[Quota]:
     """Return the quotas of a setting: see `model.settings.parse_limits`."""
-    return [Quota.of(item, scope, resource) for item in parse_limits(text)]
+    quotas = []
+    for item in parse_limits(text):
+        unit = max(1, math.ceil(item.amount / MAX_UNITS)) if resource == "tokens" else 1
+        name, many = item.GRANULARITY.name, item.multiples
+        period = f"{many} {name}s" if many > 1 else name
+        quotas.append(Quota(scope, resource, item.amount // unit, item.get_expiry(), unit, period))
+    return quotas
 
 
 class Reservation:
     """Tokens and stories reserved for one request; `release` refunds what was not committed."""
 
-    def __init__(self, shared: RedisWindows | None = None) -> None:
-        self._shared = shared
-        self._taken: list[tuple[Quota, Taken]] = []
-        self._taken_shared: list[tuple[Quota, str, int]] = []
+    def __init__(self) -> None:
+        self._held: list[tuple[Quota, int, Callable[[int], None]]] = []
         self._stories = 0
         self._tokens = 0
+
+    def hold(self, quota: Quota, cost: int, refund: Callable[[int], None]) -> None:
+        """Add what was taken from a window; `refund` gives so much of it back."""
+        self._held.append((quota, cost, refund))
 
     def commit(self, *, stories: int = 0, tokens: int = 0) -> None:
         """Count stories that were started and tokens that were generated against the reservation."""
@@ -292,15 +291,9 @@ class Reservation:
 
     def release(self) -> None:
         """Refund what was reserved and not committed; only the first call counts."""
-        while self._taken:
-            quota, taken = self._taken.pop()
-            MemoryWindows.refund(taken, self._unused(quota, taken.cost))
-        while self._taken_shared and self._shared is not None:
-            quota, key, cost = self._taken_shared.pop()
-            self._shared.refund(key, self._unused(quota, cost))
-
-    def _unused(self, quota: Quota, cost: int) -> int:
-        return max(0, cost - quota.cost(self._stories, self._tokens))
+        while self._held:
+            quota, cost, refund = self._held.pop()
+            refund(max(0, cost - quota.cost(self._stories, self._tokens)))
 
 
 class Limiter(Collector):
@@ -336,7 +329,7 @@ class Limiter(Collector):
 
         Raises `LimitError`, with the time to wait, when that is too much now, and `InputError` when it always is.
         """
-        reservation = Reservation(self._shared)
+        reservation = Reservation()
         stories, tokens = len(requests), sum(request.max_tokens for request in requests)
         costs = [(quota, quota.key(client), quota.cost(stories, tokens)) for quota in self.quotas]
         try:
@@ -347,13 +340,13 @@ class Limiter(Collector):
                 taken = self._windows.take(key, quota.amount, quota.seconds, cost)
                 if isinstance(taken, float):
                     raise self._refusal(quota, taken)
-                reservation._taken.append((quota, taken))
+                reservation.hold(quota, cost, partial(MemoryWindows.refund, taken))
             if self._shared is not None:
                 with contextlib.suppress(RedisUnavailableError):  # then the windows in memory decide
                     for quota, key, cost in costs:
                         if wait := await self._shared.take(key, quota.amount, quota.seconds, cost):
                             raise self._refusal(quota, wait)
-                        reservation._taken_shared.append((quota, key, cost))
+                        reservation.hold(quota, cost, partial(self._shared.refund, key))
         except BaseException:
             reservation.release()
             raise

@@ -104,7 +104,6 @@ class ResolvedModel:
     """By which the version was named, if it was."""
 
 
-Sign = Callable[[httpx.Request], httpx.Request]
 OpenRegistry = Callable[["Settings"], Registry]
 AnyVersion = TypeVar("AnyVersion", bound=RegisteredVersion)
 
@@ -288,10 +287,10 @@ def _remove_old(kept: Path) -> None:
 class ServerRegistry:
     """The registry of an MLflow server, through its REST API; files come through its artifact proxy."""
 
-    def __init__(self, address: str, auth: httpx.Auth | Sign | None = None) -> None:
-        """`address`: the server's root, without credentials."""
+    def __init__(self, address: str, **credentials: Any) -> None:
+        """`address`: the server's root, without credentials; those are options of `httpx.Client`."""
         self.address = address.rstrip("/")
-        self._auth = auth
+        self._credentials = credentials
 
     @classmethod
     def from_settings(cls, settings: Settings) -> ServerRegistry:
@@ -300,10 +299,10 @@ class ServerRegistry:
         address = parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
         password, token = settings.mlflow_tracking_password, settings.mlflow_tracking_token
         if parts.username is not None:
-            return cls(address, httpx.BasicAuth(unquote(parts.username), unquote(parts.password or "")))
+            return cls(address, auth=(unquote(parts.username), unquote(parts.password or "")))
         if settings.mlflow_tracking_username is not None and password is not None:
-            return cls(address, httpx.BasicAuth(settings.mlflow_tracking_username, password.get_secret_value()))
-        return cls(address, None if token is None else _bearer(token.get_secret_value()))
+            return cls(address, auth=(settings.mlflow_tracking_username, password.get_secret_value()))
+        return cls(address, headers=token and {"Authorization": f"Bearer {token.get_secret_value()}"})
 
     def find(self, wanted: str) -> RegisteredVersion:
         """See `Registry.find`."""
@@ -332,7 +331,7 @@ class ServerRegistry:
 
     def _client(self) -> httpx.Client:
         timeout = httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS)
-        return httpx.Client(base_url=self.address, auth=self._auth, timeout=timeout)
+        return httpx.Client(base_url=self.address, timeout=timeout, **self._credentials)
 
     def _versions(self, client: httpx.Client) -> list[RegisteredVersion]:
         """All versions, newest first."""
@@ -377,16 +376,6 @@ class ServerRegistry:
         if answer.status_code in (400, 404):  # an alias that is not there is a 400, a version is a 404
             return True
         raise RegistryError(f"the MLflow server {self.address} answers with status {answer.status_code}")
-
-
-def _bearer(token: str) -> Sign:
-    """Return what puts a token into the `Authorization` header."""
-
-    def sign(request: httpx.Request) -> httpx.Request:
-        request.headers["Authorization"] = f"Bearer {token}"
-        return request
-
-    return sign
 
 
 def _version(answer: dict[str, Any], aliases: Sequence[str]) -> RegisteredVersion:

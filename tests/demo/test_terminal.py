@@ -6,15 +6,13 @@ fault in the middle, an interrupt at a known chunk. The last ones run the real c
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import io
 import json
 import os
 import re
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +23,7 @@ import story
 from demo.terminal import in_one_line, print_rows
 from model.errors import BusyError, DataError, ModelError
 from model.generation import Chunk, Completion, GenerationRequest, SamplingParams, Usage
-from model.serving.backend import Health, LocalBackend, ModelInfo
+from model.serving.backend import LocalBackend
 from model.settings import Settings
 
 USAGE = Usage(prompt_tokens=3, completion_tokens=5, queued=0.0, ttft=0.012, duration=0.016)
@@ -38,9 +36,6 @@ def run(*arguments: str) -> Result:
 class ScriptedBackend:
     """Streams `chunks` (an exception among them is raised); remembers the request and the settings."""
 
-    name, capacity, served_by = "scripted", 1, "scripted"
-    model = ModelInfo("a scripted model", "5eed" * 16)
-
     def __init__(self, *chunks: str | BaseException, error: str | None = None) -> None:
         self.chunks = chunks
         self.error = error
@@ -48,30 +43,28 @@ class ScriptedBackend:
         self.settings = Settings()
         self.closed = False
 
-    @contextlib.asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
-        try:
-            yield
-        finally:
-            self.closed = True
+    @property
+    def engine(self) -> ScriptedBackend:
+        return self
 
-    def health(self) -> Health:
-        return Health(True, self.name, "scripted", None)
+    def __enter__(self) -> ScriptedBackend:
+        return self
 
-    async def submit(self, request: GenerationRequest) -> ScriptedBackend:
+    def __exit__(self, *error: object) -> None:
+        self.closed = True
+
+    def submit(self, request: GenerationRequest) -> ScriptedBackend:
         self.asked.append(request)
         return self
 
-    async def __aiter__(self) -> AsyncIterator[Chunk]:
+    def __iter__(self) -> Iterator[Chunk]:
         for number, chunk in enumerate(self.chunks):
             if isinstance(chunk, BaseException):
-                for _ in range(4):  # turns of the loop, in which the chunk before is shown
-                    await asyncio.sleep(0)
                 raise chunk
             yield Chunk(text=chunk, tokens=(number + 1,))
 
-    def cancel(self) -> None:
-        """Nothing runs between two chunks."""
+    def wait(self) -> Completion:
+        return self.completion
 
     @property
     def completion(self) -> Completion:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import ctypes
 import logging
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from model.errors import ModelError
 from model.runtimes.native.library import Matrix, Work, library, paths
 from model.runtimes.native.sampling import NativeSampler
 from model.runtimes.native.weights import Floats, PackedNetwork
-from model.runtimes.protocol import Batch, Logits, Tokens, last_story, score_rows
+from model.runtimes.protocol import Batch, FeedingRuntime, Logits, Tokens
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +56,7 @@ class NativeBatch(Batch):
         self.position[target], self.memory[target] = self.position[source], self.memory[source]
 
 
-class NativeRuntime:
+class NativeRuntime(FeedingRuntime):
     """Implements `model.runtimes.protocol.SamplingRuntime` over the weights of a model folder.
 
     Args:
@@ -134,18 +133,8 @@ class NativeRuntime:
         if self._library.story_forward(self._number, self.packed.address, ctypes.addressof(work)):
             raise ValueError(f"tokens must be between 0 and {self.vocab_size - 1}")
 
-    def prefill(self, tokens: Sequence[int], state: NativeState | None = None) -> tuple[Logits, NativeState]:
-        """See `Runtime.prefill`."""
-        fed, state = last_story(tokens, state)
-        logits_1V, state = self._feed(fed, state or self.empty, every=False)
-        return logits_1V[0], state
-
-    def score(self, stories: Sequence[Sequence[int]]) -> Iterator[tuple[int, Logits]]:
-        """See `Runtime.score`."""
-        return score_rows(stories, self.vocab_size, self.empty, self._feed)
-
-    def _feed(self, fed: Tokens, state: NativeState, every: bool = True) -> tuple[Logits, NativeState]:
-        """Feed tokens (T,) of one story behind `state`: logits after each or the last, and the new state."""
+    def feed(self, fed: Tokens, state: NativeState, *, every: bool) -> tuple[Logits, NativeState]:
+        """See `FeedingRuntime.feed`."""
         memory, position = state.memory.copy(), np.array([state.position])
         take, slot = np.full(len(fed), every, np.int64), np.zeros(len(fed), np.int64)
         take[-1] = 1

@@ -15,7 +15,6 @@ layers, A attention layers.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ import numpy.typing as npt
 
 from model.architecture.config import END_ID, ModelConfig
 from model.errors import ModelError
-from model.runtimes.protocol import PREFILL_CHUNK, Batch, Logits, Tokens, last_story, score_rows
+from model.runtimes.protocol import Batch, FeedingRuntime, Logits, Tokens
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
@@ -88,7 +87,7 @@ def _arena(part: Floats, capacity: int) -> Floats:
     return np.zeros((len(part), capacity, *part.shape[1:]), np.float32)
 
 
-class OnnxRuntime:
+class OnnxRuntime(FeedingRuntime):
     """Implements `model.runtimes.protocol.Runtime` over one exported graph.
 
     Args:
@@ -167,20 +166,8 @@ class OnnxRuntime:
             np.zeros((2 * len(self.attentive), config.window, config.head_dim), np.float32),
         )
 
-    def prefill(self, tokens: Sequence[int], state: OnnxState | None = None) -> tuple[Logits, OnnxState]:
-        """See `Runtime.prefill`. Long prompts are taken in chunks of a fixed size, so that the result never varies."""
-        fed, state = last_story(tokens, state)
-        state = state or self.empty
-        for start in range(0, len(fed), PREFILL_CHUNK):
-            logits_1V, state = self._feed(fed[start : start + PREFILL_CHUNK], state, every=False)
-        return logits_1V[0], state
-
-    def score(self, stories: Sequence[Sequence[int]]) -> Iterator[tuple[int, Logits]]:
-        """See `Runtime.score`."""
-        return score_rows(stories, self.vocab_size, self.empty, self._feed)
-
-    def _feed(self, fed: Tokens, state: OnnxState, every: bool = True) -> tuple[Logits, OnnxState]:
-        """Feed tokens (T,) of one story behind `state`: logits after each or the last, and the new state."""
+    def feed(self, fed: Tokens, state: OnnxState, *, every: bool) -> tuple[Logits, OnnxState]:
+        """See `FeedingRuntime.feed`."""
         time, start = len(fed), state.position
         position = np.arange(start, start + time)
         feeds: dict[str, Any] = {"tokens": fed[None], "take": np.arange(0 if every else time - 1, time)}

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.architecture.config import ModelConfig
-from model.architecture.network import Attention, Block, Recurrence, StoryNetwork, rms_norm
+from model.architecture.network import Attention, Block, Recurrence, StoryNetwork, rms_norm, split_heads
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,7 +221,7 @@ def _recur(
     mixed_BM, gate_BE, rate_BH = (x_BD @ mixer.inputs_DC).split(mixer.sizes, dim=-1)
     seen_BKM = torch.cat([conv_BKM, mixed_BM[:, None]], dim=1)
     conv_BKM.copy_(seen_BKM[:, 1:])
-    query_BHN, key_BHN, value_BHP = _split_heads(config, F.silu((seen_BKM * mixer.taps_KM).sum(1)))
+    query_BHN, key_BHN, value_BHP = split_heads(config, (seen_BKM * mixer.taps_KM).sum(1))
     write_BH = F.softplus(rate_BH + mixer.rate_bias_H)
     memory_BHNP.mul_((write_BH * mixer.decay_H).exp()[..., None, None])
     memory_BHNP.addcmul_((key_BHN * write_BH[..., None])[..., None], value_BHP[..., None, :])
@@ -293,7 +293,7 @@ def _recur_chunk(
     mixed_TM, gate_TE, rate_TH = (x_TD @ mixer.inputs_DC).split(mixer.sizes, dim=-1)
     seen = torch.cat([conv_KM, mixed_TM])
     mixed_TM = torch.stack([seen[tap : tap + time] * mixer.taps_KM[tap] for tap in range(taps)]).sum(0)
-    query, key, value = (part.transpose(0, 1) for part in _split_heads(config, F.silu(mixed_TM)))
+    query, key, value = (part.transpose(0, 1) for part in split_heads(config, mixed_TM))
     write_TH = F.softplus(rate_TH + mixer.rate_bias_H)
     total_HT = (write_TH * mixer.decay_H).cumsum(0).t()
     key = key * write_TH.t()[..., None]
@@ -309,14 +309,6 @@ def _recur_chunk(
     read = (read + mixer.skip_H1[..., None] * value).transpose(0, 1)
     # A copy, so that a state does not hold the whole chunk's projections.
     return rms_norm(read).flatten(1) * F.silu(gate_TE), seen[time:].clone(), memory_HNP
-
-
-def _split_heads(config: ModelConfig, mixed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(..., M) -> query (..., H, N), with the scale of reads, key (..., H, N), value (..., H, P)."""
-    heads, keys, values = config.heads, config.key_dim, config.head_dim
-    query, key, value = mixed.split((heads * keys, heads * keys, heads * values), dim=-1)
-    query = query.unflatten(-1, (heads, keys)) * keys**-0.5
-    return query, key.unflatten(-1, (heads, keys)), value.unflatten(-1, (heads, values))
 
 
 def _project(

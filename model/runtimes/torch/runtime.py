@@ -21,7 +21,7 @@ Shapes: B streams in the batch, S steps, V vocabulary; the states' as in `model.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
@@ -35,7 +35,7 @@ from model.architecture.checkpoint import load_network
 from model.architecture.config import END_ID
 from model.architecture.network import StoryNetwork
 from model.errors import ModelError
-from model.runtimes.protocol import PREFILL_CHUNK, Batch, Logits, Tokens, last_story, score_rows
+from model.runtimes.protocol import Batch, FeedingRuntime, Logits, Tokens
 from model.runtimes.sampling import SamplingRows
 from model.runtimes.torch.forward import (
     NetworkWeights,
@@ -153,7 +153,7 @@ class TorchBatch(Batch):
         return buffers.logits_BV[:count]
 
 
-class TorchRuntime:
+class TorchRuntime(FeedingRuntime):
     """Implements `model.runtimes.protocol.Runtime` over a network's weights.
 
     Args:
@@ -193,25 +193,11 @@ class TorchRuntime:
         """The runtime of a checkpoint or model folder; `options` as above. Raises `ModelError`."""
         return cls(load_network(folder), **options)
 
-    def prefill(self, tokens: Sequence[int], state: TorchState | None = None) -> tuple[Logits, TorchState]:
-        """See `Runtime.prefill`. Long prompts are taken in chunks of a fixed size, so that the result never varies."""
-        fed, state = last_story(tokens, state)
-        state = state or self.empty
-        fed_T = torch.from_numpy(fed.copy()).to(self.device)
+    def feed(self, fed: Tokens, state: TorchState, *, every: bool) -> tuple[Logits, TorchState]:
+        """See `FeedingRuntime.feed`."""
         with exact_products():
-            for chunk_T in fed_T.split(PREFILL_CHUNK):
-                logits_1V, state = prefill_chunk(self.weights, chunk_T, state)
-        return logits_1V[0].numpy(force=True), state
-
-    def score(self, stories: Sequence[Sequence[int]]) -> Iterator[tuple[int, Logits]]:
-        """See `Runtime.score`."""
-
-        def feed(fed: Tokens, state: TorchState) -> tuple[Logits, TorchState]:
-            with exact_products():
-                logits_TV, state = prefill_chunk(self.weights, torch.tensor(fed, device=self.device), state, every=True)
-            return logits_TV.numpy(force=True), state
-
-        return score_rows(stories, self.vocab_size, self.empty, feed)
+            logits_TV, state = prefill_chunk(self.weights, torch.tensor(fed, device=self.device), state, every=every)
+        return logits_TV.numpy(force=True), state
 
     def new_batch(self) -> TorchBatch:
         """See `Runtime.new_batch`: in the memory of a batch that is gone, if there is one."""
