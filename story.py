@@ -226,7 +226,7 @@ def train(
 
     given = resume or config is not None
     begin = None if init is None else resolve_model(init, settings).path
-    start = find_start(
+    data, preset, begin = find_start(
         data, preset=preset, init=begin, recipe_given=given, say=Console(stderr=True, quiet="RANK" in os.environ)
     )
     # torchrun starts this same command once for each process, and gives each one its rank.
@@ -235,10 +235,8 @@ def train(
     if resume and preset is None and config is None:
         recipe = resumed_recipe(out, overrides or [])
     else:
-        recipe = load_recipe(start.preset, config, overrides or [])
-    result = run_training(
-        recipe, data=start.data, out=out, resume=resume, init=start.init, minutes=minutes, track=track
-    )
+        recipe = load_recipe(preset, config, overrides or [])
+    result = run_training(recipe, data=data, out=out, resume=resume, init=begin, minutes=minutes, track=track)
     if as_json and os.environ.get("RANK", "0") == "0":
         print_json(result.as_dict())
 
@@ -258,9 +256,11 @@ def export(
 ) -> None:
     """Make a self-contained model folder for serving out of a checkpoint."""
     _settings()
+    from dataclasses import asdict
+
     from training.export.export import export_checkpoint
 
-    report = export_checkpoint(checkpoint, out, blend_with=blend, calibrate_on=calibrate).as_dict()
+    report = asdict(export_checkpoint(checkpoint, out, blend_with=blend, calibrate_on=calibrate))
     (print_json if as_json else print_rows)(report)
 
 

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -32,11 +31,9 @@ GRACE_SECONDS = 10.0
 
 def resumed_recipe(out: Path, overrides: list[str]) -> Recipe:
     """The recipe of the run in `out`, with `name=value` overrides. Raises `ModelError` and `InputError`."""
-    from training.trainer.checkpoint import LAST, find_checkpoint
+    from training.trainer.checkpoint import find_last
 
-    folder = find_checkpoint(out / LAST)
-    if folder is None:
-        raise ModelError(f"{out / LAST} does not exist: there is no run to resume")
+    folder = find_last(out)
     recipe = read_config(folder).get("recipe")
     if not isinstance(recipe, dict):
         raise ModelError(f"{folder / 'config.json'} holds no recipe; name one with --preset or --config")
@@ -130,29 +127,20 @@ OWN_SHARDS = Path("data/own")
 OWN_RECIPE = "own"
 
 
-@dataclass(frozen=True, slots=True)
-class Start:
-    """What a run begins with."""
-
-    data: Path
-    preset: str | None
-    init: Path | None
-
-
-def find_start(data: Path | None, *, preset: str | None, init: Path | None, recipe_given: bool, say: Console) -> Start:
-    """Fill in defaults: data, recipe and initial weights.
+def find_start(
+    data: Path | None, *, preset: str | None, init: Path | None, recipe_given: bool, say: Console
+) -> tuple[Path, str | None, Path | None]:
+    """Fill in defaults: returns folder of shards, preset and the folder of the initial weights.
 
     The data are `data/tinystories` where it exists; otherwise shards of the project's own stories are made. Those are
     too few to train on from scratch, so unless a recipe (`recipe_given`: by a file or a resumed run) or weights were
     chosen, training continues from the shipped model. Raises `DataError`.
     """
-    if data is not None:
-        return Start(data, preset, init)
-    if SHARDS.is_dir():
-        return Start(SHARDS, preset, init)
+    if data is not None or SHARDS.is_dir():
+        return data or SHARDS, preset, init
     tokenizer = PRETRAINED / "tokenizer.json"
     prepare(PrepareOptions(sources=(own_stories_folder(),), out=OWN_SHARDS, tokenizer=tokenizer), None)
     chosen = recipe_given or preset is not None or init is not None
     what = "training on our own few stories" if chosen else "the shipped model goes on with our own few stories"
     say.print(f"{SHARDS} is not there (`story data` makes it): {what}", soft_wrap=True)
-    return Start(OWN_SHARDS, preset, init) if chosen else Start(OWN_SHARDS, OWN_RECIPE, PRETRAINED)
+    return (OWN_SHARDS, preset, init) if chosen else (OWN_SHARDS, OWN_RECIPE, PRETRAINED)

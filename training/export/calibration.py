@@ -7,9 +7,8 @@ run time: it is multiplied into the tied embedding, whose input side is normed.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -40,9 +39,6 @@ class Calibration:
     """Digest of the shards."""
     bits_per_byte_before: float
     bits_per_byte: float
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def calibrate(network: StoryNetwork, data: Path, tokenizer: Path, *, stories: int = STORIES) -> Calibration:

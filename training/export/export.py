@@ -54,9 +54,6 @@ class ExportReport:
     """Size of each file."""
     acceptance: tuple[Acceptance, ...]
 
-    def as_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
-
 
 def export_checkpoint(
     checkpoint: Path, out: Path, *, blend_with: Path | None = None, calibrate_on: Path | None = None
@@ -88,7 +85,8 @@ def export_checkpoint(
     if blend_with is not None:
         notes["blend"] = blend(network, blend_with, checkpoint / "tokenizer.json")
     if calibrate_on is not None:
-        notes["calibration"] = calibrate(network, calibrate_on, checkpoint / "tokenizer.json").as_dict()
+        calibration = calibrate(network, calibrate_on, checkpoint / "tokenizer.json")
+        notes["calibration"] = dataclasses.asdict(calibration)
     fresh = _make_beside(out)
     try:
         save_network(network, fresh, tokenizer=checkpoint / "tokenizer.json", notes=notes, dtype=torch.float16)

@@ -68,6 +68,14 @@ def find_checkpoint(folder: Path) -> Path | None:
     return None
 
 
+def find_last(out: Path) -> Path:
+    """The checkpoint that a resume of the run in `out` continues. Raises `ModelError` where there is none."""
+    folder = find_checkpoint(out / LAST)
+    if folder is None:
+        raise ModelError(f"{out / LAST} does not exist: there is no run to resume")
+    return folder
+
+
 def read_checkpoint(folder: Path) -> tuple[StoryNetwork, dict[str, Any], dict[str, Any]]:
     """(network, config.json, trainer state) of a resumable checkpoint. Raises `ModelError`."""
     path = folder / "trainer.pt"

@@ -20,10 +20,18 @@ from torch import Tensor
 
 from model.architecture.config import END_ID
 from model.architecture.network import StoryNetwork
-from model.errors import InputError, ModelError, TrainingError
+from model.errors import InputError, TrainingError
 from training.data.shards import TokenShard, read_meta
 from training.interrupts import StopFlag, stop_on_signals
-from training.trainer.checkpoint import BEST, LAST, find_checkpoint, read_checkpoint, read_initial, write_checkpoint
+from training.trainer.checkpoint import (
+    BEST,
+    LAST,
+    find_checkpoint,
+    find_last,
+    read_checkpoint,
+    read_initial,
+    write_checkpoint,
+)
 from training.trainer.observers import EndRun, EvaluationReport, Observer, Outcome, RunEnd, RunStart, StepReport
 from training.trainer.optim import Average, Optimizers, has_bf16, rate_share
 from training.trainer.parallel import Group
@@ -343,10 +351,7 @@ class Trainer:
         write_checkpoint(self.out / name, self.network, tokenizer=tokenizer, notes=notes, trainer=trainer)
 
     def _resume(self) -> None:
-        folder = find_checkpoint(self.out / LAST)
-        if folder is None:
-            raise ModelError(f"{self.out / LAST} does not exist: there is no run to resume")
-        network, notes, state = read_checkpoint(folder)
+        network, notes, state = read_checkpoint(find_last(self.out))
         ours = _fixed(self.recipe.as_dict(), self.meta.get("digest"))
         theirs = _fixed(notes.get("recipe", {}), notes.get("data"))
         for name in ours:

@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.progress import BarColumn, Progress, TextColumn
 
 Outcome = Literal["finished", "stopped", "failed"]
 """`finished`: the budget was used or early stopping decided. `stopped`: interrupted by hand. `failed`: an error."""
@@ -129,8 +129,17 @@ class ProgressObserver:
         self._console = console or Console(stderr=True)
         self._every = every
         self._clock = clock
-        self._bar: Progress | None = None
-        self._task: TaskID | None = None
+        self._bar = Progress(
+            BarColumn(bar_width=None),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TextColumn("{task.fields[figures]}", markup=False),
+            TextColumn("{task.fields[left]}", markup=False),
+            console=self._console,
+            auto_refresh=False,  # no thread of its own: both cores belong to the training
+            transient=True,
+            expand=True,
+        )
+        self._task = self._bar.add_task("training", total=1.0, figures="", left="")
         self._drawn = -math.inf
         self._bits_per_nat: float | None = None
         self._loss: float | None = None
@@ -149,16 +158,15 @@ class ProgressObserver:
         if now - self._drawn < (REDRAW_SECONDS if self._console.is_terminal else self._every):
             return
         self._drawn = now
-        left = seconds_left(report.elapsed, report.progress)
+        seconds = seconds_left(report.elapsed, report.progress)
+        left = [] if seconds is None else [f"{clock(seconds)} left"]
         if self._console.is_terminal:
-            bar, task = self._live()
-            bar.update(task, completed=report.progress, figures=self._figures(), left=_shown_left(left))
-            bar.refresh()
+            self._bar.start()  # not before the first step: until then a warning or an error owns the terminal
+            self._bar.update(self._task, completed=report.progress, figures=self._figures(), left="".join(left))
+            self._bar.refresh()
         else:
-            self._say(
-                f"step {report.step:,} · {report.progress:.1%} · {self._figures()} · "
-                f"{clock(report.elapsed)} gone{', ' if left is not None else ''}{_shown_left(left)}"
-            )
+            times = ", ".join([f"{clock(report.elapsed)} gone", *left])
+            self._say(f"step {report.step:,} · {report.progress:.1%} · {self._figures()} · {times}")
 
     def evaluated(self, report: EvaluationReport) -> None:
         best = " · best so far" if report.best else ""
@@ -173,9 +181,8 @@ class ProgressObserver:
             self._say(f"  “{story[:SAMPLE_CHARACTERS]}{more}”", style="dim")
 
     def ended(self, end: RunEnd) -> None:
-        if self._bar is not None:
+        if self._bar.live.is_started:
             self._bar.stop()
-            self._bar = None
         bits = end.best_bits_per_byte
         best = "no evaluation" if bits is None else f"best {bits:.4f} bits/byte"
         kept = "no best checkpoint" if end.checkpoint is None else f"kept in {end.checkpoint}"
@@ -185,23 +192,6 @@ class ProgressObserver:
         loss, rate = self._loss or 0.0, self._rate or 0.0
         bits = "" if self._bits_per_nat is None else f" · {loss * self._bits_per_nat:.3f} bits/byte"
         return f"loss {loss:.3f}{bits} · {rate:,.0f} tokens/s"
-
-    def _live(self) -> tuple[Progress, TaskID]:
-        """The bar, drawn from the first step on: until then a warning or an error owns the terminal."""
-        if self._bar is None or self._task is None:
-            self._bar = Progress(
-                BarColumn(bar_width=None),
-                TextColumn("{task.percentage:>3.0f}%"),
-                TextColumn("{task.fields[figures]}", markup=False),
-                TextColumn("{task.fields[left]}", markup=False),
-                console=self._console,
-                auto_refresh=False,  # no thread of its own: both cores belong to the training
-                transient=True,
-                expand=True,
-            )
-            self._task = self._bar.add_task("training", total=1.0, figures="", left="")
-            self._bar.start()
-        return self._bar, self._task
 
     def _say(self, line: str, style: str | None = None) -> None:
         self._console.print(escape(line), style=style, highlight=False, soft_wrap=True)
@@ -222,14 +212,8 @@ def seconds_left(elapsed: float, progress: float) -> float | None:
     return elapsed * (1 - min(progress, 1.0)) / progress if progress >= LEAST_PROGRESS else None
 
 
-def _shown_left(seconds: float | None) -> str:
-    return "" if seconds is None else f"{clock(seconds)} left"
-
-
-def clock(seconds: float | None) -> str:
-    """`0:07`, `12:05`, `3:25:45`; `-:--` when not known."""
-    if seconds is None or not math.isfinite(seconds):
-        return "-:--"
+def clock(seconds: float) -> str:
+    """`0:07`, `12:05`, `3:25:45`."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

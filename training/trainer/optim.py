@@ -7,7 +7,7 @@ embedding and for vectors. A short warm-up, a plateau and a long linear warm-dow
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -106,11 +106,7 @@ class PreciseMuon(torch.optim.Muon):
     """`torch.optim.Muon` (with its way to scale the rate, and the same state), computed in fp32."""
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+    def step(self, closure: Any = None) -> Any:
         for group in self.param_groups:
             keep = group["momentum"]
             for matrix in group["params"]:
@@ -124,7 +120,6 @@ class PreciseMuon(torch.optim.Muon):
                 update = orthogonalize(update, group["ns_coefficients"], group["ns_steps"], group["eps"])
                 matrix.mul_(1 - group["lr"] * group["weight_decay"])
                 matrix.add_(update, alpha=-group["lr"] * math.sqrt(max(1.0, matrix.size(0) / matrix.size(1))))
-        return loss
 
 
 class Average:

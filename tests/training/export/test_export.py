@@ -47,7 +47,7 @@ def test_an_export_is_whole_accepted_and_reported(tmp_path: Path) -> None:
     assert {path.name for path in out.iterdir()} == set(FILES)
     assert list(out.parent.iterdir()) == [out]
     assert ModelFolder.open(out).digest == report.digest == compute_digest(out)
-    notes = json.loads(json.dumps(report.as_dict()))
+    notes = json.loads(json.dumps(dataclasses.asdict(report)))
     assert notes["folder"] == str(out)
     assert notes["parameters"] == load_network(small_checkpoint()).parameter_count()
     assert notes["bytes"] == {path.name: path.stat().st_size for path in out.iterdir()}

@@ -12,11 +12,11 @@ from rich.console import Console
 
 from model.architecture.folder import PRETRAINED
 from training.data.corpus import load_own_stories
-from training.run import OWN_SHARDS, SHARDS, Start, find_start
+from training.run import OWN_SHARDS, SHARDS, find_start
 from training.trainer.recipe import load_recipe
 
 
-def found(data: Path | None = None, **given: Any) -> tuple[Start, str]:
+def found(data: Path | None = None, **given: Any) -> tuple[tuple[Path, str | None, Path | None], str]:
     """(start, what was said) in the working directory."""
     said = io.StringIO()
     options = {"preset": None, "init": None, "recipe_given": False} | given
@@ -25,7 +25,7 @@ def found(data: Path | None = None, **given: Any) -> tuple[Start, str]:
 
 def test_in_a_fresh_clone_the_shipped_model_goes_on_with_our_own_training_stories() -> None:
     start, said = found()
-    assert start == Start(OWN_SHARDS, "own", PRETRAINED)
+    assert start == (OWN_SHARDS, "own", PRETRAINED)
     assert (
         said == f"{SHARDS} is not there (`story data` makes it): the shipped model goes on with our own few stories\n"
     )
@@ -38,17 +38,17 @@ def test_in_a_fresh_clone_the_shipped_model_goes_on_with_our_own_training_storie
 @pytest.mark.parametrize("given", [{"preset": "tiny"}, {"init": Path("a")}, {"recipe_given": True}])
 def test_whoever_chose_a_recipe_or_a_beginning_keeps_it(given: dict[str, Any]) -> None:
     start, said = found(**given)
-    assert start == Start(OWN_SHARDS, given.get("preset"), given.get("init"))
+    assert start == (OWN_SHARDS, given.get("preset"), given.get("init"))
     assert "training on our own few stories" in said
 
 
 def test_shards_that_story_data_made_are_taken_without_a_word() -> None:
     SHARDS.mkdir(parents=True)
-    assert found() == (Start(SHARDS, None, None), "")
+    assert found() == ((SHARDS, None, None), "")
 
 
 def test_named_data_are_taken_as_they_are() -> None:
-    assert found(Path("mine"), preset="small") == (Start(Path("mine"), "small", None), "")
+    assert found(Path("mine"), preset="small") == ((Path("mine"), "small", None), "")
     assert not OWN_SHARDS.exists()
 
 
