@@ -11,9 +11,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import Any
 
-from experiments.dashboard.records import Curve, DecisionRow, Overview, RunRow, SampleSet, VersionRow
+from experiments.dashboard.client import NOTHING, StoreClient
+from experiments.dashboard.records import DecisionRow, Overview, RunRow, VersionRow
 from model.errors import StoryError
 
 SHORT = 8
@@ -24,7 +25,6 @@ FIRST_CHOSEN = 4
 MEASURES = {"held-out": "Bits per byte on stories that it has not seen", "training": "Loss in training, nats a token"}
 WORDS = {"pass": "passed", "fail": "failed", "undecided": "undecided"}
 
-NOTHING = "There is no experiment yet: this page shows what MLflow keeps, and `story train` fills it."
 RUN_COLUMNS = {
     "run": None,
     "status": None,
@@ -53,19 +53,6 @@ BENCHMARK_COLUMNS = (
 """(figure, heading, digits, factor)."""
 
 
-class Store(Protocol):
-    """What reads the MLflow store: `experiments.dashboard.client.StoreClient`."""
-
-    async def overview(self, *, stale_ok: bool = False) -> Overview:
-        """Runs, benchmarks, versions; `stale_ok`: an expired answer will do."""
-
-    async def curves(self, runs: Sequence[str], measure: str) -> list[Curve]:
-        """A curve for each run."""
-
-    async def samples(self, run: str) -> list[SampleSet]:
-        """What a run wrote, by step."""
-
-
 Table = dict[str, Any]
 """Headings, rows, and how each cell is written, as `gr.Dataframe` takes them; rows are sorted by their numbers."""
 Values = dict[str, Any]
@@ -89,7 +76,7 @@ class Page:
     versions: Values | None = None
 
 
-async def opened(store: Store, query: Mapping[str, str]) -> Page:
+async def opened(store: StoreClient, query: Mapping[str, str]) -> Page:
     """The page as an address asks for it; what the address names and the store does not hold is left alone."""
     try:
         seen = await store.overview()
@@ -114,7 +101,7 @@ async def opened(store: Store, query: Mapping[str, str]) -> Page:
         return Page(note=str(error))
 
 
-async def draw(store: Store, chosen: Sequence[str], measure: str) -> Values:
+async def draw(store: StoreClient, chosen: Sequence[str], measure: str) -> Values:
     """The curves of the chosen runs (short ids), each point with tokens, minutes and value, for `assets/curves.js`."""
     measure = measure if measure in MEASURES else "held-out"
     drawn = {"chosen": list(chosen), "measure": measure, "title": MEASURES[measure], "curves": [], "note": ""}
@@ -139,7 +126,7 @@ async def draw(store: Store, chosen: Sequence[str], measure: str) -> Values:
     return drawn | {"chosen": list(found), "curves": shown, "note": note}
 
 
-async def pick(store: Store, chosen: Sequence[str], row: Sequence[Any], measure: str) -> Values:
+async def pick(store: StoreClient, chosen: Sequence[str], row: Sequence[Any], measure: str) -> Values:
     """The curves after a row of the table of runs was pressed: its run joins the chosen ones, or leaves them."""
     run = str(row[-1]) if row else ""
     kept = [each for each in chosen if each != run]
@@ -148,7 +135,7 @@ async def pick(store: Store, chosen: Sequence[str], row: Sequence[Any], measure:
     return await draw(store, kept, measure)
 
 
-async def samples(store: Store, run: str, *, at: str = "") -> Values:
+async def samples(store: StoreClient, run: str, *, at: str = "") -> Values:
     """What a run (a short id) wrote while it learned, for `assets/learn.js`; `at` is the step to begin with."""
     try:
         seen = await store.overview(stale_ok=True)
@@ -238,7 +225,7 @@ def _version(version: VersionRow, numbers: dict[str, int]) -> dict[str, Any]:
         "facts": [fact for fact in facts if fact],
         "verdict": "" if decision is None else decision.verdict,
         "headline": _headline(decision, numbers),
-        "checks": [] if decision is None else [_check(check) for check in decision.checks],
+        "checks": [] if decision is None else list(decision.checks),
         "notes": [] if decision is None else list(decision.notes),
     }
 
@@ -246,26 +233,11 @@ def _version(version: VersionRow, numbers: dict[str, int]) -> dict[str, Any]:
 def _headline(decision: DecisionRow | None, numbers: dict[str, int]) -> str:
     if decision is None:
         return "Not judged yet; `story gate` does it."
-    counts = Counter(check.verdict for check in decision.checks)
+    counts = Counter(check["verdict"] for check in decision.checks)
     parts = [f"{counts[verdict]} {word}" for verdict, word in WORDS.items() if counts[verdict]]
     champion = numbers.get(decision.champion)
     against = f" against version {champion}" if champion is not None else ""
     return f"{', '.join(parts) or 'no checks'}{against}, judged {_moment(decision.decided)} UTC"
-
-
-def _check(check: Any) -> dict[str, Any]:
-    sign = {"at_least": "≥", "above": ">", "at_most": "≤", "below": "<"}.get(check.bound, check.bound)
-    has_bounds = check.low is not None and check.high is not None and check.low != check.high
-    return {
-        "verdict": check.verdict,
-        "metric": check.metric,
-        "value": "" if check.value is None else f"{check.value:.4g}",
-        "threshold": f"{sign} {check.threshold:g} {check.unit}",
-        "margin": "" if check.margin is None else f"{check.margin:+.3g}",
-        "bounds": f"{check.low:.4g} … {check.high:.4g}" if has_bounds else "",
-        "n": f"{check.n:,}",
-        "why": "" if check.verdict == "pass" else check.why,
-    }
 
 
 def _summary(seen: Overview) -> str:

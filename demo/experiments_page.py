@@ -13,7 +13,7 @@ import gradio as gr
 
 from demo import experiments_handlers as handlers
 from demo import theme
-from demo.experiments_handlers import Page, Store, Values
+from demo.experiments_handlers import Page, Values
 from experiments.dashboard.client import StoreClient
 from model.settings import Settings
 
@@ -60,7 +60,7 @@ def open_reader(settings: Settings) -> StoreClient | None:
     return StoreClient(settings.mlflow_tracking_uri)
 
 
-def add_experiments(page: gr.Blocks, store: Store) -> None:
+def add_experiments(page: gr.Blocks, store: StoreClient) -> None:
     """Add the page to `page`, at `/experiments`."""
     with page.route("Experiments", f"/{PATH}", show_in_navbar=False):
         _wire(page, _lay_out(), store)
@@ -98,7 +98,7 @@ def _lay_out() -> Parts:
     return parts
 
 
-def _wire(page: gr.Blocks, parts: Parts, store: Store) -> None:
+def _wire(page: gr.Blocks, parts: Parts, store: StoreClient) -> None:
     """Connect events to handlers. Each function here only hands over what Gradio gives it."""
 
     async def on_open(request: gr.Request) -> list[Any]:

@@ -23,12 +23,12 @@ import gradio as gr
 from gradio.events import api
 
 from demo import handlers, theme
-from demo.experiments_handlers import Store
 from demo.experiments_page import PATH, add_experiments
 from demo.form import FIELDS, LONGEST, Form
 from demo.handlers import AppState, View
 from demo.links import VERSION_CHARS
 from demo.user_cookie import user_of
+from experiments.dashboard.client import StoreClient
 from model.serving.backend import model_for
 from model.serving.session import GenerationManager
 
@@ -108,7 +108,7 @@ def in_a_loop(make: Callable[[], Made]) -> Made:
     return make()
 
 
-def build(manager: GenerationManager, experiments: Store | None = None) -> gr.Blocks:
+def build(manager: GenerationManager, experiments: StoreClient | None = None) -> gr.Blocks:
     """The page, wired to `manager`, whose backend must be running before the first event arrives.
 
     With `experiments`, there is a second page beside it, and a link to that.
@@ -116,7 +116,7 @@ def build(manager: GenerationManager, experiments: Store | None = None) -> gr.Bl
     return in_a_loop(lambda: _lay_out(AppState(manager), experiments))
 
 
-def _lay_out(state: AppState, experiments: Store | None) -> gr.Blocks:
+def _lay_out(state: AppState, experiments: StoreClient | None) -> gr.Blocks:
     backend = state.manager.backend
     page = gr.Blocks(title="Write me a story", analytics_enabled=False, fill_width=True)
     with page:

@@ -13,6 +13,8 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
+from pydantic_core import to_jsonable_python
+
 from model.errors import StoryError, one_line
 
 if TYPE_CHECKING:
@@ -33,35 +35,26 @@ class StoreReader:
         self._decisions: dict[str, DecisionRow] = {}
 
     def answer(self, question: dict[str, Any]) -> Any:
-        """Return plain values. Raises `StoryError` for an unusable store, else whatever MLflow raises."""
-        from experiments.dashboard.records import Overview
-        from experiments.dashboard.rows import benchmark_rows, curves, run_rows, sample_sets, version_rows
+        """Return records. Raises `StoryError` for an unusable store, else whatever MLflow raises."""
+        from experiments.dashboard import rows
         from training.tracking.store import open_store
 
         if self._client is None:
             self._client = open_store(self._uri, read_only=True)
-        client = self._client
         match question:
             case {"ask": "overview"}:
-                runs, more = run_rows(client)
-                overview = Overview(
-                    runs=tuple(runs),
-                    benchmarks=tuple(benchmark_rows(client)),
-                    versions=tuple(version_rows(client, self._decisions)),
-                    more=more,
-                )
-                return overview.model_dump(mode="json")
+                return rows.overview(self._client, self._decisions)
             case {"ask": "curves", "runs": runs, "measure": measure}:
-                return [curve.model_dump(mode="json") for curve in curves(client, runs, measure)]
+                return rows.curves(self._client, runs, measure)
             case {"ask": "samples", "run": run}:
-                return [samples.model_dump(mode="json") for samples in sample_sets(client, run)]
+                return rows.sample_sets(self._client, run)
         raise ValueError(f"not a question: {question}")
 
 
 def reply(store: StoreReader, line: str) -> str:
     """Answer a line with a line."""
     try:
-        return json.dumps({"answer": store.answer(json.loads(line))}, allow_nan=False)
+        return json.dumps({"answer": to_jsonable_python(store.answer(json.loads(line)))}, allow_nan=False)
     except StoryError as error:
         return json.dumps({"error": str(error)})
     except Exception as error:  # SQLAlchemy's, MLflow's, the driver's or the network's

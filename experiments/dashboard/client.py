@@ -35,6 +35,7 @@ ENVIRONMENT = {
 LONGEST_ANSWER = 32 * 1024 * 1024
 """Bytes of one line."""
 MAX_CACHED, MAX_WAITING = 64, 32
+NOTHING = "There is no experiment yet: this page shows what MLflow keeps, and `story train` fills it."
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ def why_absent(uri: str) -> str | None:
             "install the extra `train`, and `story train` fills this page."
         )
     if (database := database_file(uri)) is not None and not (database.is_file() and database.stat().st_size):
-        return "There is no experiment yet: this page shows what MLflow keeps, and `story train` fills it."
+        return NOTHING
     return None
 
 

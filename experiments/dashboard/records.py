@@ -67,24 +67,6 @@ class BenchmarkRow(Record):
     """By the names of DESIGN §2."""
 
 
-class CheckRow(Record):
-    """One threshold's verdict."""
-
-    metric: str
-    verdict: str
-    """`pass`, `fail` or `undecided`."""
-    value: float | None
-    unit: str
-    bound: str
-    """`at_least`, `above`, `at_most` or `below`."""
-    threshold: float
-    margin: float | None
-    low: float | None
-    high: float | None
-    n: int
-    why: str
-
-
 class DecisionRow(Record):
     """The gate's newest decision on a version."""
 
@@ -92,7 +74,8 @@ class DecisionRow(Record):
     decided: int
     champion: str
     """Digest of the champion that it was compared with; empty: there was none."""
-    checks: tuple[CheckRow, ...]
+    checks: tuple[dict[str, str], ...]
+    """Each with every figure in words: `metric`, `verdict`, `value`, `threshold`, `margin`, `bounds`, `n`, `why`."""
     notes: tuple[str, ...]
 
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+
 from experiments.benchmark.evidence import EXPERIMENT
 from experiments.common.evidence_runs import DIGEST, finished_runs, read_artifact
-from experiments.dashboard.records import BenchmarkRow, CheckRow, Curve, DecisionRow, RunRow, SampleSet, VersionRow
+from experiments.dashboard.records import BenchmarkRow, Curve, DecisionRow, Overview, RunRow, SampleSet, VersionRow
 from experiments.gate.run import EXPERIMENT as GATE
-from experiments.registry.versions import Version, versions_in
+from experiments.registry.versions import versions_in
 from training.tracking.observer import STORIES
 from training.tracking.runs import history, table_rows
 from training.tracking.store import OWNER, Owner
@@ -65,6 +67,13 @@ def finite(value: Any) -> float | None:
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
+def overview(client: MlflowClient, known: dict[str, DecisionRow]) -> Overview:
+    """Return all that the page shows before the user chooses anything; `known` is that of `version_rows`."""
+    runs, more = run_rows(client)
+    rows = benchmark_rows(client), version_rows(client, known)
+    return Overview(runs=tuple(runs), benchmarks=tuple(rows[0]), versions=tuple(rows[1]), more=more)
+
+
 def run_rows(client: MlflowClient) -> tuple[list[RunRow], bool]:
     """Return the newest training runs, newest first, and whether older ones are left out."""
     ids = [each.experiment_id for each in client.search_experiments()]
@@ -96,18 +105,28 @@ def thinned(points: Sequence[tuple[int, float, float]], most: int) -> list[tuple
     """Return at most `most` points: means of neighbours, so that noise is smoothed and nothing is left out."""
     if len(points) <= most:
         return list(points)
-    kept = []
-    for number in range(most):
-        part = points[number * len(points) // most : (number + 1) * len(points) // most]
-        tokens, minutes, value = (sum(each) / len(part) for each in zip(*part, strict=True))
-        kept.append((round(tokens), minutes, value))
-    return kept
+    means = (part.mean(axis=0) for part in np.array_split(np.array(points), most))
+    return [(round(tokens), float(minutes), float(value)) for tokens, minutes, value in means]
 
 
 def sample_sets(client: MlflowClient, run: str) -> list[SampleSet]:
     """Return the sample stories of a run, by step; none where it kept none."""
+    by_step: dict[int, list[dict[str, Any]]] = {}
     try:
-        return _sample_sets(table_rows(read_artifact(client, run, STORIES)))
+        for row in table_rows(read_artifact(client, run, STORIES)):
+            by_step.setdefault(int(row["step"]), []).append(row)
+        steps = sorted(by_step)
+        if (last := len(steps) - 1) >= MAX_SAMPLE_SETS:  # evenly spaced; the first and the last stay
+            steps = [steps[round(place)] for place in np.linspace(0, last, MAX_SAMPLE_SETS)]
+        return [
+            SampleSet(
+                step=step,
+                tokens=int(by_step[step][0]["tokens"]),
+                bits_per_byte=finite(by_step[step][0]["bits_per_byte"]),
+                stories=tuple((str(row["prompt"]), str(row["continuation"])[:MAX_CHARACTERS]) for row in by_step[step]),
+            )
+            for step in steps
+        ]
     except Exception:  # missing, damaged, or of another program: each artifact store raises its own errors
         return []
 
@@ -128,7 +147,16 @@ def version_rows(client: MlflowClient, known: dict[str, DecisionRow]) -> list[Ve
             if run_id not in known:
                 known[run_id] = _decision_row(client, run)
             decision = known[run_id]
-        rows.append(_version_row(version, decision))
+        rows.append(
+            VersionRow(
+                number=version.number,
+                digest=version.digest,
+                aliases=version.aliases,
+                created=version.created,
+                tags={name: without_places(version.tags[name]) for name in TAGS if name in version.tags},
+                decision=decision,
+            )
+        )
     return rows
 
 
@@ -162,24 +190,6 @@ def _status(run: Run) -> str:
     return status.lower()
 
 
-def _sample_sets(rows: Iterable[dict[str, Any]]) -> list[SampleSet]:
-    by_step: dict[int, list[dict[str, Any]]] = {}
-    for row in rows:
-        by_step.setdefault(int(row["step"]), []).append(row)
-    steps = sorted(by_step)
-    if (last := len(steps) - 1) >= MAX_SAMPLE_SETS:  # evenly spaced; the first and the last stay
-        steps = [steps[round(number * last / (MAX_SAMPLE_SETS - 1))] for number in range(MAX_SAMPLE_SETS)]
-    return [
-        SampleSet(
-            step=step,
-            tokens=int(by_step[step][0]["tokens"]),
-            bits_per_byte=finite(by_step[step][0]["bits_per_byte"]),
-            stories=tuple((str(row["prompt"]), str(row["continuation"])[:MAX_CHARACTERS]) for row in by_step[step]),
-        )
-        for step in steps
-    ]
-
-
 def _benchmark_row(run: Run) -> BenchmarkRow:
     figures = {name: finite(run.data.metrics.get(name)) for name in FIGURES}
     return BenchmarkRow(
@@ -192,17 +202,6 @@ def _benchmark_row(run: Run) -> BenchmarkRow:
     )
 
 
-def _version_row(version: Version, decision: DecisionRow | None) -> VersionRow:
-    return VersionRow(
-        number=version.number,
-        digest=version.digest,
-        aliases=version.aliases,
-        created=version.created,
-        tags={name: without_places(version.tags[name]) for name in TAGS if name in version.tags},
-        decision=decision,
-    )
-
-
 def _decision_row(client: MlflowClient, run: Run) -> DecisionRow:
     """Read the run's `decision.json`; where it is missing, return the verdict alone, and a note."""
     try:
@@ -211,7 +210,7 @@ def _decision_row(client: MlflowClient, run: Run) -> DecisionRow:
             verdict=plain["verdict"],
             decided=round(datetime.fromisoformat(plain["decided"]).timestamp() * 1000),
             champion=plain["champion"] or "",
-            checks=tuple(_check_row(check) for check in plain["checks"]),
+            checks=tuple(_in_words(check) for check in plain["checks"]),
             notes=tuple(without_places(str(note)) for note in plain["notes"]),
         )
     except Exception:  # each artifact store raises its own errors for a missing file
@@ -224,7 +223,16 @@ def _decision_row(client: MlflowClient, run: Run) -> DecisionRow:
         )
 
 
-def _check_row(plain: dict[str, Any]) -> CheckRow:
-    values = {name: plain[name] for name in CheckRow.model_fields}
-    values |= {name: finite(plain[name]) for name in ("value", "margin", "low", "high")}
-    return CheckRow(**values | {"why": without_places(plain["why"])})
+def _in_words(check: dict[str, Any]) -> dict[str, str]:
+    value, margin, low, high = (finite(check[name]) for name in ("value", "margin", "low", "high"))
+    sign = {"at_least": "≥", "above": ">", "at_most": "≤", "below": "<"}.get(check["bound"], check["bound"])
+    return {
+        "verdict": check["verdict"],
+        "metric": check["metric"],
+        "value": "" if value is None else f"{value:.4g}",
+        "threshold": f"{sign} {check['threshold']:g} {check['unit']}",
+        "margin": "" if margin is None else f"{margin:+.3g}",
+        "bounds": "" if low is None or high is None or low == high else f"{low:.4g} … {high:.4g}",
+        "n": f"{check['n']:,}",
+        "why": "" if check["verdict"] == "pass" else without_places(check["why"]),
+    }

@@ -13,7 +13,8 @@ import pytest
 
 from demo import experiments_handlers as handlers
 from demo import theme
-from demo.experiments_handlers import MOST_CHOSEN, NOTHING
+from demo.experiments_handlers import MOST_CHOSEN
+from experiments.dashboard.client import NOTHING, StoreClient
 from experiments.dashboard.records import Curve, Overview, RunRow, SampleSet
 from experiments.dashboard.rows import run_rows
 from tests.experiments.dashboard.direct import DirectClient
@@ -44,10 +45,11 @@ def row(**changes: Any) -> RunRow:
     return usual.model_copy(update=changes)
 
 
-class Runs:
+class Runs(StoreClient):
     """A store of made-up runs, for names and numbers that the real one does not have."""
 
     def __init__(self, *rows: RunRow) -> None:
+        super().__init__("sqlite:///nowhere.db")
         self.rows = rows
 
     async def overview(self, *, stale_ok: bool = False) -> Overview:

@@ -19,6 +19,7 @@ from experiments.dashboard.rows import (
     benchmark_rows,
     curves,
     finite,
+    overview,
     run_rows,
     sample_sets,
     target_name,
@@ -172,10 +173,16 @@ def test_each_version_has_its_aliases_and_the_newest_verdict_on_it(store: Made) 
 def test_every_check_is_shown_with_its_evidence(store: Made) -> None:
     (row,) = (row for row in version_rows(open_store(store.uri, read_only=True), {}) if row.number == 1)
     assert row.decision is not None
-    shown = [check.model_dump(mode="json") for check in row.decision.checks]
-    decided = [check.as_dict() for check in store.decision.checks]
-    assert shown == [{name: check[name] for name in shown[0]} for check in decided]
-    assert {check.verdict for check in row.decision.checks} == {"pass", "fail", "undecided"}
+    for shown, check in zip(row.decision.checks, store.decision.checks, strict=True):
+        assert (shown["metric"], shown["verdict"]) == (check.threshold.metric, check.verdict)
+        assert shown["threshold"].startswith(str(check.threshold))
+        assert shown["why"] == ("" if check.verdict == "pass" else check.why)
+        if check.bounds is None:
+            assert [shown[name] for name in ("value", "margin", "bounds")] == ["", "", ""]
+        else:
+            assert float(shown["value"]) == pytest.approx(check.bounds.value, rel=1e-3)
+            assert float(shown["margin"]) == pytest.approx(check.margin, rel=1e-2)
+    assert {check["verdict"] for check in row.decision.checks} == {"pass", "fail", "undecided"}
 
 
 def test_a_decision_is_read_once_and_one_whose_file_is_gone_keeps_its_verdict(store: Made, tmp_path: Path) -> None:
@@ -211,10 +218,7 @@ def test_a_benchmark_is_shown_with_the_figures_of_its_rows(store: Made) -> None:
 
 def test_nothing_shown_names_a_folder_an_address_or_a_person(store: Made) -> None:
     client = open_store(store.uri, read_only=True)
-    runs, more = run_rows(client)
-    seen = Overview(
-        runs=tuple(runs), benchmarks=tuple(benchmark_rows(client)), versions=tuple(version_rows(client, {})), more=more
-    )
+    seen = overview(client, {})
     text = seen.model_dump_json()
     assert Overview.model_validate_json(text) == seen
     for private in (str(Path.home()), str(Path(store.uri).parent), "sqlite:", "mlflow.db", "owner", "file:"):
