@@ -19,6 +19,7 @@ import sqlalchemy as sa
 
 from experiments.ab.assignment import TrafficSplit, parse_split
 from experiments.ab.store import endings, exposures, ratings
+from experiments.common.statistics import Estimate, wilson
 from model.errors import InputError
 
 Metric = Literal["like", "finished", "stopped", "failed"]
@@ -53,6 +54,11 @@ class VariantEvidence:
     rates: list[float] = field(default_factory=list)
     observed: dict[Metric, list[tuple[bool, str]]] = field(default_factory=lambda: {name: [] for name in METRICS})
     """Each observation, and the split under which it was made."""
+
+    def rate(self, metric: Metric) -> Estimate | None:
+        """Return the share of users with a positive observation; None without any."""
+        values = [value for value, _ in self.observed[metric]]
+        return wilson(sum(values), len(values)) if values else None
 
 
 @dataclass(slots=True)

@@ -62,7 +62,7 @@ def tables(report: Report) -> list[Table]:
         [
             *(variant.name, variant.version or ABSENT, variant.digest[:12] or ABSENT),
             *(str(variant.users), str(variant.stories), f"{variant.likes} / {variant.dislikes}"),
-            *(_rate(report.rates[variant.name][name]) for name in METRICS),
+            *(_rate(variant.rate(name)) for name in METRICS),
             shown(median(variant.tokens), ",.0f"),
             shown(median([1000 * seconds for seconds in variant.ttfts]), ".0f", " ms"),
             shown(median(variant.rates), ",.0f"),
@@ -73,9 +73,9 @@ def tables(report: Report) -> list[Table]:
         [
             f"{each.metric} ({'higher' if HIGHER_IS_BETTER[each.metric] else 'lower'} is better)",
             each.variant,
-            f"{100 * each.comparison.difference_low:+.1f} … {100 * each.comparison.difference_high:+.1f}",
-            f"{each.comparison.e:.3g}",
-            f"{each.comparison.used[0]} + {each.comparison.used[1]}",
+            f"{100 * each.difference_low:+.1f} … {100 * each.difference_high:+.1f}",
+            f"{each.e:.3g}",
+            f"{each.used[0]} + {each.used[1]}",
             each.verdict,
         ]
         for each in report.comparisons

@@ -7,6 +7,7 @@ holds at all looks together (`sequential`), and it alone decides.
 from __future__ import annotations
 
 import json
+import re
 import statistics
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -18,7 +19,6 @@ from experiments.ab.evidence import HIGHER_IS_BETTER, METRICS, Evidence, Metric,
 from experiments.ab.sequential import Comparison, SampleRatio, block_sizes, check_sample_ratio, compare
 from experiments.ab.store import connect, migrate
 from experiments.common.evidence_runs import EvidenceStore
-from experiments.common.statistics import Estimate, wilson
 from model.errors import InputError, StoryError, one_line
 from model.settings import without_password
 from training.tracking.provenance import provenance
@@ -28,18 +28,13 @@ Verdict = Literal["better", "worse", "undecided"]
 EXIT_CODES: dict[Verdict, int] = {"better": 0, "worse": 1, "undecided": 3}
 
 
-@dataclass(frozen=True, slots=True)
-class VariantComparison:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VariantComparison(Comparison):
     """One variant against the first, in one metric."""
 
     variant: str
     metric: Metric
-    comparison: Comparison
     verdict: Verdict
-
-    def as_dict(self) -> dict[str, Any]:
-        names = {"variant": self.variant, "metric": self.metric, "verdict": self.verdict}
-        return names | asdict(self.comparison)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +46,6 @@ class Report:
     """The one that decides."""
     alpha: float
     """Probability of a wrong decision, over all variants together."""
-    rates: dict[str, dict[Metric, Estimate | None]]
     comparisons: list[VariantComparison]
     ratio: SampleRatio
     verdict: Verdict
@@ -73,26 +67,27 @@ class Report:
             "alpha": self.alpha,
             "verdict": self.verdict,
             "why": self.why,
-            "variants": [self._variant(variant) for variant in self.evidence.variants.values()],
-            "comparisons": [each.as_dict() for each in self.comparisons],
+            "variants": [_variant(variant) for variant in self.evidence.variants.values()],
+            "comparisons": [asdict(each) for each in self.comparisons],
             "sample_ratio": {**asdict(self.ratio), "mismatch": self.ratio.mismatch},
             "left_out": self.evidence.left_out,
         }
 
-    def _variant(self, variant: VariantEvidence) -> dict[str, Any]:
-        plain = ("version", "digest", "stories", "users", "likes", "dislikes", "endings")
-        rates = {
+
+def _variant(variant: VariantEvidence) -> dict[str, Any]:
+    plain = ("version", "digest", "stories", "users", "likes", "dislikes", "endings")
+    rates = {name: variant.rate(name) for name in METRICS}
+    return {
+        "variant": variant.name,
+        **{name: getattr(variant, name) for name in plain},
+        "rates": {
             name: rate and {"value": rate.value, "low": rate.low, "high": rate.high, "users": rate.n}
-            for name, rate in self.rates[variant.name].items()
-        }
-        return {
-            "variant": variant.name,
-            **{name: getattr(variant, name) for name in plain},
-            "rates": rates,
-            "median_tokens": median(variant.tokens),
-            "median_ttft": median(variant.ttfts),
-            "median_tokens_per_second": median(variant.rates),
-        }
+            for name, rate in rates.items()
+        },
+        "median_tokens": median(variant.tokens),
+        "median_ttft": median(variant.ttfts),
+        "median_tokens_per_second": median(variant.rates),
+    }
 
 
 def median(values: list[float] | list[int]) -> float | None:
@@ -146,7 +141,6 @@ def make_report(evidence: Evidence, *, metric: Metric = "like", alpha: float = 0
         evidence=evidence,
         metric=metric,
         alpha=alpha,
-        rates={variant.name: {name: _rate(variant.observed[name]) for name in METRICS} for variant in (first, *others)},
         comparisons=comparisons,
         ratio=ratio,
         verdict=verdict,
@@ -172,10 +166,6 @@ def log(uri: str, report: Report, text: str) -> dict[str, str]:
     return {"run_id": run.run_id, "experiment": EXPERIMENT}
 
 
-def _rate(observed: list[tuple[bool, str]]) -> Estimate | None:
-    return wilson(sum(value for value, _ in observed), len(observed)) if observed else None
-
-
 def _compare(first: VariantEvidence, variant: VariantEvidence, metric: Metric, alpha: float) -> VariantComparison:
     a, b = first.observed[metric], variant.observed[metric]
     known: dict[str, tuple[int, int]] = {}
@@ -187,7 +177,7 @@ def _compare(first: VariantEvidence, variant: VariantEvidence, metric: Metric, a
     verdict: Verdict = "undecided"
     if found.decided_at_block is not None:
         verdict = "better" if (found.difference_low >= 0) == HIGHER_IS_BETTER[metric] else "worse"
-    return VariantComparison(variant.name, metric, found, verdict)
+    return VariantComparison(variant=variant.name, metric=metric, verdict=verdict, **asdict(found))
 
 
 def _decide(first: str, found: list[VariantComparison], ratio: SampleRatio) -> tuple[Verdict, str]:
@@ -202,7 +192,7 @@ def _decide(first: str, found: list[VariantComparison], ratio: SampleRatio) -> t
     verdicts = {each.verdict for each in found}
     verdict: Verdict = "better" if "better" in verdicts else "worse" if verdicts == {"worse"} else "undecided"
     if verdict == "undecided":
-        n = min(min(each.comparison.used) for each in found)
+        n = min(min(each.used) for each in found)
         return verdict, f"{n} users of the smaller variant are not enough yet; looking again costs nothing"
     names = [each.variant for each in found if each.verdict == verdict]
     return verdict, f"{' and '.join(names)} {'is' if len(names) == 1 else 'are'} {verdict} than {first}"
@@ -213,15 +203,14 @@ def _metrics(report: Report) -> dict[str, float]:
     found: dict[str, float] = {"sample_ratio/e": report.ratio.e}
     for variant in report.evidence.variants.values():
         values: dict[str, float] = {"users": variant.users, "stories": variant.stories}
-        values |= {name: rate.value for name, rate in report.rates[variant.name].items() if rate is not None}
+        values |= {name: rate.value for name in METRICS if (rate := variant.rate(name)) is not None}
         found |= {f"{_key(variant.name)}/{name}": value for name, value in values.items()}
     for each in report.comparisons:
         for name in ("e", "difference_low", "difference_high"):
-            found[f"{_key(each.variant)}/{each.metric}_{name}"] = getattr(each.comparison, name)
+            found[f"{_key(each.variant)}/{each.metric}_{name}"] = getattr(each, name)
     return found
 
 
 def _key(name: str) -> str:
     """Return a variant's name as part of a metric's name: the slashes of a folder would group metrics."""
-    kept = "".join(char if char.isalnum() or char in "_-. " else "_" for char in name)
-    return kept.strip(". ") or "variant"
+    return re.sub(r"[^\w. -]", "_", name).strip(". ") or "variant"

@@ -1,4 +1,4 @@
-"""What the page gets to know of a store: plain records that cross a pipe as JSON.
+"""What the page gets to know of a store: plain records that cross a pipe.
 
 They hold nothing private: no address, no folder, no tag that was not chosen here. Times are milliseconds since 1970, as
 MLflow keeps them; a figure that is missing or not finite is None.
@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Record(BaseModel):
-    """Base of all records: `model_dump(mode="json")` and `model_validate` are inverse."""
+    """Base of all records."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -64,7 +64,7 @@ class BenchmarkRow(Record):
     started: int
     passed: bool | None
     figures: dict[str, float]
-    """By the names of DESIGN §2."""
+    """As `story benchmark` logs them."""
 
 
 class DecisionRow(Record):

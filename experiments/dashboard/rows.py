@@ -29,18 +29,13 @@ KEYS: dict[Measure, str] = {"held-out": "val/bits_per_byte", "training": "train/
 """Where a measure is logged: bits per byte on held-out stories, nats per token of the batches."""
 TRAINED = "metrics.elapsed_seconds > 0"
 """Only training runs log it, in whichever experiment they are; a sweep's trials are runs like others."""
-FIGURES = (
-    *("tokens_per_second", "total_tokens_per_second", "ttft_p50", "ttft_p95", "itl_p50", "itl_p99"),
-    *("avg_generation_time", "p95_generation_time", "success_rate", "concurrent_handling"),
-    *("cold_start_s", "peak_rss_mb", "requests"),
-)
-"""The figures of a benchmark that are passed on."""
 TAGS = (*("model.recipe", "model.step", "model.tokens", "model.best_bits_per_byte"), *("promoted", "rolled_back"))
 """The tags of a version that are passed on."""
 MAX_RUNS, MAX_POINTS, MAX_SAMPLE_SETS, MAX_CHARACTERS = 200, 300, 100, 4_000
 """What is passed on at most: runs, points of a curve, evaluations of a run, characters of a story."""
 MAX_BENCHMARKS, MAX_VERSIONS = 100, 50
 
+_DECISIONS: dict[str, DecisionRow] = {}
 _ADDRESS = re.compile(r"\b[a-z][a-z0-9+.-]*:/{2,}[^\s'\"()<>]*", re.IGNORECASE)
 _WINDOWS = re.compile(r"\b[a-z]:\\[^\s'\"()<>]*", re.IGNORECASE)
 _FOLDER = re.compile(r"(?<![\w/.~])~?/(?:[^\s'\"()<>:/]+/)+[^\s'\"()<>:/]*")
@@ -67,11 +62,11 @@ def finite(value: Any) -> float | None:
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
-def overview(client: MlflowClient, known: dict[str, DecisionRow]) -> Overview:
-    """Return all that the page shows before the user chooses anything; `known` is that of `version_rows`."""
+def overview(client: MlflowClient) -> Overview:
+    """Return all that the page shows before the user chooses anything."""
     runs, more = run_rows(client)
-    rows = benchmark_rows(client), version_rows(client, known)
-    return Overview(runs=tuple(runs), benchmarks=tuple(rows[0]), versions=tuple(rows[1]), more=more)
+    benchmarks, versions = benchmark_rows(client), version_rows(client, _DECISIONS)
+    return Overview(runs=tuple(runs), benchmarks=tuple(benchmarks), versions=tuple(versions), more=more)
 
 
 def run_rows(client: MlflowClient) -> tuple[list[RunRow], bool]:
@@ -191,7 +186,7 @@ def _status(run: Run) -> str:
 
 
 def _benchmark_row(run: Run) -> BenchmarkRow:
-    figures = {name: finite(run.data.metrics.get(name)) for name in FIGURES}
+    figures = {name: finite(value) for name, value in run.data.metrics.items()}
     return BenchmarkRow(
         id=str(run.info.run_id),
         target=target_name(run.data.params.get("target", "")),

@@ -42,7 +42,7 @@ def test_a_clear_difference_decides_for_the_better_variant() -> None:
     assert (found.verdict, found.exit_code) == ("better", 0)
     assert found.why == "challenger is better than champion"
     (against,) = [each for each in found.comparisons if each.metric == "like"]
-    assert 0 < against.comparison.difference_low < 0.35 < against.comparison.difference_high
+    assert 0 < against.difference_low < 0.35 < against.difference_high
     assert not found.ratio.mismatch
 
 
@@ -152,7 +152,7 @@ def test_several_challengers_share_the_chance_of_an_error() -> None:
 def test_a_rates_interval_is_wilsons() -> None:
     found = report(users(60, {"champion": 0.5, "challenger": 0.5}))
     values = observed_values(found.evidence.variants["champion"], "like")
-    rate = found.rates["champion"]["like"]
+    rate = found.evidence.variants["champion"].rate("like")
     assert rate is not None
     expected = scipy.stats.binomtest(sum(values), len(values)).proportion_ci(method="wilson")
     assert [rate.low, rate.high] == pytest.approx([expected.low, expected.high], abs=1e-6)

@@ -1,25 +1,21 @@
-"""Answers as the reading process would give them, in this process; they go through JSON here too."""
+"""Answers as the reading process would give them, in this process; they are pickled here too."""
 
 from __future__ import annotations
 
-import json
+import pickle
 from typing import Any
 
-from experiments.dashboard.__main__ import StoreReader, reply
 from experiments.dashboard.client import StoreClient, UnreadableError, why_absent
+from experiments.dashboard.reader import Question, answer
 
 
 class DirectClient(StoreClient):
     """A client without a process of its own and without a cache."""
 
-    def __init__(self, uri: str) -> None:
-        super().__init__(uri)
-        self._reader = StoreReader(uri)
-
-    async def _answer(self, question: dict[str, Any], *, stale_ok: bool = False) -> Any:
+    async def _answer(self, question: Question, *arguments: Any, stale_ok: bool = False) -> Any:
         if (reason := why_absent(self._uri)) is not None:
             raise UnreadableError(reason)
-        answered = json.loads(reply(self._reader, json.dumps(question)))
-        if "error" in answered:
-            raise UnreadableError(answered["error"])
-        return answered["answer"]
+        found, error = answer(self._uri, question, *arguments)
+        if error is not None:
+            raise UnreadableError(error)
+        return pickle.loads(pickle.dumps(found))

@@ -1,5 +1,5 @@
 """The client and its process: real processes throughout. Where a test is about waiting, failing and dying and not about
-MLflow, a few lines of Python stand in for it, because they do so at once and on demand.
+MLflow, `stand_in` stands in for it, because it does so at once and on demand.
 """
 
 from __future__ import annotations
@@ -21,28 +21,11 @@ from typing import Any
 import psutil
 import pytest
 
+from experiments.dashboard import client
 from experiments.dashboard.client import StoreClient, UnreadableError, why_absent
+from tests.experiments.dashboard import stand_in
 from tests.experiments.dashboard.direct import DirectClient
 from tests.experiments.dashboard.made import made
-
-STAND_IN = """
-import json, os, sys, time
-asked = 0
-for line in sys.stdin:
-    asked += 1
-    run = json.loads(line).get("run", "")
-    if run == "dies":
-        os._exit(3)
-    if run == "breaks":
-        print("not JSON", flush=True)
-        continue
-    if run == "fails":
-        print(json.dumps({"error": "sqlite:////srv/lily.db is locked"}), flush=True)
-        continue
-    time.sleep(3600 if run == "hangs" else 0.05)
-    samples = {"step": asked, "tokens": os.getpid(), "bits_per_byte": None, "stories": [["A", run]]}
-    print(json.dumps({"answer": [samples]}), flush=True)
-"""
 
 
 @pytest.fixture
@@ -52,11 +35,16 @@ def uri(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path}/mlflow.db"
 
 
+@pytest.fixture(autouse=True)
+def _without_mlflow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "ask", stand_in.ask)
+
+
 @contextlib.asynccontextmanager
 async def reading(uri: str, **options: Any) -> AsyncIterator[StoreClient]:
-    client = StoreClient(uri, command=(sys.executable, "-c", STAND_IN), **options)
-    async with client.running():
-        yield client
+    reader = StoreClient(uri, **options)
+    async with reader.running():
+        yield reader
 
 
 def gone(pid: int) -> bool:
@@ -106,22 +94,22 @@ assert not heavy & {name.partition(".")[0] for name in sys.modules}
 
 def test_identical_concurrent_questions_are_coalesced(uri: str) -> None:
     async def go() -> None:
-        async with reading(uri, ttl=3600) as client:
-            answers = await asyncio.gather(*(client.samples("a") for _ in range(40)))
+        async with reading(uri, ttl=3600) as reader:
+            answers = await asyncio.gather(*(reader.samples("a") for _ in range(40)))
             assert {answer[0].step for answer in answers} == {1}
-            assert (await client.samples("a"))[0].step == 1, "still cached"
-            assert (await client.samples("b"))[0].step == 2
-            client._ttl = 0.0  # an hour later
-            assert (await client.samples("a"))[0].step == 3, "asked again"
+            assert (await reader.samples("a"))[0].step == 1, "still cached"
+            assert (await reader.samples("b"))[0].step == 2
+            reader._ttl = 0.0  # an hour later
+            assert (await reader.samples("a"))[0].step == 3, "asked again"
 
     asyncio.run(go())
 
 
 def test_a_user_who_disconnects_takes_no_answer_from_another(uri: str) -> None:
     async def go() -> None:
-        async with reading(uri) as client:
-            one = asyncio.create_task(client.samples("a"))
-            other = asyncio.create_task(client.samples("a"))
+        async with reading(uri) as reader:
+            one = asyncio.create_task(reader.samples("a"))
+            other = asyncio.create_task(reader.samples("a"))
             await asyncio.sleep(0.01)
             one.cancel()
             assert (await other)[0].step == 1
@@ -133,50 +121,53 @@ def test_a_store_that_does_not_answer_is_an_error_in_time_and_the_process_is_rep
     uri: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def go() -> None:
-        async with reading(uri, timeout=0.3, first_timeout=20) as client:
-            first = await client.samples("a")
-            hung = client.pid
+        async with reading(uri, timeout=0.3, first_timeout=20) as reader:
+            hung = (await reader.samples("a"))[0].tokens
             with pytest.raises(UnreadableError, match=r"does not answer; please try again"):
-                await client.samples("hangs")  # for ever, if it were left alone
-            assert hung == first[0].tokens
+                await reader.samples("hangs")  # for ever, if it were left alone
             assert gone(hung)
-            assert (await client.samples("b"))[0].tokens != hung
+            assert (await reader.samples("b"))[0].tokens != hung
 
     asyncio.run(go())
     assert "no answer in time" in caplog.text
 
 
-@pytest.mark.parametrize("end", ["dies", "breaks"])
-def test_a_process_that_ends_or_writes_nonsense_is_replaced(uri: str, end: str) -> None:
+def test_a_process_that_dies_over_a_question_is_replaced(uri: str) -> None:
     async def go() -> None:
-        async with reading(uri) as client:
-            before = (await client.samples("a"))[0].tokens
+        async with reading(uri) as reader:
+            before = (await reader.samples("a"))[0].tokens
             with pytest.raises(UnreadableError, match="does not answer"):
-                await client.samples(end)
-            assert (await client.samples("b"))[0].tokens != before
+                await reader.samples("dies")
+            assert (await reader.samples("b"))[0].tokens != before
 
     asyncio.run(go())
 
 
+async def until_gone(pid: int) -> None:
+    """Wait until the process is gone and the event loop has heard of it."""
+    async with asyncio.timeout(20):
+        while psutil.pid_exists(pid):
+            await asyncio.sleep(0.01)
+
+
 def test_a_killed_process_is_replaced_unnoticed(uri: str) -> None:
     async def go() -> None:
-        async with reading(uri) as client:
-            before = (await client.samples("a"))[0].tokens
+        async with reading(uri) as reader:
+            before = (await reader.samples("a"))[0].tokens
             os.kill(before, signal.SIGKILL)
-            while client._process is not None and client._process.returncode is None:
-                await asyncio.sleep(0.01)
-            assert (await client.samples("b"))[0].tokens != before
+            await until_gone(before)
+            assert (await reader.samples("b"))[0].tokens != before
 
     asyncio.run(go())
 
 
 def test_an_error_goes_to_the_log_and_not_to_the_user(uri: str, caplog: pytest.LogCaptureFixture) -> None:
     async def go() -> None:
-        async with reading(uri) as client:
+        async with reading(uri) as reader:
             with pytest.raises(UnreadableError) as caught:
-                await client.samples("fails")
+                await reader.samples("fails")
             assert "lily" not in str(caught.value)
-            assert (await client.samples("a"))[0].step == 2, "the process goes on"
+            assert (await reader.samples("a"))[0].step == 2, "the process goes on"
 
     with caplog.at_level(logging.WARNING):
         asyncio.run(go())
@@ -185,8 +176,8 @@ def test_an_error_goes_to_the_log_and_not_to_the_user(uri: str, caplog: pytest.L
 
 def test_too_many_questions_are_refused(uri: str) -> None:
     async def go() -> None:
-        async with reading(uri) as client:
-            asked = [asyncio.create_task(client.samples(str(number))) for number in range(40)]
+        async with reading(uri) as reader:
+            asked = [asyncio.create_task(reader.samples(str(number))) for number in range(40)]
             answers = await asyncio.gather(*asked, return_exceptions=True)
             refused = [answer for answer in answers if isinstance(answer, UnreadableError)]
             assert len(refused) == 8
@@ -195,31 +186,30 @@ def test_too_many_questions_are_refused(uri: str) -> None:
     asyncio.run(go())
 
 
-def test_an_idle_process_is_ended_and_a_later_question_starts_another(uri: str) -> None:
+def test_an_idle_process_ends_and_a_later_question_starts_another(uri: str) -> None:
     async def go() -> None:
-        async with reading(uri, idle_timeout=0.1, ttl=0.0) as client:
-            before = (await client.samples("a"))[0].tokens
-            async with asyncio.timeout(20):
-                while client.pid is not None or not gone(before):
-                    await asyncio.sleep(0.02)
-            assert (await client.samples("a"))[0].tokens != before
+        async with reading(uri, idle_timeout=0.1, ttl=0.0) as reader:
+            before = (await reader.samples("a"))[0].tokens
+            await until_gone(before)
+            assert (await reader.samples("a"))[0].tokens != before
 
     asyncio.run(go())
 
 
 def test_it_ends_with_the_app_however_the_app_ends(uri: str, repository: Path) -> None:
     async def go() -> int:
-        async with reading(uri) as client:
-            return (await client.samples("a"))[0].tokens
+        async with reading(uri) as reader:
+            return (await reader.samples("a"))[0].tokens
 
     assert gone(asyncio.run(go()))
     program = f"""
 import asyncio, os, signal, sys
-from experiments.dashboard.client import StoreClient
+from experiments.dashboard import client
+from tests.experiments.dashboard import stand_in
 
 async def go():
-    client = StoreClient({uri!r}, command=(sys.executable, "-c", {STAND_IN!r}))
-    print((await client.samples("a"))[0].tokens, flush=True)
+    client.ask = stand_in.ask
+    print((await client.StoreClient({uri!r}).samples("a"))[0].tokens, flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
 
 asyncio.run(go())
@@ -235,10 +225,10 @@ asyncio.run(go())
 def test_a_missing_store_is_one_line_and_is_not_created(tmp_path: Path) -> None:
     async def go() -> None:
         for uri in (f"sqlite:///{tmp_path}/nowhere/mlflow.db", "sqlite:///mlflow.db"):
-            async with reading(uri) as client:
+            async with reading(uri) as reader:
                 with pytest.raises(UnreadableError, match=r"`story train` fills it"):
-                    await client.overview()
-                assert client.pid is None
+                    await reader.overview()
+                assert reader._answered == float("-inf"), "nobody was asked"
 
     asyncio.run(go())
     assert list(tmp_path.iterdir()) == []

@@ -48,9 +48,3 @@ def upgrade() -> None:
         sa.Column("at", sa.Float(53), nullable=False),
         sa.Column("rating", sa.SmallInteger, nullable=False),
     )
-
-
-def downgrade() -> None:
-    """Take them away, with all that is in them."""
-    for table in ("story_ratings", "story_endings", "story_exposures"):
-        op.drop_table(table)

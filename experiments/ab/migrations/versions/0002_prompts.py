@@ -15,8 +15,3 @@ down_revision = "0001"
 def upgrade() -> None:
     """Add the column."""
     op.add_column("story_exposures", sa.Column("prompt", sa.Text, nullable=True))
-
-
-def downgrade() -> None:
-    """Forget the prompts."""
-    op.drop_column("story_exposures", "prompt")

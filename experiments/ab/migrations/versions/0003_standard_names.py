@@ -22,10 +22,3 @@ def upgrade() -> None:
     for table, old, new in RENAMED:
         op.alter_column(table, old, new_column_name=new)
     op.execute("UPDATE story_endings SET outcome = 'aborted' WHERE outcome = 'cut'")
-
-
-def downgrade() -> None:
-    """Rename back."""
-    for table, old, new in RENAMED:
-        op.alter_column(table, new, new_column_name=old)
-    op.execute("UPDATE story_endings SET outcome = 'cut' WHERE outcome = 'aborted'")

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mlflow.exceptions import MlflowException
 
-from experiments.dashboard.__main__ import StoreReader, reply
+from experiments.dashboard.reader import answer
+from experiments.dashboard.rows import run_rows
 from model.errors import InputError
 from tests.experiments.dashboard.made import made
 from training.tracking.store import open_store
@@ -22,12 +23,13 @@ def test_no_question_changes_the_store_and_its_client_could_not(tmp_path: Path) 
     )
     before = hashlib.sha256(database.read_bytes()).hexdigest()
     uri = f"sqlite:///{database}"
-    store = StoreReader(uri)
-    run = json.loads(reply(store, '{"ask": "overview"}'))["answer"]["runs"][0]["id"]
-    for question in ({"ask": "curves", "runs": [run], "measure": "training"}, {"ask": "samples", "run": run}):
-        assert "answer" in json.loads(reply(store, json.dumps(question)))
+    (first, *_), _ = run_rows(open_store(uri, read_only=True))
+    questions: tuple[Any, ...] = (("overview",), ("curves", [first.id], "training"), ("sample_sets", first.id))
+    for question in questions:
+        found, error = answer(uri, *question)
+        assert (bool(found), error) == (True, None)
     with pytest.raises(MlflowException, match="readonly"):
-        open_store(uri, read_only=True).set_tag(run, "seen", "yes")
+        open_store(uri, read_only=True).set_tag(first.id, "seen", "yes")
     assert hashlib.sha256(database.read_bytes()).hexdigest() == before
     assert [path.name for path in tmp_path.iterdir()] == [database.name]
 
@@ -38,11 +40,9 @@ def test_a_missing_database_is_not_created_to_be_read(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    "line",
-    ["", "{", "[]", '{"ask": "delete"}', '{"ask": "samples"}', '{"ask": "curves", "runs": ["x"], "measure": "m"}'],
-)
-def test_an_invalid_question_is_answered_with_an_error_in_one_line(line: str) -> None:
-    answer = reply(StoreReader(made().uri), line)
-    assert "\n" not in answer
-    assert set(json.loads(answer)) == {"error"}
+@pytest.mark.parametrize("question", [("delete",), ("sample_sets",), ("curves", ["x"], "m")])
+def test_what_cannot_be_answered_is_an_error_in_one_line(question: Any) -> None:
+    found, error = answer(made().uri, *question)
+    assert found is None
+    assert error
+    assert "\n" not in error
