@@ -19,8 +19,8 @@ from pydantic import AwareDatetime, ValidationError
 from model.errors import InputError, StoryError, one_line
 from model.serving import registry
 from model.validation import Record, fault_of
-from training.tracking.runs import flat, now
-from training.tracking.store import LAST_SEEN, OWNER, mark_stale_runs, open_experiment, open_store, owner_of, unusable
+from training.tracking.runs import flat, now, owned, store_errors
+from training.tracking.store import mark_stale_runs, open_experiment, open_store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -34,17 +34,6 @@ class EvidenceError(StoryError):
     """A run's evidence is missing or damaged, so nothing can be decided by it."""
 
     exit_code = 3
-
-
-@contextmanager
-def store_errors(uri: str) -> Iterator[None]:
-    """Turn whatever SQLAlchemy, MLflow, a driver or the network raises into one `InputError` that names the store."""
-    try:
-        yield
-    except StoryError:
-        raise
-    except Exception as error:
-        raise unusable(uri, error) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,9 +97,8 @@ class EvidenceStore:
             InputError: the store failed meanwhile.
         """
         with store_errors(self._uri):
-            owned = {OWNER: owner_of().to_text(), LAST_SEEN: str(now())}
             started = self._opened if began is None else began
-            run = self._client.create_run(self._experiment_id, started, {**tags, **owned}, name)
+            run = self._client.create_run(self._experiment_id, started, {**tags, **owned()}, name)
             run_id = str(run.info.run_id)
             try:
                 yield EvidenceRun(self._client, run_id)

@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from experiments.benchmark.evidence import EXPERIMENT as BENCHMARKS
-from experiments.common.evidence_runs import store_errors
 from experiments.gate.run import EXPERIMENT as GATES
 from experiments.quality.evidence import EXPERIMENT as EVALUATIONS
 from experiments.registry.versions import Version, versions
 from model.errors import InputError
 from model.serving.registry import NAME
 from training.tracking.observer import EXPERIMENT as TRAININGS
+from training.tracking.runs import store_errors
 from training.tracking.store import open_store
 
 if TYPE_CHECKING:

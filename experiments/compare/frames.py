@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from experiments.benchmark.evidence import EXPERIMENT as BENCHMARKS
-from experiments.common.evidence_runs import DIGEST, finished_runs, store_errors
+from experiments.common.evidence_runs import DIGEST, finished_runs
 from experiments.compare.choose import Subject
 from experiments.quality.evidence import EXPERIMENT as EVALUATIONS
-from training.tracking.runs import history
+from training.tracking.runs import history, store_errors
 from training.tracking.store import open_store
 
 if TYPE_CHECKING:

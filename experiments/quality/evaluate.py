@@ -15,7 +15,14 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from experiments.quality.generation import Written, WrittenStory, generate_stories, load_prompts
+from experiments.quality.generation import (
+    RARE_PROMPTS,
+    Written,
+    WrittenStory,
+    generate_stories,
+    load_prompts,
+    measure_rare_names,
+)
 from experiments.quality.held_out import (
     OWN_STORIES,
     RUNTIMES,
@@ -32,7 +39,6 @@ from experiments.quality.held_out import (
 from experiments.quality.judge import Judge, judge_stories, why_not
 from experiments.quality.memorised import TrainingTexts, longest_copies
 from experiments.quality.ngram import NgramBaseline, NgramRuntime
-from experiments.quality.rare_names import RARE_PROMPTS, measure_rare_names
 from experiments.quality.report import QualityReport
 from model.architecture.folder import PRETRAINED, ModelFolder
 from model.architecture.tokenizer import StoryTokenizer
@@ -98,13 +104,10 @@ def evaluate(
         progress("baseline", len(held_out.texts))
     sizes = target_bytes(held_out, tokenizer)
     served = next(iter(measured.values()))
-    written, baseline_written, rare_names, judgement = None, None, None, None
+    written = baseline_written = rare_names = judgement = copies = None
     if asked.write:
         stories, rare = _write(folder, next(iter(measured)), asked, partial(progress, "writing"))
-        theirs = []
-        if baseline is not None:
-            theirs = _write_baseline(baseline, tokenizer, partial(progress, "baseline writing"))
-        copies = None
+        theirs = _write_baseline(baseline, tokenizer, partial(progress, "baseline writing")) if baseline else []
         if asked.train_data:
             # The model's and the baseline's stories together, so that the training stories are read once.
             copies = longest_copies([story.text for story in (*stories, *theirs)], training)

@@ -22,8 +22,12 @@ from experiments.quality.memorised import Copy, words
 from model.engine.engine import Engine
 from model.errors import StoryError
 from model.generation import GenerationRequest, SamplingParams
+from training.data.rename import NOT_NAMES
 
 PROMPTS = Path(__file__).with_name("prompts.jsonl")
+RARE_PROMPTS = Path(__file__).with_name("rare_prompts.jsonl")
+"""With unusual names, one or two each, that occur in no training story, renamed ones included
+(`training.data.rename.HELD_OUT`)."""
 MAX_TOKENS = 500
 OPENING_WORDS = 40
 """Of the continuation: about the first three sentences."""
@@ -32,6 +36,11 @@ CAPITALISED = re.compile(r"(?<=[\w,;] )[A-Z][a-z]+\b")
 TITLES = {"Mr", "Mrs", "Ms", "Dr"}
 ADDRESSED = r'\b{name} (?:said|asked|replied|answered)(?: to [^,."]{{1,20}})?[,:]? "[^"]*\b{name}\b'
 """Somebody who speaks to himself by name."""
+PREFIX = 2
+"""Names that share this many first letters are near."""
+DISTANCE = 2
+"""So are names of more than `SHORT` letters with this edit distance or less."""
+SHORT = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +193,7 @@ FIGURES = {
     "copied_share": Meaning("longest copied run of the story"),
 }
 BINARY = {name for name, meaning in FIGURES.items() if meaning.binary} | {"kept", "mutated"}
-"""Figures that are 0 or 1 for each story; the last two are those of `rare_names`."""
+"""Figures that are 0 or 1 for each story; the last two are those of `measure_rare_names`."""
 Figures = dict[str, float | None]
 """Figures of one story; None: not defined for it."""
 
@@ -294,3 +303,43 @@ class Written(StorySet):
             "seeds": self.seeds,
             "copied_words_max": None if longest is None else longest.words,
         }
+
+
+def measure_rare_names(stories: Sequence[WrittenStory]) -> StorySet:
+    """Measure stories of `RARE_PROMPTS`: `kept` (all names of the prompt come again), `mutated` and `ended`.
+
+    A story is mutated if it has a name that is near to one of the prompt's and is none of them, as when Ember becomes
+    Emild. That misses distant names and those that only begin sentences.
+    """
+    figures: list[Figures] = [
+        {
+            "kept": float(all_kept(story.text, story.prompt.names)),
+            "mutated": float(bool(mutations(story.prompt, story.text))),
+            "ended": float(story.ended),
+        }
+        for story in stories
+    ]
+    return StorySet(tuple(stories), tuple(figures))
+
+
+def mutations(prompt: Prompt, continuation: str) -> set[str]:
+    """Names of the continuation that are near to one of the prompt's and do not occur in the prompt."""
+    new = names_in(continuation) - NOT_NAMES - set(prompt.names) - names_in(prompt.text)
+    return {word for word in new if any(_near(word, name) for name in prompt.names)}
+
+
+def _near(word: str, name: str) -> bool:
+    if word[:PREFIX] == name[:PREFIX]:
+        return True
+    return min(len(word), len(name)) > SHORT and edit_distance(word.lower(), name.lower()) <= DISTANCE
+
+
+def edit_distance(one: str, other: str) -> int:
+    """The fewest insertions, deletions and replacements of letters that turn `one` into `other` (Levenshtein 1966)."""
+    row = list(range(len(other) + 1))
+    for number, letter in enumerate(one, 1):
+        diagonal, row[0] = row[0], number
+        for place, wanted in enumerate(other, 1):
+            best = min(row[place] + 1, row[place - 1] + 1, diagonal + (letter != wanted))
+            diagonal, row[place] = row[place], best
+    return row[-1]

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,7 @@ from model.engine.load import load_runtime
 from model.errors import DataError
 from model.runtimes.protocol import Logits
 from training.data.corpus import load_own_stories, read_stories, story_id
+from training.trainer.rows import batches_by_length
 
 RuntimeName = Literal["native", "int8", "fp32", "torch"]
 RUNTIMES: tuple[RuntimeName, ...] = ("native", "int8", "fp32", "torch")
@@ -145,7 +146,7 @@ def scorer(folder: ModelFolder, name: RuntimeName, threads: int) -> Scorer:
 def score(score: Scorer, held_out: HeldOut, done: Callable[[int], None] = lambda stories: None) -> list[Nats]:
     """The nats of every target; `done` is called with the number of stories just scored."""
     nats = [np.zeros(len(tokens)) for tokens in held_out.tokens]
-    for batch in _batches(held_out.tokens):
+    for batch in batches_by_length(list(map(len, held_out.tokens)), BATCH_TOKENS):
         targets = [held_out.targets(index) for index in batch]
         for first, logits_BTV in score([held_out.tokens[index] for index in batch]):
             for row, index in enumerate(batch):
@@ -223,15 +224,3 @@ def _surprise(logits_TV: Logits, wanted_T: npt.NDArray[np.int64]) -> Nats:
     chosen = logits_TV[np.arange(len(wanted_T)), wanted_T] - top[:, 0]
     surprise: Nats = np.log(total) - chosen
     return surprise
-
-
-def _batches(stories: Sequence[list[Any]]) -> Iterator[list[int]]:
-    """Indexes of stories of like length, so that padding is small."""
-    batch: list[int] = []
-    for index in sorted(range(len(stories)), key=lambda index: len(stories[index])):
-        if batch and (len(batch) + 1) * len(stories[index]) > BATCH_TOKENS:
-            yield batch
-            batch = []
-        batch.append(index)
-    if batch:
-        yield batch

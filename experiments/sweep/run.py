@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, field_validator
 
-from experiments.common.evidence_runs import EvidenceRun, store_errors
+from experiments.common.evidence_runs import EvidenceRun
 from experiments.sweep.plan import DEFAULT_SPACE, Budget, Plan, load_space
 from experiments.sweep.remote import TrialLog, modal_runner, process_runner
 from experiments.sweep.render import best_of, draw_history, draw_importance, importance, rows, summary
@@ -27,7 +27,7 @@ from model.validation import Options
 from training.interrupts import stop_on_signals
 from training.tracking.observer import MlflowObserver
 from training.tracking.provenance import Provenance, provenance, usable_cores
-from training.tracking.runs import known_run, log_tables, now, set_tags, table_text, without_folders
+from training.tracking.runs import known_run, log_tables, now, set_tags, store_errors, table_text, without_folders
 from training.tracking.store import LAST_SEEN, OWNER, mark_stale_runs, open_experiment, open_store, owner_of
 from training.trainer.observers import Observer, ProgressObserver
 

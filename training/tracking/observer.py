@@ -18,32 +18,24 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from model.errors import StoryError, one_line
+from model.errors import one_line
 from model.files import write_atomically
 from model.outbox import Leftover, Outbox
 from model.settings import without_password
 from training.tracking.provenance import Provenance
-from training.tracking.runs import begin_run, describe_run, log_tables, now, set_tags
-from training.tracking.store import (
-    LAST_SEEN,
-    default_tracking_uri,
-    mark_stale_runs,
-    open_experiment,
-    open_store,
-    unusable,
-)
+from training.tracking.runs import begin_run, describe_run, log_tables, now, set_tags, store_errors
+from training.tracking.store import LAST_SEEN, default_tracking_uri, mark_stale_runs, open_experiment, open_store
 from training.trainer.observers import EvaluationReport, Outcome, RunEnd, RunStart, StepReport
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-
-__all__ = ["EXPERIMENT", "STORIES", "MlflowObserver", "default_tracking_uri"]
 
 log = logging.getLogger(__name__)
 
 EXPERIMENT = "story-training"
 STORIES = "samples/stories.json"
 """All sample stories of a run, as a table in MLflow's own form; a page can slide over its steps."""
+UNREACHABLE = "MLflow does not answer; training goes on and its figures are kept: %s"
 STATUS: dict[Outcome, str] = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
 
 
@@ -90,7 +82,7 @@ class MlflowObserver:
         """Begin a run, or continue the one that `start.out` names. Raises `InputError` for an unusable store."""
         self._uri = self._uri or default_tracking_uri()
         self._client = open_store(self._uri)
-        try:
+        with store_errors(self._uri):
             experiment_id = open_experiment(self._client, self._uri, self._experiment)
             for run_id in mark_stale_runs(self._client, experiment_id):
                 log.warning("MLflow run %s had been killed and is marked so now", run_id)
@@ -99,15 +91,11 @@ class MlflowObserver:
             describe_run(self._client, run, start, self._origin)
             if self._tags:
                 set_tags(self._client, self.run_id, self._tags)
-        except StoryError:
-            raise
-        except Exception as error:  # SQLAlchemy's, MLflow's, the driver's or the network's
-            raise unusable(self._uri, error) from error
         self._unsent = start.out / f"mlflow-unsent-{self.run_id}.jsonl"
         self._outbox = Outbox(
             self._send_points,
             self._send_file,
-            on_failure=self._tell_failure,
+            on_failure=lambda error: log.warning(UNREACHABLE, self._shown(error)),
             on_recovery=lambda: self._watch_machine(resume=True),
             **self._options,
         )
@@ -181,10 +169,6 @@ class MlflowObserver:
             log_tables(self._client, self.run_id, {path: text})
         else:
             self._client.log_text(self.run_id, text, path)
-
-    def _tell_failure(self, error: str) -> None:
-        message = "MLflow does not answer; training goes on and its figures are kept: %s"
-        log.warning(message, self._shown(error))
 
     def _shown(self, error: str) -> str:
         uri = self._uri or ""

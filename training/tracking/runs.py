@@ -9,13 +9,15 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
+from model.errors import StoryError
 from model.files import write_atomically
 from training.tracking.provenance import Provenance, provenance
-from training.tracking.store import LAST_SEEN, OWNER, Owner, mark_killed, owner_of
+from training.tracking.store import LAST_SEEN, OWNER, Owner, mark_killed, owner_of, unusable
 from training.trainer.observers import RunStart
 
 if TYPE_CHECKING:
@@ -30,11 +32,27 @@ DIGEST_LENGTH = 36
 SOURCE_LENGTH = 65_535
 
 
+@contextmanager
+def store_errors(uri: str) -> Iterator[None]:
+    """Turn whatever SQLAlchemy, MLflow, a driver or the network raises into one `InputError` that names the store."""
+    try:
+        yield
+    except StoryError:
+        raise
+    except Exception as error:
+        raise unusable(uri, error) from error
+
+
+def owned() -> dict[str, str]:
+    """Tags of a run that this process begins or continues now."""
+    return {OWNER: owner_of().to_text(), LAST_SEEN: str(now())}
+
+
 def begin_run(client: MlflowClient, experiment_id: str, start: RunStart) -> Run:
     """The run to log to: running, owned by this process, named by `start.out`."""
     named = _named_run(start.out)
     previous = known_run(client, named)
-    tags = {OWNER: owner_of().to_text(), LAST_SEEN: str(now()), "outcome": "running"}
+    tags = owned() | {"outcome": "running"}
     if start.resumed_from > 0:
         tags["resumed.from_step"] = str(start.resumed_from)
         if previous is not None:

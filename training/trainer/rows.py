@@ -8,7 +8,7 @@ plain best fit, longest first, left 7 %. The n-th row depends on the seed alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -124,3 +124,14 @@ def _best_fill(waiting: dict[int, list[Span]], space: int) -> list[int]:
             if second >= first and second in waiting and (second > first or len(waiting[first]) > 1):
                 return [first, second]
     return []
+
+
+def batches_by_length(lengths: Sequence[int], most: int) -> list[list[int]]:
+    """Indexes of sequences of like length, so that padding is small: at most `most` places, or one sequence."""
+    batches: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if batches and (len(batches[-1]) + 1) * lengths[index] <= most:
+            batches[-1].append(index)
+        else:
+            batches.append([index])
+    return batches

@@ -19,7 +19,7 @@ from model.architecture.network import StoryNetwork
 from model.errors import DataError
 from training.data.shards import TokenShard
 from training.trainer.parallel import Group
-from training.trainer.rows import IGNORED
+from training.trainer.rows import IGNORED, batches_by_length
 
 BATCH_TOKENS = 4096
 SAMPLE_TEMPERATURE = 0.7
@@ -39,14 +39,7 @@ class Validation:
         self.bytes = sum(len(text.encode()) for text in texts)
         self.tokens = int(shard.starts[count])
         self.shard, self.group = shard, group
-        self._batches: list[list[int]] = []
-        lengths = np.diff(shard.starts[: count + 1])
-        for story in np.argsort(lengths, kind="stable"):
-            widest = int(lengths[story])
-            if self._batches and (len(self._batches[-1]) + 1) * widest <= BATCH_TOKENS:
-                self._batches[-1].append(int(story))
-            else:
-                self._batches.append([int(story)])
+        self._batches = batches_by_length(np.diff(shard.starts[: count + 1]).tolist(), BATCH_TOKENS)
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """This process's share of the stories: (inputs, targets), both (B, T), padded by what does not count."""

@@ -6,11 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from experiments.quality.generation import Prompt, Written, WrittenStory
+from experiments.quality.generation import Prompt, Written, WrittenStory, measure_rare_names
 from experiments.quality.held_out import HeldOut, RuntimeName, figures_of, loss_by_place
 from experiments.quality.memorised import longest_copies
 from experiments.quality.ngram import NgramBaseline, NgramTable
-from experiments.quality.rare_names import measure_rare_names
 from experiments.quality.report import QualityReport
 
 DIGEST = "a2bf" + "0" * 60

@@ -6,8 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments.quality.generation import Prompt, WrittenStory, load_prompts
-from experiments.quality.rare_names import RARE_PROMPTS, edit_distance, measure_rare_names, mutations
+from experiments.quality.generation import (
+    RARE_PROMPTS,
+    Prompt,
+    WrittenStory,
+    edit_distance,
+    load_prompts,
+    measure_rare_names,
+    mutations,
+)
 from training.data.rename import HELD_OUT
 
 WORDS = st.text("abc", max_size=6)

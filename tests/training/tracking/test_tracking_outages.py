@@ -17,9 +17,16 @@ from typing import TYPE_CHECKING
 import pytest
 
 from model.errors import InputError
-from training.tracking.observer import EXPERIMENT, STORIES, default_tracking_uri
+from training.tracking.observer import EXPERIMENT, STORIES
 from training.tracking.runs import RUN_FILE
-from training.tracking.store import database_file, mark_stale_runs, open_experiment, open_store, owner_of
+from training.tracking.store import (
+    database_file,
+    default_tracking_uri,
+    mark_stale_runs,
+    open_experiment,
+    open_store,
+    owner_of,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
