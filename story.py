@@ -84,7 +84,7 @@ def demo(
 ) -> None:
     """Start the app: a page on which people write stories."""
     settings = _settings()
-    from demo.app import launch
+    from demo.asgi import launch
 
     launch(
         settings,

@@ -1,6 +1,6 @@
-"""Page and HTTP service as one ASGI application.
+"""Page and HTTP service as one ASGI application, and `story demo`, which serves it until a signal ends it.
 
-`demo.app` runs it in a server of its own, which drains; any other ASGI server can:
+`launch` runs it in a server of its own, which drains; any other ASGI server can:
 
     uvicorn --factory demo.asgi:create_app
 """
@@ -8,6 +8,8 @@
 from __future__ import annotations
 
 import contextlib
+import logging
+import secrets
 import warnings
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -26,8 +28,11 @@ from experiments.dashboard.client import StoreClient
 from experiments.registry.resolve import open_registry
 from model.errors import MissingExtraError
 from model.serving.backend import Backend
+from model.serving.http.address import bound, url_of
 from model.serving.http.app import ServiceRoute, create_service
 from model.serving.http.middleware import outer_middleware
+from model.serving.http.server import DrainingServer
+from model.serving.logs import configure_logs
 from model.serving.options import ServiceOptions
 from model.serving.remote import open_backend
 from model.serving.shared_state import SharedState
@@ -108,3 +113,40 @@ def compose(
     with warnings.catch_warnings():
         in_a_loop(mount)
     return app
+
+
+log = logging.getLogger(__name__)
+
+
+def launch(settings: Settings, *, host: str, port: int, share: bool = False, backend: str = "auto") -> None:
+    """Load the model, serve the page, and return after SIGINT or SIGTERM when everything has stopped.
+
+    Running stories finish first, for at most `STORY_DRAIN` seconds; a second signal aborts them.
+
+    Raises `ModelError` when there is no usable model, `InputError` for an unknown backend or a taken port.
+    """
+    configure_logs(settings.story_log)
+    with bound(host, port) as listener:
+        app = create_app(settings, backend, public=share)
+
+        def ready() -> None:
+            print(f"Write me a story: {url_of(listener, host)}/", flush=True)
+            if share:
+                print(_share(*listener.getsockname()[:2]), flush=True)
+
+        def closing() -> None:
+            print("Closing: running stories finish first; a second signal ends them.", flush=True)
+
+        DrainingServer(app.state.service, ready, closing=closing, app=app).run(sockets=[listener])
+
+
+def _share(host: str, port: int) -> str:
+    """Make a share link of Gradio and return the line that says so. It is closed when the process ends."""
+    from gradio.networking import setup_tunnel
+
+    try:
+        url = setup_tunnel(host, port, secrets.token_urlsafe(32), None, None)
+    except Exception as error:  # no network, no permission, another platform: Gradio raises what it meets
+        log.warning("no share link: %s", error)
+        return "No share link could be made; the page is here only."
+    return f"For everyone, while this runs: {url}"

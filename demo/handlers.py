@@ -1,22 +1,21 @@
 """What the page does, without the page: plain async functions that a test can call.
 
-A handler takes the form and what is on the page, and yields `View`s: the whole visible state, growing. It
-knows nothing of Gradio's components. Text is passed on as text; nothing here makes HTML.
+A handler takes the form and what is on the page, and yields `View`s: the whole visible state, growing, about twenty
+times a second. It knows nothing of Gradio's components. Text is passed on as text; nothing here makes HTML.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import math
 import re
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
-from demo import links
-from demo.coalesce import coalesce
-from demo.form import Form
+from demo.form import Form, decode_link, encode_link
 from demo.routing import RoutingBackend
 from experiments.ab.events import new_id
 from model.errors import BusyError, DrainingError, GenerationError, InputError, LimitError, StoryError
@@ -112,7 +111,7 @@ class AppState:
 
 def opened(query: Mapping[str, str], version: str) -> tuple[dict[str, Any], View]:
     """The fields that a link fills, with a status line."""
-    values, notes = links.decode(query, version)
+    values, notes = decode_link(query, version)
     note = " ".join(notes)
     if values and not note:
         note = "Opened from a link. Press Write to read its story."
@@ -130,7 +129,7 @@ def write(state: AppState, tab: str, form: Form, client: str = UNKNOWN, user: st
     form = replace(form.drawn(), prompt=form.prompt.rstrip(" \t"))
     view = View(prompt=form.prompt, filename=filename(form.prompt), story=new_id() if state.recorder else "")
     with contextlib.suppress(InputError):  # only a prompt too long for an address: then there is no link
-        view = replace(view, link=links.encode(form, model_for(state.manager.backend, user).version))
+        view = replace(view, link=encode_link(form, model_for(state.manager.backend, user).version))
     return _generate(state, tab, form, view, client, user)
 
 
@@ -255,3 +254,45 @@ def filename(prompt: str) -> str:
     """A plain file name from the prompt's first words; it cannot leave its folder on any system."""
     words = re.findall(r"[a-z0-9]+", prompt.lower())[:6]
     return f"{'-'.join(words)[:60].strip('-') or 'story'}.txt"
+
+
+INTERVAL = 0.05
+"""Seconds between two lists: 20 redraws a second look like a steady flow."""
+
+T = TypeVar("T")
+
+
+async def coalesce(items: AsyncIterator[T], *, interval: float = INTERVAL) -> AsyncGenerator[list[T], None]:
+    """Pass on `items` in lists, the first item at once and later ones as they gather over `interval` seconds.
+
+    What has gathered when the source ends is passed on at once, before an error of the source is raised. Closing this
+    generator cancels the task that reads `items`.
+    """
+    gathered: list[T] = []
+    arrived = asyncio.Event()
+
+    async def pump() -> None:
+        try:
+            async for item in items:
+                gathered.append(item)
+                arrived.set()
+        finally:
+            arrived.set()
+
+    source = asyncio.create_task(pump())
+    try:
+        while not source.done() or gathered:
+            await arrived.wait()
+            arrived.clear()
+            if gathered:
+                batch = gathered.copy()
+                gathered.clear()
+                yield batch
+            if not source.done():
+                # Wakes early when the source ends, so that a short story is not held back to the next beat.
+                await asyncio.wait({source}, timeout=interval)
+        await source
+    finally:
+        source.cancel()
+        with contextlib.suppress(asyncio.CancelledError, Exception):
+            await source

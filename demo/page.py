@@ -24,9 +24,8 @@ from gradio.events import api
 
 from demo import handlers, theme
 from demo.experiments_page import PATH, add_experiments
-from demo.form import FIELDS, LONGEST, Form
+from demo.form import FIELDS, LONGEST, VERSION_CHARS, Form
 from demo.handlers import AppState, View
-from demo.links import VERSION_CHARS
 from demo.user_cookie import user_of
 from experiments.dashboard.client import StoreClient
 from model.serving.backend import model_for

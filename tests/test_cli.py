@@ -78,7 +78,7 @@ def test_defaults_of_options_are_those_of_the_rooms() -> None:
 
 def test_demo_passes_its_options_on_and_settings_stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[dict[str, Any]] = []
-    monkeypatch.setattr("demo.app.launch", lambda settings, **options: calls.append(options))
+    monkeypatch.setattr("demo.asgi.launch", lambda settings, **options: calls.append(options))
     monkeypatch.setenv("PORT", "7001")
     assert run("demo").exit_code == 0
     assert run("demo", "--host", "0.0.0.0", "--port", "0", "--share", "--backend", "local").exit_code == 0

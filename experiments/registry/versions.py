@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from experiments.common.evidence_runs import DIGEST, EvidenceStore
 from experiments.registry.package import save_package
-from model.architecture.folder import ModelFolder
-from model.architecture.weights import read_weights
+from model.architecture.folder import ModelFolder, read_weights
 from model.errors import ModelError, one_line
 from model.serving.registry import FOLDER, NAME, RegisteredVersion, choose, parse_reference
 from model.settings import without_password

@@ -16,7 +16,7 @@ import numpy as np
 
 from model.architecture.characters import TokenMasks
 from model.architecture.config import END_ID
-from model.engine.job import Job
+from model.engine.stream import Job
 from model.generation import FinishReason
 from model.runtimes.protocol import Batch, Logits, RowLogits, Runtime, Sampler, SamplingRuntime, Tokens
 from model.runtimes.sampling import SamplingRows

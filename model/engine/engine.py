@@ -25,9 +25,8 @@ from dataclasses import dataclass
 from typing import Self
 
 from model.architecture.tokenizer import StoryTokenizer
-from model.engine.job import Job
 from model.engine.scheduler import Scheduler
-from model.engine.stream import Stream
+from model.engine.stream import Job, Stream
 from model.errors import ModelError, StoryError
 from model.generation import FinishReason, GenerationRequest
 from model.runtimes.protocol import PREFILL_CHUNK, Runtime

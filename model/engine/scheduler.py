@@ -20,8 +20,7 @@ from collections import Counter, deque
 
 from model.architecture.characters import TokenMasks
 from model.engine.batch import DecodeBatch, Ending, failure, log
-from model.engine.job import Job
-from model.engine.stream import Waiter, wake
+from model.engine.stream import Job, Waiter, wake
 from model.errors import BusyError, StoryError
 from model.generation import FinishReason
 from model.runtimes.protocol import Runtime

@@ -1,7 +1,12 @@
-"""The stream of one story, read chunk by chunk with or without an event loop.
+"""One stream from submission to its end, as the scheduler and the consumer share it.
 
-Consumers never take a lock that the engine holds. A consumer that finds nothing registers a waiter; the engine collects
-the waiters of a whole step and wakes each event loop once. A late consumer gets all that has come since in one chunk.
+The scheduler's thread writes a `Job`, any other thread reads its `Stream`, chunk by chunk, with or without an event
+loop. What crosses is a few fields whose single operations are atomic (`deque.append`, `deque.popleft`, setting a flag),
+so neither side ever waits for the other: a slow consumer costs the engine nothing. What waits for a consumer is bounded
+by `max_tokens`.
+
+A consumer that finds nothing registers a waiter; the engine collects the waiters of a whole step and wakes each event
+loop once. A late consumer gets all that has come since in one chunk.
 """
 
 from __future__ import annotations
@@ -9,15 +14,144 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, NamedTuple, Self
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from model.engine.job import Job
+from model.architecture.config import END_ID
+from model.architecture.tokenizer import StoryTokenizer, StreamDecoder
+from model.engine.stop import StopMatcher
 from model.errors import StoryError
-from model.generation import Chunk, Completion, GenerationRequest
+from model.generation import Chunk, Completion, FinishReason, GenerationRequest, PromptEcho, TokenLogprob, Usage
+from model.runtimes.protocol import Logits, Runtime
+from model.runtimes.sampling import log_probabilities
 
 if TYPE_CHECKING:
     from model.engine.scheduler import Scheduler
+
+
+class Job:
+    """A story being generated. Fields without a comment belong to the scheduler's thread."""
+
+    def __init__(self, request: GenerationRequest, tokenizer: StoryTokenizer, now: float) -> None:
+        self.request = request
+        prompt = request.prompt
+        self.prompt = tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+        self.story = self.prompt.copy() if self.prompt[:1] == [END_ID] else [END_ID, *self.prompt]
+        self.first = len(self.story)  # where the generated tokens begin in `story`
+        self.scores: Iterator[Logits] | None = None  # of the prompt's tokens, while they are being computed
+        self.taken = 0  # prompt tokens that prefill has taken in
+        self.state: Any = None  # the runtime's state after them
+        self.admitted = 0.0
+        # Read and written by all threads.
+        self.pending: deque[tuple[str, int | None, TokenLogprob | None]] = deque()
+        self.waiters: deque[Any] = deque()  # consumers to wake when there is something to read
+        self.enders: deque[Any] = deque()  # and those to wake when the stream has ended
+        self.cancelled = False
+        self.done = False  # set last: then nothing else changes any more
+        self.completion: Completion | None = None
+        self.echo: PromptEcho | None = None  # until it is in a chunk
+
+        self._tokenizer = tokenizer
+        self._submitted = now
+        self._first_at = self._last_at = 0.0
+        self._limit = self.first + request.max_tokens
+        self._logprobs: list[TokenLogprob] = []
+        self._parts: list[str] = []
+        self._decoder = StreamDecoder(tokenizer, () if isinstance(prompt, str) else self.prompt)
+        self._matcher = StopMatcher(request.stop) if request.stop else None
+        self._searched = self.first + request.sampling.min_tokens  # no stop string is looked for before
+        self._echo: PromptEcho | None = None
+        self._prompt_logprobs: list[TokenLogprob] = []
+        if request.echo and request.prompt_logprobs is None:
+            self.send_prompt()
+
+    def score_prompt(self, runtime: Runtime) -> Iterator[Logits]:
+        """Logits (T, V) behind the prompt's tokens, chunk by chunk: at each place of the story, in order."""
+        starts = [place for place, token in enumerate(self.story) if token == END_ID]
+        for start, end in pairwise([*starts, self.first]):
+            for _, logits_BTV in runtime.score([self.story[start:end]]):
+                yield logits_BTV[0]
+
+    def add_scores(self, logits_TV: Logits) -> None:
+        """Take in the next chunk of `score_prompt`."""
+        place = len(self._prompt_logprobs) + 1
+        tokens = self.story[place : min(place + len(logits_TV), self.first)]
+        self._prompt_logprobs += self._logprobs_of(tokens, logits_TV[: len(tokens)], self.request.prompt_logprobs)
+
+    def send_prompt(self) -> None:
+        """Let the prompt come back to the consumer, with its log-probabilities where they were computed."""
+        text = self.request.prompt if isinstance(self.request.prompt, str) else self._decoder.begun
+        texts = tuple(self._tokenizer.decode([token]) for token in self.prompt)
+        # The first token of a prompt has none, whether or not the start of the story was put before it.
+        known = self._prompt_logprobs[len(self._prompt_logprobs) + 1 - len(self.prompt) :]
+        logprobs = (None, *known) if self.prompt and self.request.prompt_logprobs is not None else ()
+        self.echo = self._echo = PromptEcho(text, tuple(self.prompt), texts, logprobs)
+        self.pending.append(("", None, None))
+
+    def accept(self, token: int, logits_V: Logits | None, now: float) -> FinishReason | None:
+        """Add a sampled token to the story; return why the story ends here, if it does.
+
+        `logits_V` are given when log-probabilities were asked for.
+        """
+        if not self._first_at:
+            self._first_at = now
+        self._last_at = now
+        if token == END_ID:
+            if logits_V is not None and self.request.prompt_logprobs is not None:
+                # A scored text ends with a generated token, as with vLLM: evaluation harnesses drop the last unseen.
+                (end,) = self._logprobs_of([token], logits_V[None], self.request.logprobs)
+                self._logprobs.append(end)
+                self.pending.append(("", None, end))
+            return "stop"
+        self.story.append(token)
+        text = self._decoder.push(token)
+        matcher = self._matcher if len(self.story) > self._searched else None
+        if matcher is not None:
+            text = matcher.push(text)
+        logprob = None
+        if logits_V is not None:
+            (logprob,) = self._logprobs_of([token], logits_V[None], self.request.logprobs)
+            self._logprobs.append(logprob)
+        self._parts.append(text)
+        self.pending.append((text, token, logprob))
+        if matcher is not None and matcher.stopped:
+            return "stop"
+        return "length" if len(self.story) == self._limit else None
+
+    def finish(self, reason: FinishReason, now: float, error: str | None = None) -> None:
+        """End the stream: release the text that was held back, and record how it ended.
+
+        A character that was cut short, by `max_tokens` or a cancel, is left out.
+        """
+        if self._matcher is not None and (text := self._matcher.flush()):
+            self._parts.append(text)
+            self.pending.append((text, None, None))
+        ended = (self._last_at or now) - self._submitted
+        self.completion = Completion(
+            text="".join(self._parts),
+            finish_reason=reason,
+            usage=Usage(
+                prompt_tokens=len(self.prompt),
+                completion_tokens=len(self.story) - self.first,
+                queued=(self.admitted or now) - self._submitted,
+                ttft=self._first_at - self._submitted if self._first_at else ended,
+                duration=ended,
+            ),
+            logprobs=tuple(self._logprobs),
+            error=error,
+            prompt=self._echo,
+        )
+        self.state = self.scores = None
+        self.done = True
+
+    def _logprobs_of(self, tokens: Sequence[int], logits_TV: Logits, best: int | None) -> list[TokenLogprob]:
+        decode = self._tokenizer.decode
+        return [
+            TokenLogprob(token, decode([token]), own, tuple((i, decode([i]), p) for i, p in alternatives))
+            for token, (own, alternatives) in zip(tokens, log_probabilities(logits_TV, tokens, best or 0), strict=True)
+        ]
 
 
 class LoopWaiter(NamedTuple):

@@ -12,8 +12,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
 from model.serving.backend import Backend, FingerprintedBackend
-from model.serving.cache.backend import CachingBackend
-from model.serving.cache.store import LRUCache, ResponseCache
+from model.serving.cache import CachingBackend, LRUCache, ResponseCache
 from model.serving.rate_limit import Limiter
 from model.serving.redis import RedisLink
 from model.settings import Settings

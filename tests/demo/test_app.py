@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from demo.app import launch
+from demo.asgi import launch
 from model.errors import InputError
 from model.serving.http.middleware import SECURITY_HEADERS
 from model.settings import Settings
@@ -24,7 +24,7 @@ from tests.demo.scripted import ScriptedBackend
 from tests.demo.served import serve
 
 LAUNCHER = """
-import demo.app
+import demo.asgi
 import demo.asgi
 from model.serving.http.middleware import SECURITY_HEADERS
 from model.settings import Settings
@@ -33,7 +33,7 @@ from tests.demo.engines import local_backend
 
 # The shipped weights are no part of this test; the engine behind the page is real.
 demo.asgi.open_demo_backend = lambda kind, settings, shared: local_backend(step_seconds=0.01, end_bias=-50)
-demo.app.launch(Settings(), host="127.0.0.1", port=0)
+demo.asgi.launch(Settings(), host="127.0.0.1", port=0)
 print("Closed.", flush=True)
 """
 

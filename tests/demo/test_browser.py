@@ -19,12 +19,11 @@ import httpx
 import pytest
 from playwright.sync_api import Browser, Route, expect
 
-from demo.form import Form
-from demo.links import encode
+from demo.form import Form, encode_link
 from demo.page import EXAMPLES
 from model import generation
 from model.serving.backend import LocalBackend
-from model.serving.cache.store import LRUCache, ResponseCache
+from model.serving.cache import LRUCache, ResponseCache
 from model.serving.rate_limit import Limiter, quotas_of
 from model.serving.shared_state import SharedState
 from model.settings import Settings
@@ -60,7 +59,7 @@ def test_a_user_at_the_limit_reads_when_there_is_more_and_a_story_opened_again_c
     limiter = Limiter(quotas_of("2/minute", "client", "stories"))
     shared = SharedState(limiter, ResponseCache(LRUCache(1_000_000, 60), 60))
     with serve(shared.with_cache(local_backend(slots=2, queue=2, end_bias=-50)), shared=shared) as served:
-        tab = opened(url=served.url, query=f"?{encode(Form(prompt='One day', max_tokens=20, seed=7), '')}")
+        tab = opened(url=served.url, query=f"?{encode_link(Form(prompt='One day', max_tokens=20, seed=7), '')}")
         expect(tab.page.locator("#prompt textarea")).to_have_value("One day", timeout=TIMEOUT)
         status = tab.page.locator("#book .status")
         for expected in ("written locally", "from the cache", "You have had as many stories"):
@@ -357,7 +356,7 @@ def test_the_shipped_model_writes_a_story_to_its_end(opened: Callable[..., Tab],
         form = Form(prompt=next(iter(EXAMPLES.values())), seed=int(os.environ.get("DEMO_SEED", "7")))
         tab = opened(
             url=served.url,
-            query="?" + encode(form, served.backend.model.version),
+            query="?" + encode_link(form, served.backend.model.version),
             viewport={"width": 1280, "height": 800},
             device_scale_factor=2,
             color_scheme="light",

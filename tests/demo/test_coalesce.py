@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from demo.coalesce import coalesce
+from demo.handlers import coalesce
 from model.generation import Chunk, TokenLogprob, merge_chunks
 from tests import virtual_time
 

@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from demo import handlers, links
-from demo.form import Form
+from demo import handlers
+from demo.form import MAX_QUERY, Form
 from demo.handlers import View
 from model.errors import ModelError, StoryError
-from model.serving.cache.store import LRUCache, ResponseCache
+from model.serving.cache import LRUCache, ResponseCache
 from model.serving.rate_limit import Limiter, quotas_of
 from model.serving.shared_state import SharedState
 from tests.demo.engines import local_backend
@@ -233,7 +233,7 @@ async def test_closing_while_the_line_is_long_frees_the_place_in_it() -> None:
 
 def test_errors_have_one_base_so_that_every_one_of_them_is_shown() -> None:
     assert isinstance(busy(), StoryError)
-    assert links.MAX_QUERY < 65_536
+    assert MAX_QUERY < 65_536
 
 
 async def test_a_client_at_its_limit_gets_a_friendly_message_and_others_read_on() -> None:

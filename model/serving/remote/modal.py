@@ -18,8 +18,7 @@ from typing import Any, Literal, Self
 from model.errors import StoryError
 from model.generation import Chunk, FinishReason, GenerationRequest
 from model.serving.backend import Health, ModelInfo, RecordedStream, Stream
-from model.serving.remote.client import CONNECTIONS, ServiceClient
-from model.serving.remote.protocol import RemoteError, WireEvent
+from model.serving.remote.client import CONNECTIONS, RemoteError, ServiceClient, WireEvent
 
 ACCEPT_TIMEOUT = 0.4
 """Seconds that `submit` waits for the service to accept a request, so that it can raise a refusal itself. While a

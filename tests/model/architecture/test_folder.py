@@ -17,8 +17,16 @@ from safetensors.numpy import load_file, save
 
 from model.architecture.checkpoint import load_network, save_network
 from model.architecture.config import ModelConfig
-from model.architecture.folder import DIGESTED, FILES, PRECISIONS, PRETRAINED, ModelFolder, compute_digest, read_config
-from model.architecture.weights import read_weights
+from model.architecture.folder import (
+    DIGESTED,
+    FILES,
+    PRECISIONS,
+    PRETRAINED,
+    ModelFolder,
+    compute_digest,
+    read_config,
+    read_weights,
+)
 from model.errors import ModelError
 from tests.model.small_model import SMALL, copy_of, random_network, small_checkpoint, small_folder, small_tokenizer
 

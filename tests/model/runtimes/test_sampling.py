@@ -18,7 +18,7 @@ import model.runtimes.torch.sampling
 from model.architecture.characters import TokenMasks
 from model.generation import SamplingParams
 from model.runtimes.native.library import paths
-from model.runtimes.native.sampling import NativeSampler
+from model.runtimes.native.runtime import NativeSampler
 from model.runtimes.protocol import Flags, Sampler, Tokens
 from model.runtimes.sampling import SamplingRows, log_probabilities, start_of, uniform
 from model.runtimes.torch.graphs import Recorder, eager

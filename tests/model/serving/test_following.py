@@ -19,8 +19,7 @@ from model.engine.load import load_engine
 from model.errors import InputError
 from model.generation import GenerationRequest, SamplingParams
 from model.serving.backend import LocalBackend, ModelInfo
-from model.serving.cache.backend import CachingBackend
-from model.serving.cache.store import LRUCache, ResponseCache
+from model.serving.cache import CachingBackend, LRUCache, ResponseCache
 from model.serving.following import FollowingBackend, open_local
 from model.serving.metrics import Meter
 from model.serving.registry import RegisteredVersion, RegistryError, cache_folder

@@ -15,9 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.architecture.checkpoint import load_network
-from model.architecture.folder import PRETRAINED, ModelFolder
+from model.architecture.folder import PRETRAINED, ModelFolder, read_weights
 from model.architecture.tokenizer import StoryTokenizer
-from model.architecture.weights import read_weights
 from model.errors import ModelError
 from model.runtimes.native.library import paths
 from model.runtimes.native.runtime import NativeRuntime, NativeState

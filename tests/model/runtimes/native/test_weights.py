@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from model.architecture.weights import read_weights
+from model.architecture.folder import read_weights
 from model.errors import ModelError
 from model.runtimes.native.library import Matrix
 from model.runtimes.native.weights import PackedNetwork, quantize_matrix, unsuitable

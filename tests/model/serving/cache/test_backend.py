@@ -16,8 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from model.errors import StoryError
 from model.generation import Chunk, Completion, FinishReason, GenerationRequest, SamplingParams, Usage, merge_chunks
 from model.serving.backend import Health, LocalBackend, ModelInfo, Stream
-from model.serving.cache.backend import CachedStream, CachingBackend, Subscriber
-from model.serving.cache.store import LRUCache, ResponseCache
+from model.serving.cache import CachedStream, CachingBackend, LRUCache, ResponseCache, Subscriber
 from model.serving.shared_state import SharedState
 from tests.demo.scripted import ScriptedBackend
 from tests.model.fake_runtime import FakeRuntime

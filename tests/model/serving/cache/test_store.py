@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.generation import Chunk, GenerationRequest, SamplingParams, TokenLogprob
-from model.serving.cache.store import OVERHEAD, PREFIX, CachedResponse, LRUCache, ResponseCache, cache_key
+from model.serving.cache import OVERHEAD, PREFIX, CachedResponse, LRUCache, ResponseCache, cache_key
 from model.serving.redis import RedisLink
 from tests.redis_server import redis_server, settled
 

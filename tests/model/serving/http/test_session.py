@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from model.engine.job import Job
+from model.engine.stream import Job
 from model.errors import StoryError
 from model.generation import GenerationRequest, SamplingParams
 from model.serving.backend import LocalBackend

@@ -10,11 +10,9 @@ import pytest
 from model.errors import BusyError, InputError, StoryError
 from model.generation import Chunk, Completion, GenerationRequest, SamplingParams
 from model.serving.backend import LocalBackend, ModelInfo, Stream
-from model.serving.cache.backend import CachingBackend
-from model.serving.cache.store import LRUCache, ResponseCache
-from model.serving.remote.client import fetch_model_info, proxy_auth
+from model.serving.cache import CachingBackend, LRUCache, ResponseCache
+from model.serving.remote.client import REFUSED, UNREACHABLE, RemoteError, fetch_model_info, proxy_auth
 from model.serving.remote.modal import FINGERPRINT_TTL, Breaker, ModalBackend, ModalStream
-from model.serving.remote.protocol import REFUSED, UNREACHABLE, RemoteError
 from model.settings import Settings
 from tests import virtual_time
 from tests.model.serving.http.serving import Running, paced, serving

@@ -19,7 +19,7 @@ from model.serving.backend import ModelInfo
 from model.serving.http.completions import CompletionFormat
 from model.serving.http.errors import KEEP_ALIVE
 from model.serving.http.schemas import CompletionBody, parse_object
-from model.serving.remote.protocol import RemoteError, WireEvent, body, parse, read_events
+from model.serving.remote.client import RemoteError, WireEvent, body, parse, read_events
 
 words = st.text(st.characters(codec="utf-8"), max_size=8)
 numbers = st.floats(-1e6, 0)

@@ -1,1 +1,0 @@
-"""Serve repeated seeded requests from a cache and coalesce identical concurrent ones."""
