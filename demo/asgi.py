@@ -22,20 +22,18 @@ from starlette.middleware import Middleware
 from demo import document, theme
 from demo.experiments_page import open_reader
 from demo.page import build, in_a_loop
-from demo.routing import RoutingBackend, open_variants
-from demo.user_cookie import UserCookieMiddleware
+from demo.routing import RoutingBackend, UserCookieMiddleware, open_variants
 from experiments.dashboard.client import StoreClient
 from experiments.registry.resolve import open_registry
 from model.errors import MissingExtraError
 from model.serving.backend import Backend
 from model.serving.http.address import bound, url_of
-from model.serving.http.app import ServiceRoute, create_service
+from model.serving.http.app import ServiceRoute, SharedState, create_service
 from model.serving.http.middleware import outer_middleware
 from model.serving.http.server import DrainingServer
 from model.serving.logs import configure_logs
 from model.serving.options import ServiceOptions
 from model.serving.remote import open_backend
-from model.serving.shared_state import SharedState
 from model.settings import Settings, load_settings
 
 

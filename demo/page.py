@@ -26,7 +26,7 @@ from demo import handlers, theme
 from demo.experiments_page import PATH, add_experiments
 from demo.form import FIELDS, LONGEST, VERSION_CHARS, Form
 from demo.handlers import AppState, View
-from demo.user_cookie import user_of
+from demo.routing import user_of
 from experiments.dashboard.client import StoreClient
 from model.serving.backend import model_for
 from model.serving.session import GenerationManager

@@ -6,6 +6,11 @@ single variant it only records.
 A variant of `STORY_SPLIT` is a registered version (number, alias or digest), a model folder, a deployment on Modal, or
 `default`, which serves without a test. Registered versions are resolved once, at the start: only then is MLflow
 imported, and an alias that moves later is seen at the next start.
+
+A first-party cookie with a random id is what makes a returning browser the same user. Gradio's session lasts for one
+tab, an address is shared by a household, and some browsers delete what scripts store after seven days. The id is 128
+random bits that scripts and other sites cannot read; only its hash is stored. A browser without cookies is a new user
+in each tab.
 """
 
 from __future__ import annotations
@@ -13,11 +18,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import re
+import secrets
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
+from starlette.datastructures import MutableHeaders
+from starlette.requests import HTTPConnection
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from experiments.ab.assignment import DEFAULT_VARIANT, SETTING, TrafficSplit, parse_split, without_test
 from experiments.ab.events import Ending, Exposure, Outcome, Rating, database_url
@@ -29,6 +40,9 @@ from model.serving.backend import Backend, Health, LocalBackend, ModelInfo, Stre
 from model.serving.deployments import DEPLOYMENTS
 from model.serving.session import Generation
 from model.settings import Settings
+
+if TYPE_CHECKING:
+    import gradio as gr
 
 OUTCOMES: dict[str | None, Outcome] = {
     "stop": "finished",
@@ -224,3 +238,43 @@ def _load(variant: str, default: Callable[[], Backend], settings: Settings) -> B
     except InputError as error:
         raise InputError(SETTING, f"names the variant {variant!r}, and the {error}") from None
     return LocalBackend.load(settings, found)
+
+
+COOKIE = "story-user"
+KEPT = 400 * 24 * 3600
+"""Seconds: as long as browsers keep any cookie."""
+_ID = re.compile(r"[0-9a-f]{32}")
+
+
+def user_of(request: gr.Request) -> str:
+    """The id of whoever sent an event: from the cookie, else of the tab."""
+    return _known(request.cookies) or request.session_hash or ""
+
+
+def _known(cookies: Mapping[str, str]) -> str:
+    found = cookies.get(COOKIE, "")
+    return found if _ID.fullmatch(found) else ""
+
+
+class UserCookieMiddleware:
+    """ASGI middleware that gives new users of the page an id."""
+
+    def __init__(self, app: ASGIApp, *, root_path: str = "") -> None:
+        """`root_path`: under which the page is published."""
+        self._app = app
+        self._attributes = f"Max-Age={KEPT}; Path={root_path}/; HttpOnly; SameSite=Lax"
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on; the page itself gets the cookie where the browser has none."""
+        if scope["type"] != "http" or scope["path"] != "/" or _known(HTTPConnection(scope).cookies):
+            await self._app(scope, receive, send)
+            return
+
+        async def send_with_cookie(message: Message) -> None:
+            if message["type"] == "http.response.start" and message["status"] == 200:
+                secure = "; Secure" if scope.get("scheme") == "https" else ""
+                value = f"{COOKIE}={secrets.token_hex(16)}; {self._attributes}{secure}"
+                MutableHeaders(scope=message).append("set-cookie", value)
+            await send(message)
+
+        await self._app(scope, receive, send_with_cookie)

@@ -11,8 +11,7 @@ from model.architecture.tokenizer import StoryTokenizer
 from model.engine.engine import Engine
 from model.errors import ModelError
 from model.generation import Completion, GenerationRequest, SamplingParams
-from model.runtimes.native.library import library_file
-from model.runtimes.native.weights import unsuitable
+from model.runtimes.native.library import library_file, unsuitable
 from model.runtimes.protocol import Runtime
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ import hashlib
 import json
 import time
 from collections import Counter, OrderedDict
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, fields, replace
 from typing import Literal, Self, get_args
 
@@ -215,21 +215,8 @@ class SingleFlight:
         """All subscribers have left; it takes no new ones then."""
         self.subscribers = 0
         self.task: asyncio.Task[None] | None = None
-        self._changed = asyncio.Event()
-
-    async def read(self, opening: Awaitable[Stream]) -> None:
-        """Open the stream and read it to its end."""
-        try:
-            self.stream = stream = await opening
-            if self.abandoned:
-                stream.cancel()
-            self.wake()
-            async for chunk in stream:
-                self.chunks.append(chunk)
-                self.wake()
-            self.completion = stream.completion
-        except Exception as error:
-            self.failure = error
+        self.changed = asyncio.Event()
+        """Set when something has happened; there is a new one then."""
 
     def leave(self) -> None:
         """Remove a subscriber; the last one to leave cancels the stream."""
@@ -248,17 +235,13 @@ class SingleFlight:
 
     def wake(self) -> None:
         """Tell all who wait that something has happened."""
-        self._changed.set()
-        self._changed = asyncio.Event()
-
-    async def changed(self) -> None:
-        """Wait until something has happened."""
-        await self._changed.wait()
+        self.changed.set()
+        self.changed = asyncio.Event()
 
     async def opened(self) -> None:
         """Wait until the stream is open. Raises what opening it raised."""
         while self.stream is None and not self.over:
-            await self.changed()
+            await self.changed.wait()
         if self.stream is None:
             raise self.failure or StoryError("the stream was cancelled before it started")
 
@@ -292,7 +275,7 @@ class Subscriber(RecordedStream):
     async def __anext__(self) -> Chunk:
         flight = self._flight
         while self.ended is None:
-            if self._gone:
+            if self.cancelled and not flight.abandoned:  # the last one to leave sees how the stream ends
                 self.end("cancelled")
             elif self._at < len(chunks := flight.chunks):
                 # Several wait for a client that reads slowly.
@@ -301,24 +284,15 @@ class Subscriber(RecordedStream):
                 self.add(chunk)
                 return chunk
             elif flight.over:
-                self._end()
+                if (whole := flight.completion) is None:
+                    self.end("cancelled" if self.cancelled else "error")
+                else:
+                    self.ended = whole if self._first else replace(whole, usage=self.usage(whole.usage.prompt_tokens))
                 if flight.failure is not None and not self.cancelled:
                     raise flight.failure
             else:
-                await flight.changed()
+                await flight.changed.wait()
         raise StopAsyncIteration
-
-    @property
-    def _gone(self) -> bool:
-        """Whether this subscriber left while others stay. The last one sees how the stream ends."""
-        return self.cancelled and not self._flight.abandoned
-
-    def _end(self) -> None:
-        whole = self._flight.completion
-        if whole is None:
-            self.end("cancelled" if self.cancelled else "error")
-        else:
-            self.ended = whole if self._first else replace(whole, usage=self.usage(whole.usage.prompt_tokens))
 
 
 class CachedStream(RecordedStream):
@@ -406,7 +380,17 @@ class CachingBackend(BackendWrapper[FingerprintedBackend]):
 
     async def _run(self, flight: SingleFlight, key: str, request: GenerationRequest) -> None:
         try:
-            await flight.read(self.backend.submit(request))
+            flight.stream = stream = await self.backend.submit(request)
+            if flight.abandoned:
+                stream.cancel()
+            flight.wake()
+            async for chunk in stream:
+                flight.chunks.append(chunk)
+                flight.wake()
+            flight.completion = stream.completion
+        except Exception as error:
+            flight.failure = error
+        else:
             self._keep(request, flight)
         finally:
             flight.over = True

@@ -13,10 +13,10 @@ from demo.asgi import compose
 from experiments.dashboard.client import StoreClient
 from model.serving.backend import Backend
 from model.serving.http.address import bound, url_of
+from model.serving.http.app import SharedState
 from model.serving.http.server import DrainingServer
 from model.serving.options import ServiceOptions
 from model.serving.session import GenerationManager
-from model.serving.shared_state import SharedState
 
 
 @dataclass(frozen=True)

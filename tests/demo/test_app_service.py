@@ -14,9 +14,9 @@ import pytest
 import socketio
 
 from model.serving.backend import LocalBackend
+from model.serving.http.app import SharedState
 from model.serving.options import ServiceOptions
 from model.serving.rate_limit import Limiter, quotas_of
-from model.serving.shared_state import SharedState
 from tests.demo.engines import local_backend
 from tests.demo.served import Served, serve
 

@@ -24,8 +24,8 @@ from demo.page import EXAMPLES
 from model import generation
 from model.serving.backend import LocalBackend
 from model.serving.cache import LRUCache, ResponseCache
+from model.serving.http.app import SharedState
 from model.serving.rate_limit import Limiter, quotas_of
-from model.serving.shared_state import SharedState
 from model.settings import Settings
 from tests.demo.engines import local_backend
 from tests.demo.served import Served, serve

@@ -21,7 +21,7 @@ from model.architecture.folder import PRETRAINED, ModelFolder
 from model.engine.load import load_engine
 from model.generation import GenerationRequest, SamplingParams
 from model.runtimes.native.runtime import NativeRuntime
-from model.serving.shared_state import SharedState
+from model.serving.http.app import SharedState
 from model.settings import Settings
 from tests.demo.served import Served, serve
 from tests.experiments.gate.worse import held_out_file, log_quality, log_speed, noised, thresholds

@@ -18,8 +18,8 @@ from demo.form import MAX_QUERY, Form
 from demo.handlers import View
 from model.errors import ModelError, StoryError
 from model.serving.cache import LRUCache, ResponseCache
+from model.serving.http.app import SharedState
 from model.serving.rate_limit import Limiter, quotas_of
-from model.serving.shared_state import SharedState
 from tests.demo.engines import local_backend
 from tests.demo.scripted import ScriptedBackend, busy, state_of
 

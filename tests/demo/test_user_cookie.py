@@ -13,7 +13,7 @@ from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
-from demo.user_cookie import COOKIE, UserCookieMiddleware, user_of
+from demo.routing import COOKIE, UserCookieMiddleware, user_of
 
 
 def client(base: str = "http://here") -> httpx.AsyncClient:

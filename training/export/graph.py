@@ -30,8 +30,7 @@ from safetensors.numpy import load_file
 
 from model.architecture.config import ModelConfig
 from model.errors import ModelError
-from model.runtimes.native.library import BLOCK
-from model.runtimes.native.weights import quantize_matrix
+from model.runtimes.native.library import BLOCK, quantize_matrix
 
 CONTRIB = "com.microsoft"
 EPSILON = 1e-6

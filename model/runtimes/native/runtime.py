@@ -26,8 +26,7 @@ from model.architecture.characters import TokenMasks
 from model.architecture.config import ModelConfig
 from model.architecture.folder import read_weights
 from model.errors import ModelError
-from model.runtimes.native.library import Draw, Matrix, Work, library, paths
-from model.runtimes.native.weights import Floats, PackedNetwork
+from model.runtimes.native.library import Draw, Floats, Matrix, PackedNetwork, Work, library, paths
 from model.runtimes.protocol import Batch, FeedingRuntime, Flags, Logits, Tokens
 from model.runtimes.sampling import RowTable
 

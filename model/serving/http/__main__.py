@@ -47,10 +47,9 @@ def serve(
     with bound(settings.host, settings.port) as listener:
         # Errors in the options have been reported by now; what follows takes seconds to load.
         from model.serving.following import open_local
-        from model.serving.http.app import create_service
+        from model.serving.http.app import SharedState, create_service
         from model.serving.http.server import DrainingServer
         from model.serving.logs import configure_logs
-        from model.serving.shared_state import SharedState
 
         configure_logs(settings.story_log)
         label = f"Story service {name}".rstrip()

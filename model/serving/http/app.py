@@ -1,9 +1,14 @@
-"""The ASGI application of the service, to be served alone or as a route of another."""
+"""The ASGI application of the service, to be served alone or as a route of another.
+
+shared = SharedState.from_settings(settings)
+service = create_service(shared.with_cache(open_backend(…)), options, shared)
+"""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi import FastAPI
@@ -11,7 +16,8 @@ from starlette.middleware import Middleware
 from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from model.serving.backend import Backend
+from model.serving.backend import Backend, FingerprintedBackend
+from model.serving.cache import CachingBackend, LRUCache, ResponseCache
 from model.serving.http import chat, completions, errors, health, simple
 from model.serving.http.chat import ChatBody
 from model.serving.http.middleware import RequestContextMiddleware, outer_middleware
@@ -20,8 +26,45 @@ from model.serving.http.schemas import CompletionBody, SimpleBody
 from model.serving.http.simple import Sockets
 from model.serving.metrics import Meter
 from model.serving.options import ServiceOptions
+from model.serving.rate_limit import Limiter
+from model.serving.redis import RedisLink
 from model.serving.session import GenerationManager
-from model.serving.shared_state import SharedState
+from model.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class SharedState:
+    """The default has no limits and no cache."""
+
+    limiter: Limiter = field(default_factory=Limiter)
+    cache: ResponseCache | None = None
+    redis: RedisLink | None = None
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> SharedState:
+        """Make what the settings ask for. Raises `InputError`."""
+        redis = None if settings.redis_url is None else RedisLink(settings.redis_url.get_secret_value())
+        cache = None
+        if settings.story_cache:
+            ttl = settings.story_cache_ttl
+            cache = ResponseCache(LRUCache(settings.story_cache_bytes, ttl), ttl, redis)
+        return cls(Limiter.from_settings(settings, redis), cache, redis)
+
+    def with_cache(self, backend: Backend) -> Backend:
+        """Wrap `backend` in the cache, if there is one and it knows its fingerprint; wrap each of several variants."""
+        if self.cache is not None and isinstance(backend, FingerprintedBackend):
+            return CachingBackend(backend, self.cache)
+        return backend
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Close the Redis connections on exit."""
+        try:
+            yield
+        finally:
+            if self.redis is not None:
+                await self.redis.aclose()
+
 
 PATHS = ("/v1", "/api/generate", "/api/health", "/health", "/ping", "/metrics", "/openapi.json", "/socket.io")
 """Paths of the service, each with everything below it, for an application that has others beside them."""

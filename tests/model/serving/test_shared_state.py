@@ -16,7 +16,7 @@ import pytest
 import socketio
 
 from model.errors import InputError
-from model.serving.shared_state import SharedState
+from model.serving.http.app import SharedState
 from model.settings import load_settings
 from tests.model.serving.http.serving import Running, events, paced, serving, streaming, until
 from tests.redis_server import redis_server

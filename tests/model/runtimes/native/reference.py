@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from model.architecture.config import ModelConfig
-from model.runtimes.native.weights import quantize_matrix
+from model.runtimes.native.library import quantize_matrix
 
 Array = npt.NDArray[Any]
 

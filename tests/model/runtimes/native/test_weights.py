@@ -14,8 +14,7 @@ from hypothesis.extra.numpy import arrays
 
 from model.architecture.folder import read_weights
 from model.errors import ModelError
-from model.runtimes.native.library import Matrix
-from model.runtimes.native.weights import PackedNetwork, quantize_matrix, unsuitable
+from model.runtimes.native.library import Matrix, PackedNetwork, quantize_matrix, unsuitable
 from tests.model.small_model import SMALL, small_folder
 
 

@@ -17,7 +17,7 @@ from model.errors import StoryError
 from model.generation import Chunk, Completion, FinishReason, GenerationRequest, SamplingParams, Usage, merge_chunks
 from model.serving.backend import Health, LocalBackend, ModelInfo, Stream
 from model.serving.cache import CachedStream, CachingBackend, LRUCache, ResponseCache, Subscriber
-from model.serving.shared_state import SharedState
+from model.serving.http.app import SharedState
 from tests.demo.scripted import ScriptedBackend
 from tests.model.fake_runtime import FakeRuntime
 from tests.model.serving.http.serving import paced
