@@ -6,11 +6,9 @@ machine in that round cancels out.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any
 
 from experiments.benchmark.measures import Figure, Figures, Sample, wall_time
 from experiments.benchmark.targets import Target
@@ -31,12 +29,11 @@ class Comparison:
     against_success_rate: float
     pairs: int
     """Requests sent to both sides."""
+    confidence: float = CONFIDENCE
+    """Level of the ratios' intervals."""
 
     def figures(self) -> Figures:
         return {name: Figure(ratio.value, ratio.n) for name, ratio in self.ratios.items()}
-
-    def as_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self) | {"confidence": CONFIDENCE}
 
 
 def summarise(samples: Sequence[Sample], against: Target, *, seed: int) -> Comparison:

@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import ConfigDict, TypeAdapter
 
+from experiments.benchmark.compare import Comparison
 from experiments.benchmark.figures import draw_figures
 from experiments.benchmark.measures import COUNTED, Figure, Figures, Sample, headline
+from experiments.benchmark.plan import Plan
 from experiments.benchmark.render import markdown
 from experiments.benchmark.report import Report
 from experiments.common.evidence_runs import DIGEST, EvidenceStore, StoredEvidence
-from experiments.common.statistics import Estimate
 from model.validation import Record
 
 if TYPE_CHECKING:
@@ -36,29 +37,15 @@ MEMORY = ("peak_rss_mb", "memory_percent")
 CLOSE = 1e-9
 
 
-class StoredPlan(Record):
-    """What the figures are computed again by."""
-
-    seed: int
-    ttft_limit: float
-    itl_limit: float
-
-
-class StoredComparison(Record):
-    """The ratios of a comparison, with their intervals."""
-
-    ratios: dict[str, Estimate]
-
-
 class StoredReport(Record):
     """`report.json`, which has the figures at its top."""
 
     model_config = ConfigDict(extra="allow")
 
     digest: str
-    plan: StoredPlan
+    plan: Plan
     n: dict[str, int]
-    comparison: StoredComparison | None
+    comparison: Comparison | None
 
     def figures(self) -> Figures:
         """The figures that it states."""

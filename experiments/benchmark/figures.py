@@ -52,18 +52,19 @@ def _latency_cdf(axes: Axes, rows: Sequence[Sample]) -> None:
 
 
 def _ttft_histogram(axes: Axes, rows: Sequence[Sample]) -> None:
-    times = [1e3 * sample.ttft for sample in rows if sample.ttft is not None]
-    axes.hist(times, bins=BINS, color=PHASE_COLORS[rows[0].phase])
-    title = f"Time to first token ({rows[0].phase}, n = {len(times)})"
-    axes.set(title=title, xlabel="milliseconds", ylabel="requests")
+    _histogram(axes, rows, "Time to first token", [sample.ttft for sample in rows if sample.ttft is not None])
+    axes.set_ylabel("requests")
 
 
 def _itl_histogram(axes: Axes, rows: Sequence[Sample]) -> None:
-    gaps = [1e3 * gap for sample in rows for gap in sample.gaps]
-    axes.hist(gaps, bins=BINS, color=PHASE_COLORS[rows[0].phase])
+    _histogram(axes, rows, "Time between tokens", [gap for sample in rows for gap in sample.gaps])
     axes.set_yscale("log")
-    title = f"Time between tokens ({rows[0].phase}, n = {len(gaps):,})"
-    axes.set(title=title, xlabel="milliseconds", ylabel="gaps (log)")
+    axes.set_ylabel("gaps (log)")
+
+
+def _histogram(axes: Axes, rows: Sequence[Sample], what: str, seconds: list[float]) -> None:
+    axes.hist([1e3 * value for value in seconds], bins=BINS, color=PHASE_COLORS[rows[0].phase])
+    axes.set(title=f"{what} ({rows[0].phase}, n = {len(seconds):,})", xlabel="milliseconds")
 
 
 def _throughput(axes: Axes, rows: Sequence[Sample]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from experiments.benchmark.compare import Comparison
@@ -100,7 +100,7 @@ class Report:
                 for part in self.phases
             ],
             "validation": [check.as_dict() for check in self.checks],
-            "comparison": self.comparison.as_dict() if self.comparison else None,
+            "comparison": asdict(self.comparison) if self.comparison else None,
             "plan": self.plan.as_dict(),
             "provenance": self.origin.as_dict(),
             "load_average": list(self.load),

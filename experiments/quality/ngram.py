@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Self
 
 import numpy as np
@@ -174,57 +175,32 @@ class NgramBaseline:
         return cls(table, figures, training.name, stories, total, total >= max_tokens)
 
 
-@dataclass(frozen=True, slots=True)
-class NgramState:
-    """The numbers of the n-grams that end at the last token."""
-
-    position: int
-    context: tuple[int, ...]
-
-    @property
-    def nbytes(self) -> int:
-        return 8 * len(self.context)
-
-
 class NgramBatch(Batch):
-    """One state for each row."""
+    """One context for each row, as `NgramTable.advance` gives it."""
 
     def __init__(self, rows: int) -> None:
         super().__init__(rows)
-        self.states = [NgramState(0, ())] * rows
+        self.contexts: list[tuple[int, ...]] = [()] * rows
 
-    def write(self, row: int, state: NgramState) -> None:
-        self.states[row] = state
+    def write(self, row: int, state: tuple[int, ...]) -> None:
+        self.contexts[row] = state
 
     def copy_row(self, source: int, target: int) -> None:
-        self.states[target] = self.states[source]
-
-    def state_of(self, row: int) -> NgramState:
-        return self.states[row]
+        self.contexts[target] = self.contexts[source]
 
 
 class NgramRuntime(FeedingRuntime):
-    """A `model.runtimes.protocol.Runtime` over a table: the engine generates with it as with a model."""
+    """A `model.runtimes.protocol.Runtime` over a table, whose states are contexts: the engine generates with it."""
 
     def __init__(self, table: NgramTable, *, max_batch: int = 16) -> None:
         self._table = table
-        self.vocab_size, self.max_batch, self.empty = table.vocab_size, max_batch, NgramState(0, ())
+        self.vocab_size, self.max_batch, self.empty = table.vocab_size, max_batch, ()
 
-    def prefill(self, tokens: Sequence[int], state: NgramState | None = None) -> tuple[Logits, NgramState]:
-        state = state or self.empty
-        context = state.context
-        for token in tokens:
-            context = self._table.advance(context, int(token))
-        logits: Logits = np.log(self._table.chances(context)).astype(np.float32)
-        return logits, NgramState(state.position + len(tokens), context)
-
-    def feed(self, fed: Tokens, state: NgramState, *, every: bool) -> tuple[Logits, NgramState]:
+    def feed(self, fed: Tokens, state: tuple[int, ...], *, every: bool) -> tuple[Logits, tuple[int, ...]]:
         """See `FeedingRuntime.feed`."""
-        steps = []
-        for token in fed.tolist():
-            logits_V, state = self.prefill([token], state)
-            steps.append(logits_V)
-        return np.stack(steps if every else steps[-1:]), state
+        _, *contexts = accumulate(fed.tolist(), self._table.advance, initial=state)
+        chances = [self._table.chances(context) for context in (contexts if every else contexts[-1:])]
+        return np.log(np.stack(chances)).astype(np.float32), contexts[-1]
 
     def new_batch(self) -> NgramBatch:
         return NgramBatch(self.max_batch)
@@ -232,9 +208,9 @@ class NgramRuntime(FeedingRuntime):
     def step(self, tokens: Tokens, batch: NgramBatch) -> Logits:
         logits = []
         for row in range(batch.check_tokens(tokens)):
-            logits_V, batch.states[row] = self.prefill([int(tokens[row])], batch.states[row])
-            logits.append(logits_V)
-        return np.stack(logits)
+            logits_1V, batch.contexts[row] = self.feed(tokens[row : row + 1], batch.contexts[row], every=False)
+            logits.append(logits_1V)
+        return np.concatenate(logits)
 
 
 def _flat(stories: Iterable[Sequence[int]]) -> tuple[Ints, Ints]:

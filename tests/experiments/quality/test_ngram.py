@@ -133,8 +133,7 @@ def test_prefill_and_steps_give_the_chances_that_score_a_story(table: NgramTable
         logits_BV = runtime.step(np.array([story[place]]), batch)
         target = [*story, 0][place + 1]
         assert -logits_BV[0, target] == pytest.approx(expected[place], rel=1e-5)
-    assert batch.state_of(0).position == len(story)
-    assert runtime.prefill(story[5:], state)[1] == batch.state_of(0)
+    assert runtime.prefill(story[5:], state)[1] == batch.contexts[0]
 
 
 def test_the_engine_generates_with_it_and_batch_mates_change_nothing(
