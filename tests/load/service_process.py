@@ -42,10 +42,10 @@ ORDERS = {"service": ["-m", "model.serving.http"], "demo": [str(REPOSITORY / "st
 
 
 @contextlib.contextmanager
-def service_process(what: str = "service", **settings: str) -> Iterator[ServiceProcess]:
+def service_process(what: str = "service", port: int = 0, **settings: str) -> Iterator[ServiceProcess]:
     """The service alone, or the demo with its page around it, with these settings, until this context ends."""
     env = {**os.environ, "PYTHONPATH": str(REPOSITORY), **settings}
-    order = [sys.executable, *ORDERS[what], "--port", "0"]
+    order = [sys.executable, *ORDERS[what], "--port", str(port)]
     process = subprocess.Popen(order, env=env, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None

@@ -1,0 +1,174 @@
+"""Sixteen users write on the page while the service is restarted, the connection is cut, and the disk is full.
+
+SOAK_MINUTES=30 .venv/bin/python -m pytest -m slow -s tests/load/test_page_soak.py
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import resource
+import shutil
+import signal
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from playwright.async_api import Error, Page, async_playwright
+
+from model.serving.http.address import free_port
+from tests.demo.tabs import FLAGS
+from tests.load.service_process import ServiceProcess, service_process
+
+pytestmark = pytest.mark.slow
+
+USERS = 16
+MINUTES = float(os.environ.get("SOAK_MINUTES", "2"))
+NAMES = ("Ember", "Zuri", "Kofi", "Thorvald", "Anouk", "Tim", "Lily", "Mira")
+SETTLED = """() => {
+  const book = document.querySelector('#book .book'); // absent for a moment, as Gradio reloads after a restart
+  const prompt = document.querySelector('#prompt textarea');
+  if (!book || !prompt || !document.querySelector('#more > button[aria-expanded]')) return false;
+  if (['waiting', 'writing'].includes(book.dataset.phase)) return false;
+  const [text, status] = ['article', '.status'].map((part) => book.querySelector(part).textContent);
+  return { phase: book.dataset.phase, text, status, prompt: prompt.value };
+}"""
+"""What the page shows when nothing is written on it."""
+
+
+@dataclass
+class Report:
+    """What all users saw together."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    lost: list[str] = field(default_factory=list)
+    """Texts that were on a page, and no longer are."""
+
+
+@dataclass
+class User:
+    """One browser tab. `text` is what its page showed last and therefore has to keep."""
+
+    page: Page
+    url: str
+    number: int
+    report: Report
+    text: str = ""
+
+    async def open(self) -> None:
+        """Open the page, again and again while the service is away."""
+        while True:
+            with contextlib.suppress(Error):
+                await self.page.goto(self.url, timeout=60_000)
+                await self.page.wait_for_selector("#more > button[aria-expanded]", timeout=60_000)
+                return
+            self.report.counts["page not there"] += 1
+            await asyncio.sleep(1)
+
+    async def settled(self, prompt: str) -> dict[str, str]:
+        """Wait until nothing is written any more; what was on the page before must still be there, or come back."""
+        for patience in range(20, -1, -1):
+            handle = await self.page.wait_for_function(SETTLED, timeout=180_000)
+            shown: dict[str, str] = await handle.json_value()
+            kept = shown["text"] == self.text or shown["text"].startswith(prompt)
+            if (kept and shown["prompt"] == prompt) or not patience:
+                break
+            await asyncio.sleep(0.5)  # a reload shows it after a moment
+        if shown["prompt"] != prompt or not kept:
+            self.report.lost.append(f"user {self.number}, {prompt!r}: {self.text!r} became {shown}")
+        return shown
+
+    async def write(self, story: int, rng: random.Random) -> None:
+        """Write one story to its end, whatever happens meanwhile, and find it again after a reload."""
+        prompt = f"{rng.choice(NAMES)} found box {self.number} of {story}."
+        await self.page.fill("#prompt textarea", prompt)
+        while True:
+            await self.page.click("#write")
+            shown = await self.settled(prompt)
+            if shown["text"].startswith(prompt):
+                break
+            self.report.counts["refused"] += 1
+            await asyncio.sleep(1)
+        self.text = shown["text"]
+        while shown["phase"] != "ended" and "length you set" not in shown["status"]:
+            self.report.counts["continued"] += 1
+            await asyncio.sleep(1)
+            await self.page.click("#continue")
+            shown = await self.settled(prompt)
+            self.text = shown["text"]
+        self.report.counts["stories"] += 1
+        if rng.random() < 0.2:
+            await self.open()
+            await self.page.wait_for_function(
+                "text => document.querySelector('#book article').textContent === text", arg=self.text
+            )
+            self.report.counts["reloaded"] += 1
+
+    async def use(self, until: float) -> None:
+        """Write stories until then."""
+        rng = random.Random(self.number)
+        await self.open()
+        story = 0
+        while time.monotonic() < until:
+            story += 1
+            await self.write(story, rng)
+            await asyncio.sleep(rng.uniform(1, 4))
+
+
+async def trouble(users: list[User], services: list[ServiceProcess], restart: contextlib.ExitStack, port: int) -> None:
+    """Once in each quarter: a restart that drains, a cut of 3 seconds, a full disk, and a killed service."""
+    quarter = MINUTES * 60 / 5
+
+    def start() -> None:
+        services.append(restart.enter_context(service_process("demo", port, STORY_SPLIT="default:50,pretrained:50")))
+
+    await asyncio.sleep(quarter)
+    assert await asyncio.to_thread(services[-1].terminate) == 0
+    await asyncio.to_thread(start)
+    await asyncio.sleep(quarter)
+    for user in users:
+        await user.page.context.set_offline(True)
+    await asyncio.sleep(3)
+    for user in users:
+        await user.page.context.set_offline(False)
+    await asyncio.sleep(quarter)
+    # No file may grow, as on a full disk.
+    unlimited = resource.RLIM_INFINITY
+    resource.prlimit(services[-1].process.pid, resource.RLIMIT_FSIZE, (0, unlimited))
+    await asyncio.sleep(quarter)
+    resource.prlimit(services[-1].process.pid, resource.RLIMIT_FSIZE, (unlimited, unlimited))
+    services[-1].process.send_signal(signal.SIGKILL)
+    await asyncio.to_thread(services[-1].process.wait, 60)
+    await asyncio.to_thread(start)
+
+
+async def test_no_story_is_lost(tmp_path: Path) -> None:
+    program = shutil.which("chromium")
+    if program is None:
+        pytest.skip("Chromium is not installed on this machine (Debian package: chromium)")
+    report, port = Report(), free_port()
+    with contextlib.ExitStack() as stack:
+        services = [stack.enter_context(service_process("demo", port, STORY_SPLIT="default:50,pretrained:50"))]
+        memory = [services[0].rss_mb]
+        async with async_playwright() as playwright:
+            browser = await playwright.chromium.launch(executable_path=program, args=FLAGS)
+            contexts = [await browser.new_context() for _ in range(USERS)]
+            users = [
+                User(await context.new_page(), services[0].url, number, report)
+                for number, context in enumerate(contexts)
+            ]
+            until = time.monotonic() + MINUTES * 60
+            async with asyncio.TaskGroup() as group:
+                group.create_task(trouble(users, services, stack, port))
+                for user in users:
+                    group.create_task(user.use(until))
+            await browser.close()
+        memory.append(services[-1].rss_mb)
+    print(*report.lost, dict(report.counts), sep="\n")
+    print(f"memory of the service {memory[0]:.0f} -> {memory[1]:.0f} MB")
+    assert report.lost == []
+    assert report.counts["stories"] > USERS * MINUTES
