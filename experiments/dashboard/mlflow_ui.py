@@ -9,12 +9,14 @@ from __future__ import annotations
 import importlib.util
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 
 from model.errors import InputError, MissingExtraError
 from model.serving.http.address import bound
 from model.settings import without_password
+from training.tracking.store import database_file, follow_database, unusable
 
 LOOPBACK = "127.0.0.1"
 
@@ -33,6 +35,11 @@ def serve_ui(tracking_uri: str, *, port: int = 5000) -> int:
         raise MissingExtraError("story ui", "train")
     if not port_is_free(LOOPBACK, port):
         raise InputError("port", f"{port} is taken by another program; name another one")
+    if (database := database_file(tracking_uri)) is not None:
+        try:
+            follow_database(database)
+        except sqlite3.Error as error:
+            raise unusable(tracking_uri, error) from None
     print(f"MLflow UI: http://{LOOPBACK}:{port} (Ctrl-C stops it)", file=sys.stderr, flush=True)
     # Nothing may leave this machine, so MLflow's telemetry is off. The server starts helpers of its own: in a session
     # of their own, one signal reaches them all.

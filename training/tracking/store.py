@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import platform
+import sqlite3
 import uuid
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -25,6 +26,8 @@ from model.settings import load_settings, without_password
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
+
+log = logging.getLogger(__name__)
 
 SQLITE = "sqlite:///"
 OWNER, LAST_SEEN = "owner", "last_seen"
@@ -41,7 +44,8 @@ QUIET = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
 }
 TALKATIVE = {
-    "mlflow.store.db.utils": logging.WARNING,
+    # Each try at a locked database would be a trace; the error is raised too, or the outbox tries again.
+    "mlflow.store.db.utils": logging.CRITICAL,
     "alembic": logging.WARNING,
     "mlflow.pyfunc": logging.WARNING,
     # A store that is gone is said once, by whoever sends to it, and not for every try.
@@ -50,6 +54,17 @@ TALKATIVE = {
 }
 """Loggers that would tear a progress bar, and what they may still say."""
 READER_MARK = 129
+LOCK_SECONDS = 60
+"""How long a SQLite database may be locked by another process before that is an error."""
+LOCK_NOTICE = 2.0
+"""Seconds after which a command says that it waits for such a lock."""
+LOCATIONS = {
+    "experiments": ("artifact_location",),
+    "runs": ("artifact_uri",),
+    "logged_models": ("artifact_location",),
+    "model_versions": ("source", "storage_location"),
+}
+"""Tables and columns of MLflow's database that hold the absolute locations of artifacts."""
 
 
 def default_tracking_uri() -> str:
@@ -78,6 +93,8 @@ def open_store(uri: str, *, read_only: bool = False) -> MlflowClient:
             address = _read_only(database)
         elif database:
             database.parent.mkdir(parents=True, exist_ok=True)
+            follow_database(database)
+        _prepare_connections()
         with contextlib.nullcontext() if read_only or database is None else creation_lock(database.parent):
             # The registry address is set as well: where it is not, models are looked for in MLflow's global store.
             client = MlflowClient(tracking_uri=address, registry_uri=address)
@@ -109,21 +126,76 @@ def _credentials() -> dict[str, str]:
     return {name: secret.get_secret_value() for name, secret in secrets.items() if secret is not None}
 
 
+def follow_database(database: Path) -> None:
+    """Point the artifact locations of a SQLite store that was copied or moved at the folder beside it.
+
+    MLflow stores absolute locations, by which a copy would go on to write into the folder that it was copied from.
+    The first to touch the database, so it also says when another process has locked it. Raises `sqlite3.Error`.
+    """
+    if not database.is_file():
+        return
+    with contextlib.closing(sqlite3.connect(database, timeout=LOCK_NOTICE)) as connection:
+        try:
+            connection.execute("SELECT * FROM sqlite_master")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY:
+                raise
+            log.warning("%s is locked by another process; waiting for at most %d s", database, LOCK_SECONDS)
+        connection.execute(f"PRAGMA busy_timeout = {1000 * LOCK_SECONDS}")
+        try:
+            with connection:
+                found = connection.execute("SELECT name, artifact_location FROM experiments").fetchall()
+                places = [(place.removeprefix("file://"), f"mlartifacts/{name}") for name, place in found]
+                roots = {place.removesuffix(end) for place, end in places if place[0] == "/" and place.endswith(end)}
+                for old in sorted(roots - {f"{database.parent}/"}):
+                    _move_locations(connection, old, database)
+        except sqlite3.OperationalError as error:
+            # An empty database, or one of another version of MLflow, which says so itself.
+            if error.sqlite_errorcode != sqlite3.SQLITE_ERROR:
+                raise
+
+
+def _move_locations(connection: sqlite3.Connection, old: str, database: Path) -> None:
+    """Replace the folder `old` of artifact locations, which ends with a slash, by that of the database."""
+    for table, columns in LOCATIONS.items():
+        for column in columns:
+            for folder in ("mlartifacts/", "mlruns/"):
+                before, after = f"{old}{folder}", f"{database.parent}/{folder}"
+                # Behind nothing, or behind `file://`.
+                change = f"UPDATE {table} SET {column} = replace({column}, ?, ?) WHERE instr({column}, ?) IN (1, 8)"
+                connection.execute(change, (before, after, before))
+    came_along = (database.parent / "mlartifacts").is_dir()
+    hint = (
+        "" if came_along else f"; what is there already is still missing here: mv {old}mlartifacts {database.parent}/"
+    )
+    log.warning("%s was copied or moved from %s: its artifacts now lie beside it%s", database, old, hint)
+
+
+def _prepare_connections() -> None:
+    """Have SQLAlchemy connect as `_connect` says, and wait for locks as long as `LOCK_SECONDS` says."""
+    from sqlalchemy import event
+    from sqlalchemy.engine import Engine
+
+    for name, listener, options in (("do_connect", _connect, {}), ("before_cursor_execute", _wait, {"retval": True})):
+        if not event.contains(Engine, name, listener):
+            event.listen(Engine, name, listener, **options)
+
+
+def _wait(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> tuple[str, Any]:
+    # MLflow sets its own 20 s in each session.
+    return statement.replace("busy_timeout = 20000;", f"busy_timeout = {1000 * LOCK_SECONDS};"), parameters
+
+
 def _read_only(database: Path) -> str:
     """Return an address that opens the SQLite database read only.
 
     MLflow would make folders of SQLite's own form of such an address. So a plain one carries a mark (an unusual cache
     size), and is replaced when SQLAlchemy connects.
     """
-    from sqlalchemy import event
-    from sqlalchemy.engine import Engine
-
-    if not event.contains(Engine, "do_connect", _connect_to_read):
-        event.listen(Engine, "do_connect", _connect_to_read)
     return f"{SQLITE}{database}?cached_statements={READER_MARK}"
 
 
-def _connect_to_read(_dialect: Any, _record: Any, arguments: list[Any], options: dict[str, Any]) -> None:
+def _connect(_dialect: Any, _record: Any, arguments: list[Any], options: dict[str, Any]) -> None:
     if options.get("cached_statements") == READER_MARK:
         arguments[0] = f"file:{quote(arguments[0])}?mode=ro"
         options["uri"] = True

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
 import os
 import sys
@@ -171,7 +170,6 @@ def test_training_output_stays_free_of_mlflow_s_own_messages(
     assert printed.out == ""
     assert printed.err == ""
     assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
-    assert logging.getLogger("mlflow.store.db.utils").level == logging.WARNING
 
 
 def test_flat_parameters_are_the_recipe_s_leaves() -> None:

@@ -10,6 +10,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from model.errors import InputError
+from training.tracking import store
 from training.tracking.observer import EXPERIMENT, STORIES
 from training.tracking.runs import RUN_FILE
 from training.tracking.store import (
@@ -179,6 +181,30 @@ def test_a_store_that_fails_and_comes_back_has_every_point(
     assert get_run(tracking_uri, observer.run_id).info.status == "FINISHED"
     assert caplog.text.count("MLflow does not answer") == 1
     assert list(out.glob("mlflow-unsent-*")) == []
+
+
+def test_a_run_whose_database_is_locked_for_long_says_so_once_and_keeps_every_point(
+    tracking_uri: str,
+    out: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(store, "LOCK_SECONDS", 0)
+    observer = observer_on(tracking_uri, outbox={"period": 0.02, "first_pause": 0.02, "longest_pause": 0.02})
+    observer.started(start(out))
+    with closing(sqlite3.connect(tmp_path / "mlflow.db", isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        for number in range(1, 4):
+            observer.stepped(step(number))
+        wait_until(lambda: "MLflow does not answer" in caplog.text)
+        other.execute("ROLLBACK")
+    observer.ended(end())
+    assert [at for at, _ in curve(open_store(tracking_uri), observer.run_id, "train/loss")] == [1, 2, 3]
+    assert len(caplog.messages) == 1
+    assert "database is locked" in caplog.text
+    assert capfd.readouterr() == ("", ""), "MLflow's own traces"
 
 
 def test_what_a_broken_store_did_not_take_is_sent_by_a_resume(
