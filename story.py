@@ -83,16 +83,12 @@ def demo(
     ] = "auto",
 ) -> None:
     """Start the app: a page on which people write stories."""
-    settings = _settings()
+    from model.settings import load_settings
+
+    settings = load_settings(host=host, port=port)  # a wrong one is said before what is slow to import
     from demo.asgi import launch
 
-    launch(
-        settings,
-        host=settings.host if host is None else host,
-        port=settings.port if port is None else port,
-        share=share,
-        backend=backend,
-    )
+    launch(settings, share=share, backend=backend)
 
 
 @app.command()

@@ -116,7 +116,7 @@ def compose(
 log = logging.getLogger(__name__)
 
 
-def launch(settings: Settings, *, host: str, port: int, share: bool = False, backend: str = "auto") -> None:
+def launch(settings: Settings, *, share: bool = False, backend: str = "auto") -> None:
     """Load the model, serve the page, and return after SIGINT or SIGTERM when everything has stopped.
 
     Running stories finish first, for at most `STORY_DRAIN` seconds; a second signal aborts them.
@@ -124,11 +124,11 @@ def launch(settings: Settings, *, host: str, port: int, share: bool = False, bac
     Raises `ModelError` when there is no usable model, `InputError` for an unknown backend or a taken port.
     """
     configure_logs(settings.story_log)
-    with bound(host, port) as listener:
+    with bound(settings.host, settings.port) as listener:
         app = create_app(settings, backend, public=share)
 
         def ready() -> None:
-            print(f"Write me a story: {url_of(listener, host)}/", flush=True)
+            print(f"Write me a story: {url_of(listener, settings.host)}/", flush=True)
             if share:
                 print(_share(*listener.getsockname()[:2]), flush=True)
 

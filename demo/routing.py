@@ -21,7 +21,7 @@ import hashlib
 import re
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -181,18 +181,16 @@ def _user(request: GenerationRequest) -> str:
     return request.user or request.story_id
 
 
-SUMMED = ("slots", "active", "waiting", "queue_limit", "steps", "tokens", "prompt_tokens", "refused")
-
-
 def _together(engines: list[EngineStats]) -> EngineStats:
     """Several engines' figures as one's."""
+    summed = [field.name for field in fields(EngineStats) if field.type == "int"]
     reasons = {reason for engine in engines for reason in engine.finished}
     return replace(
         engines[0],
         healthy=all(engine.healthy for engine in engines),
         finished={reason: sum(engine.finished.get(reason, 0) for engine in engines) for reason in reasons},
         last_error=next((engine.last_error for engine in engines if engine.last_error), None),
-        **{name: sum(getattr(engine, name) for engine in engines) for name in SUMMED},
+        **{name: sum(getattr(engine, name) for engine in engines) for name in summed},
     )
 
 

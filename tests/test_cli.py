@@ -66,7 +66,7 @@ def test_defaults_of_options_are_those_of_the_rooms() -> None:
     from training.data.prepare import PrepareOptions
 
     options = {name: parameter.default for name, parameter in inspect.signature(story.data).parameters.items()}
-    own = {field.name: field.default for field in PrepareOptions.__dataclass_fields__.values()}
+    own = {name: field.default for name, field in PrepareOptions.model_fields.items()}
     shared = options.keys() & own.keys()
     assert {"out", "vocab_size", "val_fraction", "skip_bad", "force", "download", "tokenizer"} <= shared
     assert {name: options[name] for name in shared} == {name: own[name] for name in shared}
@@ -78,7 +78,10 @@ def test_defaults_of_options_are_those_of_the_rooms() -> None:
 
 def test_demo_passes_its_options_on_and_settings_stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[dict[str, Any]] = []
-    monkeypatch.setattr("demo.asgi.launch", lambda settings, **options: calls.append(options))
+    monkeypatch.setattr(
+        "demo.asgi.launch",
+        lambda settings, **options: calls.append({"host": settings.host, "port": settings.port, **options}),
+    )
     monkeypatch.setenv("PORT", "7001")
     assert run("demo").exit_code == 0
     assert run("demo", "--host", "0.0.0.0", "--port", "0", "--share", "--backend", "local").exit_code == 0

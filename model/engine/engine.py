@@ -93,7 +93,8 @@ class Engine:
             raise StoryError("queue_limit must be 0 or more, prefill_chunk 1 or more")
         self.runtime_name = str(getattr(runtime, "name", type(runtime).__name__))
         """Which runtime generates: with another one, the same seed may give another story."""
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
+        """Of the runtime's vocabulary."""
         self._scheduler = Scheduler(
             runtime,
             tokenizer.masks(runtime.vocab_size),
@@ -107,19 +108,14 @@ class Engine:
         self._start_lock = threading.Lock()
         weakref.finalize(self, self._scheduler.stop, cancel=True).atexit = False
 
-    @property
-    def tokenizer(self) -> StoryTokenizer:
-        """Of the runtime's vocabulary."""
-        return self._tokenizer
-
     def submit(self, request: GenerationRequest) -> Stream:
         """Begin a story; returns at once. Read the stream with `for` or `async for`, then its `completion`.
 
         Raises `InputError` for a token id that is not in the vocabulary, `BusyError` if the queue is full, and
         `StoryError` if the engine is closed.
         """
-        request.check_tokens(self._tokenizer.vocab_size)
-        job = Job(request, self._tokenizer, time.perf_counter())
+        request.check_tokens(self.tokenizer.vocab_size)
+        job = Job(request, self.tokenizer, time.perf_counter())
         self._start()
         self._scheduler.submit(job)
         return Stream(job, self._scheduler, self)

@@ -38,14 +38,8 @@ class StopMatcher:
         if found:
             self.stopped, self.held = True, ""
             return whole[: min(found)[1]]
-        keep = next(
-            (
-                start
-                for start in range(max(0, len(whole) - self._longest + 1), len(whole))
-                if self._may_begin(whole[start:])
-            ),
-            len(whole),
-        )
+        ends = range(max(0, len(whole) - self._longest + 1), len(whole))
+        keep = next((at for at in ends if any(word.startswith(whole[at:]) for word in self._words)), len(whole))
         self.held = whole[keep:]
         return whole[:keep]
 
@@ -53,6 +47,3 @@ class StopMatcher:
         """The text held back, which no stop string will claim any more: the stream has ended."""
         text, self.held = self.held, ""
         return text
-
-    def _may_begin(self, end: str) -> bool:
-        return end[0] in self._first and any(word.startswith(end) for word in self._words)

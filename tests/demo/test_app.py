@@ -33,7 +33,7 @@ from tests.demo.engines import local_backend
 
 # The shipped weights are no part of this test; the engine behind the page is real.
 demo.asgi.open_demo_backend = lambda kind, settings, shared: local_backend(step_seconds=0.01, end_bias=-50)
-demo.asgi.launch(Settings(), host="127.0.0.1", port=0)
+demo.asgi.launch(Settings(host="127.0.0.1", port=0))
 print("Closed.", flush=True)
 """
 
@@ -89,12 +89,12 @@ def test_a_port_that_is_taken_is_reported_in_one_line() -> None:
         other.listen()
         port = other.getsockname()[1]
         with pytest.raises(InputError, match=rf"^port {port} on 127.0.0.1 cannot be used: "):
-            launch(Settings(), host="127.0.0.1", port=port)
+            launch(Settings(host="127.0.0.1", port=port))
 
 
 def test_an_address_of_another_machine_is_reported_in_one_line() -> None:
     with pytest.raises(InputError, match=r"port .* cannot be used|host must be an address"):
-        launch(Settings(), host="192.0.2.1", port=7860)
+        launch(Settings(host="192.0.2.1", port=7860))
 
 
 def test_when_it_stops_the_engine_stops_with_it() -> None:
