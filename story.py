@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -175,7 +176,7 @@ def data(
     )
     report = prepare(options, Console(stderr=True))
     if as_json:
-        print_json(report.as_dict())
+        print_json(asdict(report))
 
 
 @app.command()
@@ -234,7 +235,7 @@ def train(
         recipe = load_recipe(preset, config, overrides or [])
     result = run_training(recipe, data=data, out=out, resume=resume, init=begin, minutes=minutes, track=track)
     if as_json and os.environ.get("RANK", "0") == "0":
-        print_json(result.as_dict())
+        print_json(asdict(result))
 
 
 app.command()(evaluate)
@@ -252,8 +253,6 @@ def export(
 ) -> None:
     """Make a self-contained model folder for serving out of a checkpoint."""
     _settings()
-    from dataclasses import asdict
-
     from training.export.export import export_checkpoint
 
     report = asdict(export_checkpoint(checkpoint, out, blend_with=blend, calibrate_on=calibrate))
@@ -281,8 +280,6 @@ def ui(port: Annotated[int, typer.Option(min=1, max=65_535, help="Port on 127.0.
 @app.command()
 def doctor(as_json: Json = False) -> None:
     """Show what is installed and what each missing part would add; exit code 1 if no story can be written."""
-    from dataclasses import asdict
-
     from demo.doctor import examine, stories_can_be_written
 
     findings = examine()

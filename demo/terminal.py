@@ -100,7 +100,7 @@ def write_story(request: GenerationRequest, folder: Path, settings: Settings, *,
 
 def print_json(value: object) -> None:
     """For `--json`: one JSON value on stdout."""
-    typer.echo(json.dumps(value, ensure_ascii=False, indent=2))
+    typer.echo(json.dumps(value, ensure_ascii=False, indent=2, default=str))
 
 
 def print_rows(values: dict[str, Any]) -> None:

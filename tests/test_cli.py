@@ -61,7 +61,7 @@ def test_every_option_has_help() -> None:
     assert silent == []
 
 
-def test_defaults_of_options_are_those_of_the_rooms() -> None:
+def test_defaults_of_options_are_those_of_the_packages() -> None:
     """The options repeat some defaults, so that `--help` need import nothing; here the two are compared."""
     from training.data.prepare import PrepareOptions
 

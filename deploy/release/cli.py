@@ -193,7 +193,7 @@ def promote(
     folder = _folder(f"{MODELS}{NAME}/{move.version}", settings)
     done = release(folder, place, store, settings, deployment=None, timeout=timeout, progress=_progress)
     state = switch(store, settings, done.deployment, timeout=timeout)
-    _print({**move.as_dict(), "release": asdict(done), "active": state.active}, _described(state), as_json)
+    _print({**asdict(move), "release": asdict(done), "active": state.active}, _described(state), as_json)
 
 
 def _progress(line: str) -> None:

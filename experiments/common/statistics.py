@@ -21,6 +21,8 @@ CONFIDENCE = 0.95
 ONE_SIDED = 2 * CONFIDENCE - 1
 """Level of a two-sided interval of which each end is a one-sided bound of `CONFIDENCE`."""
 RESAMPLES = 2_000
+COSTLY_RESAMPLES = 200
+"""Where all figures of a benchmark are computed for each."""
 BATCH = 500_000
 """Values drawn at once; all resamples of a large data set together would take gigabytes."""
 
@@ -87,9 +89,7 @@ def ratio_of_sums(
     return _estimate(value, interval.low, interval.high, n)
 
 
-def mean_over_prompts(
-    values_PS: npt.ArrayLike, *, binary: bool = False, level: float = CONFIDENCE, seed: int = 0
-) -> Estimate | None:
+def mean_over_prompts(values_PS: npt.ArrayLike, *, binary: bool = False, level: float = CONFIDENCE) -> Estimate | None:
     """Mean over prompts and seeds with a cluster bootstrap interval; NaN marks a value that is not defined.
 
     Stories of one prompt are alike, so prompts are resampled first and then each prompt's seeds; resampling single
@@ -108,7 +108,7 @@ def mean_over_prompts(
         asked = int(defined.any(axis=1).sum())
         found = wilson(round(mean * asked), asked, level=level)
         return Estimate(mean, found.low, found.high, n)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     rows = rng.integers(0, prompts, (RESAMPLES, prompts, 1))
     columns = rng.integers(0, seeds, (RESAMPLES, prompts, seeds))
     sums_R = np.where(defined, values, 0.0)[rows, columns].sum(axis=(1, 2))
@@ -122,13 +122,11 @@ def stratified_bootstrap(
     figures: Callable[[list[Any]], Mapping[str, float]],
     *,
     level: float = CONFIDENCE,
-    seed: int = 0,
-    resamples: int = 200,
 ) -> dict[str, tuple[float, float]]:
     """Interval of each figure that `figures` computes from rows; rows are resampled within each group."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     seen: dict[str, list[float]] = {}
-    for _ in range(resamples):
+    for _ in range(COSTLY_RESAMPLES):
         rows = [group[index] for group in groups.values() for index in rng.integers(0, len(group), len(group))]
         for name, value in figures(rows).items():
             seen.setdefault(name, []).append(value)

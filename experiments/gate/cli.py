@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -81,7 +82,7 @@ def rollback(
 def print_move(move: Move, what: str, *, as_json: bool) -> None:
     """Print which version got the alias `champion`, or would get it."""
     if as_json:
-        typer.echo(json.dumps(move.as_dict(), indent=2))
+        typer.echo(json.dumps(asdict(move), indent=2))
         return
     before = move.champion_before
     known = f"; champion so far: version {before}" if before is not None else ""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 from experiments.common.evidence_runs import DIGEST, EvidenceStore, finished_runs
 from experiments.common.thresholds import Thresholds
@@ -47,9 +47,6 @@ class Move:
         return cls(
             version=chosen.number, digest=chosen.digest, champion_before=before, gate_run=gate_run, applied=applied
         )
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def promote(uri: str, thresholds: Thresholds, *, version: str = CHALLENGER, apply: bool = False) -> Move:

@@ -216,7 +216,12 @@ def _read_json(file: TextIO, path: Path, bad: BadLineHandler) -> Iterator[Story]
     is_array = ".json" in (path.suffix.lower(), Path(path.stem).suffix.lower())
     if is_array and file.read(_BUFFER).lstrip().startswith("["):
         file.seek(0)
-        yield from _read_array(file, path, bad)
+        try:
+            records = json.load(file)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{path}: is no valid JSON: {error}") from error
+        for number, record in enumerate(records, 1):  # counted as if each were a line
+            yield from _story({"text": record} if isinstance(record, str) else record, path, number, bad)
         return
     file.seek(0)
     for number, line in _read_lines(file, path):
@@ -232,16 +237,6 @@ def _read_json(file: TextIO, path: Path, bad: BadLineHandler) -> Iterator[Story]
             bad(BadLineError(path, number, "bad JSON", f"bad JSON: {reason}"))
             continue
         yield from _story(record, path, number, bad)
-
-
-def _read_array(file: TextIO, path: Path, bad: BadLineHandler) -> Iterator[Story]:
-    """Stories of a JSON array, counted from 1 as if each were a line."""
-    try:
-        records = json.load(file)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: is no valid JSON: {error}") from error
-    for number, record in enumerate(records, 1):
-        yield from _story({"text": record} if isinstance(record, str) else record, path, number, bad)
 
 
 def _read_csv(file: TextIO, path: Path, bad: BadLineHandler) -> Iterator[Story]:

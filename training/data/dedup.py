@@ -96,11 +96,10 @@ def _upper_half(x: _U64) -> NDArray[np.uint32]:
 
 @dataclass(frozen=True, slots=True)
 class Duplicates:
-    """Which stories to leave out (boolean, one per story, disjoint), and how many pairs were compared."""
+    """Which stories to leave out (boolean, one per story, disjoint)."""
 
     exact: NDArray[np.bool_]
     near: NDArray[np.bool_]
-    compared: int
 
 
 class DuplicateFinder:
@@ -185,7 +184,7 @@ class DuplicateFinder:
         exact, near = np.zeros(total, np.bool_), np.zeros(total, np.bool_)
         exact[order] = same
         near[order] = dropped & ~same
-        return Duplicates(exact=exact, near=near, compared=search.compared)
+        return Duplicates(exact=exact, near=near)
 
 
 class _NearSearch:
@@ -206,7 +205,6 @@ class _NearSearch:
         self._kept_for: dict[int, int] = {}
         self._different: set[tuple[int, int]] = set()
         self._runs_of = lru_cache(maxsize=128)(lambda rank: run_hashes(text_of(int(order[rank]))))
-        self.compared = 0
 
     def scan(self, band: int) -> None:
         """Compare the stories that agree in both minima of one band."""
@@ -243,7 +241,6 @@ class _NearSearch:
             low = self._kept_for[low]
         if low == high or (low, high) in self._different:
             return
-        self.compared += 1
         if shared_share(self._runs_of(low), self._runs_of(high)) >= SHARED_RUNS:
             self._dropped[high] = True
             self._kept_for[high] = low

@@ -113,9 +113,6 @@ class PrepareReport:
     seconds: float = 0.0
     peak_memory_mb: float = 0.0
 
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self) | {"out": str(self.out)}
-
 
 def prepare(options: PrepareOptions, console: Console | None = None) -> PrepareReport:
     """Make token shards in `options.out`, or find them up to date; progress is shown on `console`.
@@ -148,15 +145,11 @@ def prepare(options: PrepareOptions, console: Console | None = None) -> PrepareR
         report = _Preparation(options, train_files, val_files, bars).run()
     unit = 1 << 20 if sys.platform == "darwin" else 1 << 10
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
-    left_out = dict(Counter(map(_sort_of, sorted(set(others)))))
+    sorts = ("hidden" if path.name.startswith(".") else path.suffix.lower() for path in sorted(set(others)))
+    left_out = dict(Counter(sort or "without a suffix" for sort in sorts))
     report = replace(report, seconds=time.perf_counter() - began, peak_memory_mb=peak, left_out=left_out)
     _tell(report, say)
     return report
-
-
-def _sort_of(path: Path) -> str:
-    """What a file that is left out counts as."""
-    return "hidden" if path.name.startswith(".") else path.suffix.lower() or "without a suffix"
 
 
 class _Preparation:

@@ -55,9 +55,8 @@ def calibrate(network: StoryNetwork, data: Path, tokenizer: Path, *, stories: in
     scale, before, after = _search(network, validation)
     with torch.no_grad():
         network.embedding.weight.mul_(scale)
-    count = min(stories, len(validation.shard)) if stories else len(validation.shard)
     per_byte = 1 / math.log(2) / validation.bytes
-    return Calibration(scale, count, meta.get("digest"), before * per_byte, after * per_byte)
+    return Calibration(scale, validation.stories, meta.get("digest"), before * per_byte, after * per_byte)
 
 
 def _search(network: StoryNetwork, validation: Validation) -> tuple[float, float, float]:

@@ -282,39 +282,36 @@ class Trainer:
         return torch.where(chosen_BT & (inputs_BT != END_ID), random_BT, inputs_BT)
 
     def _evaluate(self) -> None:
+        """Validate the network or its average, and keep it if it is the best."""
         self.network.eval()
         with self.average.applied() if self.average else nullcontext():
-            self._validate()
-        self.network.train()
-
-    def _validate(self) -> None:
-        """Validate the network as it is now, and keep it if it is the best."""
-        loss, bits = self.validation.measure(self.network)
-        if not math.isfinite(bits):
-            raise TrainingError(
-                f"step {self.step}: validation gives {bits} bits per byte. "
-                f"The last good checkpoint (step {self.saved}) is kept; resume with a lower learning rate"
-            )
-        self.evaluated = self.step
-        better = self.best is None or bits < self.best
-        self.worse = 0 if better else self.worse + 1
-        if better:
-            self.best = bits
-        if self.group.first:
-            prompts, seed = self.recipe.samples, self.recipe.seed
-            samples = write_samples(self.network, self.tokenizer, prompts, seed=seed)
+            loss, bits = self.validation.measure(self.network)
+            if not math.isfinite(bits):
+                raise TrainingError(
+                    f"step {self.step}: validation gives {bits} bits per byte. "
+                    f"The last good checkpoint (step {self.saved}) is kept; resume with a lower learning rate"
+                )
+            self.evaluated = self.step
+            better = self.best is None or bits < self.best
+            self.worse = 0 if better else self.worse + 1
             if better:
-                self._write(BEST)
-            report = EvaluationReport(
-                step=self.step,
-                tokens=self.tokens,
-                loss=loss,
-                bits_per_byte=bits,
-                best=better,
-                samples=samples,
-                elapsed=self.elapsed,
-            )
-            self._notify(lambda observer: observer.evaluated(report))
+                self.best = bits
+            if self.group.first:
+                prompts, seed = self.recipe.samples, self.recipe.seed
+                samples = write_samples(self.network, self.tokenizer, prompts, seed=seed)
+                if better:
+                    self._write(BEST)
+                report = EvaluationReport(
+                    step=self.step,
+                    tokens=self.tokens,
+                    loss=loss,
+                    bits_per_byte=bits,
+                    best=better,
+                    samples=samples,
+                    elapsed=self.elapsed,
+                )
+                self._notify(lambda observer: observer.evaluated(report))
+        self.network.train()
 
     def _notify(self, report: Callable[[Observer], None]) -> None:
         """Notify all observers, and stop before the next step if one of them ends the run."""

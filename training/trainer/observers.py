@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -81,9 +81,6 @@ class RunEnd:
     best_bits_per_byte: float | None
     checkpoint: Path | None
     """The best checkpoint kept."""
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self) | {"checkpoint": str(self.checkpoint) if self.checkpoint else None}
 
 
 class EndRun(Exception):

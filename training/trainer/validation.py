@@ -34,7 +34,7 @@ class Validation:
     def __init__(self, shard: TokenShard, tokenizer: Tokenizer, stories: int, group: Group) -> None:
         if len(shard) == 0:
             raise DataError(f"the {shard.split} shard holds no stories; `story data` makes one that does")
-        count = min(stories, len(shard)) if stories else len(shard)
+        self.stories = count = min(stories, len(shard)) if stories else len(shard)
         texts = tokenizer.decode_batch([shard.story(index)[1:].tolist() for index in range(count)])
         self.bytes = sum(len(text.encode()) for text in texts)
         self.tokens = int(shard.starts[count])

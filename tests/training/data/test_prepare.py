@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import hashlib
 import io
@@ -74,7 +75,7 @@ def test_the_shards_hold_the_stories_and_the_report_counts_them(options: Prepare
     assert report.dropped == report.skipped == {}
     assert not report.up_to_date
     assert report.vocab_size == VOCAB
-    assert json.loads(json.dumps(report.as_dict()))["splits"]["val"]["stories"] == 44
+    assert json.loads(json.dumps(dataclasses.asdict(report), default=str))["splits"]["val"]["stories"] == 44
 
 
 def test_the_meta_file_speaks_of_what_lies_beside_it(options: PrepareOptions) -> None:
@@ -446,9 +447,9 @@ def synthetic_corpus(path: Path, size: int, seed: int = 0) -> int:
 def test_a_large_corpus_passes_in_under_a_gigabyte_of_memory(tmp_path: Path, megabytes: int) -> None:
     count = synthetic_corpus(tmp_path / "large.jsonl", megabytes * 1_000_000)
     code = (
-        "import json; from pathlib import Path; from training.data.prepare import PrepareOptions, prepare;"
+        "import dataclasses, json; from pathlib import Path; from training.data.prepare import PrepareOptions, prepare;"
         "report = prepare(PrepareOptions(sources=(Path('large.jsonl'),), out=Path('out')));"
-        "print(json.dumps(report.as_dict()))"
+        "print(json.dumps(dataclasses.asdict(report), default=str))"
     )
     # A process of its own, so that its largest size is that of this work alone.
     done = subprocess.run(

@@ -147,7 +147,7 @@ def test_a_loss_that_is_not_finite_leaves_the_average_as_it_was(
 @pytest.mark.parametrize("name", ["dropout", "replace", "average"])
 @pytest.mark.parametrize("value", [-0.1, 1, 1.5, float("nan"), True, "much"])
 def test_a_share_that_is_none_is_refused(name: str, value: object) -> None:
-    with pytest.raises(InputError, match=rf"^{name} must be a number of at least 0 and below 1, got {value!r}$"):
+    with pytest.raises(InputError, match=rf"^{name} must be .*, got {value!r}$"):
         smallest(**{name: value})
 
 
