@@ -66,11 +66,10 @@ class LoadGenerator:
         level: int = 1,
         side: str = "target",
         scheduled: float | None = None,
-        timeout: float | None = None,
     ) -> Sample:
-        """Send a request now and wait for its end, at most `timeout` seconds. A failure is a row too."""
+        """Send a request now and wait for its end or its timeout. A failure is a row too."""
         started = self.clock.now()
-        seconds = self.plan.timeout if timeout is None else timeout
+        seconds = COLD_TIMEOUT if phase == "cold" else self.plan.timeout
         sample = Sample(
             phase=phase,
             level=level,
@@ -80,10 +79,9 @@ class LoadGenerator:
             started=started,
             target=side,
         )
-        generate = target.generate_cold if phase == "cold" else target.generate
         try:
             async with asyncio.timeout(seconds):
-                ending = await generate(request, Listener(sample, self.clock.now))
+                ending = await target.generate(request, Listener(sample, self.clock.now), cold=phase == "cold")
         except TimeoutError:
             sample.error, sample.message = "timeout", f"not done within {seconds:g} s"
         except Failed as failure:
@@ -97,7 +95,7 @@ class LoadGenerator:
 
     async def cold_starts(self, target: Target) -> list[Sample]:
         return [
-            await self.ask(target, "cold", self.plan.request("cold", number), number=number, timeout=COLD_TIMEOUT)
+            await self.ask(target, "cold", self.plan.request("cold", number), number=number)
             for number in range(target.cold_starts)
         ]
 

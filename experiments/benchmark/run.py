@@ -15,13 +15,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from experiments.benchmark.compare import summarise
 from experiments.benchmark.load import LoadGenerator
 from experiments.benchmark.measures import Figures, Sample
 from experiments.benchmark.plan import CHOICES, DEFAULT_PHASES, WARMUP_CLIENTS, Choice, Plan
 from experiments.benchmark.render import markdown as as_markdown
 from experiments.benchmark.render import print_report, progress_line
-from experiments.benchmark.report import Report, make_report
+from experiments.benchmark.report import Report, make_report, summarise
 from experiments.benchmark.targets import Target, open_target
 from experiments.common.thresholds import THRESHOLDS, load_thresholds
 from model.errors import InputError, MissingExtraError

@@ -63,25 +63,18 @@ class Target(Protocol):
     digest: str | None
     """Of the model folder; None: the target does not say. Known while `running`."""
     cold_start_means: str
-    """What `generate_cold` measures here, in words."""
+    """What a cold request measures here, in words."""
     cold_starts: int
     """How many cold starts can be measured: a service that was woken once may stay awake."""
 
     def running(self) -> AbstractAsyncContextManager[None]:
         """Start on entry, stop on exit. Raises `StoryError` if the target cannot be used at all."""
-        ...
 
-    async def generate(self, request: GenerationRequest, listener: Listener) -> Ending:
-        """Generate one story. Raises `Failed`."""
-        ...
-
-    async def generate_cold(self, request: GenerationRequest, listener: Listener) -> Ending:
-        """Generate one story from as cold as this target can be made. Raises `Failed`."""
-        ...
+    async def generate(self, request: GenerationRequest, listener: Listener, *, cold: bool = False) -> Ending:
+        """Generate one story, with `cold` from as cold as this target can be made. Raises `Failed`."""
 
     def processes(self) -> list[int]:
         """Ids of the processes of this machine that serve; empty: none, or not to be found."""
-        ...
 
 
 def open_target(text: str, settings: Settings, *, option: str = "target") -> Target:
@@ -133,7 +126,9 @@ class LocalTarget:
     def running(self) -> AbstractAsyncContextManager[None]:
         return self._backend.running()
 
-    async def generate(self, request: GenerationRequest, listener: Listener) -> Ending:
+    async def generate(self, request: GenerationRequest, listener: Listener, *, cold: bool = False) -> Ending:
+        if cold:
+            return await self._start_process(str(request.prompt), listener)
         try:
             stream = await self._backend.submit(request)
         except StoryError as error:
@@ -150,12 +145,12 @@ class LocalTarget:
             raise Failed("error", done.error or f"the story ended as {done.finish_reason}")
         return Ending(done.finish_reason, done.usage.completion_tokens)
 
-    async def generate_cold(self, request: GenerationRequest, listener: Listener) -> Ending:
+    async def _start_process(self, prompt: str, listener: Listener) -> Ending:
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)])}
         if self._folder is not None:
             environment["STORY_MODEL"] = str(self._folder)
         child = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", cold_start.__name__, str(request.prompt)),
+            *(sys.executable, "-m", cold_start.__name__, prompt),
             env=environment,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
@@ -229,12 +224,26 @@ class WebTarget:
             self._model, version = entry.get("id"), entry.get("version")
             self.digest = version if isinstance(version, str) and len(version) == 64 else None
 
-    async def generate(self, request: GenerationRequest, listener: Listener) -> Ending:
-        return await self._generate(self._client, request, listener)
-
-    async def generate_cold(self, request: GenerationRequest, listener: Listener) -> Ending:
-        async with self._new_client() as client:
-            return await self._generate(client, request, listener)
+    async def generate(self, request: GenerationRequest, listener: Listener, *, cold: bool = False) -> Ending:
+        parser = _StreamParser(listener)
+        try:
+            url, body = f"{self._root}/v1/completions", self._body(request)
+            async with (
+                self._new_client() if cold else contextlib.nullcontext(self._client) as client,
+                aconnect_sse(client, "POST", url, json=body) as source,
+            ):
+                if source.response.status_code != 200:
+                    raise await _refusal(source.response)
+                # Read on after [DONE]: a connection whose answer was not read to its end is not used again.
+                async for event in source.aiter_sse():
+                    parser.take(event.data)
+        except (SSEError, httpx.DecodingError) as error:  # first: SSEError is a TransportError
+            raise Failed("malformed", one_line(error)) from None
+        except httpx.TransportError as error:
+            raise Failed(_kind_of(error), one_line(error)) from None
+        except Failed as failure:
+            raise Failed(failure.kind, self._without_secrets(str(failure))) from None
+        return parser.ending()
 
     def processes(self) -> list[int]:
         """The processes that listen at this port of this machine."""
@@ -255,24 +264,6 @@ class WebTarget:
             "stream_options": {"include_usage": True},
             "return_token_ids": True,
         }
-
-    async def _generate(self, client: httpx.AsyncClient, request: GenerationRequest, listener: Listener) -> Ending:
-        parser = _StreamParser(listener)
-        try:
-            url = f"{self._root}/v1/completions"
-            async with aconnect_sse(client, "POST", url, json=self._body(request)) as source:
-                if source.response.status_code != 200:
-                    raise await _refusal(source.response)
-                # Read on after [DONE]: a connection whose answer was not read to its end is not used again.
-                async for event in source.aiter_sse():
-                    parser.take(event.data)
-        except (SSEError, httpx.DecodingError) as error:  # first: SSEError is a TransportError
-            raise Failed("malformed", one_line(error)) from None
-        except httpx.TransportError as error:
-            raise Failed(_kind_of(error), one_line(error)) from None
-        except Failed as failure:
-            raise Failed(failure.kind, self._without_secrets(str(failure))) from None
-        return parser.ending()
 
     def _without_secrets(self, message: str) -> str:
         """What a server says about a request may repeat its headers."""

@@ -11,9 +11,9 @@ from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from experiments.benchmark.compare import ratios_of
 from experiments.benchmark.evidence import BenchmarkEvidence
 from experiments.benchmark.measures import Sample, headline
+from experiments.benchmark.report import ratios_of
 from experiments.common.statistics import (
     CONFIDENCE,
     ONE_SIDED,

@@ -48,7 +48,7 @@ def evaluate(
 
     from experiments.quality.evaluate import evaluate_and_log
     from experiments.quality.held_out import RUNTIMES
-    from experiments.quality.render import print_report, status
+    from experiments.quality.report import print_report, status
     from experiments.registry.resolve import challenger_reference, resolve_model
     from model.settings import load_settings
 

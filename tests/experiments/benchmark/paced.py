@@ -29,7 +29,7 @@ class Paced:
     async def running(self) -> AsyncIterator[None]:
         yield
 
-    async def generate(self, request: GenerationRequest, listener: Listener) -> Ending:
+    async def generate(self, request: GenerationRequest, listener: Listener, *, cold: bool = False) -> Ending:
         self.log.append((self.name, request.sampling.seed))
         if self.every and len(self.log) % self.every == 0:
             raise Failed("busy", "no")
@@ -38,8 +38,6 @@ class Paced:
             listener.arrived(1)
         listener.complete()
         return Ending("length", self.tokens)
-
-    generate_cold = generate
 
     def processes(self) -> list[int]:
         return []

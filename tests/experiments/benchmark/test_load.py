@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments.benchmark.compare import Comparison, summarise
 from experiments.benchmark.load import Clock, LoadGenerator, arrival_times
 from experiments.benchmark.measures import Listener, Sample, phase_figures
 from experiments.benchmark.plan import Plan
+from experiments.benchmark.report import Comparison, summarise
 from experiments.benchmark.targets import Ending, Failed
 from model.generation import GenerationRequest
 from tests import virtual_time
@@ -39,7 +39,7 @@ class Scripted:
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
     _clock: Clock | None = None
 
-    async def generate(self, request: GenerationRequest, listener: Listener) -> Ending:
+    async def generate(self, request: GenerationRequest, listener: Listener, *, cold: bool = False) -> Ending:
         self._clock = self._clock or Clock()
         self.seen.append(request.sampling.seed)
         self.open += 1
@@ -58,8 +58,6 @@ class Scripted:
                 return Ending("stop", 1)
         finally:
             self.open -= 1
-
-    generate_cold = generate
 
 
 def p95(samples: list[Sample]) -> float:
@@ -135,11 +133,9 @@ def test_arrivals_are_a_poisson_process_of_their_seed(seed: int, rate: float) ->
 
 
 def test_a_failure_is_a_row_and_a_timeout_too() -> None:
-    plan = Plan(requests=1)
-
     async def one(target: Scripted, timeout: float) -> Sample:
-        request = plan.request("single", 0)
-        return await LoadGenerator(plan).ask(target, "single", request, timeout=timeout)  # type: ignore[arg-type]
+        plan = Plan(requests=1, timeout=timeout)
+        return await LoadGenerator(plan).ask(target, "single", plan.request("single", 0))  # type: ignore[arg-type]
 
     busy = virtual_time.run(one(Scripted(fail=Failed("busy", "the queue\nis full")), 5.0))
     assert (busy.error, busy.message, busy.ok, busy.finish) == ("busy", "the queue is full", False, "")

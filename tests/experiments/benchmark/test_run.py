@@ -11,10 +11,10 @@ import pytest
 from typer.testing import CliRunner, Result
 
 import story
-from experiments.benchmark.compare import summarise
 from experiments.benchmark.evidence import BenchmarkEvidence
 from experiments.benchmark.measures import Sample
 from experiments.benchmark.plan import Plan
+from experiments.benchmark.report import summarise
 from experiments.benchmark.run import measure, phases_of, run_coroutine
 from experiments.benchmark.targets import LocalTarget
 from model.architecture.folder import ModelFolder

@@ -36,18 +36,16 @@ from tests.experiments.benchmark.made import row as made_row
 from tests.model.serving.http.serving import paced, serving
 from tests.model.small_model import small_folder
 
-PLAN = Plan(max_tokens=12)
+PLAN = Plan(max_tokens=12, timeout=20.0)
 
 
-def rows(
-    target: Target, count: int = 1, *, phase: Phase = "single", timeout: float = 20.0, plan: Plan = PLAN
-) -> list[Sample]:
+def rows(target: Target, count: int = 1, *, phase: Phase = "single", plan: Plan = PLAN) -> list[Sample]:
     """`count` requests at once."""
 
     async def run() -> list[Sample]:
         async with target.running():
             load = LoadGenerator(plan)
-            asked = (load.ask(target, phase, plan.request(phase, n), number=n, timeout=timeout) for n in range(count))
+            asked = (load.ask(target, phase, plan.request(phase, n), number=n) for n in range(count))
             return list(await asyncio.gather(*asked))
 
     return asyncio.run(run())
@@ -79,7 +77,7 @@ def test_a_model_that_fails_is_an_error_and_the_next_story_is_written() -> None:
 
 def test_a_request_whose_time_is_up_frees_its_slot() -> None:
     backend, _ = paced(slots=1, step_seconds=0.1)
-    (row,) = rows(LocalTarget(backend, None), timeout=0.25, plan=Plan(max_tokens=400))
+    (row,) = rows(LocalTarget(backend, None), plan=Plan(max_tokens=400, timeout=0.25))
     assert row.error == "timeout"
     assert row.tokens < 400
     assert backend.engine.stats().active == 0
@@ -92,7 +90,7 @@ def test_the_target_is_the_settings_model_and_knows_its_digest() -> None:
 
 
 def test_a_cold_start_is_a_new_process_up_to_its_first_token() -> None:
-    (row,) = rows(open_target("local", Settings()), phase="cold", timeout=60.0)
+    (row,) = rows(open_target("local", Settings()), phase="cold")
     assert (row.error, row.tokens, row.message) == (None, 1, "")
     assert row.ttft is not None
     assert row.ttft > 0.2, "importing ONNX Runtime alone takes longer"
@@ -100,7 +98,7 @@ def test_a_cold_start_is_a_new_process_up_to_its_first_token() -> None:
 
 def test_a_cold_start_that_fails_says_why(tmp_path: Path) -> None:
     backend, _ = paced()
-    (row,) = rows(LocalTarget(backend, tmp_path / "nowhere"), phase="cold", timeout=60.0)
+    (row,) = rows(LocalTarget(backend, tmp_path / "nowhere"), phase="cold")
     assert row.error == "error"
     assert "nowhere is not a model folder" in row.message
 
@@ -193,7 +191,7 @@ def test_a_full_queue_of_the_service_is_busy_and_the_others_are_written() -> Non
 def test_a_request_that_takes_too_long_is_given_up_and_frees_its_slot() -> None:
     backend, _ = paced(slots=1, step_seconds=0.05)
     with serving(backend) as running:
-        (row,) = rows(WebTarget(running.url), timeout=0.3, plan=Plan(max_tokens=400))
+        (row,) = rows(WebTarget(running.url), plan=Plan(max_tokens=400, timeout=0.3))
         assert (row.error, row.finish) == ("timeout", "")
         assert row.tokens < 400
         (after,) = rows(WebTarget(running.url), plan=Plan(max_tokens=2))

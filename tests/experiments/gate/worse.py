@@ -14,10 +14,9 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from experiments.benchmark.compare import summarise
 from experiments.benchmark.evidence import log_benchmark
 from experiments.benchmark.plan import Plan
-from experiments.benchmark.report import Report, make_report
+from experiments.benchmark.report import Report, make_report, summarise
 from experiments.benchmark.run import measure
 from experiments.common.thresholds import Thresholds, load_thresholds
 from experiments.quality.evaluate import evaluate_and_log
