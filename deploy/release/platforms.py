@@ -37,18 +37,15 @@ class Platform(Protocol):
 
     def upload(self, folder: ModelFolder) -> bool:
         """Keep a copy of `folder` under its digest; False: it was there already."""
-        ...
 
     def start(self, deployment: Deployment, digest: str) -> str:
         """Make `deployment` serve the uploaded model `digest`, replacing what it served; return its address.
 
         Running requests of the replaced version finish first. Raises `DeployError` when it does not come up.
         """
-        ...
 
     def stop(self, deployment: Deployment) -> bool:
         """End the deployment after its running requests; False: there was none."""
-        ...
 
 
 def open_platform(name: str, settings: Settings) -> Platform:

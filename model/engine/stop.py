@@ -39,7 +39,14 @@ class StopMatcher:
             self.stopped, self.held = True, ""
             return whole[: min(found)[1]]
         ends = range(max(0, len(whole) - self._longest + 1), len(whole))
-        keep = next((at for at in ends if any(word.startswith(whole[at:]) for word in self._words)), len(whole))
+        keep = next(
+            (
+                at
+                for at in ends
+                if whole[at] in self._first and any(word.startswith(whole[at:]) for word in self._words)
+            ),
+            len(whole),
+        )
         self.held = whole[keep:]
         return whole[:keep]
 
