@@ -32,9 +32,8 @@ from model.serving.http.app import ServiceRoute, SharedState, create_service
 from model.serving.http.middleware import outer_middleware
 from model.serving.http.server import DrainingServer
 from model.serving.logs import configure_logs
-from model.serving.options import ServiceOptions
 from model.serving.remote import open_backend
-from model.settings import Settings, load_settings
+from model.settings import ServiceOptions, Settings, load_settings
 
 
 def open_demo_backend(kind: str, settings: Settings, shared: SharedState) -> Backend:

@@ -19,7 +19,7 @@ from packaging.utils import canonicalize_name
 
 PACKAGES = ("model", "training", "experiments", "demo", "deploy")
 
-NEEDS_TORCH = ("model.architecture.network", "model.architecture.checkpoint", "model.runtimes.torch")
+NEEDS_TORCH = ("model.architecture.network", "model.architecture.network", "model.runtimes.torch")
 """Modules and packages of `model` that import torch; serving on a CPU imports none of them."""
 
 LONGEST_FILE = 500

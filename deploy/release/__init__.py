@@ -1,5 +1,5 @@
 """Blue/green releases: upload, start, check and switch between two deployments.
 
-`cli` has the verbs of `story deploy`, `release` what they do, `smoke` the check, `platforms` the places where
-deployments run, `container` what a GPU container runs.
+`cli` has the verbs of `story deploy`, `release` what they do, `platforms` the places where deployments
+run, `container` what a GPU container runs.
 """

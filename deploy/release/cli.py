@@ -124,14 +124,13 @@ def rollback(as_json: Json = False) -> None:
 @app.command()
 def smoke(deployment: ActiveOr = None, timeout: Timeout = 60.0, as_json: Json = False) -> None:
     """Generate a few stories on a deployment; exit code 1 if they fail, 3 if it is too busy to decide."""
-    from deploy.release import smoke as checks
-    from deploy.release.release import address_of
+    from deploy.release import release
 
     settings, store = _open()
-    chosen, address = address_of(store, deployment)
+    chosen, address = release.address_of(store, deployment)
     if timeout:
-        checks.wait_until_ready(address, settings, version=None, timeout=timeout)
-    report = checks.check(address, settings)
+        release.wait_until_ready(address, settings, version=None, timeout=timeout)
+    report = release.check(address, settings)
     text = (
         f"{chosen} {report.verdict}: {report.reason}\n"
         f"first text within {report.ttft_max:.2f} s, {report.total_tokens_per_second:,.0f} tokens/s in total"

@@ -65,7 +65,7 @@ class Container:
         from model.serving.http.address import bound, url_of
         from model.serving.http.app import create_service
         from model.serving.http.server import DrainingServer
-        from model.serving.options import ServiceOptions
+        from model.settings import ServiceOptions
 
         listener = bound(host, port)
         engine = load_torch_engine(self.folder, slots=self.slots, device=self.device, queue_limit=self.queue)

@@ -247,7 +247,7 @@ class WebTarget:
 
     def processes(self) -> list[int]:
         """The processes that listen at this port of this machine."""
-        # Imported here: it needs psutil, and the check of a deployment (deploy.release.smoke) does not.
+        # Imported here: it needs psutil, and the check of a deployment (deploy.release.release) does not.
         from experiments.benchmark.memory import listening_processes
 
         return listening_processes(self._port) if self._here else []

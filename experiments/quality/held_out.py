@@ -203,7 +203,7 @@ def loss_by_place(
 def _torch_scorer(folder: ModelFolder) -> Scorer:
     import torch
 
-    from model.architecture.checkpoint import load_network
+    from model.architecture.network import load_network
 
     network = load_network(folder.path)
 

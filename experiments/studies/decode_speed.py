@@ -93,7 +93,7 @@ def _plain_target(folder: Path) -> Target | None:
 def _torch_target(folder: ModelFolder) -> Target:
     import torch
 
-    from model.architecture.checkpoint import load_network
+    from model.architecture.network import load_network
 
     torch.set_num_threads(1)
     network = load_network(folder.path)

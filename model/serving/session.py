@@ -23,7 +23,7 @@ from model.errors import BusyError, DrainingError, GenerationError, InputError, 
 from model.generation import Chunk, Completion, GenerationRequest, Usage
 from model.serving.backend import CACHE, Backend, Stream, StreamTimer
 from model.serving.logs import new_request_id, request_id
-from model.serving.options import ServiceOptions
+from model.settings import ServiceOptions
 
 if TYPE_CHECKING:
     from model.serving.rate_limit import Limiter, Reservation

@@ -15,8 +15,8 @@ from model.serving.backend import Backend
 from model.serving.http.address import bound, url_of
 from model.serving.http.app import SharedState
 from model.serving.http.server import DrainingServer
-from model.serving.options import ServiceOptions
 from model.serving.session import GenerationManager
+from model.settings import ServiceOptions
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ import socketio
 
 from model.serving.backend import LocalBackend
 from model.serving.http.app import SharedState
-from model.serving.options import ServiceOptions
 from model.serving.rate_limit import Limiter, quotas_of
+from model.settings import ServiceOptions
 from tests.demo.engines import local_backend
 from tests.demo.served import Served, serve
 

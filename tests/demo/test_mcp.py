@@ -14,7 +14,7 @@ from mcp.client.streamable_http import streamable_http_client
 from demo import asgi
 from model.errors import MissingExtraError
 from model.generation import GenerationRequest, SamplingParams
-from model.serving.options import ServiceOptions
+from model.settings import ServiceOptions
 from tests.demo.engines import local_backend
 from tests.demo.served import serve
 

@@ -9,7 +9,7 @@ import httpx
 import pytest
 import socketio
 
-from model.serving.options import ServiceOptions
+from model.settings import ServiceOptions
 from tests.demo.engines import local_backend
 from tests.demo.served import Served, serve
 

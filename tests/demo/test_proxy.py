@@ -24,7 +24,7 @@ from demo.routing import RoutingBackend
 from experiments.ab.assignment import without_test
 from experiments.ab.recorder import Recorder
 from model.serving.http.address import bound, free_port
-from model.serving.options import ServiceOptions
+from model.settings import ServiceOptions
 from tests.demo.engines import local_backend
 from tests.demo.served import serve
 from tests.demo.tabs import TIMEOUT, Tab, chromium

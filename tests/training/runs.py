@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from model.architecture.checkpoint import load_network
 from model.architecture.config import ModelConfig
+from model.architecture.network import load_network
 from training.trainer.loop import Trainer
 from training.trainer.observers import EvaluationReport, RunEnd, RunStart, StepReport
 from training.trainer.parallel import Group

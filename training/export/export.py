@@ -13,10 +13,9 @@ from typing import Any
 
 import torch
 
-from model.architecture.checkpoint import load_network, save_network
 from model.architecture.config import END_ID
 from model.architecture.folder import FILES, PRECISIONS, compute_digest, read_config
-from model.architecture.network import StoryNetwork
+from model.architecture.network import StoryNetwork, load_network, save_network
 from model.architecture.tokenizer import StoryTokenizer
 from model.errors import InputError, ModelError
 from model.files import replace_folder

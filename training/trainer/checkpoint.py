@@ -14,10 +14,9 @@ from typing import Any
 
 import torch
 
-from model.architecture.checkpoint import load_network, save_network
 from model.architecture.config import ModelConfig
 from model.architecture.folder import ModelFolder, read_config
-from model.architecture.network import StoryNetwork
+from model.architecture.network import StoryNetwork, load_network, save_network
 from model.errors import InputError, ModelError, TrainingError
 from model.files import replace_folder
 from training.data.bpe import same_tokenizer

@@ -31,9 +31,8 @@ import torch
 from torch import Tensor
 
 from model.architecture.characters import TokenMasks
-from model.architecture.checkpoint import load_network
 from model.architecture.config import END_ID
-from model.architecture.network import StoryNetwork
+from model.architecture.network import StoryNetwork, load_network
 from model.errors import ModelError
 from model.runtimes.protocol import Batch, FeedingRuntime, Logits, Tokens
 from model.runtimes.sampling import SamplingRows

@@ -30,8 +30,7 @@ def serve(
     # ONNX Runtime reports usage to its maker unless that is disabled before it is imported.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     from model.serving.http.address import bound, url_of
-    from model.serving.options import ServiceOptions
-    from model.settings import load_settings
+    from model.settings import ServiceOptions, load_settings
 
     settings = load_settings(
         host=host,

@@ -25,11 +25,10 @@ from model.serving.http.openapi import schemas_of
 from model.serving.http.schemas import CompletionBody, SimpleBody
 from model.serving.http.simple import Sockets
 from model.serving.metrics import Meter
-from model.serving.options import ServiceOptions
 from model.serving.rate_limit import Limiter
 from model.serving.redis import RedisLink
 from model.serving.session import GenerationManager
-from model.settings import Settings
+from model.settings import ServiceOptions, Settings
 
 
 @dataclass(frozen=True, slots=True)

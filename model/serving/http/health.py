@@ -17,8 +17,8 @@ from model.serving.http.errors import json_response
 from model.serving.http.openapi import HealthResponse, errors_of, get
 from model.serving.http.schemas import MODEL_ID
 from model.serving.metrics import CONTENT_TYPE, Meter
-from model.serving.options import ServiceOptions
 from model.serving.session import GenerationManager
+from model.settings import ServiceOptions
 
 FORWARDED = ("forwarded", "x-forwarded-for", "x-forwarded-host")
 """Headers of a request that came through a proxy."""

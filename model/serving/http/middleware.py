@@ -21,7 +21,7 @@ from model.serving.backend import Backend
 from model.serving.http.errors import as_service_error, foreign_origin, too_large
 from model.serving.logs import new_request_id, request_id
 from model.serving.metrics import Meter
-from model.serving.options import ServiceOptions
+from model.settings import ServiceOptions
 
 log = logging.getLogger(__name__)
 access_log = logging.getLogger("story.request")

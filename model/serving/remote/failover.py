@@ -12,7 +12,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import replace
 
-from model.engine.stop import StopMatcher
+from model.engine.stream import StopMatcher
 from model.errors import StoryError
 from model.generation import MAX_PROMPT_CHARS, MAX_PROMPT_TOKENS, Chunk, FinishReason, GenerationRequest, merge_chunks
 from model.serving.backend import Health, ModelInfo, RecordedStream, Stream

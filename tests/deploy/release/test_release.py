@@ -16,7 +16,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from deploy.release import release, smoke
+from deploy.release import release
 from deploy.release.platforms import LoopbackPlatform
 from model.architecture.folder import DIGESTED, PRETRAINED, ModelFolder, compute_digest
 from model.errors import DeployError, InputError, ModelError
@@ -236,7 +236,7 @@ def test_a_version_that_fails_its_check_cannot_be_switched_to(
     alone: LoopbackPlatform, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Judged too slow here: a real check, with a bound that no story keeps."""
-    monkeypatch.setattr(smoke, "LONGEST_GENERATION", 0.0)
+    monkeypatch.setattr(release, "LONGEST_GENERATION", 0.0)
     settings = load_settings()
     store = open_deployments(settings)
     with pytest.raises(DeployError, match="green did not pass its check: a story took"):

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deploy.release import smoke
-from deploy.release.smoke import check, judge, wait_until_ready
+from deploy.release import release
+from deploy.release.release import check, judge, wait_until_ready
 from experiments.benchmark.measures import Sample
 from model.errors import AccountError, DeployError
 from model.serving.http.address import free_port
@@ -136,7 +136,7 @@ _samples = st.builds(
 def test_the_verdict_follows_from_the_requests(samples: list[Sample]) -> None:
     report = judge(samples, 3)
     good = [sample for sample in samples if sample.ok]
-    late = any(sample.generation_time > smoke.LONGEST_GENERATION for sample in good)
+    late = any(sample.generation_time > release.LONGEST_GENERATION for sample in good)
     errors = {sample.error for sample in samples}
     expected = "failed" if late or "http_5xx" in errors else "undecided" if "busy" in errors else "passed"
     assert report.verdict == expected

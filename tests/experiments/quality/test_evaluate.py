@@ -24,8 +24,8 @@ from experiments.quality.evaluate import evaluate
 from experiments.quality.evidence import EXPERIMENT, QualityEvidence
 from experiments.quality.generation import generate_stories, load_prompts
 from experiments.quality.held_out import RUNTIMES, RuntimeName
-from model.architecture.checkpoint import load_network
 from model.architecture.folder import PRETRAINED, ModelFolder
+from model.architecture.network import load_network
 from model.architecture.tokenizer import StoryTokenizer
 from model.engine.load import load_engine
 from model.errors import DataError, InputError, MissingExtraError, ModelError

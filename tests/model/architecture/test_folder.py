@@ -15,7 +15,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save
 
-from model.architecture.checkpoint import load_network, save_network
 from model.architecture.config import ModelConfig
 from model.architecture.folder import (
     DIGESTED,
@@ -27,6 +26,7 @@ from model.architecture.folder import (
     read_config,
     read_weights,
 )
+from model.architecture.network import load_network, save_network
 from model.errors import ModelError
 from tests.model.small_model import SMALL, copy_of, random_network, small_checkpoint, small_folder, small_tokenizer
 

@@ -95,7 +95,7 @@ def test_whole_rows_and_single_steps_give_the_same_logits(pattern: str, tokens_B
 
 
 def test_both_forms_agree_on_trained_weights_too() -> None:
-    from model.architecture.checkpoint import load_network
+    from model.architecture.network import load_network
 
     network = load_network(small_checkpoint())
     rng = np.random.default_rng(3)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.engine.stop import StopMatcher
+from model.engine.stream import StopMatcher
 
 LETTERS = "ab.\n"
 WORDS = st.lists(st.text(LETTERS, min_size=1, max_size=5), min_size=1, max_size=4)

@@ -16,10 +16,9 @@ import numpy as np
 import pytest
 import torch
 
-from model.architecture.checkpoint import load_network, save_network
 from model.architecture.config import END_ID, ModelConfig
 from model.architecture.folder import PRECISIONS, PRETRAINED, ModelFolder, compute_digest
-from model.architecture.network import StoryNetwork
+from model.architecture.network import StoryNetwork, load_network, save_network
 from model.engine.load import load_runtime, load_torch_runtime, why_not_native
 from model.runtimes.native.runtime import NativeBatch, NativeState
 from model.runtimes.onnx.runtime import OnnxBatch, OnnxState

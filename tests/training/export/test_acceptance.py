@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from model.architecture.checkpoint import load_network
 from model.architecture.folder import PRECISIONS
-from model.architecture.network import StoryNetwork
+from model.architecture.network import StoryNetwork, load_network
 from model.architecture.tokenizer import StoryTokenizer
 from model.errors import ModelError
 from model.runtimes.onnx.runtime import OnnxRuntime

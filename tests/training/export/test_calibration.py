@@ -8,9 +8,8 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
-from model.architecture.checkpoint import load_network
 from model.architecture.folder import ModelFolder
-from model.architecture.network import StoryNetwork
+from model.architecture.network import StoryNetwork, load_network
 from model.errors import InputError, ModelError
 from tests.model.small_model import small_checkpoint
 from tests.training.runs import Recorder

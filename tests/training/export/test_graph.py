@@ -10,9 +10,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.torch import load_file
 
-from model.architecture.checkpoint import load_network, save_network
 from model.architecture.config import ModelConfig
 from model.architecture.folder import PRECISIONS, PRETRAINED
+from model.architecture.network import load_network, save_network
 from model.errors import ModelError
 from model.runtimes.onnx.runtime import OnnxRuntime
 from tests.model.small_model import SMALL, copy_of, random_network, small_folder, small_tokenizer

@@ -14,8 +14,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
-from model.architecture.checkpoint import load_network
-from model.architecture.network import StoryNetwork
+from model.architecture.network import StoryNetwork, load_network
 from model.errors import InputError, TrainingError
 from tests.training.runs import MODEL, Recorder, same_weights, smallest, train, weights
 from training.data.shards import TokenShard

@@ -9,7 +9,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
-from model.architecture.checkpoint import load_network
+from model.architecture.network import load_network
 from model.errors import InputError, TrainingError
 from tests.training.runs import REGULARISED, Recorder, same_weights, smallest, train, weights
 from training.data.shards import TokenShard

@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.architecture.checkpoint import load_network
 from model.architecture.folder import PRETRAINED, ModelFolder, read_weights
+from model.architecture.network import load_network
 from model.architecture.tokenizer import StoryTokenizer
 from model.errors import ModelError
 from model.runtimes.native.library import paths

@@ -23,7 +23,7 @@ from model.serving.backend import Backend, LocalBackend, ModelInfo
 from model.serving.http.address import bound, url_of
 from model.serving.http.app import Service, SharedState, create_service
 from model.serving.http.server import DrainingServer
-from model.serving.options import ServiceOptions
+from model.settings import ServiceOptions
 from tests.model.engines import engine, runtime
 from tests.model.fake_runtime import FakeRuntime
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.serving.http.beginning import MAX_INSTRUCTION, Turn, beginning_of, prompt_of
+from model.serving.http.chat import MAX_INSTRUCTION, Turn, beginning_of, prompt_of
 
 INSTRUCTIONS = {
     "Write a story about a fox named Ember": "Once upon a time, there was a fox named Ember.",

@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from model.errors import InputError
 from model.generation import GenerationRequest
 from model.serving.http import health as health_route
-from model.serving.options import ServiceOptions
+from model.settings import ServiceOptions
 from tests.model.serving.http.serving import Running, paced, serving, streaming, until
 
 

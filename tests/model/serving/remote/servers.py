@@ -190,7 +190,7 @@ COPY = """
 import sys
 from model.serving.http.address import bound
 from model.serving.http.app import create_service
-from model.serving.options import ServiceOptions
+from model.settings import ServiceOptions
 from model.serving.http.server import DrainingServer
 from tests.model.serving.http.serving import paced
 

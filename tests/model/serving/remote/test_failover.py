@@ -14,7 +14,7 @@ from typer.main import get_command
 
 import story
 from model.architecture.tokenizer import StoryTokenizer
-from model.engine.stop import StopMatcher
+from model.engine.stream import StopMatcher
 from model.errors import BusyError, InputError, StoryError
 from model.generation import MAX_PROMPT_CHARS, Chunk, Completion, GenerationRequest, SamplingParams
 from model.serving.backend import LocalBackend, Stream
