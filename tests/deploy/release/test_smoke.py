@@ -53,7 +53,7 @@ def test_nothing_there_is_a_failure(settings: Settings) -> None:
 @pytest.mark.parametrize(
     ("status", "body", "reason"),
     [
-        (500, Text("oh"), "500: oh"),
+        (500, Text("oh"), "HTTP 500 (oh)"),
         (200, Text("<html>", "text/html"), "text/event-stream"),
         (200, Text('data: {"error": {"message": "broken"}}\n\n', "text/event-stream"), "broken"),
     ],
