@@ -15,8 +15,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
-from experiments.dashboard.mlflow_ui import port_is_free
-from model.errors import StoryError
+from model.errors import InputError, StoryError
+from model.serving.http.address import bound
 from model.settings import Settings, load_settings, without_password
 
 DISTRIBUTION = "write-me-a-story"
@@ -122,10 +122,12 @@ def _native() -> Finding:
 
 def _port(settings: Settings) -> Finding:
     where = f"{settings.host}:{settings.port}"
-    if settings.port == 0 or port_is_free(settings.host, settings.port):
-        return Finding("port", "ok", f"{where} is free")
-    gives = "`story demo` there: stop what listens, or name another one with PORT or --port"
-    return Finding("port", "off", f"{where} is taken, perhaps by a running demo", gives)
+    try:
+        bound(settings.host, settings.port).close()
+    except InputError:
+        gives = "`story demo` there: stop what listens, or name another one with PORT or --port"
+        return Finding("port", "off", f"{where} is taken, perhaps by a running demo", gives)
+    return Finding("port", "ok", f"{where} is free")
 
 
 def _mlflow(settings: Settings) -> Finding:

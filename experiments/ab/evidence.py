@@ -117,9 +117,18 @@ def gather(connection: sa.Connection, test: str, *, since: float | None = None) 
 
     ended: set[str] = set()
     for row, story in events(endings):
-        if row.story not in ended:
-            ended.add(row.story)
-            _add_ending(variants[story.variant], row, story.split if row.story in first else None)
+        if row.story in ended:
+            continue
+        ended.add(row.story)
+        variant = variants[story.variant]
+        variant.endings[row.outcome] += 1
+        measured = (variant.tokens, row.tokens or None), (variant.ttfts, row.ttft), (variant.rates, row.rate)
+        for values, value in measured:
+            if value is not None:
+                values.append(value)
+        if row.story in first and row.outcome in INFORMATIVE:
+            for metric in ENDING_METRICS:
+                variant.observed[metric].append((row.outcome == metric, story.split))
     last: dict[str, tuple[str, int]] = {}
     rated: set[str] = set()
     for row, story in events(ratings):
@@ -154,14 +163,3 @@ def _add_stories(evidence: Evidence, rows: Iterable[Any]) -> tuple[dict[str, Any
             first_of[row.user_hash] = row.story
             variant.users += 1
     return counted, home, set(first_of.values())
-
-
-def _add_ending(variant: VariantEvidence, row: Any, split: str | None) -> None:
-    """Add a story's first ending; `split`: that under which a user's first story was begun, None for later ones."""
-    variant.endings[row.outcome] += 1
-    for values, value in ((variant.tokens, row.tokens or None), (variant.ttfts, row.ttft), (variant.rates, row.rate)):
-        if value is not None:
-            values.append(value)
-    if split is not None and row.outcome in INFORMATIVE:
-        for name in ENDING_METRICS:
-            variant.observed[name].append((row.outcome == name, split))

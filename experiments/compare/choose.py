@@ -18,7 +18,7 @@ from training.tracking.store import open_store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Run
+    from mlflow.entities import Run, RunData
 
 NO_TRAINING = {BENCHMARKS, EVALUATIONS, GATES}
 """Experiments whose runs measure a model and train none."""
@@ -47,21 +47,11 @@ class Subject:
         return "" if self.run is None else str(self.run.info.run_id)
 
     @property
-    def metrics(self) -> dict[str, float]:
-        return {} if self.run is None else dict(self.run.data.metrics)
+    def data(self) -> RunData:
+        """Metrics, parameters and tags of the run."""
+        from mlflow.entities import RunData
 
-    @property
-    def params(self) -> dict[str, str]:
-        return {} if self.run is None else dict(self.run.data.params)
-
-    @property
-    def tags(self) -> dict[str, str]:
-        return {} if self.run is None else dict(self.run.data.tags)
-
-    @property
-    def digest(self) -> str | None:
-        """Of the artifact that evidence is looked for; None where nothing was registered of this run."""
-        return None if self.version is None else self.version.digest
+        return RunData() if self.run is None else self.run.data
 
 
 def choose(uri: str, names: Sequence[str] = (), *, newest: int = NEWEST) -> list[Subject]:
@@ -120,7 +110,15 @@ def _named(name: str, client: MlflowClient, runs: Sequence[Run], every: Sequence
     asked = name.strip()
     is_version = asked.startswith((f"{uri}/", f"{uri}@"))
     asked = asked.removeprefix(uri)[1:] if is_version else asked
-    found = [] if is_version else [run for run in runs if _is_called(run, asked)]
+    found = (
+        []
+        if is_version
+        else [
+            run
+            for run in runs
+            if run.info.run_name == asked or (len(asked) >= SHORTEST_ID and run.info.run_id.startswith(asked))
+        ]
+    )
     found = [run for run in found if run.info.run_id == asked] or found
     fits = [
         version
@@ -140,11 +138,6 @@ def _named(name: str, client: MlflowClient, runs: Sequence[Run], every: Sequence
         there = f"runs: {_listed(known)}; versions: {_listed(numbers)}"
         fault = f"must be a run or a registered version, got {name!r}; {there}"
     raise InputError("run", fault)
-
-
-def _is_called(run: Run, asked: str) -> bool:
-    by_id = len(asked) >= SHORTEST_ID and run.info.run_id.startswith(asked)
-    return by_id or asked == str(run.info.run_name)
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -27,12 +27,13 @@ def draw_curves(frame: DataFrame, metric: str = VAL) -> Figure:
 
     Raises `InputError`: `frame` has no point of this metric.
     """
+    from matplotlib.ticker import EngFormatter
+
     rows = frame[(frame["metric"] == metric) & np.isfinite(frame["value"])]
     if rows.empty:
         raise InputError("metric", f"must be one that these runs have logged, got {metric!r}")
     title, unit = TITLES.get(metric, (metric, metric))
     figure, (by_tokens, by_time) = new_figure(*SIZE, columns=2, sharey=True)
-    unit_name, unit_size = _tokens_unit(float(rows["tokens"].max()))
     tops = []
     for place, (name, line) in enumerate(rows.groupby("name", sort=False)):
         shown = thinned(line)
@@ -43,13 +44,14 @@ def draw_curves(frame: DataFrame, metric: str = VAL) -> Figure:
             "markersize": 3,
             "label": name,
         }
-        by_tokens.plot(shown["tokens"] / unit_size, shown["value"], **style)
+        by_tokens.plot(shown["tokens"], shown["value"], **style)
         by_time.plot(shown["minutes"], shown["value"], **style)
         tops.append(shown["value"].iloc[int(BEGINNING * len(shown)) :].max())
     low, high = float(rows["value"].min()), max(tops)
     margin = 0.06 * (high - low) or 0.05 * abs(high) or 1.0
     by_tokens.set_ylim(low - margin, high + margin)
-    by_tokens.set(title=f"{title}, by tokens", xlabel=unit_name, ylabel=unit)
+    by_tokens.set(title=f"{title}, by tokens", xlabel="tokens", ylabel=unit)
+    by_tokens.xaxis.set_major_formatter(EngFormatter())
     by_time.set(title=f"{title}, by time", xlabel="minutes of the run")
     for axes in (by_tokens, by_time):
         axes.set_xlim(left=0)
@@ -64,9 +66,3 @@ def thinned(line: DataFrame, points: int = POINTS) -> DataFrame:
         return line
     group = np.arange(len(line)) * points // len(line)
     return line[["step", "tokens", "minutes", "value"]].groupby(group).mean()
-
-
-def _tokens_unit(most: float) -> tuple[str, float]:
-    if most >= 2e6:
-        return "million tokens", 1e6
-    return ("thousand tokens", 1e3) if most >= 2e3 else ("tokens", 1.0)

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
     from pandas import DataFrame
 
+    from experiments.registry.versions import Version
+
 VAL, TRAIN = "val/bits_per_byte", "train/loss"
 METRICS = (VAL, TRAIN)
 CURVE_COLUMNS = ("name", "run", "metric", "step", "tokens", "minutes", "value")
@@ -72,22 +74,24 @@ def curves(uri: str, subjects: Sequence[Subject], metrics: Sequence[str] = METRI
     """
     from pandas import DataFrame
 
-    rows: list[tuple[Any, ...]] = []
     client = open_store(uri)
     with store_errors(uri):
-        for subject in subjects:
-            if subject.run is None:
-                continue
-            axes = [history(client, subject.run_id, key) for key in ("tokens", "elapsed_seconds")]
-            for metric in metrics:
-                points = history(client, subject.run_id, metric)
-                steps = sorted(points)
-                tokens, seconds = (_at(steps, axis) for axis in axes)
-                rows += [
-                    (subject.label, subject.run_id, metric, step, seen, gone / 60, points[step])
-                    for step, seen, gone in zip(steps, tokens, seconds, strict=True)
-                ]
+        rows = [
+            (subject.label, subject.run_id, metric, *point)
+            for subject in subjects
+            for metric in metrics
+            if subject.run is not None
+            for point in curve(client, subject.run_id, metric)
+        ]
     return DataFrame(rows, columns=list(CURVE_COLUMNS))
+
+
+def curve(client: MlflowClient, run_id: str, metric: str) -> list[tuple[int, float, float, float]]:
+    """Return (step, tokens, minutes, value) of each point by step; tokens or minutes are NaN where the run has none."""
+    points = history(client, run_id, metric)
+    steps = sorted(points)
+    tokens, seconds = (_at(steps, history(client, run_id, key)) for key in ("tokens", "elapsed_seconds"))
+    return [(step, seen, gone / 60, points[step]) for step, seen, gone in zip(steps, tokens, seconds, strict=True)]
 
 
 def table(uri: str, subjects: Sequence[Subject]) -> DataFrame:
@@ -99,10 +103,7 @@ def table(uri: str, subjects: Sequence[Subject]) -> DataFrame:
 
     client = open_store(uri)
     with store_errors(uri):
-        rows = [
-            _trained(subject) | _judged(client, subject.digest) | _measured(client, subject.digest)
-            for subject in subjects
-        ]
+        rows = [_trained(subject) | _measured(client, subject.version) for subject in subjects]
     frame = DataFrame(rows, index=[subject.label for subject in subjects], columns=list(COLUMNS))
     frame.index.name = "name"
     numbers = {name: "float64" for name, (_, form) in COLUMNS.items() if form != "s"}
@@ -115,9 +116,9 @@ def differences(subjects: Sequence[Subject]) -> DataFrame:
 
     columns = {}
     for subject in subjects:
-        params, tags = subject.params, subject.tags
+        tags = subject.data.tags
         origins = {name: tags[name][:length] for name, length in ORIGINS.items() if name in tags}
-        columns[subject.label] = {**params, **origins}
+        columns[subject.label] = subject.data.params | origins
     frame = DataFrame(columns, dtype="object").fillna("").sort_index()
     frame.index.name = "parameter"
     return frame[frame.nunique(axis=1) > 1]
@@ -139,47 +140,46 @@ def _at(steps: Sequence[int], axis: dict[int, float]) -> list[float]:
     """An axis's values at `steps`, in between where there is none; NaN where the run has no such axis."""
     if not axis:
         return [float("nan")] * len(steps)
+    axis = {0: 0.0} | axis  # an evaluation before the first step
     known = sorted(axis)
     return np.interp(steps, known, [axis[step] for step in known]).tolist()
 
 
 def _trained(subject: Subject) -> dict[str, Any]:
     """Figures of the run, else those that its version keeps."""
-    version, metrics = subject.version, subject.metrics
+    version, metrics, tags = subject.version, subject.data.metrics, subject.data.tags
     kept = {} if version is None else version.tags
     stated = {
         "best_bits_per_byte": metrics.get("val/best_bits_per_byte"),
         "tokens": metrics.get("tokens"),
-        "parameters": subject.params.get("parameters"),
+        "parameters": subject.data.params.get("parameters"),
     }
     known = {name: kept.get(f"model.{name}") if value is None else value for name, value in stated.items()}
     seconds = metrics.get("elapsed_seconds")
     return {name: float(value) for name, value in known.items() if value is not None} | {
         "run": subject.run_id[:8] or None,
         "version": None if version is None else ", ".join((str(version.number), *version.aliases)),
-        "outcome": subject.tags.get("outcome") or ("imported" if "imported" in subject.tags else None),
+        "outcome": tags.get("outcome") or ("imported" if "imported" in tags else None),
         "minutes": seconds and seconds / 60,
         "train_tokens_per_second": seconds and known["tokens"] and float(known["tokens"]) / seconds,
     }
 
 
-def _judged(client: MlflowClient, digest: str | None) -> dict[str, Any]:
-    run = _newest(client, EVALUATIONS, digest, QUALITY[:1])
-    if run is None:
-        return {}
-    stories, data = run.data.metrics.get("stories"), run.data.tags.get("data.digest", "")
-    held_out = None if stories is None else f"{stories:,.0f} ({data[:8]})"
-    return {name: run.data.metrics.get(name) for name in QUALITY} | {"held_out": held_out}
+def _measured(client: MlflowClient, version: Version | None) -> dict[str, Any]:
+    """Figures of the newest evaluation and benchmark of a version's artifact; none without a version."""
+    figures: dict[str, Any] = {}
+    if version is None:
+        return figures
+    if (run := _newest(client, EVALUATIONS, version.digest, QUALITY[:1])) is not None:
+        stories, data = run.data.metrics.get("stories"), run.data.tags.get("data.digest", "")
+        figures = {name: run.data.metrics.get(name) for name in QUALITY}
+        figures["held_out"] = None if stories is None else f"{stories:,.0f} ({data[:8]})"
+    if (run := _newest(client, BENCHMARKS, version.digest, SPEED)) is not None:
+        figures |= {name: run.data.metrics.get(name) for name in SPEED}
+    return figures
 
 
-def _measured(client: MlflowClient, digest: str | None) -> dict[str, Any]:
-    run = _newest(client, BENCHMARKS, digest, SPEED)
-    return {} if run is None else {name: run.data.metrics.get(name) for name in SPEED}
-
-
-def _newest(client: MlflowClient, experiment: str, digest: str | None, figures: Sequence[str]) -> Run | None:
+def _newest(client: MlflowClient, experiment: str, digest: str, figures: Sequence[str]) -> Run | None:
     """The newest finished run of `experiment` that measured this artifact and has one of the figures."""
-    if digest is None:
-        return None
     runs = finished_runs(client, experiment, f"tags.`{DIGEST}` = '{digest}'", limit=20)
     return next((run for run in runs if run.data.metrics.keys() & set(figures)), None)

@@ -6,6 +6,7 @@ Host headers only, so that no web page elsewhere can reach the store through DNS
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import signal
@@ -24,7 +25,7 @@ LOOPBACK = "127.0.0.1"
 def serve_ui(tracking_uri: str, *, port: int = 5000) -> int:
     """Run the MLflow UI for `tracking_uri` on 127.0.0.1 until interrupted; return its exit status.
 
-    Raises `InputError` when `tracking_uri` is a server already or `port` is taken, and `MissingExtraError`
+    Raises `InputError` when `tracking_uri` is a server already or `port` cannot be used, and `MissingExtraError`
     when MLflow is not installed.
     """
     if tracking_uri.startswith(("http://", "https://")):
@@ -33,8 +34,7 @@ def serve_ui(tracking_uri: str, *, port: int = 5000) -> int:
         )
     if importlib.util.find_spec("mlflow") is None:
         raise MissingExtraError("story ui", "train")
-    if not port_is_free(LOOPBACK, port):
-        raise InputError("port", f"{port} is taken by another program; name another one")
+    bound(LOOPBACK, port).close()
     if (database := database_file(tracking_uri)) is not None:
         try:
             follow_database(database)
@@ -53,19 +53,10 @@ def serve_ui(tracking_uri: str, *, port: int = 5000) -> int:
         return 0
     finally:
         signal.signal(signal.SIGTERM, before)
-        _stop(child)
-
-
-def _stop(child: subprocess.Popen[bytes]) -> None:
-    """End the child and its helpers, politely first."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(child.pid, number)
-            child.wait(timeout=10)
-        except ProcessLookupError:
-            return
-        except subprocess.TimeoutExpired:
-            continue
+        for number in (signal.SIGTERM, signal.SIGKILL):  # to the server and its helpers, politely first
+            with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
+                os.killpg(child.pid, number)
+                child.wait(timeout=10)
 
 
 def ui_command(tracking_uri: str, port: int) -> list[str]:
@@ -76,12 +67,3 @@ def ui_command(tracking_uri: str, port: int) -> list[str]:
         *("--host", LOOPBACK, "--port", str(port), "--workers", "1"),
         *("--allowed-hosts", f"{LOOPBACK}:{port},localhost:{port}"),
     ]
-
-
-def port_is_free(host: str, port: int) -> bool:
-    """Whether a server could listen there now."""
-    try:
-        bound(host, port).close()
-    except InputError:
-        return False
-    return True

@@ -42,9 +42,9 @@ def ask(uri: str, idle_timeout: float, question: Question, *arguments: Any) -> t
 
 def answer(uri: str, question: Question, *arguments: Any) -> tuple[Any, str | None]:
     """Return records, or None and in one line for the log why there are none."""
-    from experiments.dashboard import rows
-
     try:
+        from experiments.dashboard import rows
+
         return getattr(rows, question)(_opened(uri), *arguments), None
     except StoryError as error:
         return None, str(error)

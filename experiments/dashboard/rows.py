@@ -13,11 +13,13 @@ import numpy as np
 
 from experiments.benchmark.evidence import EXPERIMENT
 from experiments.common.evidence_runs import DIGEST, finished_runs, read_artifact
+from experiments.compare.figures import thinned
+from experiments.compare.frames import CURVE_COLUMNS, TRAIN, VAL, curve
 from experiments.dashboard.records import BenchmarkRow, Curve, DecisionRow, Overview, RunRow, SampleSet, VersionRow
 from experiments.gate.run import EXPERIMENT as GATE
 from experiments.registry.versions import versions_in
 from training.tracking.observer import STORIES
-from training.tracking.runs import history, table_rows
+from training.tracking.runs import table_rows
 from training.tracking.store import OWNER, Owner
 
 if TYPE_CHECKING:
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 Measure = Literal["held-out", "training"]
-KEYS: dict[Measure, str] = {"held-out": "val/bits_per_byte", "training": "train/loss"}
+KEYS: dict[Measure, str] = {"held-out": VAL, "training": TRAIN}
 """Where a measure is logged: bits per byte on held-out stories, nats per token of the batches."""
 TRAINED = "metrics.elapsed_seconds > 0"
 """Only training runs log it, in whichever experiment they are; a sweep's trials are runs like others."""
@@ -81,27 +83,15 @@ def run_rows(client: MlflowClient) -> tuple[list[RunRow], bool]:
 
 def curves(client: MlflowClient, runs: Sequence[str], measure: Measure) -> list[Curve]:
     """Return a curve for each of `runs`, as far as it logged the measure, with at most `MAX_POINTS` points."""
+    from pandas import DataFrame
+
     found = []
     for run in runs:
-        values = history(client, run, KEYS[measure])
-        tokens, seconds = history(client, run, "tokens"), history(client, run, "elapsed_seconds")
-        tokens[0] = 0.0  # the evaluation before the first step
-        seconds.setdefault(0, 0.0)
-        points = [
-            (int(tokens[step]), seconds[step] / 60, value)
-            for step, value in sorted(values.items())
-            if step in tokens and step in seconds and math.isfinite(value)
-        ]
-        found.append(Curve(run=run, points=tuple(thinned(points, MAX_POINTS))))
+        points = DataFrame(curve(client, run, KEYS[measure]), columns=list(CURVE_COLUMNS[3:]), dtype=float)
+        points = thinned(points[np.isfinite(points).all(axis=1)], MAX_POINTS).round({"tokens": 0})
+        drawn = points[["tokens", "minutes", "value"]].itertuples(index=False, name=None)
+        found.append(Curve(run=run, points=tuple(drawn)))
     return found
-
-
-def thinned(points: Sequence[tuple[int, float, float]], most: int) -> list[tuple[int, float, float]]:
-    """Return at most `most` points: means of neighbours, so that noise is smoothed and nothing is left out."""
-    if len(points) <= most:
-        return list(points)
-    means = (part.mean(axis=0) for part in np.array_split(np.array(points), most))
-    return [(round(tokens), float(minutes), float(value)) for tokens, minutes, value in means]
 
 
 def sample_sets(client: MlflowClient, run: str) -> list[SampleSet]:

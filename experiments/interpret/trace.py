@@ -41,7 +41,6 @@ class RecurrenceWeights:
     layer: Recurrence
     keep_TH: Tensor
     """Share of the memory that is kept at a token; it does not apply to what the token writes."""
-    query_THN: Tensor
     key_THN: Tensor
     """Includes the write strength."""
     value_THP: Tensor
@@ -62,7 +61,7 @@ class RecurrenceWeights:
         key = key * write_TH[..., None]
         log_keep_TH = -write_TH * layer.log_decay.exp()
         weight_HTT = torch.einsum("ihn,jhn->hij", query, key) * _decay(log_keep_TH)
-        return cls(layer, log_keep_TH.exp(), query, key, value, gate_TE, weight_HTT)
+        return cls(layer, log_keep_TH.exp(), key, value, gate_TE, weight_HTT)
 
     def output(self, weight_HTT: Tensor) -> Tensor:
         """Return the layer's output (T, D) for these weights."""

@@ -38,10 +38,7 @@ def normalise(notebook: NotebookNode) -> None:
 def _smaller(picture: str) -> str:
     """Return the same PNG (base64) in `COLORS` colours."""
     with Image.open(io.BytesIO(base64.b64decode(picture))) as image:
-        flat = image.convert("RGBA")
-        page = Image.new("RGBA", flat.size, "white")
-        page.alpha_composite(flat)
-        few = page.convert("RGB").quantize(COLORS, dither=Image.Dither.NONE)
+        few = image.convert("RGB").quantize(COLORS, dither=Image.Dither.NONE)
     written = io.BytesIO()
     few.save(written, "PNG", optimize=True)
     return base64.b64encode(written.getvalue()).decode()

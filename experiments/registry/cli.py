@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -40,7 +41,7 @@ def register(
     folder, run_folder = folder_to_register(source)
     version = make_version(folder, uri, alias=None if alias == "none" else alias, run_folder=run_folder)
     if as_json:
-        typer.echo(json.dumps(version.as_dict(), indent=2))
+        typer.echo(json.dumps(asdict(version), indent=2))
         return
     made = "registered" if version.new else "was registered before"
     known = f", known as {', '.join(version.aliases)}" if version.aliases else ""
@@ -56,7 +57,7 @@ def models(as_json: Json = False) -> None:
 
     found = versions(load_settings().mlflow_tracking_uri)
     if as_json:
-        typer.echo(json.dumps({"versions": [version.as_dict() for version in found]}, indent=2))
+        typer.echo(json.dumps({"versions": [asdict(version) for version in found]}, indent=2))
     else:
         print_versions(found, Console())
 

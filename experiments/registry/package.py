@@ -17,7 +17,6 @@ from model.architecture.folder import FILES, ModelFolder
 from model.generation import GenerationRequest, SamplingParams
 
 if TYPE_CHECKING:
-    import pandas as pd
     from mlflow.models import ModelSignature
 
 CODE = Path(__file__).with_name("story_writer.py")
@@ -52,22 +51,16 @@ def signature() -> ModelSignature:
     return ModelSignature(inputs, outputs, params)
 
 
-def example() -> pd.DataFrame:
-    """Two prompts, as `predict` takes them."""
-    import pandas as pd
-
-    prompts = ["Once upon a time", "Mia found a key."]
-    return pd.DataFrame({"prompt": prompts, "max_tokens": [40, 40], "seed": [1, 2]})
-
-
 def save_package(folder: ModelFolder, out: Path, scratch: Path, model_id: str, run_id: str) -> None:
     """Write the MLflow model of `folder` to `out` (new), as logged model `model_id` of run `run_id`.
 
     `scratch` is an empty folder for temporary copies.
     """
+    import pandas as pd
     from mlflow import pyfunc
     from mlflow.models import Model
 
+    prompts = ["Once upon a time", "Mia found a key."]
     code, source = scratch / "model", Path(str(model.__file__)).parent
 
     def unpacked(folder: str, names: list[str]) -> set[str]:
@@ -87,7 +80,7 @@ def save_package(folder: ModelFolder, out: Path, scratch: Path, model_id: str, r
         artifacts={"model": str(artifact)},
         code_paths=[str(code)],
         signature=signature(),
-        input_example=example(),
+        input_example=pd.DataFrame({"prompt": prompts, "max_tokens": [40, 40], "seed": [1, 2]}),
         pip_requirements=[f"{name}=={metadata.version(name)}" for name in REQUIREMENTS],
         metadata={"artifact.digest": folder.digest},
         streamable=True,

@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from experiments.common.evidence_runs import DIGEST, EvidenceStore
 from experiments.registry.package import save_package
@@ -42,9 +42,6 @@ class Version(RegisteredVersion):
     """Of the training run that it comes from."""
     new: bool = False
     """Made by this very call."""
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def register(
@@ -156,23 +153,21 @@ def _training_run(client: MlflowClient, folder: Path | None) -> str | None:
         return None
 
 
-def _imported_run(uri: str, folder: ModelFolder) -> str:
-    """A run that stands for the training of a model from elsewhere: MLflow wants one behind each version."""
-    with EvidenceStore(uri, EXPERIMENT).run(f"imported-{folder.digest[:8]}", {"imported": "true"}) as run:
-        run.log_params(_recipe(folder))
-    return run.run_id
-
-
-def _recipe(folder: ModelFolder) -> dict[str, Any]:
-    recipe = folder.notes.get("recipe")
-    return recipe if isinstance(recipe, dict) else {}
-
-
 def _create(client: MlflowClient, uri: str, folder: ModelFolder, trained: str | None) -> ModelVersion:
-    run_id = trained or _imported_run(uri, folder)
+    """Make the version, belonging to the run `trained`, with short facts of the folder's making as tags."""
+    recipe = folder.notes.get("recipe")
+    recipe = recipe if isinstance(recipe, dict) else {}
+    notes = {name: folder.notes.get(name) for name in ("data", "step", "tokens", "best_bits_per_byte")}
+    notes["parameters"] = sum(tensor.size for tensor in read_weights(folder.weights).values())
+    notes["recipe"] = recipe.get("name")
+    run_id = trained
+    if run_id is None:  # MLflow wants a run behind each version: this one stands for a training elsewhere
+        with EvidenceStore(uri, EXPERIMENT).run(f"imported-{folder.digest[:8]}", {"imported": "true"}) as run:
+            run.log_params(recipe)
+        run_id = run.run_id
     experiment = client.get_run(run_id).info.experiment_id
     origin = provenance()
-    tags = {DIGEST: folder.digest} | {f"model.{name}": text for name, text in _notes(folder).items()}
+    tags = {DIGEST: folder.digest} | {f"model.{name}": str(value) for name, value in notes.items() if value is not None}
     if origin.git_sha is not None:
         tags |= {"git.sha": origin.git_sha, "git.dirty": str(bool(origin.git_dirty)).lower()}
     model = client.create_logged_model(experiment, MODEL_NAME, run_id, tags, model_type="serving")
@@ -189,14 +184,6 @@ def _create(client: MlflowClient, uri: str, folder: ModelFolder, trained: str | 
     return client.create_model_version(
         NAME, source=model.artifact_location, run_id=run_id, tags=tags, model_id=model.model_id
     )
-
-
-def _notes(folder: ModelFolder) -> dict[str, str]:
-    """Short facts of the folder's making: step, tokens, data digest, name of the recipe, number of parameters."""
-    notes = {name: folder.notes.get(name) for name in ("data", "step", "tokens", "best_bits_per_byte")}
-    notes["parameters"] = sum(tensor.size for tensor in read_weights(folder.weights).values())
-    notes["recipe"] = _recipe(folder).get("name")
-    return {name: str(value) for name, value in notes.items() if value is not None}
 
 
 def _read(client: MlflowClient, version: ModelVersion, *, new: bool = False) -> Version:

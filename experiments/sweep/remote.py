@@ -149,7 +149,7 @@ def _train(job: dict[str, Any], data: Path, out: Path, observer: SendingObserver
 # In the sweep's process.
 
 
-def process_runner(data: Path, threads: int, log: TrialLog, stopping: Callable[[], bool]) -> Runner:
+def process_runner(data: Path, threads: int, log: TrialLog) -> Runner:
     """Return a runner that trains each trial in a process of its own."""
     context = multiprocessing.get_context("spawn")
 
@@ -165,14 +165,14 @@ def process_runner(data: Path, threads: int, log: TrialLog, stopping: Callable[[
 
         def receive() -> Any:
             while True:
-                if stopping():
+                if trial.stopping():
                     process.terminate()  # it saves, and sends its end
                 try:
                     if ours.poll(POLL):
                         return ours.recv()
                 except (EOFError, OSError):
                     process.join()
-                    if stopping():
+                    if trial.stopping():
                         raise _StoppedError from None
                     if (code := process.exitcode or 0) < 0:
                         raise KilledError(f"its process was killed by signal {-code}") from None
@@ -189,7 +189,7 @@ def process_runner(data: Path, threads: int, log: TrialLog, stopping: Callable[[
 
 
 @contextlib.contextmanager
-def modal_runner(sweep: str, data: str, log: TrialLog, stopping: Callable[[], bool]) -> Iterator[Runner]:
+def modal_runner(sweep: str, data: str, log: TrialLog) -> Iterator[Runner]:
     """Give a runner that trains each trial in a container on Modal.
 
     Raises:
@@ -209,12 +209,10 @@ def modal_runner(sweep: str, data: str, log: TrialLog, stopping: Callable[[], bo
                     f"{APP} is not deployed with {FUNCTION}: modal deploy -m deploy.modal_app::workshop"
                 ) from None
             wire = stack.enter_context(modal.Queue.ephemeral())
-        yield call_runner(function, wire, sweep, data, log, stopping)
+        yield call_runner(function, wire, sweep, data, log)
 
 
-def call_runner(
-    function: Any, wire: modal.Queue, sweep: str, data: str, log: TrialLog, stopping: Callable[[], bool]
-) -> Runner:
+def call_runner(function: Any, wire: modal.Queue, sweep: str, data: str, log: TrialLog) -> Runner:
     """Return a runner that trains each trial by a call of `function`."""
 
     def train(trial: TrialObserver) -> None:
@@ -227,7 +225,7 @@ def call_runner(
 
         def receive() -> Any:
             over = False
-            while not stopping():
+            while not trial.stopping():
                 try:
                     return wire.get(timeout=POLL, partition=f"{key}.up")
                 except queue.Empty:

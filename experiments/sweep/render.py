@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,6 @@ from experiments.sweep.study import BASE, REASON, RECIPE, STEP, TOKENS, first_at
 
 if TYPE_CHECKING:
     import optuna
-    from matplotlib.axes import Axes
 
 ENOUGH = 5
 """Complete trials needed to estimate the importance of fields."""
@@ -90,11 +88,16 @@ def importance(study: optuna.Study) -> dict[str, float]:
     complete = [row["value"] for row in rows(study) if row["state"] == "complete"]
     if len(complete) < ENOUGH or len(set(complete)) < 2:
         return {}
-    evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
     try:
-        return dict(optuna.importance.get_param_importances(study, evaluator=evaluator))
+        return dict(optuna.importance.get_param_importances(study, evaluator=_evaluator()))
     except (RuntimeError, ValueError):  # no field differs among these trials
         return {}
+
+
+def _evaluator() -> optuna.importance.FanovaImportanceEvaluator:
+    import optuna
+
+    return optuna.importance.FanovaImportanceEvaluator(seed=0)
 
 
 def summary(study: optuna.Study) -> dict[str, Any]:
@@ -153,31 +156,20 @@ def print_sweep(study: optuna.Study, console: Console) -> None:
     console.print(best["command"], markup=False, highlight=False, soft_wrap=True)
 
 
-def draw_history(study: optuna.Study, path: Path) -> None:
-    """Draw each complete trial's value over its number, and the best so far as a line."""
-    from optuna.visualization import matplotlib as plots
-
-    _save(lambda: plots.plot_optimization_history(study, target_name="validation bits per byte"), path)
-
-
-def draw_importance(study: optuna.Study, path: Path) -> None:
-    """Draw a bar for each field's share in the differences between complete trials."""
-    import optuna
-    from optuna.visualization import matplotlib as plots
-
-    evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
-    _save(lambda: plots.plot_param_importances(study, evaluator=evaluator), path)
-
-
-def _save(draw: Callable[[], Axes], path: Path) -> None:
-    """Write a picture of Optuna's, which draws it in its own style by pyplot."""
+def draw(study: optuna.Study, folder: Path) -> None:
+    """Write `history.png`, values over trials, and if it is known `importance.png`, each field's share."""
     import matplotlib.pyplot as plt
+    from optuna.visualization import matplotlib as plots
 
-    with plt.rc_context({"backend": "agg"}):
-        figure = draw().get_figure(root=True)
-        assert figure is not None
-        save(figure, path)
-        plt.close(figure)
+    with plt.rc_context({"backend": "agg"}):  # Optuna draws by pyplot, in its own style
+        drawn = {"history": plots.plot_optimization_history(study, target_name="validation bits per byte")}
+        if importance(study):
+            drawn["importance"] = plots.plot_param_importances(study, evaluator=_evaluator())
+        for name, axes in drawn.items():
+            figure = axes.get_figure(root=True)
+            assert figure is not None
+            save(figure, folder / f"{name}.png")
+            plt.close(figure)
 
 
 def _figure(value: Any) -> str:

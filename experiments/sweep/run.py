@@ -19,7 +19,7 @@ from pydantic import Field, field_validator
 from experiments.common.evidence_runs import EvidenceRun
 from experiments.sweep.plan import DEFAULT_SPACE, Budget, Plan, load_space
 from experiments.sweep.remote import TrialLog, modal_runner, process_runner
-from experiments.sweep.render import best_of, draw_history, draw_importance, importance, rows, summary
+from experiments.sweep.render import best_of, draw, rows, summary
 from experiments.sweep.study import EXPERIMENT, RUN, begin_study, open_study, plan_of, requeue_stale_trials, study_names
 from experiments.sweep.trial import Objective, Runner, Say, TrialObserver, run_trial
 from model.errors import InputError
@@ -94,7 +94,7 @@ def run_sweep(options: SweepOptions, say: Say = say_on_stderr) -> tuple[optuna.S
         parent = None if uri is None else begin_run(uri, study)
         code = FAILED
         try:
-            with _runner(options, plan_of(study), trial_log(uri, parent, options.name), stop.is_set) as train:
+            with _runner(options, plan_of(study), trial_log(uri, parent, options.name)) as train:
                 code = run_trials(study, options, train, say, stop.is_set)
         finally:
             if parent is not None and uri is not None:
@@ -129,14 +129,14 @@ def trial_log(uri: str | None, parent: str | None, sweep: str) -> TrialLog:
 
 
 @contextlib.contextmanager
-def _runner(options: SweepOptions, plan: Plan, log: TrialLog, stopping: Callable[[], bool]) -> Iterator[Runner]:
+def _runner(options: SweepOptions, plan: Plan, log: TrialLog) -> Iterator[Runner]:
     data = options.data or plan.data
     threads = options.threads or max(1, usable_cores() // options.workers)
     if plan.place == "modal":
-        with modal_runner(options.name, data, log, stopping) as train:
+        with modal_runner(options.name, data, log) as train:
             yield train
     elif options.workers > 1:
-        yield process_runner(Path(data), threads, log, stopping)
+        yield process_runner(Path(data), threads, log)
     else:
         import torch
 
@@ -274,6 +274,4 @@ def _log_trials(client: MlflowClient, run_id: str, study: optuna.Study) -> None:
     log_tables(client, run_id, {TRIALS: table_text(table, (*fixed, *names))})
     with EvidenceRun(client, run_id).artifacts() as folder:
         if best is not None:
-            draw_history(study, folder / "history.png")
-        if importance(study):
-            draw_importance(study, folder / "importance.png")
+            draw(study, folder)

@@ -23,7 +23,8 @@ def test_runs_of_one_name_get_labels_that_distinguish_them(place: Place) -> None
 def test_a_run_is_found_by_id_prefix_and_name_and_knows_its_version(how: str, place: Place) -> None:
     run_id = place.runs["fox"]
     (subject,) = choose(place.uri, [{"id": run_id, "prefix": run_id[:8], "name": "fox"}[how]])
-    assert (subject.label, subject.run_id, subject.digest) == ("fox", run_id, place.version.digest)
+    assert subject.version is not None
+    assert (subject.label, subject.run_id, subject.version.digest) == ("fox", run_id, place.version.digest)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pandas
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from rich.console import Console
 from typer.testing import CliRunner
@@ -78,15 +80,20 @@ def test_the_same_runs_give_the_same_picture_and_each_line_is_one_run(place: Pla
     assert [len(axes.get_lines()) for axes in (by_tokens, by_time)] == [3, 3]
     drawn = dict(zip(("one", "two", "fox"), by_tokens.get_lines(), strict=True))
     assert np.asarray(drawn["fox"].get_ydata()).tolist() == [1.25, 1.125]
-    assert np.asarray(drawn["fox"].get_xdata()).tolist() == [4 * 0.512, 8 * 0.512]
+    assert np.asarray(drawn["fox"].get_xdata()).tolist() == [4 * 512, 8 * 512]
     with pytest.raises(InputError, match="must be one that these runs have logged"):
         draw_curves(frame, "val/nothing")
 
 
-def test_a_long_curve_is_averaged_and_keeps_its_mean() -> None:
-    steps = list(range(1000))
-    line = pandas.DataFrame({"step": steps, "tokens": steps, "minutes": steps, "value": [s % 7 for s in steps]})
-    shown = thinned(line, 100)
-    assert len(shown) == 100
-    assert shown["value"].mean() == pytest.approx(line["value"].mean())
-    assert shown["step"].is_monotonic_increasing
+@given(
+    st.lists(st.tuples(st.integers(0, 10**9), st.floats(0, 1e5), st.floats(-100, 100)), max_size=80, unique=True),
+    st.integers(1, 30),
+)
+def test_thinning_keeps_order_mean_and_bound(points: list[tuple[int, float, float]], most: int) -> None:
+    rows = [(step, *point) for step, point in enumerate(sorted(points))]
+    line = pandas.DataFrame(rows, columns=["step", "tokens", "minutes", "value"], dtype=float)
+    made = thinned(line, most)
+    assert len(made) == min(most, len(points))
+    assert made["tokens"].is_monotonic_increasing
+    if points and len(points) % len(made) == 0:  # then each new point stands for equally many
+        assert made["value"].mean() == pytest.approx(line["value"].mean(), abs=1e-6)

@@ -13,9 +13,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from experiments.dashboard.mlflow_ui import port_is_free, serve_ui, ui_command
+from experiments.dashboard.mlflow_ui import serve_ui, ui_command
 from model.errors import InputError, MissingExtraError
-from model.serving.http.address import free_port
+from model.serving.http.address import bound, free_port
 
 
 def test_only_this_machine_is_listened_to_and_answered() -> None:
@@ -40,8 +40,7 @@ def test_a_taken_port_is_reported_before_anything_starts() -> None:
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
-        assert not port_is_free("127.0.0.1", port)
-        with pytest.raises(InputError, match=f"port {port} is taken"):
+        with pytest.raises(InputError, match=rf"port {port} on 127\.0\.0\.1 cannot be used"):
             serve_ui("sqlite:///mlflow.db", port=port)
 
 
@@ -76,7 +75,7 @@ def test_the_ui_answers_here_refuses_foreign_names_and_leaves_nothing_behind(
         assert foreign.status_code == 403
         ui.send_signal(number)
         assert ui.wait(timeout=30) == 0
-        assert port_is_free("127.0.0.1", port)
+        bound("127.0.0.1", port).close()
         assert (tmp_path / "mlflow.db").exists()
     finally:
         ui.terminate()  # on which it ends the server and its helpers; does nothing to one that has ended

@@ -22,7 +22,6 @@ from experiments.dashboard.rows import (
     run_rows,
     sample_sets,
     target_name,
-    thinned,
     version_rows,
     without_places,
 )
@@ -135,20 +134,6 @@ def test_what_crosses_the_pipe_comes_back_as_it_was(store: Made) -> None:
         assert await direct.samples(run) == sample_sets(client, run)
 
     asyncio.run(ask())
-
-
-@given(
-    st.lists(st.tuples(st.integers(0, 10**9), st.floats(0, 1e5), st.floats(-100, 100)), max_size=80, unique=True),
-    st.integers(1, 30),
-)
-def test_thinning_keeps_order_mean_and_bound(points: list[tuple[int, float, float]], most: int) -> None:
-    points.sort()
-    made = thinned(points, most)
-    assert len(made) == min(most, len(points))
-    assert [point[0] for point in made] == sorted(point[0] for point in made)
-    if points and len(points) % len(made) == 0:  # then each new point stands for equally many
-        means = [sum(point[2] for point in each) / len(each) for each in (points, made)]
-        assert means[0] == pytest.approx(means[1], abs=1e-6)
 
 
 @pytest.mark.parametrize(("value", "expected"), [(1, 1.0), (0.5, 0.5), (float("nan"), None), (float("inf"), None)])

@@ -99,7 +99,7 @@ class Sweep:
         self, containers: Containers, trials: int, at_once: int = 1, stopping: Callable[[], bool] = lambda: False
     ) -> int:
         options = SweepOptions(name="m", storage=self.storage, trials=trials, workers=at_once, out=self.folder / "out")
-        train = call_runner(containers, self.wire, "m", "own", trial_log(self.uri, self.parent, "m"), stopping)
+        train = call_runner(containers, self.wire, "m", "own", trial_log(self.uri, self.parent, "m"))
         return run_trials(open_study(self.storage, "m"), options, train, self.lines.append, stopping)
 
     @property

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from experiments.sweep.render import best_of, draw_history, draw_importance, importance, print_sweep, rows
+from experiments.sweep.render import best_of, draw, importance, print_sweep, rows
 from model.settings import load_settings
 from tests.experiments.sweep.sweeps import fake_plan, fake_work
 from training.trainer.recipe import load_recipe
@@ -36,8 +36,7 @@ def test_the_most_important_field_and_the_best_recipe_are_shown(tmp_path: Path) 
     )
     assert best["command"] in shown
     assert f"share in the differences: dropout {shares['dropout']:.0%}" in shown
-    draw_history(study, tmp_path / "history.png")
-    draw_importance(study, tmp_path / "importance.png")
+    draw(study, tmp_path)
     for name in ("history.png", "importance.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
