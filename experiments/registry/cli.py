@@ -30,6 +30,9 @@ def register(
         ),
     ] = None,
     alias: Annotated[Literal["challenger", "none"], typer.Option(help="Alias that the version gets.")] = "challenger",
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Upload the files again of a version of this artifact that lacks some.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Make a registered version of a model in MLflow; the same artifact is never registered twice."""
@@ -39,11 +42,12 @@ def register(
 
     uri = load_settings().mlflow_tracking_uri
     folder, run_folder = folder_to_register(source)
-    version = make_version(folder, uri, alias=None if alias == "none" else alias, run_folder=run_folder)
+    moved = None if alias == "none" else alias
+    version = make_version(folder, uri, alias=moved, run_folder=run_folder, repair=repair)
     if as_json:
         typer.echo(json.dumps(asdict(version), indent=2))
         return
-    made = "registered" if version.new else "was registered before"
+    made = "registered" if version.new else "has its files again" if repair else "was registered before"
     known = f", known as {', '.join(version.aliases)}" if version.aliases else ""
     typer.echo(f"version {version.number} ({version.digest[:12]}) {made}{known}")
 

@@ -17,7 +17,7 @@ from experiments.common.evidence_runs import DIGEST, EvidenceStore
 from experiments.registry.package import save_package
 from model.architecture.folder import ModelFolder, read_weights
 from model.errors import ModelError, one_line
-from model.serving.registry import FOLDER, NAME, RegisteredVersion, choose, parse_reference
+from model.serving.registry import FOLDER, NAME, RegisteredVersion, check_complete, choose, parse_reference
 from model.settings import without_password
 from training.tracking.observer import EXPERIMENT, MODEL_NAME
 from training.tracking.provenance import provenance
@@ -45,7 +45,12 @@ class Version(RegisteredVersion):
 
 
 def register(
-    folder: ModelFolder, uri: str, *, alias: str | None = CHALLENGER, run_folder: Path | None = None
+    folder: ModelFolder,
+    uri: str,
+    *,
+    alias: str | None = CHALLENGER,
+    run_folder: Path | None = None,
+    repair: bool = False,
 ) -> Version:
     """Make a version of `folder` in the store at `uri`, or find the one that has this digest already.
 
@@ -55,9 +60,11 @@ def register(
         alias: moved to the version; None moves none.
         run_folder: the folder of the training run that the model comes from, if there is one; the version then
             belongs to that run.
+        repair: upload the files of a version that exists again.
 
     Raises:
         InputError: the store is not usable. `MissingExtraError`: MLflow is not installed.
+        ModelError: the version exists, and files of it are missing.
     """
     client = open_store(uri)
     _make_name(client)
@@ -65,9 +72,17 @@ def register(
     new = version is None
     if version is None:
         version = _create(client, uri, folder, _training_run(client, run_folder))
+    elif repair:
+        # A search leaves the model's id out, but its files lie at …/ID/artifacts.
+        _upload(client, folder, str(version.source).split("/")[-2], str(version.run_id))
+    else:
+        from mlflow.artifacts import list_artifacts
+
+        stored = list_artifacts(artifact_uri=f"{version.source}/{FOLDER}", tracking_uri=uri)
+        check_complete(_read(version), [file.path.rpartition("/")[2] for file in stored])
     if alias is not None:
         client.set_registered_model_alias(NAME, alias, version.version)
-    return _read(client, client.get_model_version(NAME, version.version), new=new)
+    return _read(client.get_model_version(NAME, version.version), new=new)
 
 
 def versions(uri: str) -> list[Version]:
@@ -80,7 +95,7 @@ def versions_in(client: MlflowClient) -> list[Version]:
     found = client.search_model_versions(f"name = '{NAME}'")
     # A search leaves the aliases out; each version is asked for by itself.
     whole = [client.get_model_version(NAME, each.version) for each in found]
-    return sorted((_read(client, each) for each in whole), key=lambda each: -each.number)
+    return sorted((_read(each) for each in whole), key=lambda each: -each.number)
 
 
 def holder(uri: str, alias: str) -> Version | None:
@@ -112,13 +127,15 @@ class StoreRegistry:
 
     def download(self, version: RegisteredVersion, out: Path) -> None:
         """See `model.serving.registry.Registry`."""
-        from mlflow.artifacts import download_artifacts
+        from mlflow.artifacts import download_artifacts, list_artifacts
         from mlflow.exceptions import MlflowException
 
         where = open_store(self._uri).get_model_version_download_uri(NAME, str(version.number))
         with tempfile.TemporaryDirectory(prefix="story-version-") as scratch:
             source = f"{where}/{FOLDER}"
             try:
+                if not list_artifacts(artifact_uri=source, tracking_uri=self._uri):
+                    return
                 fetched = download_artifacts(artifact_uri=source, dst_path=scratch, tracking_uri=self._uri)
                 shutil.copytree(fetched, out, dirs_exist_ok=True)
             except (MlflowException, OSError) as error:
@@ -172,11 +189,7 @@ def _create(client: MlflowClient, uri: str, folder: ModelFolder, trained: str | 
         tags |= {"git.sha": origin.git_sha, "git.dirty": str(bool(origin.git_dirty)).lower()}
     model = client.create_logged_model(experiment, MODEL_NAME, run_id, tags, model_type="serving")
     try:
-        with tempfile.TemporaryDirectory(prefix="story-version-") as scratch:
-            package, copies = Path(scratch) / "package", Path(scratch) / "copies"
-            copies.mkdir()
-            save_package(folder, package, copies, model.model_id, run_id)
-            client.log_model_artifacts(model.model_id, str(package))
+        _upload(client, folder, model.model_id, run_id)
     except Exception:
         client.finalize_logged_model(model.model_id, "FAILED")
         raise
@@ -186,7 +199,15 @@ def _create(client: MlflowClient, uri: str, folder: ModelFolder, trained: str | 
     )
 
 
-def _read(client: MlflowClient, version: ModelVersion, *, new: bool = False) -> Version:
+def _upload(client: MlflowClient, folder: ModelFolder, model_id: str, run_id: str) -> None:
+    with tempfile.TemporaryDirectory(prefix="story-version-") as scratch:
+        package, copies = Path(scratch) / "package", Path(scratch) / "copies"
+        copies.mkdir()
+        save_package(folder, package, copies, model_id, run_id)
+        client.log_model_artifacts(model_id, str(package))
+
+
+def _read(version: ModelVersion, *, new: bool = False) -> Version:
     return Version(
         number=int(version.version),
         digest=version.tags.get(DIGEST, ""),

@@ -20,7 +20,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -28,7 +28,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 import httpx
 
-from model.architecture.folder import PRETRAINED, ModelFolder
+from model.architecture.folder import DIGESTED, PRETRAINED, ModelFolder
 from model.errors import InputError, ModelError, StoryError
 from model.files import write_atomically
 from model.settings import Settings
@@ -223,6 +223,7 @@ def fetch(registry: Registry, version: RegisteredVersion) -> ModelFolder:
             fetched = Path(scratch) / version.digest
             fetched.mkdir()
             registry.download(version, fetched)
+            check_complete(version, [path.name for path in fetched.iterdir()])
             folder = ModelFolder.open(fetched)
             if folder.digest != version.digest:
                 raise ModelError(f"{version.name} is damaged: its tag says {version.digest[:12]}, got {folder.digest}")
@@ -235,6 +236,13 @@ def fetch(registry: Registry, version: RegisteredVersion) -> ModelFolder:
         raise ModelError(f"{version.name} cannot be kept in {place.parent}: {error.strerror or error}") from None
     _remove_old(place)
     return replace(folder, path=place)
+
+
+def check_complete(version: RegisteredVersion, files: Collection[str]) -> None:
+    """Raise `ModelError` if the model folder of a version lacks one of the files that its digest covers."""
+    if lost := [name for name in (*DIGESTED, "digest") if name not in files]:
+        what = f"{version.name} ({version.digest[:12]}) lacks {', '.join(lost)} in {version.source}/{FOLDER}"
+        raise ModelError(f"{what}; `story register MODEL --repair`, with the same model, uploads its files again")
 
 
 def remember(registry: Registry, wanted: str, version: RegisteredVersion) -> None:

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
+import story
 from experiments.registry.cli import print_versions
 from experiments.registry.versions import StoreRegistry, Version, find, register, versions
 from model.architecture.folder import ModelFolder
@@ -77,6 +79,30 @@ def test_a_version_whose_files_were_changed_is_refused(
         assert not [each for each in (tmp_path / "empty").rglob("*") if each.is_file()], "nothing damaged is kept"
     finally:
         shutil.copy(tmp_path / "kept/artifacts/folder/tokenizer.json", tokenizer)
+
+
+def test_a_version_that_lacks_files_says_so_and_is_repaired(
+    registered: tuple[str, Version], package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri, version = registered
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "empty"))
+    named = rf"^story-writer 1 \({version.digest[:12]}\) lacks "
+    (package / "artifacts/folder/tokenizer.json").unlink()
+    with pytest.raises(ModelError, match=f"{named}tokenizer.json in {package}/artifacts/folder; `story register MODEL"):
+        fetch(StoreRegistry(uri), version)
+    shutil.rmtree(package)
+    with pytest.raises(ModelError, match=f"{named}config.json, model.safetensors, tokenizer.json, decode.+, digest in"):
+        fetch(StoreRegistry(uri), version)
+    runner, command = CliRunner(), ["register", str(small_folder()), "--alias", "none"]
+    refused = runner.invoke(story.app, command)
+    assert (refused.exit_code, refused.stdout) == (2, ""), "not 'was registered before'"
+    assert "`story register MODEL --repair`" in refused.stderr
+    repaired = runner.invoke(story.app, [*command, "--repair"])
+    assert repaired.stdout == f"version 1 ({version.digest[:12]}) has its files again, known as challenger\n"
+    assert fetch(StoreRegistry(uri), version).digest == version.digest
+    assert [each.number for each in versions(uri)] == [1]
+    assert runner.invoke(story.app, command).stdout.endswith("was registered before, known as challenger\n")
 
 
 def test_the_table_shows_number_alias_and_verdict(registered: tuple[str, Version]) -> None:
