@@ -9,7 +9,6 @@ A store that fails after the start does not stop the run (see `model.outbox`). W
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import math
@@ -22,6 +21,7 @@ from model.errors import one_line
 from model.files import write_atomically
 from model.outbox import Leftover, Outbox
 from model.settings import without_password
+from training.data.corpus import file_sha256
 from training.tracking.provenance import Provenance
 from training.tracking.runs import begin_run, describe_run, log_tables, now, set_tags, store_errors
 from training.tracking.store import LAST_SEEN, default_tracking_uri, mark_stale_runs, open_experiment, open_store
@@ -272,22 +272,23 @@ def samples_rows(report: EvaluationReport) -> list[list[Any]]:
 
 MODEL_NAME = "story-writer"
 DIGEST = "checkpoint.digest"
+"""Tag: SHA-256 of the weights' file, which a run that starts from this checkpoint names as its `init`."""
 INHERITED = ("git.sha", "git.dirty", "data.digest")
 """Tags of the run that its model carries too."""
 
 
-def log_checkpoint(client: MlflowClient, run_id: str, checkpoint: Path) -> str:
-    """Store the files of `checkpoint` (a folder) as a logged model of the run; returns the model's id.
+def log_checkpoint(client: MlflowClient, run_id: str, checkpoint: Path) -> None:
+    """Store the files of `checkpoint` (a folder) as a logged model of the run.
 
     After a resume that found nothing better the same checkpoint is there already, and is not stored twice.
     """
     from mlflow.entities import LoggedModelOutput, Metric
 
     run = client.get_run(run_id)
-    digest = folder_digest(checkpoint)
-    for output in run.outputs.model_outputs if run.outputs else []:
-        if client.get_logged_model(output.model_id).tags.get(DIGEST) == digest:
-            return str(output.model_id)
+    digest = file_sha256(checkpoint / "model.safetensors")
+    stored = [output.model_id for output in run.outputs.model_outputs] if run.outputs else []
+    if any(client.get_logged_model(model_id).tags.get(DIGEST) == digest for model_id in stored):
+        return
     model = client.create_logged_model(
         run.info.experiment_id,
         name=MODEL_NAME,
@@ -317,14 +318,3 @@ def log_checkpoint(client: MlflowClient, run_id: str, checkpoint: Path) -> str:
             Metric(metric.key, metric.value, metric.timestamp, metric.step, **about) for metric in (best, *of_this_step)
         ]
         client.log_batch(run_id, metrics=metrics, synchronous=True)
-    return str(model.model_id)
-
-
-def folder_digest(folder: Path) -> str:
-    """SHA-256 over the names and contents of a folder's files, in the order of their names."""
-    total = hashlib.sha256()
-    for file in sorted(file for file in folder.rglob("*") if file.is_file()):
-        with file.open("rb") as opened:
-            content = hashlib.file_digest(opened, "sha256").hexdigest()
-        total.update(f"{file.relative_to(folder).as_posix()}\0{content}\n".encode())
-    return total.hexdigest()

@@ -6,7 +6,6 @@ A checkpoint appears by renaming a finished folder, so that a kill at any moment
 from __future__ import annotations
 
 import errno
-import hashlib
 import io
 import shutil
 from pathlib import Path
@@ -20,6 +19,7 @@ from model.architecture.network import StoryNetwork, load_network, save_network
 from model.errors import InputError, ModelError, TrainingError
 from model.files import replace_folder
 from training.data.bpe import same_tokenizer
+from training.data.corpus import file_sha256
 
 LAST, BEST = "last", "best"
 
@@ -99,10 +99,8 @@ def read_initial(
         ModelError, DataError: the folder is missing or damaged.
     """
     network, notes = load_network(folder), read_config(folder)
-    if (folder / "digest").is_file():
-        digest = ModelFolder.open(folder).digest
-    else:
-        digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    exported = (folder / "digest").is_file()
+    digest = ModelFolder.open(folder).digest if exported else file_sha256(folder / "model.safetensors")
     theirs, ours = network.config.as_dict(), sizes.as_dict()
     for key, value in ours.items():
         if theirs[key] != value:
