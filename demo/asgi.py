@@ -12,7 +12,6 @@ import logging
 import secrets
 import warnings
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from importlib.util import find_spec
 
 import gradio as gr
@@ -50,8 +49,7 @@ def create_app(settings: Settings | None = None, kind: str = "auto", *, public: 
     settings = settings or load_settings()
     shared = SharedState.from_settings(settings)
     backend = open_demo_backend(kind, settings, shared)
-    options = replace(ServiceOptions.from_settings(settings), public=public)
-    return compose(backend, options, shared, open_reader(settings))
+    return compose(backend, ServiceOptions(settings=settings, public=public), shared, open_reader(settings))
 
 
 def compose(
@@ -66,13 +64,14 @@ def compose(
     Experiments. The service is in `app.state.service`. Raises `MissingExtraError` for `mcp` without its package.
     """
     options = options or ServiceOptions()
-    if options.mcp and find_spec("mcp") is None:
+    settings = options.settings
+    if settings.story_mcp and find_spec("mcp") is None:
         raise MissingExtraError("STORY_MCP", "mcp")
     service = create_service(backend, options, shared)
     users = []
     if isinstance(backend, RoutingBackend):
         service.meter.registry.register(backend)
-        users.append(Middleware(UserCookieMiddleware, root_path=options.root_path))
+        users.append(Middleware(UserCookieMiddleware, root_path=settings.story_root_path))
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -96,14 +95,14 @@ def compose(
             app,
             build(service.manager, experiments),
             path="/",
-            root_path=options.root_path,
+            root_path=settings.story_root_path,
             show_error=False,
             footer_links=[],
             run_history=False,
             enable_monitoring=False,
             ssr_mode=False,
             pwa=False,
-            mcp_server=options.mcp,
+            mcp_server=settings.story_mcp,
             theme=theme.theme(),
         )
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
@@ -206,7 +206,7 @@ class Settings(BaseModel):
     story_origins: Origins = None
     """Origins of other sites whose pages may call the API, such as `https://a.example`, with commas between; unset:
     none."""
-    story_root_path: RootPath | None = None
+    story_root_path: RootPath = ""
     """Path under which a proxy publishes the app, such as `/stories`; unset: the root."""
     story_mcp: bool = False
     """Offer `/write` and `/continue` of the page as tools over the Model Context Protocol, at `/gradio_api/mcp/`."""
@@ -329,24 +329,13 @@ def allowed_values(name: str) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServiceOptions:
-    """Options of one process; the defaults suit one on this machine."""
+    """Options of one process's service; the defaults suit one on this machine."""
 
+    settings: Settings = field(default_factory=Settings)
     name: str = ""
     """Name of this deployment (`blue`), sent in `x-story-backend` and by the health route; empty: the backend's."""
-    max_body: int = 65_536
-    """Largest body in bytes; a larger one is refused with 413."""
-    drain: float = 30.0
-    """Seconds that running stories get to finish when the service stops."""
     keep_alive: float = 5.0
     """Seconds of silence after which an event stream carries a comment, so that no proxy closes it."""
-    origins: tuple[str, ...] = ()
-    """Other sites whose pages may call the API."""
-    root_path: str = ""
-    """Path under which a proxy publishes the application, such as `/stories`."""
-    mcp: bool = False
-    """The page's public endpoints are tools over the Model Context Protocol too."""
-    metrics_token: str | None = None
-    """Token that `/metrics` asks for; None: it answers requests of this machine only."""
     public: bool = False
     """Everyone can reach every route (a share link): `/metrics` answers with the token only."""
 
@@ -354,17 +343,3 @@ class ServiceOptions:
         # It goes into a header.
         if not re.fullmatch(r"[A-Za-z0-9._-]{0,40}", self.name):
             raise InputError("name", f"must be at most 40 letters, digits, dots, - and _, got {self.name!r}")
-
-    @classmethod
-    def from_settings(cls, settings: Settings, *, name: str = "") -> ServiceOptions:
-        """Return the options of the settings."""
-        token = settings.story_metrics_token
-        return cls(
-            name=name,
-            max_body=settings.story_max_body,
-            drain=settings.story_drain,
-            origins=settings.story_origins or (),
-            root_path=settings.story_root_path or "",
-            mcp=settings.story_mcp,
-            metrics_token=None if token is None else token.get_secret_value(),
-        )

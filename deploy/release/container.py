@@ -65,13 +65,14 @@ class Container:
         from model.serving.http.address import bound, url_of
         from model.serving.http.app import create_service
         from model.serving.http.server import DrainingServer
-        from model.settings import ServiceOptions
+        from model.settings import ServiceOptions, load_settings
 
         listener = bound(host, port)
         engine = load_torch_engine(self.folder, slots=self.slots, device=self.device, queue_limit=self.queue)
         info = ModelInfo(name=f"the model on {self.device}", version=self.revision)
         backend = LocalBackend(engine, info, capacity=self.slots + self.queue)
-        service = create_service(backend, ServiceOptions(name=self.name, drain=self.drain))
+        options = ServiceOptions(settings=load_settings(story_drain=self.drain), name=self.name)
+        service = create_service(backend, options)
         ready = threading.Event()
         self._server = DrainingServer(service, ready.set)
         # The main thread belongs to whoever runs the container.

@@ -16,7 +16,7 @@ import socketio
 from model.serving.backend import LocalBackend
 from model.serving.http.app import SharedState
 from model.serving.rate_limit import Limiter, quotas_of
-from model.settings import ServiceOptions
+from model.settings import ServiceOptions, Settings
 from tests.demo.engines import local_backend
 from tests.demo.served import Served, serve
 
@@ -24,7 +24,7 @@ from tests.demo.served import Served, serve
 @pytest.fixture(scope="module")
 def served() -> Iterator[Served]:
     backend = local_backend(slots=4, step_seconds=0.005, end_bias=-50)
-    with serve(backend, options=ServiceOptions(max_body=4096)) as made:
+    with serve(backend, options=ServiceOptions(settings=Settings(story_max_body=4096))) as made:
         yield made
 
 

@@ -14,7 +14,7 @@ from mcp.client.streamable_http import streamable_http_client
 from demo import asgi
 from model.errors import MissingExtraError
 from model.generation import GenerationRequest, SamplingParams
-from model.settings import ServiceOptions
+from model.settings import ServiceOptions, Settings
 from tests.demo.engines import local_backend
 from tests.demo.served import serve
 
@@ -39,7 +39,7 @@ def test_a_story_comes_from_a_tool_with_described_parameters() -> None:
             return tools, written, refused
 
     backend = local_backend(end_bias=-50)
-    with serve(backend, options=ServiceOptions(mcp=True)) as served:
+    with serve(backend, options=ServiceOptions(settings=Settings(story_mcp=True))) as served:
         tools, written, refused = asyncio.run(talk(served.url))
         request = GenerationRequest(prompt="One day", max_tokens=12, sampling=SamplingParams(seed=5))
         expected = backend.engine.submit(request).wait(30).text
@@ -53,4 +53,4 @@ def test_a_story_comes_from_a_tool_with_described_parameters() -> None:
 def test_without_its_package_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(asgi, "find_spec", lambda name: None if name == "mcp" else find_spec(name))
     with pytest.raises(MissingExtraError, match=r"STORY_MCP needs the 'mcp' packages"):
-        asgi.compose(local_backend(), ServiceOptions(mcp=True))
+        asgi.compose(local_backend(), ServiceOptions(settings=Settings(story_mcp=True)))

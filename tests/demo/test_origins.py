@@ -9,7 +9,7 @@ import httpx
 import pytest
 import socketio
 
-from model.settings import ServiceOptions
+from model.settings import ServiceOptions, Settings
 from tests.demo.engines import local_backend
 from tests.demo.served import Served, serve
 
@@ -24,7 +24,7 @@ POSTS = {
 
 @pytest.fixture(scope="module")
 def served() -> Iterator[Served]:
-    with serve(local_backend(), options=ServiceOptions(origins=(FRIEND,))) as made:
+    with serve(local_backend(), options=ServiceOptions(settings=Settings(story_origins=(FRIEND,)))) as made:
         yield made
 
 

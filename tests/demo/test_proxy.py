@@ -24,7 +24,7 @@ from demo.routing import RoutingBackend
 from experiments.ab.assignment import without_test
 from experiments.ab.recorder import Recorder
 from model.serving.http.address import bound, free_port
-from model.settings import ServiceOptions
+from model.settings import ServiceOptions, Settings
 from tests.demo.engines import local_backend
 from tests.demo.served import serve
 from tests.demo.tabs import TIMEOUT, Tab, chromium
@@ -94,7 +94,7 @@ def test_page_assets_api_and_socket_io_work_under_a_path(strips: bool, tmp_path:
     recorder = Recorder(f"sqlite:///{tmp_path}/stories.db", salt="s")
     backend = RoutingBackend(without_test("t"), {"default": local_backend(end_bias=-50)}, recorder)
     with (
-        serve(backend, options=ServiceOptions(root_path=ROOT)) as served,
+        serve(backend, options=ServiceOptions(settings=Settings(story_root_path=ROOT))) as served,
         # With a path after its address, nginx replaces the published one by it; without, it leaves that in place.
         proxied(served.url if strips else served.url.rstrip("/"), tmp_path) as url,
     ):
@@ -168,7 +168,7 @@ def test_a_page_of_another_site_reads_nothing_in_a_browser_unless_it_is_named(tm
         port = other.server_address[1]
         friend, stranger = f"http://127.0.0.1:{port}", f"http://evil.localhost:{port}"
         backend = local_backend()
-        with serve(backend, options=ServiceOptions(origins=(friend,))) as served:
+        with serve(backend, options=ServiceOptions(settings=Settings(story_origins=(friend,)))) as served:
             # The app under a name that is not `localhost`, where Gradio's own policy let everyone in.
             app = f"http://stories.localhost:{urlsplit(served.url).port}/"
             page = browser.new_page()

@@ -42,7 +42,7 @@ def serve(
         story_queue=queue,
         story_drain=drain,
     )
-    options = ServiceOptions.from_settings(settings, name=name)
+    options = ServiceOptions(settings=settings, name=name)
     with bound(settings.host, settings.port) as listener:
         # Errors in the options have been reported by now; what follows takes seconds to load.
         from model.serving.following import open_local

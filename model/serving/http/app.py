@@ -105,6 +105,7 @@ def create_service(
     """
     options = options or ServiceOptions()
     shared = shared or SharedState()
+    root_path = options.settings.story_root_path
     meter = Meter(backend, options.name)
     for collector in (shared.limiter, shared.cache, shared.redis):
         if collector is not None:
@@ -117,7 +118,11 @@ def create_service(
             yield
 
     context = Middleware(
-        RequestContextMiddleware, backend=backend, meter=meter, name=options.name, max_body=options.max_body
+        RequestContextMiddleware,
+        backend=backend,
+        meter=meter,
+        name=options.name,
+        max_body=options.settings.story_max_body,
     )
     service = Service(
         title="write-me-a-story",
@@ -127,7 +132,7 @@ def create_service(
         redoc_url=None,
         redirect_slashes=False,
         middleware=[*outer_middleware(options), context],
-        servers=[{"url": options.root_path}] if options.root_path else None,
+        servers=[{"url": root_path}] if root_path else None,
     )
     service.manager = manager
     service.shared = shared

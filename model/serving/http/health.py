@@ -57,9 +57,9 @@ def version() -> str:
 
 def may_read_metrics(request: Request, options: ServiceOptions) -> bool:
     """Return whether `/metrics` answers this request: with its token, or without one to this machine."""
-    if options.metrics_token is not None:
+    if (token := options.settings.story_metrics_token) is not None:
         given = request.headers.get("authorization", "")
-        return hmac.compare_digest(given.encode(), f"Bearer {options.metrics_token}".encode())
+        return hmac.compare_digest(given.encode(), f"Bearer {token.get_secret_value()}".encode())
     if options.public or any(name in request.headers for name in FORWARDED):
         return False
     peer = request.client.host if request.client else ""

@@ -182,16 +182,17 @@ def outer_middleware(options: ServiceOptions) -> list[Middleware]:
 
     Where an application has a `CORSMiddleware`, Gradio's own, which allows every origin, does nothing.
     """
+    root_path, origins = options.settings.story_root_path, options.settings.story_origins or ()
     return [
         Middleware(SecurityHeadersMiddleware),
-        *([Middleware(RootPathMiddleware, root_path=options.root_path)] if options.root_path else []),
+        *([Middleware(RootPathMiddleware, root_path=root_path)] if root_path else []),
         Middleware(
             CORSMiddleware,
-            allow_origins=list(options.origins),
+            allow_origins=origins,
             allow_methods=["GET", "POST"],
             allow_headers=["authorization", "content-type", "x-request-id", "cache-control"],
-            expose_headers=["x-request-id", "x-story-backend", "retry-after"] if options.origins else [],
+            expose_headers=["x-request-id", "x-story-backend", "retry-after"] if origins else [],
             max_age=600,
         ),
-        Middleware(SameOriginMiddleware, origins=options.origins),
+        Middleware(SameOriginMiddleware, origins=origins),
     ]

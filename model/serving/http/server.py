@@ -89,6 +89,6 @@ class DrainingServer(uvicorn.Server):
 
     async def _finish(self) -> None:
         manager = self._service.manager
-        await manager.drain(manager.options.drain)
+        await manager.drain(manager.options.settings.story_drain)
         await self._service.sockets.close()  # a client that polls would hold its connection for 25 s
         self.should_exit = True

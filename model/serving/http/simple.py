@@ -137,7 +137,7 @@ class Sockets:
         self._closed = False
         self._server = socketio.AsyncServer(
             async_mode="asgi",
-            max_http_buffer_size=manager.options.max_body,
+            max_http_buffer_size=manager.options.settings.story_max_body,
             cors_allowed_origins=[],  # no check of its own: `SameOriginMiddleware` makes it
         )
         self.app = socketio.ASGIApp(self._server, socketio_path=None)

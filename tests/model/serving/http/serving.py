@@ -23,7 +23,7 @@ from model.serving.backend import Backend, LocalBackend, ModelInfo
 from model.serving.http.address import bound, url_of
 from model.serving.http.app import Service, SharedState, create_service
 from model.serving.http.server import DrainingServer
-from model.settings import ServiceOptions
+from model.settings import ServiceOptions, Settings
 from tests.model.engines import engine, runtime
 from tests.model.fake_runtime import FakeRuntime
 
@@ -60,7 +60,11 @@ def serving(
     backend: Backend, *, drain: float = 5.0, shared: SharedState | None = None, host: str = "127.0.0.1", **options: Any
 ) -> Iterator[Running]:
     """Serve `backend` while this context is open."""
-    service = create_service(backend, ServiceOptions(drain=drain, **options), shared)
+    own = {name: options.pop(name) for name in ("name", "keep_alive", "public") if name in options}
+    # A copy is not checked: a test drains for parts of a second.
+    settings = Settings(**{f"story_{name}": value for name, value in options.items()})
+    settings = settings.model_copy(update={"story_drain": drain})
+    service = create_service(backend, ServiceOptions(settings=settings, **own), shared)
     listener = bound(host, 0)
     server = DrainingServer(service)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})

@@ -190,11 +190,11 @@ COPY = """
 import sys
 from model.serving.http.address import bound
 from model.serving.http.app import create_service
-from model.settings import ServiceOptions
+from model.settings import ServiceOptions, Settings
 from model.serving.http.server import DrainingServer
 from tests.model.serving.http.serving import paced
 
-service = create_service(paced(step_seconds=0.02)[0], ServiceOptions(drain=1))
+service = create_service(paced(step_seconds=0.02)[0], ServiceOptions(settings=Settings(story_drain=1)))
 listener = bound("127.0.0.1", int(sys.stdin.readline()))
 announce = lambda: print(listener.getsockname()[1], flush=True)
 DrainingServer(service, announce).run(sockets=[listener])
