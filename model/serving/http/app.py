@@ -117,13 +117,7 @@ def create_service(
         async with app.running():
             yield
 
-    context = Middleware(
-        RequestContextMiddleware,
-        backend=backend,
-        meter=meter,
-        name=options.name,
-        max_body=options.settings.story_max_body,
-    )
+    context = Middleware(RequestContextMiddleware, backend=backend, meter=meter, options=options)
     service = Service(
         title="write-me-a-story",
         version=health.version(),

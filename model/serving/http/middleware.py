@@ -47,13 +47,11 @@ SECURITY_HEADERS = {
 class RequestContextMiddleware:
     """Gives each request an id, bounds its body, turns exceptions into error responses, and logs it."""
 
-    def __init__(self, app: ASGIApp, *, backend: Backend, meter: Meter, name: str, max_body: int) -> None:
-        """`name`: of this deployment, empty for the backend's; `max_body` in bytes."""
+    def __init__(self, app: ASGIApp, *, backend: Backend, meter: Meter, options: ServiceOptions) -> None:
         self._app = app
         self._backend = backend
         self._meter = meter
-        self._name = name
-        self._max_body = max_body
+        self._name, self._max_body = options.name, options.settings.story_max_body
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
