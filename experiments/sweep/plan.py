@@ -91,18 +91,6 @@ class Space(BaseModel):
     search: dict[str, Entry]
     prune: Prune
 
-    def recipe(self, values: Mapping[str, Any]) -> Recipe:
-        """Return the recipe with these values. Raises `InputError` where they do not fit together."""
-        return changed(self.base, values)
-
-    def base_values(self) -> dict[str, Any]:
-        """Return the base recipe's own values of the searched fields."""
-        return {name: value_of(self.base, name) for name in self.search}
-
-    def distributions(self) -> dict[str, BaseDistribution]:
-        """Return the search as Optuna's distributions."""
-        return {name: distribution_of(entry) for name, entry in self.search.items()}
-
 
 class Budget(BaseModel):
     """What each trial may use: minutes by the clock, or `steps` of the base recipe.
@@ -153,7 +141,7 @@ class Plan(BaseModel):
 
     def recipe(self, values: Mapping[str, Any]) -> Recipe:
         """Return the whole recipe of a trial. Raises `InputError` where its values do not fit together."""
-        return self.budget.given_to(self.space.recipe(values), self.space.base)
+        return self.budget.given_to(changed(self.space.base, values), self.space.base)
 
 
 def part_of(recipe: Recipe, step: int, elapsed: float) -> int:

@@ -9,11 +9,12 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import typer
 from pydantic import Field, field_validator
 
 from experiments.common.evidence_runs import EvidenceRun
@@ -43,6 +44,8 @@ OUTCOME = {"FINISHED": "finished", "KILLED": "stopped"}
 DATA: dict[Place, str] = {"here": "data/tinystories", "modal": "tinystories"}
 TRIALS = "trials.json"
 """Artifact: all trials, as MLflow shows tables."""
+say_on_stderr: Say = partial(typer.echo, err=True)
+"""Standard output belongs to `--json`."""
 METRICS_AT_ONCE = 900
 """MLflow takes at most 1,000 in one request."""
 
@@ -72,11 +75,6 @@ class SweepOptions(Options):
         if not 1 <= len(name) <= 80 or set(name) & set('/\\\0\n"') or name.startswith("."):
             raise InputError("name", f"must be a plain name of at most 80 characters, got {name!r}")
         return name
-
-
-def say_on_stderr(line: str) -> None:
-    """Write a line to standard error at once: standard output belongs to `--json`."""
-    print(line, file=sys.stderr, flush=True)
 
 
 def run_sweep(options: SweepOptions, say: Say = say_on_stderr) -> tuple[optuna.Study, int]:

@@ -17,7 +17,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.sweep.plan import Plan
+from experiments.sweep.plan import Plan, distribution_of, value_of
 from model.errors import InputError, MissingExtraError, one_line
 from model.settings import Settings, without_password
 from training.tracking.store import Owner, creation_lock, database_file
@@ -133,10 +133,14 @@ def begin_study(storage: str, name: str, plan: Plan) -> optuna.Study:
 
     study = optuna.create_study(study_name=name, storage=open_storage(storage), direction="minimize")
     study.set_user_attr(PLAN, plan.model_dump(mode="json"))
-    base: dict[str, Any] = {"params": plan.space.base_values(), "distributions": plan.space.distributions()}
+    search = plan.space.search
+    values = {name: value_of(plan.space.base, name) for name in search}
+    distributions = {name: distribution_of(entry) for name, entry in search.items()}
     waiting = optuna.trial.TrialState.WAITING
     with contextlib.suppress(ValueError):  # a distribution does not contain its value
-        study.add_trial(optuna.create_trial(state=waiting, user_attrs={BASE: True}, **base))
+        study.add_trial(
+            optuna.create_trial(state=waiting, params=values, distributions=distributions, user_attrs={BASE: True})
+        )
     return study
 
 

@@ -135,10 +135,6 @@ def _can_resume(recipe: Recipe, out: Path) -> bool:
     return False
 
 
-class _InterruptedError(Exception):
-    """The trial was stopped by hand."""
-
-
 class _FailedError(Exception):
     """The trial has no result, for a reason that is recorded."""
 
@@ -192,11 +188,8 @@ class Objective:
             self.say(f"trial {number}: pruned, {pruned}")
             self._in_a_row = 0
             raise
-        except _InterruptedError:
-            self.interrupted = True
-            studies.retry(self.study, self.study.trials[number], max_retry=None)
-            self.say(f"trial {number}: stopped; it is queued again")
-            raise _FailedError from None
+        except _FailedError:
+            raise
         except Exception as error:
             reason = one_line(error)
             trial.set_user_attr(studies.REASON, reason)
@@ -234,7 +227,10 @@ class Objective:
         for name, fact in ((studies.REASON, end.reason), (studies.STEP, end.step), (studies.TOKENS, end.tokens)):
             trial.set_user_attr(name, fact)
         if end.outcome == "stopped" and not observer.pruned:
-            raise _InterruptedError
+            self.interrupted = True
+            studies.retry(self.study, self.study.trials[trial.number], max_retry=None)
+            self.say(f"trial {trial.number}: stopped; it is queued again")
+            raise _FailedError
         if end.outcome != "finished" or end.best_bits_per_byte is None:
             raise optuna.TrialPruned(end.reason)
         return end.best_bits_per_byte

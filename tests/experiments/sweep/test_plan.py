@@ -6,19 +6,29 @@ import json
 import shlex
 from pathlib import Path
 
-import optuna
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments.sweep.plan import PARTS, SPACES, Budget, Plan, Space, SpaceError, as_overrides, load_space, part_of
+from experiments.sweep.plan import (
+    PARTS,
+    SPACES,
+    Budget,
+    Plan,
+    Space,
+    SpaceError,
+    as_overrides,
+    changed,
+    load_space,
+    part_of,
+)
+from experiments.sweep.study import begin_study
 from model.errors import InputError
 from tests.experiments.sweep.sweeps import fake_plan
 from tests.training.runs import smallest
 from training.trainer.loop import EVALUATED_PARTS
 from training.trainer.recipe import load_recipe, overridden
 
-WAITING = optuna.trial.TrialState.WAITING
 BASE = "preset: tiny\nsearch:\n"
 
 
@@ -29,12 +39,11 @@ def written(folder: Path, text: str) -> Path:
 
 
 @pytest.mark.parametrize("path", sorted(SPACES.glob("*.yaml")), ids=lambda path: path.stem)
-def test_a_shipped_space_contains_its_base_recipe(path: Path) -> None:
+def test_a_shipped_space_contains_its_base_recipe(path: Path, tmp_path: Path) -> None:
     space = load_space(path)
-    values = space.base_values()
-    assert space.recipe(values) == space.base
-    found = optuna.create_trial(state=WAITING, params=values, distributions=space.distributions())
-    assert found.params == values, "the base recipe is a sweep's first trial"
+    plan = Plan(space=space, budget=Budget(steps=8), data="shards", digest="0" * 64, place="here")
+    (first,) = begin_study(f"sqlite:///{tmp_path}/sweeps.db", "new", plan).trials
+    assert changed(space.base, first.params) == space.base, "the base recipe is a sweep's first trial"
     assert Space.model_validate(json.loads(space.model_dump_json())) == space
 
 
@@ -46,7 +55,7 @@ def test_the_origin_gives_story_train_the_same_recipe(tmp_path: Path) -> None:
     option, file, *overrides = shlex.split(shlex.join(space.origin))
     assert option == "--config"
     assert load_recipe(None, Path(file), overrides) == space.base
-    assert space.recipe({"rows": 4}).rows == 4
+    assert changed(space.base, {"rows": 4}).rows == 4
 
 
 @pytest.mark.parametrize(
