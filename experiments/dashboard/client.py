@@ -18,8 +18,8 @@ from typing import Any
 
 from anyio import BrokenWorkerProcess, to_process
 
-from experiments.dashboard.reader import Question, ask
 from experiments.dashboard.records import Curve, Overview, SampleSet
+from experiments.dashboard.worker import Question, ask
 from model.errors import StoryError
 from training.tracking.store import database_file
 

@@ -6,7 +6,7 @@ import pickle
 from typing import Any
 
 from experiments.dashboard.client import StoreClient, UnreadableError, why_absent
-from experiments.dashboard.reader import Question, answer
+from experiments.dashboard.worker import Question, answer
 
 
 class DirectClient(StoreClient):

@@ -42,9 +42,9 @@ def _without_mlflow(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @contextlib.asynccontextmanager
 async def reading(uri: str, **options: Any) -> AsyncIterator[StoreClient]:
-    reader = StoreClient(uri, **options)
-    async with reader.running():
-        yield reader
+    store = StoreClient(uri, **options)
+    async with store.running():
+        yield store
 
 
 def gone(pid: int) -> bool:
@@ -94,22 +94,22 @@ assert not heavy & {name.partition(".")[0] for name in sys.modules}
 
 def test_identical_concurrent_questions_are_coalesced(uri: str) -> None:
     async def go() -> None:
-        async with reading(uri, ttl=3600) as reader:
-            answers = await asyncio.gather(*(reader.samples("a") for _ in range(40)))
+        async with reading(uri, ttl=3600) as store:
+            answers = await asyncio.gather(*(store.samples("a") for _ in range(40)))
             assert {answer[0].step for answer in answers} == {1}
-            assert (await reader.samples("a"))[0].step == 1, "still cached"
-            assert (await reader.samples("b"))[0].step == 2
-            reader._ttl = 0.0  # an hour later
-            assert (await reader.samples("a"))[0].step == 3, "asked again"
+            assert (await store.samples("a"))[0].step == 1, "still cached"
+            assert (await store.samples("b"))[0].step == 2
+            store._ttl = 0.0  # an hour later
+            assert (await store.samples("a"))[0].step == 3, "asked again"
 
     asyncio.run(go())
 
 
 def test_a_user_who_disconnects_takes_no_answer_from_another(uri: str) -> None:
     async def go() -> None:
-        async with reading(uri) as reader:
-            one = asyncio.create_task(reader.samples("a"))
-            other = asyncio.create_task(reader.samples("a"))
+        async with reading(uri) as store:
+            one = asyncio.create_task(store.samples("a"))
+            other = asyncio.create_task(store.samples("a"))
             await asyncio.sleep(0.01)
             one.cancel()
             assert (await other)[0].step == 1
@@ -121,12 +121,12 @@ def test_a_store_that_does_not_answer_is_an_error_in_time_and_the_process_is_rep
     uri: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def go() -> None:
-        async with reading(uri, timeout=0.3, first_timeout=20) as reader:
-            hung = (await reader.samples("a"))[0].tokens
+        async with reading(uri, timeout=0.3, first_timeout=20) as store:
+            hung = (await store.samples("a"))[0].tokens
             with pytest.raises(UnreadableError, match=r"does not answer; please try again"):
-                await reader.samples("hangs")  # for ever, if it were left alone
+                await store.samples("hangs")  # for ever, if it were left alone
             assert gone(hung)
-            assert (await reader.samples("b"))[0].tokens != hung
+            assert (await store.samples("b"))[0].tokens != hung
 
     asyncio.run(go())
     assert "no answer in time" in caplog.text
@@ -134,11 +134,11 @@ def test_a_store_that_does_not_answer_is_an_error_in_time_and_the_process_is_rep
 
 def test_a_process_that_dies_over_a_question_is_replaced(uri: str) -> None:
     async def go() -> None:
-        async with reading(uri) as reader:
-            before = (await reader.samples("a"))[0].tokens
+        async with reading(uri) as store:
+            before = (await store.samples("a"))[0].tokens
             with pytest.raises(UnreadableError, match="does not answer"):
-                await reader.samples("dies")
-            assert (await reader.samples("b"))[0].tokens != before
+                await store.samples("dies")
+            assert (await store.samples("b"))[0].tokens != before
 
     asyncio.run(go())
 
@@ -152,22 +152,22 @@ async def until_gone(pid: int) -> None:
 
 def test_a_killed_process_is_replaced_unnoticed(uri: str) -> None:
     async def go() -> None:
-        async with reading(uri) as reader:
-            before = (await reader.samples("a"))[0].tokens
+        async with reading(uri) as store:
+            before = (await store.samples("a"))[0].tokens
             os.kill(before, signal.SIGKILL)
             await until_gone(before)
-            assert (await reader.samples("b"))[0].tokens != before
+            assert (await store.samples("b"))[0].tokens != before
 
     asyncio.run(go())
 
 
 def test_an_error_goes_to_the_log_and_not_to_the_user(uri: str, caplog: pytest.LogCaptureFixture) -> None:
     async def go() -> None:
-        async with reading(uri) as reader:
+        async with reading(uri) as store:
             with pytest.raises(UnreadableError) as caught:
-                await reader.samples("fails")
+                await store.samples("fails")
             assert "lily" not in str(caught.value)
-            assert (await reader.samples("a"))[0].step == 2, "the process goes on"
+            assert (await store.samples("a"))[0].step == 2, "the process goes on"
 
     with caplog.at_level(logging.WARNING):
         asyncio.run(go())
@@ -176,8 +176,8 @@ def test_an_error_goes_to_the_log_and_not_to_the_user(uri: str, caplog: pytest.L
 
 def test_too_many_questions_are_refused(uri: str) -> None:
     async def go() -> None:
-        async with reading(uri) as reader:
-            asked = [asyncio.create_task(reader.samples(str(number))) for number in range(40)]
+        async with reading(uri) as store:
+            asked = [asyncio.create_task(store.samples(str(number))) for number in range(40)]
             answers = await asyncio.gather(*asked, return_exceptions=True)
             refused = [answer for answer in answers if isinstance(answer, UnreadableError)]
             assert len(refused) == 8
@@ -188,18 +188,18 @@ def test_too_many_questions_are_refused(uri: str) -> None:
 
 def test_an_idle_process_ends_and_a_later_question_starts_another(uri: str) -> None:
     async def go() -> None:
-        async with reading(uri, idle_timeout=0.1, ttl=0.0) as reader:
-            before = (await reader.samples("a"))[0].tokens
+        async with reading(uri, idle_timeout=0.1, ttl=0.0) as store:
+            before = (await store.samples("a"))[0].tokens
             await until_gone(before)
-            assert (await reader.samples("a"))[0].tokens != before
+            assert (await store.samples("a"))[0].tokens != before
 
     asyncio.run(go())
 
 
 def test_it_ends_with_the_app_however_the_app_ends(uri: str, repository: Path) -> None:
     async def go() -> int:
-        async with reading(uri) as reader:
-            return (await reader.samples("a"))[0].tokens
+        async with reading(uri) as store:
+            return (await store.samples("a"))[0].tokens
 
     assert gone(asyncio.run(go()))
     program = f"""
@@ -225,10 +225,10 @@ asyncio.run(go())
 def test_a_missing_store_is_one_line_and_is_not_created(tmp_path: Path) -> None:
     async def go() -> None:
         for uri in (f"sqlite:///{tmp_path}/nowhere/mlflow.db", "sqlite:///mlflow.db"):
-            async with reading(uri) as reader:
+            async with reading(uri) as store:
                 with pytest.raises(UnreadableError, match=r"`story train` fills it"):
-                    await reader.overview()
-                assert reader._answered == float("-inf"), "nobody was asked"
+                    await store.overview()
+                assert store._answered == float("-inf"), "nobody was asked"
 
     asyncio.run(go())
     assert list(tmp_path.iterdir()) == []

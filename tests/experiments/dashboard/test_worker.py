@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from mlflow.exceptions import MlflowException
 
-from experiments.dashboard.reader import answer
 from experiments.dashboard.rows import run_rows
+from experiments.dashboard.worker import answer
 from model.errors import InputError
 from tests.experiments.dashboard.made import made
 from training.tracking.store import open_store
