@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import sys
 from dataclasses import asdict
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -304,6 +305,8 @@ def _settings() -> Settings:
 
 def main() -> None:
     """Run the command line (the `story` script)."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # where the terminal's encoding lacks a character
     app(prog_name="story")
 
 

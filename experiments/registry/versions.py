@@ -78,7 +78,7 @@ def register(
     else:
         from mlflow.artifacts import list_artifacts
 
-        stored = list_artifacts(artifact_uri=f"{version.source}/{FOLDER}", tracking_uri=uri)
+        stored = list_artifacts(artifact_uri=f"{version.source}/{FOLDER}", tracking_uri=client.tracking_uri)
         check_complete(_read(version), [file.path.rpartition("/")[2] for file in stored])
     if alias is not None:
         client.set_registered_model_alias(NAME, alias, version.version)
@@ -130,13 +130,14 @@ class StoreRegistry:
         from mlflow.artifacts import download_artifacts, list_artifacts
         from mlflow.exceptions import MlflowException
 
-        where = open_store(self._uri).get_model_version_download_uri(NAME, str(version.number))
+        client = open_store(self._uri)
+        where = client.get_model_version_download_uri(NAME, str(version.number))
         with tempfile.TemporaryDirectory(prefix="story-version-") as scratch:
             source = f"{where}/{FOLDER}"
             try:
-                if not list_artifacts(artifact_uri=source, tracking_uri=self._uri):
+                if not list_artifacts(artifact_uri=source, tracking_uri=client.tracking_uri):
                     return
-                fetched = download_artifacts(artifact_uri=source, dst_path=scratch, tracking_uri=self._uri)
+                fetched = download_artifacts(artifact_uri=source, dst_path=scratch, tracking_uri=client.tracking_uri)
                 shutil.copytree(fetched, out, dirs_exist_ok=True)
             except (MlflowException, OSError) as error:
                 raise ModelError(f"the files of {version.name} cannot be read: {one_line(error)}") from None

@@ -97,6 +97,18 @@ def test_an_address_of_another_machine_is_reported_in_one_line() -> None:
         launch(Settings(host="192.0.2.1", port=7860))
 
 
+def test_a_folder_of_gradios_that_others_own_does_not_keep_it_from_starting(tmp_path: Path) -> None:
+    """Root may write into every user's folder, so a file stands for one that cannot be used."""
+    (tmp_path / "gradio").touch()
+    program = "from demo.asgi import create_app; create_app(); print('started')"
+    environment = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
+    del environment["GRADIO_TEMP_DIR"]  # which importing this package has set
+    run = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False, cwd=tmp_path
+    )
+    assert run.stdout == "started\n", run.stderr
+
+
 def test_when_it_stops_the_engine_stops_with_it() -> None:
     before = set(threading.enumerate())  # other tests' engines may still be ending
     backend = local_backend()

@@ -234,12 +234,42 @@ def test_rows_are_aligned_and_groups_joined(capsys: pytest.CaptureFixture[str]) 
     assert capsys.readouterr().out == expected
 
 
-def _real(tmp_path: Path, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+def _real(tmp_path: Path, *arguments: str, encoding: str = "utf-8", **options: Any) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "story", *arguments]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONIOENCODING": encoding}
     return subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, **options
+        command, cwd=tmp_path, env=environment, capture_output=True, encoding=encoding, check=False, **options
     )
+
+
+THRESHOLD = "thresholds:\n- {metric: ttft_p50, unit: s, at_most: 60, scope: benchmark, reason: ≤ 60 s}\n"
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("write", "日本 → Once", "--max-tokens", "2"),
+        ("write", "日本 → Once", "--max-tokens", "2", "--json"),
+        ("doctor",),
+        ("sweep", "--help"),
+        (
+            "benchmark",
+            "--requests=2",
+            "--phases=single",
+            "--no-track",
+            "--target=pretrained",
+            "--thresholds=bounds.yaml",
+        ),
+    ],
+    ids=" ".join,
+)
+def test_what_an_encoding_lacks_is_replaced(encoding: str, arguments: tuple[str, ...], tmp_path: Path) -> None:
+    (tmp_path / "bounds.yaml").write_text(THRESHOLD, "utf-8")
+    # Click writes UTF-8 where the encoding is ASCII, which it takes for a mistake.
+    result = _real(tmp_path, *arguments, encoding=encoding, errors="replace")
+    assert result.returncode == 0, result.stderr
+    assert encoding == "ascii" or arguments[0] != "write" or "??" in result.stdout
 
 
 def test_the_shipped_model_writes_the_same_story_for_the_same_seed(tmp_path: Path) -> None:

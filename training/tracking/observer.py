@@ -184,7 +184,10 @@ class MlflowObserver:
             if self._monitor is not None:
                 self._monitor.finish()
             self._monitor = SystemMetricsMonitor(
-                self.run_id, sampling_interval=self._system_seconds, resume_logging=resume, tracking_uri=self._uri
+                self.run_id,
+                sampling_interval=self._system_seconds,
+                resume_logging=resume,
+                tracking_uri=self._client.tracking_uri,
             )
             self._monitor.start()
         except Exception as error:  # the machine's figures are not worth a run

@@ -94,6 +94,9 @@ def open_store(uri: str, *, read_only: bool = False) -> MlflowClient:
         elif database:
             database.parent.mkdir(parents=True, exist_ok=True)
             follow_database(database)
+            # Absolute: MLflow locks a file in the folder for temporary files that is named by the address, so users who
+            # each have an `mlflow.db` in their working folder would share one that only the first may open.
+            address = f"{SQLITE}{database}"
         _prepare_connections()
         with contextlib.nullcontext() if read_only or database is None else creation_lock(database.parent):
             # The registry address is set as well: where it is not, models are looked for in MLflow's global store.

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import os
 import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -117,6 +119,17 @@ def test_a_database_that_was_moved_alone_says_how_its_artifacts_follow(
     assert caplog.messages[0].endswith(f"is still missing here: mv {tmp_path}/mlartifacts {new}/")
     assert client.get_experiment(experiment).artifact_location == f"{new}/mlartifacts/story-training"
     assert client.get_experiment(elsewhere).artifact_location == "s3://bucket/mlartifacts/mine"
+
+
+def test_two_users_with_a_store_of_the_same_name_share_no_lock(
+    tracking_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MLflow's lock lies in the folder for temporary files, and only who made it may open it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    lock = hashlib.md5(b"sqlite:///mlflow.db", usedforsecurity=False).hexdigest()
+    (tmp_path / f"db_init_lock-{lock}").mkdir()  # which cannot be opened as a file, not even by root
+    assert [found.name for found in open_store("sqlite:///mlflow.db").search_experiments()] == ["Default"]
 
 
 @contextlib.contextmanager
