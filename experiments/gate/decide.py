@@ -142,7 +142,7 @@ def decide(evidence: Evidence, thresholds: Thresholds, *, version: int | None = 
         champion=evidence.champion,
         checks=tuple(checks),
         thresholds_digest=thresholds.digest,
-        evidence=evidence.sources(),
+        evidence=evidence.as_dict()["sources"],
         notes=tuple(notes),
         decided=datetime.now(UTC).isoformat(timespec="seconds"),
     )

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 from pydantic import Field, ValidationError
 
@@ -54,21 +54,17 @@ class Evidence:
     """False where the champion is a file and no benchmark compared its model with this one: speeds of two machines
     cannot be compared."""
 
-    def sources(self) -> dict[str, str]:
-        """MLflow runs or files that the checks are based on, by kind."""
-        return {kind: found.run_id for kind, found in self._kinds().items() if not isinstance(found, str)}
-
-    def as_dict(self) -> dict[str, Any]:
-        missing = {kind: found for kind, found in self._kinds().items() if found and isinstance(found, str)}
-        return {"sources": self.sources(), "missing": missing}
-
-    def _kinds(self) -> dict[str, StoredEvidence | ChampionLosses | str]:
-        return {
+    def as_dict(self) -> dict[str, dict[str, str]]:
+        """By kind: `sources`, the MLflow runs or files that the checks are based on, and why others are `missing`."""
+        kinds: dict[str, StoredEvidence | ChampionLosses | str] = {
             "quality": self.quality,
             "benchmark": self.benchmark,
             "comparison": self.comparison,
             "champion": self.champion_losses,
         }
+        missing = {kind: found for kind, found in kinds.items() if isinstance(found, str) and found}
+        sources = {kind: found.run_id for kind, found in kinds.items() if not isinstance(found, str)}
+        return {"sources": sources, "missing": missing}
 
 
 def gather(uri: str, digest: str, *, champion: str | None = None, against_file: Path | None = None) -> Evidence:
