@@ -58,7 +58,8 @@ def evaluated() -> Place:
 
 
 def copied(folder: Path, place: Place) -> Place:
-    """A store like that of `place`, to be written to, in `folder`; files already kept are shared."""
-    database = folder / "mlflow.db"
-    shutil.copy(place.uri.removeprefix("sqlite:///"), database)
-    return replace(place, uri=f"sqlite:///{database}")
+    """A store like that of `place`, to be written to, in `folder`."""
+    database = Path(place.uri.removeprefix("sqlite:///"))
+    shutil.copy(database, folder)
+    shutil.copytree(database.parent / "mlartifacts", folder / "mlartifacts")
+    return replace(place, uri=f"sqlite:///{folder / 'mlflow.db'}")
