@@ -150,10 +150,16 @@ def _progress(plan: Plan, target: Target, console: Console | None) -> Iterator[D
     columns = (text, BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("starting", total=plan.expected_requests(target.cold_starts), rate=0.0)
-        begin = time.perf_counter()
+        begin, phase = time.perf_counter(), ""
 
         def done(sample: Sample) -> None:
-            rate = (bar.tasks[task].completed + 1) / (time.perf_counter() - begin)
+            nonlocal phase
+            completed = bar.tasks[task].completed
+            if sample.phase != phase or phase == "cold":
+                # The time left is estimated by the pace of the present phase alone, and not by that of cold starts.
+                phase = sample.phase
+                bar.reset(task, completed=int(completed))
+            rate = (completed + 1) / (time.perf_counter() - begin)
             bar.update(task, advance=1, description=progress_line(sample), rate=rate)
 
         yield done

@@ -48,7 +48,9 @@ class Table:
             start, width = stop, sum(widths[: self.key]) + GAP * (self.key - 1)
             while stop < len(widths) and (stop == start or width + GAP + widths[stop] <= options.max_width):
                 width, stop = width + GAP + widths[stop], stop + 1
-            yield self._part([*range(self.key), *range(start, stop)], widths, self.title if start == self.key else None)
+            # Where not even one column fits beside the key, names are broken instead.
+            least = widths if width <= options.max_width else [1] * len(widths)
+            yield self._part([*range(self.key), *range(start, stop)], least, self.title if start == self.key else None)
             if stop == len(widths):
                 return
             yield ""
@@ -60,7 +62,12 @@ class Table:
         table = RichTable(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
         for number in shown:
             left = number == 0 or self.columns[number] in self.text
-            table.add_column(Text(self.columns[number]), justify="left" if left else "right", min_width=widths[number])
+            table.add_column(
+                Text(self.columns[number]),
+                justify="left" if left else "right",
+                min_width=widths[number],
+                overflow="fold",
+            )
         for row in self.rows:
             table.add_row(*(Text(row[number], style=self.styles.get(row[number], "")) for number in shown))
         return table

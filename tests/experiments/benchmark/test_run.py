@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
+import re
 import threading
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner, Result
 
 import story
@@ -15,13 +18,14 @@ from experiments.benchmark.evidence import BenchmarkEvidence
 from experiments.benchmark.measures import Sample
 from experiments.benchmark.plan import Plan
 from experiments.benchmark.report import summarise
-from experiments.benchmark.run import measure, phases_of, run_coroutine
+from experiments.benchmark.run import _progress, measure, phases_of, run_coroutine
 from experiments.benchmark.targets import LocalTarget
 from model.architecture.folder import ModelFolder
 from model.serving.backend import LocalBackend
 from model.settings import Settings
 from tests import virtual_time
 from tests.experiments.benchmark.broken_server import Answer, answering
+from tests.experiments.benchmark.made import row
 from tests.experiments.benchmark.paced import Paced
 from tests.model.serving.http.serving import paced, serving
 from tests.model.small_model import small_folder
@@ -186,6 +190,22 @@ def test_the_phases_are_run_in_their_order_and_compared_where_there_is_a_second_
     assert phases_of(None, against=False) == ("cold", "single", "concurrent", "stress", "open")
     assert phases_of(None, against=True)[-1] == "compare"
     assert phases_of("open, single,,open", against=False) == ("single", "open")
+
+
+def test_the_bar_estimates_no_time_left_by_the_pace_of_another_phase() -> None:
+    backend, _ = paced()
+    estimates = {}
+    for phases in (["cold"] * 3, ["cold"] * 3 + ["single"], ["cold"] * 3 + ["single"] * 3):
+        file = io.StringIO()
+        console = Console(file=file, width=120, force_terminal=True, color_system=None)
+        with _progress(Plan(), LocalTarget(backend, None), console) as done:
+            for phase in phases:
+                done(row(phase))
+        shown = file.getvalue()
+        assert f"{len(phases)}/" in shown
+        estimates[phases[-1], len(phases)] = re.findall(r"\d:\d\d:\d\d", shown)
+    assert estimates["cold", 3] == estimates["single", 4] == []
+    assert estimates["single", 6] != []
 
 
 def test_the_bar_knows_how_many_requests_there_will_be() -> None:
