@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 
 import story
 from experiments.benchmark.evidence import BenchmarkEvidence
-from experiments.benchmark.measures import Sample
+from experiments.benchmark.measures import Phase, Sample
 from experiments.benchmark.plan import Plan
 from experiments.benchmark.report import summarise
 from experiments.benchmark.run import _progress, measure, phases_of, run_coroutine
@@ -195,7 +195,8 @@ def test_the_phases_are_run_in_their_order_and_compared_where_there_is_a_second_
 def test_the_bar_estimates_no_time_left_by_the_pace_of_another_phase() -> None:
     backend, _ = paced()
     estimates = {}
-    for phases in (["cold"] * 3, ["cold"] * 3 + ["single"], ["cold"] * 3 + ["single"] * 3):
+    cold: tuple[Phase, ...] = ("cold", "cold", "cold")
+    for phases in (cold, (*cold, "single"), (*cold, "single", "single", "single")):
         file = io.StringIO()
         console = Console(file=file, width=120, force_terminal=True, color_system=None)
         with _progress(Plan(), LocalTarget(backend, None), console) as done:
