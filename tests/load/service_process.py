@@ -42,7 +42,7 @@ ORDERS = {"service": ["-m", "model.serving.http"], "demo": [str(REPOSITORY / "st
 
 
 @contextlib.contextmanager
-def service_process(what: str = "service", port: int = 0, **settings: str) -> Iterator[ServiceProcess]:
+def service_process(what: str = "service", port: int = 0, /, **settings: str) -> Iterator[ServiceProcess]:
     """The service alone, or the demo with its page around it, with these settings, until this context ends."""
     env = {**os.environ, "PYTHONPATH": str(REPOSITORY), **settings}
     order = [sys.executable, *ORDERS[what], "--port", str(port)]
