@@ -127,7 +127,7 @@ def go_the_whole_way(uri: str, folder: ModelFolder, place: Path, *, against: Mod
 
 
 def test_what_is_promoted_writes_the_next_story_and_a_rollback_brings_the_old_one_back(
-    uri: str, pause: Pause, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    uri: str, pause: Pause, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     first, second = ModelFolder.open(small_folder()), noised(tmp_path, strength=0.02)
@@ -168,6 +168,7 @@ def test_what_is_promoted_writes_the_next_story_and_a_rollback_brings_the_old_on
         until(lambda: model_of(served)["number"] == 1)
         assert story(served) == (old, first.digest)
         assert "story_model_refused_total 0.0" in httpx.get(f"{served.url}metrics").text
+    assert "mlflow.store" not in capfd.readouterr().err, "MLflow says what it waits for in between"
 
 
 def running_runtime(served: Served) -> object:

@@ -48,6 +48,7 @@ TALKATIVE = {
     "mlflow.store.db.utils": logging.CRITICAL,
     "alembic": logging.WARNING,
     "mlflow.pyfunc": logging.WARNING,
+    "mlflow.store.model_registry": logging.WARNING,
     # A store that is gone is said once, by whoever sends to it, and not for every try.
     "mlflow.system_metrics.system_metrics_monitor": logging.CRITICAL,
     "urllib3.connectionpool": logging.ERROR,
