@@ -40,8 +40,8 @@ print("Closed.", flush=True)
 
 def test_the_page_is_served_without_a_word_about_its_maker_or_a_foreign_font() -> None:
     with serve(ScriptedBackend("A story.")) as served:
-        theme = httpx.get(f"{served.url}theme.css").text
-        config = httpx.get(f"{served.url}config").json()
+        theme = httpx.get(f"{served.url}theme.css", timeout=None).text
+        config = httpx.get(f"{served.url}config", timeout=None).json()
     assert config["title"] == "Write me a story"
     assert config["footer_links"] == []
     assert config["stylesheets"] == []
@@ -52,8 +52,8 @@ def test_the_page_is_served_without_a_word_about_its_maker_or_a_foreign_font() -
 
 def test_monitoring_and_the_list_of_runs_are_closed() -> None:
     with serve(ScriptedBackend("A story.")) as served:
-        assert httpx.get(f"{served.url}gradio_api/runs").status_code in (403, 404)
-        assert httpx.get(f"{served.url}monitoring").status_code in (403, 404)
+        assert httpx.get(f"{served.url}gradio_api/runs", timeout=None).status_code in (403, 404)
+        assert httpx.get(f"{served.url}monitoring", timeout=None).status_code in (403, 404)
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_monitoring_and_the_list_of_runs_are_closed() -> None:
 def test_no_file_and_no_other_address_can_be_read_through_the_page(path: str) -> None:
     with serve(ScriptedBackend("A story.")) as served:
         for route in ("file=", "proxy="):
-            answer = httpx.get(f"{served.url}gradio_api/{route}{path}")
+            answer = httpx.get(f"{served.url}gradio_api/{route}{path}", timeout=None)
             assert answer.status_code in (400, 403, 404)
             assert "root:" not in answer.text
 
@@ -70,7 +70,7 @@ def test_no_file_and_no_other_address_can_be_read_through_the_page(path: str) ->
 def test_no_route_leads_to_mlflow() -> None:
     with serve(ScriptedBackend("A story.")) as served:
         for path in ("ajax-api/2.0/mlflow/experiments/search", "api/2.0/mlflow/runs/search", "get-artifact", "docs"):
-            answer = httpx.get(f"{served.url}{path}")
+            answer = httpx.get(f"{served.url}{path}", timeout=None)
             assert "experiment" not in answer.text
             assert not answer.headers.get("content-type", "").startswith("application/json") or (
                 answer.status_code == 404
@@ -79,7 +79,7 @@ def test_no_route_leads_to_mlflow() -> None:
 
 def test_the_page_carries_the_headers_that_bind_a_browser() -> None:
     with serve(ScriptedBackend("A story.")) as served:
-        answer = httpx.get(served.url)
+        answer = httpx.get(served.url, timeout=None)
     assert {name: answer.headers.get(name) for name in SECURITY_HEADERS} == SECURITY_HEADERS
 
 
@@ -114,12 +114,12 @@ def test_when_it_stops_the_engine_stops_with_it() -> None:
     backend = local_backend()
     with serve(backend) as served:
         body = {"prompt": "Once", "max_tokens": 2}
-        assert httpx.post(f"{served.url}v1/completions", json=body).status_code == 200
+        assert httpx.post(f"{served.url}v1/completions", json=body, timeout=None).status_code == 200
         thread = [t for t in threading.enumerate() if t.name == "story-engine" and t not in before]
         assert thread
     assert all(not t.is_alive() for t in thread)
     with pytest.raises(httpx.ConnectError):
-        httpx.get(served.url)
+        httpx.get(served.url, timeout=None)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
@@ -134,7 +134,10 @@ def test_a_signal_ends_the_process_soon_and_cleanly_even_with_a_tab_open(
     try:
         line = process.stdout.readline()
         url = line.removeprefix("Write me a story: ").strip()
-        with contextlib.suppress(httpx.HTTPError), httpx.stream("GET", f"{url}gradio_api/heartbeat/me") as tab:
+        with (
+            contextlib.suppress(httpx.HTTPError),
+            httpx.stream("GET", f"{url}gradio_api/heartbeat/me", timeout=None) as tab,
+        ):
             assert tab.status_code == 200
             for _ in range(2):  # a shell and `make` may both pass it on; a handler that took a lock would hang
                 process.send_signal(number)

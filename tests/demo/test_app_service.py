@@ -41,26 +41,26 @@ def until(condition: Any) -> None:
 
 
 def test_the_page_and_the_routes_are_all_there(served: Served) -> None:
-    page = httpx.get(served.url)
+    page = httpx.get(served.url, timeout=None)
     assert page.status_code == 200
     assert "text/html" in page.headers["content-type"]
-    assert httpx.get(f"{served.url}config").status_code == 200
-    assert httpx.get(f"{served.url}api/health").json()["status"] == "healthy"
-    assert "/v1/completions" in httpx.get(f"{served.url}openapi.json").json()["paths"]
-    assert "story_slots 4.0" in httpx.get(f"{served.url}metrics").text
-    answer = httpx.post(f"{served.url}api/generate", json={"prompt": "One day", "max_tokens": 4})
+    assert httpx.get(f"{served.url}config", timeout=None).status_code == 200
+    assert httpx.get(f"{served.url}api/health", timeout=None).json()["status"] == "healthy"
+    assert "/v1/completions" in httpx.get(f"{served.url}openapi.json", timeout=None).json()["paths"]
+    assert "story_slots 4.0" in httpx.get(f"{served.url}metrics", timeout=None).text
+    answer = httpx.post(f"{served.url}api/generate", json={"prompt": "One day", "max_tokens": 4}, timeout=None)
     assert answer.json()["usage"]["completion_tokens"] == 4
 
 
 def test_its_errors_keep_the_services_form_and_the_pages_keep_theirs(served: Served) -> None:
-    wrong = httpx.post(f"{served.url}v1/completions", json={"prompt": "x", "temperature": 9})
+    wrong = httpx.post(f"{served.url}v1/completions", json={"prompt": "x", "temperature": 9}, timeout=None)
     assert (wrong.status_code, wrong.json()["error"]["param"]) == (422, "temperature")
     assert "x-request-id" in wrong.headers
-    assert httpx.get(f"{served.url}v1/completions").json()["error"]["code"] == "method_not_allowed"
-    assert httpx.get(f"{served.url}v1/nothing").json()["error"]["code"] == "not_found"
-    long = httpx.post(f"{served.url}api/generate", content=b"x" * 5000)
+    assert httpx.get(f"{served.url}v1/completions", timeout=None).json()["error"]["code"] == "method_not_allowed"
+    assert httpx.get(f"{served.url}v1/nothing", timeout=None).json()["error"]["code"] == "not_found"
+    long = httpx.post(f"{served.url}api/generate", content=b"x" * 5000, timeout=None)
     assert (long.status_code, long.json()["error"]["code"]) == (413, "body_too_large")
-    assert "x-request-id" not in httpx.get(f"{served.url}api/nothing").headers
+    assert "x-request-id" not in httpx.get(f"{served.url}api/nothing", timeout=None).headers
 
 
 def test_the_openai_client_streams_through_the_pages_server_token_by_token(served: Served) -> None:
@@ -82,7 +82,7 @@ def test_no_layer_of_the_page_gathers_or_packs_the_events(encoding: str, served:
     body = {"prompt": "One day", "max_tokens": 50, "stream": True, "return_token_ids": True}
     headers = {"accept-encoding": encoding}
     parts = 0
-    with httpx.stream("POST", f"{served.url}v1/completions", json=body, headers=headers) as response:
+    with httpx.stream("POST", f"{served.url}v1/completions", json=body, headers=headers, timeout=None) as response:
         assert "content-encoding" not in response.headers
         for _ in response.iter_raw():
             parts += 1
@@ -91,7 +91,7 @@ def test_no_layer_of_the_page_gathers_or_packs_the_events(encoding: str, served:
 
 def test_a_user_of_the_routes_who_leaves_frees_the_slot(served: Served) -> None:
     body = {"prompt": "One day", "max_tokens": 4000, "stream": True}
-    with httpx.stream("POST", f"{served.url}v1/completions", json=body) as response:
+    with httpx.stream("POST", f"{served.url}v1/completions", json=body, timeout=None) as response:
         next(response.iter_bytes())
         assert engine_of(served).stats().active == 1
     until(lambda: engine_of(served).stats().active == 0)
@@ -117,6 +117,7 @@ def test_a_client_cannot_give_itself_another_address_and_each_story_counts_where
                 f"{served.url}{path}",
                 json={"prompt": "One day", "max_tokens": 2},
                 headers={"x-forwarded-for": f"192.0.2.{number}"},
+                timeout=None,
             ).status_code
             for number, path in enumerate(("api/generate", "v1/completions", "api/generate"))
         ]
@@ -127,13 +128,13 @@ def test_before_it_closes_it_refuses_the_new_and_finishes_the_running() -> None:
     backend = local_backend(slots=2, step_seconds=0.01, end_bias=-50)
     with serve(backend) as served:
         body = {"prompt": "One day", "max_tokens": 80, "stream": True}
-        with httpx.stream("POST", f"{served.url}v1/completions", json=body) as response:
+        with httpx.stream("POST", f"{served.url}v1/completions", json=body, timeout=None) as response:
             lines = response.iter_lines()
             next(lines)
             closing = threading.Thread(target=served.drain, args=(20,))
             closing.start()
-            until(lambda: httpx.get(f"{served.url}api/health").status_code == 503)
-            assert httpx.post(f"{served.url}api/generate", json={"prompt": "x"}).status_code == 503
+            until(lambda: httpx.get(f"{served.url}api/health", timeout=None).status_code == 503)
+            assert httpx.post(f"{served.url}api/generate", json={"prompt": "x"}, timeout=None).status_code == 503
             assert closing.is_alive()
             received = list(lines)
         closing.join(10)
@@ -144,7 +145,7 @@ def test_a_second_signal_need_not_wait() -> None:
     backend = local_backend(slots=2, step_seconds=0.01, end_bias=-50)
     with serve(backend) as served:
         body = {"prompt": "One day", "max_tokens": 4000, "stream": True}
-        with httpx.stream("POST", f"{served.url}v1/completions", json=body) as response:
+        with httpx.stream("POST", f"{served.url}v1/completions", json=body, timeout=None) as response:
             lines = response.iter_lines()
             next(lines)
             closing = threading.Thread(target=served.drain, args=(60,))

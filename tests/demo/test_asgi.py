@@ -41,10 +41,12 @@ def hosted(app: FastAPI) -> Iterator[str]:
 
 def test_the_page_is_the_one_that_the_demo_serves() -> None:
     with serve(ScriptedBackend("A story.")) as served:
-        by_the_demo = {path: httpx.get(f"{served.url}{path}").text for path in ("config", "theme.css", "favicon.ico")}
+        by_the_demo = {
+            path: httpx.get(f"{served.url}{path}", timeout=None).text for path in ("config", "theme.css", "favicon.ico")
+        }
     with hosted(compose(ScriptedBackend("A story."))) as url:
-        here = {path: httpx.get(f"{url}/{path}").text for path in by_the_demo}
-        page = httpx.get(url)
+        here = {path: httpx.get(f"{url}/{path}", timeout=None).text for path in by_the_demo}
+        page = httpx.get(url, timeout=None)
     assert page.status_code == 200
     assert "Write me a story" in page.text
     assert here["theme.css"] == by_the_demo["theme.css"]
@@ -58,21 +60,23 @@ def test_the_page_is_the_one_that_the_demo_serves() -> None:
 
 def test_the_service_lies_beside_it_and_writes() -> None:
     with hosted(compose(local_backend(step_seconds=0.001))) as url:
-        assert httpx.get(f"{url}/api/health").json()["status"] == "healthy"
-        assert "/v1/completions" in httpx.get(f"{url}/openapi.json").json()["paths"]
+        assert httpx.get(f"{url}/api/health", timeout=None).json()["status"] == "healthy"
+        assert "/v1/completions" in httpx.get(f"{url}/openapi.json", timeout=None).json()["paths"]
         body = {"prompt": "Once upon a time", "max_tokens": 8}
-        answer = httpx.post(f"{url}/v1/completions", json=body).json()
+        answer = httpx.post(f"{url}/v1/completions", json=body, timeout=None).json()
         assert answer["usage"]["completion_tokens"] >= 1
-        assert "story_" in httpx.get(f"{url}/metrics").text
-        assert httpx.post(f"{url}/v1/completions", json={"prompt": 7}).json()["error"]["param"] == "prompt"
+        assert "story_" in httpx.get(f"{url}/metrics", timeout=None).text
+        assert (
+            httpx.post(f"{url}/v1/completions", json={"prompt": 7}, timeout=None).json()["error"]["param"] == "prompt"
+        )
 
 
 def test_what_is_closed_in_the_demo_is_closed_here() -> None:
     paths = ("gradio_api/runs", "monitoring", "monitoring/summary", "docs", "redoc")
     with serve(ScriptedBackend("A story.")) as served:
-        by_the_demo = [httpx.get(f"{served.url}{path}").status_code for path in paths]
+        by_the_demo = [httpx.get(f"{served.url}{path}", timeout=None).status_code for path in paths]
     with hosted(compose(ScriptedBackend("A story."))) as url:
-        here = [httpx.get(f"{url}/{path}").status_code for path in paths]
+        here = [httpx.get(f"{url}/{path}", timeout=None).status_code for path in paths]
     assert here == by_the_demo
     assert set(here) <= {403, 404}
 
@@ -81,7 +85,7 @@ def test_the_engine_stops_with_the_application() -> None:
     before = set(threading.enumerate())  # other tests' engines may still be ending
     with hosted(compose(local_backend())) as url:
         body = {"prompt": "Once", "max_tokens": 2}
-        assert httpx.post(f"{url}/v1/completions", json=body).status_code == 200
+        assert httpx.post(f"{url}/v1/completions", json=body, timeout=None).status_code == 200
         threads = [thread for thread in threading.enumerate() if thread.name == "story-engine" and thread not in before]
         assert threads
     for thread in threads:
@@ -94,7 +98,7 @@ def test_a_factory_by_name_reads_the_settings(monkeypatch: pytest.MonkeyPatch) -
     factory = importlib.import_module("demo.asgi").create_app
     monkeypatch.setenv("STORY_SLOTS", "1")
     with hosted(factory()) as url:
-        assert httpx.get(f"{url}/api/health").json()["engine"]["slots"] == 1
+        assert httpx.get(f"{url}/api/health", timeout=None).json()["engine"]["slots"] == 1
     monkeypatch.setenv("STORY_SLOTS", "0")
     with pytest.raises(InputError, match="STORY_SLOTS must be a whole number between 1 and 256, got '0'"):
         factory()

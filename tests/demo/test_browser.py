@@ -69,7 +69,7 @@ def test_a_user_at_the_limit_reads_when_there_is_more_and_a_story_opened_again_c
         if picture := os.environ.get("LIMIT_SCREENSHOT"):
             tab.page.screenshot(path=picture)
         tab.page.goto("about:blank")
-        assert httpx.post(f"{served.url}api/generate", json={"prompt": "One day"}).status_code == 429
+        assert httpx.post(f"{served.url}api/generate", json={"prompt": "One day"}, timeout=None).status_code == 429
         tab.page.context.close()
 
 

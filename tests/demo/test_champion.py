@@ -161,13 +161,13 @@ def test_what_is_promoted_writes_the_next_story_and_a_rollback_brings_the_old_on
             pause.go.set()
             assert written_by(source) == (old, first.digest)
 
-        (listed,) = httpx.get(f"{served.url}v1/models").json()["data"]
+        (listed,) = httpx.get(f"{served.url}v1/models", timeout=None).json()["data"]
         assert (listed["number"], listed["alias"], listed["version"]) == (2, "champion", second.digest)
 
         rollback(uri)
         until(lambda: model_of(served)["number"] == 1)
         assert story(served) == (old, first.digest)
-        assert "story_model_refused_total 0.0" in httpx.get(f"{served.url}metrics").text
+        assert "story_model_refused_total 0.0" in httpx.get(f"{served.url}metrics", timeout=None).text
     assert "mlflow.store" not in capfd.readouterr().err, "MLflow says what it waits for in between"
 
 

@@ -70,8 +70,8 @@ def test_the_page_lies_beside_the_one_that_writes_and_each_links_to_the_other(
     client: StoreClient, tmp_path: Path
 ) -> None:
     with serve(ScriptedBackend("A story."), experiments=client) as served:
-        assert httpx.get(f"{served.url}{PATH}").status_code == 200
-        home, other = (httpx.get(served.url + place).text for place in ("", PATH))
+        assert httpx.get(f"{served.url}{PATH}", timeout=None).status_code == 200
+        home, other = (httpx.get(served.url + place, timeout=None).text for place in ("", PATH))
     assert f'href=\\"./{PATH}\\"' in home
     assert 'href="./"' in other
     assert list(tmp_path.iterdir()) == []
@@ -79,5 +79,5 @@ def test_the_page_lies_beside_the_one_that_writes_and_each_links_to_the_other(
 
 def test_without_it_there_is_neither_page_nor_link() -> None:
     with serve(ScriptedBackend("A story.")) as served:
-        assert httpx.get(f"{served.url}{PATH}").status_code == 404
-        assert re.search(rf"\./{PATH}", httpx.get(served.url).text) is None
+        assert httpx.get(f"{served.url}{PATH}", timeout=None).status_code == 404
+        assert re.search(rf"\./{PATH}", httpx.get(served.url, timeout=None).text) is None

@@ -39,7 +39,7 @@ def test_another_site_may_read_what_the_setting_lets_it_read_and_never_with_cook
     host: str | None, served: Served, strict: Served
 ) -> None:
     named = {} if host is None else {"host": host}
-    with httpx.Client() as client:
+    with httpx.Client(timeout=None) as client:
         for app, origin, allowed in ((served, FRIEND, FRIEND), (served, STRANGER, None), (strict, FRIEND, None)):
             for path in EVERYWHERE:
                 answer = client.get(app.url + path, headers={"origin": origin, **named})
@@ -72,7 +72,7 @@ def test_another_site_cannot_make_a_request_that_has_an_effect(path: str, served
         # Through a proxy with TLS that hides the host's name.
         {"origin": "https://stories.example", "sec-fetch-site": "same-origin"},
     ]
-    with httpx.Client() as client:
+    with httpx.Client(timeout=None) as client:
         for headers in refused:
             answer = client.post(served.url + path, json=POSTS[path], headers=headers)
             assert (answer.status_code, answer.json()["error"]["code"]) == (403, "foreign_origin"), headers
@@ -82,9 +82,11 @@ def test_another_site_cannot_make_a_request_that_has_an_effect(path: str, served
 
 def test_a_picture_on_another_site_starts_no_story(served: Served) -> None:
     address = f"{served.url}api/generate?prompt=One+day&max_tokens=2"
-    assert httpx.get(address, headers={"sec-fetch-site": "cross-site"}).status_code == 403
-    assert httpx.get(address, headers={"sec-fetch-site": "same-origin"}).status_code == 200
-    assert httpx.get(served.url, headers={"sec-fetch-site": "cross-site"}).status_code == 200, "a link to the page"
+    assert httpx.get(address, headers={"sec-fetch-site": "cross-site"}, timeout=None).status_code == 403
+    assert httpx.get(address, headers={"sec-fetch-site": "same-origin"}, timeout=None).status_code == 200
+    assert httpx.get(served.url, headers={"sec-fetch-site": "cross-site"}, timeout=None).status_code == 200, (
+        "a link to the page"
+    )
 
 
 @pytest.mark.parametrize("transport", ["polling", "websocket"])
@@ -96,7 +98,7 @@ async def test_socket_io_follows_the_same_policy(
 ) -> None:
     headers = {} if origin is None else {"Origin": origin, "Host": "stories.example"}
     if transport == "polling":  # its handshake; the client itself takes half a minute to leave
-        async with httpx.AsyncClient(base_url=served.url) as asking:
+        async with httpx.AsyncClient(base_url=served.url, timeout=None) as asking:
             answer = await asking.get("/socket.io/?EIO=4&transport=polling", headers=headers)
         assert (answer.status_code == 200) == connects, answer.text
         return

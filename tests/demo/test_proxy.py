@@ -98,11 +98,11 @@ def test_page_assets_api_and_socket_io_work_under_a_path(strips: bool, tmp_path:
         # With a path after its address, nginx replaces the published one by it; without, it leaves that in place.
         proxied(served.url if strips else served.url.rstrip("/"), tmp_path) as url,
     ):
-        assert httpx.get(f"{url}api/health").json()["status"] == "healthy"
-        assert httpx.get(f"{url}openapi.json").json()["servers"] == [{"url": ROOT}]
+        assert httpx.get(f"{url}api/health", timeout=None).json()["status"] == "healthy"
+        assert httpx.get(f"{url}openapi.json", timeout=None).json()["servers"] == [{"url": ROOT}]
         body = {"prompt": "One day", "max_tokens": 4}
-        assert httpx.post(f"{url}v1/completions", json=body).json()["usage"]["completion_tokens"] == 4
-        assert httpx.get(f"{url}config").json()["root"] == url.rstrip("/")
+        assert httpx.post(f"{url}v1/completions", json=body, timeout=None).json()["usage"]["completion_tokens"] == 4
+        assert httpx.get(f"{url}config", timeout=None).json()["root"] == url.rstrip("/")
         for transport in ("polling", "websocket"):
             assert "story_complete" in asyncio.run(received(url, transport, body))
         with chromium() as browser:
@@ -129,8 +129,10 @@ def test_both_entry_points_listen_on_ipv6(host: str) -> None:
         assert served.url.startswith(f"http://[{host.strip('[]')}]:")
         port = urlsplit(served.url).port
         for name in ("[::1]", "127.0.0.1") if host == "::" else ("[::1]",):
-            assert "Write me a story" in httpx.get(f"http://{name}:{port}/").text
-            assert httpx.get(f"http://{name}:{port}/metrics").status_code == 200, "this machine reads the metrics"
+            assert "Write me a story" in httpx.get(f"http://{name}:{port}/", timeout=None).text
+            assert httpx.get(f"http://{name}:{port}/metrics", timeout=None).status_code == 200, (
+                "this machine reads the metrics"
+            )
     backend, _ = paced()
     with serving(backend, host=host) as running:
         assert running.url.startswith(f"http://[{host.strip('[]')}]:")

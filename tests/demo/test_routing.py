@@ -202,14 +202,14 @@ async def test_a_link_carries_the_version_that_really_wrote() -> None:
 def test_a_failing_database_harms_no_story(tmp_path: Any) -> None:
     (tmp_path / "stories.db").mkdir()
     with serve(split(ScriptedBackend("A story."))) as served:
-        answer = httpx.post(f"{served.url}api/generate", json={"prompt": "x"})
+        answer = httpx.post(f"{served.url}api/generate", json={"prompt": "x"}, timeout=None)
         assert answer.json()["text"] == "A story."
-        assert "story_events_waiting 2.0" in httpx.get(f"{served.url}metrics").text
+        assert "story_events_waiting 2.0" in httpx.get(f"{served.url}metrics", timeout=None).text
 
 
 def test_programs_take_part_by_the_name_of_their_user_and_get_the_version_that_wrote() -> None:
     backend, *_ = two()
-    with serve(backend) as served, httpx.Client(base_url=served.url) as client:
+    with serve(backend) as served, httpx.Client(base_url=served.url, timeout=None) as client:
         for variant in ("a", "b"):
             user = user_of(backend, variant)
             simple = client.post("/api/generate", json={"prompt": "x", "user": user}).json()

@@ -112,7 +112,7 @@ def test_a_real_prometheus_counts_a_load_of_a_hundred_requests(tmp_path: Path) -
     port = free_port()
 
     def query(expression: str) -> float | None:
-        answer = httpx.get(f"http://127.0.0.1:{port}/api/v1/query", params={"query": expression}).json()
+        answer = httpx.get(f"http://127.0.0.1:{port}/api/v1/query", params={"query": expression}, timeout=None).json()
         found: list[dict[str, Any]] = answer["data"]["result"]
         return float(found[0]["value"][1]) if found else None
 
@@ -142,7 +142,7 @@ def test_a_real_prometheus_counts_a_load_of_a_hundred_requests(tmp_path: Path) -
             assert query("sum(story_ttft_seconds_count)") == 100
             assert query('sum(story_tokens_total{kind="completion"})') == 2_000
             assert query('up{job="story"}') == 1
-            groups = httpx.get(f"http://127.0.0.1:{port}/api/v1/rules").json()["data"]["groups"]
+            groups = httpx.get(f"http://127.0.0.1:{port}/api/v1/rules", timeout=None).json()["data"]["groups"]
             loaded = [rule for group in groups for rule in group["rules"]]
             assert {rule["health"] for rule in loaded} <= {"ok", "unknown"}
             assert len(loaded) == len(RULES)

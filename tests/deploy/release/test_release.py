@@ -95,7 +95,7 @@ def test_a_version_gets_onto_the_first_deployment_and_receives_stories(
     assert (report["deployment"], report["version"], report["uploaded"]) == ("blue", shipped, True)
     assert (report["smoke"]["verdict"], report["smoke"]["success_rate"]) == ("passed", 1.0)
     assert store.endpoint(None) == report["url"]
-    health = httpx.get(f"{report['url']}/api/health").json()
+    health = httpx.get(f"{report['url']}/api/health", timeout=None).json()
     assert (health["backend"], health["model"]["version"]) == ("blue", shipped)
 
 

@@ -65,13 +65,13 @@ def test_the_ui_answers_here_refuses_foreign_names_and_leaves_nothing_behind(
         deadline = time.monotonic() + 90
         while True:
             try:
-                assert httpx.get(f"http://127.0.0.1:{port}/health").text == "OK"
+                assert httpx.get(f"http://127.0.0.1:{port}/health", timeout=None).text == "OK"
                 break
             except httpx.TransportError:
                 assert ui.poll() is None, "the UI ended by itself"
                 assert time.monotonic() < deadline, "the UI did not answer in time"
                 time.sleep(0.3)
-        foreign = httpx.get(f"http://127.0.0.1:{port}/", headers={"Host": "stories.example"})
+        foreign = httpx.get(f"http://127.0.0.1:{port}/", headers={"Host": "stories.example"}, timeout=None)
         assert foreign.status_code == 403
         ui.send_signal(number)
         assert ui.wait(timeout=30) == 0

@@ -101,9 +101,9 @@ def test_on_sigterm_running_stories_finish_and_new_ones_refused(repository: Path
         clients = [StreamClient(url, max_tokens=300, seed=seed) for seed in range(4)]
         until(lambda: all(len(client.received) > 5 for client in clients), 30)
         started.send_signal(signal.SIGTERM)
-        until(lambda: httpx.get(f"{url}/api/health").status_code == 503)
-        assert httpx.get(f"{url}/api/health").json()["status"] == "draining"
-        refused = httpx.post(f"{url}/v1/completions", json={"prompt": "x"})
+        until(lambda: httpx.get(f"{url}/api/health", timeout=None).status_code == 503)
+        assert httpx.get(f"{url}/api/health", timeout=None).json()["status"] == "draining"
+        refused = httpx.post(f"{url}/v1/completions", json={"prompt": "x"}, timeout=None)
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "draining")
         assert all(client.is_alive() for client in clients), "they run on"
         assert started.wait(30) == 0
@@ -125,7 +125,7 @@ def test_the_wait_is_bounded_by_the_option_and_by_a_second_signal(
         began = time.monotonic()
         started.send_signal(signal.SIGTERM)
         if second is not None:
-            until(lambda: httpx.get(f"{url}/api/health").status_code == 503)
+            until(lambda: httpx.get(f"{url}/api/health", timeout=None).status_code == 503)
             started.send_signal(second)
         assert started.wait(60) == 0
         assert second is not None or time.monotonic() - began >= 1

@@ -121,7 +121,7 @@ async def test_stop_frees_the_slot_at_the_other_end() -> None:
     with serving(paced(step_seconds=0.01)[0]) as running:
         backend = auto(running.url, timeouts=CALM)
         state = state_of(backend)
-        async with backend.running(), httpx.AsyncClient(base_url=running.url) as asking:
+        async with backend.running(), httpx.AsyncClient(base_url=running.url, timeout=None) as asking:
             async for view in handlers.write(state, "me", Form(prompt=PROMPT, max_tokens=1000)):
                 if len(view.generated) > 20:
                     assert await active(asking) == 1
