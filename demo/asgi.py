@@ -5,8 +5,6 @@
     uvicorn --factory demo.asgi:create_app
 """
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import secrets

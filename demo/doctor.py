@@ -3,8 +3,6 @@
 Packages are looked up in their metadata, without importing them. The model is tested by generating a few tokens.
 """
 
-from __future__ import annotations
-
 import platform
 import re
 import shutil

@@ -5,8 +5,6 @@ style and title, after Gradio's logo. `DocumentMiddleware` completes it before i
 heading are there at the first paint, and the response is compressed.
 """
 
-from __future__ import annotations
-
 import gzip
 import re
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ Read only, and no HTML: tables are plain values in the form that Gradio's compon
 stories and verdicts are plain values for the scripts in `assets/`.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence

@@ -4,8 +4,6 @@ Its events bypass Gradio's queue, which is for stories; the store's client bound
 cache. Scripts draw stories and verdicts from plain values, under a constant template (see `demo.page`).
 """
 
-from __future__ import annotations
-
 import json
 from typing import Any
 

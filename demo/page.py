@@ -8,8 +8,6 @@ the text of a filled-in template as a JavaScript template literal, so a story th
 executed, and `${value}` would be taken as HTML. The script sets text nodes only.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import functools

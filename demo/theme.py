@@ -5,8 +5,6 @@ variables cannot say stands in `assets/page.css`, which `demo.document` puts int
 `css` would have its selectors rewritten.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import gradio as gr

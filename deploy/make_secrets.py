@@ -6,8 +6,6 @@ sees a mounted secret with the permissions that it has here, and each runs as a 
     python3 deploy/make_secrets.py
 """
 
-from __future__ import annotations
-
 import secrets
 import sys
 from pathlib import Path

@@ -8,8 +8,6 @@ Read it from top to bottom. Nothing here computes: the containers run the same s
 other machine. This file says on which machines, from which image, and how many.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

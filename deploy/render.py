@@ -9,8 +9,6 @@ Environment: `RENDER_API_KEY`, `RENDER_SERVICE_ID`, `APP_URL`, `GITHUB_SHA`, `IM
 (another address of the API), `NOTIFY_URL` (unset: nothing is posted), `OUTCOME` (of the deployment).
 """
 
-from __future__ import annotations
-
 import json
 import os
 import sys

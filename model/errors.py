@@ -4,8 +4,6 @@ A message names the input, what was wrong with it and what is allowed, and carri
 command line turns `exit_code` into its own exit status.
 """
 
-from __future__ import annotations
-
 
 class StoryError(Exception):
     """Base of all errors whose message is for the user."""

@@ -1,7 +1,5 @@
 """Files and folders that are replaced whole: after a kill or a power cut there is the old content or the new one."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import tempfile

@@ -3,8 +3,6 @@
 Values are checked here, once, so that nothing behind this file has to doubt them.
 """
 
-from __future__ import annotations
-
 import secrets
 import uuid
 from collections.abc import Sequence

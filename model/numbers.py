@@ -1,7 +1,5 @@
 """One reader of numbers for the command line, TOML and YAML: a number is written as in TOML, or as `.5` and `5.`."""
 
-from __future__ import annotations
-
 import re
 
 NUMBER = re.compile(r"[-+]?(?:\d[\d_]*(?:\.[\d_]*)?|\.\d[\d_]*)(?:[eE][-+]?\d+)?")

@@ -4,8 +4,6 @@ The destination (a tracking store, a database) may be slow or down for minutes. 
 retried with a growing pause; when the buffer is full, the oldest are dropped and counted.
 """
 
-from __future__ import annotations
-
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable

@@ -3,8 +3,6 @@
 `python -m model.reference` writes them into the pages in `docs/`; a test checks that they are up to date.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Callable

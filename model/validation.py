@@ -1,7 +1,5 @@
 """Schemas of options and records, checked by pydantic: what is wrong with one is a single line that names the field."""
 
-from __future__ import annotations
-
 import re
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Stop long work at its next step on Ctrl-C or SIGTERM, instead of raising in the middle of it."""
 
-from __future__ import annotations
-
 import contextlib
 import signal
 import threading

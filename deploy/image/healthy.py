@@ -4,8 +4,6 @@ It runs several times a minute for as long as the app does, so it imports nothin
 no curl. It asks at PORT, where the app listens.
 """
 
-from __future__ import annotations
-
 import contextlib
 import http.client
 import os

@@ -9,8 +9,6 @@ a test: the build fails if the app cannot show the page, stream a story and stop
     PYTHONPYCACHEPREFIX=/opt/story/bytecode python deploy/image/warm.py story demo --host 127.0.0.1
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import py_compile

@@ -14,8 +14,6 @@ Words are runs of ASCII letters and of bytes above 127: letters of other alphabe
 Shapes: V vocabulary.
 """
 
-from __future__ import annotations
-
 import re
 from collections import defaultdict
 from collections.abc import Sequence

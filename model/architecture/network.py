@@ -20,8 +20,6 @@ A network lies on disk as `config.json`, `model.safetensors` and the tokenizer i
 checkpoint holds these three files beside the optimiser's state, a model folder beside its decode graphs.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

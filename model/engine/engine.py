@@ -13,8 +13,6 @@
 A story depends on its prompt, settings and seed alone: not on the other stories, nor on when they come.
 """
 
-from __future__ import annotations
-
 import asyncio
 import atexit
 import sys

@@ -16,8 +16,6 @@ agree.
 Shapes: B streams in the batch, V vocabulary.
 """
 
-from __future__ import annotations
-
 import logging
 import threading
 import time

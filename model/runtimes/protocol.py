@@ -7,8 +7,6 @@ immutable once handed out.
 Shapes: B streams in the batch, T tokens, V vocabulary.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable

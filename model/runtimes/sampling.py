@@ -17,8 +17,6 @@ rows, as whole numbers that hold row, weight and token.
 Shapes: B rows (streams), V vocabulary, N candidates of all rows.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections import Counter

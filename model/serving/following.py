@@ -6,8 +6,6 @@ engine, which is freed after its last one. A version that fails is refused: the 
 again until the alias has named another. While the registry does not answer, what runs goes on.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import logging

@@ -1,7 +1,5 @@
 """JSON log lines that carry their request's id, the client's `x-request-id`. No line holds a story or prompt."""
 
-from __future__ import annotations
-
 import logging
 import sys
 import uuid

@@ -5,8 +5,6 @@ values come from short lists made here. What the engine knows (slots, queue) is 
 in between. The stems are those of the benchmark.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import time

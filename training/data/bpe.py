@@ -3,8 +3,6 @@
 4,096 tokens keep the tied embedding at a fifth of a 5 M-parameter model; a token covers about four bytes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from pathlib import Path
 

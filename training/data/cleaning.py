@@ -4,8 +4,6 @@
 stories too. `why_dropped` filters training stories and names the reason.
 """
 
-from __future__ import annotations
-
 import re
 import unicodedata
 

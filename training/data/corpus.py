@@ -4,8 +4,6 @@ A damaged line raises an error that names file and line, unless the caller passe
 truncated gzip stream, no story at all) always raises. A line ends at CR LF, LF or CR in every kind of text file.
 """
 
-from __future__ import annotations
-
 import csv
 import gzip
 import hashlib

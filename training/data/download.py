@@ -3,8 +3,6 @@
 The GPT-4 half of the data set as plain text: 2.2 GB for training and 22 MB for validation.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import NamedTuple
 

@@ -3,8 +3,6 @@
 Texts are on disk; memory holds what the duplicate search needs, about 150 bytes a story.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 from array import array

@@ -4,8 +4,6 @@ Three passes, none of which holds the corpus in memory: clean the texts into a f
 search; train the tokenizer; write the shards. The finished folder replaces the old one by a rename.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import resource

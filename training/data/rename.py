@@ -9,8 +9,6 @@ A name is found by its form: a word capitalised in mid-sentence that the corpus 
 follows from the pronouns behind it in the story, or else in the whole corpus.
 """
 
-from __future__ import annotations
-
 import hashlib
 import re
 import tomllib

@@ -7,8 +7,6 @@ of tokens that a model reads but is not trained to predict. So `tokens[a : b + 1
 is a story with both its marks, and inputs and targets are the same array shifted by one.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from array import array

@@ -4,8 +4,6 @@ On trained weights and real stories, because an overflow that only trained gates
 weights. Every logit of every precision and batch size must be finite and within its bound, in prefill and step.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -4,8 +4,6 @@ It corrects the overconfidence of repeated epochs and of dropout, and changes no
 run time: it is multiplied into the tied embedding, whose input side is normed.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from pathlib import Path

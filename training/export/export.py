@@ -1,7 +1,5 @@
 """`story export`: from a checkpoint to a self-contained model folder, accepted logit by logit or not at all."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import shutil

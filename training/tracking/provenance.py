@@ -3,8 +3,6 @@
 Unknown facts are left out; nothing here raises, or names a person, a folder or an address.
 """
 
-from __future__ import annotations
-
 import os
 import platform
 import subprocess

@@ -3,8 +3,6 @@
 A checkpoint appears by renaming a finished folder, so that a kill at any moment leaves a whole one behind.
 """
 
-from __future__ import annotations
-
 import errno
 import io
 import shutil

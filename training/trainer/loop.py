@@ -4,8 +4,6 @@ A run is a function of its recipe, data and seed. It can be interrupted at any s
 loss or gradient that is not finite stops it before the weights change. The best and the last network are kept.
 """
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Callable, Sequence

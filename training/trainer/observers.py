@@ -3,8 +3,6 @@
 All times are seconds of the run itself, interruptions left out.
 """
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Callable

@@ -4,8 +4,6 @@ Muon (Jordan et al. 2024) for the matrices inside the blocks, whose update it ma
 embedding and for vectors. A short warm-up, a plateau and a long linear warm-down (Hägele et al. 2024).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager

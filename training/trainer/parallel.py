@@ -4,8 +4,6 @@ Started by `torchrun` or `story train --processes`, which set RANK and WORLD_SIZ
 every function here does nothing.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterable
 

@@ -6,8 +6,6 @@ cut into row-long spans; its rest opens a row of its own. On TinyStories in rows
 plain best fit, longest first, left 7 %. The n-th row depends on the seed alone.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 
 import numpy as np

@@ -3,8 +3,6 @@
 Each story is read from its start, as in serving. Figures are exact sums over all targets, ends included, in fp32.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 

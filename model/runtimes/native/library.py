@@ -11,8 +11,6 @@ Shapes: O outputs, I inputs, G groups of 16 outputs, B blocks of 64 inputs, D wi
 head, K taps, M channels that the convolution mixes, V vocabulary, W window.
 """
 
-from __future__ import annotations
-
 import ctypes
 from collections.abc import Mapping
 from ctypes import POINTER, Structure, c_char_p, c_int64, c_void_p

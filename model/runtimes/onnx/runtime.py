@@ -12,8 +12,6 @@ Shapes: B streams in the batch, M most streams, T tokens, V vocabulary, W window
 layers, A attention layers.
 """
 
-from __future__ import annotations
-
 import os
 from dataclasses import dataclass
 from pathlib import Path

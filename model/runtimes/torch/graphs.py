@@ -10,8 +10,6 @@ tests marked `cuda` do that where there is one. Elsewhere the tests stand in for
 capture does to the memory it touches.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any

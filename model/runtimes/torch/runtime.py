@@ -18,8 +18,6 @@ not for arithmetic.
 Shapes: B streams in the batch, S steps, V vocabulary; the states' as in `model.runtimes.torch.forward`.
 """
 
-from __future__ import annotations
-
 import weakref
 from collections.abc import Sequence
 from functools import partial

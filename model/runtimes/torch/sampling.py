@@ -13,8 +13,6 @@ as there, no row's token depends on its batch mates.
 Shapes: B rows (streams), V vocabulary.
 """
 
-from __future__ import annotations
-
 from functools import partial
 
 import numpy as np

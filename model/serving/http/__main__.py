@@ -1,7 +1,5 @@
 """`python -m model.serving.http`: the service alone, as it runs in a container and as a deployment on this machine."""
 
-from __future__ import annotations
-
 import os
 import sys
 from typing import Annotated, Literal

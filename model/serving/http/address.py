@@ -1,7 +1,5 @@
 """The address that a server listens on, bound before anything slow is loaded."""
 
-from __future__ import annotations
-
 import socket
 
 from model.errors import InputError

@@ -15,8 +15,6 @@ becomes the prompt of a story:
 Only English instructions are recognised, as the model writes English; any other text is a beginning.
 """
 
-from __future__ import annotations
-
 import functools
 import re
 from collections.abc import Sequence

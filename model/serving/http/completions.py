@@ -6,8 +6,6 @@ each token among its log-probabilities as (id, text, log-probability), and each 
 its fraction) in which its tokens came.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 import time

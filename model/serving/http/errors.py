@@ -6,8 +6,6 @@ matching status or, once events have been sent, the data of an event called `err
 the log and reaches the client as one line without details.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import math

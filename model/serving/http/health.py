@@ -1,7 +1,5 @@
 """`GET /api/health` (also `/health` and `/ping`) and `GET /metrics`, for load balancers and operators."""
 
-from __future__ import annotations
-
 import hmac
 import importlib.metadata
 import ipaddress

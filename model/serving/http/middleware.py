@@ -3,8 +3,6 @@
 Pure ASGI, since a middleware that reads responses would buffer streams.
 """
 
-from __future__ import annotations
-
 import logging
 import re
 import time

@@ -3,8 +3,6 @@
 Responses are encoded by hand, for speed; tests check them against the models here.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, Literal, TypeVar
 

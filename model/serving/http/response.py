@@ -3,8 +3,6 @@
 How a response is encoded is up to a `ResponseFormat`.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 from abc import ABC, abstractmethod

@@ -9,8 +9,6 @@ The description of a field says what is allowed: it ends the error message of a 
 the OpenAPI document.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import difflib
 import hashlib

@@ -12,8 +12,6 @@ chunk, then `story_complete` with that object, or `story_error` with the usual e
 story, which then completes as `cancelled`. A client has one story at a time; when it disconnects, its story ends.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import json

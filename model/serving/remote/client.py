@@ -10,8 +10,6 @@ container's cold start. Then comes the wait for the first token (queue and prefi
 comment that only keeps the connection open is no token and restarts no timeout.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import dataclasses

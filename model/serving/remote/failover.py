@@ -5,8 +5,6 @@ the new prompt, and the request's parameters still hold over the whole story: it
 log-probabilities and seed.
 """
 
-from __future__ import annotations
-
 import contextlib
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence

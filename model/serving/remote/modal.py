@@ -4,8 +4,6 @@ Each stream is read by a task of its own, so that a cancel closes the connection
 and the slot at the other end is free a moment later.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import logging
