@@ -20,14 +20,7 @@ import typer
 from demo.terminal import Verbs, print_json, print_rows, write_story
 from deploy.release.cli import app as deploy_verbs
 from deploy.release.cli import promote
-from experiments.ab.cli import ab
-from experiments.benchmark.cli import benchmark
-from experiments.common.cli_options import REFERENCE, Json
-from experiments.compare.cli import compare
-from experiments.gate.cli import gate, rollback
-from experiments.quality.cli import evaluate
-from experiments.registry.cli import models, register
-from experiments.sweep.cli import sweep
+from experiments.cli import REFERENCE, Json, ab, benchmark, compare, evaluate, gate, models, register, rollback, sweep
 from model.generation import GenerationRequest, SamplingParams, new_seed
 
 if TYPE_CHECKING:

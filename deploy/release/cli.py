@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from demo.terminal import print_json
-from experiments.common.cli_options import REFERENCE, Json, ThresholdsFile
-from experiments.gate.cli import Apply, Version, print_move
+from experiments.cli import REFERENCE, Apply, Json, ThresholdsFile, VersionName, print_move
 
 if TYPE_CHECKING:
     from model.architecture.folder import ModelFolder
@@ -156,7 +155,7 @@ def stop(
 
 
 def promote(
-    version: Version = "challenger",
+    version: VersionName = "challenger",
     thresholds: ThresholdsFile = None,
     apply: Apply = False,
     and_deploy: Annotated[

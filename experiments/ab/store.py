@@ -98,14 +98,14 @@ def connect(url: str, *, writes: bool) -> sa.Engine:
         raise InputError("DATABASE_URL", f"{ALLOWED_DATABASE}, got {without_password(url)}") from None
 
 
-def migrate(engine: sa.Engine, to: str = HEAD) -> None:
-    """Bring the database to revision `to`, one replica after the other, in one transaction.
+def migrate(engine: sa.Engine) -> None:
+    """Bring the database to revision `HEAD`, one replica after the other, in one transaction.
 
-    Raises `InputError` when a newer version of the program has migrated it further.
+    Raises `InputError` when another version of the program has made it.
     """
     if (file := sqlite_file(engine.url.render_as_string(hide_password=False))) is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
-    if to == HEAD and revision(engine) == HEAD:
+    if revision(engine) == HEAD:
         return
     import alembic.command
     import alembic.util
@@ -118,10 +118,10 @@ def migrate(engine: sa.Engine, to: str = HEAD) -> None:
             connection.execute(sa.select(sa.func.pg_advisory_xact_lock(MIGRATION_LOCK)))
         config.attributes["connection"] = connection
         try:
-            alembic.command.upgrade(config, to)
+            alembic.command.upgrade(config, HEAD)
         except alembic.util.CommandError as error:
             raise InputError(
-                "DATABASE_URL", f"names a database of a newer version of this project ({one_line(error)})"
+                "DATABASE_URL", f"names a database of another version of this project ({one_line(error)})"
             ) from None
 
 

@@ -6,11 +6,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import sqlalchemy as sa
 
 from experiments.ab.assignment import parse_split
 from experiments.ab.events import Ending, Event, Exposure, Outcome, Rating, hashed
-from experiments.ab.store import exposures
 
 DIGESTS = {"champion": "c" * 64, "challenger": "d" * 64}
 EVEN = "champion:1,challenger:1"
@@ -54,21 +52,3 @@ def users(count: int, likes: dict[str, float], *, split: str = EVEN, test: str =
         yield exposure(story, variant, user=user, split=split, test=test)
         yield ending(story, "finished" if rng.random() < 0.9 else "stopped")
         yield Rating(story=story, rating=1 if rng.random() < likes[variant] else -1)
-
-
-def insert_first_revision_rows(engine: sa.Engine) -> None:
-    """A story of a database at revision 0001, whose columns had other names: generated, then aborted."""
-    story = {"story": "old", "at": 1.0, "test": "t", "split": EVEN, "arm": "champion", "visitor": hashed("lily", "")}
-    story |= {"digest": DIGESTS["champion"], "version": ""}
-    end = {"key": "k", "story": "old", "at": 2.0, "outcome": "cut", "tokens": 5, "duration": 0.1, "writer": "local"}
-    with engine.begin() as connection:
-        for table, row in (("story_exposures", story), ("story_endings", end)):
-            names, marks = ", ".join(f'"{name}"' for name in row), ", ".join(f":{name}" for name in row)
-            connection.execute(sa.text(f"INSERT INTO {table} ({names}) VALUES ({marks})"), row)
-
-
-def read_back(engine: sa.Engine) -> list[tuple[object, ...]]:
-    """(story, variant, user's hash, prompt) of each exposure."""
-    columns = (exposures.c.story, exposures.c.variant, exposures.c.user_hash, exposures.c.prompt)
-    with engine.connect() as connection:
-        return [tuple(row) for row in connection.execute(sa.select(*columns).order_by(exposures.c.id))]

@@ -6,15 +6,13 @@ import dataclasses
 import threading
 from collections.abc import Iterator
 
-import psycopg
 import pytest
 import sqlalchemy as sa
 
-from experiments.ab.events import hashed
 from experiments.ab.recorder import Recorder
 from experiments.ab.report import look
 from experiments.ab.store import HEAD, connect, exposures, insert_events, metadata, migrate, revision
-from tests.experiments.ab.events import exposure, insert_first_revision_rows, read_back, users
+from tests.experiments.ab.events import exposure, users
 from tests.postgres_server import postgres_server
 
 pytestmark = pytest.mark.slow
@@ -52,17 +50,6 @@ def test_replicas_that_start_together_migrate_once_and_lose_nothing(address: str
     assert counts == [300, 300, 300]
     engine.dispose()
     assert look(address, "t").verdict == "better"
-
-
-def test_a_database_of_the_first_revision_is_migrated(address: str) -> None:
-    with psycopg.connect(address, autocommit=True) as connection:
-        connection.execute("CREATE DATABASE old")
-    engine = connect(f"{address.rpartition('/')[0]}/old", writes=True)
-    migrate(engine, "0001")
-    insert_first_revision_rows(engine)
-    migrate(engine)
-    assert read_back(engine) == [("old", "champion", hashed("lily", ""), None)]
-    engine.dispose()
 
 
 def test_a_retry_adds_nothing_and_a_zero_byte_is_no_error(address: str) -> None:

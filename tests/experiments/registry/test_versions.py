@@ -11,7 +11,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 import story
-from experiments.registry.cli import print_versions
+from experiments.cli import print_versions
 from experiments.registry.versions import StoreRegistry, Version, find, register, versions
 from model.architecture.folder import ModelFolder
 from model.errors import InputError, ModelError

@@ -1,6 +1,6 @@
-"""Stories, how they ended, and what readers thought of them.
+"""Stories, how they ended, and how users rated them.
 
-Revision: 0001, on an empty database.
+Revision: 0003, on an empty database; 0001 and 0002 are part of it.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0001"
+revision = "0003"
 down_revision = None
 
 
@@ -22,10 +22,11 @@ def upgrade() -> None:
         sa.Column("at", sa.Float(53), nullable=False, index=True),
         sa.Column("test", sa.String(200), nullable=False, index=True),
         sa.Column("split", sa.Text, nullable=False),
-        sa.Column("arm", sa.String(200), nullable=False),
-        sa.Column("visitor", sa.String(32), nullable=False),
+        sa.Column("variant", sa.String(200), nullable=False),
+        sa.Column("user_hash", sa.String(32), nullable=False),
         sa.Column("digest", sa.String(64), nullable=False),
         sa.Column("version", sa.String(40), nullable=False),
+        sa.Column("prompt", sa.Text, nullable=True),
     )
     op.create_table(
         "story_endings",
@@ -38,7 +39,7 @@ def upgrade() -> None:
         sa.Column("ttft", sa.Float(53), nullable=True),
         sa.Column("duration", sa.Float(53), nullable=False),
         sa.Column("rate", sa.Float(53), nullable=True),
-        sa.Column("writer", sa.String(40), nullable=False),
+        sa.Column("served_by", sa.String(40), nullable=False),
     )
     op.create_table(
         "story_ratings",
