@@ -140,8 +140,8 @@ def evaluate(
     from rich.console import Console
 
     from experiments.quality.evaluate import evaluate_and_log
+    from experiments.quality.evidence import print_report, status
     from experiments.quality.held_out import RUNTIMES
-    from experiments.quality.report import print_report, status
     from experiments.registry.resolve import challenger_reference, resolve_model
     from model.settings import load_settings
 
@@ -213,7 +213,7 @@ def benchmark(
     """Measure latency and load, alone and among many; exit code 1 if a threshold fails."""
     from rich.console import Console
 
-    from experiments.benchmark.plan import Plan
+    from experiments.benchmark.load import Plan
     from experiments.benchmark.run import benchmark as measure
     from experiments.benchmark.run import phases_of, publish
     from experiments.registry.resolve import challenger_reference
@@ -270,8 +270,7 @@ def gate(
     from rich.console import Console
 
     from experiments.common.thresholds import THRESHOLDS, load_thresholds
-    from experiments.gate import render
-    from experiments.gate.run import run_gate, save_losses
+    from experiments.gate import run
     from experiments.registry.resolve import resolve_model
     from model.architecture.folder import ModelFolder
     from model.settings import load_settings
@@ -280,18 +279,18 @@ def gate(
     uri = settings.mlflow_tracking_uri
     digest = None if model is None else ModelFolder.open(resolve_model(model, settings).path).digest
     if save_champion is not None:
-        save_losses(uri, save_champion, version=version, digest=digest)
+        run.save_losses(uri, save_champion, version=version, digest=digest)
         return
     bounds = load_thresholds(thresholds or THRESHOLDS)
-    decision = run_gate(uri, bounds, version=version, digest=digest, against_file=against_file, track=track)
+    decision = run.run_gate(uri, bounds, version=version, digest=digest, against_file=against_file, track=track)
     if markdown is not None:
-        markdown.write_text(render.markdown(decision), encoding="utf-8")
+        markdown.write_text(run.markdown(decision), encoding="utf-8")
     if junit is not None:
-        junit.write_text(render.junit(decision), encoding="utf-8")
+        junit.write_text(run.junit(decision), encoding="utf-8")
     if as_json:
         typer.echo(json.dumps(decision.as_dict(), ensure_ascii=False, indent=2))
     else:
-        render.print_decision(decision, Console())
+        run.print_decision(decision, Console())
     raise typer.Exit(decision.exit_code)
 
 
@@ -334,8 +333,7 @@ def compare(
     """Show training runs and registered versions side by side: figures, curves, and what differs between them."""
     from rich.console import Console
 
-    from experiments.compare.choose import choose
-    from experiments.compare.frames import curves, differences, table
+    from experiments.compare.frames import choose, curves, differences, table
     from experiments.compare.render import as_plain, print_comparison, write_files
     from model.settings import load_settings
 
@@ -382,8 +380,7 @@ def ab(
     from rich.console import Console
 
     from experiments.ab.events import database_url
-    from experiments.ab.render import markdown, print_report
-    from experiments.ab.report import log, look
+    from experiments.ab.report import log, look, markdown, print_report
     from model.settings import load_settings
 
     settings = load_settings()

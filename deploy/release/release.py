@@ -97,8 +97,7 @@ def wait_until_ready(url: str, settings: Settings, *, version: str | None, timeo
 
 def check(url: str, settings: Settings, *, requests: int = REQUESTS, concurrency: int = CONCURRENCY) -> SmokeReport:
     """Generate a few stories, several at once, and judge. Raises `DeployError` when nothing answers at `url`."""
-    from experiments.benchmark.load import LoadGenerator
-    from experiments.benchmark.plan import Plan
+    from experiments.benchmark.load import LoadGenerator, Plan
     from experiments.benchmark.targets import UnreachableError, WebTarget
     from model.serving.remote.client import proxy_auth
 

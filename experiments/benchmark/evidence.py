@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import ConfigDict, TypeAdapter
 
+from experiments.benchmark.load import Plan
 from experiments.benchmark.measures import COUNTED, Figure, Figures, Sample, headline
-from experiments.benchmark.plan import Plan
 from experiments.benchmark.render import draw_figures, markdown
 from experiments.benchmark.report import Comparison, Report
 from experiments.common.evidence_runs import DIGEST, EvidenceStore, StoredEvidence

@@ -11,8 +11,20 @@ from typing import TYPE_CHECKING
 
 from experiments.benchmark.measures import Sample, groups, latency_phase, phase_figures
 from experiments.benchmark.report import Report
-from experiments.common.plotting import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, new_figure, save
-from experiments.common.tables import ABSENT, Table, rounded, shown
+from experiments.common.tables import (
+    ABSENT,
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PURPLE,
+    RED,
+    Table,
+    new_figure,
+    rounded,
+    save,
+    shown,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

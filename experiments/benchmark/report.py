@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
 
+from experiments.benchmark.load import Plan
 from experiments.benchmark.measures import (
     Figure,
     Figures,
@@ -20,7 +21,6 @@ from experiments.benchmark.measures import (
     phase_figures,
     wall_time,
 )
-from experiments.benchmark.plan import Plan
 from experiments.benchmark.targets import Target
 from experiments.common.statistics import CONFIDENCE, Estimate, ratio_of_sums
 from experiments.common.thresholds import Threshold, Thresholds

@@ -15,9 +15,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from experiments.benchmark.load import LoadGenerator
+from experiments.benchmark.load import CHOICES, DEFAULT_PHASES, WARMUP_CLIENTS, Choice, LoadGenerator, Plan
 from experiments.benchmark.measures import Figures, Sample
-from experiments.benchmark.plan import CHOICES, DEFAULT_PHASES, WARMUP_CLIENTS, Choice, Plan
 from experiments.benchmark.render import markdown as as_markdown
 from experiments.benchmark.render import print_report, progress_line
 from experiments.benchmark.report import Report, make_report, summarise

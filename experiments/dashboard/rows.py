@@ -13,8 +13,8 @@ import numpy as np
 
 from experiments.benchmark.evidence import EXPERIMENT
 from experiments.common.evidence_runs import DIGEST, finished_runs, read_artifact
-from experiments.compare.figures import thinned
 from experiments.compare.frames import CURVE_COLUMNS, TRAIN, VAL, curve
+from experiments.compare.render import thinned
 from experiments.dashboard.records import BenchmarkRow, Curve, DecisionRow, Overview, RunRow, SampleSet, VersionRow
 from experiments.gate.run import EXPERIMENT as GATE
 from experiments.registry.versions import versions_in

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from experiments.common.plotting import COLORS, DPI, new_figure
+from experiments.common.tables import COLORS, DPI, new_figure
 from experiments.interpret.trace import StoryTrace
 
 if TYPE_CHECKING:

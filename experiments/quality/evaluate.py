@@ -15,6 +15,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from experiments.quality.evidence import QualityReport
 from experiments.quality.generation import (
     RARE_PROMPTS,
     Written,
@@ -39,7 +40,6 @@ from experiments.quality.held_out import (
 from experiments.quality.judge import Judge, judge_stories, why_not
 from experiments.quality.memorised import TrainingTexts, longest_copies
 from experiments.quality.ngram import NgramBaseline, NgramRuntime
-from experiments.quality.report import QualityReport
 from model.architecture.folder import PRETRAINED, ModelFolder
 from model.architecture.tokenizer import StoryTokenizer
 from model.engine.engine import Engine

@@ -2,6 +2,9 @@
 
 A version is a model folder with a digest. All evidence names that digest, so no figure is taken for another
 artifact's. Registering a folder again gives the version that exists.
+
+A version carries the model folder as its artifact and the generating part of `model` as code. A machine that has the
+named packages loads it without this checkout and without torch.
 """
 
 from __future__ import annotations
@@ -9,14 +12,16 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import model
 from experiments.common.evidence_runs import DIGEST, EvidenceStore
-from experiments.registry.package import save_package
-from model.architecture.folder import ModelFolder, read_weights
+from model.architecture.folder import FILES, ModelFolder, read_weights
 from model.errors import ModelError, one_line
+from model.generation import GenerationRequest, SamplingParams
 from model.serving.registry import FOLDER, NAME, RegisteredVersion, check_complete, choose, parse_reference
 from model.settings import without_password
 from training.tracking.observer import EXPERIMENT, MODEL_NAME
@@ -27,6 +32,7 @@ from training.tracking.store import SQLITE, database_file, open_store
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
+    from mlflow.models import ModelSignature
 
 CHALLENGER, CHAMPION, PREVIOUS = "challenger", "champion", "previous"
 
@@ -218,4 +224,72 @@ def _read(version: ModelVersion, *, new: bool = False) -> Version:
         source=str(version.source),
         run_id=str(version.run_id or ""),
         new=new,
+    )
+
+
+CODE = Path(__file__).with_name("story_writer.py")
+PACKED = ("__init__.py", "errors.py", "generation.py", "architecture", "runtimes", "engine")
+"""Parts of `model` that a version carries: what generates, without HTTP, settings and deployment."""
+REQUIREMENTS = ("mlflow", "numpy", "onnxruntime", "pandas", "tokenizers")
+"""Packages that a version's code imports; each is pinned to the version that is installed here."""
+
+
+def signature() -> ModelSignature:
+    """Columns and parameters of `predict`: only `prompt` is required."""
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+    from mlflow.types.schema import AnyType
+
+    usual: dict[str, Any] = {"max_tokens": GenerationRequest(prompt="").max_tokens} | asdict(SamplingParams())
+    del usual["logit_bias"]  # no column holds it
+    usual["seed"] = -1  # each row gets its own
+    kinds = {bool: DataType.boolean, int: DataType.long, float: DataType.double, str: DataType.string}
+    prompt = ColSpec(DataType.string, "prompt")
+    # Any type: a column of integers with a gap becomes one of floats, which MLflow would refuse for either type.
+    # `GenerationRequest` checks each row's values.
+    inputs = Schema([prompt, *(ColSpec(AnyType(), name, required=False) for name in (*usual, "stop"))])
+    columns = {"story": str, "finish_reason": str, "tokens": int, "seed": int, "error": str}
+    outputs = Schema([ColSpec(kinds[kind], name) for name, kind in columns.items()])
+    params = ParamSchema(
+        [
+            *(ParamSpec(name, kinds[type(value)], value) for name, value in usual.items()),
+            ParamSpec("stop", DataType.string, [], shape=(-1,)),
+        ]
+    )
+    return ModelSignature(inputs, outputs, params)
+
+
+def save_package(folder: ModelFolder, out: Path, scratch: Path, model_id: str, run_id: str) -> None:
+    """Write the MLflow model of `folder` to `out` (new), as logged model `model_id` of run `run_id`.
+
+    `scratch` is an empty folder for temporary copies.
+    """
+    import pandas as pd
+    from mlflow import pyfunc
+    from mlflow.models import Model
+
+    prompts = ["Once upon a time", "Mia found a key."]
+    code, source = scratch / "model", Path(str(model.__file__)).parent
+
+    def unpacked(folder: str, names: list[str]) -> set[str]:
+        others = set(names) - set(PACKED) if Path(folder) == source else set()
+        return others | {"__pycache__"}
+
+    shutil.copytree(source, code, ignore=unpacked)
+    artifact = scratch / "folder"
+    artifact.mkdir()
+    for name in FILES:
+        if (folder.path / name).is_file():
+            shutil.copy(folder.path / name, artifact / name)
+    pyfunc.save_model(
+        path=str(out),
+        mlflow_model=Model(model_id=model_id, run_id=run_id),  # `get_model_info(…).model_uri` comes from these
+        python_model=str(CODE),
+        artifacts={"model": str(artifact)},
+        code_paths=[str(code)],
+        signature=signature(),
+        input_example=pd.DataFrame({"prompt": prompts, "max_tokens": [40, 40], "seed": [1, 2]}),
+        pip_requirements=[f"{name}=={metadata.version(name)}" for name in REQUIREMENTS],
+        metadata={"artifact.digest": folder.digest},
+        streamable=True,
     )

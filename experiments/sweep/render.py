@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from experiments.common.plotting import save
-from experiments.common.tables import Table
+from experiments.common.tables import Table, save
 from experiments.sweep.plan import FIXED, PARTS, as_overrides
 from experiments.sweep.study import BASE, REASON, RECIPE, STEP, TOKENS, first_attempt, plan_of
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from experiments.gate.render import MARK
+from experiments.gate.run import MARK
 from model.architecture.folder import ModelFolder
 from model.runtimes.native.library import library_file
 from tests.workflows.workflow import WORKFLOWS, Runner, read, run_steps

@@ -12,8 +12,7 @@ from rich.console import Console
 
 from experiments.ab.events import Event, Exposure, Rating
 from experiments.ab.evidence import Metric, VariantEvidence, gather, known_tests
-from experiments.ab.render import markdown, print_report
-from experiments.ab.report import Report, make_report
+from experiments.ab.report import Report, make_report, markdown, print_report
 from experiments.ab.store import connect, insert_events, migrate
 from model.errors import InputError
 from tests.experiments.ab.events import ending, exposure, served, users

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from experiments.benchmark.load import Plan
 from experiments.benchmark.measures import Figure, Figures, Phase, Sample
-from experiments.benchmark.plan import Plan
 from experiments.benchmark.report import Comparison, Report, make_report
 from experiments.common.statistics import Estimate
 from experiments.common.thresholds import Thresholds, load_thresholds

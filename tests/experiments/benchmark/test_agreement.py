@@ -14,9 +14,8 @@ from itertools import pairwise
 
 import pytest
 
-from experiments.benchmark.load import LoadGenerator
+from experiments.benchmark.load import LoadGenerator, Plan
 from experiments.benchmark.measures import Sample, phase_figures
-from experiments.benchmark.plan import Plan
 from experiments.benchmark.targets import WebTarget
 from model.runtimes.protocol import Logits, Tokens
 from model.serving.backend import LocalBackend

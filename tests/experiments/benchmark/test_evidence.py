@@ -22,8 +22,8 @@ from experiments.benchmark.evidence import (
     read_samples,
     to_frame,
 )
+from experiments.benchmark.load import Plan
 from experiments.benchmark.measures import FailureKind, Sample
-from experiments.benchmark.plan import Plan
 from experiments.common.evidence_runs import EvidenceError
 from experiments.common.thresholds import load_thresholds
 from model.errors import InputError

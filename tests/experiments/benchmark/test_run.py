@@ -15,8 +15,8 @@ from typer.testing import CliRunner, Result
 
 import story
 from experiments.benchmark.evidence import BenchmarkEvidence
+from experiments.benchmark.load import Plan
 from experiments.benchmark.measures import Phase, Sample
-from experiments.benchmark.plan import Plan
 from experiments.benchmark.report import summarise
 from experiments.benchmark.run import _progress, measure, phases_of, run_coroutine
 from experiments.benchmark.targets import LocalTarget

@@ -15,9 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
-from experiments.benchmark.load import LoadGenerator
+from experiments.benchmark.load import LoadGenerator, Plan
 from experiments.benchmark.measures import Listener, Phase, Sample
-from experiments.benchmark.plan import Plan
 from experiments.benchmark.targets import (
     Ending,
     Failed,

@@ -16,10 +16,8 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 import story
-from experiments.compare.choose import choose
-from experiments.compare.figures import draw_curves, thinned
-from experiments.compare.frames import curves, differences, table
-from experiments.compare.render import print_comparison
+from experiments.compare.frames import choose, curves, differences, table
+from experiments.compare.render import draw_curves, print_comparison, thinned
 from model.errors import InputError
 from tests.experiments.compare.conftest import Place
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pickle
 from typing import Any
 
-from experiments.dashboard.client import StoreClient, UnreadableError, why_absent
-from experiments.dashboard.worker import Question, answer
+from experiments.dashboard.client import Question, StoreClient, UnreadableError, answer, why_absent
 
 
 class DirectClient(StoreClient):

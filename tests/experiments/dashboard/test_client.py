@@ -6,10 +6,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import importlib.util
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,12 +22,16 @@ from typing import Any
 
 import psutil
 import pytest
+from mlflow.exceptions import MlflowException
 
 from experiments.dashboard import client
-from experiments.dashboard.client import StoreClient, UnreadableError, why_absent
+from experiments.dashboard.client import StoreClient, UnreadableError, answer, why_absent
+from experiments.dashboard.rows import run_rows
+from model.errors import InputError
 from tests.experiments.dashboard import stand_in
 from tests.experiments.dashboard.direct import DirectClient
 from tests.experiments.dashboard.made import made
+from training.tracking.store import open_store
 
 
 @pytest.fixture
@@ -241,3 +247,34 @@ def test_missing_mlflow_is_one_line(uri: str, monkeypatch: pytest.MonkeyPatch) -
     assert line is not None
     assert line.startswith("MLflow, which keeps the experiments, is not installed here")
     assert "\n" not in line
+
+
+def test_no_question_changes_the_store_and_its_client_could_not(tmp_path: Path) -> None:
+    database = Path(
+        shutil.copy(made().uri.removeprefix("sqlite:///"), tmp_path / "it's 100% mine?.db".replace("?", ""))
+    )
+    before = hashlib.sha256(database.read_bytes()).hexdigest()
+    uri = f"sqlite:///{database}"
+    (first, *_), _ = run_rows(open_store(uri, read_only=True))
+    questions: tuple[Any, ...] = (("overview",), ("curves", [first.id], "training"), ("sample_sets", first.id))
+    for question in questions:
+        found, error = answer(uri, *question)
+        assert (bool(found), error) == (True, None)
+    with pytest.raises(MlflowException, match="readonly"):
+        open_store(uri, read_only=True).set_tag(first.id, "seen", "yes")
+    assert hashlib.sha256(database.read_bytes()).hexdigest() == before
+    assert [path.name for path in tmp_path.iterdir()] == [database.name]
+
+
+def test_a_missing_database_is_not_created_to_be_read(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot be used"):
+        open_store(f"sqlite:///{tmp_path}/mlflow.db", read_only=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("question", [("delete",), ("sample_sets",), ("curves", ["x"], "m")])
+def test_what_cannot_be_answered_is_an_error_in_one_line(question: Any) -> None:
+    found, error = answer(made().uri, *question)
+    assert found is None
+    assert error
+    assert "\n" not in error

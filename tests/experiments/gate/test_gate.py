@@ -18,8 +18,7 @@ from experiments.common.thresholds import load_thresholds
 from experiments.gate.decide import Decision, Verdict, decide
 from experiments.gate.evidence import Evidence, save_champion
 from experiments.gate.promotion import PromotionError, promote, rollback
-from experiments.gate.render import MARK, junit, markdown, print_decision
-from experiments.gate.run import run_gate
+from experiments.gate.run import MARK, junit, markdown, print_decision, run_gate
 from experiments.quality.evidence import QualityEvidence, StoryLoss
 from experiments.registry.versions import register, versions
 from model.architecture.folder import ModelFolder

@@ -15,7 +15,7 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from experiments.benchmark.evidence import log_benchmark
-from experiments.benchmark.plan import Plan
+from experiments.benchmark.load import Plan
 from experiments.benchmark.report import Report, make_report, summarise
 from experiments.benchmark.run import measure
 from experiments.common.thresholds import Thresholds, load_thresholds

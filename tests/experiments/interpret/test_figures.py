@@ -8,7 +8,6 @@ from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from experiments.interpret.ablation import by_mention, cost_by_reach, cost_of_names
 from experiments.interpret.figures import (
     TEXT_COLUMNS,
     draw_attention,
@@ -17,7 +16,7 @@ from experiments.interpret.figures import (
     draw_reach,
     draw_text,
 )
-from experiments.interpret.trace import trace_story
+from experiments.interpret.trace import by_mention, cost_by_reach, cost_of_names, trace_story
 from model.architecture.tokenizer import StoryTokenizer
 from tests.model.small_model import SMALL, random_network, small_tokenizer
 from training.data.corpus import load_own_stories

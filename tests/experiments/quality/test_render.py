@@ -7,8 +7,8 @@ from typing import Any
 
 from rich.console import Console
 
+from experiments.quality.evidence import print_report, status
 from experiments.quality.generation import FIGURES
-from experiments.quality.report import print_report, status
 from tests.experiments.quality.reports import report
 
 
