@@ -24,10 +24,9 @@ from experiments.dashboard.client import StoreClient
 from experiments.registry.resolve import open_registry
 from model.errors import MissingExtraError
 from model.serving.backend import Backend
-from model.serving.http.address import bound, url_of
 from model.serving.http.app import ServiceRoute, SharedState, create_service
 from model.serving.http.middleware import outer_middleware
-from model.serving.http.server import DrainingServer
+from model.serving.http.server import DrainingServer, bound, url_of
 from model.serving.logs import configure_logs
 from model.serving.remote import open_backend
 from model.settings import ServiceOptions, Settings, load_settings

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from model.errors import InputError, StoryError
-from model.serving.http.address import bound
+from model.serving.http.server import bound
 from model.settings import Settings, load_settings, without_password
 
 DISTRIBUTION = "write-me-a-story"

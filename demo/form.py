@@ -7,11 +7,9 @@ every replica. It names the model's version, because another version writes anot
 untrusted: a value that cannot be used is left at its default and reported.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, Self
 from urllib.parse import quote, urlencode
 
 from model.errors import InputError, one_line
@@ -40,7 +38,7 @@ class Form:
     seed: int | None = _USUAL.sampling.seed
     """None: a new one for each story."""
 
-    def drawn(self) -> Form:
+    def drawn(self) -> Self:
         """This form with a seed: its own, or a new one."""
         return replace(self, seed=new_seed()) if self.seed is None else self
 

@@ -4,8 +4,6 @@ A handler takes the form and what is on the page, and yields `View`s: the whole 
 times a second. It knows nothing of Gradio's components. Text is passed on as text; nothing here makes HTML.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import logging
@@ -13,7 +11,7 @@ import math
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 from demo.form import Form, decode_link, encode_link
 from demo.routing import RoutingBackend
@@ -72,7 +70,7 @@ class View:
     """Counts views without news, so that the browser knows that the connection stands."""
 
     @classmethod
-    def sent(cls, value: object) -> View:
+    def sent(cls, value: object) -> Self:
         """The view that a browser sends. It may send anything: a value of another type is left out."""
         given, usual = value if isinstance(value, dict) else {}, cls()
         names = [entry.name for entry in fields(cls)]

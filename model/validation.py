@@ -1,4 +1,7 @@
-"""Schemas of options and records, checked by pydantic: what is wrong with one is a single line that names the field."""
+"""Schemas of options and records, checked by pydantic: what is wrong with one is a single line that names the field.
+
+Numbers on the command line, in TOML and in YAML are read by one function, as TOML writes them, or as `.5` and `5.`.
+"""
 
 import re
 from typing import Any
@@ -36,3 +39,22 @@ class Record(BaseModel):
     """What one run writes and a later one reads. Its fields have the names that are on the disk."""
 
     model_config = ConfigDict(frozen=True)
+
+
+_NUMBER = re.compile(r"[-+]?(?:\d[\d_]*(?:\.[\d_]*)?|\.\d[\d_]*)(?:[eE][-+]?\d+)?")
+_LEADING_ZERO = re.compile(r"[-+]?0[\d_]")
+
+
+def read_number(text: str) -> int | float | None:
+    """Return the number that a whole text is; None: it is none.
+
+    `1e3` is the whole number 1000, and `1000.0` is not one. A leading zero is refused: YAML 1.1 reads `010` as 8.
+    """
+    if not _NUMBER.fullmatch(text) or _LEADING_ZERO.match(text) or "__" in text or text.endswith("_"):
+        return None
+    try:
+        return int(text)
+    except ValueError:
+        value = float(text)
+    is_whole = "." not in text and value.is_integer() and abs(value) < 2**53
+    return int(value) if is_whole else value

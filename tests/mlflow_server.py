@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from model.serving.http.address import free_port
+from model.serving.http.server import free_port
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from model.serving.http.address import free_port
+from model.serving.http.server import free_port
 
 
 @dataclass

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from model.serving.http.address import free_port
+from model.serving.http.server import free_port
 from model.serving.redis import RedisLink
 
 

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from model.architecture.folder import PRETRAINED, read_config
 from model.errors import InputError, ModelError
-from model.serving.http.address import free_port
+from model.serving.http.server import free_port
 from training.data.corpus import own_stories_folder
 from training.data.prepare import PrepareOptions, prepare
 from training.trainer.recipe import Recipe, overridden

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import httpx
 
-from model.serving.http.address import free_port
+from model.serving.http.server import free_port
 
 TIMEOUT = 300
 """Seconds for a start without bytecode on a slow and busy builder, and for a stop."""

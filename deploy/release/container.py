@@ -62,9 +62,8 @@ class Container:
         """Load the engine and serve on `port` (0: any free one). Raises `ModelError` and `InputError`."""
         from model.engine.load import load_torch_engine
         from model.serving.backend import LocalBackend, ModelInfo
-        from model.serving.http.address import bound, url_of
         from model.serving.http.app import create_service
-        from model.serving.http.server import DrainingServer
+        from model.serving.http.server import DrainingServer, bound, url_of
         from model.settings import ServiceOptions, load_settings
 
         listener = bound(host, port)

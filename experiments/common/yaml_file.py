@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from model.errors import MissingExtraError, StoryError
-from model.numbers import read_number
+from model.validation import read_number
 
 Place = tuple[str | int, ...]
 """Keys and indexes that lead to a part of the file."""

@@ -15,7 +15,7 @@ import subprocess
 import sys
 
 from model.errors import InputError, MissingExtraError
-from model.serving.http.address import bound
+from model.serving.http.server import bound
 from model.settings import without_password
 from training.tracking.store import database_file, follow_database, unusable
 

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from experiments.common.statistics import ratio_of_sums
 from experiments.quality.generation import names_in
-from model.architecture.config import END_ID
+from model.architecture.folder import END_ID
 from model.architecture.network import Attention, Block, Recurrence, StoryNetwork, rms_norm, rotate
 from model.architecture.tokenizer import StoryTokenizer
 from model.errors import InputError

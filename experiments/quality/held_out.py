@@ -19,8 +19,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from model.architecture.config import END_ID
-from model.architecture.folder import ModelFolder
+from model.architecture.folder import END_ID, ModelFolder
 from model.architecture.tokenizer import StoryTokenizer
 from model.engine.load import load_runtime
 from model.errors import DataError

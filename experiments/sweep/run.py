@@ -25,12 +25,11 @@ from experiments.sweep.study import EXPERIMENT, RUN, begin_study, open_study, pl
 from experiments.sweep.trial import Objective, Runner, Say, TrialObserver, run_trial
 from model.errors import InputError
 from model.validation import Options
-from training.interrupts import stop_on_signals
 from training.tracking.observer import MlflowObserver
 from training.tracking.provenance import Provenance, provenance, usable_cores
 from training.tracking.runs import known_run, log_tables, now, set_tags, store_errors, table_text, without_folders
 from training.tracking.store import LAST_SEEN, OWNER, mark_stale_runs, open_experiment, open_store, owner_of
-from training.trainer.observers import Observer, ProgressObserver
+from training.trainer.observers import Observer, ProgressObserver, stop_on_signals
 
 if TYPE_CHECKING:
     import optuna

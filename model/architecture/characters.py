@@ -7,15 +7,13 @@ between two characters, and one for each set of bytes that may come next within 
 Shapes: S states, V vocabulary.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from model.architecture.config import END_ID
+from model.architecture.folder import END_ID
 from model.architecture.names import WordTable
 
 REJECT = 255
@@ -77,7 +75,7 @@ class TokenMasks(NamedTuple):
     words: WordTable
 
     @classmethod
-    def of(cls, token_bytes: Sequence[bytes], vocab_size: int) -> TokenMasks:
+    def of(cls, token_bytes: Sequence[bytes], vocab_size: int) -> Self:
         """The tables for a vocabulary. Ids from `len(token_bytes)` up to `vocab_size` are never sampled."""
         following = np.full((STATES, vocab_size), REJECT, np.uint8)
         for token, data in enumerate(token_bytes):
@@ -97,7 +95,7 @@ class TokenMasks(NamedTuple):
         return cls(forbidden, tuple(row.tobytes() for row in stays), token_bytes, WordTable(token_bytes, vocab_size))
 
     @classmethod
-    def none(cls, vocab_size: int) -> TokenMasks:
+    def none(cls, vocab_size: int) -> Self:
         """Tables that forbid nothing but, where asked for, the end of story: for logits without a tokenizer."""
         return cls.of([b""] * vocab_size, vocab_size)
 

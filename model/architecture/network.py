@@ -31,8 +31,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from model.architecture.config import END_ID, ModelConfig
-from model.architecture.folder import FORMAT, read_sizes
+from model.architecture.folder import END_ID, FORMAT, ModelConfig, read_sizes
 from model.errors import ModelError
 
 

@@ -5,17 +5,16 @@ as exact bytes, and a `StreamDecoder` releases a character once its last byte ha
 the same function of the same bytes, and so give the same text.
 """
 
-from __future__ import annotations
-
 import codecs
 import functools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Self
 
 from tokenizers import AddedToken, Tokenizer
 
 from model.architecture.characters import TokenMasks, open_state
-from model.architecture.config import END_ID
+from model.architecture.folder import END_ID
 from model.errors import ModelError
 
 
@@ -63,7 +62,7 @@ class StoryTokenizer:
         self._texts: list[str | None] = [_whole_characters(data) for data in tokens]
 
     @classmethod
-    def load(cls, path: str | Path) -> StoryTokenizer:
+    def load(cls, path: str | Path) -> Self:
         """Read `tokenizer.json`, or the one in the folder `path`. Raises `ModelError` that names the file."""
         file = Path(path)
         if file.is_dir():

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from model.architecture.config import ModelConfig
-from model.architecture.folder import PRETRAINED, ModelFolder
+from model.architecture.folder import PRETRAINED, ModelConfig, ModelFolder
 from model.architecture.tokenizer import StoryTokenizer
 from model.engine.engine import Engine
 from model.errors import ModelError

@@ -22,7 +22,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from model.architecture.config import END_ID
+from model.architecture.folder import END_ID
 from model.architecture.tokenizer import StoryTokenizer, StreamDecoder
 from model.errors import StoryError
 from model.generation import Chunk, Completion, FinishReason, GenerationRequest, PromptEcho, TokenLogprob, Usage

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from model.architecture.characters import TokenMasks
-from model.architecture.config import END_ID
+from model.architecture.folder import END_ID
 from model.generation import SamplingParams
 
 Logits = npt.NDArray[np.float32]

@@ -9,8 +9,6 @@ the client that asked first. It goes on while anyone is subscribed and is cancel
 subscriber gets the stream from its beginning, at its own pace.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import hashlib
@@ -73,7 +71,7 @@ class CachedResponse:
     completion_tokens: int
 
     @classmethod
-    def of(cls, chunks: list[Chunk], completion: Completion) -> CachedResponse:
+    def of(cls, chunks: list[Chunk], completion: Completion) -> Self:
         """Make the entry for a finished stream."""
         usage = completion.usage
         return cls(tuple(chunks), completion.finish_reason, usage.prompt_tokens, usage.completion_tokens)
@@ -88,7 +86,7 @@ class CachedResponse:
         return json.dumps(parts, ensure_ascii=False, separators=(",", ":")).encode()
 
     @classmethod
-    def from_bytes(cls, data: bytes) -> CachedResponse | None:
+    def from_bytes(cls, data: bytes) -> Self | None:
         """Decode; None for anything but an encoded response, since Redis may hold anything."""
         try:
             finish, prompt_tokens, completion_tokens, stored = _STORED.validate_json(data)

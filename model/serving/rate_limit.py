@@ -11,8 +11,6 @@ ones in Redis can only be fuller, so a refusal here costs no round trip. While R
 what this process has admitted, and go on alone.
 """
 
-from __future__ import annotations
-
 import contextlib
 import ipaddress
 import math
@@ -21,7 +19,7 @@ from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from limits.aio.storage import RedisStorage
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -124,7 +122,7 @@ class Taken:
 
     at: float
     cost: int
-    window: _Window | None
+    window: "_Window | None"
 
 
 @dataclass(slots=True)
@@ -316,7 +314,7 @@ class Limiter(Collector):
         """Refused requests, by the quota that they met."""
 
     @classmethod
-    def from_settings(cls, settings: Settings, redis: RedisLink | None = None) -> Limiter:
+    def from_settings(cls, settings: Settings, redis: RedisLink | None = None) -> Self:
         """Make the limiter that the settings ask for; unset limits hold in production only."""
         quotas: list[Quota] = []
         for name, scope, resource, default in SETTINGS:

@@ -10,8 +10,6 @@ A version's folder lies in the user's cache under its digest: downloaded beside 
 each reference the cache also records the version that it last named, which is used while the server does not answer.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json
@@ -23,7 +21,7 @@ import tempfile
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 from urllib.parse import quote, unquote, urlsplit
 
 import httpx
@@ -132,7 +130,7 @@ def alias_of(reference: str | None) -> str | None:
     return None if wanted is None or wanted.isdecimal() else wanted
 
 
-def open_server(settings: Settings) -> ServerRegistry:
+def open_server(settings: Settings) -> "ServerRegistry":
     """Open the registry of the settings' MLflow server. Raises `InputError` where they name a database."""
     uri = settings.mlflow_tracking_uri
     if not uri.startswith(("http://", "https://")):
@@ -301,7 +299,7 @@ class ServerRegistry:
         self._credentials = credentials
 
     @classmethod
-    def from_settings(cls, settings: Settings) -> ServerRegistry:
+    def from_settings(cls, settings: Settings) -> Self:
         """Open the server at `MLFLOW_TRACKING_URI`, with the credentials in it or those of the other settings."""
         parts = urlsplit(settings.mlflow_tracking_uri)
         address = parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from demo.asgi import compose
 from experiments.dashboard.client import StoreClient
 from model.serving.backend import Backend
-from model.serving.http.address import bound, url_of
 from model.serving.http.app import SharedState
-from model.serving.http.server import DrainingServer
+from model.serving.http.server import DrainingServer, bound, url_of
 from model.serving.session import GenerationManager
 from model.settings import ServiceOptions
 

@@ -16,7 +16,7 @@ from fastapi import FastAPI
 
 from demo.asgi import compose
 from model.errors import InputError
-from model.serving.http.address import bound, url_of
+from model.serving.http.server import bound, url_of
 from tests.demo.engines import local_backend
 from tests.demo.scripted import ScriptedBackend
 from tests.demo.served import serve

@@ -23,7 +23,7 @@ from playwright.sync_api import expect
 from demo.routing import RoutingBackend
 from experiments.ab.assignment import without_test
 from experiments.ab.recorder import Recorder
-from model.serving.http.address import bound, free_port
+from model.serving.http.server import bound, free_port
 from model.settings import ServiceOptions, Settings
 from tests.demo.engines import local_backend
 from tests.demo.served import serve

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from experiments.common.thresholds import load_thresholds
-from model.serving.http.address import free_port
+from model.serving.http.server import free_port
 from tests.model.serving.http.serving import paced, serving, until
 
 REPOSITORY = Path(__file__).resolve().parents[2]

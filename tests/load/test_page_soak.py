@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 from playwright.async_api import Error, Page, async_playwright
 
-from model.serving.http.address import free_port
+from model.serving.http.server import free_port
 from tests.demo.tabs import FLAGS
 from tests.load.service_process import ServiceProcess, service_process
 

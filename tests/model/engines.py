@@ -15,7 +15,7 @@ from model.engine.engine import Engine
 from model.generation import Completion, GenerationRequest, SamplingParams
 from model.runtimes.sampling import SamplingRows
 from tests.model.fake_runtime import FakeRuntime
-from training.data.bpe import train_tokenizer
+from training.data.shards import train_tokenizer
 
 SENTENCES = [
     "Once upon a time there was a little fox who lived under the old oak tree.",

@@ -16,11 +16,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from model.architecture.config import END_ID, ModelConfig
+from model.architecture.folder import END_ID, ModelConfig
 from model.architecture.network import StoryNetwork, save_network
 from model.architecture.tokenizer import StoryTokenizer
-from training.data.bpe import train_tokenizer
 from training.data.corpus import load_own_stories
+from training.data.shards import train_tokenizer
 from training.export.export import export_checkpoint
 
 SMALL = ModelConfig(

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from model.architecture.config import ModelConfig
+from model.architecture.folder import ModelConfig
 from model.architecture.network import load_network
 from training.trainer.loop import Trainer
 from training.trainer.observers import EvaluationReport, RunEnd, RunStart, StepReport

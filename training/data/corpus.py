@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple, TextIO, cast, get_args
 
 from model.errors import DataError, InputError, MissingExtraError
-from training.data.bpe import END_OF_STORY
+from training.data.shards import END_OF_STORY
 
 KINDS = {".jsonl": "json", ".ndjson": "json", ".json": "json", ".txt": "text", ".csv": "csv", ".parquet": "parquet"}
 """Kind of file by suffix, in any case; all but Parquet also as `.gz`."""

@@ -15,22 +15,74 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from pydantic import Field, model_validator
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from tokenizers import Tokenizer
 
-from model.errors import DataError, InputError
+from model.errors import DataError, InputError, MissingExtraError
 from model.files import replace_folder
 from model.validation import Options
-from training.data.bpe import MAX_VOCAB, load_tokenizer
 from training.data.corpus import BadLineError, file_sha256, find_files, kind_of, layout_of
 from training.data.dedup import BANDS
-from training.data.download import download_tinystories
 from training.data.pool import Step, StoryPool
-from training.data.shards import SPLITS, TokenShard, read_meta, shards_digest
+from training.data.shards import MAX_VOCAB, SPLITS, TokenShard, load_tokenizer, read_meta, shards_digest
+
+REPOSITORY = "roneneldan/TinyStories"
+TRAIN_FILE = "TinyStoriesV2-GPT4-train.txt"
+VALID_FILE = "TinyStoriesV2-GPT4-valid.txt"
+
+
+class TinyStories(NamedTuple):
+    """The two files on this machine."""
+
+    train: Path
+    valid: Path
+
+
+def download_tinystories(folder: Path, *, revision: str = "main", endpoint: str | None = None) -> TinyStories:
+    """Fetch TinyStories (Eldan and Li 2023, CDLA-Sharing-1.0) into `folder`, or find it there; return the paths.
+
+    The GPT-4 half as plain text, 2.2 GB and 22 MB, from the Hugging Face hub.
+
+    `endpoint` is the hub's address; by default the one in the environment's HF_ENDPOINT, or the public hub.
+
+    Raises:
+        DataError: the hub cannot be reached, or does not have the files at this revision.
+        MissingExtraError: huggingface_hub is not installed.
+    """
+    try:
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    except ImportError as error:
+        raise MissingExtraError("downloading TinyStories", "train") from error
+
+    def fetch(name: str) -> Path:
+        try:
+            return Path(
+                hf_hub_download(
+                    REPOSITORY,
+                    name,
+                    repo_type="dataset",
+                    revision=revision,
+                    local_dir=folder,
+                    endpoint=endpoint,
+                    library_name="write-me-a-story",
+                )
+            )
+        # LocalEntryNotFoundError: nothing answered and nothing was fetched before.
+        except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+            reason = str(error).strip().splitlines()
+            raise DataError(
+                f"{REPOSITORY}/{name} at revision {revision} could not be fetched "
+                f"({reason[0] if reason else type(error).__name__}); "
+                "check the network and HF_ENDPOINT, or give local files instead"
+            ) from error
+
+    return TinyStories(train=fetch(TRAIN_FILE), valid=fetch(VALID_FILE))
+
 
 FORMAT = 2
 """Raised whenever the same input would give another output, so that old shards are not taken for current ones."""

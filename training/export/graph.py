@@ -14,13 +14,11 @@ large negative number elsewhere; `take` (some of T) the places whose logits are 
 Outputs: `logits` (B, take, V); the states with `_out`; for attention only the new rows (B, T, P).
 """
 
-from __future__ import annotations
-
 import json
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +26,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import load_file
 
-from model.architecture.config import ModelConfig
+from model.architecture.folder import ModelConfig
 from model.errors import ModelError
 from model.runtimes.native.library import BLOCK, quantize_matrix
 
@@ -47,7 +45,7 @@ class WeightFile:
     """Name to (offset, length) in bytes from the start of the file."""
 
     @classmethod
-    def read(cls, path: Path) -> WeightFile:
+    def read(cls, path: Path) -> Self:
         """Read all of `path` (the format: eight bytes of header length, a JSON header, then the tensors)."""
         with path.open("rb") as file:
             (size,) = struct.unpack("<Q", file.read(8))

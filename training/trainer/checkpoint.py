@@ -11,13 +11,12 @@ from typing import Any
 
 import torch
 
-from model.architecture.config import ModelConfig
-from model.architecture.folder import ModelFolder, read_config
+from model.architecture.folder import ModelConfig, ModelFolder, read_config
 from model.architecture.network import StoryNetwork, load_network, save_network
 from model.errors import InputError, ModelError, TrainingError
 from model.files import replace_folder
-from training.data.bpe import same_tokenizer
 from training.data.corpus import file_sha256
+from training.data.shards import same_tokenizer
 
 LAST, BEST = "last", "best"
 

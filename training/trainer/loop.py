@@ -16,11 +16,10 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from model.architecture.config import END_ID
+from model.architecture.folder import END_ID
 from model.architecture.network import StoryNetwork
 from model.errors import InputError, TrainingError
 from training.data.shards import TokenShard, read_meta
-from training.interrupts import StopFlag, stop_on_signals
 from training.trainer.checkpoint import (
     BEST,
     LAST,
@@ -30,12 +29,21 @@ from training.trainer.checkpoint import (
     read_initial,
     write_checkpoint,
 )
-from training.trainer.observers import EndRun, EvaluationReport, Observer, Outcome, RunEnd, RunStart, StepReport
+from training.trainer.observers import (
+    EndRun,
+    EvaluationReport,
+    Observer,
+    Outcome,
+    RunEnd,
+    RunStart,
+    StepReport,
+    StopFlag,
+    stop_on_signals,
+)
 from training.trainer.optim import Average, Optimizers, has_bf16, rate_share
 from training.trainer.parallel import Group
 from training.trainer.recipe import Recipe
-from training.trainer.rows import IGNORED, RowStream
-from training.trainer.validation import Validation, write_samples
+from training.trainer.rows import IGNORED, RowStream, Validation, write_samples
 
 EVALUATED_PARTS = 8
 """A budget in minutes is evaluated at each of these parts of it too, if evaluations leave enough time for steps."""

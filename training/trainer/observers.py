@@ -1,13 +1,17 @@
-"""Records of a training run, the protocol of its observers, and the progress shown in a terminal.
+"""Records of a training run, the protocol of its observers, the progress shown in a terminal, and a clean stop.
 
 All times are seconds of the run itself, interruptions left out.
 """
 
+import contextlib
 import math
+import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any, Literal, Protocol
 
 from rich.console import Console
@@ -219,3 +223,38 @@ def _smooth(mean: float | None, value: float) -> float:
     if mean is None or not math.isfinite(mean) or not math.isfinite(value):
         return value
     return SMOOTHING * mean + (1 - SMOOTHING) * value
+
+
+class StopFlag:
+    """A flag without a lock.
+
+    A signal handler runs in the main thread, in the middle of whatever that does. With a `threading.Event`, a second
+    signal that arrives while the first one is being handled waits for a lock that is never released.
+    """
+
+    def __init__(self) -> None:
+        self._is_set = False
+
+    def set(self) -> None:
+        self._is_set = True
+
+    def is_set(self) -> bool:
+        return self._is_set
+
+
+@contextlib.contextmanager
+def stop_on_signals(stop: StopFlag | None = None) -> Iterator[StopFlag]:
+    """Set `stop` on Ctrl-C and SIGTERM while inside; outside the main thread nothing can be caught."""
+    stop = stop or StopFlag()
+    previous: dict[int, Any] = {}
+
+    def on_signal(_number: int, _frame: FrameType | None) -> None:
+        stop.set()
+
+    if threading.current_thread() is threading.main_thread():
+        previous = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -3,21 +3,18 @@
 Presets are the files in `training/recipes/`; `optimizer.matrix_lr=0.01` on the command line overrides one value.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, ConfigDict, Field, StrictBool, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
-from model.architecture.config import ModelConfig
+from model.architecture.folder import ModelConfig
 from model.errors import InputError, ModelError
-from model.numbers import read_number
-from model.validation import fault_of
+from model.validation import fault_of, read_number
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 Precision = Literal["auto", "bf16", "fp32"]
@@ -111,7 +108,7 @@ class Recipe:
     """Prompts continued at each evaluation."""
 
     @model_validator(mode="after")
-    def _whole_passes(self) -> Recipe:
+    def _whole_passes(self) -> Self:
         if self.rows % self.micro_rows:
             raise InputError("micro_rows", f"must divide rows={self.rows}, got {self.micro_rows}")
         return self
@@ -120,7 +117,7 @@ class Recipe:
         return json.loads(json.dumps(dataclasses.asdict(self)))  # type: ignore[no-any-return]
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Recipe:
+    def from_dict(cls, values: dict[str, Any]) -> Self:
         """The reverse of `as_dict`. Raises `InputError` that names the bad value and what is allowed."""
         for prefix, record, given in (("", cls, values), ("optimizer.", OptimizerRecipe, values.get("optimizer"))):
             known = [field.name for field in dataclasses.fields(record)]

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from model.architecture.config import ModelConfig
+from model.architecture.folder import ModelConfig
 from model.errors import ModelError
 
 BLOCK, GROUP, QUAD = 64, 16, 4

@@ -11,8 +11,6 @@ Tokens are chosen from the logits that a step leaves in memory: one call more fo
 Shapes: B streams in the batch, M most streams, T tokens, V vocabulary, S floats of a stream's memory.
 """
 
-from __future__ import annotations
-
 import ctypes
 import logging
 from dataclasses import dataclass
@@ -23,8 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from model.architecture.characters import TokenMasks
-from model.architecture.config import ModelConfig
-from model.architecture.folder import read_weights
+from model.architecture.folder import ModelConfig, read_weights
 from model.errors import ModelError
 from model.runtimes.native.library import Draw, Floats, Matrix, PackedNetwork, Work, library, paths
 from model.runtimes.protocol import Batch, FeedingRuntime, Flags, Logits, Tokens
@@ -46,7 +43,7 @@ class NativeState:
 class NativeBatch(Batch):
     """Rows of `NativeState`, as the decoder reads them."""
 
-    def __init__(self, runtime: NativeRuntime, rows: int) -> None:
+    def __init__(self, runtime: "NativeRuntime", rows: int) -> None:
         super().__init__(rows)
         self.memory = np.zeros((rows, runtime.packed.memory), np.float32)
         self.position = np.zeros(rows, np.int64)
@@ -158,7 +155,7 @@ class NativeRuntime(FeedingRuntime):
 
     step_in_place = step  # where the logits are, the sampler reads them
 
-    def new_sampler(self, slots: int, masks: TokenMasks | None = None) -> NativeSampler:
+    def new_sampler(self, slots: int, masks: TokenMasks | None = None) -> "NativeSampler":
         """See `SamplingRuntime.new_sampler`."""
         return NativeSampler(slots, self.vocab_size, self._number, masks)
 

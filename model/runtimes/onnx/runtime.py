@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from model.architecture.config import END_ID, ModelConfig
+from model.architecture.folder import END_ID, ModelConfig
 from model.errors import ModelError
 from model.runtimes.protocol import Batch, FeedingRuntime, Logits, Tokens
 

@@ -11,22 +11,99 @@ States are values there: nothing that is handed in is changed.
 Prepared once: the embedding's normed rows, a recurrence's three input products as one, attention's norm, rotation and
 scale for queries and key together.
 
+A decode step is 243 small operations, and choosing tokens 69 more. Launched one by one from Python they keep a GPU
+waiting; a CUDA graph (`CudaGraphs`) launches them as one. It knows addresses, so all it reads and writes must stay
+where it is, and its shapes are fixed: there is one for each number of rows out of a few (`bucket_sizes`), and a batch
+is padded to the next. On the CPU nothing is captured; the tests stand in for a capture with a recorder that does what
+it does to the memory it touches, and those marked `cuda` run where there is a GPU.
+
 Shapes: B rows of a step, T tokens of a prefill, D width, V vocabulary, H heads, P values a head, N keys a head,
 W window, K convolution taps, M channels that the convolution mixes, E = H x P, U width of the MLP, R recurrent layers,
 A attention layers, G = H + 1, Q = P / 2, C columns of an input product, S places that attention sees in a prefill.
 """
 
-from __future__ import annotations
-
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.architecture.config import ModelConfig
+from model.architecture.folder import ModelConfig
 from model.architecture.network import Attention, Block, Recurrence, StoryNetwork, rms_norm, split_heads
+
+WARM_UPS = 3
+"""Runs before a capture, in which libraries make their handles and workspaces: forbidden while capturing."""
+
+Work = Callable[[], None]
+Recorder = Callable[[Work], Work]
+"""Turns work into something that can be launched again and again.
+
+The work must read and write nothing but memory that keeps its address and is not in use. It may be run any number of
+times while it is recorded."""
+
+
+def eager(work: Work) -> Work:
+    """Launch work by doing it."""
+    return work
+
+
+class CudaGraphs:
+    """Captures work in CUDA graphs that share one pool of memory, since they are never launched at once."""
+
+    def __init__(self) -> None:
+        self._stream = torch.cuda.Stream()
+        self._pool: Any = None
+
+    def __call__(self, work: Work) -> Work:
+        with exact_products():
+            # Warmed up on the stream of the capture: cuBLAS keeps a workspace for each stream.
+            self._stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self._stream):
+                for _ in range(WARM_UPS):
+                    work()
+            torch.cuda.current_stream().wait_stream(self._stream)
+            graph = torch.cuda.CUDAGraph()
+            # By default an allocation anywhere in the process breaks a capture, for instance one by the engine
+            # of another model that goes on writing; only this thread's calls can do harm here.
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+                work()
+        self._pool = graph.pool()
+        return graph.replay
+
+
+@contextmanager
+def exact_products() -> Iterator[None]:
+    """Matrix products in whole fp32: TF32, which training may have turned on, moves logits by more than 1e-3."""
+    products = torch.backends.cuda.matmul
+    before = products.fp32_precision
+    products.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        products.fp32_precision = before
+
+
+def bucket_sizes(most: int) -> list[int]:
+    """The powers of two up to the first that is at least `most`."""
+    return [1 << power for power in range((most - 1).bit_length() + 1)]
+
+
+def cover(count: int, sizes: Sequence[int]) -> list[tuple[int, int]]:
+    """Launches, as (first row, rows), that together take in the first `count` rows.
+
+    `sizes` are powers of two in ascending order. One launch if a size is large enough; else as many of the largest
+    as are needed, with the last as small as can be.
+    """
+    launches = []
+    first = 0
+    while first < count:
+        size = next((size for size in sizes if size >= count - first), sizes[-1])
+        launches.append((first, size))
+        first += size
+    return launches
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +158,7 @@ class NetworkWeights:
 
     @classmethod
     @torch.no_grad()
-    def of(cls, network: StoryNetwork, device: torch.device) -> NetworkWeights:
+    def of(cls, network: StoryNetwork, device: torch.device) -> Self:
         """Copy the weights of `network` to `device`."""
 
         def here(value: Tensor) -> Tensor:
@@ -139,7 +216,7 @@ class StepBuffers:
     """(2 A, ...): keys (rotated), then values, of each attention layer; a token stands at its position modulo W."""
 
     @classmethod
-    def make(cls, config: ModelConfig, capacity: int, device: torch.device) -> StepBuffers:
+    def make(cls, config: ModelConfig, capacity: int, device: torch.device) -> Self:
         recurrent, attentive = config.pattern.count("R"), config.pattern.count("A")
         heads, keys, values = config.heads, config.key_dim, config.head_dim
         channels = 2 * heads * keys + heads * values

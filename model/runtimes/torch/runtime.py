@@ -29,20 +29,26 @@ import torch
 from torch import Tensor
 
 from model.architecture.characters import TokenMasks
-from model.architecture.config import END_ID
+from model.architecture.folder import END_ID
 from model.architecture.network import StoryNetwork, load_network
 from model.errors import ModelError
 from model.runtimes.protocol import Batch, FeedingRuntime, Logits, Tokens
 from model.runtimes.sampling import SamplingRows
 from model.runtimes.torch.forward import (
+    CudaGraphs,
     NetworkWeights,
+    Recorder,
     StepBuffers,
     TorchState,
+    Work,
+    bucket_sizes,
+    cover,
     decode_step,
+    eager,
     empty_state,
+    exact_products,
     prefill_chunk,
 )
-from model.runtimes.torch.graphs import CudaGraphs, Recorder, Work, bucket_sizes, cover, eager, exact_products
 from model.runtimes.torch.sampling import DeviceLogits, DeviceSampler
 
 PROBE_TOKENS = 4

@@ -22,7 +22,7 @@ from torch import Tensor
 from model.architecture.characters import TokenMasks
 from model.runtimes.protocol import Flags, Logits, Tokens
 from model.runtimes.sampling import GOLDEN, MIX_A, MIX_B, WEIGHT_ONE, RowTable, check_sizes
-from model.runtimes.torch.graphs import Recorder, bucket_sizes
+from model.runtimes.torch.forward import Recorder, bucket_sizes
 
 
 def _signed(constant: np.uint64) -> int:

@@ -27,7 +27,7 @@ def serve(
     """Serve stories over HTTP until SIGTERM or SIGINT; exit code 0 when it has drained."""
     # ONNX Runtime reports usage to its maker unless that is disabled before it is imported.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-    from model.serving.http.address import bound, url_of
+    from model.serving.http.server import bound, url_of
     from model.settings import ServiceOptions, load_settings
 
     settings = load_settings(

@@ -4,12 +4,10 @@ shared = SharedState.from_settings(settings)
 service = create_service(shared.with_cache(open_backend(…)), options, shared)
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 from fastapi import FastAPI
 from starlette.middleware import Middleware
@@ -40,7 +38,7 @@ class SharedState:
     redis: RedisLink | None = None
 
     @classmethod
-    def from_settings(cls, settings: Settings) -> SharedState:
+    def from_settings(cls, settings: Settings) -> Self:
         """Make what the settings ask for. Raises `InputError`."""
         redis = None if settings.redis_url is None else RedisLink(settings.redis_url.get_secret_value())
         cache = None

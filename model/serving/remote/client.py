@@ -26,7 +26,7 @@ from tenacity import AsyncRetrying, retry_if_exception
 from tenacity.stop import stop_after_attempt, stop_never
 from tenacity.wait import wait_random_exponential
 
-from model.architecture.config import END_ID
+from model.architecture.folder import END_ID
 from model.errors import BusyError, InputError, StoryError, one_line
 from model.generation import Chunk, GenerationRequest, PromptEcho, SamplingParams, TokenLogprob
 from model.serving.backend import ModelInfo

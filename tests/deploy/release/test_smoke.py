@@ -13,7 +13,7 @@ from deploy.release import release
 from deploy.release.release import check, judge, wait_until_ready
 from experiments.benchmark.measures import Sample
 from model.errors import AccountError, DeployError
-from model.serving.http.address import free_port
+from model.serving.http.server import free_port
 from model.settings import Settings, load_settings
 from tests.demo.engines import local_backend
 from tests.json_server import Text, json_server

@@ -15,7 +15,7 @@ import pytest
 
 from experiments.dashboard.mlflow_ui import serve_ui, ui_command
 from model.errors import InputError, MissingExtraError
-from model.serving.http.address import bound, free_port
+from model.serving.http.server import bound, free_port
 
 
 def test_only_this_machine_is_listened_to_and_answered() -> None:

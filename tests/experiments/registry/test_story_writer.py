@@ -17,7 +17,7 @@ from mlflow.models import Model
 from experiments.registry.versions import Version
 from model.engine.load import load_engine
 from model.generation import GenerationRequest, SamplingParams
-from model.serving.http.address import free_port
+from model.serving.http.server import free_port
 from tests.model.small_model import small_folder
 from training.tracking.store import open_store
 

@@ -15,12 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save
 
-from model.architecture.config import ModelConfig
 from model.architecture.folder import (
     DIGESTED,
     FILES,
     PRECISIONS,
     PRETRAINED,
+    ModelConfig,
     ModelFolder,
     compute_digest,
     read_config,

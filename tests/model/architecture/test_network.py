@@ -18,8 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from model.architecture.config import END_ID, ModelConfig
-from model.architecture.folder import PRETRAINED, ModelFolder
+from model.architecture.folder import END_ID, PRETRAINED, ModelConfig, ModelFolder
 from model.architecture.network import (
     AttentionState,
     NetworkState,

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from model.architecture.tokenizer import StoryTokenizer, StreamDecoder
 from model.errors import ModelError
-from training.data.bpe import train_tokenizer
+from training.data.shards import train_tokenizer
 
 SENTENCES = [
     "Once upon a time there was a little fox who lived under the old oak tree.",

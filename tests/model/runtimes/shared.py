@@ -16,8 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from model.architecture.config import END_ID, ModelConfig
-from model.architecture.folder import PRECISIONS, PRETRAINED, ModelFolder, compute_digest
+from model.architecture.folder import END_ID, PRECISIONS, PRETRAINED, ModelConfig, ModelFolder, compute_digest
 from model.architecture.network import StoryNetwork, load_network, save_network
 from model.engine.load import load_runtime, load_torch_runtime, why_not_native
 from model.runtimes.native.runtime import NativeBatch, NativeState
@@ -25,13 +24,14 @@ from model.runtimes.onnx.runtime import OnnxBatch, OnnxState
 from model.runtimes.protocol import Logits
 from model.runtimes.torch.forward import TorchState
 from tests.model.small_model import SMALL, random_network, small_folder, small_tokenizer, workplace
-from training.export import acceptance
+from training.export.export import BATCHES
+from training.export.export import LIMITS as ACCEPTED
 from training.export.graph import WeightFile, build_graph
 
 NOT_NATIVE = why_not_native(SMALL, "int8")
 needs_native = pytest.mark.skipif(NOT_NATIVE is not None, reason=f"the native runtime: {NOT_NATIVE}")
 EMBEDDED = [pytest.param("native", marks=needs_native), *PRECISIONS]
-LIMITS = {"native": acceptance.LIMITS["int8"], "torch": 2e-4, **acceptance.LIMITS}
+LIMITS = {"native": ACCEPTED["int8"], "torch": 2e-4, **ACCEPTED}
 """Largest difference of a logit from the network's."""
 
 
@@ -47,7 +47,7 @@ def load_kind(kind: str, folder: ModelFolder, slots: int) -> Any:
 @cache
 def shipped(kind: str) -> Any:
     """A runtime of a kind over the shipped weights."""
-    return load_kind(kind, ModelFolder.open(PRETRAINED), max(acceptance.BATCHES))
+    return load_kind(kind, ModelFolder.open(PRETRAINED), max(BATCHES))
 
 
 @cache

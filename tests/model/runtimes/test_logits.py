@@ -14,8 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.architecture.config import END_ID
-from model.architecture.folder import PRETRAINED, ModelFolder
+from model.architecture.folder import END_ID, PRETRAINED, ModelFolder
 from model.architecture.tokenizer import StoryTokenizer
 from model.runtimes.protocol import PREFILL_CHUNK, Logits
 from tests.model.runtimes.shared import (
@@ -32,7 +31,7 @@ from tests.model.runtimes.shared import (
 )
 from tests.model.small_model import SMALL, small_folder, story_tokens
 from training.data.corpus import load_own_stories
-from training.export.acceptance import BATCHES
+from training.export.export import BATCHES
 
 # The network's logits, on shipped weights
 

@@ -21,7 +21,7 @@ from model.runtimes.native.library import paths
 from model.runtimes.native.runtime import NativeSampler
 from model.runtimes.protocol import Flags, Sampler, Tokens
 from model.runtimes.sampling import SamplingRows, log_probabilities, start_of, uniform
-from model.runtimes.torch.graphs import Recorder, eager
+from model.runtimes.torch.forward import Recorder, eager
 from model.runtimes.torch.sampling import DeviceLogits, DeviceSampler
 from tests.model.runtimes.shared import needs_native
 from tests.model.runtimes.torch.tape import Tapes

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from model.architecture.config import END_ID
+from model.architecture.folder import END_ID
 from model.errors import DataError
-from training.data.bpe import END_OF_STORY, load_tokenizer, train_tokenizer
 from training.data.corpus import load_own_stories
+from training.data.shards import END_OF_STORY, load_tokenizer, train_tokenizer
 
 TEXTS = [story.text for story in load_own_stories("train")]
 TOKENIZER = train_tokenizer(TEXTS, 600)

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.data.cleaning import REASONS, repair, why_dropped
 from training.data.corpus import load_own_stories
+from training.data.pool import REASONS, repair, why_dropped
 
 GOOD = 'Mia found a small red boat by the pond. "Is it yours?" she asked the duck. The duck said nothing.'
 

@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 
 from model.errors import DataError, InputError
 from training.data import corpus
-from training.data.bpe import END_OF_STORY
 from training.data.corpus import (
     BadLineError,
     file_sha256,
@@ -29,6 +28,7 @@ from training.data.corpus import (
     read_stories,
     story_id,
 )
+from training.data.shards import END_OF_STORY
 
 
 def texts(path: Path) -> list[str]:

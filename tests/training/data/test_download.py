@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 
 from model.errors import DataError
-from training.data.download import REPOSITORY, TRAIN_FILE, VALID_FILE, download_tinystories
+from training.data.prepare import REPOSITORY, TRAIN_FILE, VALID_FILE, download_tinystories
 
 FILES = {TRAIN_FILE: b"One.\n<|endoftext|>\nTwo.\n", VALID_FILE: "Zoë.\n".encode()}
 
@@ -88,7 +88,7 @@ def fetch(endpoint: str, home: Path) -> subprocess.CompletedProcess[str]:
         import json, sys
         from pathlib import Path
         from model.errors import DataError
-        from training.data.download import download_tinystories
+        from training.data.prepare import download_tinystories
         try:
             found = download_tinystories(Path("stories"))
         except DataError as error:

@@ -22,14 +22,11 @@ from tokenizers import Tokenizer
 from model.architecture.folder import PRETRAINED
 from model.errors import DataError, InputError
 from training.data import prepare as module
-from training.data.bpe import train_tokenizer
-from training.data.cleaning import repair
 from training.data.corpus import load_own_stories, own_stories_folder, story_id
-from training.data.download import TinyStories
-from training.data.pool import MIN_BYTES_PER_TOKEN
-from training.data.prepare import PrepareOptions, prepare
+from training.data.pool import MIN_BYTES_PER_TOKEN, repair
+from training.data.prepare import PrepareOptions, TinyStories, prepare
 from training.data.rename import Renamer
-from training.data.shards import TokenShard, read_meta, shards_digest
+from training.data.shards import TokenShard, read_meta, shards_digest, train_tokenizer
 from training.trainer.rows import IGNORED, RowStream
 
 OWN = [story.text for story in load_own_stories()]

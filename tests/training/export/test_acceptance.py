@@ -15,7 +15,7 @@ from model.architecture.tokenizer import StoryTokenizer
 from model.errors import ModelError
 from model.runtimes.onnx.runtime import OnnxRuntime
 from tests.model.small_model import SMALL, copy_of, small_folder, small_tokenizer, story_tokens
-from training.export.acceptance import BATCHES, LIMITS, PREFILL, STEPS, accept, reference_logits
+from training.export.export import BATCHES, LIMITS, PREFILL, STEPS, accept, reference_logits
 from training.export.graph import WeightFile, build_graph
 
 

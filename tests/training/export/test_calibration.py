@@ -16,10 +16,9 @@ from tests.training.runs import Recorder
 from training.data.corpus import own_stories_folder
 from training.data.prepare import PrepareOptions, prepare
 from training.data.shards import TokenShard, read_meta
-from training.export.calibration import calibrate
-from training.export.export import export_checkpoint
+from training.export.export import calibrate, export_checkpoint
 from training.trainer.parallel import Group
-from training.trainer.validation import Validation
+from training.trainer.rows import Validation
 
 
 @pytest.fixture

@@ -14,14 +14,12 @@ import torch
 from tokenizers import Tokenizer
 
 import training.export.export
-from model.architecture.config import END_ID
-from model.architecture.folder import FILES, PRETRAINED, ModelFolder, compute_digest
+from model.architecture.folder import END_ID, FILES, PRETRAINED, ModelFolder, compute_digest
 from model.architecture.network import StoryNetwork, load_network, save_network
 from model.errors import InputError, ModelError
 from tests.model.small_model import SMALL, copy_of, random_network, small_checkpoint, small_folder, small_tokenizer
 from tests.training.runs import MODEL, smallest
-from training.export.acceptance import Acceptance
-from training.export.export import blend, export_checkpoint, history, write_card
+from training.export.export import Acceptance, blend, export_checkpoint, history, write_card
 from training.trainer.recipe import load_recipe
 
 

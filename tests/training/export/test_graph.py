@@ -10,13 +10,12 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.torch import load_file
 
-from model.architecture.config import ModelConfig
-from model.architecture.folder import PRECISIONS, PRETRAINED
+from model.architecture.folder import PRECISIONS, PRETRAINED, ModelConfig
 from model.architecture.network import load_network, save_network
 from model.errors import ModelError
 from model.runtimes.onnx.runtime import OnnxRuntime
 from tests.model.small_model import SMALL, copy_of, random_network, small_folder, small_tokenizer
-from training.export.acceptance import accept
+from training.export.export import accept
 from training.export.graph import CONTRIB, WeightFile, build_graph
 
 STORED_IN_FP32 = {"embedding.weight"} | {

@@ -23,8 +23,7 @@ from training.trainer.observers import EndRun, EvaluationReport
 from training.trainer.optim import rate_share
 from training.trainer.parallel import Group
 from training.trainer.recipe import Recipe
-from training.trainer.rows import IGNORED, RowStream
-from training.trainer.validation import Validation
+from training.trainer.rows import IGNORED, RowStream, Validation
 
 
 def test_a_run_reports_where_it_starts_each_step_each_evaluation_and_its_end(

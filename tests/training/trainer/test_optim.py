@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from model.architecture.config import ModelConfig
+from model.architecture.folder import ModelConfig
 from model.architecture.network import StoryNetwork
 from tests.training.runs import MODEL
 from training.trainer.optim import (

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.architecture.config import ModelConfig
+from model.architecture.folder import ModelConfig
 from model.architecture.network import StoryNetwork
 from model.errors import InputError, ModelError
 from training.trainer.recipe import OptimizerRecipe, Recipe, load_recipe, preset_names

@@ -15,7 +15,7 @@ from tests.training.runs import REGULARISED, Recorder, same_weights, smallest, t
 from training.data.shards import TokenShard
 from training.trainer.loop import Trainer
 from training.trainer.parallel import Group
-from training.trainer.validation import Validation
+from training.trainer.rows import Validation
 
 RUN = smallest(**REGULARISED)
 

@@ -16,8 +16,7 @@ from model.errors import DataError
 from tests.training.runs import MODEL
 from training.data.shards import ShardWriter, TokenShard
 from training.trainer.parallel import Group
-from training.trainer.rows import IGNORED
-from training.trainer.validation import BATCH_TOKENS, Validation, write_samples
+from training.trainer.rows import BATCH_TOKENS, IGNORED, Validation, write_samples
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +131,7 @@ def test_the_shares_of_two_processes_are_the_whole(
 
     shard = TokenShard(shards, "val")
     whole = Validation(shard, tokenizer, 6, Group()).measure(network)
-    monkeypatch.setattr("training.trainer.validation.BATCH_TOKENS", 512)
+    monkeypatch.setattr("training.trainer.rows.BATCH_TOKENS", 512)
     halves = [Validation(shard, tokenizer, 6, Half(rank)).measure(network) for rank in (0, 1)]
     assert sum(half[0] for half in halves) == pytest.approx(whole[0], rel=1e-6)
     assert min(half[0] for half in halves) > 0

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from model.architecture.config import ModelConfig
+from model.architecture.folder import ModelConfig
 from model.runtimes.native.library import quantize_matrix
 
 Array = npt.NDArray[Any]

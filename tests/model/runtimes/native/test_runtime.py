@@ -24,7 +24,7 @@ from model.runtimes.protocol import Logits
 from tests.model.runtimes.native.reference import Reference, product
 from tests.model.runtimes.shared import bits, decode, needs_native, random_tokens, read, shipped, small
 from tests.model.small_model import SMALL, small_folder, story_tokens
-from training.export.acceptance import BATCHES, accept
+from training.export.export import BATCHES, accept
 
 pytestmark = needs_native
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from model.runtimes.torch.graphs import WARM_UPS, Work
+from model.runtimes.torch.forward import WARM_UPS, Work
 
 FORBIDDEN = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "is_nonzero", "item", "equal")
 

@@ -16,13 +16,13 @@ from model.architecture.tokenizer import StoryTokenizer
 from model.engine.engine import Engine
 from model.generation import GenerationRequest, SamplingParams
 from model.runtimes.sampling import SamplingRows
-from model.runtimes.torch.graphs import CudaGraphs, eager
+from model.runtimes.torch.forward import CudaGraphs, eager
 from model.runtimes.torch.runtime import DeviceRuntime
 from model.runtimes.torch.sampling import DeviceLogits, DeviceSampler
 from tests.model.runtimes.shared import check_batch_invariance, decode, random_tokens, shipped, worst
 from tests.model.runtimes.test_sampling import some_logits
 from tests.model.small_model import story_tokens
-from training.export.acceptance import BATCHES, LIMITS
+from training.export.export import BATCHES, LIMITS
 
 pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch finds no GPU here")]
 

@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.runtimes.torch.graphs import WARM_UPS, CudaGraphs, bucket_sizes, cover, exact_products
+from model.runtimes.torch.forward import WARM_UPS, CudaGraphs, bucket_sizes, cover, exact_products
 from model.runtimes.torch.runtime import TorchRuntime
 from tests.model.runtimes.shared import decode, network_in, random_tokens, small
 from tests.model.runtimes.torch.tape import Tapes

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import model.runtimes.torch.runtime
-from model.architecture.config import ModelConfig
+from model.architecture.folder import ModelConfig
 from model.errors import ModelError
 from model.runtimes.torch.forward import NetworkWeights, StepBuffers
 from model.runtimes.torch.runtime import TorchRuntime, find_device

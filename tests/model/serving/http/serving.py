@@ -20,9 +20,8 @@ from typing import Any
 import httpx
 
 from model.serving.backend import Backend, LocalBackend, ModelInfo
-from model.serving.http.address import bound, url_of
 from model.serving.http.app import Service, SharedState, create_service
-from model.serving.http.server import DrainingServer
+from model.serving.http.server import DrainingServer, bound, url_of
 from model.settings import ServiceOptions, Settings
 from tests.model.engines import engine, runtime
 from tests.model.fake_runtime import FakeRuntime

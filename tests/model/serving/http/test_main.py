@@ -19,7 +19,7 @@ import httpx
 import pytest
 
 from model.errors import InputError
-from model.serving.http.address import bound
+from model.serving.http.server import bound
 from tests.model.serving.http.serving import events, until
 
 PACED = """

@@ -188,7 +188,7 @@ async def broken(script: Script) -> AsyncIterator[Broken]:
 
 COPY = """
 import sys
-from model.serving.http.address import bound
+from model.serving.http.server import bound
 from model.serving.http.app import create_service
 from model.settings import ServiceOptions, Settings
 from model.serving.http.server import DrainingServer

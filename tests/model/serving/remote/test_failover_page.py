@@ -18,9 +18,8 @@ from demo import handlers
 from demo.form import Form
 from demo.handlers import View
 from model.generation import GenerationRequest, SamplingParams
-from model.serving.http.address import bound, url_of
 from model.serving.http.app import create_service
-from model.serving.http.server import DrainingServer
+from model.serving.http.server import DrainingServer, bound, url_of
 from model.serving.remote.failover import FailoverBackend
 from tests import virtual_time
 from tests.demo.scripted import state_of

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.architecture.config import END_ID
+from model.architecture.folder import END_ID
 from model.generation import Chunk, Completion, GenerationRequest, PromptEcho, SamplingParams, TokenLogprob, Usage
 from model.serving.backend import ModelInfo
 from model.serving.http.completions import CompletionFormat
