@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -68,8 +69,9 @@ def test_a_signal_to_one_process_stops_both_at_the_same_step_and_a_resume_is_exa
         assert same_weights(folder / "interrupted" / name, folder / "whole" / name)
 
 
-def test_one_process_goes_on_with_what_two_have_begun(folder: Path, shards: Path) -> None:
-    more = train(smallest(steps=14), shards, folder / "whole", resume=True)
+def test_one_process_goes_on_with_what_two_have_begun(folder: Path, shards: Path, tmp_path: Path) -> None:
+    out = shutil.copytree(folder / "whole", tmp_path / "run")
+    more = train(smallest(steps=14), shards, out, resume=True)
     assert [report.step for report in more.steps] == [13, 14]
 
 
