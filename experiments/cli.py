@@ -21,7 +21,7 @@ from model.errors import InputError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from experiments.gate.promotion import Move
+    from experiments.gate.run import Move
     from experiments.registry.versions import Version
 
 REFERENCE = "Model folder, pretrained, models:/story-writer@ALIAS or models:/story-writer/NUMBER."
@@ -299,7 +299,7 @@ def rollback(
     as_json: Json = False,
 ) -> None:
     """Give the alias champion back to the version that had it before."""
-    from experiments.gate.promotion import rollback as move_back
+    from experiments.gate.run import rollback as move_back
     from model.settings import load_settings
 
     move = move_back(load_settings().mlflow_tracking_uri, apply=not dry_run)
@@ -438,9 +438,8 @@ def sweep(
     """Search for a better recipe: many short trainings, the worse ones pruned early. Ctrl-C stops safely."""
     from rich.console import Console
 
-    from experiments.sweep.render import print_sweep, summary
     from experiments.sweep.run import SweepOptions, run_sweep
-    from experiments.sweep.study import open_study, storage_url, study_names
+    from experiments.sweep.study import open_study, print_sweep, storage_url, study_names, summary
     from model.settings import load_settings
 
     settings = load_settings()

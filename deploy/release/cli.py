@@ -172,7 +172,7 @@ def promote(
     from deploy.release.platforms import open_platform
     from deploy.release.release import release, switch
     from experiments.common.thresholds import THRESHOLDS, load_thresholds
-    from experiments.gate.promotion import promote as move_up
+    from experiments.gate.run import promote as move_up
     from model.errors import InputError
     from model.serving.registry import MODELS, NAME
 

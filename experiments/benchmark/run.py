@@ -15,10 +15,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from experiments.benchmark.evidence import log_benchmark, print_report, progress_line
+from experiments.benchmark.evidence import markdown as as_markdown
 from experiments.benchmark.load import CHOICES, DEFAULT_PHASES, WARMUP_CLIENTS, Choice, LoadGenerator, Plan
 from experiments.benchmark.measures import Figures, Sample
-from experiments.benchmark.render import markdown as as_markdown
-from experiments.benchmark.render import print_report, progress_line
 from experiments.benchmark.report import Report, make_report, summarise
 from experiments.benchmark.targets import Target, open_target
 from experiments.common.thresholds import THRESHOLDS, load_thresholds
@@ -194,8 +194,6 @@ def publish(
 
     try:
         if track is not None:
-            from experiments.benchmark.evidence import log_benchmark
-
             report = dataclasses.replace(report, run_id=log_benchmark(report, samples, track))
     finally:
         if markdown is not None:

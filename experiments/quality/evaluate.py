@@ -18,10 +18,12 @@ from pydantic import Field
 from experiments.quality.evidence import QualityReport
 from experiments.quality.generation import (
     RARE_PROMPTS,
+    TrainingTexts,
     Written,
     WrittenStory,
     generate_stories,
     load_prompts,
+    longest_copies,
     measure_rare_names,
 )
 from experiments.quality.held_out import (
@@ -38,7 +40,6 @@ from experiments.quality.held_out import (
     target_bytes,
 )
 from experiments.quality.judge import Judge, judge_stories, why_not
-from experiments.quality.memorised import TrainingTexts, longest_copies
 from experiments.quality.ngram import NgramBaseline, NgramRuntime
 from model.architecture.folder import PRETRAINED, ModelFolder
 from model.architecture.tokenizer import StoryTokenizer

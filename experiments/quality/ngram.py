@@ -19,8 +19,8 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
+from experiments.quality.generation import TrainingTexts
 from experiments.quality.held_out import Figures, HeldOut, figures_of
-from experiments.quality.memorised import TrainingTexts
 from model.architecture.folder import END_ID
 from model.architecture.tokenizer import StoryTokenizer
 from model.runtimes.protocol import Batch, FeedingRuntime, Logits, Tokens

@@ -20,8 +20,19 @@ from pydantic import Field, field_validator
 from experiments.common.evidence_runs import EvidenceRun
 from experiments.sweep.plan import DEFAULT_SPACE, Budget, Plan, load_space
 from experiments.sweep.remote import TrialLog, modal_runner, process_runner
-from experiments.sweep.render import best_of, draw, rows, summary
-from experiments.sweep.study import EXPERIMENT, RUN, begin_study, open_study, plan_of, requeue_stale_trials, study_names
+from experiments.sweep.study import (
+    EXPERIMENT,
+    RUN,
+    begin_study,
+    best_of,
+    draw,
+    open_study,
+    plan_of,
+    requeue_stale_trials,
+    rows,
+    study_names,
+    summary,
+)
 from experiments.sweep.trial import Objective, Runner, Say, TrialObserver, run_trial
 from model.errors import InputError
 from model.validation import Options

@@ -14,8 +14,7 @@ import pytest
 from httpx_sse import EventSource, connect_sse
 
 from demo.asgi import open_demo_backend
-from experiments.gate.promotion import promote, rollback
-from experiments.gate.run import run_gate
+from experiments.gate.run import promote, rollback, run_gate
 from experiments.registry.versions import register
 from model.architecture.folder import PRETRAINED, ModelFolder
 from model.engine.load import load_engine

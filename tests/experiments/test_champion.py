@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from experiments.common.thresholds import THRESHOLDS, load_thresholds
-from experiments.gate.evidence import load_champion
+from experiments.gate.decide import load_champion
 from model.architecture.folder import PRETRAINED, ModelFolder
 from model.errors import InputError
 from training.data.corpus import load_own_stories, story_id

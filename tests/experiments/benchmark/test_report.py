@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from experiments.benchmark.render import draw_figures, markdown, print_report, progress_line, sections, verdict
+from experiments.benchmark.evidence import draw_figures, markdown, print_report, progress_line, sections, verdict
 from experiments.benchmark.report import Report
 from experiments.common.tables import markdown_text
 from experiments.common.thresholds import METRICS, load_thresholds
@@ -253,7 +253,7 @@ def test_what_was_not_run_is_not_drawn(tmp_path: Path) -> None:
 
 def test_no_display_and_no_global_state_is_used() -> None:
     program = (
-        "import sys; from pathlib import Path; from experiments.benchmark.render import draw_figures\n"
+        "import sys; from pathlib import Path; from experiments.benchmark.evidence import draw_figures\n"
         "from tests.experiments.benchmark.made import samples; draw_figures(samples(), Path('.'))\n"
         "assert 'matplotlib.pyplot' not in sys.modules; print('drawn')"
     )

@@ -9,8 +9,7 @@ from functools import cache
 from pathlib import Path
 
 from experiments.common.thresholds import Thresholds
-from experiments.gate.promotion import promote
-from experiments.gate.run import run_gate
+from experiments.gate.run import promote, run_gate
 from experiments.registry.versions import register
 from model.architecture.folder import ModelFolder
 from tests.experiments.gate.worse import held_out_file, log_quality, log_speed, noised, thresholds

@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 
 from experiments.common.statistics import ONE_SIDED, Estimate, wilson
 from experiments.common.thresholds import Threshold, Thresholds, load_thresholds
-from experiments.gate.decide import Check, Decision, Verdict, decide, judge, overall
-from experiments.gate.evidence import Evidence
+from experiments.gate.decide import Check, Decision, Evidence, Verdict, decide, judge, overall
 from experiments.quality.evidence import QualityEvidence, StoryLoss
 from experiments.quality.held_out import digest_of, read_held_out
 from model.architecture.tokenizer import StoryTokenizer

@@ -15,10 +15,8 @@ from rich.console import Console
 
 from experiments.common.statistics import ONE_SIDED, wilson
 from experiments.common.thresholds import load_thresholds
-from experiments.gate.decide import Decision, Verdict, decide
-from experiments.gate.evidence import Evidence, save_champion
-from experiments.gate.promotion import PromotionError, promote, rollback
-from experiments.gate.run import MARK, junit, markdown, print_decision, run_gate
+from experiments.gate.decide import Decision, Evidence, Verdict, decide, save_champion
+from experiments.gate.run import MARK, PromotionError, junit, markdown, print_decision, promote, rollback, run_gate
 from experiments.quality.evidence import QualityEvidence, StoryLoss
 from experiments.registry.versions import register, versions
 from model.architecture.folder import ModelFolder
@@ -146,7 +144,7 @@ def test_evidence_tagged_for_a_digest_that_it_was_not_measured_on_is_noticed(pla
 
 
 def test_evidence_from_too_long_ago_decides_nothing(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("experiments.gate.evidence.MAX_AGE", timedelta(0))
+    monkeypatch.setattr("experiments.gate.decide.MAX_AGE", timedelta(0))
     assert "is 0 days old" in why(run_gate(place.uri, place.bounds), "bits_per_byte")
 
 

@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 
 from experiments.quality.evidence import QualityReport
-from experiments.quality.generation import Prompt, Written, WrittenStory, measure_rare_names
+from experiments.quality.generation import Prompt, Written, WrittenStory, longest_copies, measure_rare_names
 from experiments.quality.held_out import HeldOut, RuntimeName, figures_of, loss_by_place
-from experiments.quality.memorised import longest_copies
 from experiments.quality.ngram import NgramBaseline, NgramTable
 
 DIGEST = "a2bf" + "0" * 60

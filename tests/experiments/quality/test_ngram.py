@@ -13,9 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments.quality.generation import Prompt, generate_stories
+from experiments.quality.generation import Prompt, TrainingTexts, generate_stories
 from experiments.quality.held_out import HeldOut
-from experiments.quality.memorised import TrainingTexts
 from experiments.quality.ngram import NgramBaseline, NgramRuntime, NgramTable
 from model.architecture.tokenizer import StoryTokenizer
 from model.engine.engine import Engine

@@ -19,9 +19,8 @@ import pytest
 from experiments.sweep import remote
 from experiments.sweep.plan import Budget, Plan, load_space
 from experiments.sweep.remote import CALL, call_runner
-from experiments.sweep.render import rows
 from experiments.sweep.run import FAILED, STOPPED, SweepOptions, begin_run, run_trials, trial_log
-from experiments.sweep.study import EXPERIMENT, begin_study, open_study
+from experiments.sweep.study import EXPERIMENT, begin_study, open_study, rows
 from tests.experiments.sweep.sweeps import STEPS, ended, evaluation, small_space
 from training.tracking.store import open_store
 

@@ -15,9 +15,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 import story
-from experiments.sweep.render import best_of, rows, summary
 from experiments.sweep.run import STOPPED, TRIALS, UNDECIDED, SweepOptions, run_sweep
-from experiments.sweep.study import EXPERIMENT, OWNER, RECIPE, open_study
+from experiments.sweep.study import EXPERIMENT, OWNER, RECIPE, best_of, open_study, rows, summary
 from model.errors import InputError
 from tests.experiments.sweep.conftest import Swept
 from tests.experiments.sweep.sweeps import STEPS, ended, small_space

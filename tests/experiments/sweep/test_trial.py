@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from experiments.sweep.plan import Prune
-from experiments.sweep.render import rows
-from experiments.sweep.study import MAX_RETRIES, OWNER, first_attempt, open_study, requeue_stale_trials
+from experiments.sweep.study import MAX_RETRIES, OWNER, first_attempt, open_study, requeue_stale_trials, rows
 from experiments.sweep.trial import MAX_FAILURES, KilledError, TrialObserver
 from tests.experiments.sweep.sweeps import ended, evaluation, fake_plan, fake_work, pretend
 from tests.training.runs import smallest
