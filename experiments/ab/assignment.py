@@ -7,8 +7,6 @@ A variant's number depends on no other variant, so raising one weight moves user
 a variant moves only its own users.
 """
 
-from __future__ import annotations
-
 import hashlib
 import math
 import re

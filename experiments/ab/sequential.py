@@ -27,8 +27,6 @@ and Malek, "Anytime-Valid Inference for Multinomial Count Data", NeurIPS 2022, s
 Legend: `J` blocks, `G` differences on the grid.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ on several machines share it. The serving path imports this module only in the r
 SQLAlchemy takes 0.7 s to import.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path

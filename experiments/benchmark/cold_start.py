@@ -5,8 +5,6 @@
 It imports only what serving imports, so its start takes as long as a server's.
 """
 
-from __future__ import annotations
-
 import asyncio
 import os
 import sys

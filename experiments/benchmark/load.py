@@ -9,8 +9,6 @@ sends requests at the times of a Poisson process, whether or not the target keep
 scheduled time, so a stall, or a load generator that is late, shows in every request that was due meanwhile.
 """
 
-from __future__ import annotations
-
 import asyncio
 import hashlib
 from collections.abc import Callable, Iterator

@@ -14,8 +14,6 @@ observations is left out: it was not measured. Percentiles interpolate linearly.
 on one monotonic clock.
 """
 
-from __future__ import annotations
-
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence

@@ -3,8 +3,6 @@
 Resident sets count shared pages once for each process, so the sum is an upper bound for a server of several workers.
 """
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Sequence
 from contextlib import suppress

@@ -1,7 +1,5 @@
 """What a run found, as one record: figures, phases, failures, thresholds. Every output is made from it."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean

@@ -1,7 +1,5 @@
 """What can be benchmarked: an engine in this process, or a service at an address; both behind one protocol."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import json

@@ -1,7 +1,5 @@
 """Errors of Modal's client as one line each, for everything that calls it: sweeps and deployments."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator
 

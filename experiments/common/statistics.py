@@ -6,8 +6,6 @@ one-sided 95 % bound. All resampling is seeded, so equal input gives equal inter
 Shapes: N observations, P prompts, S seeds, R resamples.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ A mistyped metric or a bound on the wrong side would look like a threshold that 
 the table of metrics below, and an error names the file and the line.
 """
 
-from __future__ import annotations
-
 import hashlib
 import math
 from collections.abc import Iterator

@@ -3,8 +3,6 @@
 A duplicate key is an error: YAML's own loaders silently take the last one.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from pathlib import Path

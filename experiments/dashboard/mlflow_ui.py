@@ -4,8 +4,6 @@ The server is a process of its own, because importing it into the command line w
 Host headers only, so that no web page elsewhere can reach the store through DNS rebinding.
 """
 
-from __future__ import annotations
-
 import contextlib
 import importlib.util
 import os

@@ -4,8 +4,6 @@ They hold nothing private: no address, no folder, no tag that was not chosen her
 MLflow keeps them; a figure that is missing or not finite is None.
 """
 
-from __future__ import annotations
-
 from pydantic import BaseModel, ConfigDict
 
 

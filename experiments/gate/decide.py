@@ -7,8 +7,6 @@ A figure that a run merely states is not used where its rows exist: bits per byt
 and shares from each request. Every bound is one-sided at 95 %.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime, timedelta

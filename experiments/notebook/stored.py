@@ -4,8 +4,6 @@
 `make notebooks` does both. That they hold nothing of the machine that made them is checked by the tests.
 """
 
-from __future__ import annotations
-
 import base64
 import io
 import sys

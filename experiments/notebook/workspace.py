@@ -4,8 +4,6 @@ A notebook works inside its folder, so running it again changes nothing else, an
 Its models are real in every part, and too small to write stories: `story train` does the same with the recipe `small`.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import shutil

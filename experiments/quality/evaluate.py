@@ -5,8 +5,6 @@ over ln 2 and over the UTF-8 bytes of its text. The same stories go through the 
 fp32 PyTorch, so a runtime that deviates from the network shows here. An n-gram table is the baseline of each figure.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.util import find_spec

@@ -6,8 +6,6 @@ paired comparisons of two models need them, and a mean hides where a model is we
 Shapes: B stories side by side, T tokens, V vocabulary.
 """
 
-from __future__ import annotations
-
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence

@@ -7,8 +7,6 @@ The judge is a folder in Hugging Face's format, read by the `transformers` packa
 dependency of this project, and nothing is downloaded.
 """
 
-from __future__ import annotations
-
 import importlib
 import math
 import re

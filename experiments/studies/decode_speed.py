@@ -13,8 +13,6 @@ step in eager PyTorch. Both decode greedily, which is the cheapest choice and fa
 `story benchmark`.
 """
 
-from __future__ import annotations
-
 import argparse
 import asyncio
 import shutil

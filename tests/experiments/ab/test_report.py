@@ -11,8 +11,16 @@ import scipy.stats
 from rich.console import Console
 
 from experiments.ab.events import Event, Exposure, Rating
-from experiments.ab.evidence import Metric, VariantEvidence, gather, known_tests
-from experiments.ab.report import Report, make_report, markdown, print_report
+from experiments.ab.report import (
+    Metric,
+    Report,
+    VariantEvidence,
+    gather,
+    known_tests,
+    make_report,
+    markdown,
+    print_report,
+)
 from experiments.ab.store import connect, insert_events, migrate
 from model.errors import InputError
 from tests.experiments.ab.events import ending, exposure, served, users

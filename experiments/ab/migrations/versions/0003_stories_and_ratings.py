@@ -3,8 +3,6 @@
 Revision: 0003, on an empty database; 0001 and 0002 are part of it.
 """
 
-from __future__ import annotations
-
 import sqlalchemy as sa
 from alembic import op
 
