@@ -13,8 +13,6 @@ random bits that scripts and other sites cannot read; only its hash is stored. A
 in each tab.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import hashlib
@@ -244,7 +242,7 @@ KEPT = 400 * 24 * 3600
 _ID = re.compile(r"[0-9a-f]{32}")
 
 
-def user_of(request: gr.Request) -> str:
+def user_of(request: "gr.Request") -> str:
     """The id of whoever sent an event: from the cookie, else of the tab."""
     return _known(request.cookies) or request.session_hash or ""
 

@@ -3,8 +3,6 @@
 `story.py` imports this file for every verb, `--help` included, so it loads nothing heavy itself.
 """
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Iterator
@@ -58,7 +56,7 @@ def in_one_line(error: Exception, verb: str) -> tuple[str, int]:
     return " ".join(message.split()), exit_code
 
 
-def write_story(request: GenerationRequest, folder: Path, settings: Settings, *, as_json: bool) -> None:
+def write_story(request: "GenerationRequest", folder: Path, settings: "Settings", *, as_json: bool) -> None:
     """Write one story to stdout, chunk by chunk, or whole as JSON; its figures go to stderr.
 
     Raises `ModelError` when there is no usable model and `GenerationError` when the story broke off.

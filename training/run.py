@@ -1,7 +1,5 @@
 """`story train`: put recipe, data, folder and observers together, in one process or several."""
 
-from __future__ import annotations
-
 import math
 import os
 import signal
@@ -11,7 +9,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 
@@ -20,10 +18,8 @@ from model.errors import InputError, ModelError
 from model.serving.http.server import free_port
 from training.data.corpus import own_stories_folder
 from training.data.prepare import PrepareOptions, prepare
+from training.trainer.observers import Observer, ProgressObserver, RunEnd
 from training.trainer.recipe import Recipe, overridden
-
-if TYPE_CHECKING:
-    from training.trainer.observers import Observer, RunEnd
 
 GRACE_SECONDS = 10.0
 """How long the other processes of a group may go on when one has failed."""
@@ -61,7 +57,6 @@ def train(
     from training.tracking.observer import MlflowObserver
     from training.tracking.provenance import usable_cores
     from training.trainer.loop import Trainer
-    from training.trainer.observers import ProgressObserver
     from training.trainer.parallel import Group
 
     if minutes is not None:

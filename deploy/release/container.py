@@ -4,8 +4,6 @@ Kept apart from `deploy.modal_app`, which says where and how often it runs, so t
 machine. `prepare` needs no GPU and can be kept in a memory snapshot, `listen` does the rest, `close` drains.
 """
 
-from __future__ import annotations
-
 import signal
 import threading
 from dataclasses import dataclass
@@ -39,7 +37,7 @@ class Container:
     device: str = "cuda"
     url: str | None = None
     """Where it listens, once it does."""
-    _server: DrainingServer | None = None
+    _server: "DrainingServer | None" = None
     _thread: threading.Thread | None = None
 
     def prepare(self) -> None:

@@ -1,7 +1,5 @@
 """From a model folder to an engine: which runtime it gets, and how the parts are put together."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -54,7 +52,7 @@ def load_runtime(
     return NativeRuntime(folder.weights, folder.config, max_batch=slots)
 
 
-def load_torch_runtime(folder: ModelFolder, *, slots: int = 16, device: str = "cuda") -> TorchRuntime:
+def load_torch_runtime(folder: ModelFolder, *, slots: int = 16, device: str = "cuda") -> "TorchRuntime":
     """The PyTorch runtime of an opened folder; on a GPU it samples there too. Raises `ModelError`."""
     try:
         from model.runtimes.torch.runtime import DeviceRuntime, TorchRuntime, find_device

@@ -25,8 +25,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from model.architecture.characters import TokenMasks
 from model.architecture.folder import END_ID
+from model.architecture.tokenizer import TokenMasks
 from model.engine.stream import Job, Waiter, wake
 from model.errors import BusyError, StoryError
 from model.generation import FinishReason

@@ -12,8 +12,6 @@ A stop string may lie across the borders of chunks, and none of it may be sent. 
 the text as long as it may still become a stop string, and not one character more.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import threading
@@ -244,7 +242,7 @@ class Stream:
     fingerprint: str | None = None
     """Of what generates; the backend sets it. See `model.serving.backend.Stream`."""
 
-    def __init__(self, job: Job, scheduler: Scheduler, owner: object) -> None:
+    def __init__(self, job: Job, scheduler: "Scheduler", owner: object) -> None:
         self._job = job
         self._scheduler = scheduler
         self._owner = owner  # an engine lives as long as one of its streams is read

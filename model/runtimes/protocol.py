@@ -14,8 +14,8 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from model.architecture.characters import TokenMasks
 from model.architecture.folder import END_ID
+from model.architecture.tokenizer import TokenMasks
 from model.generation import SamplingParams
 
 Logits = npt.NDArray[np.float32]

@@ -27,8 +27,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from model.architecture.characters import STATES, TokenMasks
 from model.architecture.names import NameSpeller
+from model.architecture.tokenizer import STATES, TokenMasks
 from model.generation import SamplingParams
 from model.runtimes.protocol import Flags, Logits, Tokens
 
@@ -78,7 +78,7 @@ class _Story:
 
     sampling: SamplingParams
     state: int
-    """Of the incomplete character at its end (`model.architecture.characters`)."""
+    """Of the incomplete character at its end (`model.architecture.tokenizer`)."""
     left: float
     """Tokens before which the end of story is forbidden."""
     counts: Counter[int] | None

@@ -5,22 +5,17 @@ request waits for a Redis that is down. A background task pings it after growing
 return are logged once each.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import itertools
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from model.errors import InputError, StoryError
-
-if TYPE_CHECKING:
-    import redis.asyncio
 
 TIMEOUT = 0.25
 """Seconds for one response, a new connection included. A healthy Redis takes a millisecond."""

@@ -11,8 +11,6 @@ In a bucket that many stories share each is compared with its `WINDOW` next ones
 bands.
 """
 
-from __future__ import annotations
-
 import hashlib
 import re
 from array import array
@@ -192,7 +190,7 @@ class _NearSearch:
 
     def __init__(
         self,
-        minima: array[int],
+        minima: "array[int]",
         order: NDArray[np.int64],
         dropped: NDArray[np.bool_],
         safe: int,

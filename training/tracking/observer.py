@@ -7,8 +7,6 @@ A store that fails after the start does not stop the run (see `model.outbox`). W
 `mlflow-unsent-RUN.jsonl` in the run's folder, and a resume sends it.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import math
@@ -280,7 +278,7 @@ INHERITED = ("git.sha", "git.dirty", "data.digest")
 """Tags of the run that its model carries too."""
 
 
-def log_checkpoint(client: MlflowClient, run_id: str, checkpoint: Path) -> None:
+def log_checkpoint(client: "MlflowClient", run_id: str, checkpoint: Path) -> None:
     """Store the files of `checkpoint` (a folder) as a logged model of the run.
 
     After a resume that found nothing better the same checkpoint is there already, and is not stored twice.

@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from model.architecture.characters import TokenMasks
 from model.architecture.folder import ModelConfig, read_weights
+from model.architecture.tokenizer import TokenMasks
 from model.errors import ModelError
 from model.runtimes.native.library import Draw, Floats, Matrix, PackedNetwork, Work, library, paths
 from model.runtimes.protocol import Batch, FeedingRuntime, Flags, Logits, Tokens

@@ -28,9 +28,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.architecture.characters import TokenMasks
 from model.architecture.folder import END_ID
 from model.architecture.network import StoryNetwork, load_network
+from model.architecture.tokenizer import TokenMasks
 from model.errors import ModelError
 from model.runtimes.protocol import Batch, FeedingRuntime, Logits, Tokens
 from model.runtimes.sampling import SamplingRows

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.architecture.characters import TokenMasks
+from model.architecture.tokenizer import TokenMasks
 from model.runtimes.protocol import Flags, Logits, Tokens
 from model.runtimes.sampling import GOLDEN, MIX_A, MIX_B, WEIGHT_ONE, RowTable, check_sizes
 from model.runtimes.torch.forward import Recorder, bucket_sizes

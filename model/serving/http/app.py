@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from model.serving.backend import Backend, FingerprintedBackend
 from model.serving.cache import CachingBackend, LRUCache, ResponseCache
-from model.serving.http import chat, completions, errors, health, simple
+from model.serving.http import chat, completions, health, response, simple
 from model.serving.http.chat import ChatBody
 from model.serving.http.middleware import RequestContextMiddleware, outer_middleware
 from model.serving.http.openapi import schemas_of
@@ -130,7 +130,7 @@ def create_service(
     service.shared = shared
     service.meter = meter
     service.sockets = Sockets(manager)
-    errors.install(service)
+    response.install(service)
     for routes in (completions, chat, simple):
         service.include_router(routes.router(manager))
     service.include_router(health.router(manager, meter))

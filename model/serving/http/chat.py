@@ -28,8 +28,8 @@ from starlette.responses import Response
 from model.generation import MAX_LOGPROBS, MAX_TOKENS, Chunk, Completion, GenerationRequest, TokenLogprob
 from model.serving.backend import ModelInfo
 from model.serving.http.completions import OpenAIFormat, respond
-from model.serving.http.errors import bad_value, json_bytes
 from model.serving.http.openapi import ChatResponse, generates
+from model.serving.http.response import bad_value, json_bytes
 from model.serving.http.schemas import IGNORED, Body, Integer, OpenAIBody, number, parse_object, shown
 from model.serving.session import GenerationManager
 

@@ -21,9 +21,19 @@ from starlette.responses import Response
 
 from model.generation import Chunk, Completion, GenerationRequest, PromptEcho, TokenLogprob
 from model.serving.backend import ModelInfo, model_for
-from model.serving.http.errors import DONE, bad_value, json_bytes, json_response, sse_event, unknown_model
 from model.serving.http.openapi import CompletionResponse, ModelList, ModelResponse, errors_of, generates, get
-from model.serving.http.response import GenerationResponse, ResponseFormat, times_of, usage_of
+from model.serving.http.response import (
+    DONE,
+    GenerationResponse,
+    ResponseFormat,
+    bad_value,
+    json_bytes,
+    json_response,
+    sse_event,
+    times_of,
+    unknown_model,
+    usage_of,
+)
 from model.serving.http.schemas import MODEL_ID, CompletionBody, OpenAIBody, apply_cache_control, parse_object
 from model.serving.session import GenerationManager
 

@@ -11,8 +11,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
-from model.serving.http.errors import json_response
 from model.serving.http.openapi import HealthResponse, errors_of, get
+from model.serving.http.response import json_response
 from model.serving.http.schemas import MODEL_ID
 from model.serving.metrics import CONTENT_TYPE, Meter
 from model.serving.session import GenerationManager

@@ -16,7 +16,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from model.serving.backend import Backend
-from model.serving.http.errors import as_service_error, foreign_origin, too_large
+from model.serving.http.response import as_service_error, foreign_origin, too_large
 from model.serving.logs import new_request_id, request_id
 from model.serving.metrics import Meter
 from model.settings import ServiceOptions

@@ -30,7 +30,7 @@ from model.generation import (
     SamplingParams,
     new_seed,
 )
-from model.serving.http.errors import bad_body, bad_value, unknown_model
+from model.serving.http.response import bad_body, bad_value, unknown_model
 from model.serving.registry import NAME
 
 MODEL_ID = NAME

@@ -4,8 +4,6 @@ On SIGTERM or SIGINT it keeps listening: new requests are refused, the health ro
 requests finish, for a bounded time. A second signal ends them at once. Then it closes.
 """
 
-from __future__ import annotations
-
 import asyncio
 import socket
 from collections.abc import Callable
@@ -72,7 +70,7 @@ class DrainingServer(uvicorn.Server):
 
     def __init__(
         self,
-        service: Service,
+        service: "Service",
         ready: Callable[[], None] = lambda: None,
         *,
         closing: Callable[[], None] = lambda: None,

@@ -28,9 +28,16 @@ from starlette.responses import Response
 from model.generation import Chunk, Completion, GenerationRequest
 from model.serving.backend import ModelInfo, model_for
 from model.serving.http.completions import respond
-from model.serving.http.errors import INVALID, ServiceError, as_service_error, sse_event
 from model.serving.http.openapi import StoryResponse, generates, streams
-from model.serving.http.response import ResponseFormat, times_of, usage_of
+from model.serving.http.response import (
+    INVALID,
+    ResponseFormat,
+    ServiceError,
+    as_service_error,
+    sse_event,
+    times_of,
+    usage_of,
+)
 from model.serving.http.schemas import MODEL_ID, SimpleBody, parse_object
 from model.serving.session import GenerationManager, GenerationSession
 

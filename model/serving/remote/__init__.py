@@ -4,14 +4,12 @@
 first where `USE_MODAL` is on, and the engine here whenever Modal fails.
 """
 
-from __future__ import annotations
-
 from functools import partial
 from typing import TYPE_CHECKING
 
 from model.errors import InputError
 from model.serving.backend import Backend, ModelInfo
-from model.serving.deployments import Deployment
+from model.serving.deployments import Deployment, open_deployments
 from model.serving.following import EmbeddedBackend as EmbeddedBackend
 from model.serving.following import open_local
 from model.serving.registry import OpenRegistry, open_server
@@ -35,15 +33,13 @@ def open_backend(kind: str, settings: Settings, open_registry: OpenRegistry = op
     local = open_local(settings, open_registry)
     if kind == "local" or not settings.use_modal:
         return local
-    from model.serving.remote.failover import FailoverBackend  # as below
+    from model.serving.remote.modal import FailoverBackend  # as in `_modal`
 
     return FailoverBackend(_modal(settings, model=local.model, fail_fast=True), local)
 
 
-def open_deployment(deployment: Deployment, settings: Settings) -> ModalBackend:
+def open_deployment(deployment: Deployment, settings: Settings) -> "ModalBackend":
     """Open one deployment on Modal, active or not. Raises `InputError` when nothing proven runs there."""
-    from model.serving.deployments import open_deployments
-
     record = open_deployments(settings).read()
     url = None if record is None else record.urls[deployment]
     if record is None or url is None:
@@ -54,10 +50,9 @@ def open_deployment(deployment: Deployment, settings: Settings) -> ModalBackend:
 
 def _modal(
     settings: Settings, url: str | None = None, *, model: ModelInfo | None = None, fail_fast: bool = False
-) -> ModalBackend:
+) -> "ModalBackend":
     """Open the service at `url`, by default at the active deployment's address; `model` is asked for where unknown."""
     # What only talks to Modal is loaded where it is used.
-    from model.serving.deployments import open_deployments
     from model.serving.remote.client import ServiceClient, fetch_model_info, proxy_auth
     from model.serving.remote.modal import Breaker, ModalBackend
 

@@ -9,8 +9,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.architecture.characters import REJECT, STATES, TokenMasks, open_state, state_after
-from model.architecture.tokenizer import StreamDecoder
+from model.architecture.tokenizer import REJECT, STATES, StreamDecoder, TokenMasks, open_state, state_after
 from tests.model.engines import TOKENIZER
 
 BORDERS = bytes(

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import model.runtimes.torch.sampling
-from model.architecture.characters import TokenMasks
+from model.architecture.tokenizer import TokenMasks
 from model.generation import SamplingParams
 from model.runtimes.native.library import paths
 from model.runtimes.native.runtime import NativeSampler

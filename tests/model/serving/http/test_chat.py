@@ -12,7 +12,7 @@ from model.errors import InputError
 from model.generation import Chunk, Completion, Usage
 from model.serving.backend import ModelInfo
 from model.serving.http.chat import ChatBody, ChatFormat
-from model.serving.http.errors import ServiceError, as_service_error
+from model.serving.http.response import ServiceError, as_service_error
 from tests.model.serving.http.serving import Running, streaming
 
 FOX = "A fox could not sleep."

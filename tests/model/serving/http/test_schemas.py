@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from model.errors import InputError
 from model.generation import GenerationRequest, SamplingParams
-from model.serving.http.errors import ServiceError, as_service_error
+from model.serving.http.response import ServiceError, as_service_error
 from model.serving.http.schemas import (
     MAX_CHOICES,
     MAX_STREAMS,

@@ -19,8 +19,7 @@ from typing import Any
 from model.generation import Completion, GenerationRequest
 from model.serving.backend import LocalBackend, ModelInfo
 from model.serving.remote.client import ServiceClient
-from model.serving.remote.failover import FailoverBackend
-from model.serving.remote.modal import Breaker, ModalBackend
+from model.serving.remote.modal import Breaker, FailoverBackend, ModalBackend
 from model.settings import Settings
 from tests.model.serving.http.serving import paced
 

@@ -20,8 +20,7 @@ from model.generation import MAX_PROMPT_CHARS, Chunk, Completion, GenerationRequ
 from model.serving.backend import LocalBackend, Stream
 from model.serving.remote import BACKENDS, open_backend
 from model.serving.remote.client import fetch_model_info
-from model.serving.remote.failover import ContinuedStop, FailoverBackend, FailoverStream
-from model.serving.remote.modal import ModalBackend
+from model.serving.remote.modal import ContinuedStop, FailoverBackend, FailoverStream, ModalBackend
 from model.settings import Settings
 from tests.model.engines import TOKENIZER
 from tests.model.serving.http.serving import paced, serving

@@ -20,7 +20,7 @@ from demo.handlers import View
 from model.generation import GenerationRequest, SamplingParams
 from model.serving.http.app import create_service
 from model.serving.http.server import DrainingServer, bound, url_of
-from model.serving.remote.failover import FailoverBackend
+from model.serving.remote.modal import FailoverBackend
 from tests import virtual_time
 from tests.demo.scripted import state_of
 from tests.model.serving.remote.servers import Line, Script, alone, auto, broken, text_of

@@ -18,7 +18,7 @@ from demo.handlers import View
 from model.architecture.tokenizer import StreamDecoder
 from model.serving.backend import Backend
 from model.serving.deployments import FileDeploymentStore
-from model.serving.remote.failover import FailoverBackend
+from model.serving.remote.modal import FailoverBackend
 from tests.demo.scripted import state_of
 from tests.model.serving.http.serving import paced, serving
 from tests.model.serving.remote.servers import CALM, Copies, alone, auto

@@ -17,7 +17,7 @@ from model.architecture.folder import END_ID
 from model.generation import Chunk, Completion, GenerationRequest, PromptEcho, SamplingParams, TokenLogprob, Usage
 from model.serving.backend import ModelInfo
 from model.serving.http.completions import CompletionFormat
-from model.serving.http.errors import KEEP_ALIVE
+from model.serving.http.response import KEEP_ALIVE
 from model.serving.http.schemas import CompletionBody, parse_object
 from model.serving.remote.client import RemoteError, WireEvent, body, parse, read_events
 
