@@ -172,7 +172,8 @@ class OnnxRuntime(FeedingRuntime):
         for index, layer in enumerate(self.recurrent):
             feeds[f"conv_{layer}"], feeds[f"memory_{layer}"] = state.conv[None, index], state.memory[None, index]
         if self.attentive:
-            feeds["cos"], feeds["sin"] = (part[None, :, None] for part in self._rotary(position))
+            angle = np.tile(position[:, None] * self._frequency, 2)[None, :, None]
+            feeds["cos"], feeds["sin"] = np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
             feeds["bias"] = self._visible(start, time)[None, :, None]
         for index, layer in enumerate(self.attentive):
             feeds[f"keys_{layer}"] = state.ring[None, None, 2 * index]
@@ -186,11 +187,6 @@ class OnnxRuntime(FeedingRuntime):
             ring[2 * index, position % self.config.window] = out[f"keys_{layer}_out"][0]
             ring[2 * index + 1, position % self.config.window] = out[f"values_{layer}_out"][0]
         return out["logits"][0], OnnxState(start + time, conv, memory, ring)
-
-    def _rotary(self, position: Tokens) -> tuple[Floats, Floats]:
-        angle = position[:, None] * self._frequency
-        cos, sin = np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
-        return np.concatenate([cos, cos], axis=1), np.concatenate([sin, sin], axis=1)
 
     def _visible(self, start: int, time: int) -> Floats:
         """(T, W + T): 0 where the query may look, first into the ring, then among the tokens fed with it."""

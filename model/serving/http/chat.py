@@ -51,21 +51,17 @@ def prompt_of(turns: Sequence[Turn]) -> tuple[str, str]:
 
     `turns` hold one of the user or of the assistant at least.
     """
+    answered = any(role == "assistant" and text for role, text in turns)  # there is something to continue
     story: list[str] = []  # the assistant's texts since the message that asked for the story, last one first
     for role, text in reversed(turns):
         if role == "assistant":
             story.append(text)
-        elif role == "user" and not (_GO_ON.fullmatch(text.strip()) and _answers(turns)):
+        elif role == "user" and not (_GO_ON.fullmatch(text.strip()) and answered):
             prompt, lead = beginning_of(text)
             if not any(story):
                 return prompt, lead
             return _join([*([] if lead else [prompt]), *reversed(story)]), ""
     return _join(story[::-1]), ""
-
-
-def _answers(turns: Sequence[Turn]) -> bool:
-    """Whether the assistant has written anything that could be continued."""
-    return any(role == "assistant" and text for role, text in turns)
 
 
 def _join(texts: Sequence[str]) -> str:
