@@ -181,7 +181,7 @@ def _user(request: GenerationRequest) -> str:
 
 def _together(engines: list[EngineStats]) -> EngineStats:
     """Several engines' figures as one's."""
-    summed = [field.name for field in fields(EngineStats) if field.type == "int"]
+    summed = [field.name for field in fields(EngineStats) if field.type is int]
     reasons = {reason for engine in engines for reason in engine.finished}
     return replace(
         engines[0],

@@ -53,7 +53,7 @@ def cache_key(fingerprint: str, request: GenerationRequest) -> str:
     """Return the key of the response to `request` by a backend with this fingerprint."""
     sampling = {field.name: getattr(request.sampling, field.name) for field in fields(SamplingParams)}
     for field in fields(SamplingParams):
-        if field.type == "float":
+        if field.type is float:
             sampling[field.name] = float(sampling[field.name])  # 1 and 1.0 are equal, and are written differently
     if request.sampling.temperature == 0:
         del sampling["seed"]  # nothing is drawn, so any seed gives the same response
