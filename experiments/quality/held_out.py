@@ -23,7 +23,7 @@ from model.engine.load import load_runtime
 from model.errors import DataError
 from model.runtimes.protocol import Logits
 from training.data.corpus import load_own_stories, read_stories, story_id
-from training.trainer.rows import batches_by_length
+from training.data.shards import batches_by_length
 
 RuntimeName = Literal["native", "int8", "fp32", "torch"]
 RUNTIMES: tuple[RuntimeName, ...] = ("native", "int8", "fp32", "torch")

@@ -211,3 +211,14 @@ def read_meta(folder: Path) -> dict[str, Any]:
     if not isinstance(meta, dict):
         raise DataError(f"{path}: must hold a JSON object")
     return meta
+
+
+def batches_by_length(lengths: Sequence[int], most: int) -> list[list[int]]:
+    """Indexes of sequences of like length, so that padding is small: at most `most` places, or one sequence."""
+    batches: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if batches and (len(batches[-1]) + 1) * lengths[index] <= most:
+            batches[-1].append(index)
+        else:
+            batches.append([index])
+    return batches

@@ -10,7 +10,7 @@ in fp32.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from torch import Tensor
 from model.architecture.folder import END_ID
 from model.architecture.network import StoryNetwork
 from model.errors import DataError
-from training.data.shards import TokenShard
+from training.data.shards import TokenShard, batches_by_length
 from training.trainer.parallel import Group
 
 IGNORED = -1
@@ -132,17 +132,6 @@ def _best_fill(waiting: dict[int, list[Span]], space: int) -> list[int]:
             if second >= first and second in waiting and (second > first or len(waiting[first]) > 1):
                 return [first, second]
     return []
-
-
-def batches_by_length(lengths: Sequence[int], most: int) -> list[list[int]]:
-    """Indexes of sequences of like length, so that padding is small: at most `most` places, or one sequence."""
-    batches: list[list[int]] = []
-    for index in sorted(range(len(lengths)), key=lengths.__getitem__):
-        if batches and (len(batches[-1]) + 1) * lengths[index] <= most:
-            batches[-1].append(index)
-        else:
-            batches.append([index])
-    return batches
 
 
 BATCH_TOKENS = 4096
