@@ -7,7 +7,9 @@
 
 import contextlib
 import logging
+import os
 import secrets
+import sys
 import warnings
 from collections.abc import AsyncIterator
 from importlib.util import find_spec
@@ -123,14 +125,22 @@ def launch(settings: Settings, *, share: bool = False, backend: str = "auto") ->
         app = create_app(settings, backend, public=share)
 
         def ready() -> None:
-            print(f"Write me a story: {url_of(listener, settings.host)}/", flush=True)
+            _say(f"Write me a story: {url_of(listener, settings.host)}/")
             if share:
-                print(_share(*listener.getsockname()[:2]), flush=True)
+                _say(_share(*listener.getsockname()[:2]))
 
         def closing() -> None:
-            print("Closing: running stories finish first; a second signal ends them.", flush=True)
+            _say("Closing: running stories finish first; a second signal ends them.")
 
         DrainingServer(app.state.service, ready, closing=closing, app=app).run(sockets=[listener])
+
+
+def _say(line: str) -> None:
+    """Print, if someone still reads: of `story demo | tee log`, Ctrl-C ends `tee` first."""
+    try:
+        print(line, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the rest, and what is in the buffer
 
 
 def _share(host: str, port: int) -> str:

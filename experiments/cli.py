@@ -118,7 +118,9 @@ def evaluate(
     ] = None,
     runtime: Annotated[
         Literal["all", "native", "int8", "fp32", "torch"],
-        typer.Option(help="What computes: the native decoder, an exported graph, or PyTorch in fp32."),
+        typer.Option(
+            metavar="NAME", help="Runtime: native, int8 or fp32 (an exported graph), torch (in fp32), or all."
+        ),
     ] = "all",
     limit: Annotated[int | None, typer.Option(help="Only the first N stories.")] = None,
     write: Annotated[bool, typer.Option(help="Also generate stories from fixed prompts and measure them.")] = True,
@@ -195,7 +197,8 @@ def benchmark(
     max_tokens: Annotated[int, typer.Option(help="Longest story, in tokens.")] = 200,
     seed: Annotated[int, typer.Option(help="The same seed asks the same at the same times.")] = 0,
     phases: Annotated[
-        str | None, typer.Option(help="Of cold,single,concurrent,stress,open,compare. Default: all that apply.")
+        str | None,
+        typer.Option(help="Of cold, single, concurrent, stress, open, compare, with commas. Default: all that apply."),
     ] = None,
     timeout: Annotated[float, typer.Option(help="Seconds that one request may take.")] = 60.0,
     ttft_limit: Annotated[float, typer.Option(help="Goodput: seconds within which the first token must come.")] = 1.0,
@@ -410,7 +413,7 @@ def sweep(
         ),
     ] = None,
     space: Annotated[
-        Path | None, typer.Option(help="What to search, as YAML. Default: experiments/sweep/spaces/small.yaml.")
+        Path | None, typer.Option(help="What to search, as YAML. Default: small.yaml of experiments/sweep/spaces.")
     ] = None,
     data: Annotated[
         str | None, typer.Option(help="Token shards; on Modal, their name on the Volume. Default: data/tinystories.")
@@ -427,7 +430,7 @@ def sweep(
     storage: Annotated[
         str | None,
         typer.Option(
-            help="Database of the sweeps, sqlite:///FILE or postgresql://… Default: DATABASE_URL if that is "
+            help="Database of the sweeps, sqlite:///FILE or postgresql://HOST/NAME. Default: DATABASE_URL if that is "
             "PostgreSQL, else sweeps.db beside the MLflow store."
         ),
     ] = None,

@@ -61,6 +61,16 @@ def test_every_option_has_help() -> None:
     assert silent == []
 
 
+def test_help_holds_every_word_whole_at_80_columns() -> None:
+    groups = {(): get_command(story.app).commands, ("deploy",): get_command(story.app).commands["deploy"].commands}  # type: ignore[attr-defined]
+    env = {"COLUMNS": "80", "TERMINAL_WIDTH": "80"}
+    for group, commands in groups.items():
+        for name in commands:
+            shown = CliRunner().invoke(story.app, [*group, name, "--help"], env=env).stdout
+            assert "Usage" in shown
+            assert "…" not in shown, shown
+
+
 def test_defaults_of_options_are_those_of_the_packages() -> None:
     """The options repeat some defaults, so that `--help` need import nothing; here the two are compared."""
     from training.data.prepare import PrepareOptions

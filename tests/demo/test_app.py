@@ -25,9 +25,6 @@ from tests.demo.served import serve
 
 LAUNCHER = """
 import demo.asgi
-import demo.asgi
-from model.serving.http.middleware import SECURITY_HEADERS
-from model.settings import Settings
 from model.settings import Settings
 from tests.demo.engines import local_backend
 
@@ -149,3 +146,21 @@ def test_a_signal_ends_the_process_soon_and_cleanly_even_with_a_tab_open(
     assert re.fullmatch(r"Closing: .*\nClosed\.\n", out)
     assert process.returncode == 0
     assert "Traceback" not in err
+
+
+def test_a_signal_ends_it_cleanly_when_nobody_reads_its_output_any_more(repository: Path) -> None:
+    """As of `story demo | tee log`, where Ctrl-C ends both."""
+    environment = {**os.environ, "PYTHONPATH": str(repository)}
+    process = subprocess.Popen(
+        [sys.executable, "-c", LAUNCHER], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
+    assert process.stdout is not None
+    try:
+        assert process.stdout.readline().startswith("Write me a story: ")
+        process.stdout.close()
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=120)
+    finally:
+        process.kill()
+        process.wait()
+    assert (process.returncode, err) == (0, "")

@@ -71,10 +71,16 @@ class User:
 
     async def settled(self, prompt: str) -> dict[str, str]:
         """Wait until nothing is written any more; what was on the page before must still be there, or come back."""
-        for patience in range(20, -1, -1):
-            handle = await self.page.wait_for_function(SETTLED, timeout=180_000)
-            shown: dict[str, str] = await handle.json_value()
-            kept = shown["text"] == self.text or shown["text"].startswith(prompt)
+        for patience in range(40, -1, -1):
+            try:
+                handle = await self.page.wait_for_function(SETTLED, timeout=180_000)
+                shown: dict[str, str] = await handle.json_value()
+            except Error:  # reloaded in between
+                self.report.counts["reloaded by itself"] += 1
+                continue
+            # The last story until the new one's first word; and of that one no word goes.
+            begun = self.text if self.text.startswith(prompt) else prompt
+            kept = shown["text"] == self.text or shown["text"].startswith(begun)
             if (kept and shown["prompt"] == prompt) or not patience:
                 break
             await asyncio.sleep(0.5)  # a reload shows it after a moment
@@ -97,7 +103,8 @@ class User:
         while shown["phase"] != "ended" and "length you set" not in shown["status"]:
             self.report.counts["continued"] += 1
             await asyncio.sleep(1)
-            await self.page.click("#continue")
+            # A story that was given up because nothing came for long may have gone on by itself meanwhile.
+            await self.page.evaluate("document.getElementById('continue').click()")
             shown = await self.settled(prompt)
             self.text = shown["text"]
         self.report.counts["stories"] += 1
