@@ -7,7 +7,6 @@
 
 import contextlib
 import logging
-import os
 import secrets
 import sys
 import warnings
@@ -25,6 +24,7 @@ from demo.routing import RoutingBackend, UserCookieMiddleware, open_variants
 from experiments.dashboard.client import StoreClient
 from experiments.registry.resolve import open_registry
 from model.errors import MissingExtraError
+from model.files import discard
 from model.serving.backend import Backend
 from model.serving.http.app import ServiceRoute, SharedState, create_service
 from model.serving.http.middleware import outer_middleware
@@ -140,7 +140,7 @@ def _say(line: str) -> None:
     try:
         print(line, flush=True)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the rest, and what is in the buffer
+        discard(sys.stdout)
 
 
 def _share(host: str, port: int) -> str:

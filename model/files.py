@@ -4,6 +4,14 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import IO
+
+
+def discard(stream: IO[str]) -> None:
+    """Send nowhere what is written to a stream that nobody reads any more, for a program that has to go on."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, stream.fileno())
+    os.close(null)
 
 
 def write_atomically(path: Path, text: str) -> None:
