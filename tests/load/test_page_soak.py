@@ -73,10 +73,11 @@ class User:
         """Wait until nothing is written any more; what was on the page before must still be there, or come back."""
         for patience in range(40, -1, -1):
             try:
-                handle = await self.page.wait_for_function(SETTLED, timeout=180_000)
+                handle = await self.page.wait_for_function(SETTLED, timeout=60_000)
                 shown: dict[str, str] = await handle.json_value()
-            except Error:  # reloaded in between
-                self.report.counts["reloaded by itself"] += 1
+            except Error:  # Gradio reloaded the page in between, or while the service was away: the user reloads it
+                self.report.counts["opened again"] += 1
+                await self.open()
                 continue
             # The last story until the new one's first word; and of that one no word goes.
             begun = self.text if self.text.startswith(prompt) else prompt
