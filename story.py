@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import sys
 from dataclasses import asdict
-from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -21,6 +20,7 @@ from demo.terminal import Verbs, print_json, print_rows, write_story
 from deploy.release.cli import app as deploy_verbs
 from deploy.release.cli import promote
 from experiments.cli import REFERENCE, Json, ab, benchmark, compare, evaluate, gate, models, register, rollback, sweep
+from model.files import lasting
 from model.generation import GenerationRequest, SamplingParams, new_seed
 
 if TYPE_CHECKING:
@@ -298,8 +298,8 @@ def _settings() -> Settings:
 
 def main() -> None:
     """Run the command line (the `story` script)."""
-    if isinstance(sys.stdout, TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # where the terminal's encoding lacks a character
+    sys.stdout = lasting(sys.stdout, errors="replace")  # where the terminal's encoding lacks a character
+    sys.stderr = lasting(sys.stderr)
     app(prog_name="story")
 
 

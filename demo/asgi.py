@@ -8,7 +8,6 @@
 import contextlib
 import logging
 import secrets
-import sys
 import warnings
 from collections.abc import AsyncIterator
 from importlib.util import find_spec
@@ -24,7 +23,6 @@ from demo.routing import RoutingBackend, UserCookieMiddleware, open_variants
 from experiments.dashboard.client import StoreClient
 from experiments.registry.resolve import open_registry
 from model.errors import MissingExtraError
-from model.files import discard
 from model.serving.backend import Backend
 from model.serving.http.app import ServiceRoute, SharedState, create_service
 from model.serving.http.middleware import outer_middleware
@@ -125,22 +123,14 @@ def launch(settings: Settings, *, share: bool = False, backend: str = "auto") ->
         app = create_app(settings, backend, public=share)
 
         def ready() -> None:
-            _say(f"Write me a story: {url_of(listener, settings.host)}/")
+            print(f"Write me a story: {url_of(listener, settings.host)}/", flush=True)
             if share:
-                _say(_share(*listener.getsockname()[:2]))
+                print(_share(*listener.getsockname()[:2]), flush=True)
 
         def closing() -> None:
-            _say("Closing: running stories finish first; a second signal ends them.")
+            print("Closing: running stories finish first; a second signal ends them.", flush=True)
 
         DrainingServer(app.state.service, ready, closing=closing, app=app).run(sockets=[listener])
-
-
-def _say(line: str) -> None:
-    """Print, if someone still reads: of `story demo | tee log`, Ctrl-C ends `tee` first."""
-    try:
-        print(line, flush=True)
-    except BrokenPipeError:
-        discard(sys.stdout)
 
 
 def _share(host: str, port: int) -> str:

@@ -30,8 +30,8 @@ class Verbs(TyperGroup):
         """Run the verb. With `--debug` an error keeps its traceback."""
         try:
             return super().invoke(ctx)
-        except (typer.Exit, typer.Abort, typer.TyperException, BrokenPipeError):
-            raise  # Typer's own: usage errors, `--help`, a closed pipe
+        except (typer.Exit, typer.Abort, typer.TyperException):
+            raise  # Typer's own: usage errors, `--help`
         except Exception as error:
             if ctx.params.get("debug"):
                 raise

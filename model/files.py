@@ -1,17 +1,49 @@
-"""Files and folders that are replaced whole: after a kill or a power cut there is the old content or the new one."""
+"""Files and folders that are replaced whole, and output that its reader may leave.
+
+After a kill or a power cut a file holds the old content or the new one.
+"""
 
 import os
 import shutil
 import tempfile
+from io import TextIOWrapper
 from pathlib import Path
-from typing import IO
+from typing import TextIO
 
 
-def discard(stream: IO[str]) -> None:
-    """Send nowhere what is written to a stream that nobody reads any more, for a program that has to go on."""
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, stream.fileno())
-    os.close(null)
+class _LastingStream(TextIOWrapper):
+    original: TextIO
+    """Kept, because it closes what both write to when it goes."""
+
+    def write(self, text: str) -> int:
+        try:
+            return super().write(text)
+        except BrokenPipeError:
+            self._discard()
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            super().flush()
+        except BrokenPipeError:
+            self._discard()
+
+    def _discard(self) -> None:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, self.fileno())
+        os.close(null)
+
+
+def lasting(stream: TextIO, errors: str | None = None) -> TextIO:
+    """Return `stream` as one that leads nowhere once nobody reads it, with another handling of encoding `errors`.
+
+    Of `story train 2>&1 | tee log`, Ctrl-C ends `tee` first, and the training still has to save.
+    """
+    if not isinstance(stream, TextIOWrapper):
+        return stream
+    made = _LastingStream(stream.buffer, stream.encoding, errors or stream.errors, line_buffering=stream.line_buffering)
+    made.original = stream
+    return made
 
 
 def write_atomically(path: Path, text: str) -> None:

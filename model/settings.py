@@ -290,8 +290,8 @@ def load_settings(**given: object) -> Settings:
     """Read the settings from the process's environment; an empty value counts as unset.
 
     `given` values, by the fields' names, stand in for the environment's, None for none: they are a command's
-    options. Raises `InputError` whose `param` is the name of the variable or of the option: for a value that is not
-    allowed, and for a name that starts with `STORY_` and means nothing.
+    options. Raises `InputError` whose `param` is the variable's name: for a value that is not allowed, and for a name
+    that starts with `STORY_` and means nothing.
     """
     known = environment_names()
     for name in sorted(os.environ):
@@ -305,7 +305,7 @@ def load_settings(**given: object) -> Settings:
         field = str(error.errors()[0]["loc"][0])
     name = field.upper()
     shown = "something else" if name in secret_names() else repr(chosen.get(field, os.environ.get(name)))
-    raise InputError(name if given.get(field) is None else field, f"must be {allowed_values(name)}, got {shown}")
+    raise InputError(name, f"must be {allowed_values(name)}, got {shown}")
 
 
 def without_password(address: str) -> str:
@@ -329,7 +329,7 @@ def allowed_values(name: str) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServiceOptions:
-    """Options of one process's service; the defaults suit one on this machine."""
+    """Options of one process's service; by default its settings are the environment's."""
 
     settings: Settings = field(default_factory=Settings)
     name: str = ""

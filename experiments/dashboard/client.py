@@ -40,8 +40,11 @@ ENVIRONMENT = {
 NICENESS = 10
 
 
-def ask(uri: str, idle_timeout: float, question: Question, *arguments: Any) -> tuple[Any, str | None]:
-    """Answer as `answer`, with a low priority; after `idle_timeout` seconds without a question this process ends."""
+def ask(uri: str, idle_timeout: float, question: Question, *arguments: Any) -> tuple[Any, str | None, int]:
+    """Answer as `answer`, with a low priority, and tell this process's id.
+
+    After `idle_timeout` seconds without a question the process ends.
+    """
     signal.setitimer(signal.ITIMER_REAL, 0)
     with contextlib.suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, 0, NICENESS)
@@ -50,7 +53,7 @@ def ask(uri: str, idle_timeout: float, question: Question, *arguments: Any) -> t
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     try:
-        return answer(uri, question, *arguments)
+        return *answer(uri, question, *arguments), os.getpid()
     finally:
         signal.setitimer(signal.ITIMER_REAL, idle_timeout)
 
@@ -105,7 +108,7 @@ class StoreClient:
         uri: the MLflow store.
         ttl: seconds for which an answer is cached.
         timeout: seconds that one question may take.
-        first_timeout: the same for a question that has to load MLflow.
+        first_timeout: the same for a question that has to start a process, which loads MLflow.
         idle_timeout: seconds without a question after which the process ends.
     """
 
@@ -123,7 +126,8 @@ class StoreClient:
         self._cached: dict[tuple[Any, ...], tuple[float, Any]] = {}
         self._pending: dict[tuple[Any, ...], asyncio.Task[Any]] = {}
         self._turn = asyncio.Lock()
-        self._answered = float("-inf")
+        self._worker: int | None = None
+        """Id of the process that answered last, and so has loaded MLflow."""
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -167,18 +171,17 @@ class StoreClient:
 
     async def _ask(self, question: Question, *arguments: Any) -> Any:
         async with self._turn:
-            warm = time.monotonic() - self._answered < self._idle_timeout
+            warm = self._worker is not None and _is_there(self._worker)
             given = (self._uri, self._idle_timeout, question, *arguments)
             try:
                 async with asyncio.timeout(self._timeout if warm else self._first_timeout):
-                    answer, error = await to_process.run_sync(ask, *given, cancellable=True)
+                    answer, error, self._worker = await to_process.run_sync(ask, *given, cancellable=True)
             except (TimeoutError, BrokenWorkerProcess) as failure:
-                self._answered = float("-inf")
+                self._worker = None
                 log.warning("the experiments cannot be read: %s", str(failure) or "no answer in time")
                 raise UnreadableError(
                     "The store of the experiments does not answer; please try again in a moment."
                 ) from None
-            self._answered = time.monotonic()
         if error is not None:
             log.warning("the experiments cannot be read: %s", error)
             raise UnreadableError("The store of the experiments cannot be read; the server's log says why.")
@@ -188,3 +191,11 @@ class StoreClient:
             self._cached.pop(next(iter(self._cached)))
         self._cached[key] = (time.monotonic(), answer)
         return answer
+
+
+def _is_there(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True

@@ -1,13 +1,15 @@
-"""Files that are replaced whole: several writers at once, and a write that fails."""
+"""Files that are replaced whole: several writers at once, and a write that fails; output whose reader has left."""
 
 from __future__ import annotations
 
+import io
+import os
 import threading
 from pathlib import Path
 
 import pytest
 
-from model.files import write_atomically
+from model.files import lasting, write_atomically
 
 
 def test_of_several_writers_at_once_none_fails_and_one_wins(tmp_path: Path) -> None:
@@ -41,3 +43,18 @@ def test_a_write_that_fails_leaves_the_old_content_and_nothing_beside_it(tmp_pat
         write_atomically(path, "half a character: \ud800")
     assert path.read_text("utf-8") == "old"
     assert [each.name for each in tmp_path.iterdir()] == ["state.json"]
+
+
+def test_output_goes_nowhere_once_its_reader_has_left_and_before_that_all_arrives() -> None:
+    reading, writing = os.pipe()
+    with lasting(open(writing, "w", encoding="ascii", errors="strict"), errors="replace") as stream:
+        print("fox Zoë", file=stream, flush=True)
+        assert os.read(reading, 100) == b"fox Zo?\n"
+        os.close(reading)
+        for _ in range(3):
+            print("x" * 100_000, file=stream, flush=True)
+        print("left in the buffer", file=stream)
+
+
+def test_what_is_no_file_stays_as_it_is() -> None:
+    assert lasting(stream := io.StringIO()) is stream

@@ -18,8 +18,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 
-from model.files import discard
-
 Outcome = Literal["finished", "stopped", "failed"]
 """`finished`: the budget was used or early stopping decided. `stopped`: interrupted by hand. `failed`: an error."""
 
@@ -118,14 +116,6 @@ LEAST_PROGRESS = 0.005
 """Share of the budget from which on the pace means something: before, one slow step would count a thousandfold."""
 
 
-class _LastingConsole(Console):
-    """Goes quiet, where rich ends the program, when nobody reads it any more: of `story train 2>&1 | tee log`."""
-
-    def on_broken_pipe(self) -> None:
-        self.quiet = True
-        discard(self.file)
-
-
 class ProgressObserver:
     """Draws a run on `console` (default: standard error); without a terminal a line every `every` seconds.
 
@@ -135,7 +125,7 @@ class ProgressObserver:
     def __init__(
         self, console: Console | None = None, *, every: float = 15.0, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._console = console or _LastingConsole(stderr=True)
+        self._console = console or Console(stderr=True)
         self._every = every
         self._clock = clock
         self._bar = Progress(

@@ -119,8 +119,8 @@ class DrainingServer(uvicorn.Server):
 
     def _end(self) -> None:
         if self._draining is None:
-            self._closing()
             self._draining = asyncio.create_task(self._finish())
+            self._closing()  # the caller's, which may fail
         else:
             self._service.manager.abort()
 

@@ -12,7 +12,7 @@ from experiments.dashboard.records import SampleSet
 asked = 0
 
 
-def ask(uri: str, idle_timeout: float, question: str, run: str) -> tuple[Any, str | None]:
+def ask(uri: str, idle_timeout: float, question: str, run: str) -> tuple[Any, str | None, int]:
     """Answer with the number of the question and this process's id; `run` says what to do instead."""
     global asked
     signal.setitimer(signal.ITIMER_REAL, 0)
@@ -20,7 +20,7 @@ def ask(uri: str, idle_timeout: float, question: str, run: str) -> tuple[Any, st
     if run == "dies":
         os._exit(3)
     if run == "fails":
-        return None, "sqlite:////srv/lily.db is locked"
+        return None, "sqlite:////srv/lily.db is locked", os.getpid()
     time.sleep(3600 if run == "hangs" else 0.05)
     signal.setitimer(signal.ITIMER_REAL, idle_timeout)
-    return [SampleSet(step=asked, tokens=os.getpid(), bits_per_byte=None, stories=(("A", run),))], None
+    return [SampleSet(step=asked, tokens=os.getpid(), bits_per_byte=None, stories=(("A", run),))], None, os.getpid()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import math
-import os
 import re
 from pathlib import Path
 
@@ -110,17 +109,6 @@ def test_a_line_reports_loss_bits_per_byte_rate_and_time_left() -> None:
     assert f"{2.0 / math.log(2) / 4:.3f} bits/byte" in line
     for part in ("step 10", "25.0%", "loss 2.000", "7,123 tokens/s", "0:30 gone", "1:30 left"):
         assert part in line
-
-
-def test_a_run_goes_on_when_nobody_reads_its_lines_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    reading, writing = os.pipe()
-    os.close(reading)
-    with open(writing, "w") as stream:
-        monkeypatch.setattr("sys.stderr", stream)
-        observer = ProgressObserver(every=0)
-        observer.started(start())
-        observer.stepped(step(1))
-        observer.evaluated(evaluation())
 
 
 def test_a_terminal_gets_a_bar_that_is_gone_at_the_end() -> None:
