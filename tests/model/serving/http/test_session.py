@@ -224,6 +224,7 @@ def test_whoever_leaves_the_queue_is_never_written_for(stream: bool) -> None:
     backend, _ = paced(slots=1, queue=1, step_seconds=0.01)
     with serving(backend) as running:
         first = backend.engine.submit(GenerationRequest(prompt="Once", max_tokens=4000))
+        until(lambda: first.tokens)  # else it may be the one that waits below
         with connected(running, prompt="Two", max_tokens=4000, stream=stream):
             until(lambda: backend.engine.stats().waiting == 1)
         until(lambda: backend.engine.stats().waiting == 0)
