@@ -162,10 +162,11 @@ def _layout(*, asks: bool) -> Parts:
                         label="Seed", info=HELP["Seed"], placeholder="new each time", max_lines=1, elem_id="seed"
                     )
                     same_seed = _small("Same seed", "same-seed")
+            # Buttons that `assets/book.js` answers can be pressed once it is there: it enables them.
             with gr.Row(elem_id="actions"):
-                gr.Button("Write", variant="primary", min_width=0, elem_id="write")
-                for label in ("Stop", "Continue", "Again"):
-                    gr.Button(label, min_width=0, elem_id=label.lower())
+                for label in ("Write", "Stop", "Continue", "Again"):
+                    kind: Any = "primary" if label == "Write" else "secondary"
+                    gr.Button(label, variant=kind, min_width=0, elem_id=label.lower(), interactive=False)
             _plain(_KEYS, "keys")
         with gr.Column(elem_id="story-panel"):
             book = gr.HTML(
@@ -176,11 +177,11 @@ def _layout(*, asks: bool) -> Parts:
                 elem_id="book",
             )
             with gr.Row(elem_id="rating", visible=asks):
-                _small("👍 I like it", "like")
-                _small("👎 Not for me", "dislike")
+                _small("👍 I like it", "like", interactive=False)
+                _small("👎 Not for me", "dislike", interactive=False)
             with gr.Row(elem_id="keep"):
-                _small("Save as .txt", "save")
-                _small("Copy link", "link")
+                _small("Save as .txt", "save", interactive=False)
+                _small("Copy link", "link", interactive=False)
     fields = [prompt, max_tokens, temperature, top_p, top_k, min_p, penalty, seed]
     return Parts(fields, examples, same_seed, book)
 
@@ -321,8 +322,8 @@ def _slider(label: str, low: float, high: float, step: float, value: float) -> g
     )
 
 
-def _small(label: str, elem_id: str) -> gr.Button:
-    return gr.Button(label, size="sm", min_width=0, scale=0, elem_id=elem_id)
+def _small(label: str, elem_id: str, *, interactive: bool = True) -> gr.Button:
+    return gr.Button(label, size="sm", min_width=0, scale=0, elem_id=elem_id, interactive=interactive)
 
 
 def _plain(html: str, elem_id: str) -> gr.HTML:

@@ -102,7 +102,7 @@ class Tab:
     def open(self, query: str = "") -> Tab:
         self.page.goto(self.url + query)
         self.page.wait_for_selector("#prompt textarea")
-        self.page.wait_for_function("document.querySelector('#more > button')?.hasAttribute('aria-expanded')")
+        self.page.wait_for_selector("#write:enabled")
         return self
 
     def length(self, tokens: int) -> None:

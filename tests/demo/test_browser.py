@@ -123,6 +123,16 @@ def test_a_story_is_begun_grows_is_stopped_half_way_and_another_is_read_to_its_e
     assert active(served) == 0
 
 
+def test_a_button_that_would_not_answer_yet_cannot_be_pressed(opened: Callable[..., Tab]) -> None:
+    first = """new MutationObserver(() => {
+      const write = document.getElementById("write");
+      if (write) window.atFirst ??= write.disabled;
+    }).observe(document, { childList: true, subtree: true });"""
+    tab = opened(before=lambda page: page.add_init_script(first))
+    assert tab.page.evaluate("atFirst") is True
+    assert tab.enabled() == ["write"]
+
+
 def test_the_keyboard_writes_and_stops_and_the_focus_is_never_lost(opened: Callable[..., Tab]) -> None:
     tab = opened()
     assert tab.page.evaluate("document.activeElement.tagName") == "TEXTAREA"

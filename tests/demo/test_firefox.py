@@ -32,7 +32,7 @@ async def test_a_story_streams_begins_with_one_large_letter_and_survives_a_reloa
     with serve(ScriptedBackend(STORY, hold=hold)) as served:
         async with firefox(tmp_path) as browser:
             await browser.open(served.url)
-            await browser.until("document.querySelector('#more > button')?.hasAttribute('aria-expanded')")
+            await browser.until("document.querySelector('#write')?.disabled === false")
             await browser.value("document.getElementById('write').click()")
             await browser.until("document.querySelector('#book article')?.textContent === 'Once upon'")
             assert await browser.value("document.querySelector('#book .book').dataset.phase") == "writing"
