@@ -92,7 +92,8 @@ def test_no_layer_of_the_page_gathers_or_packs_the_events(encoding: str, served:
 def test_a_user_of_the_routes_who_leaves_frees_the_slot(served: Served) -> None:
     body = {"prompt": "One day", "max_tokens": 4000, "stream": True}
     with httpx.stream("POST", f"{served.url}v1/completions", json=body, timeout=None) as response:
-        next(response.iter_bytes())
+        parts = response.iter_bytes()  # kept: with it the connection would go
+        next(parts)
         assert engine_of(served).stats().active == 1
     until(lambda: engine_of(served).stats().active == 0)
 
