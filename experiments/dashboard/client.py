@@ -171,11 +171,14 @@ class StoreClient:
 
     async def _ask(self, question: Question, *arguments: Any) -> Any:
         async with self._turn:
-            warm = self._worker is not None and _is_there(self._worker)
-            given = (self._uri, self._idle_timeout, question, *arguments)
             try:
-                async with asyncio.timeout(self._timeout if warm else self._first_timeout):
-                    answer, error, self._worker = await to_process.run_sync(ask, *given, cancellable=True)
+                try:
+                    answer, error, self._worker = await self._from_process(question, *arguments)
+                except BrokenWorkerProcess:
+                    if self._worker is None:
+                        raise
+                    self._worker = None  # its idle time ended as it was asked
+                    answer, error, self._worker = await self._from_process(question, *arguments)
             except (TimeoutError, BrokenWorkerProcess) as failure:
                 self._worker = None
                 log.warning("the experiments cannot be read: %s", str(failure) or "no answer in time")
@@ -191,6 +194,12 @@ class StoreClient:
             self._cached.pop(next(iter(self._cached)))
         self._cached[key] = (time.monotonic(), answer)
         return answer
+
+    async def _from_process(self, question: Question, *arguments: Any) -> tuple[Any, str | None, int]:
+        warm = self._worker is not None and _is_there(self._worker)
+        given = (self._uri, self._idle_timeout, question, *arguments)
+        async with asyncio.timeout(self._timeout if warm else self._first_timeout):
+            return await to_process.run_sync(ask, *given, cancellable=True)
 
 
 def _is_there(pid: int) -> bool:

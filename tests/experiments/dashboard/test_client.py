@@ -149,6 +149,15 @@ def test_a_process_that_dies_over_a_question_is_replaced(uri: str) -> None:
     asyncio.run(go())
 
 
+def test_a_process_whose_idle_time_ends_as_it_is_asked_is_replaced_unnoticed(uri: str) -> None:
+    async def go() -> None:
+        async with reading(uri) as store:
+            before = (await store.samples("a"))[0].tokens
+            assert (await store.samples("dies if not the first"))[0].tokens != before
+
+    asyncio.run(go())
+
+
 async def until_gone(pid: int) -> None:
     """Wait until the process is gone and the event loop has heard of it."""
     async with asyncio.timeout(20):
@@ -195,7 +204,7 @@ def test_too_many_questions_are_refused(uri: str) -> None:
 
 def test_an_idle_process_ends_and_a_later_question_starts_another(uri: str) -> None:
     async def go() -> None:
-        async with reading(uri, idle_timeout=0.1, ttl=0.0) as store:
+        async with reading(uri, idle_timeout=1.0, ttl=0.0) as store:
             before = (await store.samples("a"))[0].tokens
             await until_gone(before)
             assert (await store.samples("a"))[0].tokens != before
