@@ -20,7 +20,7 @@ from demo.terminal import Verbs, print_json, print_rows, write_story
 from deploy.release.cli import app as deploy_verbs
 from deploy.release.cli import promote
 from experiments.cli import REFERENCE, Json, ab, benchmark, compare, evaluate, gate, models, register, rollback, sweep
-from model.files import lasting
+from model.files import ignore_broken_pipe
 from model.generation import GenerationRequest, SamplingParams, new_seed
 
 if TYPE_CHECKING:
@@ -298,8 +298,8 @@ def _settings() -> Settings:
 
 def main() -> None:
     """Run the command line (the `story` script)."""
-    sys.stdout = lasting(sys.stdout, errors="replace")  # where the terminal's encoding lacks a character
-    sys.stderr = lasting(sys.stderr)
+    sys.stdout = ignore_broken_pipe(sys.stdout, errors="replace")  # where the terminal's encoding lacks a character
+    sys.stderr = ignore_broken_pipe(sys.stderr)
     app(prog_name="story")
 
 

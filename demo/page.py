@@ -164,9 +164,9 @@ def _layout(*, asks: bool) -> Parts:
                     same_seed = _small("Same seed", "same-seed")
             # Buttons that `assets/book.js` answers can be pressed once it is there: it enables them.
             with gr.Row(elem_id="actions"):
-                for label in ("Write", "Stop", "Continue", "Again"):
-                    kind: Any = "primary" if label == "Write" else "secondary"
-                    gr.Button(label, variant=kind, min_width=0, elem_id=label.lower(), interactive=False)
+                gr.Button("Write", variant="primary", min_width=0, elem_id="write", interactive=False)
+                for label in ("Stop", "Continue", "Again"):
+                    gr.Button(label, min_width=0, elem_id=label.lower(), interactive=False)
             _plain(_KEYS, "keys")
         with gr.Column(elem_id="story-panel"):
             book = gr.HTML(

@@ -1,4 +1,4 @@
-"""Files and folders that are replaced whole, and output that its reader may leave.
+"""Files and folders that are replaced whole, and output that survives a broken pipe.
 
 After a kill or a power cut a file holds the old content or the new one.
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TextIO
 
 
-class _LastingStream(TextIOWrapper):
+class _PipeStream(TextIOWrapper):
     original: TextIO
     """Kept, because it closes what both write to when it goes."""
 
@@ -34,14 +34,14 @@ class _LastingStream(TextIOWrapper):
         os.close(null)
 
 
-def lasting(stream: TextIO, errors: str | None = None) -> TextIO:
-    """Return `stream` as one that leads nowhere once nobody reads it, with another handling of encoding `errors`.
+def ignore_broken_pipe(stream: TextIO, errors: str | None = None) -> TextIO:
+    """Return `stream` as one whose output is discarded once its pipe is broken, with another handling of `errors`.
 
     Of `story train 2>&1 | tee log`, Ctrl-C ends `tee` first, and the training still has to save.
     """
     if not isinstance(stream, TextIOWrapper):
         return stream
-    made = _LastingStream(stream.buffer, stream.encoding, errors or stream.errors, line_buffering=stream.line_buffering)
+    made = _PipeStream(stream.buffer, stream.encoding, errors or stream.errors, line_buffering=stream.line_buffering)
     made.original = stream
     return made
 

@@ -172,15 +172,8 @@ class StoreClient:
     async def _ask(self, question: Question, *arguments: Any) -> Any:
         async with self._turn:
             try:
-                try:
-                    answer, error, self._worker = await self._from_process(question, *arguments)
-                except BrokenWorkerProcess:
-                    if self._worker is None:
-                        raise
-                    self._worker = None  # its idle time ended as it was asked
-                    answer, error, self._worker = await self._from_process(question, *arguments)
+                answer, error = await self._from_process(question, *arguments)
             except (TimeoutError, BrokenWorkerProcess) as failure:
-                self._worker = None
                 log.warning("the experiments cannot be read: %s", str(failure) or "no answer in time")
                 raise UnreadableError(
                     "The store of the experiments does not answer; please try again in a moment."
@@ -195,11 +188,18 @@ class StoreClient:
         self._cached[key] = (time.monotonic(), answer)
         return answer
 
-    async def _from_process(self, question: Question, *arguments: Any) -> tuple[Any, str | None, int]:
-        warm = self._worker is not None and _is_there(self._worker)
+    async def _from_process(self, question: Question, *arguments: Any) -> tuple[Any, str | None]:
+        before, self._worker = self._worker, None
+        warm = before is not None and _is_there(before)
         given = (self._uri, self._idle_timeout, question, *arguments)
-        async with asyncio.timeout(self._timeout if warm else self._first_timeout):
-            return await to_process.run_sync(ask, *given, cancellable=True)
+        try:
+            async with asyncio.timeout(self._timeout if warm else self._first_timeout):
+                answer, error, self._worker = await to_process.run_sync(ask, *given, cancellable=True)
+            return answer, error
+        except BrokenWorkerProcess:
+            if before is None:
+                raise
+            return await self._from_process(question, *arguments)  # its idle time ended as it was asked
 
 
 def _is_there(pid: int) -> bool:

@@ -1,4 +1,4 @@
-"""Files that are replaced whole: several writers at once, and a write that fails; output whose reader has left."""
+"""Files that are replaced whole: several writers at once, and a write that fails; output to a broken pipe."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from model.files import lasting, write_atomically
+from model.files import ignore_broken_pipe, write_atomically
 
 
 def test_of_several_writers_at_once_none_fails_and_one_wins(tmp_path: Path) -> None:
@@ -45,9 +45,9 @@ def test_a_write_that_fails_leaves_the_old_content_and_nothing_beside_it(tmp_pat
     assert [each.name for each in tmp_path.iterdir()] == ["state.json"]
 
 
-def test_output_goes_nowhere_once_its_reader_has_left_and_before_that_all_arrives() -> None:
+def test_output_to_a_broken_pipe_is_discarded_and_before_that_all_arrives() -> None:
     reading, writing = os.pipe()
-    with lasting(open(writing, "w", encoding="ascii", errors="strict"), errors="replace") as stream:
+    with ignore_broken_pipe(open(writing, "w", encoding="ascii", errors="strict"), errors="replace") as stream:
         print("fox Zoë", file=stream, flush=True)
         assert os.read(reading, 100) == b"fox Zo?\n"
         os.close(reading)
@@ -57,4 +57,4 @@ def test_output_goes_nowhere_once_its_reader_has_left_and_before_that_all_arrive
 
 
 def test_what_is_no_file_stays_as_it_is() -> None:
-    assert lasting(stream := io.StringIO()) is stream
+    assert ignore_broken_pipe(stream := io.StringIO()) is stream
