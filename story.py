@@ -22,6 +22,7 @@ from deploy.release.cli import promote
 from experiments.cli import REFERENCE, Json, ab, benchmark, compare, evaluate, gate, models, register, rollback, sweep
 from model.files import ignore_broken_pipe
 from model.generation import GenerationRequest, SamplingParams, new_seed
+from model.wishes import Ending, Length, Wishes
 
 if TYPE_CHECKING:
     from model.settings import Settings
@@ -100,6 +101,12 @@ def write(
     min_p: Annotated[
         float, typer.Option(help="Keep tokens at least this share as likely as the likeliest; 0 is off.")
     ] = DEFAULTS.min_p,
+    word: Annotated[list[str] | None, typer.Option(help="Wish for a word or a name in the story. Repeatable.")] = None,
+    length: Annotated[Length | None, typer.Option(help="Wish for a story of this length.")] = None,
+    dialogue: Annotated[
+        bool | None, typer.Option("--dialogue/--no-dialogue", help="Wish that somebody speaks, or nobody.")
+    ] = None,
+    ending: Annotated[Ending | None, typer.Option(help="Wish for this ending.")] = None,
     seed: Annotated[
         int | None, typer.Option(help="The same seed writes the same story. Default: a new one, printed.")
     ] = None,
@@ -112,6 +119,7 @@ def write(
         prompt=prompt,
         max_tokens=max_tokens,
         sampling=SamplingParams(temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p, seed=chosen),
+        wishes=Wishes(words=tuple(word or ()), length=length, dialogue=dialogue, ending=ending),
     )
     settings = _settings()
     from experiments.registry.resolve import resolve_model
@@ -144,6 +152,9 @@ def data(
     rename: Annotated[
         int, typer.Option(help="Add this many copies of each training story, with other names in it.")
     ] = 0,
+    wishes: Annotated[
+        bool, typer.Option("--wishes", help="Tell about half of the stories, in a header, what they have.")
+    ] = False,
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Count and report unusable lines instead of stopping at the first.")
     ] = False,
@@ -165,6 +176,7 @@ def data(
         vocab_size=vocab_size,
         val_fraction=val_fraction,
         rename=rename,
+        wishes=wishes,
         skip_bad=skip_bad,
         force=force,
     )

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from model.errors import InputError
+from model.wishes import Wishes
 
 MAX_PROMPT_CHARS = 20_000
 MAX_PROMPT_TOKENS = 20_000
@@ -113,6 +114,9 @@ class GenerationRequest:
     max_tokens: int = 400
     """Tokens to generate at most. 0 generates none, which with `prompt_logprobs` scores the prompt."""
     sampling: SamplingParams = field(default_factory=SamplingParams)
+    wishes: Wishes = field(default_factory=Wishes)
+    """What the story is to have, told in a header before it: only for a model that was trained to meet them. A fork has
+    the wishes of its story."""
     stop: tuple[str, ...] = ()
     """Text that ends the story; it is not part of what comes back."""
     logprobs: int | None = None
@@ -139,6 +143,8 @@ class GenerationRequest:
         for name in ("logprobs", "prompt_logprobs"):
             if getattr(self, name) is not None:
                 _check_int(name, getattr(self, name), 0, MAX_LOGPROBS)
+        if self.wishes != Wishes() and self.prompt_logprobs is not None:
+            raise InputError("wishes", "cannot be had together with log-probabilities of the prompt")
         if len(self.user) > MAX_ID_CHARS:
             raise InputError("user", f"must have at most {MAX_ID_CHARS} characters, got {len(self.user)}")
 

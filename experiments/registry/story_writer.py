@@ -17,8 +17,9 @@ from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel
 
 from model.engine.load import load_engine
-from model.errors import StoryError
+from model.errors import InputError, StoryError
 from model.generation import Completion, GenerationRequest, SamplingParams, new_seed
+from model.wishes import Wishes
 
 if TYPE_CHECKING:
     from model.engine.engine import Engine
@@ -30,6 +31,7 @@ ARTIFACT = "model"
 INTEGERS = ("max_tokens", "min_tokens", "top_k", "seed")
 """Integers, even where a frame or a JSON body made floats of them."""
 SLOTS = 16
+WISHES = tuple(field.name for field in fields(Wishes))
 
 
 class StoryWriter(PythonModel):
@@ -104,11 +106,14 @@ def _request(values: Mapping[str, Any], params: Mapping[str, Any] | None) -> Gen
             merged[name] = int(merged[name])  # a column with a gap has become one of floats
     if merged.get("seed", -1) == -1:
         merged["seed"] = new_seed()
-    stop = merged.get("stop", ())
+    stop, wishes = merged.get("stop", ()), merged.get("wishes") or {}
+    if not isinstance(wishes, dict) or wishes.keys() - WISHES:
+        raise InputError("wishes", f"must be an object with {', '.join(WISHES)}, got {wishes!r}")
     sampling = {field.name: merged[field.name] for field in fields(SamplingParams) if field.name in merged}
     return GenerationRequest(
         prompt=cast(str, merged.get("prompt")),
         sampling=SamplingParams(**sampling),
+        wishes=Wishes(**wishes | {"words": tuple(wishes.get("words") or ())}),
         stop=(stop,) if isinstance(stop, str) else tuple(stop),
         **({"max_tokens": merged["max_tokens"]} if "max_tokens" in merged else {}),
     )

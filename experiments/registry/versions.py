@@ -228,7 +228,7 @@ def _read(version: ModelVersion, *, new: bool = False) -> Version:
 
 
 CODE = Path(__file__).with_name("story_writer.py")
-PACKED = ("__init__.py", "errors.py", "generation.py", "architecture", "runtimes", "engine")
+PACKED = ("__init__.py", "errors.py", "generation.py", "wishes.py", "architecture", "runtimes", "engine")
 """Parts of `model` that a version carries: what generates, without HTTP, settings and deployment."""
 REQUIREMENTS = ("mlflow", "numpy", "onnxruntime", "pandas", "tokenizers")
 """Packages that a version's code imports; each is pinned to the version that is installed here."""
@@ -247,7 +247,7 @@ def signature() -> ModelSignature:
     prompt = ColSpec(DataType.string, "prompt")
     # Any type: a column of integers with a gap becomes one of floats, which MLflow would refuse for either type.
     # `GenerationRequest` checks each row's values.
-    inputs = Schema([prompt, *(ColSpec(AnyType(), name, required=False) for name in (*usual, "stop"))])
+    inputs = Schema([prompt, *(ColSpec(AnyType(), name, required=False) for name in (*usual, "stop", "wishes"))])
     columns = {"story": str, "finish_reason": str, "tokens": int, "seed": int, "error": str}
     outputs = Schema([ColSpec(kinds[kind], name) for name, kind in columns.items()])
     params = ParamSchema(

@@ -85,7 +85,7 @@ def load_engine(
     """
     opened = ModelFolder.open(folder or PRETRAINED)
     loaded = load_runtime(opened, slots=slots, threads=threads, precision=precision, runtime=runtime)
-    return Engine(loaded, StoryTokenizer.load(opened.tokenizer), queue_limit=queue_limit)
+    return _engine(opened, loaded, queue_limit)
 
 
 def warm_up(engine: Engine) -> Completion:
@@ -107,4 +107,9 @@ def load_torch_engine(
     """`load_engine` over PyTorch, for machines with a GPU: `device` is `cuda`, or `cpu` (slow). Raises `ModelError`."""
     opened = ModelFolder.open(folder or PRETRAINED)
     loaded = load_torch_runtime(opened, slots=slots, device=device)
-    return Engine(loaded, StoryTokenizer.load(opened.tokenizer), queue_limit=queue_limit)
+    return _engine(opened, loaded, queue_limit)
+
+
+def _engine(folder: ModelFolder, runtime: Runtime, queue_limit: int) -> Engine:
+    tokenizer, wishes = StoryTokenizer.load(folder.tokenizer), bool(folder.notes.get("wishes"))
+    return Engine(runtime, tokenizer, queue_limit=queue_limit, wishes=wishes)

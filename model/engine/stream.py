@@ -85,7 +85,8 @@ class Job:
         self.request = request
         prompt = request.prompt
         self.prompt = tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
-        self.story = self.prompt.copy() if self.prompt[:1] == [END_ID] else [END_ID, *self.prompt]
+        header = tokenizer.encode(request.wishes.header())
+        self.story = [END_ID, *header, *(self.prompt[1:] if self.prompt[:1] == [END_ID] else self.prompt)]
         self.first = len(self.story)  # where the generated tokens begin in `story`
         self.scores: Iterator[Logits] | None = None  # of the prompt's tokens, while they are being computed
         self.taken = 0  # prompt tokens that prefill has taken in
@@ -101,6 +102,7 @@ class Job:
         self.echo: PromptEcho | None = None  # until it is in a chunk
 
         self._tokenizer = tokenizer
+        self._header_tokens = len(header)
         self._submitted = now
         self._first_at = self._last_at = 0.0
         self._limit = self.first + request.max_tokens
@@ -180,7 +182,7 @@ class Job:
             text="".join(self._parts),
             finish_reason=reason,
             usage=Usage(
-                prompt_tokens=len(self.prompt),
+                prompt_tokens=len(self.prompt) + self._header_tokens,
                 completion_tokens=len(self.story) - self.first,
                 queued=(self.admitted or now) - self._submitted,
                 ttft=self._first_at - self._submitted if self._first_at else ended,

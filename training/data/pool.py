@@ -17,10 +17,12 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from model.errors import DataError
+from model.wishes import Wishes, ending_of
 from training.data.corpus import BadLineHandler, Story, read_stories, story_id
 from training.data.dedup import DuplicateFinder
-from training.data.rename import Renamer
+from training.data.rename import Renamed, Renamer
 from training.data.shards import END_OF_STORY, ShardWriter, train_tokenizer
+from training.data.wishes import SAD_COPIES, WishSampler
 
 # UTF-8 that was once read as Windows-1252 shows as one of these lead characters and its continuation bytes.
 # Only the leads of Latin letters and of typographic punctuation are taken: others occur in honest text
@@ -132,6 +134,7 @@ class StoryPool:
         self._finder = DuplicateFinder(seed)
         self.dropped: Counter[str] = Counter()
         self.renamed: Counter[str] = Counter()
+        self.headers = 0
 
     def close(self) -> None:
         self._spool.close()
@@ -236,34 +239,61 @@ class StoryPool:
         return tokenizer
 
     def write(
-        self, split: str, folder: Path, tokenizer: Tokenizer, on_bytes: Step | None = None, copies: int = 0
+        self,
+        split: str,
+        folder: Path,
+        tokenizer: Tokenizer,
+        on_bytes: Step | None = None,
+        copies: int = 0,
+        wishes: bool = False,
     ) -> ShardWriter:
         """Tokenise one split into its shard; the closed writer has the counts.
 
-        Behind all stories come up to `copies` renamed ones of each, counted in `renamed`.
+        Behind all stories come up to `copies` renamed ones of each, counted in `renamed`. With `wishes`, about half of
+        them all have a header (`training.data.wishes`), counted in `headers`.
         """
+        renamer = Renamer(self._texts(split), seed=self._seed) if copies or wishes else None
+        sampler = WishSampler(renamer.lower, len(self.numbers(split)), seed=self._seed) if renamer and wishes else None
         with ShardWriter(folder, split) as writer:
+
+            def add(stories: list[Renamed], headers: list[Wishes]) -> None:
+                encodings = tokenizer.encode_batch([story.text for story in stories], add_special_tokens=False)
+                for story, wish, encoding in zip(stories, headers, encodings, strict=True):
+                    header = tokenizer.encode(wish.header(), add_special_tokens=False).ids
+                    # A name that the header tells can be predicted.
+                    masked = story.masked(encoding.offsets, known=wish.words)
+                    writer.add(header + encoding.ids, [*range(len(header)), *(len(header) + at for at in masked)])
+                    self.headers += bool(header)
+
             for batch in _batches(self._texts(split)):
-                for encoding in tokenizer.encode_batch_fast(batch, add_special_tokens=False):
-                    writer.add(encoding.ids)
+                stories = [Renamed(text, {}, ()) for text in batch]
+                if renamer and sampler:
+                    headers = [
+                        sampler.draw(text, renamer.names_in(text), story=story_id(text), copy=-1) for text in batch
+                    ]
+                else:
+                    headers = [Wishes()] * len(batch)
+                add(stories, headers)
                 if on_bytes:
                     on_bytes(sum(len(text.encode()) for text in batch))
-            if copies:
-                self._write_renamed(split, writer, tokenizer, on_bytes, copies)
+            if renamer and copies:
+                for text in self._texts(split):
+                    sad = sampler is not None and ending_of(text) == "sad"
+                    identifier, count = story_id(text), copies * (SAD_COPIES if sad else 1)
+                    stories = list(renamer.copies(text, story=identifier, count=count))
+                    headers = [
+                        sampler.draw(
+                            story.text, [*story.names.values()], story=identifier, copy=copy, sad=copy >= copies
+                        )
+                        if sampler
+                        else Wishes()
+                        for copy, story in enumerate(stories)
+                    ]
+                    add(stories, headers)
+                    if on_bytes:
+                        on_bytes(copies * len(text.encode()))
+                self.renamed = renamer.counts
         return writer
-
-    def _write_renamed(
-        self, split: str, writer: ShardWriter, tokenizer: Tokenizer, on_bytes: Step | None, count: int
-    ) -> None:
-        renamer = Renamer(self._texts(split), seed=self._seed)
-        for text in self._texts(split):
-            copies = list(renamer.copies(text, story=story_id(text), count=count))
-            encodings = tokenizer.encode_batch([copy.text for copy in copies], add_special_tokens=False)
-            for copy, encoding in zip(copies, encodings, strict=True):
-                writer.add(encoding.ids, copy.masked(encoding.offsets))
-            if on_bytes:
-                on_bytes(count * len(text.encode()))
-        self.renamed = renamer.counts
 
 
 def _batches(texts: Iterator[str]) -> Iterator[list[str]]:

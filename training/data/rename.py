@@ -13,7 +13,7 @@ import hashlib
 import re
 import tomllib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -61,12 +61,16 @@ class Renamed:
     first_mentions: tuple[tuple[int, int], ...]
     """Start and end, in characters of `text`, of each new name's first mention, in ascending order."""
 
-    def masked(self, offsets: Sequence[tuple[int, int]]) -> list[int]:
-        """Places of the tokens, given by their (start, end) in `text`, that overlap a first mention."""
+    def masked(self, offsets: Sequence[tuple[int, int]], known: Collection[str] = ()) -> list[int]:
+        """Places of the tokens, given by their (start, end) in `text`, that overlap a first mention.
+
+        Not of the names in `known`, which the model has been told.
+        """
+        unknown = [span for span in self.first_mentions if self.text[slice(*span)] not in known]
         return [
             place
             for place, (start, end) in enumerate(offsets)
-            if any(first < end and start < last for first, last in self.first_mentions)
+            if any(first < end and start < last for first, last in unknown)
         ]
 
 
@@ -83,12 +87,13 @@ class Renamer:
         `nicknames` are stories without a copy."""
         self._distinct: set[str] = set()
         self._capital: Counter[str] = Counter()
-        self._lower: Counter[str] = Counter()
+        self.lower: Counter[str] = Counter()
+        """The corpus's words in lower case."""
         self._votes: Counter[tuple[str, str]] = Counter()
         for text in corpus:
             middle = _MIDDLE.findall(text)
             self._capital.update(middle)
-            self._lower.update(_LOWER.findall(text))
+            self.lower.update(_LOWER.findall(text))
             self._votes.update(gender_votes(text, set(middle) - NOT_NAMES))
 
     def names_in(self, text: str) -> list[str]:
@@ -101,7 +106,7 @@ class Renamer:
         names = []
         for word in (middle | repeated) - NOT_NAMES:
             capital = self._capital[word]
-            share = capital / max(1, capital + self._lower[word.lower()])
+            share = capital / max(1, capital + self.lower[word.lower()])
             plain = word in middle and word.lower() not in lower
             if share >= (CAPITAL_SHARE if plain else SURE_SHARE):
                 names.append(word)
@@ -165,7 +170,7 @@ class Renamer:
                 name = rng.choice(POOLS[gender])
             elif kind < REAL + INVENTED:
                 name = invented_name(rng)
-                if name in HELD_OUT or self._lower[name.lower()]:
+                if name in HELD_OUT or self.lower[name.lower()]:
                     continue
             else:
                 name = rng.choice(NOUNS)

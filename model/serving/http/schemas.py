@@ -16,7 +16,7 @@ import json
 import secrets
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Self, TypeVar, cast
+from typing import Annotated, Any, Self, TypeVar, cast, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
@@ -32,6 +32,7 @@ from model.generation import (
 )
 from model.serving.http.response import bad_body, bad_value, unknown_model
 from model.serving.registry import NAME
+from model.wishes import MAX_WORDS, Ending, Length, Wishes
 
 MODEL_ID = NAME
 """The one model name of the API; its version is sent beside it."""
@@ -102,6 +103,19 @@ def number(default: float | None, low: int, high: int, note: str = "", *, whole:
     )
 
 
+class WishesBody(Body):
+    """What a story is to have."""
+
+    words: list[str] = Field([], description=f"a list of at most {MAX_WORDS} words")
+    length: Length | None = Field(None, description=f"one of {', '.join(get_args(Length))}")
+    dialogue: bool | None = Field(None, description="true or false, whether somebody speaks")
+    ending: Ending | None = Field(None, description=f"one of {', '.join(get_args(Ending))}")
+
+    def wishes(self) -> Wishes:
+        """Raises `InputError`."""
+        return Wishes(words=tuple(self.words), length=self.length, dialogue=self.dialogue, ending=self.ending)
+
+
 class GenerationBody(Body):
     """The fields that all bodies have."""
 
@@ -125,6 +139,9 @@ class GenerationBody(Body):
         DEFAULTS.min_tokens, 0, MAX_TOKENS, ", before which the story does not end", whole=True
     )
     keep_names: bool = Field(True, description="true or false, whether a name stays spelled as the story spelled it")
+    wishes: WishesBody | None = Field(
+        None, description="an object with words, length, dialogue, ending: what the story is to have"
+    )
     seed: Integer | None = number(None, -1, MAX_SEED, "; -1 is a random one", whole=True)
     stop: str | list[str] = Field([], description="a text or a list of at most 8 texts")
     stream: bool = Field(False, description="true or false")
@@ -162,6 +179,7 @@ class GenerationBody(Body):
                 GenerationRequest(
                     prompt=prompt,
                     sampling=SamplingParams(**sampling | {"seed": choice_seed(seed, index)}),
+                    wishes=self.wishes.wishes() if self.wishes else Wishes(),
                     stop=stop,
                     cacheable=self.given_seed is not None or self.temperature == 0,
                     user=user,

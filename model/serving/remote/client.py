@@ -31,6 +31,7 @@ from model.errors import BusyError, InputError, StoryError, one_line
 from model.generation import Chunk, GenerationRequest, PromptEcho, SamplingParams, TokenLogprob
 from model.serving.backend import ModelInfo
 from model.settings import Settings
+from model.wishes import Wishes
 
 PATH = "/v1/completions"
 UNREACHABLE = "the story service on Modal does not answer at the moment"
@@ -150,6 +151,7 @@ def body(request: GenerationRequest) -> dict[str, Any]:
             for name, value in dataclasses.asdict(request.sampling).items()
             if value != usual[name] or name in ("temperature", "top_p", "seed")
         },
+        **({} if request.wishes == Wishes() else {"wishes": dataclasses.asdict(request.wishes)}),
         "stop": list(request.stop),
         "logprobs": request.logprobs,
         "echo": request.echo or request.prompt_logprobs is not None,
