@@ -305,7 +305,8 @@ def _found(threshold: Threshold, evidence: Evidence, benchmark: dict[str, Estima
         rows = [(loss.nats, loss.tokens) if metric == "loss" else (loss.bits, loss.bytes) for loss in quality.losses]
         return ratio_of_sums(*zip(*rows, strict=True), level=ONE_SIDED)
     stories, figure = metric.split("/")
-    written = _written_bounds(quality.rare_names if stories == "rare_names" else quality.stories, figure)
+    by_set = {"written": quality.stories, "rare_names": quality.rare_names, "wishes": quality.wishes}
+    written = _written_bounds(by_set[stories], figure)
     return written or "the evaluation wrote no stories, or none that it is defined for"
 
 

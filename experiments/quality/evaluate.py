@@ -16,6 +16,7 @@ from pydantic import Field
 from experiments.quality.evidence import QualityReport
 from experiments.quality.generation import (
     RARE_PROMPTS,
+    WISH_PROMPTS,
     TrainingTexts,
     Written,
     WrittenStory,
@@ -23,6 +24,8 @@ from experiments.quality.generation import (
     load_prompts,
     longest_copies,
     measure_rare_names,
+    measure_wishes,
+    with_names_wished,
 )
 from experiments.quality.held_out import (
     OWN_STORIES,
@@ -59,7 +62,7 @@ class EvaluationOptions(Options):
     """Score only the first so many stories."""
     threads: int = 1
     write: bool = False
-    """Also generate stories from the fixed prompts and from those with rare names, and measure them."""
+    """Also generate stories from the fixed prompts, from those with rare names and those with wishes; measure them."""
     seeds: int = Field(default=1, ge=1, le=100)
     """Stories from each prompt."""
     train_data: tuple[Path, ...] = ()
@@ -103,9 +106,9 @@ def evaluate(
         progress("baseline", len(held_out.texts))
     sizes = target_bytes(held_out, tokenizer)
     served = next(iter(measured.values()))
-    written = baseline_written = rare_names = judgement = copies = None
+    written = baseline_written = rare_names = wishes = judgement = copies = None
     if asked.write:
-        stories, rare = _write(folder, next(iter(measured)), asked, partial(progress, "writing"))
+        stories, rare, wished = _write(folder, next(iter(measured)), asked, partial(progress, "writing"))
         theirs = _write_baseline(baseline, tokenizer, partial(progress, "baseline writing")) if baseline else []
         if asked.train_data:
             # The model's and the baseline's stories together, so that the training stories are read once.
@@ -115,6 +118,10 @@ def evaluate(
         written = Written.measure(stories, copies and copies[: len(stories)])
         baseline_written = Written.measure(theirs, copies and copies[len(stories) :]) if theirs else None
         rare_names = measure_rare_names(rare)
+        if wished:
+            wishes = measure_wishes(wished)
+        else:
+            not_measured["wishes"] = "the model was not trained to meet any (story data --wishes)"
         if judge is not None:
             pairs = [(story.prompt.text, story.text) for story in stories]
             judgement = judge_stories(judge, pairs, held_out.texts, partial(progress, "judge"))
@@ -133,6 +140,7 @@ def evaluate(
         written=written,
         baseline_written=baseline_written,
         rare_names=rare_names,
+        wishes=wishes,
         judgement=judgement,
         training_name=training.name if asked.train_data else None,
         # A held-out story that the model was trained on makes the loss meaningless.
@@ -187,11 +195,13 @@ def _score_all(
 def _write(
     folder: ModelFolder, runtime: RuntimeName, asked: EvaluationOptions, done: Callable[[int], None]
 ) -> list[list[WrittenStory]]:
-    """Stories of the engine, of the fixed prompts and of those with rare names.
+    """Stories of the engine: of the fixed prompts, of those with rare names, and of those with wishes.
 
+    The last are none where the model was not trained to meet wishes.
     Where only PyTorch was scored, it uses the fp32 graph, which is the same network.
     """
-    sets = (load_prompts(), load_prompts(RARE_PROMPTS))
+    sets = [load_prompts(), rare := load_prompts(RARE_PROMPTS)]
+    sets.append((*load_prompts(WISH_PROMPTS), *with_names_wished(rare)) if folder.notes.get("wishes") else ())
     with load_engine(
         folder.path,
         threads=asked.threads,

@@ -58,6 +58,8 @@ class QualityReport:
     baseline_written: Written | None = None
     """What the baseline generates from the same prompts, for the first seed."""
     rare_names: StorySet | None = None
+    wishes: StorySet | None = None
+    """None: not asked to write, or not trained to meet any."""
     judgement: Judgement | None = None
     training_name: str | None = None
     """The stories that were searched for copies; None: none were given."""
@@ -122,6 +124,7 @@ class QualityReport:
             "baseline": self._baseline_dict(),
             "memorisation": self._memorisation(),
             "rare_names": self.rare_names.as_dict() if self.rare_names else None,
+            "wishes": self.wishes.as_dict() if self.wishes else None,
             "judge": self.judgement.as_dict() if self.judgement else None,
             "not_measured": dict(self.not_measured),
         }
@@ -226,6 +229,9 @@ def _remarks(report: QualityReport, evidence: Mapping[str, str]) -> Iterator[str
             f"rare names: {shares['kept']} of {len(report.rare_names.stories)} stories keep all names of the prompt, "
             f"in {shares['mutated']} one of them is mutated"
         )
+    if report.wishes is not None:
+        met = (f"{name} {shown_interval(found, '.0%')}" for name, found in report.wishes.estimates().items())
+        yield f"wishes met: {', '.join(met)}"
     if report.judgement is not None:
         figures = report.judgement.as_dict()
         yield (
@@ -242,7 +248,7 @@ def _remarks(report: QualityReport, evidence: Mapping[str, str]) -> Iterator[str
 
 EXPERIMENT = "story-evaluation"
 LOSSES, STORIES, BASELINE = "held_out/losses.json", "written/stories.json", "written/baseline.json"
-RARE_NAMES = "rare_names/stories.json"
+RARE_NAMES, WISHES = "rare_names/stories.json", "wishes/stories.json"
 """Tables in MLflow's own format, which its UI shows."""
 REPORT = "report.json"
 SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
@@ -279,14 +285,18 @@ class QualityEvidence(StoredEvidence):
     were generated."""
     rare_names: tuple[dict[str, Any], ...] = ()
     """The same for the stories from prompts with rare names."""
+    wishes: tuple[dict[str, Any], ...] = ()
+    """The same for those from prompts with wishes."""
 
     @classmethod
     def contents(cls, run: Run, artifact: Callable[[str], bytes]) -> dict[str, Any]:
         """See `StoredEvidence`."""
         stories = table_rows(artifact(STORIES)) if "seeds" in run.data.params else ()
         rare_names = table_rows(artifact(RARE_NAMES)) if "rare_names/kept" in run.data.metrics else ()
+        wishes = table_rows(artifact(WISHES)) if "wishes/words" in run.data.metrics else ()
         losses = table_rows(artifact(LOSSES))
-        return {"metrics": run.data.metrics, "losses": losses, "stories": stories, "rare_names": rare_names}
+        tables = {"losses": losses, "stories": stories, "rare_names": rare_names, "wishes": wishes}
+        return {"metrics": run.data.metrics} | tables
 
 
 def log_evaluation(report: QualityReport, store: EvidenceStore) -> str:
@@ -302,7 +312,8 @@ def log_evaluation(report: QualityReport, store: EvidenceStore) -> str:
             curve = {"loss_by_place": place.loss, "baseline/loss_by_place": place.baseline_loss}
             run.log_metrics(curve, step=place.first)
         run.client.log_dict(run.run_id, without_folders(report.as_dict()), REPORT)
-        sets = {STORIES: report.written, BASELINE: report.baseline_written, RARE_NAMES: report.rare_names}
+        sets: dict[str, StorySet | None] = {STORIES: report.written, BASELINE: report.baseline_written}
+        sets |= {RARE_NAMES: report.rare_names, WISHES: report.wishes}
         tables = {LOSSES: _loss_rows(report)} | {path: found.rows() for path, found in sets.items() if found}
         if report.judgement is not None:
             for row, judged in zip(tables[STORIES], report.judgement.stories, strict=True):
@@ -369,6 +380,7 @@ def _metrics(report: QualityReport) -> dict[str, float | None]:
         "written/": plain["written"],
         "baseline/written/": (plain["baseline"] or {}).get("written"),
         "rare_names/": plain["rare_names"],
+        "wishes/": plain["wishes"],
     }
     for prefix, part in parts.items():
         if part is not None:

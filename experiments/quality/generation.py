@@ -16,7 +16,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +26,7 @@ from model.architecture.tokenizer import StoryTokenizer
 from model.engine.engine import Engine
 from model.errors import StoryError
 from model.generation import GenerationRequest, SamplingParams
+from model.wishes import Wishes
 from training.data.corpus import find_files, load_own_stories, read_stories, story_id
 from training.data.rename import NOT_NAMES
 from training.data.shards import TokenShard
@@ -34,6 +35,8 @@ PROMPTS = Path(__file__).with_name("prompts.jsonl")
 RARE_PROMPTS = Path(__file__).with_name("rare_prompts.jsonl")
 """With unusual names, one or two each, that occur in no training story, renamed ones included
 (`training.data.rename.HELD_OUT`)."""
+WISH_PROMPTS = Path(__file__).with_name("wish_prompts.jsonl")
+"""With one wish each."""
 MAX_TOKENS = 500
 OPENING_WORDS = 40
 """Of the continuation: about the first three sentences."""
@@ -51,10 +54,11 @@ SHORT = 3
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A story's beginning, and the children it names."""
+    """A story's beginning, the children it names, and what the story is wished to have."""
 
     text: str
-    names: tuple[str, ...]
+    names: tuple[str, ...] = ()
+    wishes: Wishes = field(default_factory=Wishes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +85,17 @@ class UnfinishedStoryError(StoryError):
 
 @cache
 def load_prompts(path: Path = PROMPTS) -> tuple[Prompt, ...]:
-    """Prompts out of a JSON Lines file of this package: `{"prompt": "…", "names": ["…"]}`."""
-    records = map(json.loads, path.read_text("utf-8").splitlines())
-    return tuple(Prompt(record["prompt"], tuple(record["names"])) for record in records)
+    """Prompts out of a JSON Lines file of this package: `{"prompt": "…", "names": ["…"], "wishes": {…}}`."""
+
+    def prompt(record: dict[str, Any]) -> Prompt:
+        wishes = record.get("wishes", {})
+        return Prompt(
+            record["prompt"],
+            tuple(record.get("names", ())),
+            Wishes(**wishes | {"words": tuple(wishes.get("words", ()))}),
+        )
+
+    return tuple(map(prompt, map(json.loads, path.read_text("utf-8").splitlines())))
 
 
 def prompts_digest(prompts: Sequence[Prompt]) -> str:
@@ -107,7 +119,9 @@ def generate_stories(
     for seed in seeds:
         samplings = [SamplingParams(seed=seed * len(prompts) + number) for number in range(len(prompts))]
         streams = [
-            engine.submit(GenerationRequest(prompt=prompt.text, max_tokens=MAX_TOKENS, sampling=sampling))
+            engine.submit(
+                GenerationRequest(prompt=prompt.text, max_tokens=MAX_TOKENS, sampling=sampling, wishes=prompt.wishes)
+            )
             for prompt, sampling in zip(prompts, samplings, strict=True)
         ]
         for number, (prompt, stream) in enumerate(zip(prompts, streams, strict=True)):
@@ -198,8 +212,10 @@ FIGURES = {
     "copied_words": Meaning("longest copied run, words", ".1f"),
     "copied_share": Meaning("longest copied run of the story"),
 }
-BINARY = {name for name, meaning in FIGURES.items() if meaning.binary} | {"kept", "mutated"}
-"""Figures that are 0 or 1 for each story; the last two are those of `measure_rare_names`."""
+WISHED = ("words", "length", "dialogue", "sad", "happy", "names")
+"""Figures of `measure_wishes`."""
+BINARY = {name for name, meaning in FIGURES.items() if meaning.binary} | {"kept", "mutated", *WISHED}
+"""Figures that are 0 or 1 for each story; the last ones are those of `measure_rare_names` and `measure_wishes`."""
 Figures = dict[str, float | None]
 """Figures of one story; None: not defined for it."""
 
@@ -326,6 +342,33 @@ def measure_rare_names(stories: Sequence[WrittenStory]) -> StorySet:
         for story in stories
     ]
     return StorySet(tuple(stories), tuple(figures))
+
+
+def with_names_wished(prompts: Sequence[Prompt]) -> tuple[Prompt, ...]:
+    """The prompts, each with its own names as wishes."""
+    return tuple(replace(prompt, wishes=Wishes(words=prompt.names)) for prompt in prompts)
+
+
+def measure_wishes(stories: Sequence[WrittenStory]) -> StorySet:
+    """Measure how often wishes are met, each kind by itself: see `WISHED`.
+
+    `names` is of stories that wish for the prompt's names, and asks for them in the continuation; `words` likewise.
+    """
+    return StorySet(tuple(stories), tuple(map(_wishes_met, stories)))
+
+
+def _wishes_met(story: WrittenStory) -> Figures:
+    prompt, wishes = story.prompt, story.prompt.wishes
+    whole, added = wishes.met(f"{prompt.text} {story.text}"), wishes.met(story.text)
+    met = {
+        "words": None if prompt.names else added.get("words"),
+        "length": whole.get("length"),
+        "dialogue": whole.get("dialogue"),
+        "sad": whole.get("ending") if wishes.ending == "sad" else None,
+        "happy": whole.get("ending") if wishes.ending == "happy" else None,
+        "names": added.get("words") if prompt.names else None,
+    }
+    return {name: None if value is None else float(value) for name, value in met.items()}
 
 
 def mutations(prompt: Prompt, continuation: str) -> set[str]:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from model.generation import Chunk, GenerationRequest, SamplingParams, TokenLogprob
 from model.serving.cache import OVERHEAD, PREFIX, CachedResponse, LRUCache, ResponseCache, cache_key
 from model.serving.redis import RedisLink
+from model.wishes import Wishes
 from tests.redis_server import redis_server, settled
 
 RESPONSE = CachedResponse((Chunk("Once", (1,)), Chunk(" upon", (2,))), "stop", 3, 2)
@@ -145,6 +146,8 @@ def test_what_another_hand_has_put_there_is_none(data: bytes) -> None:
         replace(REQUEST, sampling=replace(REQUEST.sampling, keep_names=False)),
         replace(REQUEST, sampling=replace(REQUEST.sampling, min_tokens=5)),
         replace(REQUEST, prompt=(5, 6)),
+        *(replace(REQUEST, wishes=wish) for wish in (Wishes(words=("fox",)), Wishes(length="short"))),
+        *(replace(REQUEST, wishes=wish) for wish in (Wishes(dialogue=False), Wishes(ending="sad"))),
     ],
 )
 def test_every_field_that_changes_a_story_changes_its_key(other: GenerationRequest) -> None:
@@ -155,7 +158,7 @@ def test_every_field_of_a_request_is_in_the_key_or_is_known_not_to_matter() -> N
     known = {field.name for field in (*fields(GenerationRequest), *fields(SamplingParams))}
     tested = {"prompt", "max_tokens", "stop", "logprobs", "sampling", "temperature", "seed", "top_k", "top_p"}
     tested |= {"min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias"}
-    tested |= {"ignore_eos", "min_tokens", "keep_names"}
+    tested |= {"ignore_eos", "min_tokens", "keep_names", "wishes"}
     bypassing = {"echo", "prompt_logprobs"}
     assert known == tested | bypassing | {"cacheable", "user", "story_id"}
 

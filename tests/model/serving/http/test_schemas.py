@@ -21,6 +21,7 @@ from model.serving.http.schemas import (
     choice_seed,
     parse_object,
 )
+from model.wishes import Wishes
 
 
 def requests(**body: Any) -> list[GenerationRequest]:
@@ -56,6 +57,7 @@ def test_every_setting_reaches_the_request() -> None:
         ignore_eos=True,
         keep_names=False,
         min_tokens=4,
+        wishes={"words": ["fox"], "dialogue": False, "ending": "sad"},
         best_of=1,
     )
     sampling = SamplingParams(
@@ -73,7 +75,14 @@ def test_every_setting_reaches_the_request() -> None:
         seed=11,
     )
     assert asked == [
-        GenerationRequest(prompt="Once", max_tokens=7, sampling=sampling, stop=("The end", "."), logprobs=3)
+        GenerationRequest(
+            prompt="Once",
+            max_tokens=7,
+            sampling=sampling,
+            wishes=Wishes(words=("fox",), dialogue=False, ending="sad"),
+            stop=("The end", "."),
+            logprobs=3,
+        )
     ]
     assert requests(prompt="x", stop="end")[0].stop == ("end",)
 

@@ -20,6 +20,7 @@ from model.serving.http.completions import CompletionFormat
 from model.serving.http.response import KEEP_ALIVE
 from model.serving.http.schemas import CompletionBody, parse_object
 from model.serving.remote.client import RemoteError, WireEvent, body, parse, read_events
+from model.wishes import Wishes
 
 words = st.text(st.characters(codec="utf-8"), max_size=8)
 numbers = st.floats(-1e6, 0)
@@ -43,6 +44,13 @@ requests = st.builds(
         keep_names=st.booleans(),
         min_tokens=st.integers(0, 1),
         seed=st.integers(0, 2**63 - 1),
+    ),
+    wishes=st.builds(
+        Wishes,
+        words=st.lists(st.from_regex(r"[A-Za-z]{1,9}", fullmatch=True), max_size=3).map(tuple),
+        length=st.sampled_from([None, "short", "long"]),
+        dialogue=st.none() | st.booleans(),
+        ending=st.sampled_from([None, "happy", "sad"]),
     ),
     stop=st.lists(st.text(st.characters(codec="utf-8"), min_size=1, max_size=5), max_size=3).map(tuple),
     logprobs=st.none() | st.integers(0, 5),

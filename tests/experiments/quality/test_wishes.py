@@ -1,0 +1,55 @@
+"""How often wishes are met: each kind by itself, on prompts that the evaluation wishes with."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from experiments.quality.generation import (
+    RARE_PROMPTS,
+    WISH_PROMPTS,
+    WISHED,
+    Prompt,
+    WrittenStory,
+    load_prompts,
+    measure_wishes,
+    with_names_wished,
+)
+from model.wishes import Wishes
+
+SAD, HAPPY = "She was sad and cried.", "They were happy and laughed."
+
+
+def figures(prompt: Prompt, text: str) -> dict[str, float | None]:
+    (found,) = measure_wishes([WrittenStory(prompt, 0, 0, text, 9, True)]).figures
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def test_a_story_counts_for_the_wishes_that_it_had() -> None:
+    words = Prompt("A fox ran.", wishes=Wishes(words=("fox", "cake")))
+    assert figures(words, " The fox ate a cake.") == {"words": 1}
+    assert figures(words, " He ate a cake.") == {"words": 0}, "what the prompt has already is no wish met"
+    named = with_names_wished([Prompt("Zuri met Kofi.", ("Zuri", "Kofi"))])[0]
+    assert figures(named, " Zuri and Kofi ran.") == {"names": 1}
+    assert figures(named, " Zuri ran.") == {"names": 0}
+    for ending in ("sad", "happy"):
+        wished = Prompt("Once.", wishes=Wishes(ending=ending))
+        assert figures(wished, SAD) == {ending: ending == "sad"}
+        assert figures(wished, HAPPY) == {ending: ending == "happy"}
+    assert figures(Prompt('"Hi," said Tom.', wishes=Wishes(dialogue=False, length="short")), " He ran.") == {
+        "dialogue": 0,
+        "length": 1,
+    }
+
+
+def test_the_prompts_have_enough_of_each_wish() -> None:
+    prompts = load_prompts(WISH_PROMPTS)
+    kinds = Counter(name for prompt in prompts for name in prompt.wishes.met(""))
+    assert kinds == {"words": 24, "length": 24, "dialogue": 24, "ending": 36}
+    assert len({(prompt.text, prompt.wishes) for prompt in prompts}) == len(prompts)
+    for prompt in prompts:
+        assert not any(Wishes(words=(word,)).met(prompt.text)["words"] for word in prompt.wishes.words)
+    both = [*prompts, *with_names_wished(load_prompts(RARE_PROMPTS))]
+    measured = measure_wishes([WrittenStory(prompt, n, 0, "", 0, False) for n, prompt in enumerate(both)])
+    assert {name: estimate.n for name, estimate in measured.estimates().items()} == dict(
+        zip(WISHED, (24, 24, 24, 24, 12, 64), strict=True)
+    )
