@@ -9,11 +9,12 @@ untrusted: a value that cannot be used is left at its default and reported.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any, Self
+from typing import Any, Self, get_args
 from urllib.parse import quote, urlencode
 
 from model.errors import InputError, one_line
 from model.generation import GenerationRequest, SamplingParams, new_seed
+from model.wishes import Ending, Length, Wishes
 
 MAX_SEED = 2**53 - 1
 """The largest whole number that a browser's number field holds exactly (IEEE 754 double)."""
@@ -22,6 +23,8 @@ LONGEST = 1_024
 """Tokens at most of one press of Write: several times a usual story of the kind that the model knows."""
 
 _USUAL = GenerationRequest(prompt="")
+ANY = "any"
+"""The choice of somebody who has no wish."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +38,11 @@ class Form:
     top_k: int = _USUAL.sampling.top_k
     min_p: float = _USUAL.sampling.min_p
     repetition_penalty: float = _USUAL.sampling.repetition_penalty
+    words: str = ""
+    """Words to come in the story, with spaces or commas between."""
+    story_length: str = ANY
+    dialogue: str = ANY
+    ending: str = ANY
     seed: int | None = _USUAL.sampling.seed
     """None: a new one for each story."""
 
@@ -55,7 +63,16 @@ class Form:
             prompt=self.prompt if prompt is None else prompt,
             max_tokens=self.max_tokens,
             sampling=SamplingParams(**{name: getattr(form, name) for name in _SAMPLING}),
+            wishes=self.wishes,
         )
+
+    @property
+    def wishes(self) -> Wishes:
+        """Raises `InputError`."""
+        chosen = {WISHES[name]: getattr(self, name) for name in WISHES}
+        chosen = {name: None if value == ANY else value for name, value in chosen.items()}
+        words = tuple(self.words.replace(",", " ").split())
+        return Wishes(**chosen | {"words": words, "dialogue": DIALOGUE.get(self.dialogue, self.dialogue)})
 
     def problems(self) -> dict[str, str]:
         """What is wrong, by the field's label, in words for the user; empty when the form can be sent."""
@@ -66,6 +83,12 @@ class Form:
 FIELDS: tuple[str, ...] = tuple(field.name for field in fields(Form))
 """Names in the order in which the page passes them."""
 
+WISHES = {"words": "words", "story_length": "length", "dialogue": "dialogue", "ending": "ending"}
+"""Fields of the form that are wishes, with their names in `Wishes`."""
+DIALOGUE = {ANY: None, "with": True, "without": False}
+CHOICES = {"story_length": get_args(Length), "dialogue": ("with", "without"), "ending": get_args(Ending)}
+"""What those wishes can be that are chosen."""
+
 LABELS = {
     "prompt": "Prompt",
     "max_tokens": "Length",
@@ -74,6 +97,10 @@ LABELS = {
     "top_k": "Top-k",
     "min_p": "Min-p",
     "repetition_penalty": "Repetition penalty",
+    "words": "Words",
+    "story_length": "Story length",
+    "dialogue": "Dialogue",
+    "ending": "Ending",
     "seed": "Seed",
 }
 """What users call the fields. In small letters with hyphens, the ids of the page's elements."""
@@ -86,7 +113,9 @@ _SAMPLING = tuple(field.name for field in fields(SamplingParams) if field.name i
 
 def labelled(problem: InputError) -> str:
     """The problem with a field, under the field's label: `Length must be …`."""
-    return f"{LABELS.get(problem.param, problem.param)}{str(problem).removeprefix(problem.param)}"
+    params = {f"wishes.{wish}": name for name, wish in WISHES.items()}
+    label = LABELS.get(params.get(problem.param, problem.param), problem.param)
+    return f"{label}{str(problem).removeprefix(problem.param)}"
 
 
 def check_field(name: str, value: Any) -> InputError | None:
@@ -100,7 +129,9 @@ def check_field(name: str, value: Any) -> InputError | None:
         if not low <= value <= high:
             return InputError(name, f"must be a whole number between {low} and {high}, got {value}")
     try:
-        if name in _SAMPLING:
+        if name in WISHES:
+            _ = Form(**{name: value}).wishes
+        elif name in _SAMPLING:
             SamplingParams(**{name: value})
         else:
             GenerationRequest(**{"prompt": "", name: value})
@@ -157,7 +188,7 @@ def decode_link(query: Mapping[str, str], version: str) -> tuple[dict[str, Any],
 
 def _parse(name: str, text: str) -> Any:
     """The value that `text` spells for this field, or `text` itself, which no number field accepts."""
-    if name == "prompt":
+    if name == "prompt" or name in WISHES:
         return text
     if not text.isascii() or "_" in text or len(text) > 40:
         return text

@@ -21,6 +21,7 @@ from model.generation import Usage
 from model.serving.backend import CACHE, model_for
 from model.serving.logs import new_request_id, request_id
 from model.serving.session import UNKNOWN, Generation, GenerationManager, GenerationSession
+from model.wishes import Wishes, has_word
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +65,8 @@ class View:
     """The user's rating: 1 likes it, -1 does not, 0 has not said."""
     seed: int = -1
     """The seed of the last request; -1 before the first."""
+    wishes: dict[str, bool] = field(default_factory=dict)
+    """What the story is wished to have, in words, and whether it has that yet."""
     problems: dict[str, str] = field(default_factory=dict)
     """What is wrong with the form, by the field's label; the request was not sent then."""
     beat: int = 0
@@ -179,13 +182,15 @@ async def _generate(
                         view = replace(view, spoken=f"The story goes on {_where(places[-1:])}.")
                     line = _line(generation.usage, places, view.seed)
                     view = replace(view, phase="writing", generated=view.generated + text, status=line)
+                    view = replace(view, wishes=_met(request.wishes, view))
                     yield view
                 elif generation.completion is None:
                     if view.phase == "waiting":
                         view = replace(view, status="Waiting for the first word…")
                     view = replace(view, beat=view.beat + 1)
                     yield view
-            yield _ended(view, generation)
+            view = _ended(view, generation)
+            yield replace(view, wishes=_met(request.wishes, view))
     except LimitError as error:
         who = "You have had" if error.scope == "client" else "Everyone together has had"
         wait = spoken_wait(error.retry_after)
@@ -214,6 +219,19 @@ def spoken_wait(seconds: float) -> str:
     size, name = next((size, name) for size, name in units if seconds > size or size == 1)
     count = max(1, math.ceil(seconds / size))
     return f"{count} {name}{'s' * (count != 1)}"
+
+
+def _met(wishes: Wishes, view: View) -> dict[str, bool]:
+    """Each wish in words, and whether it came true. Length and ending do when the story ends."""
+    met = {word: has_word(view.generated, word) for word in wishes.words}
+    whole = wishes.met(view.text)
+    if wishes.length is not None:
+        met[f"{wishes.length} story"] = view.phase == "ended" and whole["length"]
+    if wishes.dialogue is not None:
+        met["dialogue" if wishes.dialogue else "no dialogue"] = whole["dialogue"]
+    if wishes.ending is not None:
+        met[f"{wishes.ending} ending"] = view.phase == "ended" and whole["ending"]
+    return met
 
 
 def _failed(view: View, message: str) -> View:

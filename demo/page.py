@@ -22,7 +22,7 @@ from gradio.events import api
 
 from demo import handlers, theme
 from demo.experiments_page import PATH, add_experiments
-from demo.form import FIELDS, LONGEST, VERSION_CHARS, Form
+from demo.form import ANY, CHOICES, FIELDS, LABELS, LONGEST, VERSION_CHARS, Form
 from demo.handlers import AppState, View
 from demo.routing import user_of
 from experiments.dashboard.client import StoreClient
@@ -45,6 +45,7 @@ HELP = {
     "Min-p": "Drops words less likely than this share of the likeliest.",
     "Repetition penalty": "Above 1, words already used become less likely.",
     "Top-k": "Keeps only the k likeliest words. 0 keeps all.",
+    "Words": "That shall come in the story: names too. At most eight.",
     "Seed": "Empty: a new story each time. The same seed, prompt and settings give the same story.",
 }
 
@@ -59,6 +60,7 @@ _BOOK = """
 <div class="book" data-phase="empty">
   <article aria-label="The story" tabindex="-1"></article>
   <p class="blank">Your story will appear here.</p>
+  <ul class="wishes" aria-label="Wishes"></ul>
   <p class="status"></p>
   <p class="spoken" role="status" aria-live="polite"></p>
 </div>
@@ -68,8 +70,8 @@ _BOOK = """
 _PARAMETERS = (
     " Yields the growing `story`, its new `text`, and at the end a `finish_reason`. max_tokens: longest story. "
     "temperature: 0 always takes the likeliest token. top_p, top_k, min_p: which tokens may be chosen. "
-    "repetition_penalty: above 1, used tokens become less likely. seed: the same one gives the same story; none: a new "
-    "one, which is sent back."
+    "repetition_penalty: above 1, used tokens become less likely. words, story_length, dialogue, ending: what the "
+    "story is to have. seed: the same one gives the same story; none: a new one, which is sent back."
 )
 
 Made = TypeVar("Made")
@@ -84,6 +86,8 @@ class Parts(NamedTuple):
     """In the order of `FIELDS`."""
     examples: list[tuple[gr.Button, str]]
     same_seed: gr.Button
+    wishes: gr.Group
+    """The fields for wishes."""
     book: gr.HTML
     """Its value is what is `Shown`."""
 
@@ -148,6 +152,17 @@ def _layout(*, asks: bool) -> Parts:
                     (gr.Button(label, size="sm", min_width=0, scale=0, elem_classes="chip"), beginning)
                     for label, beginning in EXAMPLES.items()
                 ]
+            with gr.Group(visible=False, elem_id="wishes") as wishes:
+                words = gr.Textbox(
+                    label="Words",
+                    info=HELP["Words"],
+                    placeholder="dragon, cake",
+                    max_lines=1,
+                    elem_id="words",
+                    html_attributes=gr.InputHTMLAttributes(autocomplete="off"),
+                )
+                with gr.Row(elem_id="wish-choices"):
+                    chosen = [_choice(name) for name in CHOICES]
             max_tokens = _slider("Length", 1, LONGEST, 1, usual.max_tokens)
             with gr.Accordion("More", open=False, elem_id="more"), gr.Row(elem_id="settings"):
                 temperature = _slider("Temperature", 0, 2, 0.05, usual.temperature)
@@ -182,8 +197,8 @@ def _layout(*, asks: bool) -> Parts:
             with gr.Row(elem_id="keep"):
                 _small("Save as .txt", "save", interactive=False)
                 _small("Copy link", "link", interactive=False)
-    fields = [prompt, max_tokens, temperature, top_p, top_k, min_p, penalty, seed]
-    return Parts(fields, examples, same_seed, book)
+    fields = [prompt, max_tokens, temperature, top_p, top_k, min_p, penalty, words, *chosen, seed]
+    return Parts(fields, examples, same_seed, wishes, book)
 
 
 def _wire(page: gr.Blocks, parts: Parts, state: AppState) -> None:
@@ -222,11 +237,12 @@ def _wire(page: gr.Blocks, parts: Parts, state: AppState) -> None:
         return handlers.rate(state, View.sent(shown), rating).as_dict() | {"run": shown.get("run")}
 
     def on_load(request: gr.Request, kept: bool) -> list[Any]:
-        version = model_for(state.manager.backend, user_of(request)).version
-        values, view = handlers.opened({} if kept else dict(request.query_params), version)
+        model = model_for(state.manager.backend, user_of(request))
+        values, view = handlers.opened({} if kept else dict(request.query_params), model.version)
         # What no link names stays as it is: the user may have begun to type before this answer arrives.
         fields = [values[name] if name in values else gr.skip() for name in FIELDS]
-        return [*fields, view.as_dict() | {"run": 0} if view.status else gr.skip()]
+        shown = view.as_dict() | {"run": 0} if view.status else gr.skip()
+        return [*fields, gr.update(visible=model.wishes), shown]
 
     hidden: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     quick: dict[str, Any] = {**hidden, "queue": False}
@@ -246,7 +262,13 @@ def _wire(page: gr.Blocks, parts: Parts, state: AppState) -> None:
         chip.click(None, None, None, js=f"() => window.story.begin({json.dumps(beginning)})")
     parts.same_seed.click(None, parts.book, parts.fields[-1], js="(view) => (view.seed < 0 ? '' : String(view.seed))")
     page.load(None, None, parts.fields, js=f"() => window.story.fields({len(FIELDS)})")
-    page.load(on_load, parts.book, [*parts.fields, parts.book], js="() => [window.story.kept !== null]", **hidden)
+    page.load(
+        on_load,
+        parts.book,
+        [*parts.fields, parts.wishes, parts.book],
+        js="() => [window.story.kept !== null]",
+        **hidden,
+    )
     changes = [field.change for field in parts.fields]  # type: ignore[attr-defined]
     gr.on(changes, None, parts.fields, None, js="(...values) => { window.story.keep('fields', values); }")
     page.unload(on_leaving)
@@ -266,8 +288,13 @@ def _add_endpoint(state: AppState, name: str, start: Callable[..., AsyncGenerato
         min_p: float = usual.min_p,
         repetition_penalty: float = usual.repetition_penalty,
         seed: int | None = None,
+        words: str = "",
+        story_length: str = ANY,
+        dialogue: str = ANY,
+        ending: str = ANY,
     ) -> AsyncGenerator[dict[str, Any], None]:
-        form = _form(prompt, max_tokens, temperature, top_p, top_k, min_p, repetition_penalty, seed)
+        wishes = (words, story_length, dialogue, ending)
+        form = _form(prompt, max_tokens, temperature, top_p, top_k, min_p, repetition_penalty, *wishes, seed)
         async with contextlib.aclosing(start(state, _tab(request), form, *_who(state, request))) as views:
             async for view in views:
                 if view.phase == "failed":
@@ -320,6 +347,12 @@ def _slider(label: str, low: float, high: float, step: float, value: float) -> g
         elem_id=label.lower().replace(" ", "-"),
         buttons=[],
     )
+
+
+def _choice(name: str) -> gr.Radio:
+    """A wish by the name of its field."""
+    label = LABELS[name]
+    return gr.Radio([ANY, *CHOICES[name]], value=ANY, label=label, elem_id=label.lower().replace(" ", "-"))
 
 
 def _small(label: str, elem_id: str, *, interactive: bool = True) -> gr.Button:

@@ -82,7 +82,9 @@ class RoutingBackend(Collector):
         mixed = hashlib.sha256()
         for name, backend in self.variants.items():
             mixed.update(f"{name}:{backend.model.version}\n".encode())
-        return ModelInfo(f"one of {len(self.variants)} versions that are being compared", mixed.hexdigest())
+        wishes = all(backend.model.wishes for backend in self.variants.values())
+        name = f"one of {len(self.variants)} versions that are being compared"
+        return ModelInfo(name, mixed.hexdigest(), wishes=wishes)
 
     def model_for(self, user: str) -> ModelInfo:
         """The model of this user's variant."""

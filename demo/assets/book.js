@@ -1,6 +1,7 @@
 // Draws a story from the component's value, a view, and sends requests for others. A story is text: it only ever becomes text nodes, never HTML.
 const book = element.querySelector(".book");
 const article = element.querySelector("article");
+const wishes = element.querySelector(".wishes");
 const status = element.querySelector(".status");
 const spoken = element.querySelector(".spoken");
 let drawn = "";
@@ -116,6 +117,13 @@ const show = (view) => {
   shown = view;
   props.value = { ...view, stopped };
   draw(view.prompt, view.generated);
+  const wished = Object.entries(view.wishes);
+  wishes.replaceChildren(...wished.map(([wish, met]) => {
+    const item = document.createElement("li");
+    item.textContent = wish;
+    item.classList.toggle("met", met);
+    return item;
+  }));
   put(status, view.status);
   put(spoken, view.spoken);
   book.dataset.phase = view.phase;

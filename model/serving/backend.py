@@ -62,18 +62,22 @@ class ModelInfo:
     """Of the registered version, where it is one."""
     alias: str = ""
     """By which that version was named, if it was."""
+    wishes: bool = False
+    """Whether it was trained to meet wishes."""
 
     def as_dict(self) -> dict[str, str | int | None]:
         """For clients."""
-        return {"name": self.name, "version": self.version, "number": self.number, "alias": self.alias or None}
+        about = {"name": self.name, "version": self.version, "number": self.number, "alias": self.alias or None}
+        return about | {"wishes": self.wishes}
 
     @classmethod
-    def of(cls, found: ResolvedModel, digest: str) -> ModelInfo:
+    def of(cls, found: ResolvedModel, digest: str, *, wishes: bool = False) -> ModelInfo:
         """Return the identity of a resolved model."""
         if found.version is not None:
-            return cls(found.version.name, digest, found.version.number, found.alias)
+            return cls(found.version.name, digest, found.version.number, found.alias, wishes)
         shipped = found.path == PRETRAINED
-        return cls("the model that ships with this repository" if shipped else found.path.name, digest)
+        name = "the model that ships with this repository" if shipped else found.path.name
+        return cls(name, digest, wishes=wishes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,7 +258,7 @@ class LocalBackend:
             queue_limit=settings.story_queue,
         )
         capacity = settings.story_slots + settings.story_queue
-        return cls(engine, ModelInfo.of(found, digest), capacity=capacity)
+        return cls(engine, ModelInfo.of(found, digest, wishes=engine.wishes), capacity=capacity)
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:

@@ -164,6 +164,7 @@ class ModelResponse(BaseModel):
     version: str
     number: int | None
     alias: str | None
+    wishes: bool
 
 
 class ModelList(_Response):

@@ -405,7 +405,8 @@ def fetch_model_info(url: str, headers: dict[str, str], seconds: float = 2.0) ->
         if response.status_code != 200:
             return from_status(response.status_code, response.headers, response.content).reason
         first = response.json()["data"][0]
-        return ModelInfo(name=one_line(str(first["name"])), version=one_line(str(first["version"])))
+        name, version = (one_line(str(first[field])) for field in ("name", "version"))
+        return ModelInfo(name, version, wishes=first.get("wishes") is True)
     except httpx.HTTPError as error:
         return from_exception(error).reason
     except (ValueError, LookupError, TypeError):
