@@ -68,11 +68,22 @@ class Form:
 
     @property
     def wishes(self) -> Wishes:
-        """Raises `InputError`."""
-        chosen = {WISHES[name]: getattr(self, name) for name in WISHES}
-        chosen = {name: None if value == ANY else value for name, value in chosen.items()}
-        words = tuple(self.words.replace(",", " ").split())
-        return Wishes(**chosen | {"words": words, "dialogue": DIALOGUE.get(self.dialogue, self.dialogue)})
+        """What the story is to have. Raises `InputError` that names the field."""
+        for name, allowed in CHOICES.items():
+            if (value := getattr(self, name)) not in allowed:
+                raise InputError(name, f"must be one of {', '.join(allowed)}, got {value!r}")
+        if not isinstance(self.words, str):
+            raise InputError("words", f"must be text, got {self.words!r}")
+        chosen: dict[str, Any] = {
+            "length": self.story_length,
+            "dialogue": {"with": True, "without": False}.get(self.dialogue, ANY),
+            "ending": self.ending,
+        }
+        wished = {name: value for name, value in chosen.items() if value != ANY}
+        try:
+            return Wishes(words=tuple(self.words.replace(",", " ").split()), **wished)
+        except InputError as error:
+            raise InputError("words", str(error).removeprefix(f"{error.param} ")) from None
 
     def problems(self) -> dict[str, str]:
         """What is wrong, by the field's label, in words for the user; empty when the form can be sent."""
@@ -83,11 +94,13 @@ class Form:
 FIELDS: tuple[str, ...] = tuple(field.name for field in fields(Form))
 """Names in the order in which the page passes them."""
 
-WISHES = {"words": "words", "story_length": "length", "dialogue": "dialogue", "ending": "ending"}
-"""Fields of the form that are wishes, with their names in `Wishes`."""
-DIALOGUE = {ANY: None, "with": True, "without": False}
-CHOICES = {"story_length": get_args(Length), "dialogue": ("with", "without"), "ending": get_args(Ending)}
-"""What those wishes can be that are chosen."""
+CHOICES: dict[str, tuple[str, ...]] = {
+    "story_length": (ANY, *get_args(Length)),
+    "dialogue": (ANY, "with", "without"),
+    "ending": (ANY, *get_args(Ending)),
+}
+"""What the wishes can be that are chosen."""
+WISHES = ("words", *CHOICES)
 
 LABELS = {
     "prompt": "Prompt",
@@ -113,9 +126,7 @@ _SAMPLING = tuple(field.name for field in fields(SamplingParams) if field.name i
 
 def labelled(problem: InputError) -> str:
     """The problem with a field, under the field's label: `Length must be …`."""
-    params = {f"wishes.{wish}": name for name, wish in WISHES.items()}
-    label = LABELS.get(params.get(problem.param, problem.param), problem.param)
-    return f"{label}{str(problem).removeprefix(problem.param)}"
+    return f"{LABELS.get(problem.param, problem.param)}{str(problem).removeprefix(problem.param)}"
 
 
 def check_field(name: str, value: Any) -> InputError | None:

@@ -352,7 +352,7 @@ def _slider(label: str, low: float, high: float, step: float, value: float) -> g
 def _choice(name: str) -> gr.Radio:
     """A wish by the name of its field."""
     label = LABELS[name]
-    return gr.Radio([ANY, *CHOICES[name]], value=ANY, label=label, elem_id=label.lower().replace(" ", "-"))
+    return gr.Radio(CHOICES[name], value=ANY, label=label, elem_id=label.lower().replace(" ", "-"))
 
 
 def _small(label: str, elem_id: str, *, interactive: bool = True) -> gr.Button:

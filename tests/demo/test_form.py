@@ -9,16 +9,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from demo.form import FIELDS, LABELS, LONGEST, MAX_SEED, Form, check_field
+from demo.form import CHOICES, FIELDS, LABELS, LONGEST, MAX_SEED, WISHES, Form, check_field
 from model.errors import InputError
 from model.generation import GenerationRequest, new_seed
+from model.wishes import Wishes
 
 SMALL = st.one_of(st.integers(-3, 3), st.floats(-1, 3))
 NUMBERS = st.one_of(SMALL, st.none(), st.booleans(), st.integers(), st.floats())
 FORMS = st.builds(
     Form,
     prompt=st.text(st.characters(codec="utf-8"), max_size=50),
-    **{name: NUMBERS for name in FIELDS if name != "prompt"},
+    **{name: NUMBERS for name in FIELDS if name not in ("prompt", *WISHES)},
+    words=st.sampled_from(["", "cake, Ember", "3", 3]),
+    **{name: st.sampled_from([*allowed, "other", None]) for name, allowed in CHOICES.items()},
 )
 
 
@@ -44,6 +47,9 @@ def test_a_form_without_problems_is_exactly_one_that_can_be_sent(form: Form) -> 
         ("seed", -5, f"Seed must be a whole number between 0 and {MAX_SEED}, got -5"),
         ("top_k", None, "Top-k is empty; it needs a number"),
         ("max_tokens", LONGEST + 1, f"Length must be a whole number between 1 and {LONGEST}, got 1025"),
+        ("words", "cake, 3", "Words must be single words of at most 40 letters each, got '3'"),
+        ("story_length", "huge", "Story length must be one of any, short, medium, long, got 'huge'"),
+        ("dialogue", True, "Dialogue must be one of any, with, without, got True"),
         ("prompt", "x" * 20_001, "Prompt must have at most 20000 characters, got 20001"),
     ],
 )
@@ -52,6 +58,14 @@ def test_a_bad_field_is_named_with_what_is_allowed(name: str, value: Any, messag
     assert problem is not None
     assert problem.param == name
     assert Form(**{name: value}).problems() == {LABELS[name]: message}
+
+
+def test_what_is_wished_on_the_page_is_what_the_model_is_told() -> None:
+    form = Form(words=" cake,Ember  dragon", story_length="short", dialogue="without", ending="sad")
+    assert form.request().wishes == Wishes(
+        words=("cake", "Ember", "dragon"), length="short", dialogue=False, ending="sad"
+    )
+    assert Form(dialogue="with").request().wishes == Wishes(dialogue=True)
 
 
 def test_all_bad_fields_are_reported_at_once() -> None:
