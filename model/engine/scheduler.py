@@ -269,12 +269,18 @@ class Scheduler:
             self._prefilling.append(job)
 
     def _prefill(self) -> None:
-        """Read one chunk's worth of prompt tokens, a chunk of each prompt in turn."""
+        """Read one chunk's worth of prompt tokens, a chunk of each prompt in turn.
+
+        A prompt that several streams have, as with `n`, is read once.
+        """
         budget = self._chunk
         while self._prefilling and budget > 0:
             job = self._prefilling.popleft()
             if job.scores is not None:
                 budget -= self._score(job)
+                continue
+            if not job.taken and any(other.taken and other.story == job.story for other in self._prefilling):
+                self._prefilling.append(job)
                 continue
             chunk = job.story[job.taken : min(job.taken + self._chunk, job.first)]
             budget -= len(chunk)
@@ -286,14 +292,27 @@ class Scheduler:
                 if job.taken < job.first:
                     self._prefilling.append(job)
                     continue
-                ending = self._batch.join(job, logits_V)
             except Exception as error:
                 self._unhealthy(error)
-                ending = Ending("error", failure(error))
-            if ending is not None:
-                self._end(job, ending)
-            else:
-                self._collect(job.waiters)
+                self._end(job, Ending("error", failure(error)))
+                continue
+            equal = [other for other in self._prefilling if other.scores is None and other.story == job.story]
+            for other in equal:
+                self._prefilling.remove(other)
+                other.state = job.state
+            for each in (job, *equal):
+                self._join(each, logits_V)
+
+    def _join(self, job: Job, logits_V: Logits) -> None:
+        try:
+            ending = self._batch.join(job, logits_V)
+        except Exception as error:
+            self._unhealthy(error)
+            ending = Ending("error", failure(error))
+        if ending is not None:
+            self._end(job, ending)
+        else:
+            self._collect(job.waiters)
 
     def _score(self, job: Job) -> int:
         """Compute one chunk of the prompt's log-probabilities. Returns how many tokens it had."""

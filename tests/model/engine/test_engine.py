@@ -245,6 +245,39 @@ def test_a_long_prompt_stalls_neither_those_who_decode_nor_a_short_prompt(gated:
         assert read < 2 * CHUNK
 
 
+def test_a_prompt_that_several_streams_have_is_read_once(gated: FakeRuntime) -> None:
+    asked = [request(LONG, seed=seed) for seed in range(4)]
+    other = request(LONG + "x", seed=9)
+    with engine(gated) as e:
+        decoding = e.submit(request(max_tokens=4000))
+        until(lambda: len(decoding.tokens) > 2)
+        gated.gate.clear()
+        streams = [e.submit(each) for each in (asked[0], other, *asked[1:])]
+        start = len(gated.calls)
+        gated.gate.set()
+        for stream in streams:
+            stream.wait(30)
+        read = sum(size for kind, size in gated.calls[start:] if kind == "prefill")
+        decoding.cancel()
+    for each, stream in zip((asked[0], other, *asked[1:]), streams, strict=True):
+        assert outcome(stream.completion, stream.tokens) == by_hand(each, runtime(**NO_END))
+    assert read == len(TOKENIZER.encode(LONG)) + len(TOKENIZER.encode(LONG + "x")) + 2
+
+
+def test_when_the_stream_that_reads_a_shared_prompt_is_cancelled_the_others_read_it(gated: FakeRuntime) -> None:
+    with engine(gated) as e:
+        decoding = e.submit(request(max_tokens=4000))
+        until(lambda: len(decoding.tokens) > 2)
+        gated.gate.clear()
+        first, second = (e.submit(request(LONG, seed=seed, max_tokens=5)) for seed in (0, 1))
+        gated.gate.set()
+        until(lambda: any(kind == "prefill" and size == CHUNK for kind, size in gated.calls))
+        first.cancel()
+        second.wait(30)
+        decoding.cancel()
+    assert outcome(second.completion, second.tokens) == by_hand(request(LONG, seed=1, max_tokens=5), runtime(**NO_END))
+
+
 def test_slots_are_given_in_order_of_arrival_and_the_queue_is_bounded(gated: FakeRuntime) -> None:
     prompts = ["", "xxx", "x", "xxxx"]  # known by how many tokens are read: 1, 4, 2, 5
     with engine(gated, slots=1, queue_limit=3) as e:
