@@ -9,6 +9,10 @@ streams happen to leave time: so a prompt's logits, and with them the story, do 
 at most one chunk's worth of tokens, and long prompts take turns: neither decoding streams nor a short prompt wait for
 a long one.
 
+The states after the chunks of the latest prompts are kept (automatic prefix caching, as in vLLM): a prompt that many
+streams have is read once, and a fork or a continuation reads only what is new. The chunks are cut alike with and
+without, so that no bit changes.
+
 A `DecodeBatch` holds the streams that decode together: their states in the runtime, their rows in the sampler, their
 next tokens. Rows join at the end and leave by swap-remove, here as in the runtime's own batch, so that row numbers
 agree.
@@ -16,10 +20,12 @@ agree.
 Shapes: B streams in the batch, V vocabulary.
 """
 
+import hashlib
 import logging
 import threading
 import time
-from collections import Counter, deque
+from array import array
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -32,6 +38,9 @@ from model.errors import BusyError, StoryError
 from model.generation import FinishReason
 from model.runtimes.protocol import Batch, Logits, RowLogits, Runtime, Sampler, SamplingRuntime, Tokens
 from model.runtimes.sampling import SamplingRows
+
+PREFIXES = 64
+"""Prefixes of prompts whose states are kept, of 0.4 MB each for the shipped model."""
 
 log = logging.getLogger("model.engine.engine")
 
@@ -48,6 +57,13 @@ class Ending(NamedTuple):
 
     reason: FinishReason
     error: str | None = None
+
+
+class Prefix(NamedTuple):
+    """What the runtime made of a story's first tokens. Neither changes."""
+
+    logits_V: Logits
+    state: Any
 
 
 class DecodeBatch:
@@ -156,12 +172,13 @@ class Scheduler:
         self.healthy = True
         self.last_error: str | None = None
         self.finished: Counter[FinishReason] = Counter()
-        self.refused = self.steps = self.prompt_tokens = 0
+        self.refused = self.steps = self.prompt_tokens = self.cached_tokens = 0
         self.waiting: deque[Job] = deque()
         self.held = 0  # slots taken
         self._runtime = runtime
         self._chunk = prefill_chunk
         self._prefilling: deque[Job] = deque()
+        self._prefixes = OrderedDict[bytes, Prefix]()  # by the hash chain over their chunks; the latest used last
         self._batch = DecodeBatch(runtime, slots, masks)
         self._to_wake: list[Waiter] = []
         self._hold_seconds = 0.0  # how long a stream keeps its slot, a running mean
@@ -269,50 +286,40 @@ class Scheduler:
             self._prefilling.append(job)
 
     def _prefill(self) -> None:
-        """Read one chunk's worth of prompt tokens, a chunk of each prompt in turn.
-
-        A prompt that several streams have, as with `n`, is read once.
-        """
+        """Read one chunk's worth of prompt tokens, a chunk of each prompt in turn."""
         budget = self._chunk
         while self._prefilling and budget > 0:
             job = self._prefilling.popleft()
             if job.scores is not None:
                 budget -= self._score(job)
                 continue
-            if not job.taken and any(other.taken and other.story == job.story for other in self._prefilling):
-                self._prefilling.append(job)
-                continue
             chunk = job.story[job.taken : min(job.taken + self._chunk, job.first)]
-            budget -= len(chunk)
+            job.prefix = hashlib.blake2b(job.prefix + array("q", chunk).tobytes(), digest_size=16).digest()
             try:
-                logits_V, job.state = self._runtime.prefill(chunk, job.state)
-                self.healthy = True
-                self.prompt_tokens += len(chunk)
+                if (known := self._prefixes.get(job.prefix)) is None:
+                    budget -= len(chunk)
+                    logits_V, state = self._runtime.prefill(chunk, job.state)
+                    self.healthy = True
+                    self.prompt_tokens += len(chunk)
+                    known = self._prefixes[job.prefix] = Prefix(logits_V.copy(), state)
+                    if len(self._prefixes) > PREFIXES:
+                        self._prefixes.popitem(last=False)
+                else:
+                    self._prefixes.move_to_end(job.prefix)
+                    self.cached_tokens += len(chunk)
+                logits_V, job.state = known
                 job.taken += len(chunk)
                 if job.taken < job.first:
                     self._prefilling.append(job)
                     continue
+                ending = self._batch.join(job, logits_V)
             except Exception as error:
                 self._unhealthy(error)
-                self._end(job, Ending("error", failure(error)))
-                continue
-            equal = [other for other in self._prefilling if other.scores is None and other.story == job.story]
-            for other in equal:
-                self._prefilling.remove(other)
-                other.state = job.state
-            for each in (job, *equal):
-                self._join(each, logits_V)
-
-    def _join(self, job: Job, logits_V: Logits) -> None:
-        try:
-            ending = self._batch.join(job, logits_V)
-        except Exception as error:
-            self._unhealthy(error)
-            ending = Ending("error", failure(error))
-        if ending is not None:
-            self._end(job, ending)
-        else:
-            self._collect(job.waiters)
+                ending = Ending("error", failure(error))
+            if ending is not None:
+                self._end(job, ending)
+            else:
+                self._collect(job.waiters)
 
     def _score(self, job: Job) -> int:
         """Compute one chunk of the prompt's log-probabilities. Returns how many tokens it had."""

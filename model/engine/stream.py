@@ -91,6 +91,7 @@ class Job:
         self.scores: Iterator[Logits] | None = None  # of the prompt's tokens, while they are being computed
         self.taken = 0  # prompt tokens that prefill has taken in
         self.state: Any = None  # the runtime's state after them
+        self.prefix = b""  # their hash, chunk by chunk
         self.admitted = 0.0
         # Read and written by all threads.
         self.pending: deque[tuple[str, int | None, TokenLogprob | None]] = deque()

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from model.engine.scheduler import PREFIXES
 from model.engine.stream import Stream
 from model.errors import BusyError, StoryError
 from tests.model.engines import (
@@ -245,23 +246,36 @@ def test_a_long_prompt_stalls_neither_those_who_decode_nor_a_short_prompt(gated:
         assert read < 2 * CHUNK
 
 
-def test_a_prompt_that_several_streams_have_is_read_once(gated: FakeRuntime) -> None:
-    asked = [request(LONG, seed=seed) for seed in range(4)]
-    other = request(LONG + "x", seed=9)
-    with engine(gated) as e:
-        decoding = e.submit(request(max_tokens=4000))
-        until(lambda: len(decoding.tokens) > 2)
-        gated.gate.clear()
-        streams = [e.submit(each) for each in (asked[0], other, *asked[1:])]
-        start = len(gated.calls)
-        gated.gate.set()
-        for stream in streams:
+@given(
+    prompts=st.lists(
+        st.builds(lambda cut, rest: LONG[:cut] + rest, st.integers(0, 200), st.sampled_from(["", "x", "Grüß"])),
+        min_size=1,
+        max_size=6,
+    ),
+    repeats=st.integers(1, 2),
+)
+def test_what_prompts_begin_with_alike_is_read_once_and_changes_no_story(prompts: list[str], repeats: int) -> None:
+    network = runtime()
+    asked = [request(prompt, seed=seed, max_tokens=5) for seed, prompt in enumerate(prompts * repeats)]
+    with engine(network) as e:
+        streams = [e.submit(each) for each in asked]
+        for each, stream in zip(asked, streams, strict=True):
             stream.wait(30)
-        read = sum(size for kind, size in gated.calls[start:] if kind == "prefill")
-        decoding.cancel()
-    for each, stream in zip((asked[0], other, *asked[1:]), streams, strict=True):
-        assert outcome(stream.completion, stream.tokens) == by_hand(each, runtime(**NO_END))
-    assert read == len(TOKENIZER.encode(LONG)) + len(TOKENIZER.encode(LONG + "x")) + 2
+            assert outcome(stream.completion, stream.tokens) == by_hand(each)
+        stats = e.stats()
+    stories = [(0, *TOKENIZER.encode(prompt)) for prompt in prompts]
+    starts = {story[: min(end, len(story))] for story in stories for end in range(CHUNK, len(story) + CHUNK, CHUNK)}
+    sizes = [(len(start) - 1) % CHUNK + 1 for start in starts]
+    assert stats.prompt_tokens == sum(size for kind, size in network.calls if kind == "prefill") == sum(sizes)
+    assert stats.prompt_tokens + stats.cached_prompt_tokens == repeats * sum(map(len, stories))
+
+
+def test_old_prefixes_are_forgotten() -> None:
+    network = runtime()
+    with engine(network) as e:
+        for number in [*range(PREFIXES + 1), PREFIXES, 0]:
+            e.submit(request(f"{number}", max_tokens=1)).wait(10)
+    assert len([kind for kind, _ in network.calls if kind == "prefill"]) == PREFIXES + 2
 
 
 def test_when_the_stream_that_reads_a_shared_prompt_is_cancelled_the_others_read_it(gated: FakeRuntime) -> None:

@@ -162,7 +162,7 @@ def test_a_failing_prefill_ends_its_own_story_only(gated: FakeRuntime) -> None:
             raise ValueError
 
         gated.prefill = failing  # type: ignore[method-assign, assignment]
-        second = e.submit(request(seed=1))
+        second = e.submit(request("Another", seed=1))
         gated.gate.set()
         assert second.wait(10).finish_reason == "error"
         assert first.wait(10).finish_reason == "length"
