@@ -103,6 +103,11 @@ class Meter(Collector):
             yield GaugeMetricFamily("story_slots", "Decode slots of the engine.", engine.slots)
             yield GaugeMetricFamily("story_slots_active", "Decode slots in use.", engine.active)
             yield GaugeMetricFamily("story_waiting", "Requests in the queue for a slot.", engine.waiting)
+            what = "Prompt tokens that the engine read (computed) or knew from an earlier prompt (cached)."
+            prefill = CounterMetricFamily("story_prefill_tokens", what, labels=["source"])
+            prefill.add_metric(["computed"], engine.prompt_tokens)
+            prefill.add_metric(["cached"], engine.cached_prompt_tokens)
+            yield prefill
         if health.breaker is not None:
             what = "1 for the state of the circuit breaker before Modal."
             breaker = GaugeMetricFamily("story_breaker", what, labels=["state"])
