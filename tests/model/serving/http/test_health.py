@@ -128,7 +128,9 @@ def test_the_figures_are_prometheus_and_count_what_happened() -> None:
     assert 0 < value["story_itl_seconds_count",] <= 6 + 6 + 4  # fewer where the first tokens came together
     assert value["story_generation_time_seconds_count",] == 3
     assert (value["story_slots",], value["story_slots_active",], value["story_waiting",]) == (3, 0, 0)
-    assert {key for key in value if key[0] == "story_prefill_tokens_total"}
+    read = answer["usage"]["prompt_tokens"] + 1  # with the start of the story
+    assert value["story_prefill_tokens_total", "computed"] == read
+    assert value["story_prefill_tokens_total", "cached"] == 2 * read
     assert (value["story_ready",], value["story_capacity",]) == (1, 8)
     assert value["story_http_requests_total", "/v1/completions", "200"] == 1
     assert value["story_http_requests_total", "/v1/completions", "422"] == 1
