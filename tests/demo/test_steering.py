@@ -1,0 +1,94 @@
+"""Steering: words out of tokens, what else could stand at a place, and where a story could go."""
+
+from __future__ import annotations
+
+import math
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from demo.steering import Branch, alternatives, futures, merge, words_of
+from model.generation import GenerationRequest, SamplingParams, TokenLogprob
+from model.serving.backend import LocalBackend
+from model.serving.http.schemas import choice_seed
+from model.serving.session import GenerationManager
+from model.settings import Settings
+from tests.demo.engines import local_backend, tokenizer
+
+TEXT = "One day, Lily didn't see the fox's key: \"Oh!\" 🦊 süß\nThen 3 came."
+
+
+def tokens_of(text: str) -> list[TokenLogprob]:
+    ids = tokenizer().encode(text)
+    return [TokenLogprob(token, tokenizer().decode([token]), -0.5) for token in ids]
+
+
+def test_words_are_what_a_reader_takes_for_them() -> None:
+    words = words_of(tokens_of(TEXT), TEXT)
+    assert [word.text for word in words][:8] == ["One", " day", ",", " Lily", " didn't", " see", " the", " fox's"]
+    assert [word.text for word in words][-4:] == ["\nThen", " 3", " came", "."]
+    assert " 🦊" in [word.text for word in words]
+
+
+@given(st.text("abé 🦊ü'.,\n3", max_size=30))
+def test_words_are_the_text_and_its_tokens_whatever_they_are(text: str) -> None:
+    tokens = tokens_of(text)
+    words = words_of(tokens, text)
+    assert "".join(word.text for word in words) == text
+    assert [token for word in words for token in word.tokens] == [token.token for token in tokens]
+    assert math.isclose(sum(word.bits for word in words), 0.5 / math.log(2) * len(tokens), abs_tol=1e-9)
+
+
+async def test_an_alternative_has_the_probability_that_scoring_its_tokens_gives() -> None:
+    shipped = LocalBackend.load(Settings(story_slots=8))
+    prompt = (0, *shipped.engine.tokenizer.encode("Once upon a time there was a little"))
+    manager = GenerationManager(shipped)
+    async with shipped.running():
+        found = await alternatives(manager, GenerationRequest(prompt=prompt), "me")
+        assert [each.probability for each in found] == sorted((each.probability for each in found), reverse=True)
+        assert {" girl", " boy"} < {each.text for each in found}
+        for each in found:
+            whole = (*prompt, *each.tokens)
+            scored = shipped.engine.submit(
+                GenerationRequest(prompt=whole, max_tokens=0, prompt_logprobs=0, logprobs=0, echo=True)
+            ).wait()
+            assert scored.prompt is not None
+            entries = scored.prompt.logprobs[len(prompt) :]
+            total = sum(entry.logprob for entry in entries if entry is not None)
+            assert math.isclose(total, math.log(each.probability), abs_tol=2e-3)
+            assert "".join(scored.prompt.token_texts[len(prompt) :]) == each.text
+        ended = (0, *shipped.engine.tokenizer.encode("They were happy and went home. The end."))
+        found = await alternatives(manager, GenerationRequest(prompt=ended), "me")
+    assert (found[0].text, found[0].tokens) == ("", ())
+
+
+async def test_futures_are_those_of_n_choices() -> None:
+    backend = local_backend(slots=8, queue=16)
+    prompt = (0, *tokenizer().encode("One"))
+    request = GenerationRequest(prompt=prompt, sampling=SamplingParams(seed=5, temperature=0.3))
+    async with backend.running():
+        found = await futures(GenerationManager(backend), request, "me", 6)
+        texts = []
+        for number in range(6):
+            sampling = SamplingParams(seed=choice_seed(5, number), temperature=0.3)
+            stream = backend.engine.submit(GenerationRequest(prompt=prompt, max_tokens=40, sampling=sampling))
+            texts.append(stream.wait().text)
+    assert sorted(unmerged(found)) == sorted(text for text in texts if text)
+    assert sum(branch.count for branch in found) == len([text for text in texts if text])
+
+
+WORDS = st.lists(st.lists(st.sampled_from(["a", "b", "c"]), max_size=5), max_size=8)
+
+
+@given(WORDS)
+def test_merged_stories_can_be_taken_apart_again(stories: list[list[str]]) -> None:
+    assert sorted(unmerged(merge(stories))) == sorted("".join(story) for story in stories if story)
+
+
+def unmerged(branches: list[Branch], before: str = "") -> list[str]:
+    found = []
+    for branch in branches:
+        text = before + "".join(branch.words)
+        below = unmerged(branch.branches, text)
+        found += [*below, *[text] * (branch.count - len(below))]
+    return found
