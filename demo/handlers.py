@@ -15,9 +15,10 @@ from typing import Any, Literal, Self, TypeVar
 
 from demo.form import Form, decode_link, encode_link
 from demo.routing import RoutingBackend
+from demo.steering import alternatives, prompt_tokens, words_of
 from experiments.ab.events import new_id
 from model.errors import BusyError, DrainingError, GenerationError, InputError, LimitError, StoryError
-from model.generation import Usage
+from model.generation import GenerationRequest, TokenLogprob, Usage
 from model.serving.backend import CACHE, model_for
 from model.serving.logs import new_request_id, request_id
 from model.serving.session import UNKNOWN, Generation, GenerationManager, GenerationSession
@@ -65,6 +66,8 @@ class View:
     """The user's rating: 1 likes it, -1 does not, 0 has not said."""
     seed: int = -1
     """The seed of the last request; -1 before the first."""
+    words: list[list[Any]] = field(default_factory=list)
+    """Of a story that has ended: of each generated word the text, its tokens, and its surprise in bits."""
     wishes: dict[str, bool] = field(default_factory=dict)
     """What the story is wished to have, in words, and whether it has that yet."""
     problems: dict[str, str] = field(default_factory=dict)
@@ -141,6 +144,37 @@ def resume(
     return _generate(state, tab, replace(form, prompt=""), view, client, user)
 
 
+async def fork(
+    state: AppState, tab: str, form: Form, view: View, client: str = UNKNOWN, user: str = ""
+) -> AsyncGenerator[View, None]:
+    """Go on after `view.words`, which are the words of a story up to a place and one that was chosen instead.
+
+    With the seed of that story and its own words, the same story comes again.
+    """
+    try:
+        prompt = await prompt_tokens(state.manager, view.prompt, client)
+        view = replace(view, generated="".join(str(word) for word, _, _ in view.words))
+        tokens = (*prompt, *(token for _, ids, _ in view.words for token in ids))
+        views = _generate(state, tab, replace(form, prompt="", seed=max(view.seed, 0)), view, client, user, tokens)
+    except (StoryError, ValueError, TypeError) as error:
+        yield _failed(view, f"This story cannot be forked: {error}.")
+        return
+    async with contextlib.aclosing(views):
+        async for view in views:
+            yield view
+
+
+async def look_at(state: AppState, given: Mapping[str, Any], client: str) -> dict[str, Any]:
+    """What else could stand where `given["words"]` end, after `given["prompt"]`: `alternatives`, or an `error`."""
+    try:
+        prompt = await prompt_tokens(state.manager, given.get("prompt", ""), client)
+        request = GenerationRequest(prompt=(*prompt, *given.get("tokens", ())))
+        found = await alternatives(state.manager, request, client)
+    except (StoryError, TypeError) as error:
+        return {"error": str(error)}
+    return {"alternatives": [each.as_dict() for each in found]}
+
+
 def stop(state: AppState, tab: str) -> None:
     """End this tab's story at the next step, if one is running; its text stays."""
     if (session := state.sessions.get(tab)) is not None:
@@ -157,9 +191,12 @@ def rate(state: AppState, view: View, rating: int) -> View:
 
 
 async def _generate(
-    state: AppState, tab: str, form: Form, view: View, client: str, user: str
+    state: AppState, tab: str, form: Form, view: View, client: str, user: str, prompt: tuple[int, ...] | None = None
 ) -> AsyncGenerator[View, None]:
-    """Stream what follows `view.text`. However this generator ends, its session is closed."""
+    """Stream what follows `view.text`, or `prompt`, which is the same as tokens.
+
+    However this generator ends, its session is closed.
+    """
     if problems := form.problems():
         yield replace(_failed(view, " ".join(f"{problem}." for problem in problems.values())), problems=problems)
         return
@@ -167,17 +204,19 @@ async def _generate(
     view = replace(view, phase="waiting", status="Beginning…", spoken="Writing.", finish_reason="", problems={})
     session: GenerationSession | None = None
     try:
-        request = form.request(view.text)
+        request = replace(form.request(view.text), prompt=view.text if prompt is None else prompt, logprobs=0)
         view = replace(view, seed=request.sampling.seed)
         request = replace(request, user=user, story_id=view.story or request.story_id)
         session = state.sessions[tab] = state.manager.session([request], client)
         async with session, contextlib.aclosing(coalesce(session.events(SILENCE))) as batches:
-            generation = session.generations[0]
+            generation, begun = session.generations[0], len(view.generated)
+            tokens: list[TokenLogprob] = []
             yield view
             async for events in batches:
                 chunks = [event.chunk for event in events if event is not None and event.chunk is not None]
                 if chunks:
                     places, text = generation.places, "".join(chunk.text for chunk in chunks)
+                    tokens += [token for chunk in chunks for token in chunk.logprobs]
                     if len(places) > 1:
                         view = replace(view, spoken=f"The story goes on {_where(places[-1:])}.")
                     line = _line(generation.usage, places, view.seed)
@@ -190,7 +229,8 @@ async def _generate(
                     view = replace(view, beat=view.beat + 1)
                     yield view
             view = _ended(view, generation)
-            yield replace(view, wishes=_met(request.wishes, view))
+            words = [list(word) for word in words_of(tokens, view.generated[begun:])]
+            yield replace(view, wishes=_met(request.wishes, view), words=[*view.words, *words])
     except LimitError as error:
         who = "You have had" if error.scope == "client" else "Everyone together has had"
         wait = spoken_wait(error.retry_after)

@@ -121,7 +121,7 @@ def _lay_out(state: AppState, experiments: StoreClient | None) -> gr.Blocks:
     backend = state.manager.backend
     page = gr.Blocks(title="Write me a story", analytics_enabled=False, fill_width=True)
     with page:
-        parts = _layout(asks=state.recorder is not None)
+        parts = _layout(state)
         colophon = functools.partial(_colophon, state, linked=experiments is not None)
         shown = _plain(colophon(), "colophon")
         _wire(page, parts, state)
@@ -134,8 +134,14 @@ def _lay_out(state: AppState, experiments: StoreClient | None) -> gr.Blocks:
     return page
 
 
-def _layout(*, asks: bool) -> Parts:
-    """The composer and the story beside it; `asks`: whether users may rate a story."""
+def _layout(state: AppState) -> Parts:
+    """The composer and the story beside it; where stories are recorded, users may rate one."""
+
+    # By this annotation Gradio knows that it is to hand over the request, which is Starlette's here.
+    async def look_at(given: dict[str, Any], request: gr.Request) -> dict[str, Any]:
+        return await handlers.look_at(state, given, state.manager.client_of(request.scope))
+
+    asks = state.recorder is not None
     usual = Form()
     with gr.Row(elem_id="workspace"):
         with gr.Column(elem_id="composer"):
@@ -187,9 +193,10 @@ def _layout(*, asks: bool) -> Parts:
             book = gr.HTML(
                 View().as_dict() | {"run": 0, "wanted": ""},
                 html_template=_BOOK,
-                js_on_load=theme.asset("book.js"),
+                js_on_load=theme.asset("book.js") + theme.asset("words.js"),
                 apply_default_css=False,
                 elem_id="book",
+                server_functions=[look_at],
             )
             with gr.Row(elem_id="rating", visible=asks):
                 _small("👍 I like it", "like", interactive=False)
@@ -214,8 +221,9 @@ def _wire(page: gr.Blocks, parts: Parts, state: AppState) -> None:
         state.runs[_tab(request)] = run
         what = (state, _tab(request), _form(*values))
         handlers.stop(*what[:2])  # a new story takes the place of one that the tab may have running
-        if shown.get("wanted") == "continue":
-            views = handlers.resume(*what, View.sent(shown), *_who(state, request))
+        if shown.get("wanted") in ("continue", "fork"):
+            go_on = handlers.fork if shown["wanted"] == "fork" else handlers.resume
+            views = go_on(*what, View.sent(shown), *_who(state, request))
         else:
             views = handlers.write(*what, *_who(state, request))
         async with contextlib.aclosing(views):
@@ -319,10 +327,11 @@ def _continue(state: AppState, tab: str, form: Form, client: str, user: str) -> 
 
 def _form(*values: Any) -> Form:
     """The form from the fields' values, in the order of `FIELDS`; an untouched text field counts as empty."""
-    prompt, *numbers, seed = values
+    prompt, *others, seed = values
     if isinstance(seed, str):
         seed = int(seed) if re.fullmatch(r"\s*-?[0-9]{1,20}\s*", seed) else seed.strip() or None
-    return Form(prompt=prompt or "", **dict(zip(FIELDS[1:-1], numbers, strict=True)), seed=seed)
+    given = dict(zip(FIELDS[1:-1], others, strict=True))
+    return Form(prompt=prompt or "", **given | {"words": given["words"] or ""}, seed=seed)
 
 
 def _tab(request: gr.Request) -> str:

@@ -166,6 +166,12 @@ def merge(stories: Sequence[Sequence[str]]) -> list[Branch]:
     return sorted(branches, key=lambda branch: -branch.count)
 
 
+async def prompt_tokens(manager: GenerationManager, text: str, client: str) -> tuple[int, ...]:
+    """The tokens of a prompt as the model that serves reads it."""
+    (done,) = await _generate(manager, [GenerationRequest(prompt=text, max_tokens=0, echo=True)], client)
+    return () if done.prompt is None else done.prompt.tokens
+
+
 def _tokens_of(request: GenerationRequest) -> tuple[int, ...]:
     assert isinstance(request.prompt, tuple), "a story is forked at its tokens"
     return request.prompt

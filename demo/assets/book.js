@@ -21,6 +21,7 @@ const draw = (prompt, generated) => {
   let count = 0;
   for (const text of whole.split("\n")) {
     const split = Math.max(0, Math.min(text.length, prompt.length - at));
+    const start = at;
     at += text.length + 1;
     if (!text.trim()) continue;
     let paragraph = article.children[count];
@@ -34,6 +35,7 @@ const draw = (prompt, generated) => {
       }));
       article.append(paragraph);
     }
+    paragraph.start = start;
     const initial = count === 0 ? INITIAL.exec(text) : null;
     const quote = initial ? initial[1].length : 0;
     const [hanging, given, made] = paragraph.children;
@@ -61,6 +63,7 @@ let stopped = 0; // number of the last request that was to stop: the server stop
 let heard = 0;
 let began = 0;
 let length = 0; // of the text that the last request went on from
+let fresh = false; // whether the last request was for a new story, not for more of this one
 let leaving = false; // whether the last story is still there, for a new one has no word yet
 
 const enable = () => {
@@ -131,6 +134,7 @@ const show = (view) => {
   book.setAttribute("aria-busy", String(BUSY.has(view.phase)));
   enable();
   if (found) mark(view.problems);
+  queueMicrotask(() => settled()); // in `words.js`
   window.story.keep("view", view);
 };
 
@@ -149,11 +153,11 @@ const ask = (wanted) => {
   run += 1;
   stopping = false;
   heard = began = performance.now();
-  leaving = wanted !== "continue";
+  leaving = fresh = wanted !== "continue" && wanted !== "fork";
   length = leaving ? 0 : shown.generated.length;
   show({ ...shown, run, wanted, phase: "waiting", status: "Beginning…", spoken: "Writing.", problems: {} });
   const box = book.getBoundingClientRect();
-  if (wanted !== "continue" && (box.top > innerHeight * 0.6 || box.top < 0)) book.scrollIntoView({ block: "start" });
+  if (leaving && (box.top > innerHeight * 0.6 || box.top < 0)) book.scrollIntoView({ block: "start" });
   setTimeout(() => trigger("submit"), 0); // a field that is being left hands over its value first
 };
 
