@@ -76,7 +76,10 @@ def goes_on(word: str, text: str) -> bool:
 
 
 def words_of(tokens: Iterable[TokenLogprob], text: str) -> list[Word]:
-    """Split a generated `text` into words, by its tokens in their order; joined, the words are the text."""
+    """Split a generated `text` into words, by its tokens in their order; joined, the words are the text.
+
+    None come where the tokens are not those of the text, as from a service that sent no log-probabilities.
+    """
     groups: list[list[TokenLogprob]] = []
     for token in tokens:
         if groups and goes_on("".join(each.text for each in groups[-1]), token.text):
@@ -86,7 +89,8 @@ def words_of(tokens: Iterable[TokenLogprob], text: str) -> list[Word]:
     # A character of several tokens has no text of its own in any of them; in any case it is not ASCII.
     known = [[PARTIAL if UNKNOWN in each.text else re.escape(each.text) for each in group] for group in groups]
     found = re.fullmatch("".join(f"({''.join(parts)})" for parts in known), text)
-    assert found is not None, "the tokens are those of the text"
+    if found is None:
+        return []
     return [
         Word(word, tuple(each.token for each in group), -sum(each.logprob for each in group) / math.log(2))
         for word, group in zip(found.groups(), groups, strict=True)
@@ -178,8 +182,12 @@ def _tokens_of(request: GenerationRequest) -> tuple[int, ...]:
 
 
 async def _generate(manager: GenerationManager, requests: Sequence[GenerationRequest], client: str) -> list[Completion]:
-    """The completions of all requests, which are one for the rate limiter."""
-    async with manager.session(requests, client) as session:
-        async for _ in session.events(SILENCE):
-            pass
-        return session.completions
+    """The completions of all requests, of which at most half of the capacity run at once: others want to write too."""
+    done: list[Completion] = []
+    size = max(1, manager.backend.capacity // 2)
+    for first in range(0, len(requests), size):
+        async with manager.session(requests[first : first + size], client) as session:
+            async for _ in session.events(SILENCE):
+                pass
+            done += session.completions
+    return done

@@ -16,6 +16,7 @@ tree.hidden = true;
 book.append(marks, choices);
 book.insertBefore(tree, status);
 
+const RESTING = 120; // milliseconds at a word before it is asked about: nobody wants those that are passed over
 let chosen = -1; // the word looked at
 let found = []; // what could stand there
 let option = -1; // the one of these that the keyboard is at
@@ -109,6 +110,7 @@ const list = () => {
   choices.hidden = found.length === 0;
   if (option >= 0) article.setAttribute("aria-activedescendant", `choice-${option}`);
   place();
+  choices.scrollIntoView({ block: "nearest" });
 };
 
 const look = async (number) => {
@@ -118,6 +120,8 @@ const look = async (number) => {
   chosen = number;
   place();
   const asked = shown;
+  await new Promise((rested) => setTimeout(rested, RESTING));
+  if (chosen !== number || shown !== asked) return;
   const tokens = all.slice(0, number).flatMap((word) => word.tokens);
   const answer = (await server.look_at({ prompt: shown.prompt, tokens }).catch(() => null)) ?? { error: OFFLINE }; // Gradio gives nothing on errors
   if (chosen !== number || shown !== asked) return; // another word, or another story, by now
@@ -137,7 +141,8 @@ const fork = (number) => {
   const before = words().slice(0, chosen).map((word) => [word.text, word.tokens, word.bits]);
   if (text) before.push([text, tokens, -Math.log2(probability)]);
   const generated = before.map(([word]) => word).join("");
-  branches.push({ parent: branch, word: named(text), view: null });
+  const lead = generated.slice(0, generated.length - text.length).trim().split(/\s+/).slice(-2).join(" ");
+  branches.push({ parent: branch, word: text ? `… ${lead}${text}` : named(text), view: null });
   branch = branches.length - 1;
   close();
   const view = { ...shown, words: before, generated };

@@ -29,7 +29,7 @@ from model.serving.rate_limit import Limiter, quotas_of
 from model.settings import Settings
 from tests.demo.engines import local_backend
 from tests.demo.served import Served, serve
-from tests.demo.tabs import IN_A_BROWSER, TIMEOUT, Tab, opening
+from tests.demo.tabs import IN_A_BROWSER, TIMEOUT, Tab, opening, violations
 
 pytestmark = IN_A_BROWSER
 
@@ -216,6 +216,40 @@ def test_the_paper_can_be_turned_and_stays_so(opened: Callable[..., Tab]) -> Non
     assert dark != light
     tab.open()
     assert tab.page.evaluate(background) == dark
+
+
+def test_another_word_makes_a_branch_and_nothing_is_lost(opened: Callable[..., Tab]) -> None:
+    tab = opened()
+    page = tab.page
+    tab.length(30)
+    page.fill("#prompt textarea", "One sunny day")
+    page.click("#write")
+    tab.reaches("open", "ended")
+    first = tab.story()
+    page.wait_for_selector("#book article.alive")
+    page.focus("#book article")
+    for _ in range(3):
+        page.keyboard.press("ArrowRight")
+    page.wait_for_selector("#choices li >> nth=1")
+    assert violations(page) == []
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("ArrowDown")
+    word = page.locator('#choices li[aria-selected="true"] span').first.text_content()
+    page.keyboard.press("Enter")
+    branch = page.locator("#book .branches button").nth(1)
+    expect(branch).to_have_attribute("aria-current", "true")
+    tab.reaches("open", "ended")
+    second = tab.story()
+    assert second != first
+    assert (branch.text_content() or "").endswith(word or "?")
+    page.focus("#book article")
+    page.keyboard.press("Backspace")
+    expect(page.locator("#book article")).to_have_text(first)
+    page.reload()
+    branch.click()
+    expect(page.locator("#book article")).to_have_text(second)
+    page.click("#write")
+    expect(branch).to_be_hidden()
 
 
 def test_a_link_opens_the_same_prompt_and_settings_which_give_the_same_story(

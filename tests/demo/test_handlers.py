@@ -7,6 +7,7 @@ import itertools
 import logging
 import re
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 from urllib.parse import parse_qsl
 
 import pytest
@@ -17,11 +18,14 @@ from demo import handlers
 from demo.form import MAX_QUERY, Form
 from demo.handlers import View
 from model.errors import ModelError, StoryError
+from model.serving.backend import LocalBackend
 from model.serving.cache import LRUCache, ResponseCache
 from model.serving.http.app import SharedState
 from model.serving.rate_limit import Limiter, quotas_of
+from model.settings import Settings
 from tests.demo.engines import local_backend
 from tests.demo.scripted import ScriptedBackend, busy, state_of
+from tests.model.runtimes.shared import needs_native
 
 STORY = " he saw a frog. The frog said hello."
 
@@ -56,7 +60,7 @@ async def test_the_story_reaches_the_model_with_the_forms_settings() -> None:
     backend = ScriptedBackend(STORY)
     form = Form(prompt="One day", max_tokens=5, temperature=0.3, top_k=4, min_p=0.1, seed=11)
     await every(handlers.write(state_of(backend), "me", form))
-    assert [stream.request for stream in backend.streams] == [form.request()]
+    assert [stream.request for stream in backend.streams] == [replace(form.request(), logprobs=0)]
 
 
 async def test_wishes_come_true_one_by_one_and_length_and_ending_with_the_end() -> None:
@@ -67,6 +71,36 @@ async def test_wishes_come_true_one_by_one_and_length_and_ending_with_the_end() 
     begun = next(view for view in views if view.wishes)
     assert begun.wishes == dict.fromkeys(("fox", "cake", "short story", "dialogue", "happy ending"), False)
     assert views[-1].wishes == {"fox": True, "cake": False, "short story": True, "dialogue": True, "happy ending": True}
+
+
+@needs_native
+async def test_a_story_forked_at_a_word_goes_on_from_there_and_with_its_own_words_comes_again() -> None:
+    backend = LocalBackend.load(Settings(story_slots=4, story_runtime="native"))
+    state = state_of(backend)
+    async with backend.running():
+        form = Form(prompt="One sunny day", seed=3)
+        whole = (await every(handlers.write(state, "me", form)))[-1]
+        assert "".join(word for word, _, _ in whole.words) == whole.generated
+        cut = replace(whole, words=whole.words[: len(whole.words) // 2])
+        again = (await every(handlers.fork(state, "me", form, cut)))[-1]
+        assert (again.generated, again.words) == (whole.generated, whole.words)
+        fox = [" fox", list(backend.engine.tokenizer.encode(" fox")), 1.0]
+        other = (await every(handlers.fork(state, "me", form, replace(cut, words=[*cut.words, fox]))))[-1]
+        assert other.generated.startswith("".join(word for word, _, _ in cut.words) + " fox")
+        assert other.words[len(cut.words)] == fox
+        broken = (await every(handlers.fork(state, "me", form, replace(cut, words=[["x", "y"]]))))[-1]
+    assert broken.phase == "failed"
+
+
+async def test_what_else_could_stand_at_a_word_is_answered_or_why_not() -> None:
+    backend = local_backend(slots=4, queue=8)
+    state = state_of(backend)
+    async with backend.running():
+        found = await handlers.look_at(state, {"prompt": "One sunny day", "tokens": []}, "me")
+        assert len(found["alternatives"]) > 1
+        assert set(found["alternatives"][0]) == {"text", "tokens", "probability"}
+        wrong = await handlers.look_at(state, {"prompt": "One", "tokens": ["x"]}, "me")
+    assert wrong == {"error": "prompt must be text or token ids, got 'x' among the ids"}
 
 
 async def test_spaces_at_the_prompts_end_are_dropped_and_line_breaks_kept() -> None:
