@@ -15,10 +15,10 @@ from typing import Any, Literal, Self, TypeVar
 
 from demo.form import Form, decode_link, encode_link
 from demo.routing import RoutingBackend
-from demo.steering import alternatives, prompt_tokens, words_of
+from demo.steering import alternatives, futures, prompt_tokens, words_of
 from experiments.ab.events import new_id
 from model.errors import BusyError, DrainingError, GenerationError, InputError, LimitError, StoryError
-from model.generation import GenerationRequest, TokenLogprob, Usage
+from model.generation import GenerationRequest, SamplingParams, TokenLogprob, Usage
 from model.serving.backend import CACHE, model_for
 from model.serving.logs import new_request_id, request_id
 from model.serving.session import UNKNOWN, Generation, GenerationManager, GenerationSession
@@ -165,14 +165,19 @@ async def fork(
 
 
 async def look_at(state: AppState, given: Mapping[str, Any], client: str) -> dict[str, Any]:
-    """What else could stand where `given["words"]` end, after `given["prompt"]`: `alternatives`, or an `error`."""
+    """What could come after the text `prompt` and `tokens`: `alternatives`, or where asked for `futures`; or an `error`.
+
+    Futures are those of the `seed` of the story.
+    """
     try:
         prompt = await prompt_tokens(state.manager, given.get("prompt", ""), client)
-        request = GenerationRequest(prompt=(*prompt, *given.get("tokens", ())))
-        found = await alternatives(state.manager, request, client)
+        sampling = SamplingParams(seed=given.get("seed", 0))
+        request = GenerationRequest(prompt=(*prompt, *given.get("tokens", ())), sampling=sampling)
+        if given.get("futures"):
+            return {"futures": [each.as_dict() for each in await futures(state.manager, request, client)]}
+        return {"alternatives": [each.as_dict() for each in await alternatives(state.manager, request, client)]}
     except (StoryError, TypeError) as error:
         return {"error": str(error)}
-    return {"alternatives": [each.as_dict() for each in found]}
 
 
 def stop(state: AppState, tab: str) -> None:

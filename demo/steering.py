@@ -52,14 +52,15 @@ class Alternative:
 class Branch:
     """Words that several futures have in common, and what follows in each."""
 
-    words: list[str]
+    words: list[Word]
+    """Of several futures that have a word in different tokens, those of the first."""
     count: int
     """Futures that go this way."""
     branches: list["Branch"]
 
     def as_dict(self) -> dict[str, Any]:
         branches = [branch.as_dict() for branch in self.branches]
-        return {"text": "".join(self.words), "count": self.count, "branches": branches}
+        return {"words": [list(word) for word in self.words], "count": self.count, "branches": branches}
 
 
 def _inner(character: str) -> bool:
@@ -151,21 +152,21 @@ async def futures(
         for number in range(count)
     ]
     done = await _generate(manager, requests, client)
-    return merge([[word.text for word in words_of(each.logprobs, each.text)] for each in done])
+    return merge([words_of(each.logprobs, each.text) for each in done])
 
 
-def merge(stories: Sequence[Sequence[str]]) -> list[Branch]:
+def merge(stories: Sequence[Sequence[Word]]) -> list[Branch]:
     """Merge lists of words by their common beginnings; of the branches at a place, the one with most stories first."""
-    groups: dict[str, list[Sequence[str]]] = {}
+    groups: dict[str, list[Sequence[Word]]] = {}
     for story in stories:
         if story:
-            groups.setdefault(story[0], []).append(story[1:])
+            groups.setdefault(story[0].text, []).append(story)
     branches = []
-    for word, rests in groups.items():
-        branch = Branch([word], len(rests), merge(rests))
+    for group in groups.values():
+        branch = Branch([group[0][0]], len(group), merge([story[1:] for story in group]))
         if len(branch.branches) == 1 and branch.branches[0].count == branch.count:  # nothing parts here
             (only,) = branch.branches
-            branch = Branch([word, *only.words], only.count, only.branches)
+            branch = Branch([*branch.words, *only.words], only.count, only.branches)
         branches.append(branch)
     return sorted(branches, key=lambda branch: -branch.count)
 

@@ -3,6 +3,10 @@
 const marks = document.createElement("div");
 const choices = document.createElement("ul");
 const tree = document.createElement("nav");
+const fan = document.createElement("section");
+fan.className = "fan";
+fan.ariaLabel = "Futures: how the story could go on";
+fan.hidden = true;
 marks.className = "marks";
 marks.ariaHidden = "true";
 choices.className = "choices";
@@ -15,6 +19,7 @@ tree.ariaLabel = "Branches of the story";
 tree.hidden = true;
 book.append(marks, choices);
 book.insertBefore(tree, status);
+book.insertBefore(fan, status);
 
 const RESTING = 120; // milliseconds at a word before it is asked about: nobody wants those that are passed over
 let chosen = -1; // the word looked at
@@ -69,6 +74,7 @@ const close = () => {
   found = [];
   marks.replaceChildren();
   choices.hidden = true;
+  fan.hidden = true;
   article.removeAttribute("aria-activedescendant");
 };
 
@@ -107,6 +113,16 @@ const list = () => {
     item.addEventListener("click", () => fork(number));
     return item;
   }));
+  if (found.length) {
+    const more = document.createElement("li");
+    more.role = "presentation";
+    const futures = document.createElement("button");
+    futures.type = "button";
+    futures.textContent = "Futures from here";
+    futures.addEventListener("click", spread);
+    more.append(futures);
+    choices.append(more);
+  }
   choices.hidden = found.length === 0;
   if (option >= 0) article.setAttribute("aria-activedescendant", `choice-${option}`);
   place();
@@ -138,10 +154,15 @@ const look = async (number) => {
 
 const fork = (number) => {
   const { text, tokens, probability } = found[number];
-  const before = words().slice(0, chosen).map((word) => [word.text, word.tokens, word.bits]);
-  if (text) before.push([text, tokens, -Math.log2(probability)]);
+  part(text ? [[text, tokens, -Math.log2(probability)]] : []);
+};
+
+// Another story after the words before the chosen one and these; without any, it ends there.
+const part = (added) => {
+  const before = [...words().slice(0, chosen).map((word) => [word.text, word.tokens, word.bits]), ...added];
+  const text = added[0]?.[0] ?? "";
   const generated = before.map(([word]) => word).join("");
-  const lead = generated.slice(0, generated.length - text.length).trim().split(/\s+/).slice(-2).join(" ");
+  const lead = words().slice(0, chosen).map((word) => word.text).join("").trim().split(/\s+/).slice(-2).join(" ");
   branches.push({ parent: branch, word: text ? `… ${lead}${text}` : named(text), view: null });
   branch = branches.length - 1;
   close();
@@ -150,6 +171,42 @@ const fork = (number) => {
     shown = view;
     ask("fork");
   } else show({ ...view, phase: "ended", status: "The end", spoken: "The end." });
+};
+
+// Sixteen futures of the story from the chosen word on, merged where they begin alike; a future's height is its share.
+const spread = async () => {
+  const [number, asked] = [chosen, shown];
+  const tokens = words().slice(0, number).flatMap((word) => word.tokens);
+  const answer = (await server.look_at({ prompt: shown.prompt, tokens, seed: Math.max(0, shown.seed), futures: true }).catch(() => null))
+    ?? { error: OFFLINE };
+  if (chosen !== number || shown !== asked) return;
+  if (answer.error) {
+    put(status, answer.error);
+    put(spoken, answer.error);
+    return;
+  }
+  choices.hidden = true;
+  fan.replaceChildren(limbs(answer.futures, []));
+  fan.hidden = false;
+  fan.scrollIntoView({ block: "nearest" });
+  fan.querySelector("button")?.focus({ preventScroll: true });
+};
+
+const limbs = (all, before) => {
+  const list = document.createElement("ul");
+  list.append(...all.map(({ words: added, count, branches: further }) => {
+    const item = document.createElement("li");
+    const row = document.createElement("button");
+    row.type = "button";
+    row.textContent = added.map(([word]) => word).join("").trim() || "¶";
+    row.title = `${count} of 16`;
+    row.addEventListener("click", () => part([...before, ...added]));
+    item.style.flexGrow = String(count);
+    item.append(row);
+    if (further.length) item.append(limbs(further, [...before, ...added]));
+    return item;
+  }));
+  return list;
 };
 
 const turn = (number) => {
@@ -212,6 +269,7 @@ article.addEventListener("keydown", (event) => {
   } else if (event.key === "Enter" && option >= 0) fork(option);
   else if (event.key === "Backspace" && branch) turn(branches[branch].parent);
   else if (event.key === "Escape" && chosen >= 0) close();
+  else if (event.key === "f" && chosen >= 0) spread();
   else return;
   event.preventDefault();
 });

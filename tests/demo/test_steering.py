@@ -7,7 +7,7 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from demo.steering import Branch, alternatives, futures, merge, words_of
+from demo.steering import Branch, Word, alternatives, futures, merge, words_of
 from model.generation import GenerationRequest, SamplingParams, TokenLogprob
 from model.serving.backend import LocalBackend
 from model.serving.http.schemas import choice_seed
@@ -77,18 +77,21 @@ async def test_futures_are_those_of_n_choices() -> None:
     assert sum(branch.count for branch in found) == len([text for text in texts if text])
 
 
-WORDS = st.lists(st.lists(st.sampled_from(["a", "b", "c"]), max_size=5), max_size=8)
+WORDS = st.sampled_from([Word(letter, (token,), 1.0) for letter, token in (("a", 1), ("a", 2), ("b", 3), ("c", 4))])
 
 
-@given(WORDS)
-def test_merged_stories_can_be_taken_apart_again(stories: list[list[str]]) -> None:
-    assert sorted(unmerged(merge(stories))) == sorted("".join(story) for story in stories if story)
+@given(st.lists(st.lists(WORDS, max_size=5), max_size=8))
+def test_merged_stories_can_be_taken_apart_again(stories: list[list[Word]]) -> None:
+    merged = merge(stories)
+    assert sorted(unmerged(merged)) == sorted("".join(word.text for word in story) for story in stories if story)
+    assert [branch.count for branch in merged] == sorted((branch.count for branch in merged), reverse=True)
+    assert len({branch.words[0].text for branch in merged}) == len(merged)
 
 
 def unmerged(branches: list[Branch], before: str = "") -> list[str]:
     found = []
     for branch in branches:
-        text = before + "".join(branch.words)
+        text = before + "".join(word.text for word in branch.words)
         below = unmerged(branch.branches, text)
         found += [*below, *[text] * (branch.count - len(below))]
     return found
