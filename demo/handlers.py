@@ -165,7 +165,7 @@ async def fork(
 
 
 async def look_at(state: AppState, given: Mapping[str, Any], client: str) -> dict[str, Any]:
-    """What could come after the text `prompt` and `tokens`: `alternatives`, or where asked for `futures`; or an `error`.
+    """What could come after the text `prompt` and `tokens`: `alternatives`, `futures` where asked for, or an `error`.
 
     Futures are those of the `seed` of the story.
     """

@@ -322,13 +322,16 @@ class Limiter(Collector):
             quotas += quotas_of(text, scope, resource)
         return cls(quotas, clients=Clients(settings.story_trusted_proxies or ()), redis=redis)
 
-    async def admit(self, client: str, requests: Sequence[GenerationRequest]) -> Reservation:
-        """Reserve what these stories of one request may come to.
+    async def admit(
+        self, client: str, requests: Sequence[GenerationRequest], stories: int | None = None
+    ) -> Reservation:
+        """Reserve what these stories of one request may come to; they count as `stories` (None: as many as there are).
 
         Raises `LimitError`, with the time to wait, when that is too much now, and `InputError` when it always is.
         """
         reservation = Reservation()
-        stories, tokens = len(requests), sum(request.max_tokens for request in requests)
+        stories = len(requests) if stories is None else stories
+        tokens = sum(request.max_tokens for request in requests)
         costs = [(quota, quota.key(client), quota.cost(stories, tokens)) for quota in self.quotas]
         try:
             for quota, key, cost in costs:

@@ -92,11 +92,14 @@ class GenerationSession:
     raises: `BusyError`, `ModelError`.
     """
 
-    def __init__(self, manager: GenerationManager, requests: Sequence[GenerationRequest], client: str) -> None:
+    def __init__(
+        self, manager: GenerationManager, requests: Sequence[GenerationRequest], client: str, stories: int
+    ) -> None:
         self.generations = [Generation(request) for request in requests]
         self.stopped = False
         self._manager = manager
         self._client = client
+        self._stories = stories
         self._reservation: Reservation | None = None
         self._aborted = False
         self._queue: asyncio.Queue[Event | Exception | None] = asyncio.Queue(READ_AHEAD)
@@ -182,7 +185,7 @@ class GenerationSession:
                 raise DrainingError
             if manager.limiter is not None:
                 requests = [generation.request for generation in self.generations]
-                self._reservation = await manager.limiter.admit(self._client, requests)
+                self._reservation = await manager.limiter.admit(self._client, requests, self._stories)
         except (DrainingError, LimitError) as error:
             for generation in self.generations:
                 self._end(generation, "limited" if isinstance(error, LimitError) else "draining")
@@ -197,7 +200,8 @@ class GenerationSession:
                 self._end(generation, "refused" if isinstance(error, BusyError | InputError) else "error")
                 raise
             if self._reservation is not None:
-                self._reservation.commit(stories=1)
+                self._reservation.commit(stories=int(self._stories > 0))
+                self._stories -= 1
             if self.stopped or self._aborted:  # meanwhile
                 stream.cancel()
 
@@ -291,9 +295,14 @@ class GenerationManager:
         """Return the client of an ASGI connection, as the rate limiter counts it."""
         return UNKNOWN if self.limiter is None else self.limiter.clients.of(scope)
 
-    def session(self, requests: Sequence[GenerationRequest], client: str = UNKNOWN) -> GenerationSession:
-        """Return a session of one stream for each request of `client`, to be entered."""
-        return GenerationSession(self, requests, client)
+    def session(
+        self, requests: Sequence[GenerationRequest], client: str = UNKNOWN, stories: int | None = None
+    ) -> GenerationSession:
+        """Return a session of one stream for each request of `client`, to be entered.
+
+        `stories`: for how many of them the rate limits count it; None: for all.
+        """
+        return GenerationSession(self, requests, client, len(requests) if stories is None else stories)
 
     def track(self, session: GenerationSession, *, opened: bool) -> None:
         """Count a session as open, or no longer."""
