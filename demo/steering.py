@@ -111,7 +111,7 @@ async def alternatives(
     ask = replace(request, sampling=greedy, stop=(), cacheable=False)
     # The end of the story is among the alternatives, though it is not to come.
     once = replace(ask, sampling=replace(greedy, ignore_eos=True), max_tokens=1, logprobs=count)
-    (first,) = await _generate(manager, [once], client)
+    (first,) = await _generate(manager, [once], client, stories=1)
     starts = first.logprobs[0].alternatives
     follow = [
         replace(ask, prompt=(*prefix, token), max_tokens=WORD_TOKENS, logprobs=0)
@@ -151,7 +151,7 @@ async def futures(
         )
         for number in range(count)
     ]
-    done = await _generate(manager, requests, client)
+    done = await _generate(manager, requests, client, stories=1)
     return merge([words_of(each.logprobs, each.text) for each in done])
 
 
@@ -182,12 +182,18 @@ def _tokens_of(request: GenerationRequest) -> tuple[int, ...]:
     return request.prompt
 
 
-async def _generate(manager: GenerationManager, requests: Sequence[GenerationRequest], client: str) -> list[Completion]:
-    """The completions of all requests, of which at most half of the capacity run at once: others want to write too."""
+async def _generate(
+    manager: GenerationManager, requests: Sequence[GenerationRequest], client: str, stories: int = 0
+) -> list[Completion]:
+    """The completions of all requests, which count as so many stories for the rate limits.
+
+    At most half of the capacity run at once: others want to write too.
+    """
     done: list[Completion] = []
     size = max(1, manager.backend.capacity // 2)
     for first in range(0, len(requests), size):
-        async with manager.session(requests[first : first + size], client) as session:
+        some = requests[first : first + size]
+        async with manager.session(some, client, stories if first == 0 else 0) as session:
             async for _ in session.events(SILENCE):
                 pass
             done += session.completions
