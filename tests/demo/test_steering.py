@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from demo.steering import Branch, Word, alternatives, futures, merge, words_of
+from model.errors import LimitError
 from model.generation import GenerationRequest, SamplingParams, TokenLogprob
 from model.serving.backend import LocalBackend
 from model.serving.http.schemas import choice_seed
+from model.serving.rate_limit import Limiter, quotas_of
 from model.serving.session import GenerationManager
 from model.settings import Settings
 from tests.demo.engines import local_backend, tokenizer
@@ -95,3 +98,15 @@ def unmerged(branches: list[Branch], before: str = "") -> list[str]:
         below = unmerged(branch.branches, text)
         found += [*below, *[text] * (branch.count - len(below))]
     return found
+
+
+async def test_a_look_counts_as_one_story_for_the_rate_limits() -> None:
+    backend = local_backend(slots=8, queue=16)
+    manager = GenerationManager(backend, limiter=Limiter(quotas_of("2/minute", "client", "stories")))
+    request = GenerationRequest(prompt=(0, *tokenizer().encode("One")))
+    async with backend.running():
+        assert len(await alternatives(manager, request, "me")) > 1
+        assert await futures(manager, request, "me", 4)
+        with pytest.raises(LimitError):
+            await alternatives(manager, request, "me")
+        assert await alternatives(manager, request, "another")
