@@ -1,0 +1,1 @@
+"""The arena: two contestants write from one prompt, a reader who does not know which is which chooses."""
