@@ -21,6 +21,7 @@ import hypothesis
 import pytest
 
 from tests.mlflow_server import MlflowServer, mlflow_server
+from tests.once import VARIABLE
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -103,6 +104,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Give the process a home of its own and no network, before any test module is imported."""
     home = config.stash[_home] = tempfile.TemporaryDirectory(prefix="story-home-", ignore_cleanup_errors=True)
     os.environ["HOME"] = home.name
+    os.environ.setdefault(VARIABLE, home.name)
     sys.addaudithook(_refuse_the_network)
     # Where `CI` is set, hypothesis starts from a profile of its own that draws the same examples in each run and
     # keeps none; a database on top of that is a contradiction. Elsewhere, failures are kept in the checkout.

@@ -1,4 +1,4 @@
-"""A small network that has learned a little, and the model folder exported from it, made once a test session.
+"""A small network that has learned a little, and the model folder exported from it, made once a run of the tests.
 
 Where a test is not about the shipped weights, these stand in for them: four layers of both kinds, wide enough for
 the graph's fused nodes and its int8 blocks, a window and chunks far shorter than a story. Random weights prove
@@ -9,8 +9,6 @@ for a few steps on our own stories.
 from __future__ import annotations
 
 import shutil
-import tempfile
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +17,7 @@ import torch
 from model.architecture.folder import END_ID, ModelConfig
 from model.architecture.network import StoryNetwork, save_network
 from model.architecture.tokenizer import StoryTokenizer
+from tests.once import once_a_run, shared_folder
 from training.data.corpus import load_own_stories
 from training.data.shards import train_tokenizer
 from training.export.export import export_checkpoint
@@ -44,15 +43,9 @@ def random_network(config: ModelConfig, seed: int = 0) -> StoryNetwork:
     return network
 
 
-@cache
-def workplace() -> Path:
-    """A folder in the tests' own home, which goes when the session ends."""
-    return Path(tempfile.mkdtemp(prefix="small-model-", dir=Path.home()))
-
-
-@cache
+@once_a_run
 def small_tokenizer() -> Path:
-    path = workplace() / "tokenizer.json"
+    path = shared_folder() / "tokenizer.json"
     texts = (story.text for story in load_own_stories("train"))
     train_tokenizer(texts, vocab_size=SMALL.vocab_size).save(str(path))
     return path
@@ -64,7 +57,7 @@ def story_tokens(tokenizer: StoryTokenizer, count: int) -> list[list[int]]:
     return [[END_ID, *tokenizer.encode(story.text)] for story in stories]
 
 
-@cache
+@once_a_run
 def small_checkpoint() -> Path:
     """A checkpoint as training writes it: fp32 weights, config.json and the tokenizer."""
     network = random_network(SMALL)
@@ -80,17 +73,17 @@ def small_checkpoint() -> Path:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    folder = workplace() / "checkpoint"
+    folder = shared_folder() / "checkpoint"
     folder.mkdir()
     notes = {"recipe": {"name": "small test", "seed": 0}, "step": STEPS, "tokens": STEPS * 512, "elapsed": 60.0}
     save_network(network, folder, tokenizer=small_tokenizer(), notes=notes)
     return folder
 
 
-@cache
+@once_a_run
 def small_folder() -> Path:
     """The model folder exported from `small_checkpoint`. Tests copy it before they change it."""
-    folder = workplace() / "model"
+    folder = shared_folder() / "model"
     export_checkpoint(small_checkpoint(), folder)
     return folder
 

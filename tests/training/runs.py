@@ -54,7 +54,7 @@ def smallest(**changes: Any) -> Recipe:
 class Recorder:
     """An observer that keeps everything, and calls `then(step)` after each step."""
 
-    def __init__(self, then: Callable[[int], None] = lambda step: None) -> None:
+    def __init__(self, then: Callable[[int], None] | None = None) -> None:
         self.then = then
         self.starts: list[RunStart] = []
         self.steps: list[StepReport] = []
@@ -66,7 +66,8 @@ class Recorder:
 
     def stepped(self, report: StepReport) -> None:
         self.steps.append(report)
-        self.then(report.step)
+        if self.then:
+            self.then(report.step)
 
     def evaluated(self, report: EvaluationReport) -> None:
         self.evaluations.append(report)

@@ -1,4 +1,4 @@
-"""A store with everything that the page shows, all of it real: made once a test session, and read only.
+"""A store with everything that the page shows, all of it real: made once a run of the tests, and read only.
 
 Training runs of a few thousand parameters with their curves and stories; a champion that was measured and judged,
 and judged again under bounds that it partly misses and partly cannot decide; a challenger without evidence.
@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import tempfile
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 from experiments.common.thresholds import load_thresholds
 from experiments.gate.decide import Decision
 from experiments.gate.run import run_gate
 from tests.experiments.gate.promoted import copied, promoted
-from tests.model.small_model import workplace
+from tests.once import once_a_run, shared_folder
 from tests.training.own_shards import own_shards
 from tests.training.runs import Recorder, smallest
 from tests.training.tracked import end, evaluation, observer_on, start, step
@@ -40,10 +39,10 @@ class Made:
     """The newest on version 1."""
 
 
-@cache
+@once_a_run
 def made() -> Made:
     """The store."""
-    folder = Path(tempfile.mkdtemp(prefix="overview-", dir=workplace()))
+    folder = Path(tempfile.mkdtemp(prefix="overview-", dir=shared_folder()))
     place = copied(folder, promoted())
     trained = Recorder()
     recipe = smallest(name="smallest", samples=("Once upon a time", "The fox"))

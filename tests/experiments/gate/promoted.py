@@ -1,11 +1,10 @@
-"""A store whose champion went the whole way once, made once a test session and copied for each test."""
+"""A store whose champion went the whole way once, made once a run of the tests and copied for each test."""
 
 from __future__ import annotations
 
 import shutil
 import tempfile
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 
 from experiments.common.thresholds import Thresholds
@@ -13,7 +12,8 @@ from experiments.gate.run import promote, run_gate
 from experiments.registry.versions import register
 from model.architecture.folder import ModelFolder
 from tests.experiments.gate.worse import held_out_file, log_quality, log_speed, noised, thresholds
-from tests.model.small_model import small_folder, workplace
+from tests.model.small_model import small_folder
+from tests.once import once_a_run, shared_folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,10 +28,10 @@ class Place:
     """As good as the champion: the same network with a whisper of noise."""
 
 
-@cache
+@once_a_run
 def promoted() -> Place:
     """The store as it stood after the promotion; to be read only."""
-    folder = Path(tempfile.mkdtemp(prefix="gate-", dir=workplace()))
+    folder = Path(tempfile.mkdtemp(prefix="gate-", dir=shared_folder()))
     place = Place(
         uri=f"sqlite:///{folder}/mlflow.db",
         stories=held_out_file(folder),
@@ -48,10 +48,10 @@ def promoted() -> Place:
     return place
 
 
-@cache
+@once_a_run
 def evaluated() -> Place:
     """That store with an evaluation of the challenger; to be read only."""
-    place = copied(Path(tempfile.mkdtemp(prefix="gate-", dir=workplace())), promoted())
+    place = copied(Path(tempfile.mkdtemp(prefix="gate-", dir=shared_folder())), promoted())
     log_quality(place.uri, place.challenger, place.stories)
     return place
 

@@ -176,6 +176,7 @@ OPERATIONS = st.lists(
 def test_whatever_consumers_do_every_story_is_its_own_and_every_slot_comes_back(
     operations: list[tuple[str, int]], slots: int
 ) -> None:
+    gc.freeze()  # what other tests imported need not be searched each time
     with engine(slots=slots) as e:
         streams: list[Stream] = []
         for name, number in operations:
@@ -200,6 +201,7 @@ def test_whatever_consumers_do_every_story_is_its_own_and_every_slot_comes_back(
             else:
                 assert outcome(last.completion, last.tokens) == (tokens, text, reason)
         gc.collect()
+        gc.unfreeze()
         until(lambda: e.stats().active == e.stats().waiting == 0)
         assert e.stats().healthy
         assert "error" not in e.stats().finished

@@ -23,7 +23,8 @@ from model.runtimes.native.runtime import NativeBatch, NativeState
 from model.runtimes.onnx.runtime import OnnxBatch, OnnxState
 from model.runtimes.protocol import Logits
 from model.runtimes.torch.forward import TorchState
-from tests.model.small_model import SMALL, random_network, small_folder, small_tokenizer, workplace
+from tests.model.small_model import SMALL, random_network, small_folder, small_tokenizer
+from tests.once import shared_folder
 from training.export.export import BATCHES
 from training.export.export import LIMITS as ACCEPTED
 from training.export.graph import WeightFile, build_graph
@@ -70,7 +71,7 @@ def network_logits(folder: Path, tokens: Sequence[Sequence[int]]) -> Logits:
 @cache
 def random_folder(config: ModelConfig) -> Path:
     """A model folder of random weights, for a shape that no other here has."""
-    folder = Path(tempfile.mkdtemp(dir=workplace()))
+    folder = Path(tempfile.mkdtemp(dir=shared_folder()))
     save_network(random_network(config), folder, tokenizer=small_tokenizer(), notes={}, dtype=torch.float16)
     source = WeightFile.read(folder / "model.safetensors")
     for precision in PRECISIONS:
