@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from demo.terminal import Verbs, print_json, print_rows, write_story
+from demo.terminal import Verbs, print_rows, write_story
 from deploy.release.cli import app as deploy_verbs
 from deploy.release.cli import promote
 from experiments.cli import REFERENCE, Json, ab, benchmark, compare, evaluate, gate, models, register, rollback, sweep
-from model.files import ignore_broken_pipe
+from model.files import ignore_broken_pipe, print_json
 from model.generation import GenerationRequest, SamplingParams, new_seed
 from model.wishes import Ending, Length, Wishes
 

@@ -3,7 +3,6 @@
 `story.py` imports this file for every verb, `--help` included, so it loads nothing heavy itself.
 """
 
-import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from model.errors import GenerationError, MissingExtraError, StoryError
+from model.files import print_json
 
 if TYPE_CHECKING:
     from model.generation import GenerationRequest
@@ -94,11 +94,6 @@ def write_story(request: "GenerationRequest", folder: Path, settings: "Settings"
         rate = f"{usage.tokens_per_second:,.0f} tokens/s"
         first = f"first token in {usage.ttft * 1000:.0f} ms"
         typer.echo(f"{usage.completion_tokens} tokens · {rate} · {first} · seed {seed}", err=True)
-
-
-def print_json(value: object) -> None:
-    """For `--json`: one JSON value on stdout."""
-    typer.echo(json.dumps(value, ensure_ascii=False, indent=2, default=str))
 
 
 def print_rows(values: dict[str, Any]) -> None:

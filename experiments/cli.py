@@ -6,7 +6,6 @@ the verb that needs it.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from model.errors import InputError
+from model.files import print_json
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -60,7 +60,7 @@ def register(
     moved = None if alias == "none" else alias
     version = make_version(folder, uri, alias=moved, run_folder=run_folder, repair=repair)
     if as_json:
-        typer.echo(json.dumps(asdict(version), indent=2))
+        print_json(asdict(version))
         return
     made = "registered" if version.new else "has its files again" if repair else "was registered before"
     known = f", known as {', '.join(version.aliases)}" if version.aliases else ""
@@ -76,7 +76,7 @@ def models(as_json: Json = False) -> None:
 
     found = versions(load_settings().mlflow_tracking_uri)
     if as_json:
-        typer.echo(json.dumps({"versions": [asdict(version) for version in found]}, indent=2))
+        print_json({"versions": [asdict(version) for version in found]})
     else:
         print_versions(found, Console())
 
@@ -166,7 +166,7 @@ def evaluate(
             judge=judge,
         )
     if as_json:
-        typer.echo(json.dumps({**report.as_dict(), "evidence": evidence}, indent=2, ensure_ascii=False))
+        print_json({**report.as_dict(), "evidence": evidence})
     else:
         print_report(report, evidence, Console())
     if "failed" in evidence:
@@ -291,7 +291,7 @@ def gate(
     if junit is not None:
         junit.write_text(run.junit(decision), encoding="utf-8")
     if as_json:
-        typer.echo(json.dumps(decision.as_dict(), ensure_ascii=False, indent=2))
+        print_json(decision.as_dict())
     else:
         run.print_decision(decision, Console())
     raise typer.Exit(decision.exit_code)
@@ -312,7 +312,7 @@ def rollback(
 def print_move(move: Move, what: str, *, as_json: bool) -> None:
     """Print which version got the alias `champion`, or would get it."""
     if as_json:
-        typer.echo(json.dumps(asdict(move), indent=2))
+        print_json(asdict(move))
         return
     before = move.champion_before
     known = f"; champion so far: version {before}" if before is not None else ""
@@ -346,7 +346,7 @@ def compare(
     written = [] if out is None else write_files(out, figures, unlike, curves(uri, subjects))
     if as_json:
         plain = as_plain(figures, unlike) | {"files": [str(path) for path in written]}
-        typer.echo(json.dumps(plain, ensure_ascii=False, indent=2))
+        print_json(plain)
         return
     print_comparison(figures, unlike, Console())
     for path in written:
@@ -391,7 +391,7 @@ def ab(
     report = look(database_url(settings), test, metric=metric, alpha=alpha, since=start)
     logged = log(settings.mlflow_tracking_uri, report, markdown(report)) if track else {}
     if as_json:
-        typer.echo(json.dumps({**report.as_dict(), "logged": logged}, ensure_ascii=False, indent=2))
+        print_json({**report.as_dict(), "logged": logged})
     else:
         print_report(report, Console())
         if "failed" in logged:
@@ -449,7 +449,10 @@ def sweep(
     url = storage_url(storage, settings)
     if name is None:
         names = sorted(study_names(url))
-        typer.echo(json.dumps({"sweeps": names}) if as_json else "\n".join(names) or "no sweep yet")
+        if as_json:
+            print_json({"sweeps": names})
+        else:
+            typer.echo("\n".join(names) or "no sweep yet")
         return
     code = 0
     if show:
@@ -473,7 +476,7 @@ def sweep(
             )
         )
     if as_json:
-        typer.echo(json.dumps(summary(study), ensure_ascii=False, indent=2))
+        print_json(summary(study))
     else:
         print_sweep(study, Console())
     raise typer.Exit(code)

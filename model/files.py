@@ -1,10 +1,13 @@
-"""Files and folders that are replaced whole, and output that survives a broken pipe.
+"""Files and folders that are replaced whole, and output: past a broken pipe, and as JSON.
 
 After a kill or a power cut a file holds the old content or the new one.
 """
 
+import codecs
+import json
 import os
 import shutil
+import sys
 import tempfile
 from io import TextIOWrapper
 from pathlib import Path
@@ -44,6 +47,12 @@ def ignore_broken_pipe(stream: TextIO, errors: str | None = None) -> TextIO:
     made = _PipeStream(stream.buffer, stream.encoding, errors or stream.errors, line_buffering=stream.line_buffering)
     made.original = stream
     return made
+
+
+def print_json(value: object) -> None:
+    """Print one JSON value on stdout, for `--json`. Where its encoding is not UTF-8, other characters are escaped."""
+    utf8 = codecs.lookup(sys.stdout.encoding or "utf-8").name == "utf-8"
+    print(json.dumps(value, ensure_ascii=not utf8, indent=2, default=str))
 
 
 def write_atomically(path: Path, text: str) -> None:

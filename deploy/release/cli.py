@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from demo.terminal import print_json
 from experiments.cli import REFERENCE, Apply, Json, ThresholdsFile, VersionName, print_move
+from model.files import print_json
 
 if TYPE_CHECKING:
     from model.architecture.folder import ModelFolder

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import json
 import os
 import time
 from collections.abc import Callable, Coroutine, Iterator
@@ -23,6 +22,7 @@ from experiments.benchmark.report import Report, make_report, summarise
 from experiments.benchmark.targets import Target, open_target
 from experiments.common.thresholds import THRESHOLDS, load_thresholds
 from model.errors import InputError, MissingExtraError
+from model.files import print_json
 from model.settings import Settings
 from training.tracking.provenance import provenance
 
@@ -199,6 +199,6 @@ def publish(
         if markdown is not None:
             markdown.write_text(as_markdown(report), encoding="utf-8")
         if as_json:
-            print(json.dumps(report.as_dict(), ensure_ascii=False, indent=2))
+            print_json(report.as_dict())
         else:
             print_report(report, Console())

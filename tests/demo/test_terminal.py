@@ -269,7 +269,13 @@ def test_what_an_encoding_lacks_is_replaced(encoding: str, arguments: tuple[str,
     # Click writes UTF-8 where the encoding is ASCII, which it takes for a mistake.
     result = _real(tmp_path, *arguments, encoding=encoding, errors="replace")
     assert result.returncode == 0, result.stderr
-    assert encoding == "ascii" or arguments[0] != "write" or "??" in result.stdout
+    assert encoding == "ascii" or arguments[0] != "write" or "--json" in arguments or "??" in result.stdout
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "cp1252", "ascii"])
+def test_json_keeps_every_character_in_any_encoding(encoding: str, tmp_path: Path) -> None:
+    result = _real(tmp_path, "write", "日本 é Once", "--max-tokens", "2", "--json", encoding=encoding)
+    assert json.loads(result.stdout)["prompt"] == "日本 é Once"
 
 
 def test_the_shipped_model_writes_the_same_story_for_the_same_seed(tmp_path: Path) -> None:
