@@ -1,7 +1,7 @@
 """Steer a story: what else could stand at a word, and how the story could go on from there.
 
 Everything here is a request whose prompt is the story's first tokens, so that any replica or Modal answers it, and the
-same seed gives the same bits. A word is what a reader takes for one: letters and digits with the space before them, or
+same seed gives the same bits. A word is one of the text: letters and digits with the space before them, or
 the marks between two such runs; a model's token is often only a part of one.
 """
 

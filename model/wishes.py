@@ -1,4 +1,4 @@
-"""What a story is wished to have, the header that tells the model, and the rules that check a story.
+"""What a story is wished to have, the header that the model reads, and the rules that check a story.
 
 A model trained on headers (`story data --wishes`) reads one before the story: `words: cake, Ember; length: short`
 between two control characters, which no story has. Such control codes come from CTRL (Keskar et al. 2019); as there,

@@ -260,7 +260,7 @@ class StoryPool:
                 encodings = tokenizer.encode_batch([story.text for story in stories], add_special_tokens=False)
                 for story, wish, encoding in zip(stories, headers, encodings, strict=True):
                     header = tokenizer.encode(wish.header(), add_special_tokens=False).ids
-                    # A name that the header tells can be predicted.
+                    # A name in the header can be predicted.
                     masked = story.masked(encoding.offsets, known=wish.words)
                     writer.add(header + encoding.ids, [*range(len(header)), *(len(header) + at for at in masked)])
                     self.headers += bool(header)

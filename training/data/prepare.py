@@ -122,7 +122,7 @@ class PrepareOptions(Options):
     """Copies of each training story with other names, behind the stories themselves (`training.data.rename`)."""
 
     wishes: bool = False
-    """Whether about half of the training stories get a header that tells what they have (`training.data.wishes`)."""
+    """Whether about half of the training stories get a header that lists what they have (`training.data.wishes`)."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -162,7 +162,7 @@ class PrepareReport:
     renamed: dict[str, int] = field(default_factory=dict)
     """`Renamer.counts`, where copies were made."""
     headers: int = 0
-    """Training stories that tell in a header what they have."""
+    """Training stories with a header."""
     left_out: dict[str, int] = field(default_factory=dict)
     """Files in folders of the sources that hold no stories, by suffix."""
     seconds: float = 0.0
@@ -363,7 +363,7 @@ def _tell(report: PrepareReport, say: Console) -> None:
             f"{renamed.get('without_names', 0):,} stories have no name"
         )
     if report.headers:
-        line(f"headers: {report.headers:,} stories tell what they have")
+        line(f"headers: {report.headers:,} stories have a header that lists what is in them")
     for what, by_reason in (("dropped", report.dropped), ("skipped", report.skipped)):
         listed = ", ".join(f"{count:,} {reason}" for reason, count in by_reason.items())
         line(f"{what}: {listed or 'nothing'}")

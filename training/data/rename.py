@@ -64,7 +64,7 @@ class Renamed:
     def masked(self, offsets: Sequence[tuple[int, int]], known: Collection[str] = ()) -> list[int]:
         """Places of the tokens, given by their (start, end) in `text`, that overlap a first mention.
 
-        Not of the names in `known`, which the model has been told.
+        Not of the names in `known`, which the story's header has.
         """
         unknown = [span for span in self.first_mentions if self.text[slice(*span)] not in known]
         return [
