@@ -19,7 +19,20 @@ import typer
 from demo.terminal import Verbs, print_rows, write_story
 from deploy.release.cli import app as deploy_verbs
 from deploy.release.cli import promote
-from experiments.cli import REFERENCE, Json, ab, benchmark, compare, evaluate, gate, models, register, rollback, sweep
+from experiments.cli import (
+    REFERENCE,
+    Json,
+    ab,
+    benchmark,
+    compare,
+    evaluate,
+    gate,
+    models,
+    record,
+    register,
+    rollback,
+    sweep,
+)
 from model.files import ignore_broken_pipe, print_json
 from model.generation import GenerationRequest, SamplingParams, new_seed
 from model.wishes import Ending, Length, Wishes
@@ -268,6 +281,7 @@ def export(
 app.command()(register)
 app.command()(models)
 app.command()(compare)
+app.command()(record)
 app.command()(gate)
 app.command()(promote)
 app.command()(rollback)

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from experiments.dashboard.client import NOTHING, StoreClient
-from experiments.dashboard.records import DecisionRow, Overview, RunRow, VersionRow
+from experiments.dashboard.records import DecisionRow, Measure, Overview, Row, RunRow, VersionRow
 from model.errors import StoryError
 
 SHORT = 8
@@ -20,7 +20,16 @@ SHORT = 8
 MOST_CHOSEN = 6
 """Runs in one picture: more cannot be distinguished. `assets/experiments.css` has a color for each."""
 FIRST_CHOSEN = 4
-MEASURES = {"held-out": "Bits per byte on stories that it has not seen", "training": "Loss in training, nats a token"}
+MEASURES: dict[Measure, str] = {
+    "held-out": "Bits per byte on stories that it has not seen",
+    "training": "Loss in training, nats a token",
+    "rate": "Learning rate",
+    "gradient": "Norm of the gradient",
+    "speed": "Tokens a second",
+    "processor": "Processors in use, %",
+    "memory": "Memory in use, MB",
+}
+FROM_RECORD = "from the record"
 WORDS = {"pass": "passed", "fail": "failed", "undecided": "undecided"}
 
 RUN_COLUMNS = {
@@ -36,6 +45,18 @@ RUN_COLUMNS = {
     "id": None,
 }
 """Heading → digits behind the point; None: a text."""
+EVALUATION_COLUMNS = (
+    ("bits_per_byte", "bits per byte", 4, 1.0),
+    ("bits_per_byte_low", "95 % from", 4, 1.0),
+    ("bits_per_byte_high", "to", 4, 1.0),
+    ("written/ended", "end by themselves, %", 0, 100.0),
+    ("written/looping", "loop, %", 0, 100.0),
+    ("written/names_straight", "names kept, %", 0, 100.0),
+    ("rare_names/kept", "rare names kept, %", 0, 100.0),
+    ("wishes/words", "wished words, %", 0, 100.0),
+    ("wishes/length", "wished length, %", 0, 100.0),
+)
+"""(figure, heading, digits, factor)."""
 BENCHMARK_COLUMNS = (
     ("tokens_per_second", "tokens/s, one", 0, 1.0),
     ("total_tokens_per_second", "tokens/s, all", 0, 1.0),
@@ -70,6 +91,7 @@ class Page:
     sampled: tuple[tuple[str, str], ...] = ()
     """The same, of every run that kept sample stories."""
     samples: Values | None = None
+    evaluations: Table | None = None
     benchmarks: Table | None = None
     versions: Values | None = None
 
@@ -83,15 +105,15 @@ async def opened(store: StoreClient, query: Mapping[str, str]) -> Page:
         sampled = tuple((_label(run), run.id[:SHORT]) for run in seen.runs if run.stories)
         named = dict.fromkeys(query.get("runs", "").split(","))
         asked = [run for run in named if _find(seen, run) is not None]
-        usual = [run.id[:SHORT] for run in seen.runs if run.tokens][:FIRST_CHOSEN]
         sample_run = _run_with_samples(seen, query.get("story", ""))
         return Page(
             note=_summary(seen),
             runs=runs_table(seen.runs),
             choices=tuple((_label(run), run.id[:SHORT]) for run in seen.runs),
-            curves=await draw(store, asked or usual, query.get("measure", "")),
+            curves=await draw(store, asked or first_chosen(seen), query.get("measure", "")),
             sampled=sampled,
             samples=await samples(store, sample_run, at=query.get("step", "")),
+            evaluations=evaluations_table(seen) if seen.evaluations else None,
             benchmarks=benchmarks_table(seen) if seen.benchmarks else None,
             versions=versions_shown(seen),
         )
@@ -100,24 +122,18 @@ async def opened(store: StoreClient, query: Mapping[str, str]) -> Page:
 
 
 async def draw(store: StoreClient, chosen: Sequence[str], measure: str) -> Values:
-    """The curves of the chosen runs (short ids), each point with tokens, minutes and value, for `assets/curves.js`."""
-    measure = measure if measure in MEASURES else "held-out"
-    drawn = {"chosen": list(chosen), "measure": measure, "title": MEASURES[measure], "curves": [], "note": ""}
+    """The curves of the chosen runs (short ids), each point as `Curve` has it, for `assets/curves.js`."""
+    shown_measure: Measure = next((known for known in MEASURES if known == measure), "held-out")
+    title = MEASURES[shown_measure]
+    drawn = {"chosen": list(chosen), "measure": shown_measure, "title": title, "curves": [], "note": ""}
     try:
         seen = await store.overview(stale_ok=True)
         found = {run: row for run in chosen[:MOST_CHOSEN] if (row := _find(seen, run)) is not None}
-        curves = await store.curves([row.id for row in found.values()], measure)
+        curves = await store.curves([row.id for row in found.values()], shown_measure)
     except StoryError as error:
         return drawn | {"note": str(error)}
     names = names_in_the_picture(list(found.values()))
-    shown = [
-        {
-            "run": curve.run[:SHORT],
-            "name": names[curve.run],
-            "points": [(tokens, round(minutes, 3), round(value, 5)) for tokens, minutes, value in curve.points],
-        }
-        for curve in curves
-    ]
+    shown = [{"run": curve.run[:SHORT], "name": names[curve.run], "points": list(curve.points)} for curve in curves]
     note = "" if found else "Choose a run above to see how it learned."
     if found and not any(curve.points for curve in curves):
         note = "The chosen runs have not logged this yet."
@@ -157,25 +173,40 @@ def runs_table(runs: Sequence[RunRow]) -> Table:
     for run in runs:
         figures = [run.bits_per_byte, run.tokens, run.minutes, run.parameters]
         texts = [run.data, _moment(run.started), run.id[:SHORT]]
-        rows.append([run.name, run.status, run.preset, *figures, *texts])
+        rows.append([run.name, _marked(run.status, run), run.preset, *figures, *texts])
     return _table(RUN_COLUMNS, rows)
+
+
+def evaluations_table(seen: Overview) -> Table:
+    """A row for each evaluation, with the version that was measured, where it is one of the registered ones."""
+    rows: list[list[Any]] = []
+    for row in seen.evaluations:
+        values = _values(row.figures, EVALUATION_COLUMNS)
+        stories = "" if row.stories is None else f"{row.stories:,} of {row.data or 'unknown data'}"
+        rows.append([_marked(_measured(row.digest, seen), row), stories, *values, _moment(row.started)])
+    columns: dict[str, int | None] = {"model": None, "held-out stories": None}
+    columns |= {heading: digits for _, heading, digits, _ in EVALUATION_COLUMNS}
+    return _table(columns | {"began (UTC)": None}, rows)
 
 
 def benchmarks_table(seen: Overview) -> Table:
     """A row for each benchmark, with the version that was measured, where it is one of the registered ones."""
-    numbers = {version.digest: version.number for version in seen.versions}
     rows: list[list[Any]] = []
     for row in seen.benchmarks:
-        values = [
-            None if (value := row.figures.get(name)) is None else value * factor
-            for name, _, _, factor in BENCHMARK_COLUMNS
-        ]
-        measured = f"version {numbers[row.digest]}" if row.digest in numbers else row.digest[:SHORT]
+        values = _values(row.figures, BENCHMARK_COLUMNS)
         held = {True: "✓ held", False: "✗ missed", None: ""}[row.passed]
-        rows.append([row.target, measured, *values, held, _moment(row.started)])
+        rows.append([_marked(row.target, row), _measured(row.digest, seen), *values, held, _moment(row.started)])
     columns: dict[str, int | None] = {"target": None, "model": None}
     columns |= {heading: digits for _, heading, digits, _ in BENCHMARK_COLUMNS}
     return _table(columns | {"thresholds": None, "began (UTC)": None}, rows)
+
+
+def first_chosen(seen: Overview) -> list[str]:
+    """The runs of the first picture: the newest ones, and of the record at least one beside them."""
+    own = [run.id[:SHORT] for run in seen.runs if run.tokens and not run.recorded]
+    recorded = [run.id[:SHORT] for run in seen.runs if run.tokens and run.recorded]
+    shown = own[: FIRST_CHOSEN - 1] if recorded else own[:FIRST_CHOSEN]
+    return [*shown, *recorded[: FIRST_CHOSEN - len(shown)]]
 
 
 def versions_shown(seen: Overview) -> Values:
@@ -192,6 +223,20 @@ def names_in_the_picture(runs: Sequence[RunRow]) -> dict[str, str]:
         run.id: run.name if run.name and count[run.name] == 1 else f"{run.name} {run.id[:SHORT]}".strip()
         for run in runs
     }
+
+
+def _values(figures: Mapping[str, float], columns: Sequence[tuple[str, str, int, float]]) -> list[float | None]:
+    return [None if (value := figures.get(name)) is None else value * factor for name, _, _, factor in columns]
+
+
+def _measured(digest: str, seen: Overview) -> str:
+    """`version 3`, else the beginning of the digest."""
+    numbers = {version.digest: version.number for version in seen.versions}
+    return f"version {numbers[digest]}" if digest in numbers else digest[:SHORT]
+
+
+def _marked(text: str, row: Row) -> str:
+    return f"{text}, {FROM_RECORD}" if row.recorded else text
 
 
 def _table(columns: Mapping[str, int | None], rows: list[list[Any]]) -> Table:
@@ -217,7 +262,9 @@ def _version(version: VersionRow, numbers: dict[str, int]) -> dict[str, Any]:
         f"rolled back {tags['rolled_back'][:10]}" if tags.get("rolled_back") else "",
     ]
     return {
+        "id": f"{'recorded-' * version.recorded}version-{version.number}",
         "number": version.number,
+        "origin": FROM_RECORD if version.recorded else "",
         "digest": version.digest[:12],
         "aliases": list(version.aliases),
         "facts": [fact for fact in facts if fact],
@@ -239,10 +286,17 @@ def _headline(decision: DecisionRow | None, numbers: dict[str, int]) -> str:
 
 
 def _summary(seen: Overview) -> str:
-    """`3 training runs, 2 versions, 4 benchmarks.`"""
+    """`3 training runs, 2 versions, 4 benchmarks.`, and what of it comes from the record."""
     counts = {"training run": seen.runs, "version": seen.versions, "benchmark": seen.benchmarks}
     listed = ", ".join(f"{len(rows):,} {word}{'s' * (len(rows) != 1)}" for word, rows in counts.items())
-    return f"{listed}.{' Older runs are left out.' * seen.more}"
+    line = f"{listed}.{' Older runs are left out.' * seen.more}"
+    if seen.exported is None or not any(row.recorded for row in (*seen.runs, *seen.versions)):
+        return line
+    line += f" How the shipped model was made is shown from its record of {_moment(seen.exported)[:10]}."
+    if all(row.recorded for row in (*seen.runs, *seen.benchmarks, *seen.versions)):
+        reason = seen.reason if seen.reason and seen.reason != NOTHING else "`story train` adds runs of your own."
+        line += f" {reason}"
+    return line
 
 
 def _find(seen: Overview, short: str) -> RunRow | None:
@@ -259,7 +313,7 @@ def _run_with_samples(seen: Overview, asked: str) -> str:
 
 
 def _label(run: RunRow) -> str:
-    return f"{run.name or 'a run'} · {run.id[:SHORT]}"
+    return _marked(f"{run.name or 'a run'} · {run.id[:SHORT]}", run)
 
 
 def _moment(milliseconds: int) -> str:

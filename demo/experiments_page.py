@@ -5,6 +5,7 @@ cache. Scripts draw stories and verdicts from plain values, under a constant tem
 """
 
 import json
+import logging
 from typing import Any
 
 import gradio as gr
@@ -13,6 +14,8 @@ from demo import experiments_handlers as handlers
 from demo import theme
 from demo.experiments_handlers import Page, Values
 from experiments.dashboard.client import StoreClient
+from experiments.dashboard.recorded import read_record
+from model.errors import InputError
 from model.settings import Settings
 
 PATH = "experiments"
@@ -46,16 +49,23 @@ _LEARN = """
 """
 _VERSIONS = """<div class="versions"></div>"""
 
+log = logging.getLogger(__name__)
+
 Parts = dict[str, Any]
 """What events come from or change, by name, in the order of the values in `_opened`."""
 
 
 def open_reader(settings: Settings) -> StoreClient | None:
-    """Who reads for the page, if the settings want it."""
+    """Who reads for the page, if the settings want it; with the record of the shipped model, where there is one."""
     wanted = settings.story_experiments
     if wanted == "false" or (wanted == "auto" and settings.stage == "PROD"):
         return None
-    return StoreClient(settings.mlflow_tracking_uri)
+    record = None
+    try:
+        record = read_record()
+    except InputError as error:
+        log.warning("the Experiments page goes without its record: %s", error)
+    return StoreClient(settings.mlflow_tracking_uri, record=record)
 
 
 def add_experiments(page: gr.Blocks, store: StoreClient) -> None:
@@ -86,6 +96,10 @@ def _lay_out() -> Parts:
         parts["sample_run"] = gr.Dropdown([], label="Run", elem_id="sample-run")
         empty: Values = {"run": "", "name": "", "moments": [], "at": None, "note": ""}
         parts["learn"] = _drawn_by("learn", _LEARN, empty, theme.asset("learn.js"))
+        _heading("How well", "Evaluations on stories that the models have not seen, newest first.", "well-head")
+        parts["evaluations"] = _frame("Evaluations", "evaluations", "search")
+        unmeasured = "No evaluation has been logged yet; `story evaluate` makes one."
+        parts["no_evaluations"] = _drawn_by("no-evaluations", _NOTE, unmeasured)
         _heading("How fast", "Benchmarks of models and servers, newest first.", "fast-head")
         parts["benchmarks"] = _frame("Benchmarks", "benchmarks", "search")
         none = "No benchmark has been logged yet; `story benchmark` makes one."
@@ -126,7 +140,7 @@ def _wire(page: gr.Blocks, parts: Parts, store: StoreClient) -> None:
 def _opened(page: Page) -> list[Any]:
     """A page as values for all `Parts`."""
     if page.curves is None or page.samples is None:
-        return [page.note, gr.update(visible=False), *[gr.skip()] * 9]
+        return [page.note, gr.update(visible=False), *[gr.skip()] * 11]
     return [
         page.note,
         gr.update(visible=True),
@@ -136,6 +150,8 @@ def _opened(page: Page) -> list[Any]:
         page.curves,
         gr.update(choices=list(page.sampled), value=page.samples["run"], visible=bool(page.sampled)),
         page.samples,
+        gr.update(value=page.evaluations, visible=page.evaluations is not None),
+        gr.update(visible=page.evaluations is None),
         gr.update(value=page.benchmarks, visible=page.benchmarks is not None),
         gr.update(visible=page.benchmarks is None),
         page.versions,

@@ -353,6 +353,46 @@ def compare(
         typer.echo(f"wrote {path}")
 
 
+def record(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="RUN_OR_VERSION",
+            help="A run's name or the beginning of its id, a version's number or alias. Default: the champion.",
+        ),
+    ] = None,
+    out: Annotated[
+        Path, typer.Option(help="File to write; that of the model that ships with the project lies here.")
+    ] = Path("experiments/record.json.gz"),
+    as_json: Json = False,
+) -> None:
+    """Export how a model was made from MLflow into one small file, which the Experiments page shows without a store."""
+    from experiments.dashboard.recorded import export_record, fitted, packed
+    from experiments.registry.versions import CHAMPION
+    from model.settings import load_settings
+
+    made = fitted(export_record(load_settings().mlflow_tracking_uri, names or [CHAMPION]))
+    content, seen = packed(made), made.overview
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_bytes(content)
+    except OSError as error:
+        raise InputError("out", f"{out} cannot be written: {error.strerror}") from None
+    report = {
+        "bytes": len(content),
+        "runs": len(seen.runs),
+        "versions": len(seen.versions),
+        "evaluations": len(seen.evaluations),
+        "benchmarks": len(seen.benchmarks),
+        "points": sum(len(curve.points) for curves in made.curves.values() for curve in curves),
+        "sample_sets": sum(map(len, made.samples.values())),
+    }
+    if as_json:
+        print_json({"out": str(out)} | report)
+        return
+    typer.echo(f"wrote {out}: " + ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in report.items()))
+
+
 def parse_since(text: str, now: datetime | None = None) -> float:
     """Return the time that `text` names, in seconds since 1970; UTC unless it has a zone. Raises `InputError`."""
     if ago := re.fullmatch(r"(\d{1,5})([mhdw])", text):

@@ -37,7 +37,7 @@ README = TEXT["README.md"]
 ALL = "\n".join(TEXT.values())
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text("utf-8"))
 PACKAGES = "model|training|experiments|demo|deploy|docs|tests|notebooks|.github"
-MADE = ("deploy/secrets/",)
+MADE = ("deploy/secrets/", "experiments/record.json.gz")
 """Paths that the documents name and that are made later."""
 
 

@@ -12,7 +12,7 @@ window.experiments = {
 
   // Gradio names the fields above its tables by a title only, which not every program reads.
   label() {
-    for (const [table, label] of [["runs", "Filter runs"], ["benchmarks", "Search benchmarks"]]) {
+    for (const [table, label] of [["runs", "Filter runs"], ["evaluations", "Search evaluations"], ["benchmarks", "Search benchmarks"]]) {
       window.story.whenThere(`#${table} .search-input`, (field) => field.setAttribute("aria-label", label));
     }
   },

@@ -41,8 +41,9 @@ const checks = (rows) => {
 
 const card = (version) => {
   const node = part("details", "version");
-  node.id = `version-${version.number}`;
+  node.id = version.id;
   const aliases = version.aliases.map((alias) => part("span", "alias", alias));
+  if (version.origin) aliases.push(part("span", "origin", version.origin));
   const name = part("span", "name", `Version ${version.number}`);
   const head = part("summary", "", name, part("code", "", version.digest), ...aliases, badge(version.verdict));
   const headline = part("span", "headline");

@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from anyio import BrokenWorkerProcess, to_process
 
-from experiments.dashboard.records import Curve, Overview, SampleSet
+from experiments.dashboard.recorded import with_record
+from experiments.dashboard.records import Curve, Measure, Overview, SampleSet, TrainingRecord
 from model.errors import StoryError, one_line
 from training.tracking.store import database_file
 
@@ -106,6 +107,7 @@ class StoreClient:
 
     Args:
         uri: the MLflow store.
+        record: of the shipped model; shown beside what the store holds, and alone where the store cannot be read.
         ttl: seconds for which an answer is cached.
         timeout: seconds that one question may take.
         first_timeout: the same for a question that has to start a process, which loads MLflow.
@@ -116,12 +118,13 @@ class StoreClient:
         self,
         uri: str,
         *,
+        record: TrainingRecord | None = None,
         ttl: float = 10.0,
         timeout: float = 15.0,
         first_timeout: float = 60.0,
         idle_timeout: float = 600.0,
     ) -> None:
-        self._uri, self._ttl = uri, ttl
+        self._uri, self._record, self._ttl = uri, record, ttl
         self._timeout, self._first_timeout, self._idle_timeout = timeout, first_timeout, idle_timeout
         self._cached: dict[tuple[Any, ...], tuple[float, Any]] = {}
         self._pending: dict[tuple[Any, ...], asyncio.Task[Any]] = {}
@@ -141,18 +144,40 @@ class StoreClient:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def overview(self, *, stale_ok: bool = False) -> Overview:
-        """Return runs, benchmarks, versions; `stale_ok`: an expired answer will do. Raises `UnreadableError`."""
-        found: Overview = await self._answer("overview", stale_ok=stale_ok)
-        return found
+        """Return runs, evaluations, benchmarks and versions; `stale_ok`: an expired answer will do.
 
-    async def curves(self, runs: Sequence[str], measure: str) -> list[Curve]:
+        Raises `UnreadableError` where there is no record either.
+        """
+        try:
+            found: Overview = await self._answer("overview", stale_ok=stale_ok)
+        except UnreadableError as error:
+            if self._record is None:
+                raise
+            found = Overview(reason=str(error))
+        return found if self._record is None else with_record(found, self._record)
+
+    async def curves(self, runs: Sequence[str], measure: Measure) -> list[Curve]:
         """Return a curve for each run (whole ids of runs of the overview). Raises `UnreadableError`."""
-        return await self._answer("curves", tuple(runs), measure) if runs else []
+        recorded = await self._recorded(runs)
+        known = () if self._record is None else self._record.curves.get(measure, ())
+        found = {curve.run: curve for curve in known if curve.run in recorded}
+        if stored := tuple(run for run in runs if run not in recorded):
+            found |= {curve.run: curve for curve in await self._answer("curves", stored, measure)}
+        return [found[run] for run in runs if run in found]
 
     async def samples(self, run: str) -> list[SampleSet]:
         """Return a run's sample stories, by step. Raises `UnreadableError`."""
+        if self._record is not None and await self._recorded([run]):
+            return list(self._record.samples.get(run, ()))
         found: list[SampleSet] = await self._answer("sample_sets", run)
         return found
+
+    async def _recorded(self, runs: Sequence[str]) -> set[str]:
+        """Which of `runs` come from the record, and not from the store."""
+        if self._record is None or not {row.id for row in self._record.overview.runs}.intersection(runs):
+            return set()
+        seen = await self.overview(stale_ok=True)
+        return {row.id for row in seen.runs if row.recorded}.intersection(runs)
 
     async def _answer(self, question: Question, *arguments: Any, stale_ok: bool = False) -> Any:
         if (reason := why_absent(self._uri)) is not None:

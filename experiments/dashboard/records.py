@@ -2,18 +2,34 @@
 
 They hold nothing private: no address, no folder, no tag that was not chosen here. Times are milliseconds since 1970, as
 MLflow keeps them; a figure that is missing or not finite is None.
+
+`TrainingRecord` is the file in the repository that shows how the shipped model was made where there is no store
+(`experiments.dashboard.recorded`).
 """
 
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict
+
+Measure = Literal["held-out", "training", "rate", "gradient", "speed", "processor", "memory"]
+"""What a curve shows: bits per byte on held-out stories, loss in training, learning rate, norm of the gradient,
+tokens a second, and of the machine the share of its processors (%) and the memory (MB) in use."""
 
 
 class Record(BaseModel):
     """Base of all records."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class RunRow(Record):
+class Row(Record):
+    """Base of what stands in a list of the page."""
+
+    recorded: bool = False
+    """It comes from the record of the shipped model, not from the store."""
+
+
+class RunRow(Row):
     """One training run."""
 
     id: str
@@ -32,14 +48,16 @@ class RunRow(Record):
     data: str
     stories: bool
     """Whether it kept sample stories."""
+    settings: dict[str, str] = {}
+    """Its recipe as MLflow parameters (`optimizer.matrix_lr`), data, start, code and processor."""
 
 
 class Curve(Record):
     """One figure of one run over the course of training."""
 
     run: str
-    points: tuple[tuple[int, float, float], ...]
-    """(tokens seen, minutes passed, value), in order."""
+    points: tuple[tuple[int, int, float, float], ...]
+    """(step, tokens seen, minutes passed, value), in order."""
 
 
 class SampleSet(Record):
@@ -52,7 +70,22 @@ class SampleSet(Record):
     """(prompt, continuation); the same prompts and random numbers each time."""
 
 
-class BenchmarkRow(Record):
+class EvaluationRow(Row):
+    """One evaluation of a model's quality."""
+
+    id: str
+    digest: str
+    """Of the model folder."""
+    data: str
+    """Names of the files of held-out stories."""
+    stories: int | None
+    """Held-out stories."""
+    started: int
+    figures: dict[str, float]
+    """As `story evaluate` logs them."""
+
+
+class BenchmarkRow(Row):
     """One benchmark."""
 
     id: str
@@ -77,7 +110,7 @@ class DecisionRow(Record):
     notes: tuple[str, ...]
 
 
-class VersionRow(Record):
+class VersionRow(Row):
     """One registered version."""
 
     number: int
@@ -93,7 +126,24 @@ class Overview(Record):
     """Everything that the page shows before the user chooses anything; newest first in each list."""
 
     runs: tuple[RunRow, ...] = ()
+    evaluations: tuple[EvaluationRow, ...] = ()
     benchmarks: tuple[BenchmarkRow, ...] = ()
     versions: tuple[VersionRow, ...] = ()
     more: bool = False
     """Whether older training runs are left out."""
+    reason: str = ""
+    """Why nothing of the store is among them, where only the record is."""
+    exported: int | None = None
+    """When the record was exported whose rows are among them."""
+
+
+class TrainingRecord(Record):
+    """How a model was made, as `story record` exports it."""
+
+    format: Literal[1] = 1
+    exported: int
+    overview: Overview
+    """Its training runs, and the version that came of them with its evaluations, benchmarks and decision."""
+    curves: dict[Measure, tuple[Curve, ...]]
+    samples: dict[str, tuple[SampleSet, ...]]
+    """By run."""

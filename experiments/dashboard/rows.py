@@ -1,41 +1,67 @@
-"""Read the MLflow store: training runs with their curves and samples, benchmarks, versions and the gate's decisions."""
+"""Read the MLflow store: training runs with their curves and samples, evaluations, benchmarks, versions and the gate's
+decisions.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import re
 from collections.abc import Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from experiments.benchmark.evidence import EXPERIMENT
 from experiments.common.evidence_runs import DIGEST, finished_runs, read_artifact
-from experiments.compare.frames import CURVE_COLUMNS, TRAIN, VAL, curve
+from experiments.compare.frames import CURVE_COLUMNS, ORIGINS, TRAIN, VAL, curve
 from experiments.compare.render import thinned
-from experiments.dashboard.records import BenchmarkRow, Curve, DecisionRow, Overview, RunRow, SampleSet, VersionRow
+from experiments.dashboard.records import (
+    BenchmarkRow,
+    Curve,
+    DecisionRow,
+    EvaluationRow,
+    Measure,
+    Overview,
+    RunRow,
+    SampleSet,
+    VersionRow,
+)
 from experiments.gate.run import EXPERIMENT as GATE
+from experiments.quality.evidence import EXPERIMENT as EVALUATIONS
 from experiments.registry.versions import versions_in
 from training.tracking.observer import STORIES
-from training.tracking.runs import table_rows
+from training.tracking.runs import history, table_rows
 from training.tracking.store import OWNER, Owner
+from training.trainer.recipe import Recipe
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-Measure = Literal["held-out", "training"]
-KEYS: dict[Measure, str] = {"held-out": VAL, "training": TRAIN}
-"""Where a measure is logged: bits per byte on held-out stories, nats per token of the batches."""
+KEYS: dict[Measure, str] = {
+    "held-out": VAL,
+    "training": TRAIN,
+    "rate": "train/learning_rate",
+    "gradient": "train/grad_norm",
+    "speed": "train/tokens_per_second",
+    "processor": "system/cpu_utilization_percentage",
+    "memory": "system/system_memory_usage_megabytes",
+}
+"""Where a measure is logged. Those of the machine have steps of their own: MLflow's monitor counts its samples."""
+SETTINGS = {*(field.name for field in dataclasses.fields(Recipe)), "parameters", "world_size", "data", "init"}
+"""Parameters that a training logs, by the part before the first point."""
+MAX_SETTING = 200
+"""Characters of a setting's value that are passed on."""
 TRAINED = "metrics.elapsed_seconds > 0"
 """Only training runs log it, in whichever experiment they are; a sweep's trials are runs like others."""
 TAGS = (*("model.recipe", "model.step", "model.tokens", "model.best_bits_per_byte"), *("promoted", "rolled_back"))
 """The tags of a version that are passed on."""
 MAX_RUNS, MAX_POINTS, MAX_SAMPLE_SETS, MAX_CHARACTERS = 200, 300, 100, 4_000
 """What is passed on at most: runs, points of a curve, evaluations of a run, characters of a story."""
-MAX_BENCHMARKS, MAX_VERSIONS = 100, 50
+MAX_EVALUATIONS, MAX_BENCHMARKS, MAX_VERSIONS = 100, 100, 50
 
 _DECISIONS: dict[str, DecisionRow] = {}
 _ADDRESS = re.compile(r"\b[a-z][a-z0-9+.-]*:/{2,}[^\s'\"()<>]*", re.IGNORECASE)
@@ -67,8 +93,13 @@ def finite(value: Any) -> float | None:
 def overview(client: MlflowClient) -> Overview:
     """Return all that the page shows before the user chooses anything."""
     runs, more = run_rows(client)
-    benchmarks, versions = benchmark_rows(client), version_rows(client, _DECISIONS)
-    return Overview(runs=tuple(runs), benchmarks=tuple(benchmarks), versions=tuple(versions), more=more)
+    return Overview(
+        runs=tuple(runs),
+        evaluations=tuple(evaluation_rows(client)),
+        benchmarks=tuple(benchmark_rows(client)),
+        versions=tuple(version_rows(client, _DECISIONS)),
+        more=more,
+    )
 
 
 def run_rows(client: MlflowClient) -> tuple[list[RunRow], bool]:
@@ -78,7 +109,7 @@ def run_rows(client: MlflowClient) -> tuple[list[RunRow], bool]:
         return [], False
     order = ["attributes.start_time DESC"]
     found = client.search_runs(ids, TRAINED, max_results=MAX_RUNS + 1, order_by=order)
-    return [_run_row(run) for run in found[:MAX_RUNS]], len(found) > MAX_RUNS
+    return [run_row(run) for run in found[:MAX_RUNS]], len(found) > MAX_RUNS
 
 
 def curves(client: MlflowClient, runs: Sequence[str], measure: Measure) -> list[Curve]:
@@ -87,11 +118,33 @@ def curves(client: MlflowClient, runs: Sequence[str], measure: Measure) -> list[
 
     found = []
     for run in runs:
-        points = DataFrame(curve(client, run, KEYS[measure]), columns=list(CURVE_COLUMNS[3:]), dtype=float)
-        points = thinned(points[np.isfinite(points).all(axis=1)], MAX_POINTS).round({"tokens": 0})
-        drawn = points[["tokens", "minutes", "value"]].itertuples(index=False, name=None)
+        logged = machine_curve if KEYS[measure].startswith("system/") else curve
+        points = DataFrame(logged(client, run, KEYS[measure]), columns=list(CURVE_COLUMNS[3:]), dtype=float)
+        points = thinned(points[np.isfinite(points).all(axis=1)], MAX_POINTS)
+        drawn = [
+            (round(step), round(tokens), round(minutes, 3), float(f"{value:.6g}"))
+            for step, tokens, minutes, value in points[list(CURVE_COLUMNS[3:])].itertuples(index=False, name=None)
+        ]
         found.append(Curve(run=run, points=tuple(drawn)))
     return found
+
+
+def machine_curve(client: MlflowClient, run: str, key: str) -> list[tuple[float, float, float, float]]:
+    """Return (step, tokens, minutes, value) of a figure of the machine, placed in the training by the time of day."""
+    clock = sorted(
+        (each.timestamp, each.step, each.value) for each in client.get_metric_history(run, "elapsed_seconds")
+    )
+    if not clock:
+        return []
+    tokens = history(client, run, "tokens") or {0: 0.0}
+    counted = sorted(tokens)
+    times, steps, seconds = (np.array(part, dtype=float) for part in zip(*clock, strict=True))
+    points = []
+    for each in client.get_metric_history(run, key):
+        step = float(np.interp(each.timestamp, times, steps))
+        seen = float(np.interp(step, counted, [tokens[number] for number in counted]))
+        points.append((step, seen, float(np.interp(each.timestamp, times, seconds)) / 60, float(each.value)))
+    return sorted(points)
 
 
 def sample_sets(client: MlflowClient, run: str) -> list[SampleSet]:
@@ -114,6 +167,11 @@ def sample_sets(client: MlflowClient, run: str) -> list[SampleSet]:
         ]
     except Exception:  # missing, damaged, or of another program: each artifact store raises its own errors
         return []
+
+
+def evaluation_rows(client: MlflowClient) -> list[EvaluationRow]:
+    """Return the newest finished evaluations, newest first."""
+    return [_evaluation_row(run) for run in finished_runs(client, EVALUATIONS, limit=MAX_EVALUATIONS)]
 
 
 def benchmark_rows(client: MlflowClient) -> list[BenchmarkRow]:
@@ -145,7 +203,8 @@ def version_rows(client: MlflowClient, known: dict[str, DecisionRow]) -> list[Ve
     return rows
 
 
-def _run_row(run: Run) -> RunRow:
+def run_row(run: Run) -> RunRow:
+    """Return what the page shows of a training run."""
     metrics, params, tags = run.data.metrics, run.data.params, run.data.tags
     seconds, tokens = finite(metrics.get("elapsed_seconds")), finite(metrics.get("tokens"))
     parameters = params.get("parameters", "")
@@ -161,7 +220,16 @@ def _run_row(run: Run) -> RunRow:
         parameters=int(parameters) if parameters.isdecimal() else None,
         data=without_places(params.get("data", "")),
         stories=STORIES in tags.get("mlflow.loggedArtifacts", ""),
+        settings=_settings(run),
     )
+
+
+def _settings(run: Run) -> dict[str, str]:
+    """The parameters that a training logs, and where it was made."""
+    params, tags = run.data.params, run.data.tags
+    known = {name: params[name] for name in sorted(params) if name.partition(".")[0] in SETTINGS}
+    known |= {name: tags[name][:length] for name, length in ORIGINS.items() if name in tags}
+    return {name: without_places(text)[:MAX_SETTING] for name, text in known.items()}
 
 
 def _status(run: Run) -> str:
@@ -175,15 +243,33 @@ def _status(run: Run) -> str:
     return status.lower()
 
 
-def _benchmark_row(run: Run) -> BenchmarkRow:
+def _evaluation_row(run: Run) -> EvaluationRow:
+    figures = _figures(run)
+    stories = figures.get("stories")
+    return EvaluationRow(
+        id=str(run.info.run_id),
+        digest=run.data.tags.get(DIGEST, ""),
+        data=without_places(run.data.params.get("data.files", "")),
+        stories=None if stories is None else round(stories),
+        started=int(run.info.start_time or 0),
+        figures=figures,
+    )
+
+
+def _figures(run: Run) -> dict[str, float]:
+    """The metrics that are finite numbers."""
     figures = {name: finite(value) for name, value in run.data.metrics.items()}
+    return {name: value for name, value in figures.items() if value is not None}
+
+
+def _benchmark_row(run: Run) -> BenchmarkRow:
     return BenchmarkRow(
         id=str(run.info.run_id),
         target=target_name(run.data.params.get("target", "")),
         digest=run.data.tags.get(DIGEST, ""),
         started=int(run.info.start_time or 0),
         passed={"true": True, "false": False}.get(run.data.tags.get("passed", "")),
-        figures={name: value for name, value in figures.items() if value is not None},
+        figures=_figures(run),
     )
 
 

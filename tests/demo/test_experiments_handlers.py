@@ -15,10 +15,13 @@ from demo import experiments_handlers as handlers
 from demo import theme
 from demo.experiments_handlers import MOST_CHOSEN
 from experiments.dashboard.client import NOTHING, StoreClient
+from experiments.dashboard.recorded import export_record
 from experiments.dashboard.records import Curve, Overview, RunRow, SampleSet
 from experiments.dashboard.rows import run_rows
+from experiments.quality.evidence import QualityEvidence
 from tests.experiments.dashboard.direct import DirectClient
-from tests.experiments.dashboard.made import Made, made
+from tests.experiments.dashboard.made import Made, made, shipped
+from tests.experiments.gate.promoted import promoted
 from training.tracking.store import open_store
 
 
@@ -56,7 +59,7 @@ class Runs(StoreClient):
         return Overview(runs=self.rows)
 
     async def curves(self, runs: Any, measure: str) -> list[Curve]:
-        return [Curve(run=run, points=((1, 0.5, 2.0),)) for run in runs]
+        return [Curve(run=run, points=((1, 1, 0.5, 2.0),)) for run in runs]
 
     async def samples(self, run: str) -> list[SampleSet]:
         return [SampleSet(step=1, tokens=2, bits_per_byte=None, stories=(("A", "b"),))]
@@ -85,7 +88,12 @@ def test_the_picture_holds_each_point_of_the_curves_over_tokens_and_over_minutes
     (curve,) = drawn["curves"]
     assert (curve["run"], curve["name"]) == (run, "learned")
     assert curve["points"] == [
-        (look.tokens, pytest.approx(look.elapsed / 60, abs=1e-3), pytest.approx(look.bits_per_byte, abs=1e-5))
+        (
+            look.step,
+            look.tokens,
+            pytest.approx(look.elapsed / 60, abs=1e-3),
+            pytest.approx(look.bits_per_byte, abs=1e-5),
+        )
         for look in looks
     ]
     (losses,) = asyncio.run(handlers.draw(client, [run], "training"))["curves"]
@@ -150,6 +158,51 @@ def test_the_stories_shown_first_are_those_of_the_best_run() -> None:
     assert page.samples is not None
     assert page.samples["name"] == "best"
     assert [value for _, value in page.sampled] == ["aaaaaaaa", "bbbbbbbb"]
+
+
+def test_without_a_store_the_page_shows_how_the_shipped_model_was_made(tmp_path: Path) -> None:
+    record = export_record(shipped().uri, ["challenger"])
+    client = DirectClient(f"sqlite:///{tmp_path}/mlflow.db", record=record)
+    page = asyncio.run(handlers.opened(client, {}))
+    assert page.note.startswith("1 training run, 1 version, 1 benchmark. How the shipped model was made is shown from ")
+    assert page.note.endswith("`story train` adds runs of your own.")
+    assert page.runs is not None
+    assert [cells[1] for cells in page.runs["data"]] == ["finished, from the record"]
+    assert page.curves is not None
+    assert len(page.curves["curves"][0]["points"]) == len(made().trained.evaluations)
+    assert page.samples is not None
+    assert len(page.samples["moments"]) == len(made().trained.evaluations)
+    assert page.evaluations is not None
+    assert page.evaluations["data"][0][0] == "version 3, from the record"
+    assert page.versions is not None
+    (version,) = page.versions["versions"]
+    assert (version["id"], version["origin"]) == ("recorded-version-3", "from the record")
+    assert version["checks"]
+
+
+def test_a_record_has_a_run_in_the_first_picture_beside_those_of_the_store() -> None:
+    own = [row(id=f"{number:08x}" + "0" * 24) for number in range(6)]
+    recorded = [row(id=f"f{number:07x}" + "0" * 24, recorded=True) for number in range(6)]
+
+    def chosen(*rows: RunRow) -> list[str]:
+        return [run[0] + run[7] for run in handlers.first_chosen(Overview(runs=rows))]
+
+    assert chosen(*own, *recorded) == ["00", "01", "02", "f0"]
+    assert chosen(own[0], *recorded) == ["00", "f0", "f1", "f2"]
+    assert chosen(*own) == ["00", "01", "02", "03"]
+    assert chosen(*recorded) == ["f0", "f1", "f2", "f3"]
+
+
+def test_an_evaluation_names_the_version_and_the_stories(client: DirectClient) -> None:
+    page = asyncio.run(handlers.opened(client, {}))
+    assert page.evaluations is not None
+    (texts,) = page.evaluations["metadata"]["display_value"]
+    received = dict(zip(page.evaluations["headers"], texts, strict=True))
+    quality = QualityEvidence.newest(made().uri, promoted().champion.digest)
+    assert quality is not None
+    assert received["model"] == "version 1"
+    assert received["held-out stories"].startswith(f"{len(quality.losses)} of ")
+    assert float(received["bits per byte"]) == pytest.approx(quality.metrics["bits_per_byte"], abs=1e-4)
 
 
 def test_stories_are_those_that_the_run_wrote(store: Made, client: DirectClient) -> None:

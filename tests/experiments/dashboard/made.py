@@ -7,13 +7,16 @@ and judged again under bounds that it partly misses and partly cannot decide; a 
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from experiments.common.thresholds import load_thresholds
 from experiments.gate.decide import Decision
 from experiments.gate.run import run_gate
+from experiments.registry.versions import register
+from model.architecture.folder import ModelFolder
 from tests.experiments.gate.promoted import copied, promoted
+from tests.experiments.gate.worse import log_quality, log_speed, noised
 from tests.once import once_a_run, shared_folder
 from tests.training.own_shards import own_shards
 from tests.training.runs import Recorder, smallest
@@ -52,6 +55,28 @@ def made() -> Made:
     (folder / "harder.yaml").write_text(HARDER)
     decision = run_gate(place.uri, load_thresholds(folder / "harder.yaml"), version="1")
     return Made(uri=place.uri, trained=trained, decision=decision)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shipped:
+    """A store like that of `made`, in which a version came of the run `learned` and was measured and judged."""
+
+    uri: str
+    version: ModelFolder
+    decision: Decision
+
+
+@once_a_run
+def shipped() -> Shipped:
+    """The store."""
+    folder = Path(tempfile.mkdtemp(prefix="shipped-", dir=shared_folder()))
+    place = copied(folder, replace(promoted(), uri=made().uri))
+    version = noised(folder, strength=2e-4)
+    trained = Path(made().uri.removeprefix("sqlite:///")).parent / "runs" / "learned"
+    register(version, place.uri, run_folder=trained)
+    log_quality(place.uri, version, place.stories)
+    log_speed(place.uri, version, place.bounds)
+    return Shipped(uri=place.uri, version=version, decision=run_gate(place.uri, place.bounds))
 
 
 def _reported(uri: str, out: Path) -> None:
