@@ -206,8 +206,8 @@ def train(
     preset: Annotated[
         str | None,
         typer.Option(
-            help="Recipe by name: small (the default), copying, copying_continued, continued, own, tiny, recurrent, "
-            "transformer."
+            help="Recipe by name: small (the default), copying, copying_continued, continued, gpu-25min, "
+            "own, tiny, recurrent, transformer."
         ),
     ] = None,
     config: Annotated[Path | None, typer.Option(help="Recipe as a TOML file, instead of --preset.")] = None,

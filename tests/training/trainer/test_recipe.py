@@ -228,7 +228,8 @@ def test_a_bad_override_is_named(overrides: list[str], message: str) -> None:
 
 def test_an_unknown_preset_says_which_there_are() -> None:
     with pytest.raises(
-        InputError, match=r"preset must be one of continued, copying, copying_continued, own, .*transformer, got 'big'"
+        InputError,
+        match=r"preset must be one of continued, copying, copying_continued, gpu-25min, own, .*transformer, got 'big'",
     ):
         load_recipe("big")
 
