@@ -23,6 +23,7 @@ from experiments.cli import (
     REFERENCE,
     Json,
     ab,
+    arena,
     benchmark,
     compare,
     evaluate,
@@ -286,6 +287,7 @@ app.command()(gate)
 app.command()(promote)
 app.command()(rollback)
 app.command()(ab)
+app.command()(arena)
 
 
 @app.command()

@@ -439,6 +439,33 @@ def ab(
     raise typer.Exit(report.exit_code)
 
 
+def arena(
+    since: Annotated[str | None, typer.Option(help="Only votes since: 2026-11-03, 2026-11-03T08:00, 12h, 7d.")] = None,
+    track: Track = True,
+    as_json: Json = False,
+) -> None:
+    """Score the contestants of the arena by users' blind votes: exit code 0 if one is better, 3 if undecided.
+
+    Logged votes between two versions with the same settings are evidence: the gate can ask for `arena_win_rate`.
+    """
+    from rich.console import Console
+
+    from experiments.ab.events import database_url
+    from experiments.arena.report import log, look, print_report
+    from model.settings import load_settings
+
+    settings = load_settings()
+    report = look(database_url(settings), None if since is None else parse_since(since))
+    logged = log(settings.mlflow_tracking_uri, report) if track else {}
+    if as_json:
+        print_json({**report.as_dict(), "logged": logged})
+    else:
+        print_report(report, Console())
+        if "failed" in logged:
+            typer.echo(f"not logged: {logged['failed']}", err=True)
+    raise typer.Exit(report.exit_code)
+
+
 def sweep(
     name: Annotated[
         str | None, typer.Argument(help="Name of the sweep, which begins or continues it. Default: list all.")

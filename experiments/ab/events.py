@@ -1,4 +1,4 @@
-"""The events that a test records of each story (exposure, ending, ratings), and the database they are stored in.
+"""The events that are recorded (exposures, endings, ratings, votes), and the database they are stored in.
 
 Events are append-only, and each stands alone: any number of processes may write them, and retry after a failure. No
 event holds any text except the prompt, and that only where it is switched on.
@@ -94,7 +94,49 @@ class Rating:
     at: float = field(default_factory=time.time)
 
 
-Event = Exposure | Ending | Rating
+Choice = Literal["first", "second", "alike", "both bad"]
+"""Which of two stories was preferred; `first` stood on the left."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Vote:
+    """A user's choice between two stories from one prompt in the arena, not knowing which contestant wrote which."""
+
+    user_hash: str
+    """See `hashed`."""
+    prompt_digest: str
+    """SHA-256 of the prompt, in hexadecimal."""
+    prompt: str | None = None
+    """None where prompts are not kept."""
+    seed: int
+    first: str
+    """The contestant whose story stood on the left, as it was configured."""
+    first_digest: str
+    """Of its model folder."""
+    first_settings: str
+    """All its settings, also those left at their defaults: two contestants are the same if digests and settings are."""
+    first_story: str
+    """SHA-256 of what it wrote, in hexadecimal."""
+    first_words: int
+    first_read: float | None
+    """Seconds from the first word to when the end of this story had been seen, as the browser says; None: not seen."""
+    second: str
+    second_digest: str
+    second_settings: str
+    second_story: str
+    second_words: int
+    second_read: float | None
+    seconds: float
+    """From the first word to the vote, by the server's clock."""
+    choice: Choice
+    fault: str = ""
+    """Why the vote is kept and not counted; empty for one that counts."""
+    key: str = field(default_factory=new_id)
+    """Id of the battle: a battle has one vote."""
+    at: float = field(default_factory=time.time)
+
+
+Event = Exposure | Ending | Rating | Vote
 
 
 def database_url(settings: Settings) -> str:

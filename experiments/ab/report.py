@@ -24,14 +24,12 @@ import sqlalchemy as sa
 from rich.console import Console
 
 from experiments.ab.assignment import TrafficSplit, parse_split
-from experiments.ab.events import sqlite_file
 from experiments.ab.sequential import Comparison, SampleRatio, block_sizes, check_sample_ratio, compare
-from experiments.ab.store import connect, endings, exposures, migrate, ratings
+from experiments.ab.store import endings, exposures, ratings, reading
 from experiments.common.evidence_runs import EvidenceStore
 from experiments.common.statistics import Estimate, wilson
 from experiments.common.tables import ABSENT, Table, markdown_text, shown
-from model.errors import InputError, StoryError, one_line
-from model.settings import without_password
+from model.errors import InputError, StoryError
 from training.tracking.provenance import provenance
 
 Metric = Literal["like", "finished", "stopped", "failed"]
@@ -257,27 +255,13 @@ def look(
     Raises:
         InputError: there is no such database or test, or `alpha` is no probability.
     """
-    from sqlalchemy.exc import SQLAlchemyError
-
     if not 0 < alpha < 1:
         raise InputError("alpha", f"must be above 0 and below 1, got {alpha:g}")
-    file = sqlite_file(url)
-    if file is not None and not file.exists():
-        raise InputError("DATABASE_URL", f"names {file}, which does not exist; `story demo` creates it")
-    try:
-        engine = connect(url, writes=False)
-        try:
-            migrate(engine)
-            with engine.connect() as connection:
-                test = test if test is not None else next(iter(known_tests(connection)), None)
-                if test is None:
-                    raise InputError("DATABASE_URL", "holds no stories yet; users of `story demo` add them")
-                evidence = gather(connection, test, since=since)
-        finally:
-            engine.dispose()
-    except SQLAlchemyError as error:
-        reason = one_line(error).partition(" [SQL:")[0]
-        raise InputError("DATABASE_URL", f"{without_password(url)} cannot be used ({reason})") from None
+    with reading(url) as connection:
+        test = test if test is not None else next(iter(known_tests(connection)), None)
+        if test is None:
+            raise InputError("DATABASE_URL", "holds no stories yet; users of `story demo` add them")
+        evidence = gather(connection, test, since=since)
     return make_report(evidence, metric=metric, alpha=alpha)
 
 

@@ -5,7 +5,8 @@ on several machines share it. The serving path imports this module only in the r
 SQLAlchemy takes 0.7 s to import.
 """
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,13 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Column, Float, Integer, SmallInteger, String, Table, Text
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import SQLAlchemyError
 
-from experiments.ab.events import ALLOWED_DATABASE, Ending, Event, Exposure, Rating, check_database, sqlite_file
+from experiments.ab.events import ALLOWED_DATABASE, Ending, Event, Exposure, Rating, Vote, check_database, sqlite_file
 from model.errors import InputError, one_line
 from model.settings import without_password
 
-HEAD = "0003"
+HEAD = "0004"
 """The newest migration, so that a program need not load Alembic to find the database up to date."""
 VERSION_TABLE = "story_alembic_version"
 """Our own name, because MLflow keeps an `alembic_version` and may share the database."""
@@ -72,7 +74,33 @@ ratings = Table(
     Column("at", Float(53), nullable=False),
     Column("rating", SmallInteger, nullable=False),
 )
-TABLES: dict[type[Event], Table] = {Exposure: exposures, Ending: endings, Rating: ratings}
+votes = Table(
+    "story_votes",
+    metadata,
+    Column("id", _Id, primary_key=True, autoincrement=True),
+    Column("key", String(32), nullable=False, unique=True),
+    Column("at", Float(53), nullable=False, index=True),
+    Column("user_hash", String(32), nullable=False),
+    Column("prompt_digest", String(64), nullable=False),
+    Column("prompt", Text, nullable=True),
+    Column("seed", sa.BigInteger, nullable=False),
+    *(
+        column
+        for side in ("first", "second")
+        for column in (
+            Column(side, Text, nullable=False),
+            Column(f"{side}_digest", String(64), nullable=False),
+            Column(f"{side}_settings", Text, nullable=False),
+            Column(f"{side}_story", String(64), nullable=False),
+            Column(f"{side}_words", Integer, nullable=False),
+            Column(f"{side}_read", Float(53), nullable=True),
+        )
+    ),
+    Column("seconds", Float(53), nullable=False),
+    Column("choice", String(20), nullable=False),
+    Column("fault", String(40), nullable=False),
+)
+TABLES: dict[type[Event], Table] = {Exposure: exposures, Ending: endings, Rating: ratings, Vote: votes}
 
 
 def connect(url: str, *, writes: bool) -> sa.Engine:
@@ -94,6 +122,28 @@ def connect(url: str, *, writes: bool) -> sa.Engine:
         )
     except (sa.exc.ArgumentError, ValueError):  # its own message may hold the password
         raise InputError("DATABASE_URL", f"{ALLOWED_DATABASE}, got {without_password(url)}") from None
+
+
+@contextlib.contextmanager
+def reading(url: str) -> Iterator[sa.Connection]:
+    """Connect to an existing database, of the newest revision, for a `with` block that reads it.
+
+    Raises `InputError` when it does not exist or cannot be used.
+    """
+    file = sqlite_file(url)
+    if file is not None and not file.exists():
+        raise InputError("DATABASE_URL", f"names {file}, which does not exist; `story demo` creates it")
+    try:
+        engine = connect(url, writes=False)
+        try:
+            migrate(engine)
+            with engine.connect() as connection:
+                yield connection
+        finally:
+            engine.dispose()
+    except SQLAlchemyError as error:
+        reason = one_line(error).partition(" [SQL:")[0]
+        raise InputError("DATABASE_URL", f"{without_password(url)} cannot be used ({reason})") from None
 
 
 def migrate(engine: sa.Engine) -> None:

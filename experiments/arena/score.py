@@ -1,27 +1,35 @@
-"""What battles say about the contestants: Bradley–Terry strengths with intervals, the length of the stories set aside.
+"""What battles say about the contestants: a win rate that is valid at every look, or Bradley–Terry strengths.
 
-A battle is won by i over j with probability 1 / (1 + exp(-(s_i - s_j + c * length difference))) (Bradley and Terry
-1952; the covariate as in Chiang et al., "Chatbot Arena", 2024, and its later control of style). A draw is half a win
-of each. The intervals are Wald's, from the sandwich covariance, which holds where draws make the model only roughly
-true (White 1982; Chiang et al., section 4).
+**Two contestants.** The win rate is the share of battles won, a draw being half a win. Its interval is the sequential
+one of `story ab`: every other battle says whether the one was preferred, those between say whether the other was, and
+win rate minus 1/2 is half of the difference between these two shares. Battles are independent, so the two streams are,
+and the interval holds at all looks together, with draws and without. Without draws it is as narrow as if every battle
+had been asked both questions.
+
+**More than two.** A battle is won by i over j with probability 1 / (1 + exp(-(s_i - s_j + c * length difference)))
+(Bradley and Terry 1952; the covariate as in Chiang et al., "Chatbot Arena", 2024, and its later control of style). A
+draw is half a win of each. The intervals are Wald's, from the sandwich covariance, which holds where draws make the
+model only roughly true (White 1982; Chiang et al., section 4). Battles of a contestant with itself measure what the
+side is worth, and are nobody's wins.
 
 Shapes: B battles, K contestants, P parameters: K strengths, one each for length and side.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from experiments.common.statistics import CONFIDENCE, Estimate
+from experiments.ab.events import Choice
+from experiments.ab.sequential import compare
+from experiments.common.statistics import CONFIDENCE, Estimate, wilson
 
-Outcome = Literal["first", "second", "alike", "both bad"]
-POINTS: dict[Outcome, float] = {"first": 1.0, "second": 0.0, "alike": 0.5, "both bad": 0.5}
+POINTS: dict[Choice, float] = {"first": 1.0, "second": 0.0, "alike": 0.5, "both bad": 0.5}
 """Of the first contestant."""
+DECIDED = ("first", "second")
 PRIOR = 0.1
 """Precision of the normal prior around 0: keeps a contestant that never lost finite. About half a battle."""
 ENOUGH = 20
@@ -38,7 +46,7 @@ class Battle:
 
     first: str
     second: str
-    outcome: Outcome
+    outcome: Choice
     first_words: int
     second_words: int
 
@@ -49,8 +57,13 @@ class Score:
 
     name: str
     battles: int
+    """Against others."""
     win_rate: Estimate
-    """The chance to be preferred to an average contestant with a story of the same length, sides at random."""
+    """The chance to be preferred: to the other of two, or, of more, to an average other one as `equal_length` is."""
+    equal_length: Estimate
+    """The same by Bradley and Terry's model, between stories of the same length and without a bias to a side."""
+    words: float
+    """Of its stories, on average."""
 
     @property
     def meaningful(self) -> bool:
@@ -62,14 +75,18 @@ class Scores:
     """All contestants, sorted by the lower bound."""
 
     contestants: tuple[Score, ...]
+    battles: int
+    """Between different contestants."""
     side: Estimate
     """The chance that the first is preferred among equals: 0.5 without a bias."""
+    itself: Estimate | None
+    """How often the first was preferred, of the battles of a contestant with itself that were decided."""
     length: float
     """What twice the words add to the log-odds of being preferred."""
 
 
 def score(battles: Sequence[Battle], *, level: float = CONFIDENCE) -> Scores:
-    """Fit the model. Raises `ValueError` where there is no battle."""
+    """Score the contestants by their battles in the order of arrival. Raises `ValueError` where there is no battle."""
     if not battles:
         raise ValueError("there is no battle to score")
     names = sorted({name for battle in battles for name in (battle.first, battle.second)})
@@ -90,17 +107,68 @@ def score(battles: Sequence[Battle], *, level: float = CONFIDENCE) -> Scores:
         value, low, high = (1 / (1 + math.exp(-place)) for place in (middle, middle - spread, middle + spread))
         return Estimate(value, low, high, n)
 
+    fought = [battle for battle in battles if battle.first != battle.second]
     found = []
     for number, name in enumerate(names):
         contrast_P = np.zeros(len(fitted_P))
-        contrast_P[: len(names)] -= 1 / len(names)
-        contrast_P[number] += 1
-        count = sum(name in (battle.first, battle.second) for battle in battles)
-        found.append(Score(name, count, chance(contrast_P, count)))
+        if len(names) > 1:
+            contrast_P[: len(names)] -= 1 / (len(names) - 1)
+            contrast_P[number] = 1
+        own = [battle for battle in fought if name in (battle.first, battle.second)]
+        fitted = chance(contrast_P, len(own))
+        rate = win_rate(own, name, level=level) if len(names) == 2 and own else fitted
+        words = [battle.first_words for battle in battles if battle.first == name]
+        words += [battle.second_words for battle in battles if battle.second == name]
+        found.append(Score(name, len(own), rate, fitted, sum(words) / len(words)))
     side_P = np.zeros(len(fitted_P))
     side_P[-1] = 1
     ranked = sorted(found, key=lambda each: (-each.win_rate.low, each.name))
-    return Scores(tuple(ranked), chance(side_P, len(battles)), float(fitted_P[-2]))
+    itself = [each.outcome == "first" for each in battles if each.first == each.second and each.outcome in DECIDED]
+    return Scores(
+        contestants=tuple(ranked),
+        battles=len(fought),
+        side=chance(side_P, len(battles)),
+        itself=wilson(sum(itself), len(itself), level=level) if itself else None,
+        length=float(fitted_P[-2]),
+    )
+
+
+def notes(scores: Scores, left_out: Mapping[str, int]) -> list[str]:
+    """Explain how to read the scores; `left_out`: votes that were not counted, by the reason."""
+    two = len(scores.contestants) == 2
+    interval = (
+        "holds at all looks together"
+        if two
+        else "is that of the model of Bradley and Terry, against an average other contestant"
+    )
+    lines = [
+        f"A draw is half a win. The interval of the win rate {interval}, with {100 * CONFIDENCE:g} %; "
+        "sorted by its lower end.",
+        f"The odds of a story twice as long as the other are multiplied by {math.exp(scores.length):.2f}.",
+    ]
+    if scores.itself is not None:
+        rate = percent(scores.itself)
+        lines.append(f"Of {scores.itself.n} decided battles of a contestant with itself, the left story won {rate}.")
+    return lines + [f"Not counted, {reason}: {count}." for reason, count in left_out.items()]
+
+
+def percent(found: Estimate) -> str:
+    """`61.3 % (52 to 70)`."""
+    return f"{100 * found.value:.1f} % ({100 * found.low:.0f} to {100 * found.high:.0f})"
+
+
+def win_rate(battles: Sequence[Battle], name: str, *, level: float = CONFIDENCE) -> Estimate:
+    """The share of battles that `name` wins against the only other contestant, with its interval at all looks."""
+    one = min(battles[0].first, battles[0].second)  # so that the other's interval is the mirror image of this one's
+    points = [POINTS[each.outcome] if each.first == one else 1 - POINTS[each.outcome] for each in battles]
+    won, lost = [value == 1 for value in points[0::2]], [value == 0 for value in points[1::2]]
+    found = compare(lost, won, alpha=1 - level)
+    value = sum(points) / len(points)
+    # The other battles ask the other question, so the share of all may lie just outside.
+    low, high = min(0.5 + found.difference_low / 2, value), max(0.5 + found.difference_high / 2, value)
+    if name != one:
+        value, low, high = 1 - value, 1 - high, 1 - low
+    return Estimate(value, low, high, len(points))
 
 
 def _fit(design_BP: Floats, points_B: Floats) -> Floats:

@@ -57,6 +57,7 @@ _TABLE: dict[tuple[Scope, str, Literal["lower", "higher"]], str] = {
     ("quality", "words", "lower"): "written/copied_words_max",
     ("compare", "bits/byte", "lower"): "bits_per_byte_difference",
     ("compare", "ratio", "lower"): "generation_time_ratio ttft_ratio itl_ratio",
+    ("compare", "share", "higher"): "arena_win_rate",
     ("compare", "ratio", "higher"): "tokens_per_second_ratio total_tokens_per_second_ratio",
 }
 METRICS = {

@@ -15,6 +15,8 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import Field, ValidationError
 
+from experiments.arena.report import METRIC as ARENA
+from experiments.arena.report import ArenaEvidence
 from experiments.benchmark.evidence import AGAINST, BenchmarkEvidence
 from experiments.benchmark.measures import Sample, headline
 from experiments.benchmark.report import ratios_of
@@ -66,6 +68,8 @@ class Evidence:
     champion_losses: QualityEvidence | ChampionLosses | str = ""
     comparison: BenchmarkEvidence | str = ""
     """The benchmark of this version that compared it with the champion."""
+    arena: ArenaEvidence | str = ""
+    """Users' votes between this version and the champion; empty: no threshold asks for them."""
     speed_compared: bool = True
     """False where the champion is a file and no benchmark compared its model with this one: speeds of two machines
     cannot be compared."""
@@ -77,19 +81,23 @@ class Evidence:
             "benchmark": self.benchmark,
             "comparison": self.comparison,
             "champion": self.champion_losses,
+            "arena": self.arena,
         }
         missing = {kind: found for kind, found in kinds.items() if isinstance(found, str) and found}
         sources = {kind: found.run_id for kind, found in kinds.items() if not isinstance(found, str)}
         return {"sources": sources, "missing": missing}
 
 
-def gather(uri: str, digest: str, *, champion: str | None = None, against_file: Path | None = None) -> Evidence:
+def gather(
+    uri: str, digest: str, *, champion: str | None = None, against_file: Path | None = None, arena: bool = False
+) -> Evidence:
     """The newest evidence of the model `digest` in the store at `uri`, and of its champion.
 
     Args:
         champion: the champion's digest, if there is one.
         against_file: a champion's losses as `save_champion` wrote them, instead of a champion in the store. Its speed
             counts where a benchmark of this store compared its model folder with this one.
+        arena: also users' votes between the two.
 
     Raises:
         InputError: the store or the file cannot be used.
@@ -114,11 +122,13 @@ def gather(uri: str, digest: str, *, champion: str | None = None, against_file: 
     comparison = _newest(
         BenchmarkEvidence, uri, digest, no_benchmark.format(f" --against {other}"), {AGAINST: champion}
     )
+    no_votes = f"no votes between this artifact and {champion:.12} are there; `story arena` logs them"
     return Evidence(
         digest=digest,
         quality=quality,
         benchmark=benchmark,
         champion=champion,
+        arena=_newest(ArenaEvidence, uri, digest, no_votes, {AGAINST: champion}) if arena else "",
         champion_losses=losses,
         comparison=comparison,
         speed_compared=against_file is None or not isinstance(comparison, str),
@@ -293,6 +303,9 @@ def _found(threshold: Threshold, evidence: Evidence, benchmark: dict[str, Estima
         if isinstance(evidence.benchmark, str):
             return evidence.benchmark
         return benchmark.get(metric) or "the benchmark did not measure it: no request of its phase succeeded"
+    if metric == ARENA:
+        votes = evidence.arena
+        return votes if isinstance(votes, str) else votes.win_rate()
     if threshold.unit == "ratio":
         found = evidence.comparison
         return found if isinstance(found, str) else _ratio(metric, found)

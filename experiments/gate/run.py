@@ -16,6 +16,7 @@ from xml.etree import ElementTree
 
 from rich.console import Console
 
+from experiments.arena.report import METRIC as ARENA
 from experiments.common.evidence_runs import DIGEST, EvidenceStore, finished_runs
 from experiments.common.tables import ABSENT, Table, markdown_text, shown
 from experiments.common.thresholds import Thresholds
@@ -58,7 +59,13 @@ def run_gate(
         chosen = find(uri, version or "challenger")
         digest = chosen.digest
     champion = holder(uri, CHAMPION) if against_file is None else None
-    evidence = gather(uri, digest, champion=champion.digest if champion else None, against_file=against_file)
+    evidence = gather(
+        uri,
+        digest,
+        champion=champion.digest if champion else None,
+        against_file=against_file,
+        arena=any(threshold.metric == ARENA for threshold in thresholds),
+    )
     decision = decide(evidence, thresholds, version=chosen.number if chosen else None)
     return _log_decision(uri, decision, evidence) if track else decision
 

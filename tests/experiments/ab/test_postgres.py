@@ -11,8 +11,10 @@ import sqlalchemy as sa
 
 from experiments.ab.recorder import Recorder
 from experiments.ab.report import look
-from experiments.ab.store import HEAD, connect, exposures, insert_events, metadata, migrate, revision
+from experiments.ab.store import HEAD, connect, endings, exposures, insert_events, migrate, ratings, revision
+from experiments.arena.votes import read_votes
 from tests.experiments.ab.events import exposure, users
+from tests.experiments.arena.made import vote
 from tests.postgres_server import postgres_server
 
 pytestmark = pytest.mark.slow
@@ -45,7 +47,7 @@ def test_replicas_that_start_together_migrate_once_and_lose_nothing(address: str
     with engine.connect() as connection:
         counts = [
             connection.execute(sa.select(sa.func.count()).select_from(table)).scalar_one()
-            for table in metadata.sorted_tables
+            for table in (exposures, endings, ratings)
         ]
     assert counts == [300, 300, 300]
     engine.dispose()
@@ -62,3 +64,13 @@ def test_a_retry_adds_nothing_and_a_zero_byte_is_no_error(address: str) -> None:
         found = connection.execute(sa.select(exposures.c.prompt).where(exposures.c.test == "zero")).scalars().all()
     assert found == ["A fox\ufffd came"]
     engine.dispose()
+
+
+def test_votes_of_the_arena_come_back_as_they_were(address: str) -> None:
+    engine = connect(address, writes=True)
+    migrate(engine)
+    made = [vote(at=2.0, seed=2**53 - 1), vote("new", "old", at=1.0, first_read=None, fault="an end was not seen")]
+    insert_events(engine, made)
+    insert_events(engine, made)
+    engine.dispose()
+    assert read_votes(address) == made

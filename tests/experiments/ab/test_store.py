@@ -21,6 +21,7 @@ from experiments.ab.store import (
     MIGRATIONS,
     VERSION_TABLE,
     connect,
+    endings,
     exposures,
     insert_events,
     metadata,
@@ -96,7 +97,7 @@ def test_the_same_events_sent_twice_are_there_once(engine: sa.Engine) -> None:
     events: list[Event] = [exposure("a"), ending("a"), Rating(story="a", rating=1)]
     insert_events(engine, events)
     insert_events(engine, events[::-1])
-    assert {count(engine, table) for table in metadata.sorted_tables} == {1}
+    assert {count(engine, table) for table in (exposures, endings, ratings)} == {1}
 
 
 def test_two_processes_that_start_and_write_together_lose_nothing(engine: sa.Engine, repository: Path) -> None:
@@ -115,7 +116,7 @@ def test_two_processes_that_start_and_write_together_lose_nothing(engine: sa.Eng
         _, errors = writer.communicate(timeout=60)
         assert (writer.returncode, errors) == (0, "")
     both = connect(address, writes=False)
-    assert [count(both, table) for table in metadata.sorted_tables] == [400, 400, 400]
+    assert [count(both, table) for table in (exposures, endings, ratings)] == [400, 400, 400]
 
 
 def test_a_report_is_read_while_a_writer_is_in_the_middle(engine: sa.Engine) -> None:
