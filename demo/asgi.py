@@ -17,7 +17,7 @@ from fastapi import FastAPI
 from starlette.middleware import Middleware
 
 from demo import document, theme
-from demo.experiments_page import open_reader
+from demo.experiments_page import PATH, open_reader
 from demo.page import build, in_a_loop
 from demo.routing import RoutingBackend, UserCookieMiddleware, open_variants
 from experiments.dashboard.client import StoreClient
@@ -70,6 +70,8 @@ def compose(
         service.meter.registry.register(backend)
         users.append(Middleware(UserCookieMiddleware, root_path=settings.story_root_path))
 
+    paths = [path for path in document.PAGES if path != PATH or experiments is not None]
+
     @contextlib.asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         async with service.running(), experiments.running() if experiments else contextlib.nullcontext():
@@ -81,7 +83,7 @@ def compose(
         openapi_url=None,
         lifespan=lifespan,
         routes=[ServiceRoute(service), *document.routes()],  # before the page, which answers every other address
-        middleware=[*outer_middleware(options), Middleware(document.DocumentMiddleware), *users],
+        middleware=[*outer_middleware(options), Middleware(document.DocumentMiddleware, paths), *users],
     )
     app.state.service = service
 

@@ -7,6 +7,7 @@ heading are there at the first paint, and the response is compressed.
 
 import gzip
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from html import escape
@@ -17,8 +18,7 @@ from starlette.responses import FileResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from demo import theme
-from demo.experiments_page import PATH, TITLE
+from demo import experiments_page, inside_page, theme
 
 FOREIGN = re.compile(r'<(?:meta\s+(?:property|name)="(?:og|twitter):|link rel="manifest")[^>]*>\s*')
 """What of Gradio's head describes Gradio, not this page."""
@@ -30,29 +30,38 @@ THEME_HASH = re.compile(r'"theme_hash":"(\w+)"')
 class Words:
     """What a page says of itself."""
 
+    name: str
+    """In the navigation."""
     title: str
     heading: str
     line: str
-    back: str = ""
-    """Markup of a link back, where there is one."""
 
 
 HOME = Words(
+    name="Write",
     title="Write me a story",
     heading="Write me a story",
     line="You begin. A small language model goes on, while you watch.",
 )
 EXPERIMENTS = Words(
-    title=TITLE,
+    name="Experiments",
+    title=experiments_page.TITLE,
     heading="Experiments",
     line="How the model that writes here was made, measured and judged.",
-    back='<p class="back"><a href="./">← Write me a story</a></p>',
 )
+INSIDE = Words(
+    name="Inside",
+    title=inside_page.TITLE,
+    heading="Inside",
+    line="What surprises the model, what it expected, and what it still remembers.",
+)
+PAGES = {"": HOME, inside_page.PATH: INSIDE, experiments_page.PATH: EXPERIMENTS}
+"""By path, in the order of the navigation."""
 
 _BODY = """
 <script>{script}</script>
-<header class="masthead">
-  {back}
+<header class="masthead{wide}">
+  {navigation}
   <h1>{heading}</h1>
   <p>{line}</p>
   <button type="button" id="paper" aria-label="Dark paper" title="Light or dark paper"></button>
@@ -66,10 +75,12 @@ _BODY = """
 
 
 class DocumentMiddleware:
-    """Completes and compresses the HTML documents of Gradio's page; anything else passes as it is."""
+    """Completes and compresses the HTML documents of Gradio's pages; anything else passes as it is."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, paths: Sequence[str]) -> None:
+        """`paths`: of the `PAGES` that are there."""
         self._app = app
+        self._paths = tuple(paths)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -90,7 +101,7 @@ class DocumentMiddleware:
                     return
                 headers, message = MutableHeaders(scope=start), {"type": "http.response.body", "body": body}
                 if body and "content-encoding" not in headers:
-                    text = complete(body.decode(), EXPERIMENTS if scope["path"].endswith(f"/{PATH}") else HOME)
+                    text = complete(body.decode(), scope["path"].rpartition("/")[2], self._paths)
                     message["body"] = text.encode()
                     headers.add_vary_header("Accept-Encoding")
                     if "gzip" in Headers(scope=scope).get("accept-encoding", ""):
@@ -103,8 +114,13 @@ class DocumentMiddleware:
         await self._app(scope, receive, send_completed)
 
 
-def complete(html: str, words: Words) -> str:
-    """The document `html` of Gradio's page with our head and first paint; other documents as they are."""
+def complete(html: str, path: str, paths: tuple[str, ...]) -> str:
+    """The document `html` of Gradio's page at `path` with our head and first paint; other documents as they are.
+
+    `paths` are those of all pages.
+    """
+    path = path if path in paths else ""
+    words = PAGES[path]
     head, mark, rest = html.partition("<script>window.gradio_config")
     if not mark:
         return html
@@ -113,7 +129,9 @@ def complete(html: str, words: Words) -> str:
     rest = rest.replace('<link rel="manifest" href="/manifest.json" />', _head(words) + styles, 1)
     rest = rest.replace("</head>", f"<style>\n{_style()}</style>\n</head>", 1)
     return (
-        FOREIGN.sub("", head) + mark + re.sub(r"<body[^>]*>", lambda body: body[0] + _first_paint(words), rest, count=1)
+        FOREIGN.sub("", head)
+        + mark
+        + re.sub(r"<body[^>]*>", lambda body: body[0] + _first_paint(path, paths), rest, count=1)
     )
 
 
@@ -146,10 +164,19 @@ def _head(words: Words) -> str:
 
 @cache
 def _style() -> str:
-    return theme.asset("page.css") + theme.asset("experiments.css")
+    return "".join(theme.asset(f"{name}.css") for name in ("page", "experiments", "inside"))
 
 
 @cache
-def _first_paint(words: Words) -> str:
-    script = theme.asset("page.js") + theme.asset("experiments.js")
-    return _BODY.format(script=script, back=words.back, heading=words.heading, line=words.line)
+def _first_paint(path: str, paths: tuple[str, ...]) -> str:
+    words, script = PAGES[path], theme.asset("page.js") + theme.asset("experiments.js")
+    wide = " wide" if path else ""
+    navigation = _navigation(path, paths) if len(paths) > 1 else ""
+    return _BODY.format(script=script, wide=wide, navigation=navigation, heading=words.heading, line=words.line)
+
+
+def _navigation(path: str, paths: tuple[str, ...]) -> str:
+    """Links to the pages, relative, so that they hold under any address."""
+    here = {path: ' aria-current="page"'}
+    links = [f'<a href="./{each}"{here.get(each, "")}>{PAGES[each].name}</a>' for each in paths]
+    return f'<nav class="pages" aria-label="Pages">{" ".join(links)}</nav>'

@@ -24,6 +24,7 @@ from demo import handlers, theme
 from demo.experiments_page import PATH, add_experiments
 from demo.form import ANY, CHOICES, FIELDS, LABELS, LONGEST, VERSION_CHARS, Form
 from demo.handlers import AppState, View
+from demo.inside_page import add_inside
 from demo.routing import user_of
 from experiments.dashboard.client import StoreClient
 from model.serving.backend import model_for
@@ -112,7 +113,7 @@ def in_a_loop(make: Callable[[], Made]) -> Made:
 def build(manager: GenerationManager, experiments: StoreClient | None = None) -> gr.Blocks:
     """The page, wired to `manager`, whose backend must be running before the first event arrives.
 
-    With `experiments`, there is a second page beside it, and a link to that.
+    The page Inside is beside it, and with `experiments` that page too.
     """
     return in_a_loop(lambda: _lay_out(AppState(manager), experiments))
 
@@ -128,6 +129,7 @@ def _lay_out(state: AppState, experiments: StoreClient | None) -> gr.Blocks:
         _add_endpoint(state, "write", handlers.write, "Write a story that begins with `prompt`.")
         _add_endpoint(state, "continue", _continue, "Go on with the story that `prompt` is so far.")
         page.load(colophon, None, shown, queue=False, show_progress="hidden", api_visibility="private")
+    add_inside(page, state)
     if experiments is not None:
         add_experiments(page, experiments)
     page.queue(max_size=backend.capacity + QUEUE_MARGIN, default_concurrency_limit=backend.capacity)

@@ -111,14 +111,14 @@ async def alternatives(
     ask = replace(request, sampling=greedy, stop=(), cacheable=False)
     # The end of the story is among the alternatives, though it is not to come.
     once = replace(ask, sampling=replace(greedy, ignore_eos=True), max_tokens=1, logprobs=count)
-    (first,) = await _generate(manager, [once], client, stories=1)
+    (first,) = await generate(manager, [once], client, stories=1)
     starts = first.logprobs[0].alternatives
     follow = [
         replace(ask, prompt=(*prefix, token), max_tokens=WORD_TOKENS, logprobs=0)
         for token, _, _ in starts
         if token != END_ID
     ]
-    rests = iter(await _generate(manager, follow, client))
+    rests = iter(await generate(manager, follow, client))
     found: dict[str, Alternative] = {}
     for token, text, logprob in starts:
         tokens = [token]
@@ -151,7 +151,7 @@ async def futures(
         )
         for number in range(count)
     ]
-    done = await _generate(manager, requests, client, stories=1)
+    done = await generate(manager, requests, client, stories=1)
     return merge([words_of(each.logprobs, each.text) for each in done])
 
 
@@ -173,7 +173,7 @@ def merge(stories: Sequence[Sequence[Word]]) -> list[Branch]:
 
 async def prompt_tokens(manager: GenerationManager, text: str, client: str) -> tuple[int, ...]:
     """The tokens of a prompt as the model that serves reads it."""
-    (done,) = await _generate(manager, [GenerationRequest(prompt=text, max_tokens=0, echo=True)], client)
+    (done,) = await generate(manager, [GenerationRequest(prompt=text, max_tokens=0, echo=True)], client)
     return () if done.prompt is None else done.prompt.tokens
 
 
@@ -182,7 +182,7 @@ def _tokens_of(request: GenerationRequest) -> tuple[int, ...]:
     return request.prompt
 
 
-async def _generate(
+async def generate(
     manager: GenerationManager, requests: Sequence[GenerationRequest], client: str, stories: int = 0
 ) -> list[Completion]:
     """The completions of all requests, which count as so many stories for the rate limits.

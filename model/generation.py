@@ -120,7 +120,8 @@ class GenerationRequest:
     stop: tuple[str, ...] = ()
     """Text that ends the story; it is not part of what comes back."""
     logprobs: int | None = None
-    """None: no log-probabilities. n ≥ 0: each token's own, and those of its n best alternatives."""
+    """None: no log-probabilities. n ≥ 0: each token's own, and those of its n best alternatives, 20 at most. In this
+    process a request of one token may ask for those of the whole vocabulary."""
     prompt_logprobs: int | None = None
     """The same for the tokens of the prompt; they come in `Chunk.prompt`."""
     echo: bool = False
@@ -140,9 +141,10 @@ class GenerationRequest:
             raise InputError("min_tokens", f"must be at most max_tokens, {self.max_tokens}")
         if len(self.stop) > 8 or not all(isinstance(text, str) and 0 < len(text) <= 200 for text in self.stop):
             raise InputError("stop", "must be at most 8 texts of 1 to 200 characters each")
-        for name in ("logprobs", "prompt_logprobs"):
+        most = {"logprobs": MAX_TOKEN_ID if self.max_tokens == 1 else MAX_LOGPROBS, "prompt_logprobs": MAX_LOGPROBS}
+        for name, high in most.items():
             if getattr(self, name) is not None:
-                _check_int(name, getattr(self, name), 0, MAX_LOGPROBS)
+                _check_int(name, getattr(self, name), 0, high)
         if self.wishes != Wishes() and self.prompt_logprobs is not None:
             raise InputError("wishes", "cannot be had together with log-probabilities of the prompt")
         if len(self.user) > MAX_ID_CHARS:

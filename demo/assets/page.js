@@ -105,7 +105,15 @@
     kept: read(), // what was there when the page was opened, or null
     keep(name, value) {
       now = { ...now, [name]: value };
-      try { sessionStorage.setItem(place(), JSON.stringify(now)); } catch { /* forbidden or full */ }
+      try {
+        sessionStorage.setItem(place(), JSON.stringify(now));
+        if (name === "view") sessionStorage.setItem("last story", place());
+      } catch { /* forbidden or full */ }
+    },
+
+    // What was kept of the page whose story was the last to change, or null.
+    last() {
+      try { return JSON.parse(sessionStorage.getItem(sessionStorage.getItem("last story"))); } catch { return null; }
     },
 
     // The fields' values as they were, for the form.

@@ -14,13 +14,13 @@ import functools
 import importlib.util
 import logging
 import os
-import signal
 import time
 from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from anyio import BrokenWorkerProcess, to_process
 
+from experiments.common.background import background
 from experiments.dashboard.recorded import with_record
 from experiments.dashboard.records import Curve, Measure, Overview, SampleSet, TrainingRecord
 from model.errors import StoryError, one_line
@@ -31,32 +31,16 @@ if TYPE_CHECKING:
 
 Question = Literal["overview", "curves", "sample_sets"]
 """A function of `rows`."""
-ENVIRONMENT = {
-    "OMP_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-    # Notice a server that is down before the user gives up.
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
-}
-NICENESS = 10
+# Notice a server that is down before the user gives up.
+ENVIRONMENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "5"}
 
 
 def ask(uri: str, idle_timeout: float, question: Question, *arguments: Any) -> tuple[Any, str | None, int]:
-    """Answer as `answer`, with a low priority, and tell this process's id.
-
-    After `idle_timeout` seconds without a question the process ends.
-    """
-    signal.setitimer(signal.ITIMER_REAL, 0)
-    with contextlib.suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, 0, NICENESS)
-    with contextlib.suppress(OSError):  # it is one already
-        os.setsid()  # Ctrl-C in the terminal is for the app
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    try:
+    """Answer as `answer`, and return the id of this process too, which ends when nobody asks for `idle_timeout` s."""
+    with background(idle_timeout):
+        for name, value in ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
         return *answer(uri, question, *arguments), os.getpid()
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, idle_timeout)
 
 
 def answer(uri: str, question: Question, *arguments: Any) -> tuple[Any, str | None]:

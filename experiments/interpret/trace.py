@@ -161,10 +161,14 @@ def encode(tokenizer: StoryTokenizer, text: str) -> tuple[int, ...]:
     return tokens
 
 
-@torch.no_grad()
 def trace_story(network: StoryNetwork, tokenizer: StoryTokenizer, text: str) -> StoryTrace:
     """Read `text` and keep every layer's weights. Raises as `encode` does."""
-    tokens = encode(tokenizer, text)
+    return trace_tokens(network, tokenizer, encode(tokenizer, text))
+
+
+@torch.no_grad()
+def trace_tokens(network: StoryNetwork, tokenizer: StoryTokenizer, tokens: tuple[int, ...]) -> StoryTrace:
+    """Do as `trace_story`, for the tokens of a story, of which the first is the start token."""
     inputs: dict[int, Tensor] = {}
 
     def capture(number: int) -> Any:

@@ -11,7 +11,8 @@ import contextlib
 import time
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar, runtime_checkable
 
 from model.architecture.folder import PRETRAINED, ModelFolder
@@ -64,6 +65,8 @@ class ModelInfo:
     """By which that version was named, if it was."""
     wishes: bool = False
     """Whether it was trained to meet wishes."""
+    folder: Path | None = field(default=None, compare=False)
+    """Its files, where they are on this machine."""
 
     def as_dict(self) -> dict[str, str | int | None]:
         """For clients."""
@@ -74,10 +77,10 @@ class ModelInfo:
     def of(cls, found: ResolvedModel, digest: str, *, wishes: bool = False) -> ModelInfo:
         """Return the identity of a resolved model."""
         if found.version is not None:
-            return cls(found.version.name, digest, found.version.number, found.alias, wishes)
+            return cls(found.version.name, digest, found.version.number, found.alias, wishes, found.path)
         shipped = found.path == PRETRAINED
         name = "the model that ships with this repository" if shipped else found.path.name
-        return cls(name, digest, wishes=wishes)
+        return cls(name, digest, wishes=wishes, folder=found.path)
 
 
 @dataclass(frozen=True, slots=True)

@@ -227,7 +227,7 @@ def test_a_user_goes_there_and_back(served: Served, browser: Browser) -> None:
         page.get_by_role("link", name="How it was made").click()
         expect(page.get_by_role("heading", name="Experiments")).to_be_visible(timeout=TIMEOUT)
         expect(page).to_have_title("Experiments · Write me a story", timeout=TIMEOUT)
-        page.get_by_role("link", name="← Write me a story").click()
+        page.get_by_role("link", name="Write", exact=True).click()
         expect(page.locator("#prompt textarea")).to_be_visible(timeout=TIMEOUT)
         expect(page).to_have_title("Write me a story", timeout=TIMEOUT)
 

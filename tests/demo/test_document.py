@@ -10,7 +10,8 @@ import httpx
 import pytest
 
 from demo.asgi import compose
-from demo.document import EXPERIMENTS, HOME, complete
+from demo.document import HOME, complete
+from demo.experiments_page import PATH
 from tests.demo.scripted import ScriptedBackend
 
 
@@ -75,13 +76,15 @@ async def test_documents_are_compressed_for_those_who_take_it_and_events_never(c
 
 
 def test_documents_of_others_stay_as_they_are() -> None:
-    assert (
-        complete("<html><head></head><body>Docs</body></html>", HOME) == "<html><head></head><body>Docs</body></html>"
-    )
+    docs = "<html><head></head><body>Docs</body></html>"
+    assert complete(docs, "", ("", PATH)) == docs
 
 
-def test_the_other_page_has_its_own_words() -> None:
+def test_each_page_has_its_own_words_and_links_to_those_that_are_there() -> None:
     gradio = '<head><script>window.gradio_config = {"theme_hash":"ab1"}</script></head><body style="x">'
-    html = complete(gradio, EXPERIMENTS)
+    html = complete(gradio, PATH, ("", PATH))
     assert "<h1>Experiments</h1>" in html
-    assert '<a href="./">← Write me a story</a>' in html
+    assert '<a href="./">Write</a> <a href="./experiments" aria-current="page">Experiments</a>' in html
+    alone = complete(gradio, PATH, ("",))
+    assert "<h1>Write me a story</h1>" in alone
+    assert "Experiments" not in alone[alone.index("<header") :]

@@ -52,7 +52,8 @@ def engine_of(served: Served) -> Any:
 def test_the_endpoints_are_typed_streamed_and_cancellable_and_nothing_else_is_public(served: Served) -> None:
     with connected(served.url) as client:
         named = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
-        assert set(named) == {"/write", "/continue"}
+        inside = {"/surprise", "/distribution", "/memory", "/evidence", "/layers"}  # see test_inside_page.py
+        assert set(named) == {"/write", "/continue", *inside}
         types = {part["parameter_name"]: part["python_type"]["type"] for part in named["/write"]["parameters"]}
         assert (types["prompt"], types["max_tokens"], types["temperature"]) == ("str", "int", "float")
 

@@ -164,6 +164,10 @@ class GenerationBody(Body):
         if len(prompts) * count > MAX_STREAMS:
             asked = f"asks for {len(prompts) * count} stories: {len(prompts)} prompts, {count} each"
             raise bad_value("prompt", f"{asked}; a request has at most {MAX_STREAMS}")
+        if not 0 <= (options.get("logprobs") or 0) <= MAX_LOGPROBS:  # more would be a large answer
+            raise bad_value(
+                "logprobs", f"must be a whole number between 0 and {MAX_LOGPROBS}, got {options['logprobs']}"
+            )
         user = self.user or secrets.token_hex(16)  # an anonymous user is a new one each time
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
         names = {field.name for field in dataclasses.fields(SamplingParams)} & type(self).model_fields.keys()
