@@ -209,7 +209,7 @@ class Settings(BaseModel):
     story_root_path: RootPath = ""
     """Path under which a proxy publishes the app, such as `/stories`; unset: the root."""
     story_mcp: bool = False
-    """Offer `/write` and `/continue` of the page as tools over the Model Context Protocol, at `/gradio_api/mcp/`."""
+    """Offer the page's endpoints, such as `/write`, as tools over the Model Context Protocol, at `/gradio_api/mcp/`."""
     story_limit_stories: Limit | None = None
     """Requests of one client; unset: `30/minute` in PROD, else no limit."""
     story_limit_tokens: Limit | None = None
