@@ -6,7 +6,7 @@ Everything but the model's card is drawn by `assets/inside.js` from plain values
 
 import json
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import gradio as gr
 from gradio.events import api
@@ -92,7 +92,7 @@ def add_inside(page: gr.Blocks, state: AppState) -> None:
 
     # By this annotation Gradio knows that it is to hand over the request, which is Starlette's here.
     async def look_inside(given: dict[str, Any], request: gr.Request) -> Answer:
-        client, user = state.manager.client_of(request.scope), user_of(gr.Request(request))
+        client, user = state.manager.client_of(request.scope), user_of(gr.Request(cast(Any, request)))
         return await handlers.answer(state, given.get("question"), given, client, user)
 
     def on_open(request: gr.Request) -> str:

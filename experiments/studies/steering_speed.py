@@ -67,8 +67,7 @@ async def time_fork(state: AppState, story: Story, number: int) -> float:
                 raise RuntimeError(view.status)
             if len(view.generated) > before or view.phase == "ended":
                 break
-        taken = time.perf_counter() - began
-    return taken
+        return time.perf_counter() - began
 
 
 async def time_fan(manager: GenerationManager, story: Story, number: int) -> float:

@@ -19,7 +19,7 @@ from model.architecture.network import load_network
 from model.architecture.tokenizer import StoryTokenizer
 from model.errors import InputError, StoryError
 from model.generation import MAX_LOGPROBS, GenerationRequest, SamplingParams
-from model.serving.backend import BackendWrapper, LocalBackend, Stream
+from model.serving.backend import LocalBackend, Stream
 from model.serving.rate_limit import Limiter, quotas_of
 from model.serving.session import GenerationManager
 from model.settings import Settings
@@ -88,17 +88,20 @@ async def test_the_distribution_is_whole_and_its_entropy_no_less_than_what_a_rea
             assert own is None or math.isclose(own, -words[number].bits * math.log(2), abs_tol=1e-3)
 
 
-class OverHttp(BackendWrapper[LocalBackend]):
+class OverHttp(LocalBackend):
     """A service elsewhere: it gives the log-probabilities of 20 tokens at most, and no folder."""
 
     async def submit(self, request: GenerationRequest) -> Stream:
         if (request.logprobs or 0) > MAX_LOGPROBS:
             raise InputError("logprobs", "must be a whole number between 0 and 20")
-        return await self.backend.submit(request)
+        return await super().submit(request)
 
 
 async def test_from_a_service_elsewhere_the_tail_is_one_number(backend: LocalBackend) -> None:
-    here, there = GenerationManager(backend), GenerationManager(OverHttp(backend))
+    here, there = (
+        GenerationManager(backend),
+        GenerationManager(OverHttp(backend.engine, backend.model, capacity=backend.capacity)),
+    )
     place = await place_of(here, TEXT, " ran")
     whole, part = await distribution(here, place, "me"), await distribution(there, place, "me")
     assert part["tokens"] == whole["tokens"]
@@ -242,9 +245,10 @@ async def test_a_question_counts_as_one_story_for_the_rate_limits(backend: Local
 
 
 async def test_a_backend_without_log_probabilities_says_so(backend: LocalBackend) -> None:
-    class Silent(BackendWrapper[LocalBackend]):
+    class Silent(LocalBackend):
         async def submit(self, request: GenerationRequest) -> Stream:
-            return await self.backend.submit(dataclasses.replace(request, logprobs=None, prompt_logprobs=None))
+            return await super().submit(dataclasses.replace(request, logprobs=None, prompt_logprobs=None))
 
+    silent = Silent(backend.engine, backend.model, capacity=backend.capacity)
     with pytest.raises(StoryError, match="gives no log-probabilities"):
-        await read(GenerationManager(Silent(backend)), TEXT, (), "me")
+        await read(GenerationManager(silent), TEXT, (), "me")
