@@ -26,6 +26,7 @@ from demo.form import ANY, CHOICES, FIELDS, LABELS, LONGEST, VERSION_CHARS, Form
 from demo.handlers import AppState, View
 from demo.inside_page import add_inside
 from demo.routing import user_of
+from demo.status_page import add_endpoint, add_status, open_source
 from experiments.dashboard.client import StoreClient
 from model.serving.backend import model_for
 from model.serving.session import GenerationManager
@@ -120,6 +121,7 @@ def build(manager: GenerationManager, experiments: StoreClient | None = None) ->
 
 def _lay_out(state: AppState, experiments: StoreClient | None) -> gr.Blocks:
     backend = state.manager.backend
+    source = open_source(state.manager)
     page = gr.Blocks(title="Write me a story", analytics_enabled=False, fill_width=True)
     with page:
         parts = _layout(state)
@@ -128,10 +130,14 @@ def _lay_out(state: AppState, experiments: StoreClient | None) -> gr.Blocks:
         _wire(page, parts, state)
         _add_endpoint(state, "write", handlers.write, "Write a story that begins with `prompt`.")
         _add_endpoint(state, "continue", _continue, "Go on with the story that `prompt` is so far.")
+        if source is not None:
+            add_endpoint(source)
         page.load(colophon, None, shown, queue=False, show_progress="hidden", api_visibility="private")
     add_inside(page, state)
     if experiments is not None:
         add_experiments(page, experiments)
+    if source is not None:
+        add_status(page, source)
     page.queue(max_size=backend.capacity + QUEUE_MARGIN, default_concurrency_limit=backend.capacity)
     return page
 

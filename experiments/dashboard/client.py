@@ -108,7 +108,8 @@ class StoreClient:
         first_timeout: float = 60.0,
         idle_timeout: float = 600.0,
     ) -> None:
-        self._uri, self._record, self._ttl = uri, record, ttl
+        self.uri = uri
+        self._record, self._ttl = record, ttl
         self._timeout, self._first_timeout, self._idle_timeout = timeout, first_timeout, idle_timeout
         self._cached: dict[tuple[Any, ...], tuple[float, Any]] = {}
         self._pending: dict[tuple[Any, ...], asyncio.Task[Any]] = {}
@@ -164,7 +165,7 @@ class StoreClient:
         return {row.id for row in seen.runs if row.recorded}.intersection(runs)
 
     async def _answer(self, question: Question, *arguments: Any, stale_ok: bool = False) -> Any:
-        if (reason := why_absent(self._uri)) is not None:
+        if (reason := why_absent(self.uri)) is not None:
             raise UnreadableError(reason)
         key = (question, *arguments)
         at, answer = self._cached.get(key, (-1e9, None))
@@ -200,7 +201,7 @@ class StoreClient:
     async def _from_process(self, question: Question, *arguments: Any) -> tuple[Any, str | None]:
         before, self._worker = self._worker, None
         warm = before is not None and _is_there(before)
-        given = (self._uri, self._idle_timeout, question, *arguments)
+        given = (self.uri, self._idle_timeout, question, *arguments)
         try:
             async with asyncio.timeout(self._timeout if warm else self._first_timeout):
                 answer, error, self._worker = await to_process.run_sync(ask, *given, cancellable=True)

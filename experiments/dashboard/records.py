@@ -48,6 +48,8 @@ class RunRow(Row):
     data: str
     stories: bool
     """Whether it kept sample stories."""
+    experiment: str = ""
+    """Id of its experiment, by which the MLflow UI addresses it."""
     settings: dict[str, str] = {}
     """Its recipe as MLflow parameters (`optimizer.matrix_lr`), data, start, code and processor."""
 
@@ -120,6 +122,8 @@ class VersionRow(Row):
     tags: dict[str, str]
     """Those that describe its training and its promotions: `model.recipe`, `model.step`, `promoted` …"""
     decision: DecisionRow | None
+    run: str = ""
+    """Of the training that it came of."""
 
 
 class Overview(Record):

@@ -198,6 +198,7 @@ def version_rows(client: MlflowClient, known: dict[str, DecisionRow]) -> list[Ve
                 created=version.created,
                 tags={name: without_places(version.tags[name]) for name in TAGS if name in version.tags},
                 decision=decision,
+                run=version.run_id,
             )
         )
     return rows
@@ -220,6 +221,7 @@ def run_row(run: Run) -> RunRow:
         parameters=int(parameters) if parameters.isdecimal() else None,
         data=without_places(params.get("data", "")),
         stories=STORIES in tags.get("mlflow.loggedArtifacts", ""),
+        experiment=str(run.info.experiment_id),
         settings=_settings(run),
     )
 

@@ -58,6 +58,8 @@ class EngineStats:
     """Requests turned away because the queue was full."""
     last_error: str | None
     """The runtime's last failure, in one line."""
+    runtime: str
+    """Its name."""
 
 
 class Engine:
@@ -143,6 +145,7 @@ class Engine:
             finished=dict(scheduler.finished),
             refused=scheduler.refused,
             last_error=scheduler.last_error,
+            runtime=self.runtime_name,
         )
 
     def close(self, *, drain: bool = False, timeout: float = 30.0) -> None:

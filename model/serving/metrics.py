@@ -71,8 +71,10 @@ class Meter(Collector):
         self._backend, self._deployment = backend, deployment
         self._names: set[str] = set()
         self._versions: set[str] = set()
+        self.failed_at: dict[str, float] = {}
+        """When a stream last ended with an error or was not started (seconds since 1970), by its outcome."""
         self.registry = registry = CollectorRegistry(auto_describe=False)
-        self._streams = Counter(
+        self.streams = Counter(
             "story_streams",
             "Streams by outcome: stop, length, cancelled (by the client or because it disconnected), error, refused "
             "(queue full, or unknown token ids), limited (rate limit), draining.",
@@ -89,7 +91,7 @@ class Meter(Collector):
         self.itl = histogram("story_itl_seconds", "Between two tokens of a stream.", buckets=BETWEEN_TOKENS)
         self._queued = histogram("story_queue_wait_seconds", "From request to a slot.", buckets=QUEUED)
         what = "From request to the end of the stream."
-        self._duration = histogram("story_generation_time_seconds", what, buckets=WHOLE_STORY)
+        self.duration = histogram("story_generation_time_seconds", what, buckets=WHOLE_STORY)
         self._requests = Counter("story_http_requests", "HTTP requests.", ["route", "status"], registry=registry)
         registry.register(self)
 
@@ -154,13 +156,15 @@ class Meter(Collector):
         self._count(outcome, served_by)
         if generation.submitted:
             self.open.dec()
+        if outcome == "error" or outcome in REFUSALS:
+            self.failed_at[outcome] = time.time()
         if outcome in REFUSALS:
             return
         if generation.completion is not None:
             self._prompt_tokens.inc(generation.completion.usage.prompt_tokens)
             self._queued.observe(generation.completion.usage.queued)
         took = time.perf_counter() - timer.started
-        self._duration.observe(took)
+        self.duration.observe(took)
         log.info(
             "stream ended",
             extra={
@@ -190,7 +194,7 @@ class Meter(Collector):
 
     def _count(self, outcome: str, served_by: str, streams: float = 1) -> None:
         version = _bounded(self._versions, self._backend.model.version[:12])
-        self._streams.labels(outcome, _bounded(self._names, served_by), version, self._deployment).inc(streams)
+        self.streams.labels(outcome, _bounded(self._names, served_by), version, self._deployment).inc(streams)
 
 
 def _bounded(known: set[str], name: str) -> str:

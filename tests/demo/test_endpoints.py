@@ -53,7 +53,7 @@ def test_the_endpoints_are_typed_streamed_and_cancellable_and_nothing_else_is_pu
     with connected(served.url) as client:
         named = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
         inside = {"/surprise", "/distribution", "/memory", "/evidence", "/layers"}  # see test_inside_page.py
-        assert set(named) == {"/write", "/continue", *inside}
+        assert set(named) == {"/write", "/continue", "/status", *inside}
         types = {part["parameter_name"]: part["python_type"]["type"] for part in named["/write"]["parameters"]}
         assert (types["prompt"], types["max_tokens"], types["temperature"]) == ("str", "int", "float")
 
@@ -71,6 +71,9 @@ def test_the_endpoints_are_typed_streamed_and_cancellable_and_nothing_else_is_pu
 
         with pytest.raises(AppError, match="Temperature must be between 0 and 2, got 7"):
             client.predict("One day", temperature=7, api_name="/write")
+
+        status = client.predict(api_name="/status")
+        assert (status["state"], status["slots"], status["stories"]) == ("ready", 2, 2)
 
         endless = client.submit("One day", max_tokens=1000, api_name="/write")
         next(iter(endless))

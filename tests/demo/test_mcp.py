@@ -45,7 +45,7 @@ def test_a_story_comes_from_a_tool_with_described_parameters() -> None:
         expected = backend.engine.submit(request).wait(30).text
     names = [tool.name.split("_")[-1] for tool in tools]
     assert names[:2] == ["write", "continue"]
-    assert {"surprise", "distribution", "memory", "evidence", "layers"} <= set(names)
+    assert {"surprise", "distribution", "memory", "evidence", "layers", "status"} <= set(names)
     assert {"prompt", "max_tokens", "seed"} <= set(tools[0].inputSchema["properties"])
     assert not written.isError
     assert ast.literal_eval(written.content[0].text)["story"] == "One day" + expected

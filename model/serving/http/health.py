@@ -58,7 +58,12 @@ def may_read_metrics(request: Request, options: ServiceOptions) -> bool:
     if (token := options.settings.story_metrics_token) is not None:
         given = request.headers.get("authorization", "")
         return hmac.compare_digest(given.encode(), f"Bearer {token.get_secret_value()}".encode())
-    if options.public or any(name in request.headers for name in FORWARDED):
+    return not options.public and is_local(request)
+
+
+def is_local(request: Request) -> bool:
+    """Return whether a request comes from this machine, and not through a proxy or under another name."""
+    if any(name in request.headers for name in FORWARDED):
         return False
     peer = request.client.host if request.client else ""
     return is_loopback(peer) and is_loopback(request.url.hostname or "")

@@ -12,9 +12,9 @@ class DirectClient(StoreClient):
     """A client without a process of its own and without a cache."""
 
     async def _answer(self, question: Question, *arguments: Any, stale_ok: bool = False) -> Any:
-        if (reason := why_absent(self._uri)) is not None:
+        if (reason := why_absent(self.uri)) is not None:
             raise UnreadableError(reason)
-        found, error = answer(self._uri, question, *arguments)
+        found, error = answer(self.uri, question, *arguments)
         if error is not None:
             raise UnreadableError(error)
         return pickle.loads(pickle.dumps(found))
