@@ -7,6 +7,7 @@ every replica. It names the model's version, because another version writes anot
 untrusted: a value that cannot be used is left at its default and reported.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Self, get_args
@@ -122,6 +123,15 @@ _NARROWER = {"max_tokens": (1, LONGEST), "seed": (0, MAX_SEED)}
 """Where the page allows less than the model does: lowest and highest value."""
 
 _SAMPLING = tuple(field.name for field in fields(SamplingParams) if field.name in FIELDS)
+
+
+def read_form(*values: Any) -> Form:
+    """The form from the fields' values, in the order of `FIELDS`; an untouched text field counts as empty."""
+    prompt, *others, seed = values
+    if isinstance(seed, str):
+        seed = int(seed) if re.fullmatch(r"\s*-?[0-9]{1,20}\s*", seed) else seed.strip() or None
+    given = dict(zip(FIELDS[1:-1], others, strict=True))
+    return Form(prompt=prompt or "", **given | {"words": given["words"] or ""}, seed=seed)
 
 
 def labelled(problem: InputError) -> str:

@@ -12,13 +12,14 @@ import re
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, Self, TypeVar
+from urllib.parse import parse_qsl
 
-from demo.form import Form, decode_link, encode_link
+from demo.form import FIELDS, Form, decode_link, encode_link, read_form
 from demo.routing import RoutingBackend
-from demo.steering import alternatives, futures, prompt_tokens, words_of
+from demo.steering import alternatives, as_lists, futures, prompt_tokens, roll, words_of
 from experiments.ab.events import new_id
 from model.errors import BusyError, DrainingError, GenerationError, InputError, LimitError, StoryError
-from model.generation import GenerationRequest, SamplingParams, TokenLogprob, Usage
+from model.generation import GenerationRequest, TokenLogprob, Usage, new_seed
 from model.serving.backend import CACHE, model_for
 from model.serving.logs import new_request_id, request_id
 from model.serving.session import UNKNOWN, Generation, GenerationManager, GenerationSession
@@ -35,7 +36,13 @@ SILENCE = 0.5
 PLACES = {"local": "locally", "modal": "on Modal"}
 """`served_by` of a stream, in words."""
 
+EXAMPLE = Form(prompt="One sunny day, Lily found a tiny golden key in the garden.", seed=16)
+"""What is being written at a first visit."""
+EXAMPLE_NOTE = "An example. Type your own beginning, and press Write."
+
 STORY_ID = re.compile(r"[0-9a-f]{32}")
+
+ENDINGS = {"stop": "The end", "length": "Stopped at the length you set", "cancelled": "Stopped"}
 
 THANKS = {1: "Noted: you like it.", -1: "Noted: not for you.", 0: "Taken back."}
 """What a screen reader says of a rating."""
@@ -51,7 +58,15 @@ class View:
     generated: str = ""
     """What the model has added to it so far."""
     status: str = ""
-    """One line: counts while writing, the ending afterwards, or what went wrong."""
+    """One line: that it is written, how it ended, or what went wrong."""
+    figures: str = ""
+    """Tokens, speed, place and seed."""
+    took: str = ""
+    """Tokens and seconds of a story that has ended."""
+    note: str = ""
+    """Where the story comes from, above it: from a link, an example."""
+    example: bool = False
+    """Nobody asked for this story."""
     spoken: str = ""
     """What a screen reader says of it: only beginnings and endings, for twenty updates a second are noise."""
     link: str = ""
@@ -114,16 +129,48 @@ class AppState:
 
 
 def opened(query: Mapping[str, str], version: str) -> tuple[dict[str, Any], View]:
-    """The fields that a link fills, with a status line."""
+    """The fields that a link fills, and a view whose `link` is to be opened where it names a prompt."""
     values, notes = decode_link(query, version)
     note = " ".join(notes)
-    if values and not note:
-        note = "Opened from a link. Press Write to read its story."
-    return values, View(status=note, spoken=note)
+    if "prompt" not in values:
+        return values, View(status=note, spoken=note)
+    form = Form(**{"seed": None, **values}).drawn()
+    return values, View(note=note or "From a link.", link=encode_link(form, version))
 
 
-def write(state: AppState, tab: str, form: Form, client: str = UNKNOWN, user: str = "") -> AsyncGenerator[View, None]:
-    """Generate a new story from the form's prompt and settings.
+def example(version: str) -> View:
+    """The view of a first visit, whose `link` is to be opened."""
+    return View(note=EXAMPLE_NOTE, example=True, link=encode_link(EXAMPLE, version))
+
+
+def has_example(state: AppState) -> bool:
+    """Whether a first visit sees the example: not where versions are compared, which it would bias."""
+    return state.recorder is None or not state.recorder.compares
+
+
+def open_link(
+    state: AppState, tab: str, view: View, client: str = UNKNOWN, user: str = ""
+) -> AsyncGenerator[View, None]:
+    """Write the story of `view.link` at once.
+
+    The example counts by its tokens only: whoever sees it has not asked for a story.
+    """
+    values, _ = decode_link(dict(parse_qsl(view.link, keep_blank_values=True)), "")
+    form = Form(**values)
+    return write(state, tab, form, client, user, note=view.note, shows_example=form == EXAMPLE)
+
+
+def write(
+    state: AppState,
+    tab: str,
+    form: Form,
+    client: str = UNKNOWN,
+    user: str = "",
+    *,
+    note: str = "",
+    shows_example: bool = False,
+) -> AsyncGenerator[View, None]:
+    """Generate a new story from the form's prompt and settings, below a `note`.
 
     `client` is what the rate limiter counts by, `user` what A/B routing assigns by.
 
@@ -131,10 +178,11 @@ def write(state: AppState, tab: str, form: Form, client: str = UNKNOWN, user: st
     the model has hardly ever seen a space that stands alone before it has to choose a word.
     """
     form = replace(form.drawn(), prompt=form.prompt.rstrip(" \t"))
-    view = View(prompt=form.prompt, filename=filename(form.prompt), story=new_id() if state.recorder else "")
+    story = new_id() if state.recorder and not shows_example else ""
+    view = View(prompt=form.prompt, filename=filename(form.prompt), story=story, note=note, example=shows_example)
     with contextlib.suppress(InputError):  # only a prompt too long for an address: then there is no link
         view = replace(view, link=encode_link(form, model_for(state.manager.backend, user).version))
-    return _generate(state, tab, form, view, client, user)
+    return _generate(state, tab, form, view, client, user, stories=0 if shows_example else None)
 
 
 def resume(
@@ -154,8 +202,11 @@ async def fork(
     try:
         prompt = await prompt_tokens(state.manager, view.prompt, client)
         view = replace(view, generated="".join(str(word) for word, _, _ in view.words))
+        form = replace(form, prompt=view.prompt, seed=max(view.seed, 0))
+        with contextlib.suppress(InputError):  # a prompt too long for an address
+            view = replace(view, link=encode_link(form, model_for(state.manager.backend, user).version))
         tokens = (*prompt, *(token for _, ids, _ in view.words for token in ids))
-        views = _generate(state, tab, replace(form, prompt="", seed=max(view.seed, 0)), view, client, user, tokens)
+        views = _generate(state, tab, replace(form, prompt=""), view, client, user, tokens)
     except (StoryError, ValueError, TypeError) as error:
         yield _failed(view, f"This story cannot be forked: {error}.")
         return
@@ -165,14 +216,20 @@ async def fork(
 
 
 async def look_at(state: AppState, given: Mapping[str, Any], client: str) -> dict[str, Any]:
-    """What could come after the text `prompt` and `tokens`: `alternatives`, `futures` where asked for, or an `error`.
+    """Say what could come after the text `prompt` and `tokens`, under the form's `fields`.
 
-    Futures are those of the `seed` of the story.
+    Returns `alternatives`; or `futures`, those of the `seed` of the story, where they are asked for; or the next
+    `word`, where the dice are to `roll`; or an `error`.
     """
     try:
         prompt = await prompt_tokens(state.manager, given.get("prompt", ""), client)
-        sampling = SamplingParams(seed=given.get("seed", 0))
+        fields = given.get("fields")
+        form = read_form(*fields) if isinstance(fields, list) and len(fields) == len(FIELDS) else Form()
+        seed = new_seed() if given.get("roll") else given.get("seed", 0)
+        sampling = replace(form.request("").sampling, seed=seed)
         request = GenerationRequest(prompt=(*prompt, *given.get("tokens", ())), sampling=sampling)
+        if given.get("roll"):
+            return {"word": await roll(state.manager, request, client)}
         if given.get("futures"):
             return {"futures": [each.as_dict() for each in await futures(state.manager, request, client)]}
         return {"alternatives": [each.as_dict() for each in await alternatives(state.manager, request, client)]}
@@ -196,23 +253,32 @@ def rate(state: AppState, view: View, rating: int) -> View:
 
 
 async def _generate(
-    state: AppState, tab: str, form: Form, view: View, client: str, user: str, prompt: tuple[int, ...] | None = None
+    state: AppState,
+    tab: str,
+    form: Form,
+    view: View,
+    client: str,
+    user: str,
+    prompt: tuple[int, ...] | None = None,
+    stories: int | None = None,
 ) -> AsyncGenerator[View, None]:
     """Stream what follows `view.text`, or `prompt`, which is the same as tokens.
 
+    `stories`: see `GenerationManager.session`.
     However this generator ends, its session is closed.
     """
     if problems := form.problems():
         yield replace(_failed(view, " ".join(f"{problem}." for problem in problems.values())), problems=problems)
         return
     request_id.set(reference := new_request_id())
-    view = replace(view, phase="waiting", status="Beginning…", spoken="Writing.", finish_reason="", problems={})
+    view = replace(view, phase="waiting", status="Beginning…", spoken="Writing.", figures="", took="")
+    view = replace(view, finish_reason="", problems={})
     session: GenerationSession | None = None
     try:
         request = replace(form.request(view.text), prompt=view.text if prompt is None else prompt, logprobs=0)
         view = replace(view, seed=request.sampling.seed)
         request = replace(request, user=user, story_id=view.story or request.story_id)
-        session = state.sessions[tab] = state.manager.session([request], client)
+        session = state.sessions[tab] = state.manager.session([request], client, stories)
         async with session, contextlib.aclosing(coalesce(session.events(SILENCE))) as batches:
             generation, begun = session.generations[0], len(view.generated)
             tokens: list[TokenLogprob] = []
@@ -224,8 +290,9 @@ async def _generate(
                     tokens += [token for chunk in chunks for token in chunk.logprobs]
                     if len(places) > 1:
                         view = replace(view, spoken=f"The story goes on {_where(places[-1:])}.")
-                    line = _line(generation.usage, places, view.seed)
-                    view = replace(view, phase="writing", generated=view.generated + text, status=line)
+                    figures = _figures(generation.usage, places, view.seed)
+                    view = replace(view, generated=view.generated + text, figures=figures)
+                    view = replace(view, phase="writing", status="Writing…")
                     view = replace(view, wishes=_met(request.wishes, view))
                     yield view
                 elif generation.completion is None:
@@ -234,7 +301,7 @@ async def _generate(
                     view = replace(view, beat=view.beat + 1)
                     yield view
             view = _ended(view, generation)
-            words = [list(word) for word in words_of(tokens, view.generated[begun:])]
+            words = as_lists(words_of(tokens, view.generated[begun:]))
             yield replace(view, wishes=_met(request.wishes, view), words=[*view.words, *words])
     except LimitError as error:
         who = "You have had" if error.scope == "client" else "Everyone together has had"
@@ -285,13 +352,14 @@ def _failed(view: View, message: str) -> View:
 
 def _ended(view: View, generation: Generation) -> View:
     """The last view of a stream: exact figures, and how it ended in words."""
-    endings = {"stop": "The end", "length": "Stopped at the length you set", "cancelled": "Stopped"}
-    ending = endings[str(generation.outcome)]
-    line = _line(generation.usage, generation.places, view.seed)
-    status = f"{ending} · {line}" if generation.usage.completion_tokens else ending
+    ending = ENDINGS[str(generation.outcome)]
+    usage, places = generation.usage, generation.places
+    if tokens := usage.completion_tokens:
+        time = "from the cache" if places == [CACHE] else f"in {max(usage.duration, 0.01):.2f} s"
+        view = replace(view, figures=_figures(usage, places, view.seed), took=f"{_count(tokens)} {time}")
     phase: Phase = "ended" if generation.outcome == "stop" else "open"
-    spoken = status.replace(" · ", ", ") + "."
-    return replace(view, phase=phase, status=status, spoken=spoken, finish_reason=str(generation.outcome))
+    spoken = f"{ending}, written {_where(places)}." if len(places) > 1 else f"{ending}."
+    return replace(view, phase=phase, status=ending, spoken=spoken, finish_reason=str(generation.outcome))
 
 
 def _where(served_by: list[str]) -> str:
@@ -299,10 +367,14 @@ def _where(served_by: list[str]) -> str:
     return ", then ".join(PLACES.get(place, f"by {place}") for place in served_by)
 
 
-def _line(usage: Usage, served_by: list[str], seed: int) -> str:
+def _count(tokens: int) -> str:
+    return f"{tokens:,} token{'s' * (tokens != 1)}"
+
+
+def _figures(usage: Usage, served_by: list[str], seed: int) -> str:
     """`212 tokens · 1,840 tokens/s · first after 9 ms · written locally · seed 7`."""
     tokens, rate, ttft = usage.completion_tokens, usage.tokens_per_second, usage.ttft
-    parts = [f"{tokens:,} token{'s' * (tokens != 1)}"]
+    parts = [_count(tokens)]
     if served_by == [CACHE]:  # a cache hit has no rate
         return " · ".join([*parts, "from the cache", f"seed {seed}"])
     if rate > 0:

@@ -12,7 +12,6 @@ import asyncio
 import contextlib
 import functools
 import json
-import re
 from collections.abc import AsyncGenerator, Callable, Sequence
 from html import escape
 from typing import Any, NamedTuple, TypeVar
@@ -20,9 +19,9 @@ from typing import Any, NamedTuple, TypeVar
 import gradio as gr
 from gradio.events import api
 
-from demo import handlers, theme
+from demo import handlers, theme, tree
 from demo.experiments_page import PATH, add_experiments
-from demo.form import ANY, CHOICES, FIELDS, LABELS, LONGEST, VERSION_CHARS, Form
+from demo.form import ANY, CHOICES, FIELDS, LABELS, LONGEST, VERSION_CHARS, Form, read_form
 from demo.handlers import AppState, View
 from demo.inside_page import add_inside
 from demo.routing import user_of
@@ -54,18 +53,33 @@ HELP = {
 QUEUE_MARGIN = 64
 """Events that may wait in Gradio's own queue: loads and new seeds. Stories wait in the engine's queue."""
 
+SCRIPTS = ("pace.js", "book.js", "difference.js", "words.js", "tree.js", "fan.js", "shelf.js")
+"""Parts of the story's script, in their order: they see each other's names."""
+
 _KEYS = """
 <p class="keys"><kbd>Ctrl</kbd> or <kbd>⌘</kbd> + <kbd>Enter</kbd> writes, <kbd>Esc</kbd> stops</p>
 """
 
 _BOOK = """
 <div class="book" data-phase="empty">
+  <p class="note"></p>
   <article aria-label="The story" tabindex="-1"></article>
   <p class="blank">Your story will appear here.</p>
   <ul class="wishes" aria-label="Wishes"></ul>
   <p class="status"></p>
+  <details class="figures">
+    <summary>Details</summary>
+    <p></p>
+    <label><input type="checkbox"> Show stories as fast as you read</label>
+  </details>
   <p class="spoken" role="status" aria-live="polite"></p>
 </div>
+<details class="shelf">
+  <summary>Your stories</summary>
+  <p>The last thirty are kept in this browser.</p>
+  <ul></ul>
+  <button type="button" class="clear" hidden>Delete all</button>
+</details>
 """
 
 
@@ -130,6 +144,8 @@ def _lay_out(state: AppState, experiments: StoreClient | None) -> gr.Blocks:
         _wire(page, parts, state)
         _add_endpoint(state, "write", handlers.write, "Write a story that begins with `prompt`.")
         _add_endpoint(state, "continue", _continue, "Go on with the story that `prompt` is so far.")
+        _add_look(state, "alternatives", "Words that could come next after the text `prompt`, with probabilities.")
+        _add_look(state, "futures", "Sixteen continuations of `prompt`, merged by their common beginnings.")
         if source is not None:
             add_endpoint(source)
         page.load(colophon, None, shown, queue=False, show_progress="hidden", api_visibility="private")
@@ -148,6 +164,9 @@ def _layout(state: AppState) -> Parts:
     # By this annotation Gradio knows that it is to hand over the request, which is Starlette's here.
     async def look_at(given: dict[str, Any], request: gr.Request) -> dict[str, Any]:
         return await handlers.look_at(state, given, state.manager.client_of(request.scope))
+
+    async def regrow(given: dict[str, Any], request: gr.Request) -> dict[str, Any]:
+        return await tree.regrown(state.manager, given, user_of(request), state.manager.client_of(request.scope))
 
     asks = state.recorder is not None
     usual = Form()
@@ -194,23 +213,25 @@ def _layout(state: AppState) -> Parts:
             # Buttons that `assets/book.js` answers can be pressed once it is there: it enables them.
             with gr.Row(elem_id="actions"):
                 gr.Button("Write", variant="primary", min_width=0, elem_id="write", interactive=False)
-                for label in ("Stop", "Continue", "Again"):
+                for label in ("Stop", "Skip", "Continue", "Again"):
                     gr.Button(label, min_width=0, elem_id=label.lower(), interactive=False)
             _plain(_KEYS, "keys")
         with gr.Column(elem_id="story-panel"):
             book = gr.HTML(
                 View().as_dict() | {"run": 0, "wanted": ""},
                 html_template=_BOOK,
-                js_on_load=theme.asset("book.js") + theme.asset("words.js"),
+                js_on_load="".join(map(theme.asset, SCRIPTS)),
                 apply_default_css=False,
                 elem_id="book",
-                server_functions=[look_at],
+                server_functions=[look_at, regrow],
             )
             with gr.Row(elem_id="rating", visible=asks):
                 _small("👍 I like it", "like", interactive=False)
                 _small("👎 Not for me", "dislike", interactive=False)
             with gr.Row(elem_id="keep"):
                 _small("Save as .txt", "save", interactive=False)
+                for kind in ("md", "json", "png"):
+                    _small(f".{kind}", f"save-{kind}", interactive=False)
                 _small("Copy link", "link", interactive=False)
     fields = [prompt, max_tokens, temperature, top_p, top_k, min_p, penalty, words, *chosen, seed]
     return Parts(fields, examples, same_seed, wishes, book)
@@ -227,9 +248,11 @@ def _wire(page: gr.Blocks, parts: Parts, state: AppState) -> None:
         if not isinstance(run, int) or run < newest:
             return  # the page has given this one up
         state.runs[_tab(request)] = run
-        what = (state, _tab(request), _form(*values))
+        what = (state, _tab(request), read_form(*values))
         handlers.stop(*what[:2])  # a new story takes the place of one that the tab may have running
-        if shown.get("wanted") in ("continue", "fork"):
+        if shown.get("wanted") == "open":
+            views = handlers.open_link(*what[:2], View.sent(shown), *_who(state, request))
+        elif shown.get("wanted") in ("continue", "fork"):
             go_on = handlers.fork if shown["wanted"] == "fork" else handlers.resume
             views = go_on(*what, View.sent(shown), *_who(state, request))
         else:
@@ -252,12 +275,16 @@ def _wire(page: gr.Blocks, parts: Parts, state: AppState) -> None:
         rating = 1 if shown.get("wanted") == "like" else -1
         return handlers.rate(state, View.sent(shown), rating).as_dict() | {"run": shown.get("run")}
 
-    def on_load(request: gr.Request, kept: bool) -> list[Any]:
+    def on_load(request: gr.Request, opening: dict[str, Any]) -> list[Any]:
         model = model_for(state.manager.backend, user_of(request))
+        kept, first = bool(opening.get("kept")), bool(opening.get("first"))
         values, view = handlers.opened({} if kept else dict(request.query_params), model.version)
+        if first and not kept and not values and not view.status and handlers.has_example(state):
+            view = handlers.example(model.version)
         # What no link names stays as it is: the user may have begun to type before this answer arrives.
         fields = [values[name] if name in values else gr.skip() for name in FIELDS]
-        shown = view.as_dict() | {"run": 0} if view.status else gr.skip()
+        wanted = "open" if view.link else ""
+        shown = view.as_dict() | {"run": 0, "wanted": wanted} if view.link or view.status else gr.skip()
         return [*fields, gr.update(visible=model.wishes), shown]
 
     hidden: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
@@ -279,11 +306,7 @@ def _wire(page: gr.Blocks, parts: Parts, state: AppState) -> None:
     parts.same_seed.click(None, parts.book, parts.fields[-1], js="(view) => (view.seed < 0 ? '' : String(view.seed))")
     page.load(None, None, parts.fields, js=f"() => window.story.fields({len(FIELDS)})")
     page.load(
-        on_load,
-        parts.book,
-        [*parts.fields, parts.wishes, parts.book],
-        js="() => [window.story.kept !== null]",
-        **hidden,
+        on_load, parts.book, [*parts.fields, parts.wishes, parts.book], js="() => [window.story.opening()]", **hidden
     )
     changes = [field.change for field in parts.fields]  # type: ignore[attr-defined]
     gr.on(changes, None, parts.fields, None, js="(...values) => { window.story.keep('fields', values); }")
@@ -310,12 +333,13 @@ def _add_endpoint(state: AppState, name: str, start: Callable[..., AsyncGenerato
         ending: str = ANY,
     ) -> AsyncGenerator[dict[str, Any], None]:
         wishes = (words, story_length, dialogue, ending)
-        form = _form(prompt, max_tokens, temperature, top_p, top_k, min_p, repetition_penalty, *wishes, seed)
+        form = read_form(prompt, max_tokens, temperature, top_p, top_k, min_p, repetition_penalty, *wishes, seed)
         async with contextlib.aclosing(start(state, _tab(request), form, *_who(state, request))) as views:
             async for view in views:
                 if view.phase == "failed":
                     raise gr.Error(view.status, print_exception=False)
-                about = {"finish_reason": view.finish_reason, "status": view.status, "seed": view.seed}
+                status = " · ".join(filter(None, (view.status, view.figures)))
+                about = {"finish_reason": view.finish_reason, "status": status, "seed": view.seed}
                 yield {"story": view.text, "text": view.generated, **about}
 
     story.__name__ = name  # by which Gradio names its tool
@@ -329,17 +353,23 @@ def _add_endpoint(state: AppState, name: str, start: Callable[..., AsyncGenerato
     )
 
 
+def _add_look(state: AppState, name: str, what: str) -> None:
+    """Add a public endpoint that says what could come after a text."""
+
+    async def look(request: gr.Request, prompt: str, seed: int = 0) -> dict[str, Any]:
+        given = {"prompt": prompt, "seed": seed, "futures": name == "futures"}
+        answer = await handlers.look_at(state, given, _who(state, request)[0])
+        if "error" in answer:
+            raise gr.Error(answer["error"], print_exception=False)
+        return answer
+
+    look.__name__ = name
+    look.__annotations__["return"] = dict
+    api(look, api_name=name, api_description=what, concurrency_limit=state.manager.backend.capacity)
+
+
 def _continue(state: AppState, tab: str, form: Form, client: str, user: str) -> AsyncGenerator[View, None]:
     return handlers.resume(state, tab, form, View(prompt=form.prompt), client, user)
-
-
-def _form(*values: Any) -> Form:
-    """The form from the fields' values, in the order of `FIELDS`; an untouched text field counts as empty."""
-    prompt, *others, seed = values
-    if isinstance(seed, str):
-        seed = int(seed) if re.fullmatch(r"\s*-?[0-9]{1,20}\s*", seed) else seed.strip() or None
-    given = dict(zip(FIELDS[1:-1], others, strict=True))
-    return Form(prompt=prompt or "", **given | {"words": given["words"] or ""}, seed=seed)
 
 
 def _tab(request: gr.Request) -> str:

@@ -245,8 +245,8 @@ _ID = re.compile(r"[0-9a-f]{32}")
 
 
 def user_of(request: "gr.Request") -> str:
-    """The id of whoever sent an event: from the cookie, else of the tab."""
-    return _known(request.cookies) or request.session_hash or ""
+    """The id of whoever sent an event: from the cookie, else of the tab. A call of a component has no tab."""
+    return _known(request.cookies) or getattr(request, "session_hash", None) or ""
 
 
 def _known(cookies: Mapping[str, str]) -> str:

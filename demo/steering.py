@@ -87,6 +87,11 @@ def words_of(tokens: Iterable[TokenLogprob], text: str) -> list[Word]:
             groups[-1].append(token)
         else:
             groups.append([token])
+    return matched(groups, text)
+
+
+def matched(groups: Sequence[Sequence[TokenLogprob]], text: str) -> list[Word]:
+    """The words of `text` whose tokens are given word by word; none where the tokens are not those of the text."""
     # A character of several tokens has no text of its own in any of them; in any case it is not ASCII.
     known = [[PARTIAL if UNKNOWN in each.text else re.escape(each.text) for each in group] for group in groups]
     found = re.fullmatch("".join(f"({''.join(parts)})" for parts in known), text)
@@ -96,6 +101,11 @@ def words_of(tokens: Iterable[TokenLogprob], text: str) -> list[Word]:
         Word(word, tuple(each.token for each in group), -sum(each.logprob for each in group) / math.log(2))
         for word, group in zip(found.groups(), groups, strict=True)
     ]
+
+
+def as_lists(words: Iterable[Word]) -> list[list[Any]]:
+    """Words as the page has them."""
+    return [[word.text, list(word.tokens), round(word.bits, 3)] for word in words]
 
 
 async def alternatives(
@@ -155,6 +165,16 @@ async def futures(
     return merge([words_of(each.logprobs, each.text) for each in done])
 
 
+async def roll(manager: GenerationManager, request: GenerationRequest, client: str) -> list[Any] | None:
+    """Draw the next word as the sampling of `request` says; None: the story ends here.
+
+    It counts for the token limits only, as whoever rolls has looked at the place before.
+    """
+    ask = replace(request, max_tokens=WORD_TOKENS, logprobs=0, cacheable=False)
+    (done,) = await generate(manager, [ask], client)
+    return next(iter(as_lists(words_of(done.logprobs, done.text))), None)
+
+
 def merge(stories: Sequence[Sequence[Word]]) -> list[Branch]:
     """Merge lists of words by their common beginnings; of the branches at a place, the one with most stories first."""
     groups: dict[str, list[Sequence[Word]]] = {}
@@ -171,9 +191,9 @@ def merge(stories: Sequence[Sequence[Word]]) -> list[Branch]:
     return sorted(branches, key=lambda branch: -branch.count)
 
 
-async def prompt_tokens(manager: GenerationManager, text: str, client: str) -> tuple[int, ...]:
-    """The tokens of a prompt as the model that serves reads it."""
-    (done,) = await generate(manager, [GenerationRequest(prompt=text, max_tokens=0, echo=True)], client)
+async def prompt_tokens(manager: GenerationManager, text: str, client: str, stories: int = 0) -> tuple[int, ...]:
+    """The tokens of a prompt as the model that serves reads it; it counts as so many stories for the rate limits."""
+    (done,) = await generate(manager, [GenerationRequest(prompt=text, max_tokens=0, echo=True)], client, stories)
     return () if done.prompt is None else done.prompt.tokens
 
 

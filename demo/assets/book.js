@@ -2,11 +2,18 @@
 const book = element.querySelector(".book");
 const article = element.querySelector("article");
 const wishes = element.querySelector(".wishes");
+const note = element.querySelector(".note");
 const status = element.querySelector(".status");
 const spoken = element.querySelector(".spoken");
 let drawn = "";
 
-const put = (node, text) => { if (node.textContent !== text) node.textContent = text; };
+// Text that grows is appended, so that what a user has selected of it stays selected.
+const put = (node, text) => {
+  const old = node.textContent;
+  if (old === text) return;
+  if (old && text.startsWith(old) && node.firstChild === node.lastChild) node.firstChild.appendData(text.slice(old.length));
+  else node.textContent = text;
+};
 
 // A first letter is set large where its script has large initials and a word goes on after it; a quote before it hangs.
 const INITIAL = /^(["“‘«„‚‹]?)[\p{Script=Latin}\p{Script=Greek}\p{Script=Cyrillic}]\p{M}*(?=[\p{L}\s]|$)/u;
@@ -52,7 +59,7 @@ const draw = (prompt, generated) => {
 // A button of the page is a plain one: this script says at once which of them can be pressed, and answers them.
 const BUSY = new Set(["waiting", "writing"]);
 const PATIENCE = 5000; // milliseconds without a view, after which the connection counts as cut: one comes each half second
-const READING = 40; // characters a second: nobody reads faster, so nothing faster is followed
+const FASTEST = 40; // characters a second: nobody reads faster, so nothing faster is followed
 const button = (id) => document.getElementById(id);
 const empty = props.value;
 let shown = empty; // the view on the page
@@ -64,26 +71,32 @@ let heard = 0;
 let began = 0;
 let length = 0; // of the text that the last request went on from
 let fresh = false; // whether the last request was for a new story, not for more of this one
+let asked = ""; // what the last request was for
 let leaving = false; // whether the last story is still there, for a new one has no word yet
 
 const enable = () => {
-  const { phase, prompt, generated, link, story } = shown;
+  const { phase, prompt, generated, link, story, example } = shown;
   const busy = BUSY.has(phase);
-  const ended = phase === "ended" || phase === "open";
+  const running = (busy || reading()) && !stopping;
+  const ended = (phase === "ended" || phase === "open") && !reading();
   const able = {
-    stop: busy && !stopping,
-    write: !busy,
-    continue: (phase === "open" || phase === "failed") && prompt + generated !== "",
-    again: !busy && phase !== "empty",
+    stop: running,
+    skip: running && read < Infinity,
+    write: !busy || example, // nobody has to wait for what he has not asked for
+    continue: (phase === "open" || phase === "failed") && !reading() && prompt + generated !== "",
+    again: !busy && phase !== "empty" && !example,
     save: prompt + generated !== "",
-    link: link !== "" && phase !== "empty",
+    "save-md": prompt + generated !== "",
+    "save-json": prompt + generated !== "",
+    "save-png": prompt + generated !== "",
+    link: (link !== "" || !busy) && prompt + generated !== "",
     like: ended && generated !== "" && story !== "",
     dislike: ended && generated !== "" && story !== "",
   };
   const held = document.activeElement;
   for (const [id, can] of Object.entries(able)) if (button(id)) button(id).disabled = !can;
   // A disabled element loses the focus: hand it on to the next useful one.
-  if (held?.id in able && !able[held.id]) button(busy && !stopping ? "stop" : "write")?.focus({ preventScroll: true });
+  if (held?.id in able && !able[held.id]) button(running ? "stop" : "write")?.focus({ preventScroll: true });
   for (const [id, value] of [["like", 1], ["dislike", -1]]) {
     button(id)?.setAttribute("aria-pressed", String(shown.rating === value));
   }
@@ -119,22 +132,12 @@ const show = (view) => {
   const found = JSON.stringify(view.problems) !== JSON.stringify(shown.problems);
   shown = view;
   props.value = { ...view, stopped };
-  draw(view.prompt, view.generated);
-  const wished = Object.entries(view.wishes);
-  wishes.replaceChildren(...wished.map(([wish, met]) => {
-    const item = document.createElement("li");
-    item.textContent = wish;
-    item.classList.toggle("met", met);
-    return item;
-  }));
-  put(status, view.status);
-  put(spoken, view.spoken);
-  book.dataset.phase = view.phase;
+  put(note, view.note);
+  put(figures, view.figures);
   book.classList.toggle("leaving", leaving && BUSY.has(view.phase));
-  book.setAttribute("aria-busy", String(BUSY.has(view.phase)));
-  enable();
+  render(); // in `pace.js`
   if (found) mark(view.problems);
-  queueMicrotask(() => settled()); // in `words.js`
+  queueMicrotask(() => settled()); // in `tree.js`
   window.story.keep("view", view);
 };
 
@@ -149,15 +152,18 @@ const ask = (wanted) => {
     show({ ...shown, status: `${OFFLINE} Please try again when there is one.`, spoken: OFFLINE });
     return;
   }
-  before = shown;
+  before = BUSY.has(shown.phase) ? { ...empty, ...(shown.generated && { ...shown, phase: "open", status: "Stopped" }) } : shown;
   run += 1;
+  asked = wanted;
   stopping = false;
   heard = began = performance.now();
   leaving = fresh = wanted !== "continue" && wanted !== "fork";
   length = leaving ? 0 : shown.generated.length;
-  show({ ...shown, run, wanted, phase: "waiting", status: "Beginning…", spoken: "Writing.", problems: {} });
+  if (!leaving) pace(length);
+  const example = shown.example && wanted === "open";
+  show({ ...shown, run, wanted, example, phase: "waiting", status: "Beginning…", spoken: "Writing.", problems: {} });
   const box = book.getBoundingClientRect();
-  if (leaving && (box.top > innerHeight * 0.6 || box.top < 0)) book.scrollIntoView({ block: "start" });
+  if (leaving && !shown.example && (box.top > innerHeight * 0.6 || box.top < 0)) book.scrollIntoView({ block: "start" });
   setTimeout(() => trigger("submit"), 0); // a field that is being left hands over its value first
 };
 
@@ -169,22 +175,26 @@ const halt = (number) => {
 
 const stop = () => {
   stopping = true;
-  halt(run);
+  if (BUSY.has(shown.phase)) halt(run);
   if (leaving) {
     run += 1;
+    stopping = false; // what is left of the story before it can be
     broken("Stopped.");
-  } else show({ ...shown, phase: "open", status: "Stopped", spoken: "Stopped." });
+  } else {
+    limit = unread();
+    read = Infinity;
+    show(cut({ ...shown, phase: "open", status: "Stopped", spoken: "Stopped." }));
+  }
 };
 
-const PRESSES = {
+const PRESSES = { // others are in `shelf.js`
   write: () => ask("write"),
   again: () => ask("again"),
   continue: () => ask("continue"),
   stop,
+  skip,
   like: () => { props.value = { ...shown, wanted: "like" }; trigger("like"); },
   dislike: () => { props.value = { ...shown, wanted: "dislike" }; trigger("like"); },
-  save: () => window.story.save(shown),
-  link: () => window.story.link(shown),
 };
 document.addEventListener("click", (event) => PRESSES[event.target.closest?.("button")?.id]?.());
 
@@ -221,20 +231,18 @@ watch("value", () => {
     broken(view.status, view.problems);
     return;
   }
-  leaving = leaving && view.phase === "waiting";
-  const slow = (view.generated.length - length) / (heard - began) < READING / 1000;
+  if (view.example && view.phase === "failed" && !view.generated) { // nobody asked for it
+    show({ ...empty, run });
+    return;
+  }
+  if (leaving && view.phase !== "waiting") {
+    leaving = false;
+    pace(0);
+  }
+  if (view.phase === "failed") read = Infinity;
+  const slow = (view.generated.length - length) / (heard - began) < FASTEST / 1000;
   const atEnd = document.documentElement.scrollHeight - innerHeight - scrollY < 160;
-  show(view);
-  if (busy && slow && atEnd) scrollTo({ top: document.documentElement.scrollHeight });
+  show(stopping ? cut(view) : view);
+  if (view.wanted === "open" && view.phase === "empty") ask("open");
+  if (busy && slow && atEnd && read === Infinity) scrollTo({ top: document.documentElement.scrollHeight });
 });
-
-// What was there before a reload, another page or a restart of the server is there again.
-const kept = window.story.kept && window.story.kept.view;
-if (kept) {
-  run = kept.run;
-  const cut = "The page was left before this story had ended. Press Continue to go on.";
-  show(BUSY.has(kept.phase) ? { ...kept, phase: kept.generated ? "open" : "failed", status: cut, spoken: cut } : kept);
-}
-for (const row of ["actions", "rating", "keep"]) { // the buttons may come later than this script
-  if (row !== "rating" || button(row)) window.story.whenThere(`#${row} button:last-of-type`, enable);
-}

@@ -7,10 +7,14 @@
 
   // Light or dark: the address says so, or the last press of the button, or the system.
   const system = matchMedia("(prefers-color-scheme: dark)");
-  const storedTheme = () => {
-    try { return localStorage.getItem("story-paper"); } catch { return null; } // storage may be forbidden
+  const setting = (name, value) => { // what holds for all tabs and visits: read, or with a value, set
+    try {
+      if (value === undefined) return localStorage.getItem(`story-${name}`);
+      localStorage.setItem(`story-${name}`, value);
+    } catch { /* forbidden: for this visit only */ }
+    return null;
   };
-  let chosen = new URLSearchParams(location.search).get("__theme") || storedTheme();
+  let chosen = new URLSearchParams(location.search).get("__theme") || setting("paper");
   const isDark = () => (chosen === "dark" || chosen === "light" ? chosen === "dark" : system.matches);
   const paint = () => {
     const dark = isDark();
@@ -76,7 +80,7 @@
     paint();
     toggle.addEventListener("click", () => {
       chosen = isDark() ? "light" : "dark";
-      try { localStorage.setItem("story-paper", chosen); } catch { /* kept for this visit only */ }
+      setting("paper", chosen);
       paint();
     });
   });
@@ -95,11 +99,13 @@
   });
 
   // What the user has is kept for this tab, by address: the fields, and the view of the story.
-  const place = () => `story ${location.pathname}${location.search}`;
+  const fragment = () => (location.hash.startsWith("#tree=") ? location.hash : "");
+  const place = () => `story ${location.pathname}${location.search}${fragment()}`;
   const read = () => {
     try { return JSON.parse(sessionStorage.getItem(place())); } catch { return null; } // storage may be forbidden
   };
   let now = read() ?? {};
+  const large = {}; // by name: what is kept beside the rest, for it is large and changes seldom
 
   window.story = {
     kept: read(), // what was there when the page was opened, or null
@@ -116,11 +122,30 @@
       try { return JSON.parse(sessionStorage.getItem(sessionStorage.getItem("last story"))); } catch { return null; }
     },
 
+    now: (name) => now[name],
+
+    apart(name, value) {
+      if (value !== undefined) large[name] = value;
+      try {
+        if (value === undefined) return JSON.parse(sessionStorage.getItem(`${place()} ${name}`));
+        sessionStorage.setItem(`${place()} ${name}`, JSON.stringify(value));
+      } catch { /* forbidden or full */ }
+      return null;
+    },
+
     // The fields' values as they were, for the form.
     fields(count) {
       return this.kept?.fields ?? Array(count).fill({ __type__: "update" });
     },
 
+    // How the page is opened: with what was there before, or for the first time in this browser.
+    opening() {
+      const opening = { kept: this.kept !== null || fragment() !== "", first: setting("visited") === null };
+      setting("visited", "yes");
+      return opening;
+    },
+
+    setting,
     whenThere,
 
     // A message beside a field is of no use in a closed fold.
@@ -138,25 +163,16 @@
       if (!keyboard()) prompt.blur();
     },
 
-    save(view) {
-      const file = new Blob([view.prompt + view.generated + "\n"], { type: "text/plain;charset=utf-8" });
-      const anchor = document.createElement("a");
-      anchor.href = URL.createObjectURL(file);
-      anchor.download = view.filename || "story.txt";
-      anchor.click();
-      setTimeout(() => URL.revokeObjectURL(anchor.href), 1000);
-    },
-
-    async link(view) {
-      const address = new URL(location.href);
-      address.search = view.link;
+    // Put this address into the clipboard and the address bar; what is kept, is kept for it from now on.
+    async link(address, view, opens) {
       history.replaceState(null, "", address);
       this.keep("view", view);
+      for (const [name, value] of Object.entries(large)) this.apart(name, value);
       try {
-        await navigator.clipboard.writeText(address.href);
-        say("Link copied. It opens this prompt with these settings.");
+        await navigator.clipboard.writeText(location.href);
+        say(`Link copied. ${opens}`);
       } catch { // no clipboard without https, or the user refused
-        say("This page’s address now opens this prompt with these settings: copy it from the address bar.");
+        say(`${opens} Copy it from the address bar.`);
       }
     },
   };

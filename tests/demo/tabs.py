@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from importlib.resources import files
 
 import pytest
@@ -20,6 +21,9 @@ IN_A_BROWSER = [
     pytest.mark.filterwarnings("ignore:The copy keyword is deprecated"),
 ]
 """Marks of every test file that drives a page."""
+
+BEEN_HERE = {"visited": "yes", "pace": "off"}
+"""Settings of a user who saw the example before, and wants stories at once."""
 
 FLAGS = [
     "--headless",
@@ -62,9 +66,14 @@ def opening(browser: Browser) -> Iterator[Callable[..., Tab]]:
     tabs: list[Tab] = []
 
     def make(
-        *, url: str, query: str = "", before: Callable[[Page], object] = lambda page: None, **options: object
+        *,
+        url: str,
+        query: str = "",
+        before: Callable[[Page], object] = lambda page: None,
+        settings: Mapping[str, str] = BEEN_HERE,
+        **options: object,
     ) -> Tab:
-        tab = Tab(browser.new_context(**options).new_page(), url)  # type: ignore[arg-type]
+        tab = Tab(browser.new_context(**options).new_page(), url, settings)  # type: ignore[arg-type]
         tabs.append(tab)
         before(tab.page)
         return tab.open(query)
@@ -81,7 +90,12 @@ def opening(browser: Browser) -> Iterator[Callable[..., Tab]]:
 class Tab:
     """A page with what went wrong on it: errors in the console, and requests to anyone but our own server."""
 
-    def __init__(self, page: Page, url: str) -> None:
+    def __init__(self, page: Page, url: str, settings: Mapping[str, str] = BEEN_HERE) -> None:
+        """`settings`: what the user chose at an earlier visit, as the page keeps it in the browser."""
+        page.add_init_script(
+            f"for (const [name, value] of Object.entries({json.dumps(dict(settings))})) "
+            "try { localStorage[`story-${name}`] ??= value; } catch { /* about:blank has none */ }"
+        )
         self.page = page
         self.url = url
         self.errors: list[str] = []
@@ -119,6 +133,9 @@ class Tab:
     def generated(self) -> str:
         return "".join(self.page.locator("#book .generated").all_text_contents())
 
+    def figures(self) -> str:
+        return self.page.locator("#book .figures p").text_content() or ""
+
     def phase(self) -> str:
         return self.page.locator("#book .book").get_attribute("data-phase") or ""
 
@@ -127,7 +144,7 @@ class Tab:
         self.page.wait_for_selector(wanted)
 
     def enabled(self) -> list[str]:
-        names = ("write", "stop", "continue", "again", "save", "link")
+        names = ("write", "stop", "skip", "continue", "again", "save", "link")
         return [name for name in names if self.page.locator(f"#{name}").is_enabled()]
 
     def overflow(self) -> int:

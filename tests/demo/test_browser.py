@@ -60,9 +60,10 @@ def test_a_user_at_the_limit_reads_when_there_is_more_and_a_story_opened_again_c
     shared = SharedState(limiter, ResponseCache(LRUCache(1_000_000, 60), 60))
     with serve(shared.with_cache(local_backend(slots=2, queue=2, end_bias=-50)), shared=shared) as served:
         tab = opened(url=served.url, query=f"?{encode_link(Form(prompt='One day', max_tokens=20, seed=7), '')}")
-        expect(tab.page.locator("#prompt textarea")).to_have_value("One day", timeout=TIMEOUT)
         status = tab.page.locator("#book .status")
-        for expected in ("written locally", "from the cache", "You have had as many stories"):
+        expect(tab.page.locator("#book .figures p")).to_contain_text("written locally", timeout=TIMEOUT)
+        expect(tab.page.locator("#prompt textarea")).to_have_value("One day", timeout=TIMEOUT)
+        for expected in ("20 tokens from the cache", "You have had as many stories"):
             tab.page.click("#write")
             expect(status).to_contain_text(expected, timeout=TIMEOUT)
         assert "Please try again in" in (status.text_content() or "")
@@ -95,16 +96,16 @@ def test_a_story_is_begun_grows_is_stopped_half_way_and_another_is_read_to_its_e
     wait_until(grown, "five lengths of one story")
     assert active(served) == 1
     assert tab.enabled() == ["stop", "save", "link"]
-    assert re.search(r"\d+ tokens · .*tokens/s · first after .* · seed \d+", tab.page.inner_text("#book .status"))
+    assert re.search(r"\d+ tokens · .*tokens/s · first after .* · seed \d+", tab.figures())
 
     tab.page.click("#stop")
     tab.reaches("open")
     wait_until(lambda: active(served) == 0, "the engine's slot to be free")
-    expect(tab.page.locator("#book .status")).to_contain_text("Stopped · ")  # the figures come from the server
+    expect(tab.page.locator("#book .status")).to_contain_text("Stopped · ")  # its length comes from the server
     assert tab.story().startswith("One sunny day")
     half = tab.generated()
     assert len(half) > 0
-    assert "1,000 tokens" not in tab.page.inner_text("#book .status")
+    assert "1,000 tokens" not in tab.figures()
     assert tab.enabled() == ["write", "continue", "again", "save", "link"]
 
     tab.length(10)
@@ -171,7 +172,7 @@ def test_a_screen_reader_hears_that_writing_begins_and_how_it_ended(opened: Call
     tab.reaches("open")
     said = tab.page.evaluate("window.said")
     assert said[0] == "Writing."
-    assert said[-1].startswith("Stopped at the length you set, 40 tokens")
+    assert said[-1] == "Stopped at the length you set."
     assert len(said) == 2
     for field in ("#prompt textarea", "#length input[type=range]"):
         assert tab.page.locator(field).evaluate("node => (node.labels?.length ?? 0) > 0 || !!node.ariaLabel")
@@ -236,7 +237,7 @@ def test_another_word_makes_a_branch_and_nothing_is_lost(opened: Callable[..., T
     page.keyboard.press("ArrowDown")
     word = page.locator('#choices li[aria-selected="true"] span').first.text_content()
     page.keyboard.press("Enter")
-    branch = page.locator("#book .branches button").nth(1)
+    branch = page.locator("#book .branches .name").nth(1)
     expect(branch).to_have_attribute("aria-current", "true")
     tab.reaches("open", "ended")
     second = tab.story()
@@ -246,6 +247,7 @@ def test_another_word_makes_a_branch_and_nothing_is_lost(opened: Callable[..., T
     page.keyboard.press("Backspace")
     expect(page.locator("#book article")).to_have_text(first)
     page.reload()
+    expect(branch).to_be_visible(timeout=TIMEOUT)
     branch.click()
     expect(page.locator("#book article")).to_have_text(second)
     page.click("#write")
@@ -272,11 +274,14 @@ def test_a_link_opens_the_same_prompt_and_settings_which_give_the_same_story(
 
     other = opened(query="?" + urlsplit(address).query)
     expect(other.page.locator("#prompt textarea")).to_have_value("One day & night: 50% rain?\nYes", timeout=TIMEOUT)
-    expect(other.page.locator("#book .status")).to_contain_text("Opened from a link", timeout=TIMEOUT)
+    other.reaches("open")
+    assert other.story() == first
+    assert other.page.inner_text("#book .note") == "From a link."
     other.more()
     assert other.page.input_value("#seed input") == "4711"
     assert other.page.input_value("#temperature input[type=number]") == "1.3"
     other.page.click("#write")
+    expect(other.page.locator("#book .note")).to_be_hidden(timeout=TIMEOUT)
     other.reaches("open")
     assert other.story() == first
 
@@ -297,7 +302,7 @@ def test_write_and_again_bring_a_new_story_and_the_same_seed_the_same_one(opened
     assert tab.page.input_value("#seed input") == ""
     tab.page.click("#same-seed")
     tab.page.wait_for_function("document.querySelector('#seed input').value !== ''")
-    assert f"seed {tab.page.input_value('#seed input')}" in tab.page.inner_text("#book .status")
+    assert f"seed {tab.page.input_value('#seed input')}" in tab.figures()
     tab.page.click("#write")
     tab.page.wait_for_function("document.querySelector('#book .book').ariaBusy === 'true'")
     tab.reaches("open")
@@ -314,7 +319,7 @@ def test_a_seed_typed_before_the_pages_first_answer_stays(opened: Callable[..., 
     tab.page.fill("#seed input", "4711")
     wait_until(lambda: bool(tab.page.title() and held), "the page's first request")
     tab.page.unroute(JOINS)  # which lets those go that were held
-    expect(tab.page.locator("#book .status")).to_contain_text("Opened from a link", timeout=TIMEOUT)
+    expect(tab.page.locator("#book .note")).to_contain_text("From a link.", timeout=TIMEOUT)
     assert tab.page.input_value("#prompt textarea") == "One day"
     assert tab.page.input_value("#seed input") == "4711"
 
@@ -406,10 +411,9 @@ def test_the_shipped_model_writes_a_story_to_its_end(opened: Callable[..., Tab],
             color_scheme="light",
         )
         expect(tab.page.locator("#prompt textarea")).to_have_value(form.prompt, timeout=TIMEOUT)
-        tab.page.click("#write")
         tab.reaches("ended", "open")
         assert len(tab.generated().split()) > 30
-        assert "tokens/s" in tab.page.inner_text("#book .status")
+        assert "tokens/s" in tab.figures()
         if picture := os.environ.get("DEMO_SCREENSHOT"):
             tab.page.mouse.move(0, 0)
             tab.page.evaluate("scrollTo(0, 0); document.activeElement.blur()")

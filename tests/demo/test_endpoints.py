@@ -53,7 +53,7 @@ def test_the_endpoints_are_typed_streamed_and_cancellable_and_nothing_else_is_pu
     with connected(served.url) as client:
         named = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
         inside = {"/surprise", "/distribution", "/memory", "/evidence", "/layers"}  # see test_inside_page.py
-        assert set(named) == {"/write", "/continue", "/status", *inside}
+        assert set(named) == {"/write", "/continue", "/alternatives", "/futures", "/status", *inside}
         types = {part["parameter_name"]: part["python_type"]["type"] for part in named["/write"]["parameters"]}
         assert (types["prompt"], types["max_tokens"], types["temperature"]) == ("str", "int", "float")
 
@@ -68,6 +68,10 @@ def test_the_endpoints_are_typed_streamed_and_cancellable_and_nothing_else_is_pu
 
         more = client.predict(parts[-1]["story"], max_tokens=4, seed=5, api_name="/continue")
         assert more["story"] == parts[-1]["story"] + more["text"]
+
+        likely = client.predict("One day", api_name="/alternatives")["alternatives"]
+        assert [each["probability"] for each in likely] == sorted((e["probability"] for e in likely), reverse=True)
+        assert sum(limb["count"] for limb in client.predict("One day", api_name="/futures")["futures"]) == 16
 
         with pytest.raises(AppError, match="Temperature must be between 0 and 2, got 7"):
             client.predict("One day", temperature=7, api_name="/write")

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from demo import handlers
-from demo.form import MAX_QUERY, Form
+from demo.form import MAX_QUERY, Form, encode_link
 from demo.handlers import View
 from model.errors import ModelError, StoryError
 from model.serving.backend import LocalBackend
@@ -46,14 +46,15 @@ async def test_a_story_grows_from_its_prompt_and_ends_with_exact_figures() -> No
     last = views[-1]
     assert (last.phase, last.text) == ("ended", "One day" + STORY)
     # Nine words: eight steps of 1 ms after the first token.
-    assert last.status == "The end · 9 tokens · 1,000 tokens/s · first after 12 ms · written by scripted · seed 7"
+    assert (last.status, last.took) == ("The end", "9 tokens in 0.02 s")
+    assert last.figures == "9 tokens · 1,000 tokens/s · first after 12 ms · written by scripted · seed 7"
 
 
 async def test_a_screen_reader_hears_the_beginning_and_the_end_and_nothing_between() -> None:
     views = await every(handlers.write(state_of(ScriptedBackend(STORY, pace=0.02)), "me", Form(prompt="One day")))
     said = list(dict.fromkeys(view.spoken for view in views))
-    assert said == ["Writing.", "The end, 9 tokens, 1,000 tokens/s, first after 12 ms, written by scripted, seed 0."]
-    assert len({view.status for view in views}) > 3
+    assert said == ["Writing.", "The end."]
+    assert len({view.figures for view in views}) > 3
 
 
 async def test_the_story_reaches_the_model_with_the_forms_settings() -> None:
@@ -120,7 +121,7 @@ async def test_stop_ends_the_story_where_it_is_and_lets_it_be_continued() -> Non
             handlers.stop(state, "me")
     assert backend.streams[0].cancelled
     assert views[-1].phase == "open"
-    assert views[-1].status.startswith("Stopped · ")
+    assert views[-1].status == "Stopped"
     assert 0 < len(views[-1].generated) < len(STORY)
     assert state.sessions == {}
 
@@ -155,7 +156,7 @@ async def test_continue_goes_on_from_the_whole_text_and_keeps_its_link() -> None
     state = state_of(backend)
     first = (await every(handlers.write(state, "me", Form(prompt="One day", seed=5))))[-1]
     assert first.phase == "open"
-    assert first.status.startswith("Stopped at the length you set · ")
+    assert first.status == "Stopped at the length you set"
     second = (await every(handlers.resume(state, "me", Form(prompt="something else", seed=6), first)))[-1]
     assert backend.streams[1].request.prompt == "One day" + STORY
     assert second.prompt == "One day"
@@ -203,7 +204,22 @@ async def test_the_link_of_a_story_opens_its_prompt_settings_and_seed() -> None:
     view = (await every(handlers.write(state_of(backend), "me", form)))[-1]
     values, note = handlers.opened(dict(parse_qsl(view.link)), backend.model.version)
     assert Form(**values) == form
-    assert note.status == "Opened from a link. Press Write to read its story."
+    assert (note.note, note.link) == ("From a link.", view.link)
+    told = await every(handlers.open_link(state_of(backend), "me", note))
+    assert backend.streams[-1].request == backend.streams[0].request
+    assert [each.note for each in told] == ["From a link."] * len(told)
+
+
+async def test_the_example_costs_a_visitor_no_story_and_is_not_ratable() -> None:
+    limiter = Limiter(quotas_of("1/minute", "client", "stories"))
+    state = state_of(ScriptedBackend(STORY), limiter)
+    shown = handlers.example(state.manager.backend.model.version)
+    for _ in range(2):
+        last = (await every(handlers.open_link(state, "me", shown)))[-1]
+        assert (last.phase, last.example, last.story, last.prompt) == ("ended", True, "", handlers.EXAMPLE.prompt)
+    forged = replace(shown, link=encode_link(Form(prompt="Mine", seed=1), ""))
+    ended = [(await every(handlers.open_link(state, "me", forged)))[-1] for _ in range(2)]
+    assert [(view.phase, view.example) for view in ended] == [("ended", False), ("failed", False)]
 
 
 async def test_a_prompt_too_long_for_a_link_is_written_without_one() -> None:
@@ -222,7 +238,10 @@ def test_a_page_opened_without_a_link_stays_as_it_is() -> None:
 def test_a_damaged_link_opens_what_it_can_and_says_what_it_could_not() -> None:
     values, view = handlers.opened({"prompt": "Hello", "temperature": "hot", "seed": "4"}, "v")
     assert values == {"prompt": "Hello", "seed": 4}
+    assert "Temperature" in view.note
+    _, view = handlers.opened({"temperature": "hot"}, "v")
     assert "Temperature" in view.status
+    assert view.link == ""
 
 
 async def test_a_form_with_problems_is_not_sent_and_names_them_by_label() -> None:
@@ -321,8 +340,9 @@ async def test_a_story_from_memory_says_so_and_boasts_of_no_speed() -> None:
     async with state.manager.running():
         form = Form(prompt="One day", max_tokens=30, seed=7)
         first, again = [(await every(handlers.write(state, "me", form)))[-1] for _ in range(2)]
-    assert "written locally" in first.status
-    assert re.fullmatch(r"[\w ]+ · \d+ tokens · from the cache · seed 7", again.status)
+    assert "written locally" in first.figures
+    assert re.fullmatch(r"\d+ tokens · from the cache · seed 7", again.figures)
+    assert re.fullmatch(r"\d+ tokens from the cache", again.took)
     assert (again.text, again.phase) == (first.text, first.phase)
 
 

@@ -44,7 +44,7 @@ def test_a_story_comes_from_a_tool_with_described_parameters() -> None:
         request = GenerationRequest(prompt="One day", max_tokens=12, sampling=SamplingParams(seed=5))
         expected = backend.engine.submit(request).wait(30).text
     names = [tool.name.split("_")[-1] for tool in tools]
-    assert names[:2] == ["write", "continue"]
+    assert names[:4] == ["write", "continue", "alternatives", "futures"]
     assert {"surprise", "distribution", "memory", "evidence", "layers", "status"} <= set(names)
     assert {"prompt", "max_tokens", "seed"} <= set(tools[0].inputSchema["properties"])
     assert not written.isError

@@ -8,10 +8,13 @@ import gradio as gr
 import pytest
 
 from demo import page
-from demo.form import FIELDS, LABELS
+from demo.form import FIELDS, LABELS, read_form
 from model.serving.backend import ModelInfo
 from model.serving.session import GenerationManager
 from tests.demo.scripted import ScriptedBackend, state_of
+
+USUAL = (400, 0.7, 0.95, 0, 0.0, 1.0, "", "any", "any", "any")
+"""What stands in the fields between prompt and seed."""
 
 
 @pytest.fixture(scope="module")
@@ -29,10 +32,10 @@ def test_stories_share_one_stated_limit_and_the_queue_is_bounded(blocks: gr.Bloc
     assert blocks._queue.max_size == ScriptedBackend.capacity + page.QUEUE_MARGIN
 
 
-def test_two_endpoints_of_the_page_are_public_and_no_event_is(blocks: gr.Blocks) -> None:
+def test_endpoints_of_the_page_are_public_and_no_event_is(blocks: gr.Blocks) -> None:
     ours = [fn for fn in blocks.fns.values() if fn.fn is not None and fn.page == ""]
     public = [fn.api_name for fn in ours if fn.api_visibility != "private"]
-    assert public == ["write", "continue"]
+    assert public == ["write", "continue", "alternatives", "futures"]
 
 
 def test_a_storys_inputs_are_the_view_and_the_forms_fields_in_order(blocks: gr.Blocks) -> None:
@@ -73,18 +76,18 @@ def test_the_page_names_alias_version_and_digest_of_what_serves_now() -> None:
 def test_no_example_ends_in_a_space_and_each_can_be_written() -> None:
     for beginning in page.EXAMPLES.values():
         assert beginning == beginning.strip()
-        page._form(beginning, 400, 0.7, 0.95, 0, 0.0, 1.0, 1).request()
+        read_form(beginning, *USUAL, 1).request()
 
 
 @pytest.mark.parametrize(
     ("typed", "seed"), [("", None), (" ", None), (None, None), ("7", 7), (" 12 ", 12), (3, 3), ("-5", -5)]
 )
 def test_a_seed_is_typed_or_left_empty(typed: Any, seed: int | None) -> None:
-    assert page._form("Hi", 400, 0.7, 0.95, 0, 0.0, 1.0, typed).seed == seed
+    assert read_form("Hi", *USUAL, typed).seed == seed
 
 
 @pytest.mark.parametrize("typed", ["seven", "1.5", "1e3", "-5", "9" * 30])
 def test_what_is_no_seed_is_refused_by_name(typed: str) -> None:
-    problems = page._form("Hi", 400, 0.7, 0.95, 0, 0.0, 1.0, typed).problems()
+    problems = read_form("Hi", *USUAL, typed).problems()
     assert list(problems) == ["Seed"]
     assert problems["Seed"].startswith("Seed must be a whole number")

@@ -60,7 +60,7 @@ class User:
     text: str = ""
 
     async def open(self) -> None:
-        """Open the page, again and again while the service is away."""
+        """Open the page, again and again while the service is away; at the first time an example is written there."""
         while True:
             with contextlib.suppress(Error):
                 await self.page.goto(self.url, timeout=60_000)
@@ -95,6 +95,7 @@ class User:
         await self.page.fill("#prompt textarea", prompt)
         while True:
             await self.page.click("#write")
+            await self.skip()
             shown = await self.settled(prompt)
             if shown["text"].startswith(prompt):
                 break
@@ -106,6 +107,7 @@ class User:
             await asyncio.sleep(1)
             # A story that was given up because nothing came for long may have gone on by itself meanwhile.
             await self.page.evaluate("document.getElementById('continue').click()")
+            await self.skip()
             shown = await self.settled(prompt)
             self.text = shown["text"]
         self.report.counts["stories"] += 1
@@ -116,10 +118,19 @@ class User:
             )
             self.report.counts["reloaded"] += 1
 
+    async def skip(self) -> None:
+        """See a word, and skip to the end; a user who has switched the reading pace off has nothing to skip."""
+        if self.number % 2:
+            with contextlib.suppress(Error):  # refused, or the page is being reloaded
+                await self.page.click("#skip", timeout=2_000)
+
     async def use(self, until: float) -> None:
-        """Write stories until then."""
+        """Write stories until then. One half reads as the page proposes and skips, the other has stories at once."""
         rng = random.Random(self.number)
         await self.open()
+        if self.number % 2 == 0:
+            await self.page.click("#book .figures summary")
+            await self.page.uncheck("#book .figures input")
         story = 0
         while time.monotonic() < until:
             story += 1

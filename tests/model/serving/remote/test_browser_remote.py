@@ -48,6 +48,11 @@ def status(tab: Tab, part: str) -> None:
     expect(tab.page.locator("#book .status")).to_contain_text(part, timeout=TIMEOUT)
 
 
+def figures(tab: Tab, part: str) -> None:
+    """Wait until the story's details hold `part`."""
+    expect(tab.page.locator("#book .figures p")).to_contain_text(part, timeout=TIMEOUT)
+
+
 @pytest.mark.parametrize("where", ["modal", "local"])
 def test_the_first_word_is_in_the_browser_before_the_second_token_is_made(where: str, browser: Browser) -> None:
     generating, network = paced()
@@ -65,7 +70,7 @@ def test_the_first_word_is_in_the_browser_before_the_second_token_is_made(where:
         assert not [kind for kind, _ in network.calls if kind == "step"]
         network.gate.set()
         status(tab, "length you set · 25 tokens")
-        status(tab, {"modal": "written on Modal ·", "local": "written locally ·"}[where])
+        figures(tab, {"modal": "written on Modal ·", "local": "written locally ·"}[where])
 
 
 def test_stop_in_the_browser_frees_the_slot_on_modal_before_the_story_is_written(browser: Browser) -> None:
@@ -89,11 +94,11 @@ def test_a_client_sees_that_modal_was_lost_and_who_goes_on(browser: Browser, rep
     try:
         with opened(browser, auto(copies.start(), timeouts=CALM)) as tab:
             write(tab, 150)
-            status(tab, "written on Modal ·")
+            figures(tab, "written on Modal ·")
             shown = tab.generated()
             copies.kill()
             status(tab, "length you set · 150 tokens")
-            status(tab, "written on Modal, then locally")
+            figures(tab, "written on Modal, then locally")
             assert tab.generated().startswith(shown)
             assert "written on Modal, then locally" in (tab.page.text_content("#book [role=status]") or "")
     finally:
