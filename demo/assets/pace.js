@@ -54,8 +54,8 @@ const render = () => {
     }));
   }
   const running = BUSY.has(shown.phase) || reading();
-  const told = running || read < Infinity || !shown.took ? shown.status : `${shown.status} · ${shown.took}`;
-  put(status, reading() && !BUSY.has(shown.phase) ? "Shown as fast as you read. Skip shows the rest." : told);
+  const line = running || read < Infinity || !shown.took ? shown.status : `${shown.status} · ${shown.took}`;
+  put(status, reading() && !BUSY.has(shown.phase) ? "Shown as fast as you read. Skip shows the rest." : line);
   if (!running) {
     put(spoken, `${shown.generated.slice(said)} ${shown.spoken}`.trim());
     said = Infinity;

@@ -1,6 +1,6 @@
 // The user's stories in this browser, and what can be taken from the page: files, a cover, links. It goes on from `tree.js`.
 const SHELF = 30; // stories at most
-const ROOM = 2_000_000; // characters at most: of the five million that a browser has for all of the page
+const MOST_TEXT = 2_000_000; // characters at most: of the five million that a browser has for all of the page
 const LONGEST_LINK = 16_000; // characters
 const stories = element.querySelector(".shelf ul");
 const clear = element.querySelector(".shelf .clear");
@@ -12,7 +12,7 @@ const shelf = () => {
 const fill = (entries) => {
   const kept = entries.slice(0, SHELF);
   let text = JSON.stringify(kept);
-  while (text.length > ROOM) {
+  while (text.length > MOST_TEXT) {
     kept.pop();
     text = JSON.stringify(kept);
   }

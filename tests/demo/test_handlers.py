@@ -205,12 +205,12 @@ async def test_the_link_of_a_story_opens_its_prompt_settings_and_seed() -> None:
     values, note = handlers.opened(dict(parse_qsl(view.link)), backend.model.version)
     assert Form(**values) == form
     assert (note.note, note.link) == ("From a link.", view.link)
-    told = await every(handlers.open_link(state_of(backend), "me", note))
+    opened = await every(handlers.open_link(state_of(backend), "me", note))
     assert backend.streams[-1].request == backend.streams[0].request
-    assert [each.note for each in told] == ["From a link."] * len(told)
+    assert [each.note for each in opened] == ["From a link."] * len(opened)
 
 
-async def test_the_example_costs_a_visitor_no_story_and_is_not_ratable() -> None:
+async def test_the_example_counts_for_no_story_limit_and_is_not_ratable() -> None:
     limiter = Limiter(quotas_of("1/minute", "client", "stories"))
     state = state_of(ScriptedBackend(STORY), limiter)
     shown = handlers.example(state.manager.backend.model.version)

@@ -74,7 +74,7 @@ async def test_a_tree_comes_again_with_the_same_words_from_prompt_seeds_and_wher
     assert [each["star"] for each in grown["branches"]] == [True, False, False]
 
 
-async def test_a_tree_counts_as_one_story_and_a_client_at_the_limit_is_told() -> None:
+async def test_a_tree_counts_as_one_story_and_a_client_at_the_limit_gets_the_reason() -> None:
     backend = local_backend(slots=4, queue=8, end_bias=-50)
     manager = GenerationManager(backend, limiter=Limiter(quotas_of("1/minute", "client", "stories")))
     link = "max_tokens=6&seed=3"
