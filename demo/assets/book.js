@@ -81,7 +81,7 @@ const enable = () => {
   const ended = (phase === "ended" || phase === "open") && !reading();
   const able = {
     stop: running,
-    skip: running && read < Infinity,
+    skip: running && read < Infinity && !leaving,
     write: !busy || example, // nobody has to wait for what he has not asked for
     continue: (phase === "open" || phase === "failed") && !reading() && prompt + generated !== "",
     again: !busy && phase !== "empty" && !example,
@@ -143,13 +143,13 @@ const show = (view) => {
 
 const broken = (message, problems = {}) => {
   const view = leaving ? before : { ...shown, phase: "failed" };
-  show({ ...view, run, status: message, spoken: message, problems });
+  show({ ...view, run, status: message, took: "", spoken: message, problems });
 };
 
 const OFFLINE = "There is no connection.";
 const ask = (wanted) => {
   if (!navigator.onLine) {
-    show({ ...shown, status: `${OFFLINE} Please try again when there is one.`, spoken: OFFLINE });
+    show({ ...shown, took: "", status: `${OFFLINE} Please try again when there is one.`, spoken: OFFLINE });
     return;
   }
   before = BUSY.has(shown.phase) ? { ...empty, ...(shown.generated && { ...shown, phase: "open", status: "Stopped" }) } : shown;

@@ -59,7 +59,7 @@ const render = () => {
   if (!running) {
     put(spoken, `${shown.generated.slice(said)} ${shown.spoken}`.trim());
     said = Infinity;
-  } else if (read === Infinity || read <= length) put(spoken, shown.spoken);
+  } else if (read === Infinity || leaving || read <= length) put(spoken, shown.spoken);
   book.dataset.phase = reading() ? "writing" : shown.phase;
   book.setAttribute("aria-busy", String(running));
   enable();

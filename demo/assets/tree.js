@@ -168,7 +168,7 @@ const settled = () => {
     const { parent } = branches.pop();
     branch = parent;
     const { status: message, problems } = shown;
-    show({ ...branches[parent].view, run, status: message, spoken: message, problems });
+    show({ ...branches[parent].view, run, status: message, took: "", spoken: message, problems });
   } else if (!busy && (alive || shown.generated)) {
     const known = branches[branch] ?? { parent: -1, at: 0, hand: 0, word: "", star: false, gone: false };
     const inOne = asked !== "continue" && !stopping && ["stop", "length"].includes(shown.finish_reason);

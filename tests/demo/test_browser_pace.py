@@ -94,7 +94,8 @@ def test_words_come_as_fast_as_one_reads_and_what_is_selected_stays_so(opened: C
     begun(tab, 19)
     assert tab.page.evaluate("String(getSelection())").startswith(selected)
     (start, first, _), (end, last, _) = tab.page.evaluate("[seen[2], seen.at(-1)]")
-    assert 4.5 <= (last - first) / (end - start) * 1000 <= 6.5
+    # A step that a busy machine makes late is not made up for, so only the upper bound is sharp.
+    assert 2 <= (last - first) / (end - start) * 1000 <= 6.5
     assert tab.phase() == "writing"
     assert tab.page.evaluate("said.slice(-2).map((text) => text.trim())") == [text.strip() for text in SENTENCES[:2]]
     tab.page.click("#skip")
