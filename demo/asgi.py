@@ -17,6 +17,7 @@ from fastapi import FastAPI
 from starlette.middleware import Middleware
 
 from demo import document, theme
+from demo.arena_page import PATH as ARENA
 from demo.experiments_page import PATH, open_reader
 from demo.page import build, in_a_loop
 from demo.routing import RoutingBackend, UserCookieMiddleware, open_variants
@@ -70,7 +71,10 @@ def compose(
         service.meter.registry.register(backend)
         users.append(Middleware(UserCookieMiddleware, root_path=settings.story_root_path))
 
-    paths = [path for path in document.PAGES if path != PATH or experiments is not None]
+    absent = {PATH} if experiments is None else set()
+    if not (isinstance(backend, RoutingBackend) and backend.contestants):
+        absent.add(ARENA)
+    paths = [path for path in document.PAGES if path not in absent]
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:

@@ -18,7 +18,7 @@ from starlette.responses import FileResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from demo import experiments_page, inside_page, status_page, theme
+from demo import arena_page, experiments_page, inside_page, status_page, theme
 
 FOREIGN = re.compile(r'<(?:meta\s+(?:property|name)="(?:og|twitter):|link rel="manifest")[^>]*>\s*')
 """What of Gradio's head describes Gradio, not this page."""
@@ -55,13 +55,25 @@ INSIDE = Words(
     heading="Inside",
     line="What surprises the model, what it expected, and what it still remembers.",
 )
+ARENA = Words(
+    name="Arena",
+    title=arena_page.TITLE,
+    heading="Arena",
+    line="Two stories from one beginning. You say which is better, and then learn who wrote it.",
+)
 STATUS = Words(
     name="Status",
     title=status_page.TITLE,
     heading="Status",
     line="Who writes here now, how quickly, and what went wrong.",
 )
-PAGES = {"": HOME, inside_page.PATH: INSIDE, experiments_page.PATH: EXPERIMENTS, status_page.PATH: STATUS}
+PAGES = {
+    "": HOME,
+    inside_page.PATH: INSIDE,
+    arena_page.PATH: ARENA,
+    experiments_page.PATH: EXPERIMENTS,
+    status_page.PATH: STATUS,
+}
 """By path, in the order of the navigation."""
 
 _BODY = """
@@ -170,7 +182,7 @@ def _head(words: Words) -> str:
 
 @cache
 def _style() -> str:
-    return "".join(theme.asset(f"{name}.css") for name in ("page", "experiments", "inside", "status"))
+    return "".join(theme.asset(f"{name}.css") for name in ("page", "experiments", "inside", "arena", "status"))
 
 
 @cache

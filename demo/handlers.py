@@ -303,19 +303,8 @@ async def _generate(
             view = _ended(view, generation)
             words = as_lists(words_of(tokens, view.generated[begun:]))
             yield replace(view, wishes=_met(request.wishes, view), words=[*view.words, *words])
-    except LimitError as error:
-        who = "You have had" if error.scope == "client" else "Everyone together has had"
-        wait = spoken_wait(error.retry_after)
-        yield _failed(view, f"{who} as many stories as there may be for now. Please try again in {wait}.")
-    except BusyError as error:
-        wait = spoken_wait(error.retry_after)
-        yield _failed(view, f"All places are taken and the queue is full. Please try again in about {wait}.")
-    except DrainingError:
-        yield _failed(view, "This page is being restarted and writes no more for now. Please try again in a minute.")
-    except GenerationError as error:
-        yield _failed(view, f"The story broke off: {error}")
     except StoryError as error:
-        yield _failed(view, f"{str(error)[:1].upper()}{str(error)[1:]}.")
+        yield _failed(view, refusal(error))
     except Exception:  # the outermost handler: the user keeps the page, the log gets the reason
         log.exception("a story failed", extra={"request_id": reference})
         kept = f"The text so far is kept. (Reference {reference[:8]})"
@@ -323,6 +312,22 @@ async def _generate(
     finally:
         if state.sessions.get(tab) is session:
             state.sessions.pop(tab, None)
+
+
+def refusal(error: StoryError) -> str:
+    """Why there is no story, or no more of it, in words for the user."""
+    if isinstance(error, LimitError):
+        who = "You have had" if error.scope == "client" else "Everyone together has had"
+        wait = spoken_wait(error.retry_after)
+        return f"{who} as many stories as there may be for now. Please try again in {wait}."
+    if isinstance(error, BusyError):
+        wait = spoken_wait(error.retry_after)
+        return f"All places are taken and the queue is full. Please try again in about {wait}."
+    if isinstance(error, DrainingError):
+        return "This page is being restarted and writes no more for now. Please try again in a minute."
+    if isinstance(error, GenerationError):
+        return f"The story broke off: {error}"
+    return f"{str(error)[:1].upper()}{str(error)[1:]}."
 
 
 def spoken_wait(seconds: float) -> str:

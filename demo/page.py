@@ -20,6 +20,8 @@ import gradio as gr
 from gradio.events import api
 
 from demo import handlers, theme, tree
+from demo.arena_handlers import Arena
+from demo.arena_page import add_arena
 from demo.experiments_page import PATH, add_experiments
 from demo.form import ANY, CHOICES, FIELDS, LABELS, LONGEST, VERSION_CHARS, Form, read_form
 from demo.handlers import AppState, View
@@ -150,6 +152,8 @@ def _lay_out(state: AppState, experiments: StoreClient | None) -> gr.Blocks:
             add_endpoint(source)
         page.load(colophon, None, shown, queue=False, show_progress="hidden", api_visibility="private")
     add_inside(page, state)
+    if (arena := Arena.of(state)) is not None:
+        add_arena(page, arena, EXAMPLES)
     if experiments is not None:
         add_experiments(page, experiments)
     if source is not None:

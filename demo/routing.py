@@ -18,7 +18,7 @@ import contextlib
 import hashlib
 import re
 import secrets
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING
 
@@ -31,13 +31,16 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from experiments.ab.assignment import DEFAULT_VARIANT, SETTING, TrafficSplit, parse_split, without_test
 from experiments.ab.events import Ending, Exposure, Outcome, Rating, database_url
 from experiments.ab.recorder import Recorder
+from experiments.arena.contestants import SETTING as ARENA
+from experiments.arena.contestants import Contestant, contestants_of
 from model.engine.engine import EngineStats
 from model.errors import InputError
 from model.generation import Chunk, GenerationRequest
 from model.serving.backend import Backend, Health, LocalBackend, ModelInfo, Stream
 from model.serving.deployments import DEPLOYMENTS
 from model.serving.session import Generation
-from model.settings import Settings
+from model.settings import OFF, Settings
+from model.wishes import Wishes
 
 if TYPE_CHECKING:
     import gradio as gr
@@ -55,13 +58,25 @@ OUTCOMES: dict[str | None, Outcome] = {
 class RoutingBackend(Collector):
     """Serve each request with its user's variant, and record it as an `Observer` of the sessions; has metrics of that.
 
-    `variants`: the backend of each variant of `split` with a weight, by its name.
+    `variants`: the backend of each variant of `split` with a weight, by its name. `contestants` are those of the arena,
+    and `others` the backends of their models that are no variants: no user is assigned to these, and requests that name
+    a variant are not recorded.
     """
 
-    def __init__(self, split: TrafficSplit, variants: Mapping[str, Backend], recorder: Recorder) -> None:
+    def __init__(
+        self,
+        split: TrafficSplit,
+        variants: Mapping[str, Backend],
+        recorder: Recorder,
+        *,
+        contestants: Sequence[Contestant] = (),
+        others: Mapping[str, Backend] | None = None,
+    ) -> None:
         self.split = split
         self.variants = variants
         self.recorder = recorder
+        self.contestants = contestants
+        self.backends = {**variants, **(others or {})}
         self.capacity = sum(backend.capacity for backend in variants.values())
 
     @property
@@ -92,13 +107,13 @@ class RoutingBackend(Collector):
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Run every variant, and the recorder around them."""
+        """Run every variant and contestant, and the recorder around them."""
         async with contextlib.AsyncExitStack() as stack:
             recording = self.recorder.running()
             recording.__enter__()
             # Its last batch may take seconds, which the loop needs for streams that are ending.
             stack.push_async_callback(asyncio.to_thread, recording.__exit__, None, None, None)
-            for backend in self.variants.values():
+            for backend in self.backends.values():
                 await stack.enter_async_context(backend.running())
             yield
 
@@ -114,12 +129,15 @@ class RoutingBackend(Collector):
         return replace(worst, detail=detail, engine=_together(engines) if engines else None, models_refused=refused)
 
     async def submit(self, request: GenerationRequest) -> Stream:
-        """Begin a story with its user's variant; see `Backend.submit`."""
-        return await self._backend(_user(request)).submit(request)
+        """Begin a story with the variant that it names, or its user's; see `Backend.submit`."""
+        backend = self.backends[request.variant] if request.variant else self._backend(_user(request))
+        return await backend.submit(request)
 
     def submitted(self, generation: Generation) -> None:
         """Record who gets which variant. No request waits for the recorder."""
         request = generation.request
+        if request.variant:
+            return
         user = _user(request)
         model = self._backend(user).model
         exposure = Exposure(
@@ -139,7 +157,7 @@ class RoutingBackend(Collector):
 
     def ended(self, generation: Generation) -> None:
         """Record the end of a story that was submitted."""
-        if not generation.submitted:
+        if not generation.submitted or generation.request.variant:
             return
         request, stream, usage = generation.request, generation.stream, generation.usage
         tokens, rate = usage.completion_tokens, usage.tokens_per_second
@@ -205,8 +223,9 @@ def open_variants(
     installed, `ModelError` for a folder that cannot be used.
     """
     if not settings.story_feedback:
-        if settings.story_split is not None:
-            raise InputError(SETTING, "needs STORY_FEEDBACK: a test without users' ratings shows nothing")
+        for name, value in ((SETTING, settings.story_split), (ARENA, settings.story_arena)):
+            if value not in (None, OFF):
+                raise InputError(name, "needs STORY_FEEDBACK: a test without users' ratings shows nothing")
         return over(default())
     name = settings.story_split_name
     split = without_test(name) if settings.story_split is None else parse_split(settings.story_split, name)
@@ -219,10 +238,16 @@ def open_variants(
     # A variant without weight gets no user, and needs no model in memory.
     names = [variant.name for variant in split.variants if variant.weight]
     variants = {name: over(_load(name, default, settings)) for name in names}
-    return RoutingBackend(split, variants, recorder)
+    contestants = contestants_of(settings.story_arena, split)
+    more = dict.fromkeys(each.model for each in contestants if each.model not in variants)
+    others = {name: over(_load(name, default, settings, ARENA)) for name in more}
+    for each in contestants:
+        if each.wishes != Wishes() and not (variants | others)[each.model].model.wishes:
+            raise InputError(ARENA, f"names {str(each)!r}, whose model was not trained to meet wishes")
+    return RoutingBackend(split, variants, recorder, contestants=contestants, others=others)
 
 
-def _load(variant: str, default: Callable[[], Backend], settings: Settings) -> Backend:
+def _load(variant: str, default: Callable[[], Backend], settings: Settings, setting: str = SETTING) -> Backend:
     if variant == DEFAULT_VARIANT:
         return default()
     if variant in DEPLOYMENTS and settings.modal_endpoint_url is not None:
@@ -234,7 +259,7 @@ def _load(variant: str, default: Callable[[], Backend], settings: Settings) -> B
     try:
         found = resolve_model(variant, settings, bare_names=True)
     except InputError as error:
-        raise InputError(SETTING, f"names the variant {variant!r}, and the {error}") from None
+        raise InputError(setting, f"names the variant {variant!r}, and the {error}") from None
     return LocalBackend.load(settings, found)
 
 

@@ -131,6 +131,8 @@ class GenerationRequest:
     will ask for it again, and where the story must be generated anew, as in a measurement."""
     user: str = field(default="", compare=False)
     """Who asks: does not change the story of a model, but decides which variant serves it in an A/B test."""
+    variant: str = field(default="", compare=False)
+    """Which variant serves the story, whoever asks: of a comparison that an A/B test is not to count."""
     story_id: str = field(default_factory=lambda: uuid.uuid4().hex, compare=False)
     """Id of the story; a request that continues a story has that one's."""
 

@@ -179,6 +179,10 @@ class Settings(BaseModel):
     for the usual model; unset: no test."""
     story_split_name: str = "stories"
     """Name of that test; another name assigns all users anew."""
+    story_arena: str | None = None
+    """Contestants of the page Arena, `champion, challenger?temperature=0.5`: models as in `STORY_SPLIT` with sampling
+    parameters and wishes; unset: the variants of the test, or the served model at two temperatures; `off`: no such
+    page. Needs `STORY_FEEDBACK`."""
     story_model: str | None = None
     """Model to serve: a folder, `pretrained` for the one that ships with the project, or a registered version as
     `models:/story-writer@champion` or `models:/story-writer/3`; unset: `pretrained`."""

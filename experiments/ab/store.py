@@ -6,6 +6,7 @@ SQLAlchemy takes 0.7 s to import.
 """
 
 import contextlib
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -31,6 +32,9 @@ CONNECT_TIMEOUT = 5
 """Seconds for PostgreSQL to answer."""
 MIGRATION_LOCK = 0x57027
 """Advisory lock held while PostgreSQL is migrated: two replicas may start together."""
+
+_MIGRATING = threading.Lock()
+"""Alembic's context is one for all threads, and the app both writes and reads."""
 
 metadata = sa.MetaData()
 _Id = sa.BigInteger().with_variant(Integer, "sqlite")
@@ -155,6 +159,12 @@ def migrate(engine: sa.Engine) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
     if revision(engine) == HEAD:
         return
+    with _MIGRATING:
+        if revision(engine) != HEAD:
+            _upgrade(engine)
+
+
+def _upgrade(engine: sa.Engine) -> None:
     import alembic.command
     import alembic.util
     from alembic.config import Config

@@ -122,7 +122,7 @@ def score(battles: Sequence[Battle], *, level: float = CONFIDENCE) -> Scores:
         found.append(Score(name, len(own), rate, fitted, sum(words) / len(words)))
     side_P = np.zeros(len(fitted_P))
     side_P[-1] = 1
-    ranked = sorted(found, key=lambda each: (-each.win_rate.low, each.name))
+    ranked = sorted(found, key=lambda each: (-each.win_rate.low, -each.win_rate.value, each.name))
     itself = [each.outcome == "first" for each in battles if each.first == each.second and each.outcome in DECIDED]
     return Scores(
         contestants=tuple(ranked),

@@ -160,7 +160,7 @@ def test_every_field_of_a_request_is_in_the_key_or_is_known_not_to_matter() -> N
     tested |= {"min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias"}
     tested |= {"ignore_eos", "min_tokens", "keep_names", "wishes"}
     bypassing = {"echo", "prompt_logprobs"}
-    assert known == tested | bypassing | {"cacheable", "user", "story_id"}
+    assert known == tested | bypassing | {"cacheable", "user", "variant", "story_id"}
 
 
 def test_each_fingerprint_has_keys_of_its_own() -> None:
