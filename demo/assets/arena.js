@@ -11,6 +11,7 @@ const result = root.querySelector(".result");
 
 const PACE = 8; // words a second, of each story: about as fast as one of them can be read
 const PATIENCE = 5000; // milliseconds without a view, after which the connection counts as cut
+const FIRST_PATIENCE = 20000; // the same before the first view, and for the answer to a vote: the server may be busy
 const BUSY = new Set(["waiting", "writing"]);
 const CHOICES = { first: "A is better", second: "B is better", alike: "alike", "both bad": "both bad" };
 let shown = props.value;
@@ -168,7 +169,7 @@ const broken = (message) => {
 const ask = () => {
   if (BUSY.has(shown.phase)) return;
   run += 1;
-  heard = performance.now();
+  heard = performance.now() + FIRST_PATIENCE - PATIENCE;
   began = 0;
   [drawn, read, voting, hurried] = [[0, 0], [null, null], false, false];
   articles.forEach((article) => article.replaceChildren());
@@ -185,7 +186,7 @@ const ask = () => {
 const vote = (choice) => {
   if (!open()) return;
   voting = true;
-  heard = performance.now();
+  heard = performance.now() + FIRST_PATIENCE - PATIENCE;
   step();
   props.value = { ...shown, choice, first_read: read[0], second_read: read[1] };
   trigger("like");
@@ -226,8 +227,9 @@ const timer = setInterval(() => {
     seen.disconnect();
     return;
   }
-  const silent = performance.now() - heard;
-  if (BUSY.has(shown.phase) && silent > PATIENCE) broken("The connection was interrupted. Please try again.");
-  if (shown.phase === "reading" && voting && silent > 4 * PATIENCE) broken("The connection was interrupted: this vote may be lost.");
+  if (performance.now() - heard > PATIENCE) {
+    if (BUSY.has(shown.phase)) broken("The connection was interrupted. Please try again.");
+    else if (shown.phase === "reading" && voting) broken("The connection was interrupted: this vote may be lost.");
+  }
   step();
 }, 60);
