@@ -192,7 +192,10 @@ def merge(stories: Sequence[Sequence[Word]]) -> list[Branch]:
 
 
 async def prompt_tokens(manager: GenerationManager, text: str, client: str, stories: int = 0) -> tuple[int, ...]:
-    """The tokens of a prompt as the model that serves reads it; it counts as so many stories for the rate limits."""
+    """The tokens of a prompt as the model that serves reads it, without the title that it puts before (`title_of`).
+
+    It counts as so many `stories` for the rate limits.
+    """
     (done,) = await generate(manager, [GenerationRequest(prompt=text, max_tokens=0, echo=True)], client, stories)
     return () if done.prompt is None else done.prompt.tokens
 

@@ -68,7 +68,8 @@ class SamplingParams:
     min_tokens: int = 0
     """Tokens before which neither the end of story is sampled nor a stop string looked for."""
     keep_names: bool = True
-    """Spell a name of several tokens as the story spelled it before (`model.architecture.names`)."""
+    """Keep the names: those of a text prompt are read once more in a line before it (`model.engine.title`; not with
+    `echo`), and one of several tokens is spelled as the story spelled it before (`model.architecture.names`)."""
     seed: int = 0
     """The same seed, prompt and settings give the same story, alone or among others. See `GenerationRequest.prompt`."""
 

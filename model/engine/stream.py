@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from model.architecture.folder import END_ID
 from model.architecture.tokenizer import StoryTokenizer, StreamDecoder
+from model.engine.title import title_of
 from model.errors import StoryError
 from model.generation import Chunk, Completion, FinishReason, GenerationRequest, PromptEcho, TokenLogprob, Usage
 from model.runtimes.protocol import Logits, Runtime
@@ -85,8 +86,10 @@ class Job:
         self.request = request
         prompt = request.prompt
         self.prompt = tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
-        header = tokenizer.encode(request.wishes.header())
-        self.story = [END_ID, *header, *(self.prompt[1:] if self.prompt[:1] == [END_ID] else self.prompt)]
+        header, read = tokenizer.encode(request.wishes.header()), self.prompt
+        if isinstance(prompt, str) and request.sampling.keep_names and not request.echo and (title := title_of(prompt)):
+            read = tokenizer.encode(title + prompt)
+        self.story = [END_ID, *header, *(read[1:] if read[:1] == [END_ID] else read)]
         self.first = len(self.story)  # where the generated tokens begin in `story`
         self.scores: Iterator[Logits] | None = None  # of the prompt's tokens, while they are being computed
         self.taken = 0  # prompt tokens that prefill has taken in
@@ -103,7 +106,7 @@ class Job:
         self.echo: PromptEcho | None = None  # until it is in a chunk
 
         self._tokenizer = tokenizer
-        self._header_tokens = len(header)
+        self._prompt_tokens = len(header) + len(read)
         self._submitted = now
         self._first_at = self._last_at = 0.0
         self._limit = self.first + request.max_tokens
@@ -183,7 +186,7 @@ class Job:
             text="".join(self._parts),
             finish_reason=reason,
             usage=Usage(
-                prompt_tokens=len(self.prompt) + self._header_tokens,
+                prompt_tokens=self._prompt_tokens,
                 completion_tokens=len(self.story) - self.first,
                 queued=(self.admitted or now) - self._submitted,
                 ttft=self._first_at - self._submitted if self._first_at else ended,

@@ -40,8 +40,8 @@ CacheOutcome = Literal["hit", "joined", "miss", "bypassed"]
 """Served from the cache; coalesced with a running request; generated; not cacheable."""
 OUTCOMES: tuple[CacheOutcome, ...] = get_args(CacheOutcome)
 
-FORMAT = 2
-"""Changes with the stored form, so that a process never reads another form."""
+FORMAT = 3
+"""Changes with the stored form and with what the engine makes of a request, so that a process never reads another."""
 PREFIX = "story:cache:"
 OVERHEAD = 300
 """Bytes that an entry takes beside its data: key, times and the table's own, measured with `tracemalloc`."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -31,7 +32,7 @@ def runtime(**options: float) -> FakeRuntime:
     return FakeRuntime(TOKENIZER.vocab_size, **options)  # type: ignore[arg-type]
 
 
-def engine(network: FakeRuntime | None = None, **options: int) -> Engine:
+def engine(network: FakeRuntime | None = None, **options: Any) -> Engine:
     return Engine(network or runtime(), TOKENIZER, **{"prefill_chunk": CHUNK} | options)
 
 

@@ -138,7 +138,9 @@ class GenerationBody(Body):
     min_tokens: Integer = number(
         DEFAULTS.min_tokens, 0, MAX_TOKENS, ", before which the story does not end", whole=True
     )
-    keep_names: bool = Field(True, description="true or false, whether a name stays spelled as the story spelled it")
+    keep_names: bool = Field(
+        True, description="true or false, whether the story keeps the prompt's names, and their spelling"
+    )
     wishes: WishesBody | None = Field(
         None, description="an object with words, length, dialogue, ending: what the story is to have"
     )
