@@ -207,11 +207,10 @@ def generates(body: type[BaseModel], response: type[BaseModel]) -> dict[str, Any
 
 def streams(query: type[BaseModel]) -> dict[str, Any]:
     """Return the options of a GET route that generates: its query has the fields of `query`, and it streams."""
+    schemas = query.model_json_schema(ref_template=REFERENCE)["properties"].values()
     parameters = [
         {"name": name, "in": "query", "required": field.is_required(), "schema": schema}
-        for (name, field), schema in zip(
-            query.model_fields.items(), query.model_json_schema()["properties"].values(), strict=True
-        )
+        for (name, field), schema in zip(query.model_fields.items(), schemas, strict=True)
     ]
     return {
         "openapi_extra": {"parameters": parameters},
