@@ -4,6 +4,8 @@ Read only, and no HTML: tables are plain values in the form that Gradio's compon
 stories and verdicts are plain values for the scripts in `assets/`.
 """
 
+import contextlib
+import hashlib
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -29,6 +31,7 @@ MEASURES: dict[Measure, str] = {
     "processor": "Processors in use, %",
     "memory": "Memory in use, MB",
 }
+FIRST_MEASURES: tuple[Measure, ...] = ("held-out", "training")
 FROM_RECORD = "from the record"
 WORDS = {"pass": "passed", "fail": "failed", "undecided": "undecided"}
 
@@ -108,9 +111,9 @@ async def opened(store: StoreClient, query: Mapping[str, str]) -> Page:
         sample_run = _run_with_samples(seen, query.get("story", ""))
         return Page(
             note=_summary(seen),
-            runs=runs_table(seen.runs),
+            runs=runs_table(seen),
             choices=tuple((_label(run), run.id[:SHORT]) for run in seen.runs),
-            curves=await draw(store, asked or first_chosen(seen), query.get("measure", "")),
+            curves=await draw(store, asked or first_chosen(seen), query.get("measure", "").split(",")),
             sampled=sampled,
             samples=await samples(store, sample_run, at=query.get("step", "")),
             evaluations=evaluations_table(seen) if seen.evaluations else None,
@@ -121,32 +124,106 @@ async def opened(store: StoreClient, query: Mapping[str, str]) -> Page:
         return Page(note=str(error))
 
 
-async def draw(store: StoreClient, chosen: Sequence[str], measure: str) -> Values:
-    """The curves of the chosen runs (short ids), each point as `Curve` has it, for `assets/curves.js`."""
-    shown_measure: Measure = next((known for known in MEASURES if known == measure), "held-out")
-    title = MEASURES[shown_measure]
-    drawn = {"chosen": list(chosen), "measure": shown_measure, "title": title, "curves": [], "note": ""}
+async def draw(store: StoreClient, chosen: Sequence[str], measures: Sequence[str]) -> Values:
+    """The curves of the chosen runs (short ids), a plot for each measure, and what differs, for `assets/curves.js`.
+
+    Each point is as `Curve` has it.
+    """
+    wanted: list[Measure] = [known for known in MEASURES if known in measures] or [*FIRST_MEASURES]
+    drawn: Values = {"chosen": list(chosen), "measures": wanted, "runs": [], "plots": [], "differences": []}
+    drawn |= {"state": "", "note": ""}
     try:
         seen = await store.overview(stale_ok=True)
         found = {run: row for run in chosen[:MOST_CHOSEN] if (row := _find(seen, run)) is not None}
-        curves = await store.curves([row.id for row in found.values()], shown_measure)
+        ids = [row.id for row in found.values()]
+        curves = {measure: await store.curves(ids, measure) for measure in wanted}
     except StoryError as error:
         return drawn | {"note": str(error)}
     names = names_in_the_picture(list(found.values()))
-    shown = [{"run": curve.run[:SHORT], "name": names[curve.run], "points": list(curve.points)} for curve in curves]
+    drawn["runs"] = [
+        {
+            "run": run,
+            "id": row.id,
+            "experiment": "" if row.recorded else row.experiment,
+            "name": names[row.id],
+            "running": row.status == "running",
+            "known_as": ", ".join(aliases_of(row, seen)),
+        }
+        for run, row in found.items()
+    ]
+    drawn["plots"] = [
+        {
+            "measure": measure,
+            "title": MEASURES[measure],
+            "curves": [
+                {"run": curve.run[:SHORT], "name": names[curve.run], "points": list(curve.points)}
+                for curve in curves[measure]
+            ],
+        }
+        for measure in wanted
+    ]
+    drawn["differences"] = differences(list(found.values()))
     note = "" if found else "Choose a run above to see how it learned."
-    if found and not any(curve.points for curve in curves):
+    if found and not any(curve.points for each in curves.values() for curve in each):
         note = "The chosen runs have not logged this yet."
-    return drawn | {"chosen": list(found), "curves": shown, "note": note}
+    return drawn | {"chosen": list(found), "state": state_of(seen), "note": note}
 
 
-async def pick(store: StoreClient, chosen: Sequence[str], row: Sequence[Any], measure: str) -> Values:
+async def news(store: StoreClient, given: object) -> Values:
+    """The curves again, for a page that is open: `given` is what it has chosen, as the browser sends it."""
+    given = given if isinstance(given, dict) else {}
+    chosen, measures = (
+        [each for each in value[: len(MEASURES)] if isinstance(each, str)] if isinstance(value, list) else []
+        for value in (given.get("chosen"), given.get("measures"))
+    )
+    with contextlib.suppress(StoryError):  # `draw` says what is wrong
+        await store.overview()
+    return await draw(store, chosen, measures)
+
+
+def state_of(seen: Overview) -> str:
+    """A text that changes when a run begins, ends or is evaluated better, and when a version or evidence is new."""
+    runs = [(run.id, run.status, run.bits_per_byte) for run in seen.runs]
+    others = [row.id for row in (*seen.evaluations, *seen.benchmarks)]
+    versions = [(version.digest, version.aliases, version.decision) for version in seen.versions]
+    return hashlib.sha256(repr((runs, others, versions)).encode()).hexdigest()[:16]
+
+
+def differences(runs: Sequence[RunRow]) -> list[dict[str, Any]]:
+    """The settings that are not the same in all of `runs`: a name and a value for each run, empty where it has none."""
+    if len(runs) < 2:
+        return []
+    names = sorted({name for run in runs for name in run.settings})
+    rows = [{"name": name, "values": [run.settings.get(name, "") for run in runs]} for name in names]
+    return [row for row in rows if len(set(row["values"])) > 1]
+
+
+def aliases_of(run: RunRow, seen: Overview) -> list[str]:
+    """The aliases of the versions that came of a run: `champion`, `challenger` …"""
+    return sorted({alias for version in seen.versions if version.run == run.id for alias in version.aliases})
+
+
+def ui_address(uri: str, *, local: bool) -> str:
+    """Where the MLflow UI of the store at `uri` is, for a browser on this machine (`local`); empty for any other.
+
+    The UI of a database is that of `story ui`, at its usual port.
+    """
+    if not local:
+        return ""
+    return (
+        re.sub(r"//[^/@]*@", "//", uri).rstrip("/")
+        if uri.startswith(("http://", "https://"))
+        else "http://127.0.0.1:5000"
+    )
+
+
+async def pick(store: StoreClient, chosen: Sequence[str], row: Sequence[Any], measures: Sequence[str]) -> Values:
     """The curves after a row of the table of runs was pressed: its run joins the chosen ones, or leaves them."""
     run = str(row[-1]) if row else ""
     kept = [each for each in chosen if each != run]
     if len(kept) == len(chosen) and run:
         kept = [*kept[-MOST_CHOSEN + 1 :], run]
-    return await draw(store, kept, measure)
+    return await draw(store, kept, measures)
 
 
 async def samples(store: StoreClient, run: str, *, at: str = "") -> Values:
@@ -167,13 +244,14 @@ async def samples(store: StoreClient, run: str, *, at: str = "") -> Values:
     }
 
 
-def runs_table(runs: Sequence[RunRow]) -> Table:
+def runs_table(seen: Overview) -> Table:
     """A row for each run. A figure that is missing is an empty cell."""
     rows: list[list[Any]] = []
-    for run in runs:
+    for run in seen.runs:
         figures = [run.bits_per_byte, run.tokens, run.minutes, run.parameters]
         texts = [run.data, _moment(run.started), run.id[:SHORT]]
-        rows.append([run.name, _marked(run.status, run), run.preset, *figures, *texts])
+        status = ", ".join([run.status, *aliases_of(run, seen)])
+        rows.append([run.name, _marked(status, run), run.preset, *figures, *texts])
     return _table(RUN_COLUMNS, rows)
 
 

@@ -16,6 +16,7 @@ from demo.experiments_handlers import Page, Values
 from experiments.dashboard.client import StoreClient
 from experiments.dashboard.recorded import read_record
 from model.errors import InputError
+from model.serving.http.health import is_local
 from model.settings import Settings
 
 PATH = "experiments"
@@ -26,14 +27,20 @@ _CURVES = """
 <div class="curves">
   <p class="note" role="status" aria-live="polite"></p>
   <ul class="legend"></ul>
-  <div class="plots">
-    <figure data-over="tokens" tabindex="0">
-      <figcaption></figcaption><svg class="plot" role="img"></svg><p class="tip" aria-live="polite" hidden></p>
-    </figure>
-    <figure data-over="minutes" tabindex="0">
-      <figcaption></figcaption><svg class="plot" role="img"></svg><p class="tip" aria-live="polite" hidden></p>
-    </figure>
+  <div class="tools" role="group" aria-label="How the curves are drawn">
+    <label>Over <select class="over"><option value="tokens">tokens</option><option value="steps">steps</option>
+    <option value="minutes">minutes</option></select></label>
+    <label>Smoothing <input type="range" class="smooth" min="0" max="0.98" step="0.02" value="0">
+    <output class="smoothing">0.00</output></label>
+    <label><input type="checkbox" class="log-x"> logarithmic across</label>
+    <label><input type="checkbox" class="log-y"> logarithmic up</label>
+    <button type="button" class="whole" disabled>Whole range</button>
+    <button type="button" class="csv">Save as .csv</button>
   </div>
+  <div class="plots"></div>
+  <p class="keys">Drag across a plot to see a part of it. Keys: ← and → read, + and - zoom, 0 shows the whole range.</p>
+  <details class="differences"><summary>What differs between these runs</summary>
+    <div class="scroll"><table><thead></thead><tbody></tbody></table></div></details>
 </div>
 """
 _LEARN = """
@@ -71,10 +78,13 @@ def open_reader(settings: Settings) -> StoreClient | None:
 def add_experiments(page: gr.Blocks, store: StoreClient) -> None:
     """Add the page to `page`, at `/experiments`."""
     with page.route("Experiments", f"/{PATH}", show_in_navbar=False):
-        _wire(page, _lay_out(), store)
+        _wire(page, _lay_out(store), store)
 
 
-def _lay_out() -> Parts:
+def _lay_out(store: StoreClient) -> Parts:
+    async def news(given: dict[str, Any]) -> Values:
+        return await handlers.news(store, given)
+
     parts: Parts = {"note": _drawn_by("note", _NOTE, "Reading the store …")}
     with gr.Column(visible=False, elem_id="findings") as parts["body"]:
         sorting = "Press a row to see its curve below, and ⋮ beside a heading to sort or filter by it."
@@ -82,16 +92,18 @@ def _lay_out() -> Parts:
         kinds = ["str" if digits is None else "number" for digits in handlers.RUN_COLUMNS.values()]
         headers = list(handlers.RUN_COLUMNS)
         parts["runs"] = _frame("Training runs", "runs", "filter", headers=headers, datatype=kinds)
-        by_what = "Runs laid over each other: by what they read, and by the clock."
+        by_what = "Runs laid over each other; those that still train go on by themselves."
         _heading("How they learned", by_what, "curves-head")
         with gr.Row(elem_id="choice"):
             parts["chosen"] = gr.Dropdown(
                 [], multiselect=True, max_choices=handlers.MOST_CHOSEN, label="Runs in the picture", elem_id="chosen"
             )
             measures = [(label, name) for name, label in handlers.MEASURES.items()]
-            parts["measure"] = gr.Radio(measures, value="held-out", label="Measure", elem_id="measure")
-        uncurved: Values = {"chosen": [], "measure": "held-out", "title": "", "curves": [], "note": ""}
-        parts["curves"] = _drawn_by("curves", _CURVES, uncurved, theme.asset("curves.js"))
+            usual = list(handlers.FIRST_MEASURES)
+            parts["measure"] = gr.CheckboxGroup(measures, value=usual, label="Measures", elem_id="measure")
+        nothing_yet = {name: [] for name in ("chosen", "measures", "runs", "plots", "differences")}
+        uncurved: Values = nothing_yet | {"state": "", "note": "", "ui": ""}
+        parts["curves"] = _drawn_by("curves", _CURVES, uncurved, theme.asset("curves.js"), [news])
         _heading("Watch it learn to write", "The same prompts and seed, at each evaluation.", "learn-head")
         parts["sample_run"] = gr.Dropdown([], label="Run", elem_id="sample-run")
         empty: Values = {"run": "", "name": "", "moments": [], "at": None, "note": ""}
@@ -114,13 +126,22 @@ def _wire(page: gr.Blocks, parts: Parts, store: StoreClient) -> None:
     """Connect events to handlers. Each function here only hands over what Gradio gives it."""
 
     async def on_open(request: gr.Request) -> list[Any]:
-        return _opened(await handlers.opened(store, dict(request.query_params)))
+        local = request.request is not None and is_local(request.request)
+        ui = handlers.ui_address(store.uri, local=local)
+        return _opened(await handlers.opened(store, dict(request.query_params)), ui)
 
-    async def on_choice(chosen: list[str] | None, measure: str) -> Values:
-        return await handlers.draw(store, chosen or [], measure)
+    async def on_news(chosen: list[str] | None, measures: list[str], run: str | None) -> list[Any]:
+        asked = {"runs": ",".join(chosen or []), "measure": ",".join(measures), "story": run or ""}
+        found = await handlers.opened(store, asked)
+        values = dict(zip(parts, _opened(found), strict=True))
+        kept = {"chosen": gr.update(choices=list(found.choices)), "measure": gr.skip(), "curves": gr.skip()}
+        return list((values | kept).values()) if found.curves else [found.note, *[gr.skip()] * (len(parts) - 1)]
 
-    async def on_row(chosen: list[str] | None, measure: str, event: gr.SelectData) -> tuple[list[str], Values]:
-        drawn = await handlers.pick(store, chosen or [], event.row_value or [], measure)
+    async def on_choice(chosen: list[str] | None, measures: list[str]) -> Values:
+        return await handlers.draw(store, chosen or [], measures)
+
+    async def on_row(chosen: list[str] | None, measures: list[str], event: gr.SelectData) -> tuple[list[str], Values]:
+        drawn = await handlers.pick(store, chosen or [], event.row_value or [], measures)
         return drawn["chosen"], drawn
 
     async def on_sample_run(run: str | None) -> Values:
@@ -133,12 +154,13 @@ def _wire(page: gr.Blocks, parts: Parts, store: StoreClient) -> None:
     page.load(None, None, None, js=f"() => {{ {title}; window.experiments.label(); }}")
     for field in choice:
         field.input(on_choice, choice, parts["curves"], **quick)
+    parts["curves"].submit(on_news, [*choice, parts["sample_run"]], list(parts.values()), **quick)
     parts["runs"].select(on_row, choice, [parts["chosen"], parts["curves"]], **quick)
     parts["sample_run"].input(on_sample_run, parts["sample_run"], parts["learn"], **quick)
 
 
-def _opened(page: Page) -> list[Any]:
-    """A page as values for all `Parts`."""
+def _opened(page: Page, ui: str = "") -> list[Any]:
+    """A page as values for all `Parts`; `ui`: where the MLflow UI is, for those who may know."""
     if page.curves is None or page.samples is None:
         return [page.note, gr.update(visible=False), *[gr.skip()] * 11]
     return [
@@ -146,8 +168,8 @@ def _opened(page: Page) -> list[Any]:
         gr.update(visible=True),
         page.runs,
         gr.update(choices=list(page.choices), value=page.curves["chosen"]),
-        page.curves["measure"],
-        page.curves,
+        page.curves["measures"],
+        page.curves | {"ui": ui},
         gr.update(choices=list(page.sampled), value=page.samples["run"], visible=bool(page.sampled)),
         page.samples,
         gr.update(value=page.evaluations, visible=page.evaluations is not None),
@@ -177,7 +199,9 @@ def _heading(title: str, line: str, elem_id: str) -> None:
     gr.HTML(html, elem_id=elem_id, elem_classes="section", apply_default_css=False, js_on_load=None)
 
 
-def _drawn_by(elem_id: str, template: str, value: Any, script: str | None = None) -> gr.HTML:
+def _drawn_by(
+    elem_id: str, template: str, value: Any, script: str | None = None, functions: list[Any] | None = None
+) -> gr.HTML:
     """Constant markup that a script fills; without one, the value is put as text into the paragraph."""
     say = "const announce = () => window.experiments.say(element.querySelector('p'), props.value);"
     return gr.HTML(
@@ -186,4 +210,5 @@ def _drawn_by(elem_id: str, template: str, value: Any, script: str | None = None
         js_on_load=script or f"{say} announce(); watch('value', announce);",
         apply_default_css=False,
         elem_id=elem_id,
+        server_functions=functions,
     )

@@ -61,19 +61,26 @@ play.addEventListener("click", () => {
   }, PACE);
 });
 
-slider.addEventListener("input", () => { halt(); show(false); });
+slider.addEventListener("input", () => {
+  halt();
+  show(false);
+  window.experiments.moment?.(moments[Number(slider.value)]); // the crosshair goes there
+});
 slider.addEventListener("change", () => show(true));
 
 const fill = () => {
   const value = props.value;
-  halt();
+  // New samples of the run that is shown: who looks at an earlier one stays there.
+  const stay = value.run === run && value.at === null && Number(slider.value) < moments.length - 1;
+  const seen = stay ? moments[Number(slider.value)].step : value.at;
+  if (!stay) halt();
   moments = value.moments;
   run = value.run;
   window.experiments.say(none, value.note);
   controls.hidden = article.hidden = moments.length === 0;
   if (!moments.length) return;
   slider.max = String(moments.length - 1);
-  const at = moments.findIndex((moment) => moment.step === value.at);
+  const at = moments.findIndex((moment) => moment.step === seen);
   slider.value = String(at < 0 ? moments.length - 1 : at);
   show(false);
 };

@@ -58,8 +58,11 @@ const card = (version) => {
   return node;
 };
 
+let drawn = "";
 const fill = () => {
   const { note, versions } = props.value;
+  if (JSON.stringify(props.value) === drawn) return; // what is open stays open
+  drawn = JSON.stringify(props.value);
   const nodes = versions.map(card);
   const line = part("p", "none");
   window.experiments.say(line, note);

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from tests.demo.scripted import ScriptedBackend
 from tests.demo.served import Served, serve
 from tests.demo.tabs import IN_A_BROWSER, TIMEOUT, Tab, violations
 from tests.experiments.dashboard.made import made
+from tests.training.tracked import end, evaluation, observer_on, start, step
 
 pytestmark = IN_A_BROWSER
 FIRST_TIMEOUT = 120_000
@@ -83,16 +85,18 @@ def test_runs_are_sorted_filtered_and_pressed_into_the_picture(opened: Callable[
     assert points(page) == {"stopped"}, "the pressed run has left the picture"
     page.wait_for_function("location.search.includes('runs=')")
 
-    page.get_by_role("radio", name="Loss in training, nats a token").check()
-    expect(page.locator("#curves figcaption").last).to_contain_text("nats", timeout=TIMEOUT)
+    page.get_by_role("checkbox", name="Learning rate").check()
+    page.get_by_role("checkbox", name="Bits per byte on").uncheck()
+    expect(page.locator("#curves figcaption")).to_have_text([LOSS, "Learning rate"], timeout=TIMEOUT)
     chosen = parse_qs(urlsplit(page.url).query)
-    assert chosen["measure"] == ["training"]
+    assert chosen["measure"] == ["training,rate"]
     again = opened(query="?" + urlsplit(page.url).query)
     expect(again.locator("#curves .legend .name")).to_have_text(["stopped"], timeout=TIMEOUT)
-    expect(again.locator("#curves figcaption").last).to_contain_text("nats", timeout=TIMEOUT)
-    expect(again.get_by_role("radio", name="Loss in training, nats a token")).to_be_checked(timeout=TIMEOUT)
+    expect(again.locator("#curves figcaption")).to_have_text([LOSS, "Learning rate"], timeout=TIMEOUT)
+    expect(again.get_by_role("checkbox", name=LOSS)).to_be_checked(timeout=TIMEOUT)
 
 
+LOSS = "Loss in training, nats a token"
 STROKES = """() => Object.fromEntries([...document.querySelectorAll('#curves .legend li')].map((line) => {
   const { stroke, strokeDasharray } = getComputedStyle(line.querySelector('.key line'));
   return [line.querySelector('.name').textContent, [stroke, strokeDasharray]];
@@ -117,7 +121,7 @@ def test_a_run_keeps_its_color_and_both_papers_have_colors_of_their_own(opened: 
     page.click("#paper")
     dark = page.evaluate(STROKES)
     assert all(dark[name][0] != light[name][0] for name in light), "charts stayed in the old theme"
-    lines = page.locator("#curves figure").first.locator("polyline")
+    lines = page.locator("#curves figure").first.locator("polyline:not(.faint)")
     drawn = lines.evaluate_all("all => all.map(one => getComputedStyle(one).stroke)")
     assert drawn == [dark["learned"][0], dark["stopped"][0]]
 
@@ -125,7 +129,7 @@ def test_a_run_keeps_its_color_and_both_papers_have_colors_of_their_own(opened: 
 def test_a_curve_is_read_by_pointer_and_by_keys(opened: Callable[..., Page]) -> None:
     page = opened(query="?measure=held-out")
     figure = page.locator("#curves figure").first
-    expect(figure.locator("polyline")).to_have_count(2, timeout=TIMEOUT)
+    expect(figure.locator("polyline:not(.faint)")).to_have_count(2, timeout=TIMEOUT)
     tip = figure.locator(".tip")
     expect(tip).to_be_hidden()
     figure.locator(".plot").hover()
@@ -142,6 +146,87 @@ def test_a_curve_is_read_by_pointer_and_by_keys(opened: Callable[..., Page]) -> 
     expect(tip).to_be_hidden()
 
 
+def test_one_crosshair_lies_over_all_plots_and_a_drag_zooms_all_of_them(opened: Callable[..., Page]) -> None:
+    page = opened(viewport={"width": 1280, "height": 900})
+    figures = page.locator("#curves figure")
+    expect(figures).to_have_count(2, timeout=TIMEOUT)
+    expect(figures.first.locator("polyline:not(.faint)")).to_have_count(2, timeout=TIMEOUT)
+    plot = figures.first.locator(".plot")
+    plot.scroll_into_view_if_needed()
+    box = plot.bounding_box()
+    assert box is not None
+    middle = box["y"] + box["height"] / 2
+    page.mouse.move(box["x"] + box["width"] / 2, middle)
+    tips = [text.split(" tokens")[0] for text in figures.locator(".tip b").all_inner_texts()]
+    assert len(tips) == 2
+    assert len(set(tips)) == 1, "the same place in both"
+    whole = figures.locator("polyline:not(.faint)").evaluate_all("all => all.map(one => one.points.numberOfItems)")
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] * 0.9, middle, steps=4)
+    page.mouse.up()
+    expect(page.get_by_role("button", name="Whole range")).to_be_enabled(timeout=TIMEOUT)
+    part = figures.locator("polyline:not(.faint)").evaluate_all("all => all.map(one => one.points.numberOfItems)")
+    assert all(fewer <= count for fewer, count in zip(part, whole, strict=True))
+    assert sum(part) < sum(whole)
+    page.get_by_role("button", name="Whole range").click()
+    again = figures.locator("polyline:not(.faint)").evaluate_all("all => all.map(one => one.points.numberOfItems)")
+    assert again == whole
+
+
+def test_curves_are_smoothed_by_other_axes_and_saved(opened: Callable[..., Page]) -> None:
+    page = opened(query="?measure=training")
+    full, faint = (page.locator(f"#curves polyline{kind}").first for kind in (":not(.faint)", ".faint"))
+    expect(full).to_be_attached(timeout=TIMEOUT)
+    raw = full.get_attribute("points")
+    assert faint.get_attribute("points") == ""
+    page.get_by_label("Smoothing").fill("0.9")
+    assert faint.get_attribute("points") == raw
+    assert full.get_attribute("points") != raw
+    page.get_by_label("Smoothing").fill("0")
+    page.locator("#curves .over").select_option("minutes")
+    assert full.get_attribute("points") != raw
+    page.locator("#curves .over").select_option("tokens")
+    assert full.get_attribute("points") == raw
+    page.get_by_label("logarithmic up").check()
+    assert full.get_attribute("points") != raw
+    with page.expect_download() as saved:
+        page.get_by_role("button", name="Save as .csv").click()
+    rows = list(csv.DictReader(saved.value.path().read_text("utf-8").splitlines()))
+    ours = [row for row in rows if row["name"] == "learned"]
+    assert [int(row["tokens"]) for row in ours] == [each.tokens for each in made().trained.steps]
+    assert [float(row["value"]) for row in ours] == pytest.approx(
+        [each.loss for each in made().trained.steps], rel=1e-5
+    )
+
+
+def test_a_running_training_is_followed_and_lines_stay_the_same_nodes(browser: Browser, tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    observer = observer_on(uri)
+    (tmp_path / "alive").mkdir()
+    observer.started(start(tmp_path / "alive"))
+
+    def report(first: int, last: int) -> None:
+        for number in range(first, last):
+            observer.stepped(step(number, loss=4 - number / 10))
+        observer.evaluated(evaluation(last, 2.0 - last / 20))
+
+    report(1, 6)
+    client = StoreClient(uri, ttl=0.5, first_timeout=FIRST_TIMEOUT / 1000, timeout=60)
+    with serve(ScriptedBackend("A story."), experiments=client) as served, browser.new_context() as context:
+        page = context.new_page()
+        page.goto(f"{served.url}{PATH}?measure=training")
+        line = page.locator("#curves figure[data-measure=training] polyline:not(.faint)")
+        expect(line).to_have_count(1, timeout=FIRST_TIMEOUT)
+        expect(page.locator("#curves .legend .running")).to_have_text("running", timeout=TIMEOUT)
+        line.evaluate("line => { window.line = line; }")
+        report(6, 12)
+        page.wait_for_function("window.line.points.numberOfItems === 11", timeout=FIRST_TIMEOUT)
+        assert page.evaluate("window.line.isConnected"), "the line was made anew"
+        expect(page.locator("#learn .moment")).to_contain_text("step 12 ", timeout=FIRST_TIMEOUT)
+        observer.ended(end())
+        expect(page.locator("#curves .legend .running")).to_have_count(0, timeout=FIRST_TIMEOUT)
+
+
 def test_memory_stays_flat_while_the_measure_is_changed(opened: Callable[..., Page]) -> None:
     page = opened()
     devtools = page.context.new_cdp_session(page)
@@ -149,14 +234,14 @@ def test_memory_stays_flat_while_the_measure_is_changed(opened: Callable[..., Pa
 
     def change(times: int) -> dict[str, float]:
         for _ in range(times):
-            for label, unit in (("Loss in training, nats a token", "nats"), ("Bits per byte on", "Bits")):
-                page.get_by_role("radio", name=label).check()
-                expect(page.locator("#curves figcaption").last).to_contain_text(unit, timeout=TIMEOUT)
+            for checked, count in ((True, 3), (False, 2)):
+                page.get_by_role("checkbox", name="Learning rate").set_checked(checked)
+                expect(page.locator("#curves figure")).to_have_count(count, timeout=TIMEOUT)
         devtools.send("HeapProfiler.collectGarbage")
         figures = devtools.send("Performance.getMetrics")["metrics"]
         return {each["name"]: each["value"] for each in figures}
 
-    expect(page.locator("#curves figure").first.locator("polyline")).to_have_count(2, timeout=TIMEOUT)
+    expect(page.locator("#curves figure").first.locator("polyline:not(.faint)")).to_have_count(2, timeout=TIMEOUT)
     before, after = change(3), change(15)
     print({name: (before[name], after[name]) for name in ("Nodes", "JSEventListeners", "JSHeapUsedSize")})
     assert after["JSEventListeners"] <= before["JSEventListeners"] + 2
@@ -167,7 +252,7 @@ def test_memory_stays_flat_while_the_measure_is_changed(opened: Callable[..., Pa
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_nothing(opened: Callable[..., Page], scheme: str) -> None:
     page = opened(color_scheme=scheme)
-    expect(page.locator("#curves figure").first.locator("polyline")).to_have_count(2, timeout=TIMEOUT)
+    expect(page.locator("#curves figure").first.locator("polyline:not(.faint)")).to_have_count(2, timeout=TIMEOUT)
     page.locator("#version-2 summary").click()
     assert violations(page) == []
 

@@ -16,7 +16,7 @@ from demo import theme
 from demo.experiments_handlers import MOST_CHOSEN
 from experiments.dashboard.client import NOTHING, StoreClient
 from experiments.dashboard.recorded import export_record
-from experiments.dashboard.records import Curve, Overview, RunRow, SampleSet
+from experiments.dashboard.records import Curve, Overview, RunRow, SampleSet, VersionRow
 from experiments.dashboard.rows import run_rows
 from experiments.quality.evidence import QualityEvidence
 from tests.experiments.dashboard.direct import DirectClient
@@ -83,9 +83,10 @@ def test_the_picture_holds_each_point_of_the_curves_over_tokens_and_over_minutes
     store: Made, client: DirectClient
 ) -> None:
     run = short(store, "learned")
-    drawn = asyncio.run(handlers.draw(client, [run], "held-out"))
+    drawn = asyncio.run(handlers.draw(client, [run], ["training", "held-out"]))
     looks = store.trained.evaluations
-    (curve,) = drawn["curves"]
+    assert [plot["measure"] for plot in drawn["plots"]] == drawn["measures"] == ["held-out", "training"]
+    (curve,) = drawn["plots"][0]["curves"]
     assert (curve["run"], curve["name"]) == (run, "learned")
     assert curve["points"] == [
         (
@@ -96,26 +97,26 @@ def test_the_picture_holds_each_point_of_the_curves_over_tokens_and_over_minutes
         )
         for look in looks
     ]
-    (losses,) = asyncio.run(handlers.draw(client, [run], "training"))["curves"]
+    (losses,) = drawn["plots"][1]["curves"]
     assert len(losses["points"]) == len(store.trained.steps)
 
 
 def test_pressing_a_row_takes_its_run_in_and_pressing_it_again_takes_it_out(store: Made, client: DirectClient) -> None:
     learned, stopped = short(store, "learned"), short(store, "stopped")
-    both = asyncio.run(handlers.pick(client, [stopped], ["learned", "…", learned], "held-out"))
+    both = asyncio.run(handlers.pick(client, [stopped], ["learned", "…", learned], ["held-out"]))
     assert both["chosen"] == [stopped, learned]
-    one = asyncio.run(handlers.pick(client, both["chosen"], ["stopped", "…", stopped], "held-out"))
+    one = asyncio.run(handlers.pick(client, both["chosen"], ["stopped", "…", stopped], ["held-out"]))
     assert one["chosen"] == [learned]
-    none = asyncio.run(handlers.pick(client, one["chosen"], ["learned", "…", learned], "held-out"))
+    none = asyncio.run(handlers.pick(client, one["chosen"], ["learned", "…", learned], ["held-out"]))
     assert (none["chosen"], none["note"]) == ([], "Choose a run above to see how it learned.")
 
 
 def test_no_more_runs_are_drawn_than_have_colors() -> None:
     rows = [row(id=f"{number:08x}" + "0" * 24, name=f"r{number}") for number in range(9)]
     chosen = [each.id[:8] for each in rows]
-    drawn = asyncio.run(handlers.draw(Runs(*rows), chosen, "held-out"))
-    assert drawn["chosen"] == [curve["run"] for curve in drawn["curves"]] == chosen[:MOST_CHOSEN]
-    picked = asyncio.run(handlers.pick(Runs(*rows), chosen[:6], ["r8", chosen[8]], "held-out"))
+    drawn = asyncio.run(handlers.draw(Runs(*rows), chosen, ["held-out"]))
+    assert drawn["chosen"] == [curve["run"] for curve in drawn["plots"][0]["curves"]] == chosen[:MOST_CHOSEN]
+    picked = asyncio.run(handlers.pick(Runs(*rows), chosen[:6], ["r8", chosen[8]], ["held-out"]))
     assert picked["chosen"] == [*chosen[1:6], chosen[8]], "the oldest choice makes room"
 
 
@@ -126,10 +127,10 @@ def test_runs_of_one_name_are_distinguished() -> None:
 
 def test_an_address_chooses_runs_measure_story_and_step(store: Made, client: DirectClient) -> None:
     learned = short(store, "learned")
-    query = {"runs": learned, "measure": "training", "story": learned, "step": "8"}
+    query = {"runs": learned, "measure": "speed,training", "story": learned, "step": "8"}
     page = asyncio.run(handlers.opened(client, query))
     assert page.curves is not None
-    assert (page.curves["chosen"], page.curves["measure"]) == ([learned], "training")
+    assert (page.curves["chosen"], page.curves["measures"]) == ([learned], ["training", "speed"])
     assert page.samples is not None
     assert (page.samples["name"], page.samples["at"]) == ("learned", 8)
 
@@ -169,7 +170,7 @@ def test_without_a_store_the_page_shows_how_the_shipped_model_was_made(tmp_path:
     assert page.runs is not None
     assert [cells[1] for cells in page.runs["data"]] == ["finished, from the record"]
     assert page.curves is not None
-    assert len(page.curves["curves"][0]["points"]) == len(made().trained.evaluations)
+    assert len(page.curves["plots"][0]["curves"][0]["points"]) == len(made().trained.evaluations)
     assert page.samples is not None
     assert len(page.samples["moments"]) == len(made().trained.evaluations)
     assert page.evaluations is not None
@@ -191,6 +192,51 @@ def test_a_record_has_a_run_in_the_first_picture_beside_those_of_the_store() -> 
     assert chosen(own[0], *recorded) == ["00", "f0", "f1", "f2"]
     assert chosen(*own) == ["00", "01", "02", "03"]
     assert chosen(*recorded) == ["f0", "f1", "f2", "f3"]
+
+
+def test_what_differs_between_recipes_is_shown_and_nothing_else() -> None:
+    same = {"optimizer.name": "muon", "steps": "100"}
+    rows = [
+        row(id="a" * 32, settings=same | {"seed": "1"}),
+        row(id="b" * 32, settings=same | {"seed": "2", "init": "c0ffee"}),
+        row(id="c" * 32, settings=same | {"seed": "1"}),
+    ]
+    assert handlers.differences(rows) == [
+        {"name": "init", "values": ["", "c0ffee", ""]},
+        {"name": "seed", "values": ["1", "2", "1"]},
+    ]
+    assert handlers.differences(rows[:1]) == []
+    drawn = asyncio.run(handlers.draw(Runs(*rows), ["aaaaaaaa", "cccccccc"], ["rate"]))
+    assert drawn["differences"] == []
+
+
+def test_the_run_that_the_champion_came_of_is_marked() -> None:
+    version = VersionRow(
+        number=1, digest="d" * 64, aliases=("champion",), created=0, tags={}, decision=None, run="a" * 32
+    )
+    seen = Overview(runs=(row(id="a" * 32), row(id="b" * 32)), versions=(version,))
+    assert [cells[1] for cells in handlers.runs_table(seen)["data"]] == ["finished, champion", "finished"]
+
+
+def test_news_of_a_running_training_come_with_the_points_and_whatever_a_browser_sends_is_met() -> None:
+    runs = Runs(row(id="a" * 32, status="running"), row(id="b" * 32))
+    first = asyncio.run(handlers.news(runs, {"chosen": ["aaaaaaaa", "bbbbbbbb"], "measures": ["speed"]}))
+    assert [each["running"] for each in first["runs"]] == [True, False]
+    assert first["measures"] == ["speed"]
+    again = asyncio.run(handlers.news(runs, {"chosen": ["aaaaaaaa"], "measures": ["speed"]}))
+    assert again["state"] == first["state"]
+    runs.rows = (row(id="a" * 32), row(id="b" * 32))
+    ended = asyncio.run(handlers.news(runs, {"chosen": ["aaaaaaaa"], "measures": ["speed"]}))
+    assert ended["state"] != first["state"]
+    for given in (None, [], {"chosen": 7, "measures": {"a": 1}}, {"chosen": [["x"], "nobody"], "measures": ["'"]}):
+        assert asyncio.run(handlers.news(runs, given))["chosen"] == []
+
+
+def test_only_a_browser_on_this_machine_is_told_where_mlflow_is() -> None:
+    assert handlers.ui_address("sqlite:///mlflow.db", local=True) == "http://127.0.0.1:5000"
+    secret = "http://user:secret@mlflow.example:5000/"
+    assert handlers.ui_address(secret, local=True) == "http://mlflow.example:5000"
+    assert handlers.ui_address(secret, local=False) == handlers.ui_address("sqlite:///mlflow.db", local=False) == ""
 
 
 def test_an_evaluation_names_the_version_and_the_stories(client: DirectClient) -> None:
@@ -266,7 +312,7 @@ def test_a_store_that_is_not_there_says_so_and_is_not_made(tmp_path: Path) -> No
 
 def test_a_store_that_fails_while_the_page_is_open_costs_a_line_each(tmp_path: Path) -> None:
     client = DirectClient(f"sqlite:///{tmp_path}/mlflow.db")
-    drawn = asyncio.run(handlers.draw(client, ["a"], "held-out"))
+    drawn = asyncio.run(handlers.draw(client, ["a"], ["held-out"]))
     assert drawn["chosen"] == ["a"], "the choice stays, for another try"
     assert "`story train`" in drawn["note"]
     assert "`story train`" in asyncio.run(handlers.samples(client, "a"))["note"]

@@ -26,7 +26,7 @@ def client(tmp_path: Path) -> StoreClient:
 def test_nothing_of_the_page_waits_in_the_queue_of_stories_or_is_a_public_api(client: StoreClient) -> None:
     blocks = page.build(GenerationManager(ScriptedBackend("A story.")), experiments=client)
     ours = [fn for fn in blocks.fns.values() if fn.page == PATH and fn.fn is not None]
-    assert {fn.name for fn in ours} == {"on_open", "on_choice", "on_row", "on_sample_run"}
+    assert {fn.name for fn in ours} == {"on_open", "on_news", "on_choice", "on_row", "on_sample_run"}
     assert not any(fn.queue for fn in ours)
     assert {fn.api_visibility for fn in ours} == {"private"}
     written = [fn for fn in blocks.fns.values() if fn.page == "" and fn.fn is not None]
