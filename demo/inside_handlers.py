@@ -32,6 +32,8 @@ REACHES = (1, 4, 16, 64)
 """Tokens before a word that the model may see, beside all of them."""
 EVIDENCE_WORDS = 48
 """Words before a word that are left out, one at a time: each costs two requests."""
+MOST_OTHER = 16
+"""Tokens of the other word."""
 LIKELIEST = 8
 TIMEOUT = 90.0
 """Seconds that the layers may take, PyTorch's import included."""
@@ -183,6 +185,8 @@ async def evidence(manager: GenerationManager, place: Place, other: tuple[int, .
     the word's effect, positive where it spoke for the word that stands there. Leaving out makes texts that nobody
     would write, and two words that say the same hide each other.
     """
+    if len(other) > MOST_OTHER:
+        raise InputError("other", f"must have at most {MOST_OTHER} tokens, got {len(other)}")
     greedy = SamplingParams(temperature=0, keep_names=False)
     found = await alternatives(manager, GenerationRequest(prompt=(END_ID, *place.tokens), sampling=greedy), client)
     others = [each for each in found if each.tokens and each.tokens != place.word]

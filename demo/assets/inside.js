@@ -155,8 +155,10 @@ const choose = async (at) => {
   show(tint === "entropy" ? "entropy" : "surprise");
   await new Promise((rested) => setTimeout(rested, RESTING));
   if (chosen !== at || words[at] !== word) return;
-  askHere("distribution", note).then((found) => found && spread(found));
-  askHere("memory", note).then((found) => found && recall(found.rows));
+  const [next, costs] = await Promise.all(["distribution", "memory"].map((question) => askHere(question, note)));
+  if (next) spread(next);
+  if (costs) recall(costs.rows);
+  if (chosen === at) root.classList.add("ready"); // all together, so that nothing moves
 };
 
 article.addEventListener("click", (event) => {
@@ -324,6 +326,7 @@ const read = async (given, at = -1) => {
   const found = await ask("surprise", given);
   if (found.error) {
     note.textContent = found.error;
+    root.classList.add("ready");
     return;
   }
   chosen = -1;

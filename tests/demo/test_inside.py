@@ -222,6 +222,7 @@ async def test_without_a_story_an_example_is_written(manager: GenerationManager)
         ("surprise", {"prompt": "a", "tokens": 7}, "'int' object is not iterable"),
         ("surprise", {"prompt": "One day " * LONGEST}, "story must have 1 to 1,024 tokens"),
         ("evidence", {"words": [[5]], "word": 0, "other": ["x"]}, "prompt must be text or token ids"),
+        ("evidence", {"words": [[5]], "word": 0, "other": [5] * 17}, "other must have at most 16 tokens, got 17"),
     ],
 )
 async def test_what_cannot_be_answered_is_an_error_in_one_line(question: Any, given: Any, message: str) -> None:
