@@ -184,7 +184,7 @@ async def news(store: StoreClient, given: object) -> Values:
 def state_of(seen: Overview) -> str:
     """A text that changes when a run begins, ends or is evaluated better, and when a version or evidence is new."""
     runs = [(run.id, run.status, run.bits_per_byte) for run in seen.runs]
-    others = [row.id for row in (*seen.evaluations, *seen.benchmarks)]
+    others = [*(row.id for row in seen.evaluations), *(row.id for row in seen.benchmarks)]
     versions = [(version.digest, version.aliases, version.decision) for version in seen.versions]
     return hashlib.sha256(repr((runs, others, versions)).encode()).hexdigest()[:16]
 

@@ -101,8 +101,8 @@ def _lay_out(store: StoreClient) -> Parts:
             measures = [(label, name) for name, label in handlers.MEASURES.items()]
             usual = list(handlers.FIRST_MEASURES)
             parts["measure"] = gr.CheckboxGroup(measures, value=usual, label="Measures", elem_id="measure")
-        nothing_yet = {name: [] for name in ("chosen", "measures", "runs", "plots", "differences")}
-        uncurved: Values = nothing_yet | {"state": "", "note": "", "ui": ""}
+        uncurved: Values = {name: [] for name in ("chosen", "measures", "runs", "plots", "differences")}
+        uncurved |= {"state": "", "note": "", "ui": ""}
         parts["curves"] = _drawn_by("curves", _CURVES, uncurved, theme.asset("curves.js"), [news])
         _heading("Watch it learn to write", "The same prompts and seed, at each evaluation.", "learn-head")
         parts["sample_run"] = gr.Dropdown([], label="Run", elem_id="sample-run")

@@ -228,6 +228,7 @@ def test_news_of_a_running_training_come_with_the_points_and_whatever_a_browser_
     runs.rows = (row(id="a" * 32), row(id="b" * 32))
     ended = asyncio.run(handlers.news(runs, {"chosen": ["aaaaaaaa"], "measures": ["speed"]}))
     assert ended["state"] != first["state"]
+    given: Any
     for given in (None, [], {"chosen": 7, "measures": {"a": 1}}, {"chosen": [["x"], "nobody"], "measures": ["'"]}):
         assert asyncio.run(handlers.news(runs, given))["chosen"] == []
 
