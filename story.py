@@ -22,8 +22,6 @@ from deploy.release.cli import promote
 from experiments.cli import (
     REFERENCE,
     Json,
-    ab,
-    arena,
     benchmark,
     compare,
     evaluate,
@@ -34,6 +32,7 @@ from experiments.cli import (
     rollback,
     sweep,
 )
+from experiments.users_cli import ab, arena
 from model.files import ignore_broken_pipe, print_json
 from model.generation import GenerationRequest, SamplingParams, new_seed
 from model.wishes import Ending, Length, Wishes
@@ -118,7 +117,7 @@ def write(
     word: Annotated[list[str] | None, typer.Option(help="Wish for a word or a name in the story. Repeatable.")] = None,
     length: Annotated[Length | None, typer.Option(help="Wish for a story of this length.")] = None,
     dialogue: Annotated[
-        bool | None, typer.Option("--dialogue/--no-dialogue", help="Wish that somebody speaks, or nobody.")
+        Literal["yes", "no"] | None, typer.Option(help="Wish that somebody speaks, or that nobody does.")
     ] = None,
     ending: Annotated[Ending | None, typer.Option(help="Wish for this ending.")] = None,
     seed: Annotated[
@@ -133,7 +132,12 @@ def write(
         prompt=prompt,
         max_tokens=max_tokens,
         sampling=SamplingParams(temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p, seed=chosen),
-        wishes=Wishes(words=tuple(word or ()), length=length, dialogue=dialogue, ending=ending),
+        wishes=Wishes(
+            words=tuple(word or ()),
+            length=length,
+            dialogue=None if dialogue is None else dialogue == "yes",
+            ending=ending,
+        ),
     )
     settings = _settings()
     from experiments.registry.resolve import resolve_model

@@ -16,9 +16,8 @@ from urllib.parse import parse_qsl
 
 from demo.form import FIELDS, Form, decode_link, encode_link, read_form
 from demo.routing import RoutingBackend
-from demo.steering import alternatives, as_lists, futures, prompt_tokens, roll, words_of
+from demo.steering import alternatives, as_lists, futures, roll, story_tokens, words_of
 from experiments.ab.events import new_id
-from model.engine.title import title_of
 from model.errors import BusyError, DrainingError, GenerationError, InputError, LimitError, StoryError
 from model.generation import GenerationRequest, TokenLogprob, Usage, new_seed
 from model.serving.backend import CACHE, model_for
@@ -201,7 +200,7 @@ async def fork(
     With the seed of that story and its own words, the same story comes again.
     """
     try:
-        prompt = await prompt_tokens(state.manager, title_of(view.prompt) + view.prompt, client)
+        prompt = await story_tokens(state.manager, view.prompt, client)
         view = replace(view, generated="".join(str(word) for word, _, _ in view.words))
         form = replace(form, prompt=view.prompt, seed=max(view.seed, 0))
         with contextlib.suppress(InputError):  # a prompt too long for an address
@@ -223,8 +222,7 @@ async def look_at(state: AppState, given: Mapping[str, Any], client: str) -> dic
     `word`, where the dice are to `roll`; or an `error`.
     """
     try:
-        text = given.get("prompt", "")
-        prompt = await prompt_tokens(state.manager, title_of(text) + text, client)
+        prompt = await story_tokens(state.manager, given.get("prompt", ""), client)
         fields = given.get("fields")
         form = read_form(*fields) if isinstance(fields, list) and len(fields) == len(FIELDS) else Form()
         seed = new_seed() if given.get("roll") else given.get("seed", 0)

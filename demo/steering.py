@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from model.architecture.folder import END_ID
+from model.engine.title import title_of
 from model.generation import Completion, GenerationRequest, SamplingParams, TokenLogprob
 from model.serving.http.schemas import choice_seed
 from model.serving.session import GenerationManager
@@ -191,11 +192,13 @@ def merge(stories: Sequence[Sequence[Word]]) -> list[Branch]:
     return sorted(branches, key=lambda branch: -branch.count)
 
 
-async def prompt_tokens(manager: GenerationManager, text: str, client: str, stories: int = 0) -> tuple[int, ...]:
-    """The tokens of a prompt as the model that serves reads it, without the title that it puts before (`title_of`).
+async def story_tokens(manager: GenerationManager, prompt: str, client: str, stories: int = 0) -> tuple[int, ...]:
+    """The tokens that a story from this prompt begins with: those of its title (`title_of`) and of itself."""
+    return await prompt_tokens(manager, title_of(prompt) + prompt, client, stories)
 
-    It counts as so many `stories` for the rate limits.
-    """
+
+async def prompt_tokens(manager: GenerationManager, text: str, client: str, stories: int = 0) -> tuple[int, ...]:
+    """The tokens of a text as the model that serves reads it; it counts as so many stories for the rate limits."""
     (done,) = await generate(manager, [GenerationRequest(prompt=text, max_tokens=0, echo=True)], client, stories)
     return () if done.prompt is None else done.prompt.tokens
 

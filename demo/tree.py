@@ -13,7 +13,7 @@ from urllib.parse import parse_qsl
 
 from demo.form import Form, decode_link
 from demo.handlers import ENDINGS, View, filename
-from demo.steering import as_lists, generate, matched, prompt_tokens, words_of
+from demo.steering import as_lists, generate, matched, story_tokens, words_of
 from model.errors import InputError, StoryError
 from model.generation import GenerationRequest
 from model.serving.backend import model_for
@@ -72,7 +72,7 @@ async def regrow(manager: GenerationManager, given: Mapping[str, Any], version: 
     """
     prompt, links, branches, now = read_tree(given)
     forms = [Form(**decode_link(dict(parse_qsl(link, keep_blank_values=True)), version)[0]) for link in links]
-    start = await prompt_tokens(manager, prompt, client, stories=1)
+    start = await story_tokens(manager, prompt, client, stories=1)
     _, notes = decode_link({"prompt": prompt, "model": str(given.get("version", ""))}, version)
     note = " ".join(notes) or "From a link."
     grown: list[dict[str, Any]] = []

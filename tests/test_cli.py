@@ -48,8 +48,8 @@ def test_the_version_is_the_installed_one() -> None:
 
 def test_every_option_has_help() -> None:
     commands = get_command(story.app).commands  # type: ignore[attr-defined]
-    made = "demo write data train evaluate benchmark sweep export register models compare gate promote rollback ab ui"
-    assert list(commands) == [*made.split(), "doctor", "deploy"]
+    made = "demo write data train evaluate benchmark sweep export register models compare record gate promote rollback"
+    assert list(commands) == [*made.split(), "ab", "arena", "ui", "doctor", "deploy"]
     below = commands["deploy"].commands
     assert list(below) == ["upload", "deploy", "url", "status", "switch", "rollback", "smoke", "stop"]
     silent = [

@@ -54,12 +54,13 @@ def test_figures_renew_themselves_and_rows_stay_the_same_nodes(served: Served, o
     expect(page.locator("#status .load")).to_contain_text("0 of 4")
 
 
-def test_a_user_finds_the_page_and_the_way_back(served: Served, opened: Callable[..., Tab]) -> None:
-    page = opened().page
-    page.goto(served.url)
-    page.get_by_role("link", name="Status").click()
-    expect(page).to_have_title("Status · Write me a story", timeout=TIMEOUT)
-    expect(page.get_by_role("heading", name="Status", exact=True)).to_be_visible(timeout=TIMEOUT)
+def test_a_user_finds_the_page(served: Served, browser: Browser) -> None:
+    with opening(browser) as make:
+        page = make(url=served.url).open().page
+        page.get_by_role("link", name="Status").click()
+        expect(page).to_have_title("Status · Write me a story", timeout=TIMEOUT)
+        expect(page.get_by_role("heading", name="Status", exact=True)).to_be_visible(timeout=TIMEOUT)
+        expect(page.locator("#status .state b")).to_have_text("Ready", timeout=TIMEOUT)
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(320, "light"), (1280, "dark")])

@@ -43,7 +43,7 @@ async def test_a_page_without_scripts_says_what_it_needs(client: httpx.AsyncClie
 async def test_the_theme_is_chosen_before_anything_of_the_page_is_parsed(client: httpx.AsyncClient) -> None:
     html = (await client.get("/")).text
     body = html[html.index("<body") :]
-    assert body.index('"story-paper"') < body.index("</script>") < body.index("<header")
+    assert body.index('setting("paper")') < body.index("</script>") < body.index("<header")
     head = html[: html.index("</head>")]
     assert "body.dark {" in head[head.rindex("<style>") :]
     assert re.search(r'<link rel="stylesheet" href="./theme.css\?v=\w+">', head)

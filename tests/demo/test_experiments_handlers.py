@@ -168,7 +168,7 @@ def test_without_a_store_the_page_shows_how_the_shipped_model_was_made(tmp_path:
     assert page.note.startswith("1 training run, 1 version, 1 benchmark. How the shipped model was made is shown from ")
     assert page.note.endswith("`story train` adds runs of your own.")
     assert page.runs is not None
-    assert [cells[1] for cells in page.runs["data"]] == ["finished, from the record"]
+    assert [cells[1] for cells in page.runs["data"]] == ["finished, challenger, from the record"]
     assert page.curves is not None
     assert len(page.curves["plots"][0]["curves"][0]["points"]) == len(made().trained.evaluations)
     assert page.samples is not None

@@ -13,6 +13,7 @@ import numpy as np
 
 from model.architecture.tokenizer import StoryTokenizer
 from model.engine.engine import Engine
+from model.engine.title import title_of
 from model.generation import Completion, GenerationRequest, SamplingParams
 from model.runtimes.sampling import SamplingRows
 from tests.model.fake_runtime import FakeRuntime
@@ -44,7 +45,8 @@ def request(prompt: str = "Once upon", *, seed: int = 0, max_tokens: int = 30, *
 def by_hand(asked: GenerationRequest, network: FakeRuntime | None = None) -> tuple[list[int], str, str]:
     """(tokens, text, finish reason) of one stream, without an engine."""
     network = network or runtime()
-    prompt = TOKENIZER.encode(asked.prompt) if isinstance(asked.prompt, str) else list(asked.prompt)
+    text = asked.prompt
+    prompt = TOKENIZER.encode(title_of(text) + text) if isinstance(text, str) else list(text)
     story = [0, *prompt]
     rows = SamplingRows(1, TOKENIZER.vocab_size, TOKENIZER.masks(TOKENIZER.vocab_size))
     rows.set(0, asked.sampling, prompt)

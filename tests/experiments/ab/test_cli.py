@@ -13,7 +13,7 @@ from typer.testing import CliRunner, Result
 
 import story
 from experiments.ab.store import connect, insert_events, migrate
-from experiments.cli import parse_since
+from experiments.users_cli import parse_since
 from model.errors import InputError
 from tests.experiments.ab.events import users
 from training.tracking.store import database_file, open_store

@@ -136,7 +136,7 @@ def test_the_version_names_what_it_needs_and_torch_is_not_among_it(package: Path
     assert needs == {"mlflow", "numpy", "onnxruntime", "pandas", "tokenizers"}
     carried = {str(path.relative_to(package / "code")) for path in (package / "code").rglob("*")}
     parts = {name.split("/")[1] for name in carried if name.count("/") == 1}
-    assert parts == {"__init__.py", "errors.py", "generation.py", "architecture", "runtimes", "engine"}
+    assert parts == {"__init__.py", "errors.py", "generation.py", "wishes.py", "architecture", "runtimes", "engine"}
 
 
 def test_the_code_that_runs_is_the_versions_own(elsewhere: dict[str, Any], package: Path) -> None:

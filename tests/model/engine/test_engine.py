@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from model.engine.scheduler import PREFIXES
 from model.engine.stream import Stream
+from model.engine.title import title_of
 from model.errors import BusyError, StoryError
 from tests.model.engines import (
     CHUNK,
@@ -265,7 +266,7 @@ def test_what_prompts_begin_with_alike_is_read_once_and_changes_no_story(prompts
             stream.wait(30)
             assert outcome(stream.completion, stream.tokens) == by_hand(each)
         stats = e.stats()
-    stories = [(0, *TOKENIZER.encode(prompt)) for prompt in prompts]
+    stories = [(0, *TOKENIZER.encode(title_of(prompt) + prompt)) for prompt in prompts]
     starts = {story[: min(end, len(story))] for story in stories for end in range(CHUNK, len(story) + CHUNK, CHUNK)}
     sizes = [(len(start) - 1) % CHUNK + 1 for start in starts]
     assert stats.prompt_tokens == sum(size for kind, size in network.calls if kind == "prefill") == sum(sizes)

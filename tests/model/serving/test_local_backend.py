@@ -28,7 +28,7 @@ async def test_the_page_shows_the_story_that_the_engine_alone_would_write() -> N
         request = GenerationRequest(prompt="One sunny day", max_tokens=60, sampling=SamplingParams(seed=5))
         alone = engine.submit(request).wait(10)
     assert views[-1].generated == alone.text
-    assert f"{alone.usage.completion_tokens} tokens" in views[-1].status
+    assert f"{alone.usage.completion_tokens} tokens" in views[-1].figures
     assert views[-1].phase == "open"  # it met the length
 
 

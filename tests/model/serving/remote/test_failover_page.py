@@ -225,10 +225,10 @@ async def test_the_page_shows_the_whole_story_and_its_backend(case: Case, refuse
     last = views[-1]
     assert last.phase == "open", last.status  # it met its length
     assert last.generated == expected(words)
-    assert f"· {LENGTH} tokens ·" in last.status
+    assert f"{LENGTH} tokens ·" in last.figures
     assert all(later.generated.startswith(sooner.generated) for sooner, later in itertools.pairwise(views))
     who = "written on Modal, then locally" if words else "written locally"
-    assert f"· {who} ·" in last.status
+    assert f"· {who} ·" in last.figures
     spoken = list(dict.fromkeys(view.spoken for view in views))
     assert ("The story goes on locally." in spoken) == bool(words)
     assert who in spoken[-1]
@@ -262,8 +262,8 @@ async def test_a_story_that_modal_finishes_is_modals_alone() -> None:
             last = (await read(backend, Form(prompt=PROMPT, max_tokens=LENGTH)))[-1]
             assert backend.local.engine.stats().prompt_tokens == 0
     assert (last.phase, last.generated) == ("ended", text_of(20))
-    assert "· 20 tokens ·" in last.status
-    assert "· written on Modal ·" in last.status
+    assert "20 tokens ·" in last.figures
+    assert "· written on Modal ·" in last.figures
 
 
 @pytest.mark.parametrize("missing", ["the usage", "the last event", "nothing but the close"])
@@ -284,7 +284,7 @@ async def test_a_story_whose_end_came_is_whole_whatever_is_missing_after_it(miss
             last = (await read(backend, Form(prompt=PROMPT, max_tokens=LENGTH)))[-1]
             assert backend.modal.breaker.failures == 0
     assert (last.phase, last.generated) == ("ended", text_of(20))
-    assert "· 20 tokens ·" in last.status
+    assert "20 tokens ·" in last.figures
 
 
 @in_virtual_time
@@ -301,7 +301,7 @@ async def test_slow_tokens_are_waited_for_as_long_as_they_come() -> None:
         async with backend.running():
             last = (await read(backend, Form(prompt=PROMPT, max_tokens=LENGTH)))[-1]
     assert (last.phase, last.generated) == ("ended", text_of(5))
-    assert "· written on Modal ·" in last.status
+    assert "· written on Modal ·" in last.figures
 
 
 @in_virtual_time

@@ -54,24 +54,24 @@ async def test_a_copy_killed_in_mid_story_loses_nothing_and_comes_back_by_itself
             views.append(view)
             if not shown_by_modal and len(view.generated) > 30:
                 shown_by_modal = view.generated
-                assert "written on Modal ·" in view.status
+                assert "written on Modal ·" in view.figures
                 copies.kill()
         last = views[-1]
         assert last.generated.startswith(shown_by_modal)
-        assert "· 80 tokens ·" in last.status
-        assert "· written on Modal, then locally ·" in last.status
+        assert "80 tokens ·" in last.figures
+        assert "· written on Modal, then locally ·" in last.figures
         assert "The story goes on locally." in {view.spoken for view in views}
         assert whole(last.generated, form)
 
         assert backend.health().breaker in ("open", "half-open")
         assert backend.health().ready
         aside = [view async for view in generate(backend, form)][-1]
-        assert "· written locally ·" in aside.status
+        assert "· written locally ·" in aside.figures
 
         assert await asyncio.to_thread(copies.start) == url
         await closed_again(backend)
         back = [view async for view in generate(backend, form)][-1]
-        assert "· written on Modal ·" in back.status
+        assert "· written on Modal ·" in back.figures
 
 
 def whole(text: str, form: Form) -> bool:
@@ -114,7 +114,7 @@ async def test_the_first_token_is_on_the_page_before_the_second_is_made(where: s
                     steps = sum(kind == "step" for kind, _ in network.calls)
                     network.gate.set()
     assert steps == 0
-    assert f"written {handlers.PLACES[where]} " in view.status
+    assert f"written {handlers.PLACES[where]} " in view.figures
 
 
 async def test_stop_frees_the_slot_at_the_other_end() -> None:
@@ -166,6 +166,6 @@ async def test_twenty_stories_go_on_where_they_are_when_the_deployments_switch(t
             assert blue.engine.stats().finished["length"] == 21
         assert backend.local.engine.stats().tokens == 0
     for form, view in zip(forms, views, strict=True):
-        assert "· 60 tokens ·" in view.status
-        assert "· written on Modal ·" in view.status
+        assert "60 tokens ·" in view.figures
+        assert "· written on Modal ·" in view.figures
         assert view.generated == alone(form.request()).text
