@@ -14,6 +14,7 @@ from urllib.parse import parse_qsl
 from demo.form import Form, decode_link
 from demo.handlers import ENDINGS, View, filename
 from demo.steering import as_lists, generate, matched, story_tokens, words_of
+from model.engine.title import title_of
 from model.errors import InputError, StoryError
 from model.generation import GenerationRequest
 from model.serving.backend import model_for
@@ -79,7 +80,7 @@ async def regrow(manager: GenerationManager, given: Mapping[str, Any], version: 
     for number, branch in enumerate(branches):
         shared = [] if number == 0 else grown[branch.parent]["view"]["words"][: branch.at]
         tokens = (*start, *(token for _, ids, _ in shared for token in ids), *itertools.chain(*branch.words))
-        shown = prompt + "".join(text for text, _, _ in shared)
+        shown = title_of(prompt) + prompt + "".join(text for text, _, _ in shared)
         chosen = await _chosen(manager, tokens, branch.words, shown, client)
         words = [*shared, *chosen]
         seed, link, reason = 0, "", "stop" if branch.ended else "cancelled"

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from model.architecture.tokenizer import StoryTokenizer
 from model.engine.engine import Engine
+from model.engine.title import title_of
 from model.errors import InputError
 from model.generation import Completion, GenerationRequest, SamplingParams
 from model.wishes import Wishes
@@ -75,12 +76,12 @@ def test_a_story_forked_at_any_token_goes_on_with_the_same_bits(
     whole = GenerationRequest(prompt=text, max_tokens=40, sampling=sampling, wishes=wishes, logprobs=1)
     with Engine(small("native"), SMALL, wishes=True) as e:
         tokens, story = tokens_of(e, whole)
-        prefix = (*SMALL.encode(text), *tokens[:cut])
+        prefix = (*SMALL.encode(title_of(text) + text), *tokens[:cut])
         left, fork = tokens_of(e, replace(whole, prompt=prefix, max_tokens=40 - cut, echo=True))
     assert left == tokens[cut:]
     assert fork.logprobs == story.logprobs[cut:]  # floats, equal to the last bit
     assert fork.prompt is not None
-    assert fork.prompt.text + fork.text == text + story.text
+    assert fork.prompt.text + fork.text == title_of(text) + text + story.text
 
 
 def test_a_prompt_that_ends_within_a_character_is_completed_and_the_text_begins_with_it() -> None:

@@ -231,7 +231,6 @@ async def test_the_page_shows_the_whole_story_and_its_backend(case: Case, refuse
     assert f"· {who} ·" in last.figures
     spoken = list(dict.fromkeys(view.spoken for view in views))
     assert ("The story goes on locally." in spoken) == bool(words)
-    assert who in spoken[-1]
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
