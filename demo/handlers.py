@@ -16,7 +16,7 @@ from urllib.parse import parse_qsl
 
 from demo.form import FIELDS, Form, decode_link, encode_link, read_form
 from demo.routing import RoutingBackend
-from demo.steering import alternatives, as_lists, futures, roll, story_tokens, words_of
+from demo.steering import Caller, alternatives, as_lists, futures, roll, story_tokens, words_of
 from experiments.ab.events import new_id
 from model.errors import BusyError, DrainingError, GenerationError, InputError, LimitError, StoryError
 from model.generation import GenerationRequest, TokenLogprob, Usage, new_seed
@@ -200,7 +200,7 @@ async def fork(
     With the seed of that story and its own words, the same story comes again.
     """
     try:
-        prompt = await story_tokens(state.manager, view.prompt, client)
+        prompt = await story_tokens(state.manager, view.prompt, Caller(client, user))
         view = replace(view, generated="".join(str(word) for word, _, _ in view.words))
         form = replace(form, prompt=view.prompt, seed=max(view.seed, 0))
         with contextlib.suppress(InputError):  # a prompt too long for an address
@@ -215,24 +215,25 @@ async def fork(
             yield view
 
 
-async def look_at(state: AppState, given: Mapping[str, Any], client: str) -> dict[str, Any]:
+async def look_at(state: AppState, given: Mapping[str, Any], client: str, user: str = "") -> dict[str, Any]:
     """Say what could come after the text `prompt` and `tokens`, under the form's `fields`.
 
     Returns `alternatives`; or `futures`, those of the `seed` of the story, where they are asked for; or the next
     `word`, where the dice are to `roll`; or an `error`.
     """
+    caller = Caller(client, user)
     try:
-        prompt = await story_tokens(state.manager, given.get("prompt", ""), client)
+        prompt = await story_tokens(state.manager, given.get("prompt", ""), caller)
         fields = given.get("fields")
         form = read_form(*fields) if isinstance(fields, list) and len(fields) == len(FIELDS) else Form()
         seed = new_seed() if given.get("roll") else given.get("seed", 0)
         sampling = replace(form.request("").sampling, seed=seed)
         request = GenerationRequest(prompt=(*prompt, *given.get("tokens", ())), sampling=sampling)
         if given.get("roll"):
-            return {"word": await roll(state.manager, request, client)}
+            return {"word": await roll(state.manager, request, caller)}
         if given.get("futures"):
-            return {"futures": [each.as_dict() for each in await futures(state.manager, request, client)]}
-        return {"alternatives": [each.as_dict() for each in await alternatives(state.manager, request, client)]}
+            return {"futures": [each.as_dict() for each in await futures(state.manager, request, caller)]}
+        return {"alternatives": [each.as_dict() for each in await alternatives(state.manager, request, caller)]}
     except (StoryError, TypeError) as error:
         return {"error": str(error)}
 

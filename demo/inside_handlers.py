@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple, Self, get_args
 from anyio import BrokenWorkerProcess, CapacityLimiter, to_process
 
 from demo.handlers import AppState
-from demo.steering import alternatives, generate, prompt_tokens, words_of
+from demo.steering import Caller, alternatives, generate, prompt_tokens, words_of
 from experiments.interpret.words import layers_at
 from model.architecture.folder import END_ID
 from model.errors import InputError, MissingExtraError, StoryError
@@ -96,43 +96,43 @@ async def answer(state: AppState, question: object, given: Mapping[str, Any], cl
     `given` holds the story as text (`prompt`) with `tokens` that follow it, or as `words`; then the number of a `word`,
     and for the evidence another one (`other`), as tokens or text.
     """
-    manager = state.manager
+    manager, caller = state.manager, Caller(client, user)
     try:
         if question not in get_args(Question):
             raise InputError("question", f"must be one of {', '.join(get_args(Question))}, got {question!r}")
         if question == "surprise":
-            return await surprise(manager, given.get("prompt", ""), given.get("tokens", ()), client)
+            return await surprise(manager, given.get("prompt", ""), given.get("tokens", ()), caller)
         words = given.get("words")
         if words is None:
-            words = [word.tokens for word in await read(manager, given.get("prompt", ""), (), client)]
+            words = [word.tokens for word in await read(manager, given.get("prompt", ""), (), caller)]
         place = Place.of(words, given.get("word"))
         if question == "layers":
-            return await layers(state, place, user, client)
+            return await layers(state, place, caller)
         if question == "evidence":
             other = given.get("other") or ()
-            other = await prompt_tokens(manager, other, client) if isinstance(other, str) else tuple(other)
-            return await evidence(manager, place, other, client)
-        return await (distribution if question == "distribution" else memory)(manager, place, client)
+            other = await prompt_tokens(manager, other, caller) if isinstance(other, str) else tuple(other)
+            return await evidence(manager, place, other, caller)
+        return await (distribution if question == "distribution" else memory)(manager, place, caller)
     except (StoryError, TypeError) as error:
         return {"error": str(error)}
 
 
-async def surprise(manager: GenerationManager, prompt: str, tokens: Iterable[int], client: str) -> Answer:
+async def surprise(manager: GenerationManager, prompt: str, tokens: Iterable[int], caller: Caller) -> Answer:
     """The `words` of a story, each with its text, tokens, bits and entropy; without a story, of an `example`."""
     tokens = tuple(tokens)
     example = not (prompt or tokens)
     if example:
-        (done,) = await generate(manager, [EXAMPLE], client)
+        (done,) = await generate(manager, [EXAMPLE], caller)
         prompt, tokens = str(EXAMPLE.prompt), tuple(each.token for each in done.logprobs)
-    words = await read(manager, prompt, tokens, client)
+    words = await read(manager, prompt, tokens, caller)
     return {"example": example, "words": [list(word) for word in words]}
 
 
-async def read(manager: GenerationManager, prompt: str, tokens: Iterable[int], client: str) -> list[ReadWord]:
+async def read(manager: GenerationManager, prompt: str, tokens: Iterable[int], caller: Caller) -> list[ReadWord]:
     """Score the story of the text `prompt` and the `tokens` after it, word by word."""
-    story = (*await prompt_tokens(manager, prompt, client), *tokens)
+    story = (*await prompt_tokens(manager, prompt, caller), *tokens)
     check_length(len(story))
-    ((entries, text),) = await _score(manager, [story], MAX_LOGPROBS, client, stories=1)
+    ((entries, text),) = await _score(manager, [story], MAX_LOGPROBS, caller, stories=1)
     read, at = [], 0
     for word in words_of(entries, text):
         read.append(ReadWord(*word, _entropy(entries[at])))
@@ -140,7 +140,7 @@ async def read(manager: GenerationManager, prompt: str, tokens: Iterable[int], c
     return read
 
 
-async def distribution(manager: GenerationManager, place: Place, client: str) -> Answer:
+async def distribution(manager: GenerationManager, place: Place, caller: Caller) -> Answer:
     """What could come instead of a word: the likeliest `tokens` with log-probabilities, and those of the `tail`.
 
     The tail is that of the whole vocabulary, without texts; where it is not known (`complete` is false), as from a
@@ -151,9 +151,9 @@ async def distribution(manager: GenerationManager, place: Place, client: str) ->
         prompt=(END_ID, *place.tokens), max_tokens=1, logprobs=MAX_TOKEN_ID, sampling=once, cacheable=False
     )
     try:
-        (done,) = await generate(manager, [ask], client, stories=1)
+        (done,) = await generate(manager, [ask], caller, stories=1)
     except InputError:  # over HTTP there are 20 at most
-        (done,) = await generate(manager, [replace(ask, logprobs=MAX_LOGPROBS)], client, stories=1)
+        (done,) = await generate(manager, [replace(ask, logprobs=MAX_LOGPROBS)], caller, stories=1)
     found = done.logprobs[0].alternatives
     tail = [round(logprob, 5) for _, _, logprob in found[MAX_LOGPROBS:]]
     rest = 1 - sum(math.exp(logprob) for _, _, logprob in found)
@@ -163,7 +163,7 @@ async def distribution(manager: GenerationManager, place: Place, client: str) ->
     return {"tokens": [list(each) for each in found[:MAX_LOGPROBS]], "tail": tail, "complete": complete}
 
 
-async def memory(manager: GenerationManager, place: Place, client: str) -> Answer:
+async def memory(manager: GenerationManager, place: Place, caller: Caller) -> Answer:
     """What a word costs, and what is likeliest, where the model sees only the last tokens before it.
 
     A row for each reach; the last one sees all. With less than all, the story seems to begin there.
@@ -172,13 +172,13 @@ async def memory(manager: GenerationManager, place: Place, client: str) -> Answe
     reaches = [*(reach for reach in REACHES if reach < len(tokens)), len(tokens)]
     texts = [(*tokens[len(tokens) - reach :], *place.word) for reach in reaches]
     rows = []
-    for reach, (entries, _) in zip(reaches, await _score(manager, texts, LIKELIEST, client, stories=1), strict=True):
+    for reach, (entries, _) in zip(reaches, await _score(manager, texts, LIKELIEST, caller, stories=1), strict=True):
         likeliest = [[text, math.exp(logprob)] for _, text, logprob in entries[reach].alternatives]
         rows.append({"reach": reach, "bits": _bits(entries[reach:]), "likeliest": likeliest})
     return {"rows": rows}
 
 
-async def evidence(manager: GenerationManager, place: Place, other: tuple[int, ...], client: str) -> Answer:
+async def evidence(manager: GenerationManager, place: Place, other: tuple[int, ...], caller: Caller) -> Answer:
     """Which words before a word spoke for it, and which for another: `other`, or the likeliest that it is not.
 
     Each of the last words is left out in turn, and the odds of the two are measured anew: what they lose, in bits, is
@@ -188,7 +188,7 @@ async def evidence(manager: GenerationManager, place: Place, other: tuple[int, .
     if len(other) > MOST_OTHER:
         raise InputError("other", f"must have at most {MOST_OTHER} tokens, got {len(other)}")
     greedy = SamplingParams(temperature=0, keep_names=False)
-    found = await alternatives(manager, GenerationRequest(prompt=(END_ID, *place.tokens), sampling=greedy), client)
+    found = await alternatives(manager, GenerationRequest(prompt=(END_ID, *place.tokens), sampling=greedy), caller)
     others = [each for each in found if each.tokens and each.tokens != place.word]
     if not (other or others):
         raise StoryError("nothing else could stand here")
@@ -200,7 +200,7 @@ async def evidence(manager: GenerationManager, place: Place, other: tuple[int, .
     costs = [
         _bits(entries[len(entries) - len(word) :])
         for (entries, _), word in zip(
-            await _score(manager, texts, 0, client), (place.word, other) * len(contexts), strict=True
+            await _score(manager, texts, 0, caller), (place.word, other) * len(contexts), strict=True
         )
     ]
     odds = [theirs - own for own, theirs in zip(costs[::2], costs[1::2], strict=True)]
@@ -212,18 +212,18 @@ async def evidence(manager: GenerationManager, place: Place, other: tuple[int, .
     }
 
 
-async def layers(state: AppState, place: Place, user: str, client: str) -> Answer:
+async def layers(state: AppState, place: Place, caller: Caller) -> Answer:
     """What each head of each layer reads as the model chooses a word: shares of the words before it.
 
     Raises `StoryError` where the weights or PyTorch are not on this machine.
     """
-    model = model_for(state.manager.backend, user)
+    model = model_for(state.manager.backend, caller.user)
     if model.folder is None:
         raise StoryError("the model that writes here runs elsewhere: its weights are not on this machine")
     if find_spec("torch") is None or find_spec("safetensors") is None:
         raise MissingExtraError("what the layers read", "train")
     admission = GenerationRequest(prompt=(END_ID,), max_tokens=0, echo=True)
-    await generate(state.manager, [admission], client, stories=1)
+    await generate(state.manager, [admission], caller, stories=1)
     given = (model.folder, model.version, (END_ID, *place.tokens), tuple(map(len, place.before)))
     for attempt in (1, 2):
         try:
@@ -249,7 +249,7 @@ def card(state: AppState, user: str) -> str:
 
 
 async def _score(
-    manager: GenerationManager, texts: Sequence[Sequence[int]], best: int, client: str, stories: int = 0
+    manager: GenerationManager, texts: Sequence[Sequence[int]], best: int, caller: Caller, stories: int = 0
 ) -> list[tuple[list[TokenLogprob], str]]:
     """Each token's log-probability, with its `best` rivals, in whole stories of these tokens; and their texts."""
     # A service elsewhere knows one number for prompt and story.
@@ -258,7 +258,7 @@ async def _score(
         for tokens in texts
     ]
     scored = []
-    for done, tokens in zip(await generate(manager, requests, client, stories), texts, strict=True):
+    for done, tokens in zip(await generate(manager, requests, caller, stories), texts, strict=True):
         entries = [] if done.prompt is None else [each for each in done.prompt.logprobs if each is not None]
         if done.prompt is None or len(entries) != len(tokens):
             raise StoryError("what serves here gives no log-probabilities of a text")

@@ -28,6 +28,7 @@ from demo.handlers import AppState, View
 from demo.inside_page import add_inside
 from demo.routing import user_of
 from demo.status_page import add_endpoint, add_status, open_source
+from demo.steering import Caller
 from experiments.dashboard.client import StoreClient
 from model.serving.backend import model_for
 from model.serving.session import GenerationManager
@@ -165,12 +166,15 @@ def _lay_out(state: AppState, experiments: StoreClient | None) -> gr.Blocks:
 def _layout(state: AppState) -> Parts:
     """The composer and the story beside it; where stories are recorded, users may rate one."""
 
+    def caller_of(request: gr.Request) -> Caller:
+        return Caller(state.manager.client_of(request.scope), user_of(request))
+
     # By this annotation Gradio knows that it is to hand over the request, which is Starlette's here.
     async def look_at(given: dict[str, Any], request: gr.Request) -> dict[str, Any]:
-        return await handlers.look_at(state, given, state.manager.client_of(request.scope))
+        return await handlers.look_at(state, given, *caller_of(request))
 
     async def regrow(given: dict[str, Any], request: gr.Request) -> dict[str, Any]:
-        return await tree.regrown(state.manager, given, user_of(request), state.manager.client_of(request.scope))
+        return await tree.regrown(state.manager, given, caller_of(request))
 
     asks = state.recorder is not None
     usual = Form()
@@ -362,7 +366,7 @@ def _add_look(state: AppState, name: str, what: str) -> None:
 
     async def look(request: gr.Request, prompt: str, seed: int = 0) -> dict[str, Any]:
         given = {"prompt": prompt, "seed": seed, "futures": name == "futures"}
-        answer = await handlers.look_at(state, given, _who(state, request)[0])
+        answer = await handlers.look_at(state, given, *_who(state, request))
         if "error" in answer:
             raise gr.Error(answer["error"], print_exception=False)
         return answer

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+from demo.routing import RoutingBackend
 from model.architecture.folder import END_ID
 from model.engine.title import title_of
 from model.generation import Completion, GenerationRequest, SamplingParams, TokenLogprob
@@ -24,6 +25,13 @@ FUTURES, FUTURE_TOKENS = 16, 40
 SILENCE = 5.0
 UNKNOWN, PARTIAL = "\N{REPLACEMENT CHARACTER}", r"[^\x00-\x7f]*"
 APOSTROPHES = "'\u2019"
+
+
+class Caller(NamedTuple):
+    """Who looks at a story: as the rate limits know it, and as an A/B test does."""
+
+    client: str
+    user: str = ""
 
 
 class Word(NamedTuple):
@@ -110,7 +118,7 @@ def as_lists(words: Iterable[Word]) -> list[list[Any]]:
 
 
 async def alternatives(
-    manager: GenerationManager, request: GenerationRequest, client: str, count: int = ALTERNATIVES
+    manager: GenerationManager, request: GenerationRequest, caller: Caller, count: int = ALTERNATIVES
 ) -> list[Alternative]:
     """Words that could come next after the prompt of `request`, the likeliest first.
 
@@ -122,14 +130,14 @@ async def alternatives(
     ask = replace(request, sampling=greedy, stop=(), cacheable=False)
     # The end of the story is among the alternatives, though it is not to come.
     once = replace(ask, sampling=replace(greedy, ignore_eos=True), max_tokens=1, logprobs=count)
-    (first,) = await generate(manager, [once], client, stories=1)
+    (first,) = await generate(manager, [once], caller, stories=1)
     starts = first.logprobs[0].alternatives
     follow = [
         replace(ask, prompt=(*prefix, token), max_tokens=WORD_TOKENS, logprobs=0)
         for token, _, _ in starts
         if token != END_ID
     ]
-    rests = iter(await generate(manager, follow, client))
+    rests = iter(await generate(manager, follow, caller))
     found: dict[str, Alternative] = {}
     for token, text, logprob in starts:
         tokens = [token]
@@ -146,7 +154,7 @@ async def alternatives(
 
 
 async def futures(
-    manager: GenerationManager, request: GenerationRequest, client: str, count: int = FUTURES
+    manager: GenerationManager, request: GenerationRequest, caller: Caller, count: int = FUTURES
 ) -> list[Branch]:
     """`count` beginnings of continuations of `request`, merged where they begin alike; the likeliest way first.
 
@@ -162,17 +170,17 @@ async def futures(
         )
         for number in range(count)
     ]
-    done = await generate(manager, requests, client, stories=1)
+    done = await generate(manager, requests, caller, stories=1)
     return merge([words_of(each.logprobs, each.text) for each in done])
 
 
-async def roll(manager: GenerationManager, request: GenerationRequest, client: str) -> list[Any] | None:
+async def roll(manager: GenerationManager, request: GenerationRequest, caller: Caller) -> list[Any] | None:
     """Draw the next word as the sampling of `request` says; None: the story ends here.
 
     It counts for the token limits only, as whoever rolls has looked at the place before.
     """
     ask = replace(request, max_tokens=WORD_TOKENS, logprobs=0, cacheable=False)
-    (done,) = await generate(manager, [ask], client)
+    (done,) = await generate(manager, [ask], caller)
     return next(iter(as_lists(words_of(done.logprobs, done.text))), None)
 
 
@@ -192,14 +200,14 @@ def merge(stories: Sequence[Sequence[Word]]) -> list[Branch]:
     return sorted(branches, key=lambda branch: -branch.count)
 
 
-async def story_tokens(manager: GenerationManager, prompt: str, client: str, stories: int = 0) -> tuple[int, ...]:
+async def story_tokens(manager: GenerationManager, prompt: str, caller: Caller, stories: int = 0) -> tuple[int, ...]:
     """The tokens that a story from this prompt begins with: those of its title (`title_of`) and of itself."""
-    return await prompt_tokens(manager, title_of(prompt) + prompt, client, stories)
+    return await prompt_tokens(manager, title_of(prompt) + prompt, caller, stories)
 
 
-async def prompt_tokens(manager: GenerationManager, text: str, client: str, stories: int = 0) -> tuple[int, ...]:
+async def prompt_tokens(manager: GenerationManager, text: str, caller: Caller, stories: int = 0) -> tuple[int, ...]:
     """The tokens of a text as the model that serves reads it; it counts as so many stories for the rate limits."""
-    (done,) = await generate(manager, [GenerationRequest(prompt=text, max_tokens=0, echo=True)], client, stories)
+    (done,) = await generate(manager, [GenerationRequest(prompt=text, max_tokens=0, echo=True)], caller, stories)
     return () if done.prompt is None else done.prompt.tokens
 
 
@@ -209,17 +217,20 @@ def _tokens_of(request: GenerationRequest) -> tuple[int, ...]:
 
 
 async def generate(
-    manager: GenerationManager, requests: Sequence[GenerationRequest], client: str, stories: int = 0
+    manager: GenerationManager, requests: Sequence[GenerationRequest], caller: Caller, stories: int = 0
 ) -> list[Completion]:
     """The completions of all requests, which count as so many stories for the rate limits.
 
-    At most half of the capacity run at once: others want to write too.
+    At most half of the capacity run at once: others want to write too. The user's variant of an A/B test answers, and
+    the test does not count it: nobody reads these as stories.
     """
     done: list[Completion] = []
+    if isinstance(backend := manager.backend, RoutingBackend):
+        requests = [replace(each, variant=backend.split.assign(caller.user)) for each in requests]
     size = max(1, manager.backend.capacity // 2)
     for first in range(0, len(requests), size):
         some = requests[first : first + size]
-        async with manager.session(some, client, stories if first == 0 else 0) as session:
+        async with manager.session(some, caller.client, stories if first == 0 else 0) as session:
             async for _ in session.events(SILENCE):
                 pass
             done += session.completions

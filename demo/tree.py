@@ -13,7 +13,7 @@ from urllib.parse import parse_qsl
 
 from demo.form import Form, decode_link
 from demo.handlers import ENDINGS, View, filename
-from demo.steering import as_lists, generate, matched, story_tokens, words_of
+from demo.steering import Caller, as_lists, generate, matched, story_tokens, words_of
 from model.engine.title import title_of
 from model.errors import InputError, StoryError
 from model.generation import GenerationRequest
@@ -66,14 +66,14 @@ def read_tree(given: Mapping[str, Any]) -> tuple[str, list[str], list[Branch], i
     return prompt, links, branches, now if isinstance(now, int) and 0 <= now < len(rows) else 0
 
 
-async def regrow(manager: GenerationManager, given: Mapping[str, Any], version: str, client: str) -> dict[str, Any]:
+async def regrow(manager: GenerationManager, given: Mapping[str, Any], version: str, caller: Caller) -> dict[str, Any]:
     """Write the branches of a tree again: `branches` with a view each, and the number `now` of the one that is shown.
 
     It counts as one story for the rate limits, with the tokens of all. Raises what a session raises, and `InputError`.
     """
     prompt, links, branches, now = read_tree(given)
     forms = [Form(**decode_link(dict(parse_qsl(link, keep_blank_values=True)), version)[0]) for link in links]
-    start = await story_tokens(manager, prompt, client, stories=1)
+    start = await story_tokens(manager, prompt, caller, stories=1)
     _, notes = decode_link({"prompt": prompt, "model": str(given.get("version", ""))}, version)
     note = " ".join(notes) or "From a link."
     grown: list[dict[str, Any]] = []
@@ -81,13 +81,13 @@ async def regrow(manager: GenerationManager, given: Mapping[str, Any], version: 
         shared = [] if number == 0 else grown[branch.parent]["view"]["words"][: branch.at]
         tokens = (*start, *(token for _, ids, _ in shared for token in ids), *itertools.chain(*branch.words))
         shown = title_of(prompt) + prompt + "".join(text for text, _, _ in shared)
-        chosen = await _chosen(manager, tokens, branch.words, shown, client)
+        chosen = await _chosen(manager, tokens, branch.words, shown, caller)
         words = [*shared, *chosen]
         seed, link, reason = 0, "", "stop" if branch.ended else "cancelled"
         if branch.link >= 0:
             form, link = forms[branch.link], links[branch.link]
             request = replace(form.request(prompt), prompt=tokens, logprobs=0)
-            (done,) = await generate(manager, [request], client)
+            (done,) = await generate(manager, [request], caller)
             words += as_lists(words_of(done.logprobs, done.text))
             seed, reason = request.sampling.seed, done.finish_reason
         view = View(
@@ -107,10 +107,10 @@ async def regrow(manager: GenerationManager, given: Mapping[str, Any], version: 
     return {"branches": grown, "now": now}
 
 
-async def regrown(manager: GenerationManager, given: Mapping[str, Any], user: str, client: str) -> dict[str, Any]:
+async def regrown(manager: GenerationManager, given: Mapping[str, Any], caller: Caller) -> dict[str, Any]:
     """`regrow` for the page: with an `error` in words where the tree of a link cannot be written."""
     try:
-        return await regrow(manager, given, model_for(manager.backend, user).version, client)
+        return await regrow(manager, given, model_for(manager.backend, caller.user).version, caller)
     except (StoryError, TypeError) as error:
         return {"error": f"The story of this link cannot be opened: {error}."}
 
@@ -121,13 +121,13 @@ def _is_word(value: Any) -> bool:
 
 
 async def _chosen(
-    manager: GenerationManager, tokens: tuple[int, ...], words: tuple[tuple[int, ...], ...], before: str, client: str
+    manager: GenerationManager, tokens: tuple[int, ...], words: tuple[tuple[int, ...], ...], before: str, caller: Caller
 ) -> list[list[Any]]:
     """The `words` at the end of `tokens`, after the text `before`, with their bits. Raises `InputError`."""
     if not words:
         return []
     ask = GenerationRequest(prompt=tokens, max_tokens=0, echo=True, logprobs=0, prompt_logprobs=0)
-    (done,) = await generate(manager, [ask], client)
+    (done,) = await generate(manager, [ask], caller)
     assert done.prompt is not None, "a request with echo has its prompt"
     scored = iter([entry for entry in done.prompt.logprobs if entry is not None][-sum(map(len, words)) :])
     groups = [list(itertools.islice(scored, len(word))) for word in words]

@@ -23,7 +23,7 @@ import numpy as np
 
 from demo.form import Form
 from demo.handlers import AppState, View, fork
-from demo.steering import FUTURE_TOKENS, FUTURES, Word, futures, prompt_tokens, words_of
+from demo.steering import FUTURE_TOKENS, FUTURES, Caller, Word, futures, prompt_tokens, words_of
 from experiments.common.tables import Table
 from model.architecture.folder import PRETRAINED
 from model.generation import GenerationRequest, SamplingParams
@@ -73,10 +73,10 @@ async def time_fork(state: AppState, story: Story, number: int) -> float:
 async def time_fan(manager: GenerationManager, story: Story, number: int) -> float:
     """Return the seconds that a fan of futures takes before the word `number`."""
     began = time.perf_counter()
-    prompt = await prompt_tokens(manager, PROMPT, "study")
+    prompt = await prompt_tokens(manager, PROMPT, Caller("study"))
     tokens = (*prompt, *(token for word in story.words[:number] for token in word.tokens))
     request = GenerationRequest(prompt=tokens, sampling=SamplingParams(seed=story.seed, ignore_eos=True))
-    found = await futures(manager, request, "study")
+    found = await futures(manager, request, Caller("study"))
     taken = time.perf_counter() - began
     assert sum(branch.count for branch in found) == FUTURES, "each future has a word at least"
     return taken

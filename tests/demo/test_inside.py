@@ -12,7 +12,7 @@ import pytest
 from demo import inside_handlers
 from demo.handlers import AppState
 from demo.inside_handlers import EVIDENCE_WORDS, LONGEST, Place, answer, distribution, evidence, memory, read
-from demo.steering import words_of
+from demo.steering import Caller, words_of
 from experiments.interpret.trace import trace_story
 from model.architecture.folder import PRETRAINED
 from model.architecture.network import load_network
@@ -25,6 +25,7 @@ from model.serving.session import GenerationManager
 from model.settings import Settings
 from tests.demo.engines import local_backend
 
+ME = Caller("me")
 TEXT = 'Tom had a red kite. Tim had a blue ball. "Look!" said Tom. He ran with his kite.'
 
 
@@ -48,7 +49,7 @@ def manager(backend: LocalBackend) -> GenerationManager:
 
 async def place_of(manager: GenerationManager, text: str, word: str) -> Place:
     """The last place of a word in a text."""
-    words = await read(manager, text, (), "me")
+    words = await read(manager, text, (), ME)
     number = max(at for at, each in enumerate(words) if each.text == word)
     return Place.of([each.tokens for each in words], number)
 
@@ -61,7 +62,7 @@ async def test_words_cost_what_they_did_when_they_were_generated(manager: Genera
             pass
     (story,) = session.completions
     generated = words_of(story.logprobs, story.text)
-    words = await read(manager, TEXT, [entry.token for entry in story.logprobs], "me")
+    words = await read(manager, TEXT, [entry.token for entry in story.logprobs], ME)
     assert "".join(word.text for word in words) == TEXT + story.text
     assert [word.text for word in words[-len(generated) :]] == [word.text for word in generated]
     for found, expected in zip(words[-len(generated) :], generated, strict=True):
@@ -71,10 +72,10 @@ async def test_words_cost_what_they_did_when_they_were_generated(manager: Genera
 async def test_the_distribution_is_whole_and_its_entropy_no_less_than_what_a_reading_gives(
     manager: GenerationManager,
 ) -> None:
-    words = await read(manager, TEXT, (), "me")
+    words = await read(manager, TEXT, (), ME)
     for number in (1, 6, 12):
         place = Place.of([word.tokens for word in words], number)
-        found = await distribution(manager, place, "me")
+        found = await distribution(manager, place, ME)
         logprobs = [logprob for _, _, logprob in found["tokens"]] + found["tail"]
         assert found["complete"]
         assert len(found["tokens"]) == MAX_LOGPROBS
@@ -103,7 +104,7 @@ async def test_from_a_service_elsewhere_the_tail_is_one_number(backend: LocalBac
         GenerationManager(OverHttp(backend.engine, backend.model, capacity=backend.capacity)),
     )
     place = await place_of(here, TEXT, " ran")
-    whole, part = await distribution(here, place, "me"), await distribution(there, place, "me")
+    whole, part = await distribution(here, place, ME), await distribution(there, place, ME)
     assert part["tokens"] == whole["tokens"]
     assert not part["complete"]
     assert math.isclose(math.exp(part["tail"][0]), sum(map(math.exp, whole["tail"])), abs_tol=1e-4)
@@ -111,32 +112,32 @@ async def test_from_a_service_elsewhere_the_tail_is_one_number(backend: LocalBac
 
 async def test_a_cut_memory_is_that_of_a_story_that_begins_there(manager: GenerationManager) -> None:
     place = await place_of(manager, TEXT, " kite")
-    rows = (await memory(manager, place, "me"))["rows"]
+    rows = (await memory(manager, place, ME))["rows"]
     assert [row["reach"] for row in rows] == [1, 4, 16, len(place.tokens)]
-    words = await read(manager, TEXT, (), "me")
+    words = await read(manager, TEXT, (), ME)
     assert math.isclose(rows[-1]["bits"], words[len(place.before)].bits, abs_tol=1e-6)
     for row in rows[:-1]:
-        alone = await read(manager, "", (*place.tokens[-row["reach"] :], *place.word), "me")
+        alone = await read(manager, "", (*place.tokens[-row["reach"] :], *place.word), ME)
         own = alone[-1]
         assert own.tokens == place.word
         assert math.isclose(row["bits"], own.bits, abs_tol=1e-6)
     assert rows[0]["bits"] > rows[-1]["bits"], "the kite is known from the first sentence"
     assert rows[-1]["likeliest"][0][1] >= rows[-1]["likeliest"][1][1]
     first = Place.of([word.tokens for word in words], 0)
-    assert [row["reach"] for row in (await memory(manager, first, "me"))["rows"]] == [0]
+    assert [row["reach"] for row in (await memory(manager, first, ME))["rows"]] == [0]
 
 
 async def test_an_effect_is_what_the_odds_lose_without_the_word(manager: GenerationManager) -> None:
     place = await place_of(manager, TEXT, " Tom")
-    (other,) = [word.tokens for word in await read(manager, " Tim", (), "me")]
-    found = await evidence(manager, place, other, "me")
+    (other,) = [word.tokens for word in await read(manager, " Tim", (), ME)]
+    found = await evidence(manager, place, other, ME)
     assert len(found["effects"]) == len(place.before)
 
     async def odds(before: list[tuple[int, ...]]) -> float:
         costs = []
         for word in (other, place.word):
             tokens = [token for each in (*before, word) for token in each]
-            costs.append((await read(manager, "", tokens, "me"))[-1].bits)
+            costs.append((await read(manager, "", tokens, ME))[-1].bits)
         return costs[0] - costs[1]
 
     whole = await odds(list(place.before))
@@ -149,16 +150,16 @@ async def test_an_effect_is_what_the_odds_lose_without_the_word(manager: Generat
 
 
 async def test_only_the_last_words_are_left_out(manager: GenerationManager) -> None:
-    words = await read(manager, " ".join([TEXT] * 4), (), "me")
+    words = await read(manager, " ".join([TEXT] * 4), (), ME)
     place = Place.of([word.tokens for word in words], len(words) - 1)
-    effects = (await evidence(manager, place, (), "me"))["effects"]
+    effects = (await evidence(manager, place, (), ME))["effects"]
     first = len(place.before) - EVIDENCE_WORDS
     assert effects[:first] == [None] * first
     assert None not in effects[first:]
 
 
 async def test_the_layers_read_what_the_weights_say(manager: GenerationManager) -> None:
-    words = [word.tokens for word in await read(manager, TEXT, (), "me")]
+    words = [word.tokens for word in await read(manager, TEXT, (), ME)]
     number = len(words) - 2
     found = await answer(AppState(manager), "layers", {"words": words, "word": number}, "me")
     place, tokenizer = Place.of(words, number), StoryTokenizer.load(PRETRAINED)
@@ -252,4 +253,4 @@ async def test_a_backend_without_log_probabilities_says_so(backend: LocalBackend
 
     silent = Silent(backend.engine, backend.model, capacity=backend.capacity)
     with pytest.raises(StoryError, match="gives no log-probabilities"):
-        await read(GenerationManager(silent), TEXT, (), "me")
+        await read(GenerationManager(silent), TEXT, (), ME)

@@ -12,11 +12,13 @@ import httpx
 import pytest
 import sqlalchemy as sa
 
-from demo import handlers
+from demo import handlers, inside_handlers
 from demo.form import Form
 from demo.handlers import View
 from demo.page import build
 from demo.routing import RoutingBackend, open_variants
+from demo.steering import Caller
+from demo.tree import regrown
 from experiments.ab.assignment import parse_split, without_test
 from experiments.ab.events import hashed
 from experiments.ab.recorder import Recorder
@@ -100,6 +102,29 @@ async def test_each_story_is_noted_with_how_it_ended() -> None:
     assert (ending.story, ending.outcome, ending.tokens, ending.served_by) == ("s1", "finished", 3, "scripted")
     assert ending.ttft == pytest.approx(0.012)
     assert ending.rate == pytest.approx(1000)
+
+
+async def test_a_look_at_a_story_goes_to_the_users_version_and_counts_for_nothing() -> None:
+    a, b = local_backend(slots=4, queue=16), local_backend(slots=4, queue=16)
+    backend = split(a, b)
+    state, user = state_of(backend), user_of(backend, "b")
+    tree = {
+        "prompt": "One",
+        "version": "",
+        "links": ["max_tokens=6&seed=3"],
+        "branches": [[-1, 0, [], 0, 0, 0]],
+        "now": 0,
+    }
+    async with state.manager.running():
+        assert "alternatives" in await handlers.look_at(state, {"prompt": "One"}, "me", user)
+        assert "futures" in await handlers.look_at(state, {"prompt": "One", "futures": True}, "me", user)
+        assert "word" in await handlers.look_at(state, {"prompt": "One", "roll": True}, "me", user)
+        assert "branches" in await regrown(state.manager, tree, Caller("me", user))
+        assert "words" in await inside_handlers.answer(state, "surprise", {"prompt": "One day"}, "me", user)
+        assert (a.engine.stats().tokens, a.engine.stats().prompt_tokens) == (0, 0)
+        assert b.engine.stats().prompt_tokens > 0
+        await generate(backend, GenerationRequest(prompt="x", max_tokens=3, user=user, story_id="s1"))
+    assert [row.story for row in rows(exposures)] == [row.story for row in rows(endings)] == ["s1"]
 
 
 @pytest.mark.parametrize("finish", ["length", "error"])

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from demo.steering import Branch, Word, alternatives, futures, merge, words_of
+from demo.steering import Branch, Caller, Word, alternatives, futures, merge, words_of
 from model.errors import LimitError
 from model.generation import GenerationRequest, SamplingParams, TokenLogprob
 from model.serving.backend import LocalBackend
@@ -47,7 +47,7 @@ async def test_an_alternative_has_the_probability_that_scoring_its_tokens_gives(
     prompt = (0, *shipped.engine.tokenizer.encode("Once upon a time there was a little"))
     manager = GenerationManager(shipped)
     async with shipped.running():
-        found = await alternatives(manager, GenerationRequest(prompt=prompt), "me")
+        found = await alternatives(manager, GenerationRequest(prompt=prompt), Caller("me"))
         assert [each.probability for each in found] == sorted((each.probability for each in found), reverse=True)
         assert {" girl", " boy"} < {each.text for each in found}
         for each in found:
@@ -61,7 +61,7 @@ async def test_an_alternative_has_the_probability_that_scoring_its_tokens_gives(
             assert math.isclose(total, math.log(each.probability), abs_tol=2e-3)
             assert "".join(scored.prompt.token_texts[len(prompt) :]) == each.text
         ended = (0, *shipped.engine.tokenizer.encode("They were happy and went home. The end."))
-        found = await alternatives(manager, GenerationRequest(prompt=ended), "me")
+        found = await alternatives(manager, GenerationRequest(prompt=ended), Caller("me"))
     assert (found[0].text, found[0].tokens) == ("", ())
 
 
@@ -70,7 +70,7 @@ async def test_futures_are_those_of_n_choices() -> None:
     prompt = (0, *tokenizer().encode("One"))
     request = GenerationRequest(prompt=prompt, sampling=SamplingParams(seed=5, temperature=0.3))
     async with backend.running():
-        found = await futures(GenerationManager(backend), request, "me", 6)
+        found = await futures(GenerationManager(backend), request, Caller("me"), 6)
         texts = []
         for number in range(6):
             sampling = SamplingParams(seed=choice_seed(5, number), temperature=0.3)
@@ -105,8 +105,8 @@ async def test_a_look_counts_as_one_story_for_the_rate_limits() -> None:
     manager = GenerationManager(backend, limiter=Limiter(quotas_of("2/minute", "client", "stories")))
     request = GenerationRequest(prompt=(0, *tokenizer().encode("One")))
     async with backend.running():
-        assert len(await alternatives(manager, request, "me")) > 1
-        assert await futures(manager, request, "me", 4)
+        assert len(await alternatives(manager, request, Caller("me"))) > 1
+        assert await futures(manager, request, Caller("me"), 4)
         with pytest.raises(LimitError):
-            await alternatives(manager, request, "me")
-        assert await alternatives(manager, request, "another")
+            await alternatives(manager, request, Caller("me"))
+        assert await alternatives(manager, request, Caller("another"))

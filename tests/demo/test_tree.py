@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from demo import handlers
 from demo.form import Form
 from demo.handlers import AppState, View
+from demo.steering import Caller
 from demo.tree import MOST, read_tree, regrow, regrown
 from model.errors import InputError, LimitError
 from model.serving.backend import LocalBackend
@@ -59,7 +60,7 @@ async def test_a_tree_comes_again_with_the_same_words_from_prompt_seeds_and_wher
             links=[root.link, child.link],
             now=2,
         )
-        grown = await regrow(state.manager, given, backend.model.version, "another")
+        grown = await regrow(state.manager, given, backend.model.version, Caller("another"))
     views = [each["view"] for each in grown["branches"]]
     assert grown["now"] == 2
     assert [view["generated"] for view in views[:2]] == [root.generated, child.generated]
@@ -81,10 +82,10 @@ async def test_a_tree_counts_as_one_story_and_a_client_at_the_limit_gets_the_rea
     rows = [[-1, 0, [], 0, 0, 0], [0, 1, [list(tokenizer().encode(" day"))], 0, 0, 0]]
     given = {"prompt": "One", "version": "", "links": [link], "branches": rows, "now": 1}
     async with backend.running():
-        grown = await regrow(manager, given, backend.model.version, "me")
+        grown = await regrow(manager, given, backend.model.version, Caller("me"))
         with pytest.raises(LimitError):
-            await regrow(manager, given, backend.model.version, "me")
-        refused = await regrown(manager, given, "", "me")
+            await regrow(manager, given, backend.model.version, Caller("me"))
+        refused = await regrown(manager, given, Caller("me"))
     first, second = [each["view"] for each in grown["branches"]]
     assert second["words"][0] == first["words"][0]
     assert second["words"][1][0] == " day"
@@ -106,4 +107,4 @@ async def test_tokens_that_are_none_are_refused_in_words(tokens: list[Any]) -> N
     backend = local_backend()
     given = {"prompt": "One", "links": [], "branches": [[-1, 0, [tokens], -1, 0, 0]], "now": 0}
     async with backend.running():
-        assert "cannot be opened" in (await regrown(GenerationManager(backend), given, "", "me"))["error"]
+        assert "cannot be opened" in (await regrown(GenerationManager(backend), given, Caller("me")))["error"]
