@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from importlib.resources import files
 
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Page, Request, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, Request, expect, sync_playwright
 
 TIMEOUT = 20_000
 """Milliseconds that the browser may take for anything: the machine may be busy."""
@@ -61,13 +61,14 @@ def violations(page: Page) -> list[str]:
 def opening(browser: Browser) -> Iterator[Callable[..., Tab]]:
     """A function that opens tabs, each in a context of its own; at the end, none may have erred or gone elsewhere.
 
-    It calls `before` with the empty page.
+    It calls `before` with the empty page. A page other than Write is named by its `path`, and its test waits for it.
     """
     tabs: list[Tab] = []
 
     def make(
         *,
         url: str,
+        path: str = "",
         query: str = "",
         before: Callable[[Page], object] = lambda page: None,
         settings: Mapping[str, str] = BEEN_HERE,
@@ -76,6 +77,9 @@ def opening(browser: Browser) -> Iterator[Callable[..., Tab]]:
         tab = Tab(browser.new_context(**options).new_page(), url, settings)  # type: ignore[arg-type]
         tabs.append(tab)
         before(tab.page)
+        if path:
+            tab.page.goto(f"{url}{path}{query}")
+            return tab
         return tab.open(query)
 
     yield make
@@ -120,6 +124,13 @@ class Tab:
         self.page.wait_for_selector("#prompt textarea")
         self.page.wait_for_selector("#write:enabled")
         return self
+
+    def follow(self, link: str, title: str) -> None:
+        """Click the link to another page of ours, and wait for that page's title."""
+        self.page.get_by_role("link", name=link, exact=True).click()
+        expect(self.page).to_have_title(title, timeout=TIMEOUT)
+        # Gradio says that the page which was left was in the middle of a request; nobody sees that.
+        self.errors[:] = [error for error in self.errors if "Connection errored out" not in error]
 
     def length(self, tokens: int) -> None:
         self.page.fill("#length input[type=number]", str(tokens))

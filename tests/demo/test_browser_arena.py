@@ -17,7 +17,7 @@ from experiments.arena.contestants import parse_contestants
 from experiments.arena.votes import read_votes
 from tests.demo.scripted import ScriptedBackend
 from tests.demo.served import Served, serve
-from tests.demo.tabs import IN_A_BROWSER, TIMEOUT, Tab, violations
+from tests.demo.tabs import IN_A_BROWSER, TIMEOUT, opening, violations
 from tests.model.serving.http.serving import until
 
 pytestmark = IN_A_BROWSER
@@ -53,20 +53,14 @@ def served(database: str) -> Iterator[Served]:
 @pytest.fixture
 def opened(served: Served, browser: Browser) -> Iterator[Callable[..., Page]]:
     """Opens the page in a context of its own, and holds it to silence and privacy."""
-    tabs: list[Tab] = []
+    with opening(browser) as make:
 
-    def make(**options: object) -> Page:
-        tab = Tab(browser.new_context(**options).new_page(), served.url)  # type: ignore[arg-type]
-        tabs.append(tab)
-        tab.page.goto(f"{served.url}{PATH}")
-        expect(tab.page.locator("#write")).to_be_enabled(timeout=TIMEOUT)
-        return tab.page
+        def on_page(**options: object) -> Page:
+            tab = make(url=served.url, path=PATH, **options)
+            expect(tab.page.locator("#write")).to_be_enabled(timeout=TIMEOUT)
+            return tab.page
 
-    yield make
-    for tab in tabs:
-        tab.page.context.close()
-    assert [tab.foreign for tab in tabs if tab.foreign] == []
-    assert [tab.errors for tab in tabs if tab.errors] == []
+        yield on_page
 
 
 def stories(page: Page) -> list[str]:

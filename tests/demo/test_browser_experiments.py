@@ -18,7 +18,7 @@ from demo.experiments_page import PATH
 from experiments.dashboard.client import StoreClient
 from tests.demo.scripted import ScriptedBackend
 from tests.demo.served import Served, serve
-from tests.demo.tabs import IN_A_BROWSER, TIMEOUT, Tab, violations
+from tests.demo.tabs import IN_A_BROWSER, TIMEOUT, opening, violations
 from tests.experiments.dashboard.made import made
 from tests.training.tracked import end, evaluation, observer_on, start, step
 
@@ -38,20 +38,14 @@ def served() -> Iterator[Served]:
 @pytest.fixture
 def opened(served: Served, browser: Browser) -> Iterator[Callable[..., Page]]:
     """Opens the page in a context of its own, and holds it to silence and privacy."""
-    tabs: list[Tab] = []
+    with opening(browser) as make:
 
-    def make(*, query: str = "", url: str = served.url, **options: object) -> Page:
-        tab = Tab(browser.new_context(**options).new_page(), url)  # type: ignore[arg-type]
-        tabs.append(tab)
-        tab.page.goto(f"{url}{PATH}{query}")
-        expect(tab.page.locator("#note .note")).not_to_contain_text("Reading", timeout=FIRST_TIMEOUT)
-        return tab.page
+        def on_page(*, url: str = served.url, **options: object) -> Page:
+            tab = make(url=url, path=PATH, **options)
+            expect(tab.page.locator("#note .note")).not_to_contain_text("Reading", timeout=FIRST_TIMEOUT)
+            return tab.page
 
-    yield make
-    for tab in tabs:
-        tab.page.context.close()
-    assert [tab.foreign for tab in tabs if tab.foreign] == []
-    assert [tab.errors for tab in tabs if tab.errors] == []
+        yield on_page
 
 
 def column(page: Page, number: int) -> list[str]:
@@ -306,15 +300,12 @@ def test_nothing_sticks_out(opened: Callable[..., Page], width: int, scheme: str
 
 
 def test_a_user_goes_there_and_back(served: Served, browser: Browser) -> None:
-    with browser.new_context() as context:
-        page = context.new_page()
-        page.goto(served.url)
-        page.get_by_role("link", name="How it was made").click()
-        expect(page.get_by_role("heading", name="Experiments")).to_be_visible(timeout=TIMEOUT)
-        expect(page).to_have_title("Experiments · Write me a story", timeout=TIMEOUT)
-        page.get_by_role("link", name="Write", exact=True).click()
-        expect(page.locator("#prompt textarea")).to_be_visible(timeout=TIMEOUT)
-        expect(page).to_have_title("Write me a story", timeout=TIMEOUT)
+    with opening(browser) as make:
+        tab = make(url=served.url)
+        tab.follow("How it was made", "Experiments · Write me a story")
+        expect(tab.page.get_by_role("heading", name="Experiments")).to_be_visible(timeout=TIMEOUT)
+        tab.follow("Write", "Write me a story")
+        expect(tab.page.locator("#prompt textarea")).to_be_visible(timeout=TIMEOUT)
 
 
 def test_without_a_store_the_page_is_one_line(browser: Browser, tmp_path: Path) -> None:

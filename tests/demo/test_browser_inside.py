@@ -22,7 +22,7 @@ from model.runtimes.sampling import SamplingRows, start_of, uniform
 from model.serving.backend import LocalBackend
 from model.settings import Settings
 from tests.demo.served import Served, serve
-from tests.demo.tabs import IN_A_BROWSER, TIMEOUT, Tab, opening, violations
+from tests.demo.tabs import IN_A_BROWSER, TIMEOUT, opening, violations
 
 pytestmark = IN_A_BROWSER
 
@@ -36,21 +36,15 @@ def served() -> Iterator[Served]:
 @pytest.fixture
 def opened(served: Served, browser: Browser) -> Iterator[Callable[..., Page]]:
     """Opens the page in a context of its own, and holds it to silence and privacy."""
-    tabs: list[Tab] = []
+    with opening(browser) as make:
 
-    def make(**options: object) -> Page:
-        tab = Tab(browser.new_context(**options).new_page(), served.url)  # type: ignore[arg-type]
-        tabs.append(tab)
-        tab.page.goto(f"{served.url}{PATH}")
-        expect(tab.page.locator("#inside .cut")).to_be_visible(timeout=TIMEOUT)
-        expect(tab.page.locator("#inside .memory")).to_be_visible(timeout=TIMEOUT)
-        return tab.page
+        def on_page(**options: object) -> Page:
+            tab = make(url=served.url, path=PATH, **options)
+            expect(tab.page.locator("#inside .cut")).to_be_visible(timeout=TIMEOUT)
+            expect(tab.page.locator("#inside .memory")).to_be_visible(timeout=TIMEOUT)
+            return tab.page
 
-    yield make
-    for tab in tabs:
-        tab.page.context.close()
-    assert [tab.foreign for tab in tabs if tab.foreign] == []
-    assert [tab.errors for tab in tabs if tab.errors] == []
+        yield on_page
 
 
 def own(page: Page, text: str) -> None:
@@ -130,7 +124,7 @@ def test_the_story_of_the_page_write_is_there_with_the_word_that_was_chosen(serv
         tab.page.click("#write")
         tab.reaches("ended", "open")
         story = tab.story()
-        tab.page.get_by_role("link", name="Inside").click()
+        tab.follow("Inside", "Inside · Write me a story")
         expect(tab.page.locator("#inside .note")).to_contain_text("The story", timeout=TIMEOUT)
         assert "".join((tab.page.locator("#inside article").inner_text()).split()) == "".join(story.split())
         kept = "JSON.parse(sessionStorage.getItem(sessionStorage.getItem('last story')))"
