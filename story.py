@@ -170,9 +170,7 @@ def data(
     rename: Annotated[
         int, typer.Option(help="Add this many copies of each training story, with other names in it.")
     ] = 0,
-    wishes: Annotated[
-        bool, typer.Option("--wishes", help="Tell about half of the stories, in a header, what they have.")
-    ] = False,
+    seed: Annotated[int, typer.Option(help="Draws the split, the tokenizer's sample and the new names.")] = 0,
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Count and report unusable lines instead of stopping at the first.")
     ] = False,
@@ -194,7 +192,7 @@ def data(
         vocab_size=vocab_size,
         val_fraction=val_fraction,
         rename=rename,
-        wishes=wishes,
+        seed=seed,
         skip_bad=skip_bad,
         force=force,
     )

@@ -26,8 +26,7 @@ from experiments.arena.contestants import Contestant
 from experiments.arena.score import POINTS, Scores, notes, score
 from experiments.arena.votes import read_votes, tally
 from model.errors import InputError, StoryError
-from model.generation import GenerationRequest, new_seed
-from model.serving.http.schemas import choice_seed
+from model.generation import GenerationRequest, choice_seed, new_seed
 from model.serving.logs import new_request_id, request_id
 from model.serving.session import UNKNOWN, GenerationSession
 

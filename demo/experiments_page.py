@@ -148,15 +148,17 @@ def _wire(page: gr.Blocks, parts: Parts, store: StoreClient) -> None:
         return await handlers.samples(store, run or "")
 
     quick: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+    # By default Gradio drops what is pressed while an answer is on its way.
+    latest: dict[str, Any] = {**quick, "trigger_mode": "always_last"}
     choice = [parts["chosen"], parts["measure"]]
     page.load(on_open, None, list(parts.values()), **quick)
     title = f"document.title = {json.dumps(TITLE)}"  # Gradio has set the other page's
     page.load(None, None, None, js=f"() => {{ {title}; window.experiments.label(); }}")
     for field in choice:
-        field.input(on_choice, choice, parts["curves"], **quick)
+        field.input(on_choice, choice, parts["curves"], **latest)
     parts["curves"].submit(on_news, [*choice, parts["sample_run"]], list(parts.values()), **quick)
-    parts["runs"].select(on_row, choice, [parts["chosen"], parts["curves"]], **quick)
-    parts["sample_run"].input(on_sample_run, parts["sample_run"], parts["learn"], **quick)
+    parts["runs"].select(on_row, choice, [parts["chosen"], parts["curves"]], **latest)
+    parts["sample_run"].input(on_sample_run, parts["sample_run"], parts["learn"], **latest)
 
 
 def _opened(page: Page, ui: str = "") -> list[Any]:

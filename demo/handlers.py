@@ -16,8 +16,9 @@ from urllib.parse import parse_qsl
 
 from demo.form import FIELDS, Form, decode_link, encode_link, read_form
 from demo.routing import RoutingBackend
-from demo.steering import Caller, alternatives, as_lists, futures, roll, story_tokens, words_of
+from demo.steering import Caller, alternatives, as_lists, futures, prompt_tokens, roll, words_of
 from experiments.ab.events import new_id
+from model.engine.title import title_of
 from model.errors import BusyError, DrainingError, GenerationError, InputError, LimitError, StoryError
 from model.generation import GenerationRequest, TokenLogprob, Usage, new_seed
 from model.serving.backend import CACHE, model_for
@@ -55,6 +56,8 @@ class View:
     phase: Phase = "empty"
     prompt: str = ""
     """The beginning that the user gave."""
+    title: str = ""
+    """The line of names and words that the model read before it (`model.engine.title`)."""
     generated: str = ""
     """What the model has added to it so far."""
     status: str = ""
@@ -180,6 +183,8 @@ def write(
     form = replace(form.drawn(), prompt=form.prompt.rstrip(" \t"))
     story = new_id() if state.recorder and not shows_example else ""
     view = View(prompt=form.prompt, filename=filename(form.prompt), story=story, note=note, example=shows_example)
+    with contextlib.suppress(InputError):  # a wish that is none: the form says so below
+        view = replace(view, title=title_of(form.prompt, form.wishes.words))
     with contextlib.suppress(InputError):  # only a prompt too long for an address: then there is no link
         view = replace(view, link=encode_link(form, model_for(state.manager.backend, user).version))
     return _generate(state, tab, form, view, client, user, stories=0 if shows_example else None)
@@ -200,7 +205,7 @@ async def fork(
     With the seed of that story and its own words, the same story comes again.
     """
     try:
-        prompt = await story_tokens(state.manager, view.prompt, Caller(client, user))
+        prompt = await prompt_tokens(state.manager, view.title + view.prompt, Caller(client, user))
         view = replace(view, generated="".join(str(word) for word, _, _ in view.words))
         form = replace(form, prompt=view.prompt, seed=max(view.seed, 0))
         with contextlib.suppress(InputError):  # a prompt too long for an address
@@ -223,9 +228,10 @@ async def look_at(state: AppState, given: Mapping[str, Any], client: str, user: 
     """
     caller = Caller(client, user)
     try:
-        prompt = await story_tokens(state.manager, given.get("prompt", ""), caller)
-        fields = given.get("fields")
+        fields, text = given.get("fields"), given.get("prompt", "")
         form = read_form(*fields) if isinstance(fields, list) and len(fields) == len(FIELDS) else Form()
+        title = given.get("title") or title_of(text, form.wishes.words)
+        prompt = await prompt_tokens(state.manager, title + text, caller)
         seed = new_seed() if given.get("roll") else given.get("seed", 0)
         sampling = replace(form.request("").sampling, seed=seed)
         request = GenerationRequest(prompt=(*prompt, *given.get("tokens", ())), sampling=sampling)

@@ -105,8 +105,6 @@ class Parts(NamedTuple):
     """In the order of `FIELDS`."""
     examples: list[tuple[gr.Button, str]]
     same_seed: gr.Button
-    wishes: gr.Group
-    """The fields for wishes."""
     book: gr.HTML
     """Its value is what is `Shown`."""
 
@@ -193,7 +191,8 @@ def _layout(state: AppState) -> Parts:
                     (gr.Button(label, size="sm", min_width=0, scale=0, elem_classes="chip"), beginning)
                     for label, beginning in EXAMPLES.items()
                 ]
-            with gr.Group(visible=False, elem_id="wishes") as wishes:
+            max_tokens = _slider("Length", 1, LONGEST, 1, usual.max_tokens)
+            with gr.Accordion("Wishes", open=False, elem_id="wishes", elem_classes="fold"):
                 words = gr.Textbox(
                     label="Words",
                     info=HELP["Words"],
@@ -204,8 +203,7 @@ def _layout(state: AppState) -> Parts:
                 )
                 with gr.Row(elem_id="wish-choices"):
                     chosen = [_choice(name) for name in CHOICES]
-            max_tokens = _slider("Length", 1, LONGEST, 1, usual.max_tokens)
-            with gr.Accordion("More", open=False, elem_id="more"), gr.Row(elem_id="settings"):
+            with gr.Accordion("More", open=False, elem_id="more", elem_classes="fold"), gr.Row(elem_id="settings"):
                 temperature = _slider("Temperature", 0, 2, 0.05, usual.temperature)
                 top_p = _slider("Top-p", 0, 1, 0.01, usual.top_p)
                 min_p = _slider("Min-p", 0, 1, 0.01, usual.min_p)
@@ -242,7 +240,7 @@ def _layout(state: AppState) -> Parts:
                     _small(f".{kind}", f"save-{kind}", interactive=False)
                 _small("Copy link", "link", interactive=False)
     fields = [prompt, max_tokens, temperature, top_p, top_k, min_p, penalty, words, *chosen, seed]
-    return Parts(fields, examples, same_seed, wishes, book)
+    return Parts(fields, examples, same_seed, book)
 
 
 def _wire(page: gr.Blocks, parts: Parts, state: AppState) -> None:
@@ -293,7 +291,7 @@ def _wire(page: gr.Blocks, parts: Parts, state: AppState) -> None:
         fields = [values[name] if name in values else gr.skip() for name in FIELDS]
         wanted = "open" if view.link else ""
         shown = view.as_dict() | {"run": 0, "wanted": wanted} if view.link or view.status else gr.skip()
-        return [*fields, gr.update(visible=model.wishes), shown]
+        return [*fields, shown]
 
     hidden: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     quick: dict[str, Any] = {**hidden, "queue": False}
@@ -308,14 +306,12 @@ def _wire(page: gr.Blocks, parts: Parts, state: AppState) -> None:
     )
     parts.book.stop(on_stop, parts.book, None, **quick, trigger_mode="multiple")
     if state.recorder is not None:
-        parts.book.like(on_rate, parts.book, parts.book, **quick)
+        parts.book.like(on_rate, parts.book, parts.book, **quick, trigger_mode="always_last")
     for chip, beginning in parts.examples:
         chip.click(None, None, None, js=f"() => window.story.begin({json.dumps(beginning)})")
     parts.same_seed.click(None, parts.book, parts.fields[-1], js="(view) => (view.seed < 0 ? '' : String(view.seed))")
     page.load(None, None, parts.fields, js=f"() => window.story.fields({len(FIELDS)})")
-    page.load(
-        on_load, parts.book, [*parts.fields, parts.wishes, parts.book], js="() => [window.story.opening()]", **hidden
-    )
+    page.load(on_load, parts.book, [*parts.fields, parts.book], js="() => [window.story.opening()]", **hidden)
     changes = [field.change for field in parts.fields]  # type: ignore[attr-defined]
     gr.on(changes, None, parts.fields, None, js="(...values) => { window.story.keep('fields', values); }")
     page.unload(on_leaving)

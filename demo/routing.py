@@ -40,7 +40,6 @@ from model.serving.backend import Backend, Health, LocalBackend, ModelInfo, Stre
 from model.serving.deployments import DEPLOYMENTS
 from model.serving.session import Generation
 from model.settings import OFF, Settings
-from model.wishes import Wishes
 
 if TYPE_CHECKING:
     import gradio as gr
@@ -97,9 +96,8 @@ class RoutingBackend(Collector):
         mixed = hashlib.sha256()
         for name, backend in self.variants.items():
             mixed.update(f"{name}:{backend.model.version}\n".encode())
-        wishes = all(backend.model.wishes for backend in self.variants.values())
         name = f"one of {len(self.variants)} versions that are being compared"
-        return ModelInfo(name, mixed.hexdigest(), wishes=wishes)
+        return ModelInfo(name, mixed.hexdigest())
 
     def model_for(self, user: str) -> ModelInfo:
         """The model of this user's variant."""
@@ -241,9 +239,6 @@ def open_variants(
     contestants = contestants_of(settings.story_arena, split)
     more = dict.fromkeys(each.model for each in contestants if each.model not in variants)
     others = {name: over(_load(name, default, settings, ARENA)) for name in more}
-    for each in contestants:
-        if each.wishes != Wishes() and not (variants | others)[each.model].model.wishes:
-            raise InputError(ARENA, f"names {str(each)!r}, whose model was not trained to meet wishes")
     return RoutingBackend(split, variants, recorder, contestants=contestants, others=others)
 
 

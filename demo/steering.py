@@ -13,9 +13,7 @@ from typing import Any, NamedTuple
 
 from demo.routing import RoutingBackend
 from model.architecture.folder import END_ID
-from model.engine.title import title_of
-from model.generation import Completion, GenerationRequest, SamplingParams, TokenLogprob
-from model.serving.http.schemas import choice_seed
+from model.generation import Completion, GenerationRequest, SamplingParams, TokenLogprob, choice_seed
 from model.serving.session import GenerationManager
 
 ALTERNATIVES = 8
@@ -198,11 +196,6 @@ def merge(stories: Sequence[Sequence[Word]]) -> list[Branch]:
             branch = Branch([*branch.words, *only.words], only.count, only.branches)
         branches.append(branch)
     return sorted(branches, key=lambda branch: -branch.count)
-
-
-async def story_tokens(manager: GenerationManager, prompt: str, caller: Caller, stories: int = 0) -> tuple[int, ...]:
-    """The tokens that a story from this prompt begins with: those of its title (`title_of`) and of itself."""
-    return await prompt_tokens(manager, title_of(prompt) + prompt, caller, stories)
 
 
 async def prompt_tokens(manager: GenerationManager, text: str, caller: Caller, stories: int = 0) -> tuple[int, ...]:

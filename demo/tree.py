@@ -13,7 +13,7 @@ from urllib.parse import parse_qsl
 
 from demo.form import Form, decode_link
 from demo.handlers import ENDINGS, View, filename
-from demo.steering import Caller, as_lists, generate, matched, story_tokens, words_of
+from demo.steering import Caller, as_lists, generate, matched, prompt_tokens, words_of
 from model.engine.title import title_of
 from model.errors import InputError, StoryError
 from model.generation import GenerationRequest
@@ -73,14 +73,16 @@ async def regrow(manager: GenerationManager, given: Mapping[str, Any], version: 
     """
     prompt, links, branches, now = read_tree(given)
     forms = [Form(**decode_link(dict(parse_qsl(link, keep_blank_values=True)), version)[0]) for link in links]
-    start = await story_tokens(manager, prompt, caller, stories=1)
+    root = branches[0].link
+    title = title_of(prompt, forms[root].wishes.words if root >= 0 else ())
+    start = await prompt_tokens(manager, title + prompt, caller, stories=1)
     _, notes = decode_link({"prompt": prompt, "model": str(given.get("version", ""))}, version)
     note = " ".join(notes) or "From a link."
     grown: list[dict[str, Any]] = []
     for number, branch in enumerate(branches):
         shared = [] if number == 0 else grown[branch.parent]["view"]["words"][: branch.at]
         tokens = (*start, *(token for _, ids, _ in shared for token in ids), *itertools.chain(*branch.words))
-        shown = title_of(prompt) + prompt + "".join(text for text, _, _ in shared)
+        shown = title + prompt + "".join(text for text, _, _ in shared)
         chosen = await _chosen(manager, tokens, branch.words, shown, caller)
         words = [*shared, *chosen]
         seed, link, reason = 0, "", "stop" if branch.ended else "cancelled"
@@ -93,6 +95,7 @@ async def regrow(manager: GenerationManager, given: Mapping[str, Any], version: 
         view = View(
             phase="ended" if reason == "stop" else "open",
             prompt=prompt,
+            title=title,
             generated="".join(text for text, _, _ in words),
             status=ENDINGS[reason],
             note=note,

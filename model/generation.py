@@ -3,6 +3,7 @@
 Values are checked here, once, so that nothing behind this file has to doubt them.
 """
 
+import hashlib
 import secrets
 import uuid
 from collections.abc import Sequence
@@ -116,8 +117,8 @@ class GenerationRequest:
     """Tokens to generate at most. 0 generates none, which with `prompt_logprobs` scores the prompt."""
     sampling: SamplingParams = field(default_factory=SamplingParams)
     wishes: Wishes = field(default_factory=Wishes)
-    """What the story is to have, told in a header before it: only for a model that was trained to meet them. A fork has
-    the wishes of its story."""
+    """What the story is to have. The engine draws stories, each with a seed of its own (`choice_seed`), until one meets
+    them all, and sends the one that meets most when it is whole (`model.wishes`)."""
     stop: tuple[str, ...] = ()
     """Text that ends the story; it is not part of what comes back."""
     logprobs: int | None = None
@@ -160,6 +161,17 @@ class GenerationRequest:
         for name, tokens in given.items():
             if tokens and (most := max(tokens)) >= vocab_size:
                 raise InputError(name, f"must hold token ids between 0 and {vocab_size - 1}, got {most}")
+
+
+def choice_seed(seed: int, index: int) -> int:
+    """Return the seed of story `index` of one request: the request's own for the first, derived from it for the others.
+
+    Derived seeds have 53 bits, so that JavaScript's numbers hold them exactly.
+    """
+    if index == 0:
+        return seed
+    digest = hashlib.blake2b(f"{seed}:{index}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest) >> 11
 
 
 def _check_prompt(prompt: object) -> None:

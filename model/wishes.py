@@ -1,8 +1,7 @@
-"""What a story is wished to have, the header that the model reads, and the rules that check a story.
+"""What a story is wished to have, and the rules that check a story.
 
-A model trained on headers (`story data --wishes`) reads one before the story: `words: cake, Ember; length: short`
-between two control characters, which no story has. Such control codes come from CTRL (Keskar et al. 2019); as there,
-they are derived from the training stories, by the rules that `Wishes.met` checks a finished story with.
+The engine draws stories until one meets its wishes (best of n by rejection, as in Stiennon et al. 2020, arXiv
+2009.01325, with these rules for the reward), `DRAWS` at most: no model needs to be trained for that.
 """
 
 import re
@@ -19,7 +18,10 @@ MAX_WORD_CHARS = 40
 SHORT, LONG = 130, 180
 """A short story has at most `SHORT` words, a long one more than `LONG`. A quarter of TinyStories is short, a fifth
 long."""
-BEGIN, END = "\x02", "\x03"
+DRAWS = 32
+"""Stories that are generated for one with wishes, at most; the one that meets most of them is taken."""
+DRAWN_TOKENS = 8_000
+"""Tokens after which no other is begun: as many as 32 usual stories have."""
 
 _WORD = re.compile(r"[^\W\d_]+(?:['-][^\W\d_]+)*")
 _SENTENCE_END = re.compile(r"(?<=[.!?\"])\s+")
@@ -98,16 +100,19 @@ class Wishes:
         if not isinstance(self.dialogue, bool | None):
             raise InputError("wishes.dialogue", f"must be true or false, got {self.dialogue!r}")
 
-    def header(self) -> str:
-        """What the model reads before the story; empty where nothing is wished."""
-        parts = {
-            "words": ", ".join(self.words),
-            "length": self.length,
-            "dialogue": None if self.dialogue is None else "yes" if self.dialogue else "no",
-            "ending": self.ending,
-        }
-        text = "; ".join(f"{name}: {value}" for name, value in parts.items() if value)
-        return f"{BEGIN}{text}{END}" if text else ""
+    def __bool__(self) -> bool:
+        """Whether anything is wished."""
+        return self != Wishes()
+
+    def unmet(self, story: str) -> int:
+        """How many wishes the whole story does not meet; each word is one."""
+        others = [met for name, met in self.met(story).items() if name != "words"]
+        return others.count(False) + sum(not has_word(story, word) for word in self.words)
+
+    def is_lost(self, begun: str) -> bool:
+        """Whether no story that begins so meets all wishes: it is too long already, or somebody has spoken."""
+        too_long = self.length not in (None, "long") and length_of(begun) not in ("short", self.length)
+        return too_long or (self.dialogue is False and has_dialogue(begun))
 
     def met(self, story: str) -> dict[str, bool]:
         """Of each wish, whether the whole story meets it: `words` (all of them), `length`, `dialogue`, `ending`."""

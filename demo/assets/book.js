@@ -111,7 +111,7 @@ const mark = (problems) => {
   });
   Object.entries(problems).forEach(([label, problem], at) => {
     const id = label.toLowerCase().replaceAll(" ", "-");
-    if (!button(id)?.checkVisibility()) window.story.unfold();
+    if (!button(id)?.checkVisibility()) window.story.unfold(id === "words" ? "wishes" : "more");
     window.story.whenThere(`#${id} :is(input, textarea)`, (first) => {
       const note = document.createElement("p");
       note.className = "problem";

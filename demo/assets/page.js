@@ -90,13 +90,14 @@
     const focus = () => (prompt.checkVisibility(seen) ? prompt.focus() : requestAnimationFrame(focus));
     if (keyboard()) focus();
   });
-  whenThere("#more > button", (more) => {
-    // Gradio's accordion does not say whether it is open.
-    const isOpen = () => more.classList.contains("open");
-    const announce = () => more.setAttribute("aria-expanded", String(isOpen()));
-    new MutationObserver(announce).observe(more, { attributes: true, attributeFilter: ["class"] });
-    announce();
-  });
+  for (const id of ["wishes", "more"]) {
+    whenThere(`#${id} > button`, (fold) => {
+      // Gradio's accordion does not say whether it is open.
+      const announce = () => fold.setAttribute("aria-expanded", String(fold.classList.contains("open")));
+      new MutationObserver(announce).observe(fold, { attributes: true, attributeFilter: ["class"] });
+      announce();
+    });
+  }
 
   // What the user has is kept for this tab, by address: the fields, and the view of the story.
   const fragment = () => (location.hash.startsWith("#tree=") ? location.hash : "");
@@ -149,8 +150,8 @@
     whenThere,
 
     // A message beside a field is of no use in a closed fold.
-    unfold() {
-      const fold = document.querySelector("#more > button");
+    unfold(id) {
+      const fold = document.querySelector(`#${id} > button`);
       if (!fold.classList.contains("open")) fold.click();
     },
 

@@ -11,7 +11,7 @@ comparison.ariaLabel = "Two branches compared";
 tree.hidden = undo.hidden = comparison.hidden = true;
 for (const part of [tree, undo, comparison]) book.insertBefore(part, status);
 
-const OWN = ["phase", "status", "figures", "took", "note", "example", "link", "filename", "finish_reason", "story", "rating", "seed", "wishes"];
+const OWN = ["phase", "status", "figures", "took", "note", "example", "link", "filename", "finish_reason", "story", "rating", "seed", "wishes", "title"];
 let id = crypto.getRandomValues(new Uint32Array(2)).join("-"); // of this story on the shelf; empty: it is not to stand there
 let branches = []; // by their number, see `branchOff`; the first is the story itself
 let branch = 0; // the one that is shown

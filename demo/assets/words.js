@@ -130,7 +130,7 @@ const list = () => {
 // looked at by now.
 const inquire = async (number, wanted) => {
   const [view, tokens] = [shown, words().slice(0, number).flatMap((word) => word.tokens)];
-  const question = { prompt: view.prompt, tokens, seed: Math.max(0, view.seed), fields: window.story.now("fields"), ...wanted };
+  const question = { title: view.title, prompt: view.prompt, tokens, seed: Math.max(0, view.seed), fields: window.story.now("fields"), ...wanted };
   const answer = (await server.look_at(question).catch(() => null)) ?? { error: OFFLINE }; // Gradio gives nothing on errors
   if (chosen !== number || shown !== view) return null;
   if (!answer.error) return answer;

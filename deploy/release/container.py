@@ -66,7 +66,7 @@ class Container:
 
         listener = bound(host, port)
         engine = load_torch_engine(self.folder, slots=self.slots, device=self.device, queue_limit=self.queue)
-        info = ModelInfo(name=f"the model on {self.device}", version=self.revision, wishes=engine.wishes)
+        info = ModelInfo(name=f"the model on {self.device}", version=self.revision)
         backend = LocalBackend(engine, info, capacity=self.slots + self.queue)
         options = ServiceOptions(settings=load_settings(story_drain=self.drain), name=self.name)
         service = create_service(backend, options)

@@ -51,7 +51,7 @@ _TABLE: dict[tuple[Scope, str, Literal["lower", "higher"]], str] = {
     ("quality", "nats/token", "lower"): "loss",
     ("quality", "share", "higher"): "written/ended written/names_kept written/names_straight written/distinct_1 "
     "written/distinct_2 written/distinct_3 rare_names/kept rare_names/ended "
-    "wishes/words wishes/length wishes/dialogue wishes/sad wishes/happy wishes/names",
+    "wishes/words wishes/length wishes/dialogue wishes/sad wishes/happy",
     ("quality", "share", "lower"): "written/repeated_4 written/looping written/names_confused written/copied_share "
     "rare_names/mutated",
     ("quality", "words", "lower"): "written/copied_words_max",

@@ -25,7 +25,6 @@ from experiments.quality.generation import (
     longest_copies,
     measure_rare_names,
     measure_wishes,
-    with_names_wished,
 )
 from experiments.quality.held_out import (
     OWN_STORIES,
@@ -118,10 +117,7 @@ def evaluate(
         written = Written.measure(stories, copies and copies[: len(stories)])
         baseline_written = Written.measure(theirs, copies and copies[len(stories) :]) if theirs else None
         rare_names = measure_rare_names(rare)
-        if wished:
-            wishes = measure_wishes(wished)
-        else:
-            not_measured["wishes"] = "the model was not trained to meet any (story data --wishes)"
+        wishes = measure_wishes(wished)
         if judge is not None:
             pairs = [(story.prompt.text, story.text) for story in stories]
             judgement = judge_stories(judge, pairs, held_out.texts, partial(progress, "judge"))
@@ -197,11 +193,9 @@ def _write(
 ) -> list[list[WrittenStory]]:
     """Stories of the engine: of the fixed prompts, of those with rare names, and of those with wishes.
 
-    The last are none where the model was not trained to meet wishes.
     Where only PyTorch was scored, it uses the fp32 graph, which is the same network.
     """
-    sets = [load_prompts(), rare := load_prompts(RARE_PROMPTS)]
-    sets.append((*load_prompts(WISH_PROMPTS), *with_names_wished(rare)) if folder.notes.get("wishes") else ())
+    sets = [load_prompts(), load_prompts(RARE_PROMPTS), load_prompts(WISH_PROMPTS)]
     with load_engine(
         folder.path,
         threads=asked.threads,

@@ -16,7 +16,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -212,7 +212,7 @@ FIGURES = {
     "copied_words": Meaning("longest copied run, words", ".1f"),
     "copied_share": Meaning("longest copied run of the story"),
 }
-WISHED = ("words", "length", "dialogue", "sad", "happy", "names")
+WISHED = ("words", "length", "dialogue", "sad", "happy")
 """Figures of `measure_wishes`."""
 BINARY = {name for name, meaning in FIGURES.items() if meaning.binary} | {"kept", "mutated", *WISHED}
 """Figures that are 0 or 1 for each story; the last ones are those of `measure_rare_names` and `measure_wishes`."""
@@ -344,29 +344,18 @@ def measure_rare_names(stories: Sequence[WrittenStory]) -> StorySet:
     return StorySet(tuple(stories), tuple(figures))
 
 
-def with_names_wished(prompts: Sequence[Prompt]) -> tuple[Prompt, ...]:
-    """The prompts, each with its own names as wishes."""
-    return tuple(replace(prompt, wishes=Wishes(words=prompt.names)) for prompt in prompts)
-
-
 def measure_wishes(stories: Sequence[WrittenStory]) -> StorySet:
-    """Measure how often wishes are met, each kind by itself: see `WISHED`.
-
-    `names` is of stories that wish for the prompt's names, and asks for them in the continuation; `words` likewise.
-    """
+    """Measure how often wishes are met, each kind by itself: see `WISHED`."""
     return StorySet(tuple(stories), tuple(map(_wishes_met, stories)))
 
 
 def _wishes_met(story: WrittenStory) -> Figures:
     prompt, wishes = story.prompt, story.prompt.wishes
-    whole, added = wishes.met(f"{prompt.text} {story.text}"), wishes.met(story.text)
+    whole = wishes.met(prompt.text + story.text)
     met = {
-        "words": None if prompt.names else added.get("words"),
-        "length": whole.get("length"),
-        "dialogue": whole.get("dialogue"),
+        **{name: whole.get(name) for name in ("words", "length", "dialogue")},
         "sad": whole.get("ending") if wishes.ending == "sad" else None,
         "happy": whole.get("ending") if wishes.ending == "happy" else None,
-        "names": added.get("words") if prompt.names else None,
     }
     return {name: None if value is None else float(value) for name, value in met.items()}
 

@@ -25,10 +25,9 @@ from typing import Self
 from model.architecture.tokenizer import StoryTokenizer
 from model.engine.scheduler import Scheduler
 from model.engine.stream import Job, Stream
-from model.errors import InputError, ModelError, StoryError
+from model.errors import ModelError, StoryError
 from model.generation import FinishReason, GenerationRequest
 from model.runtimes.protocol import PREFILL_CHUNK, Runtime
-from model.wishes import Wishes
 
 SWITCH_INTERVAL = 0.0005
 
@@ -73,7 +72,6 @@ class Engine:
         queue_limit: int = 64,
         slots: int | None = None,
         prefill_chunk: int = PREFILL_CHUNK,
-        wishes: bool = False,
     ) -> None:
         """Prepare the engine; its thread starts with the first request.
 
@@ -84,7 +82,6 @@ class Engine:
             slots: how many stories are generated at once; at most, and by default, the runtime's `max_batch`.
             prefill_chunk: prompt tokens that are read between two decode steps. The last bits of longer prompts'
                 logits depend on it.
-            wishes: whether the network was trained to meet wishes; requests that have some are refused otherwise.
         """
         if tokenizer.vocab_size > runtime.vocab_size:
             raise ModelError(
@@ -100,8 +97,6 @@ class Engine:
         """Which runtime generates: with another one, the same seed may give another story."""
         self.tokenizer = tokenizer
         """Of the runtime's vocabulary."""
-        self.wishes = wishes
-        """Whether requests may have wishes."""
         self._scheduler = Scheduler(
             runtime,
             tokenizer.masks(runtime.vocab_size),
@@ -118,12 +113,10 @@ class Engine:
     def submit(self, request: GenerationRequest) -> Stream:
         """Begin a story; returns at once. Read the stream with `for` or `async for`, then its `completion`.
 
-        Raises `InputError` for a token id that is not in the vocabulary or wishes that the network does not know,
-        `BusyError` if the queue is full, and `StoryError` if the engine is closed.
+        Raises `InputError` for a token id that is not in the vocabulary, `BusyError` if the queue is full, and
+        `StoryError` if the engine is closed.
         """
         request.check_tokens(self.tokenizer.vocab_size)
-        if not self.wishes and request.wishes != Wishes():
-            raise InputError("wishes", "cannot be met: this model was not trained on any (`story data --wishes`)")
         job = Job(request, self.tokenizer, time.perf_counter())
         self._start()
         self._scheduler.submit(job)

@@ -111,5 +111,4 @@ def load_torch_engine(
 
 
 def _engine(folder: ModelFolder, runtime: Runtime, queue_limit: int) -> Engine:
-    tokenizer, wishes = StoryTokenizer.load(folder.tokenizer), bool(folder.notes.get("wishes"))
-    return Engine(runtime, tokenizer, queue_limit=queue_limit, wishes=wishes)
+    return Engine(runtime, StoryTokenizer.load(folder.tokenizer), queue_limit=queue_limit)

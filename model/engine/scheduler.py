@@ -92,7 +92,7 @@ class DecodeBatch:
         Raises whatever the runtime raises; the job has not joined then.
         """
         position = len(job.story)
-        self._single.set(0, job.request.sampling, job.story[1:])
+        self._single.set(0, job.sampling, job.story[1:])
         token_B, usable_B = self._single.sample(logits_V[None], np.array([position]))
         if not usable_B[0]:
             return Ending("error", NOT_FINITE)
@@ -109,7 +109,7 @@ class DecodeBatch:
         self.jobs.append(job)
         self._next_B[row] = token
         self._position_B[row] = position
-        self._rows.set(row, job.request.sampling, job.story[1:-1], [token])
+        self._rows.set(row, job.sampling, job.story[1:-1], [token])
         return None
 
     def step(self) -> list[tuple[int, Ending]]:
@@ -367,6 +367,9 @@ class Scheduler:
             self._end(job, Ending("error", failure(error)))
 
     def _end(self, job: Job, ending: Ending) -> None:
+        if ending.reason in ("stop", "length") and job.redraw(ending.reason):
+            self._prefilling.append(job)
+            return
         now = time.perf_counter()
         if job.admitted:
             self.held -= 1

@@ -8,28 +8,44 @@ by `max_tokens`.
 A consumer that finds nothing registers a waiter; the engine collects the waiters of a whole step and wakes each event
 loop once. A late consumer gets all that has come since in one chunk.
 
+A story with wishes is drawn until one meets them (`Job.redraw`), in the same slot; nothing is sent before it is whole.
+
 A stop string may lie across the borders of chunks, and none of it may be sent. So a `StopMatcher` holds back the end of
 the text as long as it may still become a stop string, and not one character more.
 """
 
 import asyncio
 import contextlib
+import re
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from model.architecture.folder import END_ID
 from model.architecture.tokenizer import StoryTokenizer, StreamDecoder
-from model.engine.title import title_of
+from model.engine.title import split_title, title_of
 from model.errors import StoryError
-from model.generation import Chunk, Completion, FinishReason, GenerationRequest, PromptEcho, TokenLogprob, Usage
+from model.generation import (
+    Chunk,
+    Completion,
+    FinishReason,
+    GenerationRequest,
+    PromptEcho,
+    TokenLogprob,
+    Usage,
+    choice_seed,
+)
 from model.runtimes.protocol import Logits, Runtime
 from model.runtimes.sampling import log_probabilities
+from model.wishes import DRAWN_TOKENS, DRAWS
 
 if TYPE_CHECKING:
     from model.engine.scheduler import Scheduler
+
+_SENTENCE_MARK = re.compile(r'[.!?"\u201c\u201e\n]')
 
 
 class StopMatcher:
@@ -79,6 +95,21 @@ class StopMatcher:
         return text
 
 
+Item = tuple[str, int | None, TokenLogprob | None]
+"""Text that may be sent, the token that it came with, and its log-probability where one was asked for."""
+
+
+class Draw(NamedTuple):
+    """A whole story that was generated for one with wishes."""
+
+    unmet: int
+    reason: FinishReason
+    tokens: list[int]
+    items: deque[Item]
+    parts: list[str]
+    logprobs: list[TokenLogprob]
+
+
 class Job:
     """A story being generated. Fields without a comment belong to the scheduler's thread."""
 
@@ -86,10 +117,11 @@ class Job:
         self.request = request
         prompt = request.prompt
         self.prompt = tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
-        header, read = tokenizer.encode(request.wishes.header()), self.prompt
-        if isinstance(prompt, str) and request.sampling.keep_names and not request.echo and (title := title_of(prompt)):
-            read = tokenizer.encode(title + prompt)
-        self.story = [END_ID, *header, *(read[1:] if read[:1] == [END_ID] else read)]
+        read = self.prompt
+        if isinstance(prompt, str) and not request.echo:
+            title = title_of(prompt, request.wishes.words, names=request.sampling.keep_names)
+            read = tokenizer.encode(title + prompt) if title else read
+        self.story = [END_ID, *(read[1:] if read[:1] == [END_ID] else read)]
         self.first = len(self.story)  # where the generated tokens begin in `story`
         self.scores: Iterator[Logits] | None = None  # of the prompt's tokens, while they are being computed
         self.taken = 0  # prompt tokens that prefill has taken in
@@ -97,7 +129,7 @@ class Job:
         self.prefix = b""  # their hash, chunk by chunk
         self.admitted = 0.0
         # Read and written by all threads.
-        self.pending: deque[tuple[str, int | None, TokenLogprob | None]] = deque()
+        self.pending: deque[Item] = deque()
         self.waiters: deque[Any] = deque()  # consumers to wake when there is something to read
         self.enders: deque[Any] = deque()  # and those to wake when the stream has ended
         self.cancelled = False
@@ -106,19 +138,60 @@ class Job:
         self.echo: PromptEcho | None = None  # until it is in a chunk
 
         self._tokenizer = tokenizer
-        self._prompt_tokens = len(header) + len(read)
+        self._prompt_tokens = len(read)
         self._submitted = now
         self._first_at = self._last_at = 0.0
         self._limit = self.first + request.max_tokens
-        self._logprobs: list[TokenLogprob] = []
-        self._parts: list[str] = []
-        self._decoder = StreamDecoder(tokenizer, () if isinstance(prompt, str) else self.prompt)
-        self._matcher = StopMatcher(request.stop) if request.stop else None
+        self._draws = self._drawn = 0  # whole draws, and their tokens
+        self._best: Draw | None = None  # of those with wishes that were not met
+        self._begin_draw()
+        self._before = prompt if isinstance(prompt, str) else ""
+        if request.wishes and not isinstance(prompt, str):
+            self._before = split_title(self._decoder.begun, request.wishes.words)[1]
         self._searched = self.first + request.sampling.min_tokens  # no stop string is looked for before
         self._echo: PromptEcho | None = None
         self._prompt_logprobs: list[TokenLogprob] = []
         if request.echo and request.prompt_logprobs is None:
             self.send_prompt()
+
+    def _begin_draw(self) -> None:
+        request = self.request
+        del self.story[self.first :]
+        self.sampling = replace(request.sampling, seed=choice_seed(request.sampling.seed, self._draws))
+        self._items: deque[Item] = deque() if request.wishes else self.pending  # a draw is sent when it is taken
+        self._logprobs: list[TokenLogprob] = []
+        self._parts: list[str] = []
+        self._decoder = StreamDecoder(self._tokenizer, () if isinstance(request.prompt, str) else self.prompt)
+        self._matcher = StopMatcher(request.stop) if request.stop else None
+        self._draws += 1
+        self._last = self._draws == DRAWS or self._drawn >= DRAWN_TOKENS
+        self._lost = False
+
+    def redraw(self, reason: FinishReason) -> bool:
+        """Begin another draw of a story whose last one has ended; False where none is needed, or there were enough."""
+        if not self.request.wishes or not self.request.max_tokens:
+            return False
+        if not self._lost:
+            self._release_held()
+            unmet = self.request.wishes.unmet(self._before + "".join(self._parts))
+            if self._best is None or unmet < self._best.unmet:
+                self._best = Draw(unmet, reason, self.story[self.first :], self._items, self._parts, self._logprobs)
+            if unmet == 0 or self._last:
+                return False
+        self._drawn += len(self.story) - self.first
+        self._begin_draw()
+        self.taken, self.state, self.prefix = 0, None, b""
+        return True
+
+    def _take_draw(self, draw: "Draw") -> None:
+        self.story[self.first :], self._items, self._parts, self._logprobs = draw[2:]
+        self._first_at = self._last_at  # nothing was sent before
+
+    def _release_held(self) -> None:
+        """Let the text go that the matcher holds back."""
+        if self._matcher is not None and (text := self._matcher.flush()):
+            self._parts.append(text)
+            self._items.append((text, None, None))
 
     def score_prompt(self, runtime: Runtime) -> Iterator[Logits]:
         """Logits (T, V) behind the prompt's tokens, chunk by chunk: at each place of the story, in order."""
@@ -156,7 +229,7 @@ class Job:
                 # A scored text ends with a generated token, as with vLLM: evaluation harnesses drop the last unseen.
                 (end,) = self._logprobs_of([token], logits_V[None], self.request.logprobs)
                 self._logprobs.append(end)
-                self.pending.append(("", None, end))
+                self._items.append(("", None, end))
             return "stop"
         self.story.append(token)
         text = self._decoder.push(token)
@@ -168,9 +241,13 @@ class Job:
             (logprob,) = self._logprobs_of([token], logits_V[None], self.request.logprobs)
             self._logprobs.append(logprob)
         self._parts.append(text)
-        self.pending.append((text, token, logprob))
+        self._items.append((text, token, logprob))
         if matcher is not None and matcher.stopped:
             return "stop"
+        if self.request.wishes and not self._last and _SENTENCE_MARK.search(text):
+            self._lost = self.request.wishes.is_lost(self._before + "".join(self._parts))
+            if self._lost:
+                return "stop"
         return "length" if len(self.story) == self._limit else None
 
     def finish(self, reason: FinishReason, now: float, error: str | None = None) -> None:
@@ -178,9 +255,12 @@ class Job:
 
         A character that was cut short, by `max_tokens` or a cancel, is left out.
         """
-        if self._matcher is not None and (text := self._matcher.flush()):
-            self._parts.append(text)
-            self.pending.append((text, None, None))
+        self._release_held()
+        if self._best is not None:
+            reason = self._best.reason if reason in ("stop", "length") else reason
+            self._take_draw(self._best)
+        if self._items is not self.pending:
+            self.pending.extend(self._items)
         ended = (self._last_at or now) - self._submitted
         self.completion = Completion(
             text="".join(self._parts),

@@ -1,4 +1,4 @@
-"""The names in a prompt, in a line that the model reads before it.
+"""The names in a prompt and the words that are wished for, in a line that the model reads before the prompt.
 
 A small model forgets a name that it has read once, and with two names goes on with one. A line that only holds them,
 `Ember and Kofi.`, before the prompt makes them what the story is about: with the same weights 97 of 100 stories keep
@@ -10,6 +10,7 @@ follows a name.
 """
 
 import re
+from collections.abc import Sequence
 
 MOST_NAMES = 4
 """The first so many; of more, the model follows none well."""
@@ -78,8 +79,26 @@ def _opens_with_name(word: str, rest: str) -> bool:
     )
 
 
-def title_of(prompt: str) -> str:
-    """The line with the names of a prompt and the empty line behind it; empty where the prompt has no name."""
-    names = names_in(prompt)
-    listed = " and ".join([", ".join(names[:-1])] * (len(names) > 1) + names[-1:])
-    return f"{listed}.\n\n" if listed else ""
+def title_of(prompt: str, words: Sequence[str] = (), *, names: bool = True) -> str:
+    """The line that is read before a prompt, and the empty line behind it; empty where there is nothing to list.
+
+    Args:
+        words: what the story is wished to have; those in lower case are listed as "the dragon".
+        names: whether the prompt's names are listed, before them.
+    """
+    return _line(names_in(prompt) if names else [], words)
+
+
+def split_title(text: str, words: Sequence[str] = ()) -> tuple[str, str]:
+    """The title that a story with these wished `words` begins with, empty where there is none, and the rest."""
+    line, parted, rest = text.partition("\n\n")
+    names = names_in(rest)
+    if parted and any(_line(names[:count], words) == line + parted for count in range(len(names) + 1)):
+        return line + parted, rest
+    return "", text
+
+
+def _line(names: Sequence[str], words: Sequence[str]) -> str:
+    things = [*names, *(word if word[0].isupper() else f"the {word}" for word in words if word not in names)]
+    listed = " and ".join([", ".join(things[:-1])] * (len(things) > 1) + things[-1:])
+    return f"{listed[0].upper()}{listed[1:]}.\n\n" if listed else ""

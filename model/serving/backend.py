@@ -63,24 +63,21 @@ class ModelInfo:
     """Of the registered version, where it is one."""
     alias: str = ""
     """By which that version was named, if it was."""
-    wishes: bool = False
-    """Whether it was trained to meet wishes."""
     folder: Path | None = field(default=None, compare=False)
     """Its files, where they are on this machine."""
 
     def as_dict(self) -> dict[str, str | int | None]:
         """For clients."""
-        about = {"name": self.name, "version": self.version, "number": self.number, "alias": self.alias or None}
-        return about | {"wishes": self.wishes}
+        return {"name": self.name, "version": self.version, "number": self.number, "alias": self.alias or None}
 
     @classmethod
-    def of(cls, found: ResolvedModel, digest: str, *, wishes: bool = False) -> ModelInfo:
+    def of(cls, found: ResolvedModel, digest: str) -> ModelInfo:
         """Return the identity of a resolved model."""
         if found.version is not None:
-            return cls(found.version.name, digest, found.version.number, found.alias, wishes, found.path)
+            return cls(found.version.name, digest, found.version.number, found.alias, found.path)
         shipped = found.path == PRETRAINED
         name = "the model that ships with this repository" if shipped else found.path.name
-        return cls(name, digest, wishes=wishes, folder=found.path)
+        return cls(name, digest, folder=found.path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,7 +258,7 @@ class LocalBackend:
             queue_limit=settings.story_queue,
         )
         capacity = settings.story_slots + settings.story_queue
-        return cls(engine, ModelInfo.of(found, digest, wishes=engine.wishes), capacity=capacity)
+        return cls(engine, ModelInfo.of(found, digest), capacity=capacity)
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:

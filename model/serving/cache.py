@@ -58,7 +58,7 @@ def cache_key(fingerprint: str, request: GenerationRequest) -> str:
     if request.sampling.temperature == 0:
         del sampling["seed"]  # nothing is drawn, so any seed gives the same response
     parts = [FORMAT, fingerprint, request.prompt, request.max_tokens, sampling, request.stop, request.logprobs]
-    parts.append(request.wishes.header())
+    parts.append(repr(request.wishes))
     return hashlib.blake2b(json.dumps(parts).encode(), digest_size=20).hexdigest()
 
 

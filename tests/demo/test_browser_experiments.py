@@ -12,7 +12,7 @@ from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Page, Route, expect
 
 from demo.experiments_page import PATH
 from experiments.dashboard.client import StoreClient
@@ -79,8 +79,12 @@ def test_runs_are_sorted_filtered_and_pressed_into_the_picture(opened: Callable[
     assert points(page) == {"stopped"}, "the pressed run has left the picture"
     page.wait_for_function("location.search.includes('runs=')")
 
-    page.get_by_role("checkbox", name="Learning rate").check()
-    page.get_by_role("checkbox", name="Bits per byte on").uncheck()
+    held: list[Route] = []
+    page.route("**/run/predict*", lambda route: held.append(route), times=1)
+    with page.expect_request("**/run/predict*"):
+        page.get_by_role("checkbox", name="Learning rate").check()
+    page.get_by_role("checkbox", name="Bits per byte on").uncheck()  # before the first is answered
+    held[0].continue_()
     expect(page.locator("#curves figcaption")).to_have_text([LOSS, "Learning rate"], timeout=TIMEOUT)
     chosen = parse_qs(urlsplit(page.url).query)
     assert chosen["measure"] == ["training,rate"]

@@ -155,7 +155,6 @@ def test_what_is_promoted_writes_the_next_story_and_a_rollback_brings_the_old_on
                 "version": second.digest,
                 "number": 2,
                 "alias": "champion",
-                "wishes": False,
             }
             assert story(served) == (new, second.digest)
             pause.go.set()

@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 
 from demo.steering import Branch, Caller, Word, alternatives, futures, merge, words_of
 from model.errors import LimitError
-from model.generation import GenerationRequest, SamplingParams, TokenLogprob
+from model.generation import GenerationRequest, SamplingParams, TokenLogprob, choice_seed
 from model.serving.backend import LocalBackend
-from model.serving.http.schemas import choice_seed
 from model.serving.rate_limit import Limiter, quotas_of
 from model.serving.session import GenerationManager
 from model.settings import Settings

@@ -1,13 +1,23 @@
-"""Wishes: what is allowed, what the header says, and when a story meets them."""
+"""Wishes: what is allowed, and when a story meets them, or can no more."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from model.errors import InputError
 from model.wishes import LONG, MAX_WORDS, SHORT, Wishes, ending_of, length_of
+
+WISHES = st.builds(
+    Wishes,
+    words=st.lists(st.sampled_from(["fox", "sad"]), max_size=2).map(tuple),
+    length=st.sampled_from([None, "short", "medium", "long"]),
+    dialogue=st.sampled_from([None, True, False]),
+    ending=st.sampled_from([None, "happy", "sad"]),
+)
 
 
 @pytest.mark.parametrize(
@@ -26,13 +36,6 @@ def test_a_wish_that_cannot_be_told_is_refused_by_its_name(values: dict[str, Any
     with pytest.raises(InputError) as error:
         Wishes(**values)
     assert str(error.value).startswith(message)
-
-
-def test_the_header_tells_what_is_wished_and_nothing_else() -> None:
-    assert Wishes().header() == ""
-    wishes = Wishes(words=("cake", "Ember", "o'clock"), length="short", dialogue=False, ending="sad")
-    assert wishes.header() == "\x02words: cake, Ember, o'clock; length: short; dialogue: no; ending: sad\x03"
-    assert Wishes(dialogue=True).header() == "\x02dialogue: yes\x03"
 
 
 @pytest.mark.parametrize(
@@ -67,3 +70,25 @@ def test_each_wish_is_met_by_itself() -> None:
     assert Wishes(words=("cake", "Emb"), length="long", dialogue=False, ending="sad").met(story) == dict.fromkeys(
         ("words", "length", "dialogue", "ending"), False
     )
+
+
+def test_what_is_not_met_is_counted_word_by_word() -> None:
+    story = "Ember saw two cakes. She was happy."
+    assert Wishes().unmet(story) == 0
+    assert Wishes(words=("cake", "fox", "hat"), length="short", dialogue=True, ending="happy").unmet(story) == 3
+    assert not Wishes()
+    assert Wishes(dialogue=False)
+
+
+@given(wishes=WISHES, words=st.lists(st.sampled_from(["fox", '"Oh!"', "sad.", "happy."]), max_size=LONG + 9))
+def test_a_story_that_meets_its_wishes_was_lost_at_no_word(wishes: Wishes, words: list[str]) -> None:
+    texts = [" ".join(words[:count]) for count in range(len(words) + 1)]
+    if wishes.unmet(texts[-1]) == 0:
+        assert not any(wishes.is_lost(text) for text in texts)
+
+
+def test_a_story_is_lost_when_it_is_too_long_or_somebody_has_spoken() -> None:
+    begun = "fox " * (SHORT + 1)
+    assert [Wishes(length=length).is_lost(begun) for length in ("short", "medium", "long")] == [True, False, False]
+    assert Wishes(length="medium").is_lost("fox " * (LONG + 1))
+    assert [Wishes(dialogue=wished).is_lost('"Oh!"') for wished in (False, True)] == [True, False]

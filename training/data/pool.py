@@ -17,12 +17,10 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from model.errors import DataError
-from model.wishes import Wishes, ending_of
 from training.data.corpus import BadLineHandler, Story, read_stories, story_id
 from training.data.dedup import DuplicateFinder
 from training.data.rename import Renamed, Renamer
 from training.data.shards import END_OF_STORY, ShardWriter, train_tokenizer
-from training.data.wishes import SAD_COPIES, WishSampler
 
 # UTF-8 that was once read as Windows-1252 shows as one of these lead characters and its continuation bytes.
 # Only the leads of Latin letters and of typographic punctuation are taken: others occur in honest text
@@ -134,7 +132,6 @@ class StoryPool:
         self._finder = DuplicateFinder(seed)
         self.dropped: Counter[str] = Counter()
         self.renamed: Counter[str] = Counter()
-        self.headers = 0
 
     def close(self) -> None:
         self._spool.close()
@@ -239,57 +236,27 @@ class StoryPool:
         return tokenizer
 
     def write(
-        self,
-        split: str,
-        folder: Path,
-        tokenizer: Tokenizer,
-        on_bytes: Step | None = None,
-        copies: int = 0,
-        wishes: bool = False,
+        self, split: str, folder: Path, tokenizer: Tokenizer, on_bytes: Step | None = None, copies: int = 0
     ) -> ShardWriter:
         """Tokenise one split into its shard; the closed writer has the counts.
 
-        Behind all stories come up to `copies` renamed ones of each, counted in `renamed`. With `wishes`, about half of
-        them all have a header (`training.data.wishes`), counted in `headers`.
+        Behind all stories come up to `copies` renamed ones of each, counted in `renamed`.
         """
-        renamer = Renamer(self._texts(split), seed=self._seed) if copies or wishes else None
-        sampler = WishSampler(renamer.lower, len(self.numbers(split)), seed=self._seed) if renamer and wishes else None
         with ShardWriter(folder, split) as writer:
 
-            def add(stories: list[Renamed], headers: list[Wishes]) -> None:
+            def add(stories: list[Renamed]) -> None:
                 encodings = tokenizer.encode_batch([story.text for story in stories], add_special_tokens=False)
-                for story, wish, encoding in zip(stories, headers, encodings, strict=True):
-                    header = tokenizer.encode(wish.header(), add_special_tokens=False).ids
-                    # A name in the header can be predicted.
-                    masked = story.masked(encoding.offsets, known=wish.words)
-                    writer.add(header + encoding.ids, [*range(len(header)), *(len(header) + at for at in masked)])
-                    self.headers += bool(header)
+                for story, encoding in zip(stories, encodings, strict=True):
+                    writer.add(encoding.ids, story.masked(encoding.offsets))
 
             for batch in _batches(self._texts(split)):
-                stories = [Renamed(text, {}, ()) for text in batch]
-                if renamer and sampler:
-                    headers = [
-                        sampler.draw(text, renamer.names_in(text), story=story_id(text), copy=-1) for text in batch
-                    ]
-                else:
-                    headers = [Wishes()] * len(batch)
-                add(stories, headers)
+                add([Renamed(text, {}, ()) for text in batch])
                 if on_bytes:
                     on_bytes(sum(len(text.encode()) for text in batch))
-            if renamer and copies:
+            if copies:
+                renamer = Renamer(self._texts(split), seed=self._seed)
                 for text in self._texts(split):
-                    sad = sampler is not None and ending_of(text) == "sad"
-                    identifier, count = story_id(text), copies * (SAD_COPIES if sad else 1)
-                    stories = list(renamer.copies(text, story=identifier, count=count))
-                    headers = [
-                        sampler.draw(
-                            story.text, [*story.names.values()], story=identifier, copy=copy, sad=copy >= copies
-                        )
-                        if sampler
-                        else Wishes()
-                        for copy, story in enumerate(stories)
-                    ]
-                    add(stories, headers)
+                    add(list(renamer.copies(text, story=story_id(text), count=copies)))
                     if on_bytes:
                         on_bytes(copies * len(text.encode()))
                 self.renamed = renamer.counts

@@ -88,7 +88,7 @@ FORMAT = 2
 """Raised whenever the same input would give another output, so that old shards are not taken for current ones."""
 
 _EXAMPLES = 5
-_SHAPING = ("val_fraction", "skip_bad", "seed", "min_chars", "max_chars", "rename", "wishes")
+_SHAPING = ("val_fraction", "skip_bad", "seed", "min_chars", "max_chars", "rename")
 
 
 class PrepareOptions(Options):
@@ -120,9 +120,6 @@ class PrepareOptions(Options):
     """Training stories of more characters are dropped."""
     rename: int = Field(default=0, ge=0)
     """Copies of each training story with other names, behind the stories themselves (`training.data.rename`)."""
-
-    wishes: bool = False
-    """Whether about half of the training stories get a header that lists what they have (`training.data.wishes`)."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -161,8 +158,6 @@ class PrepareReport:
     skipped_examples: list[str] = field(default_factory=list)
     renamed: dict[str, int] = field(default_factory=dict)
     """`Renamer.counts`, where copies were made."""
-    headers: int = 0
-    """Training stories with a header."""
     left_out: dict[str, int] = field(default_factory=dict)
     """Files in folders of the sources that hold no stories, by suffix."""
     seconds: float = 0.0
@@ -285,7 +280,7 @@ class _Preparation:
             for split in SPLITS:
                 copies, size = options.rename if split == "train" else 0, pool.size(split)
                 bar = self._bar(f"writing {split}", size * (1 + copies))
-                written = pool.write(split, shards, tokenizer, bar, copies, options.wishes and split == "train")
+                written = pool.write(split, shards, tokenizer, bar, copies)
                 size += pool.renamed["bytes"] if copies else 0
                 splits[split] = asdict(SplitCounts(written.stories, written.tokens, size))
         finally:
@@ -300,7 +295,6 @@ class _Preparation:
             "skipped": dict(sorted(self._skipped.items())),
             "skipped_examples": self._skipped_examples,
             "renamed": dict(pool.renamed),
-            "headers": pool.headers,
         }
 
     def _skip(self, error: BadLineError) -> None:
@@ -335,7 +329,7 @@ def _current_meta(out: Path, inputs: str) -> dict[str, Any] | None:
 
 
 def _report(out: Path, meta: dict[str, Any], *, up_to_date: bool) -> PrepareReport:
-    same = ("digest", "vocab_size", "sources", "dropped", "skipped", "skipped_examples", "renamed", "headers")
+    same = ("digest", "vocab_size", "sources", "dropped", "skipped", "skipped_examples", "renamed")
     splits = {split: SplitCounts(**counts) for split, counts in meta["splits"].items()}
     return PrepareReport(out=out, up_to_date=up_to_date, splits=splits, **{name: meta[name] for name in same})
 
@@ -362,8 +356,6 @@ def _tell(report: PrepareReport, say: Console) -> None:
             f"renamed: {renamed['copies']:,} copies with {renamed['distinct_names']:,} new names; "
             f"{renamed.get('without_names', 0):,} stories have no name"
         )
-    if report.headers:
-        line(f"headers: {report.headers:,} stories have a header that lists what is in them")
     for what, by_reason in (("dropped", report.dropped), ("skipped", report.skipped)):
         listed = ", ".join(f"{count:,} {reason}" for reason, count in by_reason.items())
         line(f"{what}: {listed or 'nothing'}")

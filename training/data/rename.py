@@ -13,7 +13,7 @@ import hashlib
 import re
 import tomllib
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -61,16 +61,12 @@ class Renamed:
     first_mentions: tuple[tuple[int, int], ...]
     """Start and end, in characters of `text`, of each new name's first mention, in ascending order."""
 
-    def masked(self, offsets: Sequence[tuple[int, int]], known: Collection[str] = ()) -> list[int]:
-        """Places of the tokens, given by their (start, end) in `text`, that overlap a first mention.
-
-        Not of the names in `known`, which the story's header has.
-        """
-        unknown = [span for span in self.first_mentions if self.text[slice(*span)] not in known]
+    def masked(self, offsets: Sequence[tuple[int, int]]) -> list[int]:
+        """Places of the tokens, given by their (start, end) in `text`, that overlap a first mention."""
         return [
             place
             for place, (start, end) in enumerate(offsets)
-            if any(first < end and start < last for first, last in unknown)
+            if any(first < end and start < last for first, last in self.first_mentions)
         ]
 
 

@@ -343,7 +343,6 @@ class Trainer:
         notes = {
             "recipe": self.recipe.as_dict(),
             "data": self.meta.get("digest"),
-            "wishes": bool(self.meta.get("headers")),
             "step": self.step,
             "tokens": self.tokens,
             "elapsed": round(self.elapsed, 1),

@@ -164,7 +164,6 @@ class ModelResponse(BaseModel):
     version: str
     number: int | None
     alias: str | None
-    wishes: bool
 
 
 class ModelList(_Response):

@@ -11,7 +11,6 @@ the OpenAPI document.
 
 import dataclasses
 import difflib
-import hashlib
 import json
 import secrets
 from abc import abstractmethod
@@ -28,6 +27,7 @@ from model.generation import (
     MAX_TOKENS,
     GenerationRequest,
     SamplingParams,
+    choice_seed,
     new_seed,
 )
 from model.serving.http.response import bad_body, bad_value, unknown_model
@@ -317,17 +317,6 @@ def apply_cache_control(requests: list[GenerationRequest], headers: Mapping[str,
     if not {"no-cache", "no-store"} & {word.strip() for word in control.split(",")}:
         return requests
     return [dataclasses.replace(request, cacheable=False) for request in requests]
-
-
-def choice_seed(seed: int, index: int) -> int:
-    """Return the seed of choice `index`: the request's own for the first, derived from it for the others.
-
-    Derived seeds have 53 bits, so that JavaScript's numbers hold them exactly.
-    """
-    if index == 0:
-        return seed
-    digest = hashlib.blake2b(f"{seed}:{index}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest) >> 11
 
 
 def shown(value: object) -> str:

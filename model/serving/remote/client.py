@@ -31,7 +31,6 @@ from model.errors import BusyError, InputError, StoryError, one_line
 from model.generation import Chunk, GenerationRequest, PromptEcho, SamplingParams, TokenLogprob
 from model.serving.backend import ModelInfo
 from model.settings import Settings
-from model.wishes import Wishes
 
 PATH = "/v1/completions"
 UNREACHABLE = "the story service on Modal does not answer at the moment"
@@ -151,7 +150,7 @@ def body(request: GenerationRequest) -> dict[str, Any]:
             for name, value in dataclasses.asdict(request.sampling).items()
             if value != usual[name] or name in ("temperature", "top_p", "seed")
         },
-        **({} if request.wishes == Wishes() else {"wishes": dataclasses.asdict(request.wishes)}),
+        **({} if not request.wishes else {"wishes": dataclasses.asdict(request.wishes)}),
         "stop": list(request.stop),
         "logprobs": request.logprobs,
         "echo": request.echo or request.prompt_logprobs is not None,
@@ -406,7 +405,7 @@ def fetch_model_info(url: str, headers: dict[str, str], seconds: float = 2.0) ->
             return from_status(response.status_code, response.headers, response.content).reason
         first = response.json()["data"][0]
         name, version = (one_line(str(first[field])) for field in ("name", "version"))
-        return ModelInfo(name, version, wishes=first.get("wishes") is True)
+        return ModelInfo(name, version)
     except httpx.HTTPError as error:
         return from_exception(error).reason
     except (ValueError, LookupError, TypeError):

@@ -16,7 +16,6 @@ from model.engine.engine import Engine
 from model.engine.title import title_of
 from model.errors import InputError
 from model.generation import Completion, GenerationRequest, SamplingParams
-from model.wishes import Wishes
 from tests.model.engines import NO_END, TOKENIZER, by_hand, engine, outcome, request, runtime, whole_text
 from tests.model.runtimes.shared import needs_native, small
 from tests.model.small_model import small_tokenizer
@@ -55,16 +54,9 @@ def test_the_tokens_of_a_text_are_the_same_prompt_with_and_without_the_start_of_
     temperature=st.sampled_from([0.0, 0.7, 2.0]),
     repetition_penalty=st.sampled_from([1.0, 1.3]),
     bias=st.lists(st.tuples(st.integers(1, 250), st.floats(-9, 9)), max_size=3, unique_by=lambda pair: pair[0]),
-    wishes=st.sampled_from([Wishes(), Wishes(words=("fox",), ending="sad")]),
 )
 def test_a_story_forked_at_any_token_goes_on_with_the_same_bits(
-    text: str,
-    cut: int,
-    seed: int,
-    temperature: float,
-    repetition_penalty: float,
-    bias: list[tuple[int, float]],
-    wishes: Wishes,
+    text: str, cut: int, seed: int, temperature: float, repetition_penalty: float, bias: list[tuple[int, float]]
 ) -> None:
     sampling = SamplingParams(
         seed=seed,
@@ -73,8 +65,8 @@ def test_a_story_forked_at_any_token_goes_on_with_the_same_bits(
         ignore_eos=True,
         logit_bias=tuple(bias),
     )
-    whole = GenerationRequest(prompt=text, max_tokens=40, sampling=sampling, wishes=wishes, logprobs=1)
-    with Engine(small("native"), SMALL, wishes=True) as e:
+    whole = GenerationRequest(prompt=text, max_tokens=40, sampling=sampling, logprobs=1)
+    with Engine(small("native"), SMALL) as e:
         tokens, story = tokens_of(e, whole)
         prefix = (*SMALL.encode(title_of(text) + text), *tokens[:cut])
         left, fork = tokens_of(e, replace(whole, prompt=prefix, max_tokens=40 - cut, echo=True))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from experiments.quality.generation import RARE_PROMPTS, Prompt, load_prompts
 from model.architecture.folder import END_ID
-from model.engine.title import MOST_NAMES, names_in, title_of
+from model.engine.title import MOST_NAMES, names_in, split_title, title_of
 from tests.model.engines import TOKENIZER, engine, request
 
 PARTS = ["Ember", "Kofi", "Zoë", "the", "fox", "Once", "and", "met", ".", ",", "\n", "Mr.", "I", "\u201c", "said"]
@@ -51,6 +51,34 @@ def test_a_title_holds_names_of_the_prompt_and_nothing_else(prompt: str) -> None
     assert all(name in prompt and name[0].isupper() for name in names)
     assert len(set(names)) == len(names)
     assert title_of(prompt).endswith(".\n\n") if names else title_of(prompt) == ""
+
+
+@pytest.mark.parametrize(
+    ("prompt", "words", "title"),
+    [
+        ("Lily had a dog.", ("cake",), "Lily and the cake.\n\n"),
+        ("A fox ran.", ("cake", "hat"), "The cake and the hat.\n\n"),
+        ("Lily met Tom.", ("Tom", "Mia", "hat"), "Lily, Tom, Mia and the hat.\n\n"),
+        ("A fox ran.", (), ""),
+    ],
+)
+def test_wished_words_are_listed_behind_the_names(prompt: str, words: tuple[str, ...], title: str) -> None:
+    assert title_of(prompt, words) == title
+    assert title_of(prompt, words, names=False) == title_of("A fox ran.", words)
+
+
+@given(
+    prompt=st.lists(st.sampled_from(PARTS)).map(" ".join),
+    story=st.text() | st.lists(st.sampled_from(PARTS)).map(" ".join),
+    words=st.lists(st.sampled_from(["fox", "Ember", "Zoë"]), max_size=2).map(tuple),
+    names=st.booleans(),
+)
+def test_a_title_is_found_again_before_the_story(prompt: str, story: str, words: tuple[str, ...], names: bool) -> None:
+    title = title_of(prompt, words, names=names)
+    if title:  # what follows the names of the prompt may only add others behind them
+        found = split_title(f"{title}{prompt}. {story}", words)
+        assert found == (title, f"{prompt}. {story}") or names_in(f"{prompt}. {story}")[:1] != names_in(prompt)[:1]
+    assert split_title("A fox ran.\n\nIt slept.", words) == ("", "A fox ran.\n\nIt slept.")
 
 
 def test_the_engine_reads_the_title_before_a_text_and_not_before_tokens() -> None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.errors import InputError
-from model.generation import GenerationRequest, SamplingParams
+from model.generation import GenerationRequest, SamplingParams, choice_seed
 from model.serving.http.response import ServiceError, as_service_error
 from model.serving.http.schemas import (
     MAX_CHOICES,
@@ -18,7 +18,6 @@ from model.serving.http.schemas import (
     CompletionBody,
     SimpleBody,
     apply_cache_control,
-    choice_seed,
     parse_object,
 )
 from model.wishes import Wishes
