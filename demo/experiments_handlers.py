@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from demo.growth_handlers import why_no_ages
 from experiments.dashboard.client import NOTHING, StoreClient
 from experiments.dashboard.records import DecisionRow, Measure, Overview, Row, RunRow, VersionRow
 from model.errors import StoryError
@@ -32,6 +33,7 @@ MEASURES: dict[Measure, str] = {
     "memory": "Memory in use, MB",
 }
 FIRST_MEASURES: tuple[Measure, ...] = ("held-out", "training")
+NO_SAMPLES = "No run has kept sample stories yet; `story train` writes some at each evaluation."
 FROM_RECORD = "from the record"
 WORDS = {"pass": "passed", "fail": "failed", "undecided": "undecided"}
 
@@ -92,7 +94,7 @@ class Page:
     curves: Values | None = None
     """None: there is nothing below the note."""
     sampled: tuple[tuple[str, str], ...] = ()
-    """The same, of every run that kept sample stories."""
+    """The same, of every run that kept sample stories or its ages."""
     samples: Values | None = None
     evaluations: Table | None = None
     benchmarks: Table | None = None
@@ -105,7 +107,7 @@ async def opened(store: StoreClient, query: Mapping[str, str]) -> Page:
         seen = await store.overview()
         if not (seen.runs or seen.benchmarks or seen.versions):
             return Page(note=NOTHING)
-        sampled = tuple((_label(run), run.id[:SHORT]) for run in seen.runs if run.stories)
+        sampled = tuple((_label(run), run.id[:SHORT]) for run in seen.runs if run.stories or run.ages)
         named = dict.fromkeys(query.get("runs", "").split(","))
         asked = [run for run in named if _find(seen, run) is not None]
         sample_run = _run_with_samples(seen, query.get("story", ""))
@@ -233,14 +235,15 @@ async def samples(store: StoreClient, run: str, *, at: str = "") -> Values:
         row = _find(seen, run)
         moments = [] if row is None else await store.samples(row.id)
     except StoryError as error:
-        return {"run": "", "name": "", "moments": [], "at": None, "note": str(error)}
-    missing = "No run has kept sample stories yet; `story train` writes some at each evaluation."
+        return {"run": "", "name": "", "moments": [], "at": None, "note": str(error), "no_ages": str(error)}
+    missing = "This run has kept no sample stories." if row is not None and row.ages else NO_SAMPLES
     return {
-        "run": run if moments else "",
+        "run": run if row is not None and (moments or row.ages) else "",
         "name": row.name if row else "",
         "moments": [moment.model_dump() for moment in moments],
         "at": int(at) if re.fullmatch(r"[0-9]{1,9}", at) else None,
         "note": "" if moments else missing,
+        "no_ages": why_no_ages(row),
     }
 
 
@@ -383,7 +386,7 @@ def _find(seen: Overview, short: str) -> RunRow | None:
 
 def _run_with_samples(seen: Overview, asked: str) -> str:
     """The run whose stories are shown: the one that is asked for, else the best, for it has come farthest."""
-    sampled = [run for run in seen.runs if run.stories]
+    sampled = [run for run in seen.runs if run.stories or run.ages]
     if any(run.id[:SHORT] == asked for run in sampled):
         return asked
     best = min(sampled, key=lambda run: (run.bits_per_byte is None, run.bits_per_byte), default=None)

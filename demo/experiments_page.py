@@ -1,22 +1,27 @@
 """The layout of the page Experiments, which shows what MLflow holds and changes nothing.
 
 Its events bypass Gradio's queue, which is for stories; the store's client bounds them by one query at a time and a
-cache. Scripts draw stories and verdicts from plain values, under a constant template (see `demo.page`).
+cache. Only the ages of a run, which write stories, are queued. Scripts draw stories and verdicts from plain values,
+under a constant template (see `demo.page`).
 """
 
+import contextlib
 import json
 import logging
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import gradio as gr
+from gradio.events import api
 
 from demo import experiments_handlers as handlers
-from demo import theme
+from demo import growth_handlers, theme
 from demo.experiments_handlers import Page, Values
 from experiments.dashboard.client import StoreClient
 from experiments.dashboard.recorded import read_record
 from model.errors import InputError
 from model.serving.http.health import is_local
+from model.serving.session import GenerationManager
 from model.settings import Settings
 
 PATH = "experiments"
@@ -54,6 +59,19 @@ _LEARN = """
   <article></article>
 </div>
 """
+_GROW = """
+<div class="grow">
+  <p class="none"></p>
+  <div class="form">
+    <label for="own-beginning">Your own beginning</label>
+    <textarea id="own-beginning" rows="2" maxlength="6000" dir="auto">Once upon a time, there was a dog</textarea>
+    <button type="button">Grow up</button>
+    <p class="status" aria-hidden="true"></p>
+    <p class="spoken" role="status" aria-live="polite"></p>
+  </div>
+  <div class="grown"></div>
+</div>
+"""
 _VERSIONS = """<div class="versions"></div>"""
 
 log = logging.getLogger(__name__)
@@ -75,13 +93,13 @@ def open_reader(settings: Settings) -> StoreClient | None:
     return StoreClient(settings.mlflow_tracking_uri, record=record)
 
 
-def add_experiments(page: gr.Blocks, store: StoreClient) -> None:
-    """Add the page to `page`, at `/experiments`."""
+def add_experiments(page: gr.Blocks, store: StoreClient, manager: GenerationManager) -> None:
+    """Add the page to `page`, at `/experiments`, and its public endpoint. `manager` bounds what the ages write."""
     with page.route("Experiments", f"/{PATH}", show_in_navbar=False):
-        _wire(page, _lay_out(store), store)
+        _wire(page, _lay_out(store, manager), store)
 
 
-def _lay_out(store: StoreClient) -> Parts:
+def _lay_out(store: StoreClient, manager: GenerationManager) -> Parts:
     async def news(given: dict[str, Any]) -> Values:
         return await handlers.news(store, given)
 
@@ -106,8 +124,9 @@ def _lay_out(store: StoreClient) -> Parts:
         parts["curves"] = _drawn_by("curves", _CURVES, uncurved, theme.asset("curves.js"), [news])
         _heading("Watch it learn to write", "The same prompts and seed, at each evaluation.", "learn-head")
         parts["sample_run"] = gr.Dropdown([], label="Run", elem_id="sample-run")
-        empty: Values = {"run": "", "name": "", "moments": [], "at": None, "note": ""}
+        empty: Values = {"run": "", "name": "", "moments": [], "at": None, "note": "", "no_ages": ""}
         parts["learn"] = _drawn_by("learn", _LEARN, empty, theme.asset("learn.js"))
+        _add_growth(store, manager)
         _heading("How well", "Evaluations on stories that the models have not seen, newest first.", "well-head")
         parts["evaluations"] = _frame("Evaluations", "evaluations", "search")
         unmeasured = "No evaluation has been logged yet; `story evaluate` makes one."
@@ -120,6 +139,45 @@ def _lay_out(store: StoreClient) -> Parts:
         nothing: Values = {"note": "", "versions": []}
         parts["versions"] = _drawn_by("versions", _VERSIONS, nothing, theme.asset("versions.js"))
     return parts
+
+
+def _add_growth(store: StoreClient, manager: GenerationManager) -> None:
+    """Lay out how a run grew up, with its event and its public endpoint, which stream age by age."""
+    grown = _drawn_by("grow", _GROW, {"press": 0}, theme.asset("grow.js"))
+
+    def grow(request: gr.Request, *asked: Any) -> AsyncGenerator[Values, None]:
+        client = manager.client_of({} if request.request is None else request.request.scope)
+        return growth_handlers.grow_up(store, manager, client, *asked)
+
+    async def on_grow(request: gr.Request, given: Values) -> AsyncGenerator[Values, None]:
+        views = grow(request, given.get("prompt"), str(given.get("run", "")))
+        async with contextlib.aclosing(views):
+            async for view in views:
+                yield view | {"press": given.get("press")}
+
+    async def grow_up(
+        request: gr.Request, prompt: str, run: str = "", seed: int = growth_handlers.SEED
+    ) -> AsyncGenerator[dict[str, Any], None]:
+        views = grow(request, prompt, run, seed)
+        async with contextlib.aclosing(views):
+            async for view in views:
+                if view["note"]:
+                    raise gr.Error(view["note"], print_exception=False)
+                yield {name: view[name] for name in ("run", "count", "ages")}
+
+    grow_up.__annotations__["return"] = dict  # Gradio describes by it what is yielded
+    # Each has a network in memory; who comes later waits in the queue.
+    at_once: dict[str, Any] = {"concurrency_limit": 2, "concurrency_id": "ages"}
+    hidden: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "trigger_mode": "multiple"}
+    grown.submit(on_grow, grown, grown, **hidden, **at_once)
+    api(
+        grow_up,
+        api_name="grow_up",
+        api_description="Let the ages of a training run (its networks at log-spaced steps) continue `prompt`, the "
+        "youngest first, all with one seed. run: an id or a name; empty: the best that has ages. Yields the growing "
+        "list of `ages`, each with step, tokens read, bits per byte and `text`; `count` says how many they will be.",
+        **at_once,
+    )
 
 
 def _wire(page: gr.Blocks, parts: Parts, store: StoreClient) -> None:

@@ -154,7 +154,7 @@ def _lay_out(state: AppState, experiments: StoreClient | None) -> gr.Blocks:
     if (arena := Arena.of(state)) is not None:
         add_arena(page, arena, EXAMPLES)
     if experiments is not None:
-        add_experiments(page, experiments)
+        add_experiments(page, experiments, state.manager)
     if source is not None:
         add_status(page, source)
     page.queue(max_size=backend.capacity + QUEUE_MARGIN, default_concurrency_limit=backend.capacity)

@@ -77,6 +77,8 @@ const fill = () => {
   moments = value.moments;
   run = value.run;
   window.experiments.say(none, value.note);
+  window.experiments.learned = value;
+  window.experiments.aged?.(); // how the run grew up, below
   controls.hidden = article.hidden = moments.length === 0;
   if (!moments.length) return;
   slider.max = String(moments.length - 1);

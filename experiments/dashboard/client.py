@@ -16,20 +16,22 @@ import logging
 import os
 import time
 from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from anyio import BrokenWorkerProcess, to_process
 
 from experiments.common.background import background
+from experiments.dashboard.ages import cached
 from experiments.dashboard.recorded import with_record
-from experiments.dashboard.records import Curve, Measure, Overview, SampleSet, TrainingRecord
+from experiments.dashboard.records import AgeRow, Curve, Measure, Overview, SampleSet, TrainingRecord
 from model.errors import StoryError, one_line
 from training.tracking.store import database_file
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-Question = Literal["overview", "curves", "sample_sets"]
+Question = Literal["overview", "curves", "sample_sets", "age_rows", "age_folder"]
 """A function of `rows`."""
 # Notice a server that is down before the user gives up.
 ENVIRONMENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "5"}
@@ -156,6 +158,17 @@ class StoreClient:
             return list(self._record.samples.get(run, ()))
         found: list[SampleSet] = await self._answer("sample_sets", run)
         return found
+
+    async def ages(self, run: str) -> list[AgeRow]:
+        """Return the ages of a run, the youngest first. Raises `UnreadableError`."""
+        if self._record is not None and await self._recorded([run]):
+            return []
+        found: list[AgeRow] = await self._answer("age_rows", run)
+        return found
+
+    async def age_folder(self, run: str, step: int) -> Path:
+        """Return the folder of an age of a run: out of the cache, where it is. Raises `UnreadableError`."""
+        return cached(run, step) or Path(await self._answer("age_folder", run, step))
 
     async def _recorded(self, runs: Sequence[str]) -> set[str]:
         """Which of `runs` come from the record, and not from the store."""

@@ -52,7 +52,7 @@ def export_record(uri: str, names: Sequence[str]) -> TrainingRecord:
                 raise InputError("run", f"must be a training run or a version of one, and {subject.label} has none")
             if row.status == "running":
                 raise InputError("run", f"must have ended, and {subject.label} is running")
-            runs.append(row)
+            runs.append(row.model_copy(update={"ages": 0}))  # they are too large for a record
         numbers = {subject.version.number for subject in subjects if subject.version is not None}
         versions = tuple(row for row in rows.version_rows(client, {}) if row.number in numbers)
         digests = {row.digest for row in versions}

@@ -48,6 +48,8 @@ class RunRow(Row):
     data: str
     stories: bool
     """Whether it kept sample stories."""
+    ages: int = 0
+    """Networks of it that are kept: see `AgeRow`."""
     experiment: str = ""
     """Id of its experiment, by which the MLflow UI addresses it."""
     settings: dict[str, str] = {}
@@ -70,6 +72,16 @@ class SampleSet(Record):
     bits_per_byte: float | None
     stories: tuple[tuple[str, str], ...]
     """(prompt, continuation); the same prompts and random numbers each time."""
+
+
+class AgeRow(Record):
+    """An age of a run: its network at one step, which a prompt can be continued by."""
+
+    step: int
+    tokens: int
+    bits_per_byte: float | None
+    held_out: bool
+    """Whether that is of the stories that it has not seen; if not, of the ones that it read at this step."""
 
 
 class EvaluationRow(Row):

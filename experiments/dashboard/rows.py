@@ -18,7 +18,9 @@ from experiments.benchmark.evidence import EXPERIMENT
 from experiments.common.evidence_runs import DIGEST, finished_runs, read_artifact
 from experiments.compare.frames import CURVE_COLUMNS, ORIGINS, TRAIN, VAL, curve
 from experiments.compare.render import thinned
+from experiments.dashboard.ages import keep
 from experiments.dashboard.records import (
+    AgeRow,
     BenchmarkRow,
     Curve,
     DecisionRow,
@@ -32,7 +34,7 @@ from experiments.dashboard.records import (
 from experiments.gate.run import EXPERIMENT as GATE
 from experiments.quality.evidence import EXPERIMENT as EVALUATIONS
 from experiments.registry.versions import versions_in
-from training.tracking.observer import STORIES
+from training.tracking.observer import AGE_TABLE, AGES, STORIES
 from training.tracking.runs import history, table_rows
 from training.tracking.store import OWNER, Owner
 from training.trainer.recipe import Recipe
@@ -169,6 +171,24 @@ def sample_sets(client: MlflowClient, run: str) -> list[SampleSet]:
         return []
 
 
+def age_rows(client: MlflowClient, run: str) -> list[AgeRow]:
+    """Return the ages of a run, the youngest first; none where it kept none."""
+    try:
+        found = [AgeRow.model_validate(row) for row in table_rows(read_artifact(client, run, AGE_TABLE))]
+    except Exception:  # missing, damaged, or of another program: each artifact store raises its own errors
+        return []
+    return sorted(found, key=lambda row: row.step)
+
+
+def age_folder(client: MlflowClient, run: str, step: int) -> str:
+    """Return the folder of an age of a run in the user's cache, and download it if it is not there.
+
+    Raises whatever the artifact store raises where it cannot be read.
+    """
+    name = f"{AGES}/step-{step:06d}"
+    return str(keep(run, step, lambda place: client.download_artifacts(run, name, str(place))))
+
+
 def evaluation_rows(client: MlflowClient) -> list[EvaluationRow]:
     """Return the newest finished evaluations, newest first."""
     return [_evaluation_row(run) for run in finished_runs(client, EVALUATIONS, limit=MAX_EVALUATIONS)]
@@ -221,6 +241,7 @@ def run_row(run: Run) -> RunRow:
         parameters=int(parameters) if parameters.isdecimal() else None,
         data=without_places(params.get("data", "")),
         stories=STORIES in tags.get("mlflow.loggedArtifacts", ""),
+        ages=int(ages) if (ages := tags.get(AGES, "")).isdecimal() else 0,
         experiment=str(run.info.experiment_id),
         settings=_settings(run),
     )

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from model.architecture.folder import PRETRAINED, ModelConfig, ModelFolder
+from model.architecture.folder import PRETRAINED, ModelConfig, ModelFolder, read_sizes
 from model.architecture.tokenizer import StoryTokenizer
 from model.engine.engine import Engine
 from model.errors import ModelError
@@ -86,6 +86,21 @@ def load_engine(
     opened = ModelFolder.open(folder or PRETRAINED)
     loaded = load_runtime(opened, slots=slots, threads=threads, precision=precision, runtime=runtime)
     return _engine(opened, loaded, queue_limit)
+
+
+def load_bare_engine(folder: Path, *, slots: int = 1) -> Engine:
+    """An engine over `config.json`, `model.safetensors` and `tokenizer.json` alone, as a checkpoint holds them.
+
+    It writes what `load_engine` writes from the folder that is exported of these weights in half precision. Without
+    decode graphs there is only the native runtime. Raises `ModelError` where that cannot be used, or a file cannot.
+    """
+    config = read_sizes(folder)
+    if reason := why_not_native(config, "int8"):
+        raise ModelError(f"weights without decode graphs need the native runtime, which cannot be used: {reason}")
+    from model.runtimes.native.runtime import NativeRuntime
+
+    runtime = NativeRuntime(folder / "model.safetensors", config, max_batch=slots)
+    return Engine(runtime, StoryTokenizer.load(folder / "tokenizer.json"), queue_limit=0)
 
 
 def warm_up(engine: Engine) -> Completion:

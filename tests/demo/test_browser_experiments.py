@@ -280,6 +280,41 @@ def test_the_slider_shows_how_it_learned_to_write(opened: Callable[..., Page]) -
     expect(page.locator("#learn .play")).to_have_attribute("aria-label", "Play", timeout=TIMEOUT)
 
 
+def test_a_beginning_of_the_user_s_is_continued_by_each_age_of_the_run(opened: Callable[..., Page]) -> None:
+    page = opened()
+    grown, button = page.locator("#grow .grown"), page.get_by_role("button", name="Grow up")
+    expect(button).to_be_visible(timeout=TIMEOUT)
+    page.get_by_label("Your own beginning").fill("The fox had a red hat")
+    button.focus()
+    page.keyboard.press("Enter")
+    first = grown.locator("li").first
+    expect(first).to_contain_text("before training", timeout=FIRST_TIMEOUT)
+    first.evaluate("node => { window.first = node.querySelector('.generated').firstChild; }")
+    expect(page.locator("#grow .spoken")).to_have_text("All 7 ages have written.", timeout=FIRST_TIMEOUT)
+    assert page.evaluate("window.first.isConnected"), "the first one was drawn anew"
+    moments = grown.locator(".moment").all_inner_texts()
+    looks = {look.step: look for look in made().trained.evaluations}
+    assert [moment.split(" · ")[0] for moment in moments] == [
+        "before training",
+        *(f"step {number}" for number in (1, 2, 3, 4, 8, 12)),
+    ]
+    assert moments[1].endswith("bits per byte in training")
+    assert moments[-1] == f"step 12 · {looks[12].tokens:,} tokens read · {looks[12].bits_per_byte:.3f} bits per byte"
+    assert set(grown.locator(".prompt").all_inner_texts()) == {"The fox had a red hat"}
+    assert len(set(grown.locator(".generated").all_inner_texts())) == 7
+    assert button.evaluate("button => button === document.activeElement"), "the focus stays"
+    assert violations(page) == []
+
+    page.get_by_label("Your own beginning").fill("Tom")
+    button.click()
+    expect(grown.locator("section").first.locator("li")).to_have_count(7, timeout=FIRST_TIMEOUT)
+    assert grown.locator("section").count() == 2
+    assert page.evaluate("window.first.isConnected"), "what stood there stays"
+    page.get_by_label("Your own beginning").fill(" ")
+    button.click()
+    expect(page.locator("#grow .status")).to_have_text("Type how the story begins.")
+
+
 def test_verdicts_are_distinguished_without_colors_and_each_has_an_address(opened: Callable[..., Page]) -> None:
     page = opened(query="#version-1", viewport={"width": 390, "height": 800}, color_scheme="dark")
     card = page.locator("#version-1")

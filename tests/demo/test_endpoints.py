@@ -15,11 +15,13 @@ import pytest
 from gradio_client import Client
 from gradio_client.exceptions import AppError
 
+from experiments.dashboard.client import StoreClient
 from model.generation import GenerationRequest, SamplingParams
 from model.serving.backend import LocalBackend
 from tests.demo.engines import local_backend
 from tests.demo.served import Served, serve
 from tests.demo.test_app import LAUNCHER
+from tests.experiments.dashboard.made import made
 from tests.model.serving.http.serving import until
 
 pytestmark = pytest.mark.filterwarnings(
@@ -31,8 +33,9 @@ pytestmark = pytest.mark.filterwarnings(
 
 @pytest.fixture(scope="module")
 def served() -> Iterator[Served]:
-    with serve(local_backend(slots=2, queue=0, step_seconds=0.005, end_bias=-50)) as made:
-        yield made
+    experiments = StoreClient(made().uri, first_timeout=300, timeout=60)
+    with serve(local_backend(slots=2, queue=0, step_seconds=0.005, end_bias=-50), experiments=experiments) as running:
+        yield running
 
 
 @contextlib.contextmanager
@@ -53,7 +56,7 @@ def test_the_endpoints_are_typed_streamed_and_cancellable_and_nothing_else_is_pu
     with connected(served.url) as client:
         named = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
         inside = {"/surprise", "/distribution", "/memory", "/evidence", "/layers"}  # see test_inside_page.py
-        assert set(named) == {"/write", "/continue", "/alternatives", "/futures", "/status", *inside}
+        assert set(named) == {"/write", "/continue", "/alternatives", "/futures", "/status", "/grow_up", *inside}
         types = {part["parameter_name"]: part["python_type"]["type"] for part in named["/write"]["parameters"]}
         assert (types["prompt"], types["max_tokens"], types["temperature"]) == ("str", "int", "float")
 
@@ -85,6 +88,17 @@ def test_the_endpoints_are_typed_streamed_and_cancellable_and_nothing_else_is_pu
         assert engine_of(served).stats().active == 1
         endless.cancel()
         until(lambda: engine_of(served).stats().active == 0)
+
+
+def test_a_prompt_is_continued_by_the_ages_of_a_run(served: Served) -> None:
+    with connected(served.url) as client:
+        parts = list(client.submit("One day", "learned", 5, api_name="/grow_up"))
+        last = parts[-1]
+        assert [len(part["ages"]) for part in parts[: len(last["ages"]) + 1]] == [*range(len(last["ages"]) + 1)]
+        assert (last["run"], last["count"]) == ("learned", len(last["ages"]))
+        assert last["ages"] == client.predict("One day", "", 5, api_name="/grow_up")["ages"], "the best run"
+        with pytest.raises(AppError, match="This run has kept no ages"):
+            client.predict("One day", "stopped", api_name="/grow_up")
 
 
 @pytest.fixture

@@ -23,12 +23,13 @@ def client(tmp_path: Path) -> StoreClient:
     return StoreClient(f"sqlite:///{tmp_path}/mlflow.db")
 
 
-def test_nothing_of_the_page_waits_in_the_queue_of_stories_or_is_a_public_api(client: StoreClient) -> None:
+def test_only_what_writes_waits_in_the_queue_and_is_a_public_api(client: StoreClient) -> None:
     blocks = page.build(GenerationManager(ScriptedBackend("A story.")), experiments=client)
     ours = [fn for fn in blocks.fns.values() if fn.page == PATH and fn.fn is not None]
-    assert {fn.name for fn in ours} == {"on_open", "on_news", "on_choice", "on_row", "on_sample_run"}
-    assert not any(fn.queue for fn in ours)
-    assert {fn.api_visibility for fn in ours} == {"private"}
+    reading = {"on_open", "on_news", "on_choice", "on_row", "on_sample_run"}
+    assert {fn.name for fn in ours} == {*reading, "on_grow", "grow_up"}
+    assert {fn.name for fn in ours if fn.queue} == {"on_grow", "grow_up"}
+    assert {fn.name for fn in ours if fn.api_visibility != "private"} == {"grow_up"}
     written = [fn for fn in blocks.fns.values() if fn.page == "" and fn.fn is not None]
     assert {fn.name for fn in written} >= {"on_story", "on_load"}, "they stay on their own page"
 
@@ -36,14 +37,14 @@ def test_nothing_of_the_page_waits_in_the_queue_of_stories_or_is_a_public_api(cl
 def test_no_template_is_ever_filled_with_text(client: StoreClient) -> None:
     # Gradio runs a filled template as JavaScript: see `demo.page`.
     blocks = page.build(GenerationManager(ScriptedBackend("A story.")), experiments=client)
-    filled = {"note", "curves", "learn", "no-benchmarks", "versions"}
+    filled = {"note", "curves", "learn", "grow", "no-benchmarks", "versions"}
     parts = [block for block in blocks.blocks.values() if getattr(block, "elem_id", None) in filled]
     assert len(parts) == len(filled)
     for part in parts:
         assert isinstance(part, gr.HTML)
         assert "{" not in (part.html_template or "{")
         assert "innerHTML" not in (part.js_on_load or "innerHTML")
-    for name in ("curves.js", "learn.js", "versions.js", "experiments.js"):
+    for name in ("curves.js", "learn.js", "grow.js", "versions.js", "experiments.js"):
         assert "innerHTML" not in theme.asset(name)
 
 

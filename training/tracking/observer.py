@@ -5,11 +5,15 @@ runs with different batch sizes can be compared. Steps after a killed run's last
 
 A store that fails after the start does not stop the run (see `model.outbox`). What was not sent is kept in
 `mlflow-unsent-RUN.jsonl` in the run's folder, and a resume sends it.
+
+The ages of a run (`Recipe.ages`) are folders that `model.engine.load.load_bare_engine` opens. They wait in `ages/` in
+the run's folder until they are sent, and a resume sends what waits there.
 """
 
 import json
 import logging
 import math
+import shutil
 import tempfile
 from contextlib import suppress
 from pathlib import Path
@@ -23,7 +27,7 @@ from training.data.corpus import file_sha256
 from training.tracking.provenance import Provenance
 from training.tracking.runs import begin_run, describe_run, log_tables, now, set_tags, store_errors
 from training.tracking.store import LAST_SEEN, default_tracking_uri, mark_stale_runs, open_experiment, open_store
-from training.trainer.observers import EvaluationReport, Outcome, RunEnd, RunStart, StepReport
+from training.trainer.observers import AgeReport, EvaluationReport, Outcome, RunEnd, RunStart, StepReport, bits_per_nat
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -33,6 +37,15 @@ log = logging.getLogger(__name__)
 EXPERIMENT = "story-training"
 STORIES = "samples/stories.json"
 """All sample stories of a run, as a table in MLflow's own form; a page can slide over its steps."""
+AGES = "ages"
+"""Folder of a run's ages, in its own folder and among its artifacts; also the tag that says how many there are."""
+AGE_TABLE = f"{AGES}/ages.json"
+"""A row for each age that is stored, in MLflow's form of a table."""
+AGE_COLUMNS = ("step", "tokens", "bits_per_byte", "held_out")
+"""`held_out`: whether the figure is of the validation stories. If not, it is of that step's own, or unknown."""
+REPEATED = 1.2
+"""A killed run goes on at an earlier step. An age that comes again, by the clock at another step, is at most so many
+times as old as the newest one that is kept."""
 UNREACHABLE = "MLflow does not answer; training goes on and its figures are kept: %s"
 STATUS: dict[Outcome, str] = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
 
@@ -51,7 +64,7 @@ class MlflowObserver:
     """Logs a run to the MLflow store at `tracking_uri` (default: `default_tracking_uri()`).
 
     `system_seconds`: interval of MLflow's system metrics, `None` for none. `outbox`: options of `Outbox`. `keep_model`
-    stores the best checkpoint too. `origin`: the code and machine that train, where not this process's.
+    stores the best checkpoint and the ages too. `origin`: the code and machine that train, where not this process's.
     """
 
     def __init__(
@@ -71,6 +84,14 @@ class MlflowObserver:
         self._system_seconds = system_seconds
         self._options = outbox or {}
         self._rows: list[list[Any]] = []
+        self._aged: set[int] = set()
+        """Steps of the ages that are stored or wait."""
+        self._stored: dict[int, list[Any]] = {}
+        """Rows of `AGE_TABLE` by step; after the start they belong to the outbox's thread."""
+        self._repeated = -1
+        """The newest age that was kept before a kill, if steps up to there come again."""
+        self._loss: float | None = None
+        self._bits_per_nat: float | None = None
         self._outbox: Outbox[Point] | None = None
         self._monitor: Any = None
         self.run_id = ""
@@ -89,6 +110,7 @@ class MlflowObserver:
             describe_run(self._client, run, start, self._origin)
             if self._tags:
                 set_tags(self._client, self.run_id, self._tags)
+        self._out, self._bits_per_nat = start.out, bits_per_nat(start.data)
         self._unsent = start.out / f"mlflow-unsent-{self.run_id}.jsonl"
         self._outbox = Outbox(
             self._send_points,
@@ -98,8 +120,11 @@ class MlflowObserver:
             **self._options,
         )
         if start.resumed_from > 0:
-            self._rows = self._stories_so_far()
+            self._rows = self._table_so_far(STORIES, COLUMNS)
+            self._take_up_ages(start.resumed_from)
             self._take_up_unsent()
+        else:
+            shutil.rmtree(start.out / AGES, ignore_errors=True)
         self._watch_machine(resume=start.resumed_from > 0)
 
     def stepped(self, report: StepReport) -> None:
@@ -109,6 +134,7 @@ class MlflowObserver:
             "train/grad_norm": report.grad_norm,
             "train/tokens_per_second": report.tokens_per_second,
         }
+        self._loss = report.loss
         self._put(report, curves, {"tokens": report.tokens})
 
     def evaluated(self, report: EvaluationReport) -> None:
@@ -122,6 +148,27 @@ class MlflowObserver:
             # A step that is evaluated again after a resume replaces what it wrote the first time.
             self._rows = [row for row in self._rows if row[0] != report.step] + samples_rows(report)
             self._outbox.add_file(STORIES, json.dumps({"columns": COLUMNS, "data": self._rows}))
+        self._outbox.flush()
+
+    def aged(self, report: AgeReport) -> None:
+        """Keep the age in the run's folder until the outbox has sent it. One that cannot be written is left out."""
+        if self._outbox is None or not self._keep_model or self._is_kept(report):
+            return
+        bits, held_out = report.bits_per_byte, report.bits_per_byte is not None
+        if bits is None and self._loss is not None and self._bits_per_nat is not None:
+            bits = self._loss * self._bits_per_nat
+        path = f"{AGES}/step-{report.step:06d}"
+        folder, fresh = self._out / path, self._out / f"{path}.new"
+        row = (report.step, report.tokens, bits, held_out)
+        try:
+            report.write(fresh, dict(zip(AGE_COLUMNS, row, strict=True)))
+            fresh.rename(folder)
+        except OSError as error:
+            log.warning("the age of step %d is not kept: %s", report.step, one_line(error))
+            shutil.rmtree(fresh, ignore_errors=True)
+            return
+        self._aged.add(report.step)
+        self._outbox.add_file(path, "")
         self._outbox.flush()
 
     def ended(self, end: RunEnd) -> None:
@@ -165,8 +212,27 @@ class MlflowObserver:
     def _send_file(self, path: str, text: str) -> None:
         if path == STORIES:
             log_tables(self._client, self.run_id, {path: text})
+        elif path.startswith(f"{AGES}/"):
+            self._send_age(path)
         else:
             self._client.log_text(self.run_id, text, path)
+
+    def _send_age(self, path: str) -> None:
+        folder = self._out / path
+        try:
+            notes = json.loads((folder / "config.json").read_bytes())
+        except FileNotFoundError:  # somebody has tidied up; trying again would block what comes behind
+            log.warning("%s is not there any more and does not reach MLflow", path)
+            return
+        self._client.log_artifacts(self.run_id, str(folder), path)
+        self._stored[notes["step"]] = [notes[name] for name in AGE_COLUMNS]
+        rows = [self._stored[step] for step in sorted(self._stored)]
+        self._client.log_text(self.run_id, json.dumps({"columns": AGE_COLUMNS, "data": rows}), AGE_TABLE)
+        self._client.set_tag(self.run_id, AGES, str(len(rows)))
+        shutil.rmtree(folder, ignore_errors=True)
+
+    def _is_kept(self, report: AgeReport) -> bool:
+        return report.step in self._aged or report.step <= self._repeated * (1 if report.last else REPEATED)
 
     def _shown(self, error: str) -> str:
         uri = self._uri or ""
@@ -191,14 +257,28 @@ class MlflowObserver:
         except Exception as error:  # the machine's figures are not worth a run
             log.warning("system metrics are not logged: %s", self._shown(one_line(error)))
 
-    def _stories_so_far(self) -> list[list[Any]]:
+    def _table_so_far(self, name: str, columns: tuple[str, ...]) -> list[list[Any]]:
         with tempfile.TemporaryDirectory() as folder, suppress(Exception):
-            # A table that is missing or damaged costs the older samples, not the training.
-            path = self._client.download_artifacts(self.run_id, STORIES, folder)
+            # A table that is missing or damaged costs the older rows, not the training.
+            path = self._client.download_artifacts(self.run_id, name, folder)
             table = json.loads(Path(path).read_text(encoding="utf-8"))
-            if table["columns"] == list(COLUMNS):
+            if table["columns"] == list(columns):
                 return list(table["data"])
         return []
+
+    def _take_up_ages(self, resumed_from: int) -> None:
+        """Find the ages that are stored, and send those that wait."""
+        assert self._outbox is not None
+        self._stored = {row[0]: row for row in self._table_so_far(AGE_TABLE, AGE_COLUMNS)}
+        self._aged = set(self._stored)
+        for folder in sorted((self._out / AGES).glob("step-*")):
+            if folder.suffix:  # a kill came before it was whole
+                shutil.rmtree(folder, ignore_errors=True)
+            else:
+                self._aged.add(int(folder.name.removeprefix("step-")))
+                self._outbox.add_file(f"{AGES}/{folder.name}", "")
+        newest = max(self._aged, default=-1)
+        self._repeated = newest if newest > resumed_from else -1
 
     def _take_up_unsent(self) -> None:
         """Send what an earlier part of this run could not; points that the store has are not doubled."""

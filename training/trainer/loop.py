@@ -6,8 +6,10 @@ loss or gradient that is not finite stops it before the weights change. The best
 
 import math
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from model.architecture.folder import END_ID
-from model.architecture.network import StoryNetwork
+from model.architecture.network import StoryNetwork, save_network
 from model.errors import InputError, TrainingError
 from training.data.shards import TokenShard, read_meta
 from training.trainer.checkpoint import (
@@ -30,6 +32,8 @@ from training.trainer.checkpoint import (
     write_checkpoint,
 )
 from training.trainer.observers import (
+    AgeObserver,
+    AgeReport,
     EndRun,
     EvaluationReport,
     Observer,
@@ -56,10 +60,18 @@ FIRST_STEP, LAST_STEP = 0.4, 1.8
 `LEAST_STEPS` times ln(last / first) / (last - first) = 1.07."""
 FORWARD_SHARE = 1 / 3
 """Of the time that a token takes in training, for validating one."""
+YOUNGEST = 1 / 256
+"""Share of the budget at which the second age is due; the first is due before the first step."""
 
 
-COUNTERS = ("step", "tokens", "elapsed", "aside", "best", "worse", "evaluated", "part")
+COUNTERS = ("step", "tokens", "elapsed", "aside", "best", "worse", "evaluated", "part", "age")
 """Fields of `Trainer` that a checkpoint keeps."""
+
+
+def ages_due(progress: float, count: int) -> int:
+    """How many of `count` ages are due when `progress` of the budget is used: all of them at 1."""
+    shares = [0.0, *np.geomspace(1.0, YOUNGEST, max(0, count - 1))[::-1]]
+    return bisect_right(shares, progress) if count else 0
 
 
 class Trainer:
@@ -101,10 +113,12 @@ class Trainer:
         self.tokenizer = Tokenizer.from_file(str(data / "tokenizer.json"))
         self.rows = RowStream(TokenShard(data, "train"), recipe.row_tokens, recipe.seed)
         self.validation = Validation(TokenShard(data, "val"), self.tokenizer, recipe.eval_stories, self.group)
-        self.step = self.tokens = self.worse = self.evaluated = self.saved = self.part = 0
+        self.step = self.tokens = self.worse = self.evaluated = self.saved = self.part = self.age = 0
         self.elapsed = self.aside = self.evaluation_seconds = self.row_seconds = 0.0
         self.micro_rows = recipe.micro_rows
         self.best: float | None = None
+        self.bits: float | None = None
+        """Bits per byte of the last evaluation, if it was made since the start or the resume."""
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         torch.manual_seed(recipe.seed)
         self.network = StoryNetwork(recipe.model, dropout=recipe.dropout).to(self.device)
@@ -178,6 +192,10 @@ class Trainer:
                 return "stopped", self._reason
             if self.step != self.evaluated and self._evaluation_is_due(progress):
                 self.evaluation_seconds = self._set_aside(self._evaluate, self._save)
+            # An age has its bits per byte, where evaluations have begun; the first ones come long before.
+            if self.evaluated in (0, self.step) and (age := ages_due(progress, self.recipe.ages)) > self.age:
+                self.age = age
+                self._set_aside(partial(self._report_age, last=progress >= 1))
             if self.recipe.patience and self.worse >= self.recipe.patience:
                 return "finished", f"no better validation in {self.worse} evaluations"
             if progress >= 1:
@@ -297,7 +315,7 @@ class Trainer:
                     f"step {self.step}: validation gives {bits} bits per byte. "
                     f"The last good checkpoint (step {self.saved}) is kept; resume with a lower learning rate"
                 )
-            self.evaluated = self.step
+            self.evaluated, self.bits = self.step, bits
             better = self.best is None or bits < self.best
             self.worse = 0 if better else self.worse + 1
             if better:
@@ -318,6 +336,20 @@ class Trainer:
                 )
                 self._notify(lambda observer: observer.evaluated(report))
         self.network.train()
+
+    def _report_age(self, *, last: bool) -> None:
+        keepers = [observer for observer in self.observers if isinstance(observer, AgeObserver)]
+        bits = self.bits if self.evaluated == self.step else None
+
+        def write(folder: Path, notes: dict[str, Any]) -> None:
+            folder.mkdir(parents=True, exist_ok=True)
+            tokenizer = self.data / "tokenizer.json"
+            save_network(self.network, folder, tokenizer=tokenizer, notes=notes, dtype=torch.float16)
+
+        with self.average.applied() if self.average and keepers else nullcontext():
+            report = AgeReport(step=self.step, tokens=self.tokens, bits_per_byte=bits, last=last, write=write)
+            for keeper in keepers:
+                keeper.aged(report)
 
     def _notify(self, report: Callable[[Observer], None]) -> None:
         """Notify all observers, and stop before the next step if one of them ends the run."""
@@ -369,12 +401,14 @@ class Trainer:
             if state.get("average"):
                 self.average.load_state_dict(state["average"])
         self.rows.seek(state["rows"])
-        before = {"evaluated": state["step"], "part": EVALUATED_PARTS}  # of checkpoints that had no such counters
+        # Of checkpoints that had no such counters.
+        before = {"evaluated": state["step"], "part": EVALUATED_PARTS, "age": self.recipe.ages}
         for name in COUNTERS:
             setattr(self, name, (before | state).get(name, getattr(self, name)))
         self.saved = self.step
         # A longer budget than before is in an earlier part.
         self.part = min(self.part, int(self._progress() * EVALUATED_PARTS))
+        self.age = min(self.age, ages_due(self._progress(), self.recipe.ages))
 
     def _warm_up(self) -> None:
         """Passes whose results are dropped: compiling must not eat the run's minutes."""

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from rich.console import Console
 from rich.markup import escape
@@ -73,6 +73,21 @@ class EvaluationReport:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AgeReport:
+    """One of the run's ages (`Recipe.ages`): its network at this step, or the average, where that is validated."""
+
+    step: int
+    tokens: int
+    bits_per_byte: float | None
+    """On the validation stories; None: it was not validated at this step."""
+    last: bool
+    """Whether the budget is used."""
+    write: Callable[[Path, dict[str, Any]], None]
+    """Writes it into the folder, which must be empty, in half precision, with these notes in `config.json`. To be
+    called before the observer returns. Raises `OSError`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunEnd:
     """How it ended."""
 
@@ -106,6 +121,14 @@ class Observer(Protocol):
 
     def ended(self, end: RunEnd) -> None:
         """Called once, however the run ended."""
+
+
+@runtime_checkable
+class AgeObserver(Observer, Protocol):
+    """An observer that keeps the run's ages."""
+
+    def aged(self, report: AgeReport) -> None:
+        """Called at each age: before the first step, and then behind a step and its evaluation."""
 
 
 SMOOTHING = 0.9

@@ -100,6 +100,10 @@ class Recipe:
     average: OpenShare = 0.0
     """Of an average of the weights over steps: the share of itself that it keeps at a step. The average is what
     is validated and kept as the best. 0 keeps none: the weights themselves are."""
+    ages: int = Field(default=12, strict=True, ge=0, le=100)
+    """Networks of the run that are kept in MLflow, in half precision, so that a prompt can be continued by each: the
+    first before the first step, the others evenly on a logarithmic scale of the budget. Behind the first evaluation
+    each waits for the next one. 0 keeps none."""
     precision: Precision = "auto"
     """Of the matrix products in training; `auto` is bf16 where the processor has instructions for it."""
     compile: StrictBool = True

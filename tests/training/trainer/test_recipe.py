@@ -126,7 +126,8 @@ def test_a_file_may_hold_only_what_differs(tmp_path: Path) -> None:
 BAD_VALUES: list[tuple[str, Any]] = [
     *[(name, bad) for name in ("row_tokens", "rows", "micro_rows", "steps") for bad in (0, -3, 1.5, True, "x")],
     *[(name, 0) for name in ("eval_every", "save_every")],
-    *[(name, bad) for name in ("eval_stories", "patience", "seed") for bad in (-1, 2.0, False, "x")],
+    *[(name, bad) for name in ("eval_stories", "patience", "seed", "ages") for bad in (-1, 2.0, False, "x")],
+    ("ages", 101),
     ("row_tokens", 7),
     ("micro_rows", 3),
     ("minutes", 0),
