@@ -168,7 +168,10 @@ class StoreClient:
 
     async def age_folder(self, run: str, step: int) -> Path:
         """Return the folder of an age of a run: out of the cache, where it is. Raises `UnreadableError`."""
-        return cached(run, step) or Path(await self._answer("age_folder", run, step))
+        if (folder := cached(run, step)) is None:
+            folder = Path(await self._answer("age_folder", run, step))
+            self._cached.pop(("age_folder", run, step), None)  # the folder itself is the cache, and may be tidied up
+        return folder
 
     async def _recorded(self, runs: Sequence[str]) -> set[str]:
         """Which of `runs` come from the record, and not from the store."""
