@@ -283,6 +283,10 @@ def test_the_slider_shows_how_it_learned_to_write(opened: Callable[..., Page]) -
 def test_a_beginning_of_the_user_s_is_continued_by_each_age_of_the_run(opened: Callable[..., Page]) -> None:
     page = opened()
     grown, button = page.locator("#grow .grown"), page.get_by_role("button", name="Grow up")
+    expect(page.locator("#grow .none")).to_contain_text("This run has kept no ages", timeout=TIMEOUT)
+    expect(button).to_be_hidden()  # the run with the best figure is `stopped`
+    page.click("#sample-run input")
+    page.get_by_role("option").filter(has_text="learned").click()
     expect(button).to_be_visible(timeout=TIMEOUT)
     page.get_by_label("Your own beginning").fill("The fox had a red hat")
     button.focus()

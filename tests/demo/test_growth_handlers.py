@@ -63,9 +63,7 @@ async def test_each_age_writes_what_an_engine_over_its_checkpoint_writes(
 ) -> None:
     found = await views(DirectClient(made().uri), manager, PROMPT + "  ", run[:8])
     assert [len(view["ages"]) for view in found] == [*range(len(STEPS) + 1), len(STEPS)], "age by age"
-    assert all(
-        later["ages"][: len(view["ages"])] == view["ages"] for view, later in pairwise(found)
-    )
+    assert all(later["ages"][: len(view["ages"])] == view["ages"] for view, later in pairwise(found))
     last = found[-1]
     assert (last["run"], last["prompt"], last["count"], last["note"]) == ("learned", PROMPT, len(STEPS), "")
     assert [age["step"] for age in last["ages"]] == STEPS
