@@ -234,7 +234,8 @@ def quantile(buckets: Buckets, share: float) -> float | None:
     rank, low, below = share * total, 0.0, 0.0
     for bound, count in buckets:
         if count >= rank and count > below:
-            return low if math.isinf(bound) else low + (bound - low) * (rank - below) / (count - below)
+            inside = low + (bound - low) * (rank - below) / (count - below)
+            return low if math.isinf(bound) else min(inside, bound)  # rounding may lift it above
         low, below = low if math.isinf(bound) else bound, count
     return low
 

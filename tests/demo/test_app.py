@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -21,7 +22,7 @@ from model.serving.http.middleware import SECURITY_HEADERS
 from model.settings import Settings
 from tests.demo.engines import local_backend
 from tests.demo.scripted import ScriptedBackend
-from tests.demo.served import serve
+from tests.demo.served import Served, serve
 
 LAUNCHER = """
 import demo.asgi
@@ -35,10 +36,15 @@ print("Closed.", flush=True)
 """
 
 
-def test_the_page_is_served_without_a_word_about_its_maker_or_a_foreign_font() -> None:
-    with serve(ScriptedBackend("A story.")) as served:
-        theme = httpx.get(f"{served.url}theme.css", timeout=None).text
-        config = httpx.get(f"{served.url}config", timeout=None).json()
+@pytest.fixture(scope="module")
+def served() -> Iterator[Served]:
+    with serve(ScriptedBackend("A story.")) as running:
+        yield running
+
+
+def test_the_page_is_served_without_a_word_about_its_maker_or_a_foreign_font(served: Served) -> None:
+    theme = httpx.get(f"{served.url}theme.css", timeout=None).text
+    config = httpx.get(f"{served.url}config", timeout=None).json()
     assert config["title"] == "Write me a story"
     assert config["footer_links"] == []
     assert config["stylesheets"] == []
@@ -47,36 +53,30 @@ def test_the_page_is_served_without_a_word_about_its_maker_or_a_foreign_font() -
     assert all(address.startswith("data:") for address in re.findall(r"""url\(["']?([^)]*)""", theme))
 
 
-def test_monitoring_and_the_list_of_runs_are_closed() -> None:
-    with serve(ScriptedBackend("A story.")) as served:
-        assert httpx.get(f"{served.url}gradio_api/runs", timeout=None).status_code in (403, 404)
-        assert httpx.get(f"{served.url}monitoring", timeout=None).status_code in (403, 404)
+def test_monitoring_and_the_list_of_runs_are_closed(served: Served) -> None:
+    assert httpx.get(f"{served.url}gradio_api/runs", timeout=None).status_code in (403, 404)
+    assert httpx.get(f"{served.url}monitoring", timeout=None).status_code in (403, 404)
 
 
 @pytest.mark.parametrize(
     "path", ["/etc/passwd", "mlflow.db", "pyproject.toml", "..%2f..%2f..%2fetc%2fpasswd", "http://127.0.0.1:1/x"]
 )
-def test_no_file_and_no_other_address_can_be_read_through_the_page(path: str) -> None:
-    with serve(ScriptedBackend("A story.")) as served:
-        for route in ("file=", "proxy="):
-            answer = httpx.get(f"{served.url}gradio_api/{route}{path}", timeout=None)
-            assert answer.status_code in (400, 403, 404)
-            assert "root:" not in answer.text
+def test_no_file_and_no_other_address_can_be_read_through_the_page(served: Served, path: str) -> None:
+    for route in ("file=", "proxy="):
+        answer = httpx.get(f"{served.url}gradio_api/{route}{path}", timeout=None)
+        assert answer.status_code in (400, 403, 404)
+        assert "root:" not in answer.text
 
 
-def test_no_route_leads_to_mlflow() -> None:
-    with serve(ScriptedBackend("A story.")) as served:
-        for path in ("ajax-api/2.0/mlflow/experiments/search", "api/2.0/mlflow/runs/search", "get-artifact", "docs"):
-            answer = httpx.get(f"{served.url}{path}", timeout=None)
-            assert "experiment" not in answer.text
-            assert not answer.headers.get("content-type", "").startswith("application/json") or (
-                answer.status_code == 404
-            )
+def test_no_route_leads_to_mlflow(served: Served) -> None:
+    for path in ("ajax-api/2.0/mlflow/experiments/search", "api/2.0/mlflow/runs/search", "get-artifact", "docs"):
+        answer = httpx.get(f"{served.url}{path}", timeout=None)
+        assert "experiment" not in answer.text
+        assert not answer.headers.get("content-type", "").startswith("application/json") or answer.status_code == 404
 
 
-def test_the_page_carries_the_headers_that_bind_a_browser() -> None:
-    with serve(ScriptedBackend("A story.")) as served:
-        answer = httpx.get(served.url, timeout=None)
+def test_the_page_carries_the_headers_that_bind_a_browser(served: Served) -> None:
+    answer = httpx.get(served.url, timeout=None)
     assert {name: answer.headers.get(name) for name in SECURITY_HEADERS} == SECURITY_HEADERS
 
 

@@ -179,32 +179,34 @@ def test_a_screen_reader_hears_that_writing_begins_and_how_it_ended(opened: Call
 
 
 @pytest.mark.parametrize(
-    ("width", "height", "scheme"), [(320, 740, "light"), (360, 740, "dark"), (820, 1100, "light"), (1280, 800, "dark")]
+    ("scheme", "sizes"), [("light", [(320, 740), (820, 1100)]), ("dark", [(360, 740), (1280, 800)])]
 )
 def test_nothing_sticks_out_and_the_actions_stay_in_reach(
-    opened: Callable[..., Tab], width: int, height: int, scheme: str
+    opened: Callable[..., Tab], scheme: str, sizes: list[tuple[int, int]]
 ) -> None:
-    tab = opened(viewport={"width": width, "height": height}, color_scheme=scheme)
-    dark = tab.page.evaluate("document.body.classList.contains('dark')")
-    assert dark == (scheme == "dark")
+    tab = opened(viewport={"width": sizes[0][0], "height": sizes[0][1]}, color_scheme=scheme)
+    assert tab.page.evaluate("document.body.classList.contains('dark')") == (scheme == "dark")
     assert tab.overflow() <= 0
     tab.more()
-    assert tab.overflow() <= 0
-    lines = "all => all.map(one => one.getClientRects().length && one.scrollWidth - one.clientWidth)"
-    assert set(tab.page.locator("#actions button").evaluate_all(lines)) == {0}, "a word of a button is cut or broken"
-    tab.page.fill("#prompt textarea", "A" * 300 + " very long word")
-    tab.length(200)  # 4 s of writing: on a busy machine a shorter story is over before it is looked at
-    column = "document.querySelector('main.contain').getBoundingClientRect().width"
-    empty = tab.page.evaluate(column)
-    tab.page.click("#write")
-    tab.reaches("writing")
-    expect(tab.page.locator("#stop")).to_be_in_viewport(timeout=TIMEOUT)
-    tab.reaches("open")
-    assert tab.overflow() <= 0
-    assert tab.page.evaluate(column) == empty  # the page does not jump when words come
-    for end in ("0", "document.body.scrollHeight"):  # nor can they be scrolled away from
-        tab.page.evaluate(f"scrollTo(0, {end})")
-        expect(tab.page.locator("#stop")).to_be_in_viewport(ratio=1)
+    for width, height in sizes:
+        tab.page.set_viewport_size({"width": width, "height": height})
+        assert tab.overflow() <= 0
+        lines = "all => all.map(one => one.getClientRects().length && one.scrollWidth - one.clientWidth)"
+        assert set(tab.page.locator("#actions button").evaluate_all(lines)) == {0}, "a button's word is cut or broken"
+        tab.page.fill("#prompt textarea", "A" * 300 + " very long word")
+        tab.length(400)  # 8 s of writing: on a busy machine a shorter story is over before it is looked at
+        column = "document.querySelector('main.contain').getBoundingClientRect().width"
+        before = tab.page.evaluate(column)
+        tab.page.click("#write")
+        tab.reaches("writing")
+        expect(tab.page.locator("#stop")).to_be_in_viewport(timeout=TIMEOUT)
+        assert tab.page.evaluate(column) == before, "the page jumps when words come"
+        tab.page.keyboard.press("Escape")
+        tab.reaches("open")
+        assert tab.overflow() <= 0
+        for end in ("0", "document.body.scrollHeight"):  # nor can they be scrolled away from
+            tab.page.evaluate(f"scrollTo(0, {end})")
+            expect(tab.page.locator("#stop")).to_be_in_viewport(ratio=1)
 
 
 def test_the_paper_can_be_turned_and_stays_so(opened: Callable[..., Tab]) -> None:

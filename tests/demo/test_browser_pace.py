@@ -11,7 +11,7 @@ from playwright.sync_api import Browser, expect
 
 from demo.handlers import EXAMPLE
 from tests.demo.scripted import ScriptedBackend
-from tests.demo.served import serve
+from tests.demo.served import Served, serve
 from tests.demo.tabs import IN_A_BROWSER, TIMEOUT, Tab, opening, violations
 
 pytestmark = IN_A_BROWSER
@@ -39,9 +39,15 @@ def backend() -> ScriptedBackend:
     return ScriptedBackend(STORY)
 
 
+@pytest.fixture(scope="module")
+def served(backend: ScriptedBackend) -> Iterator[Served]:
+    with serve(backend) as running:
+        yield running
+
+
 @pytest.fixture
-def opened(backend: ScriptedBackend, browser: Browser) -> Iterator[Callable[..., Tab]]:
-    with serve(backend) as served, opening(browser) as make:
+def opened(served: Served, browser: Browser) -> Iterator[Callable[..., Tab]]:
+    with opening(browser) as make:
         yield functools.partial(make, url=served.url, settings=READS)
 
 

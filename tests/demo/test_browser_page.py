@@ -249,22 +249,28 @@ def test_on_a_phone_a_new_story_is_read_from_its_first_line(opened: Callable[...
         tab.page.evaluate("scrollTo(0, document.documentElement.scrollHeight)")
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_nothing_on_the_page_empty_refused_or_with_a_story(
-    opened: Callable[..., Tab], slow: ScriptedBackend, scheme: str
+def test_axe_finds_nothing_on_the_page_empty_refused_or_with_a_story_on_either_paper(
+    opened: Callable[..., Tab], slow: ScriptedBackend
 ) -> None:
     slow.pace = 0.0
-    tab = opened(color_scheme=scheme)
-    assert violations(tab.page) == []
+    tab = opened(color_scheme="light")
+
+    def finds_nothing() -> None:
+        for _ in ("light", "dark"):
+            assert violations(tab.page) == []
+            tab.page.click("#paper")
+
+    finds_nothing()
+    tab.page.click("#wishes > button")
     tab.more()
     tab.page.fill("#seed input", "-1")
     tab.page.click("#write")
     expect(tab.page.locator(".problem")).to_have_count(1, timeout=TIMEOUT)
-    assert violations(tab.page) == []
+    finds_nothing()
     tab.page.fill("#seed input", "1")
     tab.page.click("#write")
     tab.reaches("ended")
-    assert violations(tab.page) == []
+    finds_nothing()
 
 
 HIDDEN = """() => {

@@ -8,7 +8,7 @@ import math
 from bisect import bisect_left
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Histogram
 
@@ -58,6 +58,7 @@ def figures(status: dict[str, object]) -> dict[str, dict[str, object]]:
 
 
 @given(st.lists(st.floats(0.001, 20), min_size=1, max_size=60), st.sampled_from([0.01, 0.5, 0.95, 1.0]))
+@example([0.26] * 3, 1.0)
 def test_a_quantile_lies_in_the_bucket_of_the_observation_of_that_rank(values: list[float], share: float) -> None:
     histogram = Histogram("h", "h", buckets=BOUNDS, registry=CollectorRegistry())
     for value in values:
