@@ -347,7 +347,7 @@ def spoken_wait(seconds: float) -> str:
 
 def _met(wishes: Wishes, view: View) -> dict[str, bool]:
     """Each wish in words, and whether it came true. Length and ending do when the story ends."""
-    met = {word: has_word(view.generated, word) for word in wishes.words}
+    met = {word: has_word(view.text, word) for word in wishes.words}
     whole = wishes.met(view.text)
     if wishes.length is not None:
         met[f"{wishes.length} story"] = view.phase == "ended" and whole["length"]

@@ -43,7 +43,7 @@ const isMet = (wish, text) => !reading() || text.includes(wish.toLowerCase()) ||
 const render = () => {
   const text = shown.generated.slice(0, unread());
   draw(shown.prompt, text);
-  const ticked = Object.entries(shown.wishes).map(([wish, met]) => [wish, met && isMet(wish, text.toLowerCase())]);
+  const ticked = Object.entries(shown.wishes).map(([wish, met]) => [wish, met && isMet(wish, (shown.prompt + text).toLowerCase())]);
   if (JSON.stringify(ticked) !== JSON.stringify(wished)) {
     wished = ticked;
     wishes.replaceChildren(...ticked.map(([wish, met]) => {
