@@ -14,6 +14,7 @@ import shutil
 import signal
 import time
 from collections import Counter
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -92,9 +93,13 @@ class User:
     async def write(self, story: int, rng: random.Random) -> None:
         """Write one story to its end, whatever happens meanwhile, and find it again after a reload."""
         prompt = f"{rng.choice(NAMES)} found box {self.number} of {story}."
-        await self.page.fill("#prompt textarea", prompt)
-        while True:
+
+        async def begin() -> None:
+            await self.page.fill("#prompt textarea", prompt)
             await self.page.click("#write")
+
+        while True:
+            await self.on_page(begin)
             await self.skip()
             shown = await self.settled(prompt)
             if shown["text"].startswith(prompt):
@@ -106,17 +111,26 @@ class User:
             self.report.counts["continued"] += 1
             await asyncio.sleep(1)
             # A story that was given up because nothing came for long may have gone on by itself meanwhile.
-            await self.page.evaluate("document.getElementById('continue').click()")
+            await self.on_page(lambda: self.page.evaluate("document.getElementById('continue').click()"))
             await self.skip()
             shown = await self.settled(prompt)
             self.text = shown["text"]
         self.report.counts["stories"] += 1
         if rng.random() < 0.2:
             await self.open()
-            await self.page.wait_for_function(
-                "text => document.querySelector('#book article').textContent === text", arg=self.text
-            )
+            shown = "text => document.querySelector('#book article')?.textContent === text"
+            await self.on_page(lambda: self.page.wait_for_function(shown, arg=self.text))
             self.report.counts["reloaded"] += 1
+
+    async def on_page(self, deed: Callable[[], Awaitable[object]]) -> None:
+        """Do something on the page; where Gradio reloads it at that moment, do it on the page that was opened again."""
+        while True:
+            try:
+                await deed()
+                return
+            except Error:
+                self.report.counts["opened again"] += 1
+                await self.open()
 
     async def skip(self) -> None:
         """See a word, and skip to the end; a user who has switched the reading pace off has nothing to skip."""
@@ -129,8 +143,8 @@ class User:
         rng = random.Random(self.number)
         await self.open()
         if self.number % 2 == 0:
-            await self.page.click("#book .figures summary")
-            await self.page.uncheck("#book .figures input")
+            await self.on_page(lambda: self.page.click("#book .figures summary"))
+            await self.on_page(lambda: self.page.uncheck("#book .figures input"))
         story = 0
         while time.monotonic() < until:
             story += 1
