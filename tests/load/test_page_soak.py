@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from playwright.async_api import Error, Page, async_playwright
+from playwright.async_api import Error, Page, TimeoutError, async_playwright
 
 from model.serving.http.server import free_port
 from tests.demo.tabs import FLAGS
@@ -118,8 +118,15 @@ class User:
         self.report.counts["stories"] += 1
         if rng.random() < 0.2:
             await self.open()
-            shown = "text => document.querySelector('#book article')?.textContent === text"
-            await self.on_page(lambda: self.page.wait_for_function(shown, arg=self.text))
+            there = "text => document.querySelector('#book article')?.textContent === text"
+
+            async def finds_it() -> None:
+                with contextlib.suppress(TimeoutError):
+                    await self.page.wait_for_function(there, arg=self.text)
+                    return
+                self.report.lost.append(f"user {self.number}, after a reload: {self.text!r}")
+
+            await self.on_page(finds_it)
             self.report.counts["reloaded"] += 1
 
     async def on_page(self, deed: Callable[[], Awaitable[object]]) -> None:
