@@ -24,7 +24,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint types format pytest clients serving dev docs notebooks clean
+.PHONY: help demo test lint types format pytest clients serving dev docs notebooks pictures clean
 
 help: ## List the commands
 	@echo "make demo      start the app on http://127.0.0.1:7860 (installs what serving needs on first use)"
@@ -38,6 +38,7 @@ help: ## List the commands
 	@echo "make dev       install what changing the project needs, start nothing"
 	@echo "make docs      build the manual in docs/ into site/; fails on a broken link"
 	@echo "make notebooks execute the notebooks and store their outputs; ONLY='02 03' names some"
+	@echo "make pictures  make the manual's pictures of all pages again, with Chromium"
 	@echo "make clean     remove caches and build leftovers; .venv, data and runs stay"
 
 # The first Python that runs, is new enough and can make environments. A name on the PATH may be a shim that
@@ -127,6 +128,9 @@ clients: $(CLIENTS)/.made
 docs: $(VENV)/.dev
 	$(BIN)/python -m model.reference
 	$(MANUAL)
+
+pictures: $(VENV)/.dev
+	PICTURES=docs $(BIN)/python -m pytest tests/demo/test_pictures.py
 
 notebooks: NOTEBOOKS = $(or $(ONLY:%=notebooks/%*.ipynb),notebooks/*.ipynb)
 notebooks: $(VENV)/.dev

@@ -1,14 +1,12 @@
 """The page in a real browser: headless Chromium, a real server, a real engine.
 
 The network behind most of these tests is untrained and slowed down (see `engines.py`), so that there is time
-to watch and to stop. The last test uses the model that ships with the repository, and makes the manual's
-picture: `DEMO_SCREENSHOT=docs/demo.png` names the file, `DEMO_SEED` the story.
+to watch and to stop. The last test uses the model that ships with the repository.
 """
 
 from __future__ import annotations
 
 import functools
-import os
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -67,8 +65,6 @@ def test_a_user_at_the_limit_reads_when_there_is_more_and_a_story_opened_again_c
             tab.page.click("#write")
             expect(status).to_contain_text(expected, timeout=TIMEOUT)
         assert "Please try again in" in (status.text_content() or "")
-        if picture := os.environ.get("LIMIT_SCREENSHOT"):
-            tab.page.screenshot(path=picture)
         tab.page.goto("about:blank")
         assert httpx.post(f"{served.url}api/generate", json={"prompt": "One day"}, timeout=None).status_code == 429
         tab.page.context.close()
@@ -402,22 +398,12 @@ def test_a_full_queue_is_reported_in_a_friendly_way(served: Served, opened: Call
             stream.cancel()
 
 
-def test_the_shipped_model_writes_a_story_to_its_end(opened: Callable[..., Tab], repository: Path) -> None:
+def test_the_shipped_model_writes_a_story_to_its_end(opened: Callable[..., Tab]) -> None:
     with serve(LocalBackend.load(Settings(story_slots=2))) as served:
-        form = Form(prompt=next(iter(EXAMPLES.values())), seed=int(os.environ.get("DEMO_SEED", "7")))
-        tab = opened(
-            url=served.url,
-            query="?" + encode_link(form, served.backend.model.version),
-            viewport={"width": 1280, "height": 800},
-            device_scale_factor=2,
-            color_scheme="light",
-        )
+        form = Form(prompt=next(iter(EXAMPLES.values())), seed=7)
+        tab = opened(url=served.url, query="?" + encode_link(form, served.backend.model.version))
         expect(tab.page.locator("#prompt textarea")).to_have_value(form.prompt, timeout=TIMEOUT)
         tab.reaches("ended", "open")
         assert len(tab.generated().split()) > 30
         assert "tokens/s" in tab.figures()
-        if picture := os.environ.get("DEMO_SCREENSHOT"):
-            tab.page.mouse.move(0, 0)
-            tab.page.evaluate("scrollTo(0, 0); document.activeElement.blur()")
-            tab.page.screenshot(path=repository / picture, full_page=True)
         tab.page.context.close()

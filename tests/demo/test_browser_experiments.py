@@ -1,12 +1,8 @@
-"""The Experiments page in a real browser, over a real store that a real process of its own reads.
-
-`EXPERIMENTS_STORE=sqlite:///PATH EXPERIMENTS_SCREENSHOT=docs/experiments.png` makes the manual's picture of a store.
-"""
+"""The Experiments page in a real browser, over a real store that a real process of its own reads."""
 
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
@@ -29,8 +25,7 @@ FIRST_TIMEOUT = 120_000
 
 @pytest.fixture(scope="module")
 def served() -> Iterator[Served]:
-    store = os.environ.get("EXPERIMENTS_STORE") or made().uri
-    client = StoreClient(store, ttl=600, first_timeout=FIRST_TIMEOUT / 1000, timeout=60)
+    client = StoreClient(made().uri, ttl=600, first_timeout=FIRST_TIMEOUT / 1000, timeout=60)
     with serve(ScriptedBackend("A story."), experiments=client) as running:
         yield running
 
@@ -363,11 +358,3 @@ def test_without_a_store_the_page_is_one_line(browser: Browser, tmp_path: Path) 
         assert line.locator("code").all_inner_texts() == ["story train"]
         assert page.locator("#findings").count() == 0
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.skipif("EXPERIMENTS_SCREENSHOT" not in os.environ, reason="makes the manual's picture when it is named")
-def test_the_picture_of_the_readme(opened: Callable[..., Page], repository: Path) -> None:
-    page = opened(viewport={"width": 1280, "height": 900}, color_scheme="light")
-    expect(page.locator("#curves polyline").first).to_be_visible(timeout=TIMEOUT)
-    page.wait_for_timeout(1500)
-    page.screenshot(path=repository / os.environ["EXPERIMENTS_SCREENSHOT"], full_page=True)

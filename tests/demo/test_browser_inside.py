@@ -1,15 +1,10 @@
-"""The page Inside in a real browser, over the shipped model: a story is read, cut, weighed and looked into.
-
-`INSIDE_SCREENSHOT=docs/inside.png` makes the manual's picture.
-"""
+"""The page Inside in a real browser, over the shipped model: a story is read, cut, weighed and looked into."""
 
 from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -204,16 +199,3 @@ def test_nothing_sticks_out(opened: Callable[..., Page]) -> None:
         page.set_viewport_size({"width": width, "height": 800})
         assert page.evaluate(widest) <= width
         assert page.evaluate("document.documentElement.scrollWidth") <= width
-
-
-@pytest.mark.skipif("INSIDE_SCREENSHOT" not in os.environ, reason="makes the manual's picture when it is named")
-def test_the_picture_of_the_manual(opened: Callable[..., Page], repository: Path) -> None:
-    page = opened(viewport={"width": 1280, "height": 960}, color_scheme="light")
-    own(
-        page,
-        "Tom had a red kite. Tim had a blue ball. One day, the wind took the ball. Tim was sad. Tom ran to help Tim.",
-    )
-    page.get_by_role("button", name="Which words spoke for it?").click()
-    expect(page.locator("#inside .evidence .found")).to_contain_text("times as likely as", timeout=TIMEOUT)
-    page.evaluate("scrollTo(0, 0)")
-    page.screenshot(path=repository / os.environ["INSIDE_SCREENSHOT"])
