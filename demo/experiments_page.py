@@ -1,4 +1,4 @@
-"""The layout of the page Experiments, which shows what MLflow holds and changes nothing.
+"""The layout of the page Experiments, which shows what MLflow holds; only a signed-in operator changes it.
 
 Its events bypass Gradio's queue, which is for stories; the store's client bounds them by one query at a time and a
 cache. Only the ages of a run, which write stories, are queued. Scripts draw stories and verdicts from plain values,
@@ -17,6 +17,7 @@ from gradio.events import api
 from demo import experiments_handlers as handlers
 from demo import growth_handlers, theme
 from demo.experiments_handlers import Page, Values
+from demo.operator import Operator
 from experiments.dashboard.client import StoreClient
 from experiments.dashboard.recorded import read_record
 from model.errors import InputError
@@ -73,6 +74,25 @@ _GROW = """
 </div>
 """
 _VERSIONS = """<div class="versions"></div>"""
+_OPERATOR = """
+<div class="operator">
+  <form class="sign-in">
+    <label>Operator's token <input type="password" autocomplete="current-password" minlength="16" required></label>
+    <button>Sign in</button>
+  </form>
+  <p class="signed-in" hidden>
+    <button type="button" class="rollback">Roll back …</button>
+    <button type="button" class="switch" hidden>Switch deployment …</button>
+    <button type="button" class="sign-out">Sign out</button>
+  </p>
+  <p class="said" role="status" tabindex="-1"></p>
+  <dialog aria-labelledby="operator-asks">
+    <h3 id="operator-asks"></h3>
+    <p></p>
+    <form method="dialog"><button value="yes"></button> <button value="no">Cancel</button></form>
+  </dialog>
+</div>
+"""
 
 log = logging.getLogger(__name__)
 
@@ -94,14 +114,24 @@ def open_reader(settings: Settings) -> StoreClient | None:
 
 
 def add_experiments(page: gr.Blocks, store: StoreClient, manager: GenerationManager) -> None:
-    """Add the page to `page`, at `/experiments`, and its public endpoint. `manager` bounds what the ages write."""
+    """Add the page to `page`, at `/experiments`, and its public endpoint.
+
+    `manager` bounds what the ages write, and says whether there is an operator.
+    """
     with page.route("Experiments", f"/{PATH}", show_in_navbar=False):
         _wire(page, _lay_out(store, manager), store)
 
 
 def _lay_out(store: StoreClient, manager: GenerationManager) -> Parts:
+    operator = Operator.of(manager, store)
+
     async def news(given: dict[str, Any]) -> Values:
         return await handlers.news(store, given)
+
+    # By this annotation Gradio knows that it is to hand over the request, which is Starlette's here.
+    async def operate(given: dict[str, Any], request: gr.Request) -> Values:
+        assert operator is not None, "only then it is there"
+        return await operator.answer(given, manager.client_of(request.scope))
 
     parts: Parts = {"note": _drawn_by("note", _NOTE, "Reading the store …")}
     with gr.Column(visible=False, elem_id="findings") as parts["body"]:
@@ -137,7 +167,11 @@ def _lay_out(store: StoreClient, manager: GenerationManager) -> Parts:
         parts["no_benchmarks"] = _drawn_by("no-benchmarks", _NOTE, none)
         _heading("Versions and verdicts", "What the gate said of each, check by check.", "versions-head")
         nothing: Values = {"note": "", "versions": []}
-        parts["versions"] = _drawn_by("versions", _VERSIONS, nothing, theme.asset("versions.js"))
+        if operator is None:
+            parts["versions"] = _drawn_by("versions", _VERSIONS, nothing, theme.asset("versions.js"))
+        else:
+            script = theme.asset("versions.js") + theme.asset("operator.js")
+            parts["versions"] = _drawn_by("versions", _VERSIONS + _OPERATOR, nothing, script, [operate])
     return parts
 
 
@@ -214,7 +248,9 @@ def _wire(page: gr.Blocks, parts: Parts, store: StoreClient) -> None:
     page.load(None, None, None, js=f"() => {{ {title}; window.experiments.label(); }}")
     for field in choice:
         field.input(on_choice, choice, parts["curves"], **latest)
-    parts["curves"].submit(on_news, [*choice, parts["sample_run"]], list(parts.values()), **quick)
+    # The curves have seen something new; the operator has moved the champion.
+    changes = [parts["curves"].submit, parts["versions"].submit]
+    gr.on(changes, on_news, [*choice, parts["sample_run"]], list(parts.values()), **quick)
     parts["runs"].select(on_row, choice, [parts["chosen"], parts["curves"]], **latest)
     parts["sample_run"].input(on_sample_run, parts["sample_run"], parts["learn"], **latest)
 

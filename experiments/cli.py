@@ -312,10 +312,8 @@ def print_move(move: Move, what: str, *, as_json: bool) -> None:
     """Print which version got the alias `champion`, or would get it."""
     if as_json:
         print_json(asdict(move))
-        return
-    before = move.champion_before
-    known = f"; champion so far: version {before}" if before is not None else ""
-    typer.echo(f"version {move.version} ({move.digest[:12]}) {what}{known}")
+    else:
+        typer.echo(move.described(what))
 
 
 def compare(

@@ -44,6 +44,7 @@ MAX_PROXIES = 32
 IN_WORDS = {
     "MODAL_ENDPOINT_URL": "an http(s) address",
     "STORY_LIMIT_": f"like `30/minute` or `5/second; 2000/day` (at most a month), or `{OFF}`",
+    "STORY_OPERATOR_TOKEN": "a secret of at least 16 characters",
     "STORY_ORIGINS": "origins like `https://a.example`, with commas between",
     "STORY_ROOT_PATH": "a path like `/stories`",
     "STORY_TRUSTED_PROXIES": "addresses and networks like `10.0.0.0/8`, with commas between, or how many proxies "
@@ -163,6 +164,9 @@ class Settings(BaseModel):
     story_experiments: Literal["auto", "true", "false"] = "auto"
     """Whether the app has the page Experiments, which shows that store to everyone; `auto`: unless `STAGE` is
     PROD."""
+    story_operator_token: SecretStr | None = Field(default=None, min_length=16)
+    """Token by which an operator signs in on that page, to promote a version, roll back and switch deployments; unset:
+    nobody can. Never on a share link."""
     redis_url: SecretStr | None = None
     """Redis that all replicas share: rate limits, response cache, active deployment."""
     database_url: SecretStr | None = None

@@ -15,7 +15,7 @@ from model.files import print_json
 
 if TYPE_CHECKING:
     from model.architecture.folder import ModelFolder
-    from model.serving.deployments import DeploymentState, DeploymentStore
+    from model.serving.deployments import DeploymentStore
     from model.settings import Settings
 
 app = typer.Typer(
@@ -105,11 +105,11 @@ def switch(
     as_json: Json = False,
 ) -> None:
     """Send new requests to the idle deployment, once it is ready. Running ones finish where they are."""
-    from deploy.release import release
+    from model.serving.remote.readiness import switch as switch_when_ready
 
     settings, store = _open()
-    state = release.switch(store, settings, to, timeout=timeout)
-    _print(state.model_dump(), _described(state), as_json)
+    state = switch_when_ready(store, settings, to, timeout=timeout)
+    _print(state.model_dump(), state.described(), as_json)
 
 
 @app.command()
@@ -117,18 +117,19 @@ def rollback(as_json: Json = False) -> None:
     """Undo the last switch, at once and without asking a deployment."""
     _settings, store = _open()
     state = store.rollback()
-    _print(state.model_dump(), _described(state), as_json)
+    _print(state.model_dump(), state.described(), as_json)
 
 
 @app.command()
 def smoke(deployment: ActiveOr = None, timeout: Timeout = 60.0, as_json: Json = False) -> None:
     """Generate a few stories on a deployment; exit code 1 if they fail, 3 if it is too busy to decide."""
     from deploy.release import release
+    from model.serving.remote.readiness import wait_until_ready
 
     settings, store = _open()
     chosen, address = release.address_of(store, deployment)
     if timeout:
-        release.wait_until_ready(address, settings, version=None, timeout=timeout)
+        wait_until_ready(address, settings, version=None, timeout=timeout)
     report = release.check(address, settings)
     text = (
         f"{chosen} {report.verdict}: {report.reason}\n"
@@ -170,11 +171,12 @@ def promote(
     If its deployment fails, it stays the champion; `story rollback` undoes that.
     """
     from deploy.release.platforms import open_platform
-    from deploy.release.release import release, switch
+    from deploy.release.release import release
     from experiments.common.thresholds import THRESHOLDS, load_thresholds
     from experiments.gate.run import promote as move_up
     from model.errors import InputError
     from model.serving.registry import MODELS, NAME
+    from model.serving.remote.readiness import switch
 
     if and_deploy and not apply:
         raise InputError("--deploy", "goes with --yes only")
@@ -191,7 +193,7 @@ def promote(
     folder = _folder(f"{MODELS}{NAME}/{move.version}", settings)
     done = release(folder, place, store, settings, deployment=None, timeout=timeout, progress=_progress)
     state = switch(store, settings, done.deployment, timeout=timeout)
-    _print({**asdict(move), "release": asdict(done), "active": state.active}, _described(state), as_json)
+    _print({**asdict(move), "release": asdict(done), "active": state.active}, state.described(), as_json)
 
 
 def _progress(line: str) -> None:
@@ -211,10 +213,6 @@ def _folder(given: str | None, settings: Settings) -> ModelFolder:
     from model.architecture.folder import ModelFolder
 
     return ModelFolder.open(resolve_model(given or settings.story_model, settings).path)
-
-
-def _described(state: DeploymentState) -> str:
-    return f"new stories go to {state.active} ({(state.versions[state.active] or '')[:12]}) at {state.url}"
 
 
 def _print(values: object, text: str, as_json: bool) -> None:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from anyio import BrokenWorkerProcess, to_process
 
 from experiments.common.background import background
+from experiments.dashboard import moves
 from experiments.dashboard.ages import cached
 from experiments.dashboard.recorded import with_record
 from experiments.dashboard.records import AgeRow, Curve, Measure, Overview, SampleSet, TrainingRecord
@@ -172,6 +173,27 @@ class StoreClient:
             folder = Path(await self._answer("age_folder", run, step))
             self._cached.pop(("age_folder", run, step), None)  # the folder itself is the cache, and may be tidied up
         return folder
+
+    async def move(self, thresholds: Path, action: moves.Action, version: str, plan: str) -> moves.Answer:
+        """Move the alias `champion`, or show what would move: see `moves.move`. What is read afterwards is read anew.
+
+        A move that has begun is not cancelled: half of it would be worse. Raises `UnreadableError`.
+        """
+        if (reason := why_absent(self.uri)) is not None:
+            raise UnreadableError(reason)
+        async with self._turn:
+            try:
+                given = (self.uri, thresholds, self._idle_timeout, action, version, plan)
+                found = await to_process.run_sync(moves.move, *given)
+            except BrokenWorkerProcess as error:
+                log.warning("the champion cannot be moved: %s", error)
+                raise UnreadableError(
+                    "The store of the experiments does not answer; look at the versions before you try again."
+                ) from None
+            self._cached.clear()
+        if found.error:
+            log.warning("the champion cannot be moved: %s", found.error)
+        return found
 
     async def _recorded(self, runs: Sequence[str]) -> set[str]:
         """Which of `runs` come from the record, and not from the store."""

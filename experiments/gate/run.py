@@ -224,6 +224,16 @@ class Move:
     applied: bool
     """False: a dry run."""
 
+    @property
+    def plan(self) -> str:
+        """Name what moves, from where and by which verdict: the same for a dry run and for what it announced."""
+        return f"{self.version}/{self.digest}/{self.champion_before}/{self.gate_run}"
+
+    def described(self, what: str) -> str:
+        """Say in one line what happened to the version, or would: `would be promoted`."""
+        known = "" if self.champion_before is None else f"; champion so far: version {self.champion_before}"
+        return f"version {self.version} ({self.digest[:12]}) {what}{known}"
+
     @classmethod
     def to(cls, chosen: Version, champion: Version | None, gate_run: str, *, applied: bool) -> Self:
         before = None if champion is None else champion.number
@@ -232,10 +242,22 @@ class Move:
         )
 
 
-def promote(uri: str, thresholds: Thresholds, *, version: str = CHALLENGER, apply: bool = False) -> Move:
+class StaleMoveError(PromotionError):
+    """What would move now is not what was confirmed."""
+
+    def __init__(self) -> None:
+        super().__init__("the registry changed meanwhile, and nothing was moved", 3)
+
+
+def promote(
+    uri: str, thresholds: Thresholds, *, version: str = CHALLENGER, apply: bool = False, plan: str | None = None
+) -> Move:
     """Make a version the champion, if the newest verdict on its artifact is a pass under today's thresholds.
 
+    `plan`: of a dry run that was confirmed; anything else is not applied.
+
     Raises:
+        StaleMoveError: `plan` is not what would move now.
         PromotionError: the verdict is another one, is missing, too old, of other thresholds or about another
             champion; another version became champion meanwhile; or the alias does not read back as it was set.
         InputError: there is no such version, or the store cannot be used.
@@ -249,6 +271,8 @@ def promote(uri: str, thresholds: Thresholds, *, version: str = CHALLENGER, appl
     move = Move.to(chosen, champion, run_id, applied=apply)
     if not apply:
         return move
+    if plan not in (None, move.plan):
+        raise StaleMoveError
     if holder(uri, CHAMPION) != champion:
         raise PromotionError("another version became champion meanwhile; run `story gate` again", 3)
     tags = {"gate": "pass", "gate.run_id": run_id, "thresholds.digest": thresholds.digest, "promoted": _utc()}
@@ -261,10 +285,13 @@ def promote(uri: str, thresholds: Thresholds, *, version: str = CHALLENGER, appl
     return move
 
 
-def rollback(uri: str, *, apply: bool = True) -> Move:
+def rollback(uri: str, *, apply: bool = True, plan: str | None = None) -> Move:
     """Give `champion` back to the version that had it before; the two swap, so that a rollback can be undone.
 
+    `plan`: as in `promote`.
+
     Raises:
+        StaleMoveError: `plan` is not what would move now.
         PromotionError: there is no previous version, or the alias does not read back as it was set.
     """
     client = open_store(uri)
@@ -274,6 +301,8 @@ def rollback(uri: str, *, apply: bool = True) -> Move:
     move = Move.to(previous, champion, previous.tags.get("gate.run_id", ""), applied=apply)
     if not apply:
         return move
+    if plan not in (None, move.plan):
+        raise StaleMoveError
     if champion is not None:
         client.set_model_version_tag(NAME, str(champion.number), "rolled_back", _utc())
     _move_aliases(client, uri, move)

@@ -54,6 +54,10 @@ class DeploymentError(StoryError):
     exit_code = 1
 
 
+class StaleDeploymentError(DeploymentError):
+    """The record is no longer the one that a change was decided by."""
+
+
 class DeploymentState(BaseModel):
     """The record. Each change makes a new one, with the next `generation`."""
 
@@ -95,6 +99,10 @@ class DeploymentState(BaseModel):
     def url(self) -> str | None:
         """Where new requests go."""
         return self.urls[self.active]
+
+    def described(self, verb: str = "go") -> str:
+        """Say in one line where new stories go (`verb`: or would go)."""
+        return f"new stories {verb} to {self.active} ({(self.versions[self.active] or '')[:12]}) at {self.url}"
 
     def switched(self, to: Deployment | None = None) -> DeploymentState:
         """Make `to` (None: the idle one) active. Raises `DeploymentError` when it has not passed its check."""
@@ -173,9 +181,19 @@ class DeploymentStore(ABC):
         record = self.read()
         return default if record is None or record.url is None else record.url
 
-    def switch(self, to: Deployment | None = None) -> DeploymentState:
-        """Make `to` active (None: the idle deployment). Raises `DeploymentError`."""
-        return self._change_existing(lambda record: record.switched(to), "run `story deploy deploy`")
+    def switch(self, to: Deployment | None = None, *, generation: int | None = None) -> DeploymentState:
+        """Make `to` active (None: the idle deployment).
+
+        `generation`: of the record that this was decided by. Raises `DeploymentError`, and `StaleDeploymentError`
+        where another change came first.
+        """
+
+        def switched(record: DeploymentState) -> DeploymentState:
+            if generation not in (None, record.generation):
+                raise StaleDeploymentError("the deployments changed meanwhile, and nothing was switched")
+            return record.switched(to)
+
+        return self._change_existing(switched, "run `story deploy deploy`")
 
     def rollback(self) -> DeploymentState:
         """Undo the last switch. Raises `DeploymentError`."""

@@ -21,6 +21,7 @@ from deploy.release.platforms import LoopbackPlatform
 from model.architecture.folder import DIGESTED, PRETRAINED, ModelFolder, compute_digest
 from model.errors import DeployError, InputError, ModelError
 from model.serving.deployments import DEPLOYMENTS, DeploymentError, DeploymentStore, open_deployments, state_folder
+from model.serving.remote.readiness import switch
 from model.settings import load_settings
 from tests.deploy.conftest import Run
 
@@ -214,7 +215,7 @@ def test_the_active_deployment_is_not_replaced_under_its_clients(
 def test_a_deployment_that_does_not_wake_is_not_switched_to(platform: LoopbackPlatform, store: DeploymentStore) -> None:
     store.set_deployment("green", "http://127.0.0.1:1", "x")
     with pytest.raises(DeployError, match="was not ready"):
-        release.switch(store, load_settings(), None, timeout=0.2)
+        switch(store, load_settings(), None, timeout=0.2)
     record = store.load()
     assert record is not None
     assert record.active == "blue"
@@ -247,7 +248,7 @@ def test_a_version_that_fails_its_check_cannot_be_switched_to(
     assert record is not None
     assert (record.active, record.urls["green"]) == ("blue", None)
     with pytest.raises(DeploymentError, match="green has no deployment that passed its check"):
-        release.switch(store, settings, None, timeout=1)
+        switch(store, settings, None, timeout=1)
     with pytest.raises(DeploymentError, match="there is nothing to roll back to"):
         store.rollback()
     assert release.stop(alone, store, "green", force=True)[1], "its process is there to be looked at"

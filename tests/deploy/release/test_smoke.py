@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deploy.release import release
-from deploy.release.release import check, judge, wait_until_ready
+from deploy.release.release import check, judge
 from experiments.benchmark.measures import Sample
 from model.errors import AccountError, DeployError
 from model.serving.http.server import free_port
+from model.serving.remote.readiness import wait_until_ready
 from model.settings import Settings, load_settings
 from tests.demo.engines import local_backend
 from tests.json_server import Text, json_server

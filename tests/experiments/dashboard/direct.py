@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pickle
+from pathlib import Path
 from typing import Any
 
+from experiments.dashboard import moves
 from experiments.dashboard.client import Question, StoreClient, UnreadableError, answer, why_absent
 
 
@@ -18,3 +20,7 @@ class DirectClient(StoreClient):
         if error is not None:
             raise UnreadableError(error)
         return pickle.loads(pickle.dumps(found))
+
+    async def move(self, thresholds: Path, action: moves.Action, version: str, plan: str) -> moves.Answer:
+        found = moves.answer(self.uri, thresholds, action, version, plan)
+        return moves.Answer(*pickle.loads(pickle.dumps(found)))

@@ -56,6 +56,14 @@ def evaluated() -> Place:
     return place
 
 
+def judged(folder: Path) -> Place:
+    """A store in `folder`, to be written to, in which the challenger has passed the gate."""
+    place = copied(folder, evaluated())
+    log_speed(place.uri, place.challenger, place.bounds, against=place.champion)
+    assert run_gate(place.uri, place.bounds).verdict == "pass"
+    return place
+
+
 def copied(folder: Path, place: Place) -> Place:
     """A store like that of `place`, to be written to, in `folder`."""
     database = Path(place.uri.removeprefix("sqlite:///"))
