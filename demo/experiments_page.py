@@ -42,6 +42,7 @@ _CURVES = """
     <label><input type="checkbox" class="log-y"> logarithmic up</label>
     <button type="button" class="whole" disabled>Whole range</button>
     <button type="button" class="csv">Save as .csv</button>
+    <button type="button" class="png" aria-label="Save as .png">.png</button>
   </div>
   <div class="plots"></div>
   <p class="keys">Drag across a plot to see a part of it. Keys: ← and → read, + and - zoom, 0 shows the whole range.</p>

@@ -6,6 +6,9 @@ const LOOKS = 6; // kinds of lines, `.look-0` and so on: as many as there may be
 const HEIGHT = 260;
 const EDGE = { left: 56, right: 12, top: 10, bottom: 28 };
 const AT = { steps: 0, tokens: 1, minutes: 2, value: 3 }; // places in a point
+const MARGIN = 24; // around the saved picture, pixels
+const SHARP = 2; // pixels of the saved picture for one on the page
+const STYLES = ["fill", "stroke", "stroke-width", "stroke-dasharray", "stroke-linejoin", "opacity", "font-family", "font-size"];
 const SHORTEST = 8; // pixels of a drag that zooms
 const EVERY = { running: 5000, idle: 30000 }; // milliseconds between two looks for news
 const written = new Intl.NumberFormat("en-US", { notation: "compact", maximumSignificantDigits: 4 });
@@ -350,12 +353,71 @@ field("over").addEventListener("change", () => { place = null; look(null); zoom(
 for (const name of ["smooth", "log-y"]) field(name).addEventListener("input", redraw);
 field("log-x").addEventListener("input", () => zoom(null)); // a part may begin at 0
 field("whole").addEventListener("click", () => zoom(null));
-field("csv").addEventListener("click", () => {
+// Save under a name that says which runs are in it.
+const save = (blob, kind) => {
+  const name = ["curves", ...shown.runs.map((run) => run.name)].join(" ").replace(/[^\p{L}\p{N}._-]+/gu, "-");
   const link = part("a");
-  link.href = URL.createObjectURL(new Blob([csv()], { type: "text/csv" }));
-  link.download = "curves.csv";
+  link.href = URL.createObjectURL(blob);
+  link.download = `${name.slice(0, 100)}.${kind}`;
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+};
+
+// A copy of a drawing that needs no style sheet, at a place of another one.
+const copied = (drawing, place) => {
+  const copy = drawing.cloneNode(true);
+  const [from, to] = [drawing, copy].map((whole) => [whole, ...whole.querySelectorAll("*")]);
+  from.forEach((node, at) => {
+    const look = getComputedStyle(node);
+    for (const name of STYLES) to[at].setAttribute(name, look.getPropertyValue(name));
+  });
+  for (const [name, value] of Object.entries(place)) copy.setAttribute(name, value);
+  for (const node of copy.querySelectorAll(".cursor, .band")) node.remove();
+  return copy;
+};
+
+// All plots below each other under the legend, on the page's background.
+const picture = () => {
+  const figures = [...root.querySelectorAll(".plots figure:not([hidden])")];
+  const names = [...legend.querySelectorAll(".name")];
+  const inner = Math.max(...figures.map((figure) => figure.clientWidth), ...names.map((name) => name.offsetWidth + 40));
+  const whole = svg("svg");
+  const background = svg("rect", { width: "100%", height: "100%", fill: getComputedStyle(document.body).backgroundColor });
+  whole.append(background);
+  let down = MARGIN;
+  const write = (node, x) => {
+    const { color: fill, fontFamily, fontSize } = getComputedStyle(node);
+    const look = { x, y: down + 14, fill, "font-family": fontFamily, "font-size": fontSize };
+    whole.append(svg("text", look, node.textContent.replace(/\p{C}/gu, " "))); // some of these XML cannot hold
+  };
+  for (const name of names) {
+    const line = name.parentNode.querySelector(".key");
+    whole.append(copied(line, { x: MARGIN, y: down + 5, width: 28, height: 8 }));
+    write(name, MARGIN + 40);
+    down += 22;
+  }
+  for (const figure of figures) {
+    down += MARGIN / 2;
+    write(figure.querySelector("figcaption"), MARGIN);
+    down += MARGIN;
+    const place = { x: MARGIN, y: down, width: figure.clientWidth, height: HEIGHT };
+    whole.append(copied(figure.querySelector(".plot"), place));
+    down += HEIGHT;
+  }
+  whole.setAttribute("width", inner + 2 * MARGIN);
+  whole.setAttribute("height", down + MARGIN);
+  return whole;
+};
+
+field("csv").addEventListener("click", () => save(new Blob([csv()], { type: "text/csv" }), "csv"));
+field("png").addEventListener("click", async () => {
+  const image = new Image();
+  image.src = `data:image/svg+xml;charset=utf-8,${encodeURIComponent(new XMLSerializer().serializeToString(picture()))}`;
+  await image.decode();
+  const canvas = part("canvas");
+  [canvas.width, canvas.height] = [SHARP * image.width, SHARP * image.height];
+  canvas.getContext("2d").drawImage(image, 0, 0, canvas.width, canvas.height);
+  canvas.toBlob((blob) => save(blob, "png"));
 });
 
 // Look for news of a running training, more seldom where none runs; not while nobody sees the page.

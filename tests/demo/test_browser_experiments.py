@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
+from PIL import Image
 from playwright.sync_api import Browser, Page, Route, expect
 
 from demo.experiments_page import PATH
 from experiments.dashboard.client import StoreClient
+from experiments.dashboard.records import RunRow
+from experiments.dashboard.rows import KEYS, run_rows
 from tests.demo.scripted import ScriptedBackend
 from tests.demo.served import Served, serve
 from tests.demo.tabs import IN_A_BROWSER, TIMEOUT, opening, violations
 from tests.experiments.dashboard.made import made
 from tests.training.tracked import end, evaluation, observer_on, start, step
+from training.tracking.store import open_store
 
 pytestmark = IN_A_BROWSER
 FIRST_TIMEOUT = 120_000
@@ -166,7 +171,7 @@ def test_one_crosshair_lies_over_all_plots_and_a_drag_zooms_all_of_them(opened: 
     assert again == whole
 
 
-def test_curves_are_smoothed_by_other_axes_and_saved(opened: Callable[..., Page]) -> None:
+def test_curves_are_smoothed_and_drawn_over_other_axes(opened: Callable[..., Page]) -> None:
     page = opened(query="?measure=training")
     full, faint = (page.locator(f"#curves polyline{kind}").first for kind in (":not(.faint)", ".faint"))
     expect(full).to_be_attached(timeout=TIMEOUT)
@@ -182,14 +187,58 @@ def test_curves_are_smoothed_by_other_axes_and_saved(opened: Callable[..., Page]
     assert full.get_attribute("points") == raw
     page.get_by_label("logarithmic up").check()
     assert full.get_attribute("points") != raw
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_shown_curves_are_saved_as_the_stores_numbers_and_as_a_picture(
+    opened: Callable[..., Page], scheme: str
+) -> None:
+    page = opened(query="?measure=training,held-out", color_scheme=scheme, viewport={"width": 900, "height": 900})
+    lines = page.locator("#curves polyline:not(.faint)")
+    expect(lines).to_have_count(4, timeout=TIMEOUT)
     with page.expect_download() as saved:
         page.get_by_role("button", name="Save as .csv").click()
+    named = re.fullmatch(r"curves-(?:learned-stopped|stopped-learned)\.csv", saved.value.suggested_filename)
+    assert named, saved.value.suggested_filename
     rows = list(csv.DictReader(saved.value.path().read_text("utf-8").splitlines()))
-    ours = [row for row in rows if row["name"] == "learned"]
-    assert [int(row["tokens"]) for row in ours] == [each.tokens for each in made().trained.steps]
-    assert [float(row["value"]) for row in ours] == pytest.approx(
-        [each.loss for each in made().trained.steps], rel=1e-5
-    )
+    store = open_store(made().uri, read_only=True)
+    runs, _ = run_rows(store)
+    assert {row["name"] for row in rows} == {run.name for run in runs} == {"learned", "stopped"}
+    for run in runs:
+        for measure in ("training", "held-out"):
+            logged = store.get_metric_history(run.id, KEYS[measure])
+            ours = {int(row["step"]): row for row in rows if (row["run"], row["measure"]) == (run.id[:8], measure)}
+            assert {step: float(row["value"]) for step, row in ours.items()} == {
+                each.step: pytest.approx(each.value, rel=1e-5) for each in logged
+            }
+    for row in rows[:20]:
+        seen = {each.step: each.value for each in store.get_metric_history(of(runs, row["run"]), "tokens")}
+        assert int(row["tokens"]) == seen[int(row["step"])]
+
+    with page.expect_download() as pictured:
+        page.get_by_role("button", name="Save as .png").click()
+    assert pictured.value.suggested_filename == saved.value.suggested_filename.replace(".csv", ".png")
+    with Image.open(pictured.value.path()) as image:
+        colors = {color for _, color in image.convert("RGB").getcolors(1 << 24) or []}
+        corner = image.convert("RGB").getpixel((0, 0))
+        plots = page.locator("#curves .plot").evaluate_all("all => all.map(one => one.clientWidth)")
+        assert image.width == 2 * (max(plots) + 48)
+        assert image.height > 2 * 2 * 260
+    background = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert rgb(background) == corner
+    strokes = lines.evaluate_all("all => all.map(one => getComputedStyle(one).stroke)")
+    assert len(set(strokes)) == 2
+    assert {rgb(stroke) for stroke in strokes} <= colors, "each run's line is in the picture, in its color"
+
+
+def of(runs: list[RunRow], short: str) -> str:
+    """The whole id of a run."""
+    return next(run.id for run in runs if run.id.startswith(short))
+
+
+def rgb(color: str) -> tuple[int, ...]:
+    """The parts of a color as a browser computes it: `rgb(1, 2, 3)`."""
+    return tuple(int(part) for part in re.findall(r"\d+", color))
 
 
 def test_a_running_training_is_followed_and_lines_stay_the_same_nodes(browser: Browser, tmp_path: Path) -> None:
