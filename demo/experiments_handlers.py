@@ -8,7 +8,7 @@ import contextlib
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -35,6 +35,10 @@ MEASURES: dict[Measure, str] = {
 FIRST_MEASURES: tuple[Measure, ...] = ("held-out", "training")
 NO_SAMPLES = "No run has kept sample stories yet; `story train` writes some at each evaluation."
 FROM_RECORD = "from the record"
+FOLDED, UNFOLDED = "▸ ", "▾ "
+"""Before the name of a sweep in the table of runs."""
+SWEEP = "sweep"
+"""Stands for the id in a sweep's row."""
 WORDS = {"pass": "passed", "fail": "failed", "undecided": "undecided"}
 
 RUN_COLUMNS = {
@@ -101,8 +105,11 @@ class Page:
     versions: Values | None = None
 
 
-async def opened(store: StoreClient, query: Mapping[str, str]) -> Page:
-    """The page as an address asks for it; what the address names and the store does not hold is left alone."""
+async def opened(store: StoreClient, query: Mapping[str, str], unfolded: Collection[str] = ()) -> Page:
+    """The page as an address asks for it; what the address names and the store does not hold is left alone.
+
+    `unfolded`: names of the sweeps whose trials are listed.
+    """
     try:
         seen = await store.overview()
         if not (seen.runs or seen.benchmarks or seen.versions):
@@ -113,7 +120,7 @@ async def opened(store: StoreClient, query: Mapping[str, str]) -> Page:
         sample_run = _run_with_samples(seen, query.get("story", ""))
         return Page(
             note=_summary(seen),
-            runs=runs_table(seen),
+            runs=runs_table(seen, unfolded),
             choices=tuple((_label(run), run.id[:SHORT]) for run in seen.runs),
             curves=await draw(store, asked or first_chosen(seen), query.get("measure", "").split(",")),
             sampled=sampled,
@@ -228,6 +235,20 @@ async def pick(store: StoreClient, chosen: Sequence[str], row: Sequence[Any], me
     return await draw(store, kept, measures)
 
 
+async def fold(store: StoreClient, row: Sequence[Any], unfolded: Collection[str]) -> tuple[Table, list[str]] | None:
+    """The table of runs after a row was pressed, and the sweeps that are unfolded then; None: it is no sweep's row."""
+    if not row or row[-1] != SWEEP:
+        return None
+    name = str(row[0])[len(FOLDED) :]
+    now = [each for each in unfolded if each != name]
+    if len(now) == len(unfolded):
+        now.append(name)
+    try:
+        return runs_table(await store.overview(stale_ok=True), now), now
+    except StoryError:  # the page says it at its next look for news
+        return None
+
+
 async def samples(store: StoreClient, run: str, *, at: str = "") -> Values:
     """What a run (a short id) wrote while it learned, for `assets/learn.js`; `at` is the step to begin with."""
     try:
@@ -247,15 +268,34 @@ async def samples(store: StoreClient, run: str, *, at: str = "") -> Values:
     }
 
 
-def runs_table(seen: Overview) -> Table:
-    """A row for each run. A figure that is missing is an empty cell."""
+def runs_table(seen: Overview, unfolded: Collection[str] = ()) -> Table:
+    """A row for each run, and one for each sweep, with its best trial's figures, above its trials if it is `unfolded`.
+
+    A figure that is missing is an empty cell.
+    """
     rows: list[list[Any]] = []
-    for run in seen.runs:
-        figures = [run.bits_per_byte, run.tokens, run.minutes, run.parameters]
-        texts = [run.data, _moment(run.started), run.id[:SHORT]]
-        status = ", ".join([run.status, *aliases_of(run, seen)])
-        rows.append([run.name, _marked(status, run), run.preset, *figures, *texts])
+    for group in grouped(seen.runs):
+        best, sweep = group[0], group[0].sweep
+        if sweep:
+            running = sum(trial.status == "running" for trial in group)
+            known_as = [alias for trial in group for alias in aliases_of(trial, seen)]
+            count = f"{len(group):,} trial{'s' * (len(group) != 1)}"
+            status = ", ".join([count, *([f"{running} running"] if running else []), *known_as])
+            mark = UNFOLDED if sweep in unfolded else FOLDED
+            rows.append([mark + sweep, _marked(status, best), *_figures_of(best), SWEEP])
+        if not sweep or sweep in unfolded:
+            for run in group:
+                status = ", ".join([run.status, *aliases_of(run, seen)])
+                rows.append([run.name, _marked(status, run), *_figures_of(run), run.id[:SHORT]])
     return _table(RUN_COLUMNS, rows)
+
+
+def grouped(runs: Sequence[RunRow]) -> list[list[RunRow]]:
+    """Each run by itself, and the trials of each sweep together, the best first, in the place of the newest."""
+    groups: dict[tuple[str, bool], list[RunRow]] = {}
+    for run in runs:
+        groups.setdefault((f"sweep {run.sweep}" if run.sweep else run.id, run.recorded), []).append(run)
+    return [sorted(group, key=_from_the_best) for group in groups.values()]
 
 
 def evaluations_table(seen: Overview) -> Table:
@@ -283,9 +323,10 @@ def benchmarks_table(seen: Overview) -> Table:
 
 
 def first_chosen(seen: Overview) -> list[str]:
-    """The runs of the first picture: the newest ones, and of the record at least one beside them."""
-    own = [run.id[:SHORT] for run in seen.runs if run.tokens and not run.recorded]
-    recorded = [run.id[:SHORT] for run in seen.runs if run.tokens and run.recorded]
+    """The runs of the first picture: the newest, of a sweep the best, and of the record at least one beside them."""
+    best = [group[0] for group in grouped(seen.runs)]
+    own = [run.id[:SHORT] for run in best if run.tokens and not run.recorded]
+    recorded = [run.id[:SHORT] for run in best if run.tokens and run.recorded]
     shown = own[: FIRST_CHOSEN - 1] if recorded else own[:FIRST_CHOSEN]
     return [*shown, *recorded[: FIRST_CHOSEN - len(shown)]]
 
@@ -304,6 +345,17 @@ def names_in_the_picture(runs: Sequence[RunRow]) -> dict[str, str]:
         run.id: run.name if run.name and count[run.name] == 1 else f"{run.name} {run.id[:SHORT]}".strip()
         for run in runs
     }
+
+
+def _figures_of(run: RunRow) -> list[Any]:
+    """The cells of a run between its status and its id."""
+    figures = [run.bits_per_byte, run.tokens, run.minutes, run.parameters]
+    return [run.preset, *figures, run.data, _moment(run.started)]
+
+
+def _from_the_best(run: RunRow) -> tuple[bool, float]:
+    """Sorts runs; those without a figure come last."""
+    return run.bits_per_byte is None, run.bits_per_byte or 0.0
 
 
 def _values(figures: Mapping[str, float], columns: Sequence[tuple[str, str, int, float]]) -> list[float | None]:
@@ -389,7 +441,7 @@ def _run_with_samples(seen: Overview, asked: str) -> str:
     sampled = [run for run in seen.runs if run.stories or run.ages]
     if any(run.id[:SHORT] == asked for run in sampled):
         return asked
-    best = min(sampled, key=lambda run: (run.bits_per_byte is None, run.bits_per_byte), default=None)
+    best = min(sampled, key=_from_the_best, default=None)
     return "" if best is None else best.id[:SHORT]
 
 

@@ -136,7 +136,7 @@ def _lay_out(store: StoreClient, manager: GenerationManager) -> Parts:
 
     parts: Parts = {"note": _drawn_by("note", _NOTE, "Reading the store …")}
     with gr.Column(visible=False, elem_id="findings") as parts["body"]:
-        sorting = "Press a row to see its curve below, and ⋮ beside a heading to sort or filter by it."
+        sorting = "Press a run to see its curve below, a sweep to see its trials, and ⋮ to sort or filter."
         _heading("Runs", sorting, "runs-head")
         kinds = ["str" if digits is None else "number" for digits in handlers.RUN_COLUMNS.values()]
         headers = list(handlers.RUN_COLUMNS)
@@ -223,9 +223,9 @@ def _wire(page: gr.Blocks, parts: Parts, store: StoreClient) -> None:
         ui = handlers.ui_address(store.uri, local=local)
         return _opened(await handlers.opened(store, dict(request.query_params)), ui)
 
-    async def on_news(chosen: list[str] | None, measures: list[str], run: str | None) -> list[Any]:
+    async def on_news(chosen: list[str] | None, measures: list[str], run: str | None, unfolded: list[str]) -> list[Any]:
         asked = {"runs": ",".join(chosen or []), "measure": ",".join(measures), "story": run or ""}
-        found = await handlers.opened(store, asked)
+        found = await handlers.opened(store, asked, unfolded)
         values = dict(zip(parts, _opened(found), strict=True))
         kept = {"chosen": gr.update(choices=list(found.choices)), "measure": gr.skip(), "curves": gr.skip()}
         return list((values | kept).values()) if found.curves else [found.note, *[gr.skip()] * (len(parts) - 1)]
@@ -233,9 +233,14 @@ def _wire(page: gr.Blocks, parts: Parts, store: StoreClient) -> None:
     async def on_choice(chosen: list[str] | None, measures: list[str]) -> Values:
         return await handlers.draw(store, chosen or [], measures)
 
-    async def on_row(chosen: list[str] | None, measures: list[str], event: gr.SelectData) -> tuple[list[str], Values]:
-        drawn = await handlers.pick(store, chosen or [], event.row_value or [], measures)
-        return drawn["chosen"], drawn
+    async def on_row(
+        chosen: list[str] | None, measures: list[str], unfolded: list[str], event: gr.SelectData
+    ) -> tuple[Any, Any, Any, list[str]]:
+        row = event.row_value or []
+        if (folded := await handlers.fold(store, row, unfolded)) is not None:
+            return gr.skip(), gr.skip(), *folded
+        drawn = await handlers.pick(store, chosen or [], row, measures)
+        return drawn["chosen"], drawn, gr.skip(), unfolded
 
     async def on_sample_run(run: str | None) -> Values:
         return await handlers.samples(store, run or "")
@@ -244,6 +249,7 @@ def _wire(page: gr.Blocks, parts: Parts, store: StoreClient) -> None:
     # By default Gradio drops what is pressed while an answer is on its way.
     latest: dict[str, Any] = {**quick, "trigger_mode": "always_last"}
     choice = [parts["chosen"], parts["measure"]]
+    unfolded = gr.State([])  # sweeps of the table of runs
     page.load(on_open, None, list(parts.values()), **quick)
     title = f"document.title = {json.dumps(TITLE)}"  # Gradio has set the other page's
     page.load(None, None, None, js=f"() => {{ {title}; window.experiments.label(); }}")
@@ -251,8 +257,9 @@ def _wire(page: gr.Blocks, parts: Parts, store: StoreClient) -> None:
         field.input(on_choice, choice, parts["curves"], **latest)
     # The curves have seen something new; the operator has moved the champion.
     changes = [parts["curves"].submit, parts["versions"].submit]
-    gr.on(changes, on_news, [*choice, parts["sample_run"]], list(parts.values()), **quick)
-    parts["runs"].select(on_row, choice, [parts["chosen"], parts["curves"]], **latest)
+    gr.on(changes, on_news, [*choice, parts["sample_run"], unfolded], list(parts.values()), **latest)
+    pressed = [parts["chosen"], parts["curves"], parts["runs"], unfolded]
+    parts["runs"].select(on_row, [*choice, unfolded], pressed, **latest)
     parts["sample_run"].input(on_sample_run, parts["sample_run"], parts["learn"], **latest)
 
 

@@ -54,6 +54,8 @@ class RunRow(Row):
     """Id of its experiment, by which the MLflow UI addresses it."""
     settings: dict[str, str] = {}
     """Its recipe as MLflow parameters (`optimizer.matrix_lr`), data, start, code and processor."""
+    sweep: str = ""
+    """Name of the sweep that it is a trial of."""
 
 
 class Curve(Record):

@@ -244,6 +244,7 @@ def run_row(run: Run) -> RunRow:
         ages=int(ages) if (ages := tags.get(AGES, "")).isdecimal() else 0,
         experiment=str(run.info.experiment_id),
         settings=_settings(run),
+        sweep=without_places(tags.get("sweep", "")),
     )
 
 

@@ -269,6 +269,34 @@ def test_a_running_training_is_followed_and_lines_stay_the_same_nodes(browser: B
         expect(page.locator("#curves .legend .running")).to_have_count(0, timeout=FIRST_TIMEOUT)
 
 
+def test_the_trials_of_a_sweep_are_one_row_that_is_pressed_open_and_shut(browser: Browser, tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    for number, bits in enumerate((1.3, 1.1, 1.2)):
+        folder = tmp_path / f"trial-{number}"
+        folder.mkdir()
+        observer = observer_on(uri, tags={"sweep": "rates", "sweep.trial": str(number)})
+        observer.started(start(folder))
+        observer.stepped(step(1))
+        observer.evaluated(evaluation(1, bits))
+        observer.ended(end())
+    client = StoreClient(uri, ttl=600, first_timeout=FIRST_TIMEOUT / 1000, timeout=60)
+    with serve(ScriptedBackend("A story."), experiments=client) as served, opening(browser) as make:
+        page = make(url=served.url, path=PATH, viewport={"width": 1280, "height": 900}).page
+        rows = page.locator("#runs .virtual-row")
+        expect(rows).to_have_count(1, timeout=FIRST_TIMEOUT)
+        assert column(page, 0) == ["▸ rates"]
+        assert (column(page, 1), column(page, 3)) == (["3 trials"], ["1.1000"])
+        assert points(page) == {"trial-1"}, "the best one is in the picture"
+        rows.first.locator("[role=gridcell]").first.click()
+        expect(rows).to_have_count(4, timeout=TIMEOUT)
+        assert column(page, 0) == ["▾ rates", "trial-1", "trial-2", "trial-0"]
+        rows.nth(3).locator("[role=gridcell]").nth(1).click()
+        expect(page.locator("#curves .legend .name")).to_have_text(["trial-1", "trial-0"], timeout=TIMEOUT)
+        expect(rows).to_have_count(4)
+        rows.first.locator("[role=gridcell]").nth(1).click()
+        expect(rows).to_have_count(1, timeout=TIMEOUT)
+
+
 def test_memory_stays_flat_while_the_measure_is_changed(opened: Callable[..., Page]) -> None:
     page = opened()
     devtools = page.context.new_cdp_session(page)

@@ -181,6 +181,38 @@ def test_without_a_store_the_page_shows_how_the_shipped_model_was_made(tmp_path:
     assert version["checks"]
 
 
+def test_the_trials_of_a_sweep_are_one_row_until_it_is_pressed_and_then_the_best_comes_first() -> None:
+    bits = {"a": 1.3, "b": 1.1, "c": None, "d": 1.2}
+    trials = [row(id=name * 32, name=name, sweep="rates", bits_per_byte=each) for name, each in bits.items()]
+    trials[0] = trials[0].model_copy(update={"status": "running"})
+    runs = Runs(row(id="e" * 32, name="newest"), *trials[:2], row(id="f" * 32, name="between"), *trials[2:])
+    folded = handlers.runs_table(asyncio.run(runs.overview()))["data"]
+    assert [(cells[0], cells[1], cells[3], cells[-1]) for cells in folded] == [
+        ("newest", "finished", 1.0, "e" * 8),
+        ("▸ rates", "4 trials, 1 running", 1.1, "sweep"),
+        ("between", "finished", 1.0, "f" * 8),
+    ]
+    pressed = asyncio.run(handlers.fold(runs, folded[1], []))
+    assert pressed is not None
+    table, unfolded = pressed
+    assert unfolded == ["rates"]
+    assert [cells[0] for cells in table["data"]] == ["newest", "▾ rates", "b", "d", "a", "c", "between"]
+    assert table == handlers.runs_table(asyncio.run(runs.overview()), unfolded)
+    again = asyncio.run(handlers.fold(runs, table["data"][1], unfolded))
+    assert again is not None
+    assert again == (handlers.runs_table(asyncio.run(runs.overview())), [])
+    assert asyncio.run(handlers.fold(runs, table["data"][2], unfolded)) is None, "a trial is a run like others"
+    assert asyncio.run(handlers.fold(runs, [], unfolded)) is None
+
+
+def test_the_first_picture_has_the_best_trial_of_each_sweep() -> None:
+    trials = [row(id=f"{number:08x}" + "0" * 24, sweep="rates", bits_per_byte=2 - number / 10) for number in range(9)]
+    page = asyncio.run(handlers.opened(Runs(*trials, row(id="f" * 32)), {}))
+    assert page.curves is not None
+    assert page.curves["chosen"] == ["00000008", "ffffffff"]
+    assert len(page.choices) == 10, "the others can be chosen"
+
+
 def test_a_record_has_a_run_in_the_first_picture_beside_those_of_the_store() -> None:
     own = [row(id=f"{number:08x}" + "0" * 24) for number in range(6)]
     recorded = [row(id=f"f{number:07x}" + "0" * 24, recorded=True) for number in range(6)]

@@ -15,6 +15,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 import story
+from experiments.dashboard.rows import run_rows
 from experiments.sweep.run import STOPPED, TRIALS, UNDECIDED, SweepOptions, run_sweep
 from experiments.sweep.study import EXPERIMENT, OWNER, RECIPE, best_of, open_study, rows, summary
 from model.errors import InputError
@@ -98,6 +99,8 @@ def test_mlflow_shows_the_trials_below_the_sweep(swept: Swept, tmp_path: Path) -
         assert outputs is None or outputs.model_outputs == [], "checkpoints stay out of the store"
     digests = {child.data.tags["data.digest"] for child in children.values()}
     assert digests == {parent.data.tags["data.digest"]}
+    shown, _ = run_rows(client)  # of the page Experiments, which groups them
+    assert {(run.id, run.sweep) for run in shown} == {(child.info.run_id, "first") for child in children.values()}
     assert parent.info.status == "FINISHED"
     assert parent.data.metrics["best_bits_per_byte"] == min(row["value"] for row in found if row["state"] == "complete")
     assert parent.data.params["budget"] == f"{STEPS} steps"
