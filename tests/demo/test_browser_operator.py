@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, expect
+from pydantic import SecretStr
 
 from demo import operator as module
 from demo.experiments_page import PATH
@@ -30,7 +31,7 @@ def test_an_operator_promotes_and_rolls_back_and_the_page_shows_it_at_once(
     thresholds(tmp_path)
     monkeypatch.setattr(module, "THRESHOLDS", tmp_path / "thresholds.yaml")
     uri = judged(tmp_path).uri
-    options = ServiceOptions(settings=Settings(story_operator_token=TOKEN))
+    options = ServiceOptions(settings=Settings(story_operator_token=SecretStr(TOKEN)))
     client = StoreClient(uri, ttl=600, first_timeout=FIRST_TIMEOUT / 1000, timeout=60)
     with serve(ScriptedBackend("A story."), options=options, experiments=client) as served, opening(browser) as make:
         page = make(url=served.url, path=PATH, viewport={"width": 320, "height": 800}).page

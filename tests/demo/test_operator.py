@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
+from pydantic import SecretStr
 
 from demo import operator as module
 from demo.operator import FAILURE_SECONDS, MAX_FAILURES, Operator
@@ -39,7 +40,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
 
 
 def operator_on(uri: str, **settings: Any) -> Operator:
-    return Operator(settings=Settings(story_operator_token=TOKEN, **settings), store=DirectClient(uri))
+    return Operator(settings=Settings(story_operator_token=SecretStr(TOKEN), **settings), store=DirectClient(uri))
 
 
 def ask(operator: Operator, action: str, client: str = CLIENT, **given: object) -> dict[str, Any]:
@@ -118,7 +119,7 @@ def test_wrong_tokens_are_rate_limited_for_each_client_and_logged_without_the_to
     caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     now = [0.0]
-    settings = Settings(story_operator_token=TOKEN)
+    settings = Settings(story_operator_token=SecretStr(TOKEN))
     store = DirectClient(f"sqlite:///{tmp_path}/mlflow.db")
     operator = Operator(settings=settings, store=store, failures=MemoryWindows(clock=lambda: now[0]))
     with caplog.at_level(logging.DEBUG):
@@ -171,7 +172,8 @@ def test_deployments_are_switched_after_a_dry_run_once_the_idle_one_is_ready(tmp
 def test_there_is_no_operator_on_a_share_link_or_without_a_token(
     token: str | None, public: bool, there: bool, tmp_path: Path
 ) -> None:
-    options = ServiceOptions(settings=Settings(story_operator_token=token), public=public)
+    settings = Settings(story_operator_token=None if token is None else SecretStr(token))
+    options = ServiceOptions(settings=settings, public=public)
     store = StoreClient(f"sqlite:///{tmp_path}/mlflow.db")
     assert (Operator.of(GenerationManager(ScriptedBackend("A story."), options=options), store) is not None) == there
     with serve(ScriptedBackend("A story."), options=options, experiments=store) as served, httpx.Client() as client:
