@@ -26,6 +26,7 @@ from model.serving.deployments import (
     DeploymentStore,
     FileDeploymentStore,
     RedisDeploymentStore,
+    StaleDeploymentError,
     open_deployments,
 )
 from model.settings import load_settings
@@ -71,6 +72,19 @@ def test_an_address_must_be_one() -> None:
     for wrong in ("a.example", "ftp://a.example", "http://", ""):
         with pytest.raises(InputError, match=r"url must be an http\(s\) address"):
             both().updated("green", wrong, "1")
+
+
+def test_a_switch_that_was_decided_by_an_older_record_changes_nothing(tmp_path: Path) -> None:
+    store = FileDeploymentStore(tmp_path / "deployments.json")
+    store.set_deployment("blue", A, "1")
+    seen = store.set_deployment("green", B, "2").generation
+    store.set_deployment("green", B, "3")
+    with pytest.raises(StaleDeploymentError, match="changed meanwhile"):
+        store.switch(generation=seen)
+    record = store.load()
+    assert record is not None
+    assert (record.active, record.generation) == ("blue", seen + 1)
+    assert store.switch(generation=record.generation).active == "green"
 
 
 def test_a_slash_at_the_end_does_not_double_later() -> None:
