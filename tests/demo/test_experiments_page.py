@@ -16,6 +16,7 @@ from model.serving.session import GenerationManager
 from model.settings import load_settings
 from tests.demo.scripted import ScriptedBackend
 from tests.demo.served import serve
+from tests.demo.test_experiments_handlers import Runs, row
 
 
 @pytest.fixture
@@ -82,3 +83,24 @@ def test_without_it_there_is_neither_page_nor_link() -> None:
     with serve(ScriptedBackend("A story.")) as served:
         assert httpx.get(f"{served.url}{PATH}", timeout=None).status_code == 404
         assert re.search(rf"\./{PATH}", httpx.get(served.url, timeout=None).text) is None
+
+
+def test_a_pressed_sweep_is_unfolded_in_one_tab_only() -> None:
+    trials = [
+        row(id=name * 32, name=name, sweep="rates", bits_per_byte=bits) for name, bits in (("a", 1.2), ("b", 1.1))
+    ]
+    with serve(ScriptedBackend("A story."), experiments=Runs(*trials)) as served, httpx.Client(timeout=None) as client:
+        config = client.get(f"{served.url}config").json()
+        (press,) = [
+            each["id"] for each in config["dependencies"] if any(target[1] == "select" for target in each["targets"])
+        ]
+
+        def pressed(tab: str, *cells: str) -> list[str]:
+            event = {"index": [0, 0], "value": cells[0], "row_value": cells, "selected": True}
+            body = {"data": [[], ["training"], None], "event_data": event, "fn_index": press, "session_hash": tab}
+            _, _, table, _ = client.post(f"{served.url}gradio_api/run/predict", json=body).json()["data"]
+            return [cells[0] for cells in table["data"]]
+
+        assert pressed("one", "▸ rates", "sweep") == ["▾ rates", "b", "a"]
+        assert pressed("two", "▸ rates", "sweep") == ["▾ rates", "b", "a"], "each tab has its own"
+        assert pressed("one", "▾ rates", "sweep") == ["▸ rates"]
