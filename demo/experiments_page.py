@@ -274,7 +274,7 @@ def _opened(page: Page, ui: str = "") -> list[Any]:
         gr.update(choices=list(page.choices), value=page.curves["chosen"]),
         page.curves["measures"],
         page.curves | {"ui": ui},
-        gr.update(choices=list(page.sampled), value=page.samples["run"], visible=bool(page.sampled)),
+        gr.update(choices=list(page.sampled), value=page.samples["run"] or None, visible=bool(page.sampled)),
         page.samples,
         gr.update(value=page.evaluations, visible=page.evaluations is not None),
         gr.update(visible=page.evaluations is None),
