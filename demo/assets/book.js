@@ -59,6 +59,7 @@ const draw = (prompt, generated) => {
 // A button of the page is a plain one: this script says at once which of them can be pressed, and answers them.
 const BUSY = new Set(["waiting", "writing"]);
 const PATIENCE = 5000; // milliseconds without a view, after which the connection counts as cut: one comes each half second
+const FIRST_PATIENCE = 20000; // the same before the first view of a story: the server may be busy
 const FASTEST = 40; // characters a second: nobody reads faster, so nothing faster is followed
 const button = (id) => document.getElementById(id);
 const empty = props.value;
@@ -156,7 +157,8 @@ const ask = (wanted) => {
   run += 1;
   asked = wanted;
   stopping = false;
-  heard = began = performance.now();
+  began = performance.now();
+  heard = began + FIRST_PATIENCE - PATIENCE;
   leaving = fresh = wanted !== "continue" && wanted !== "fork";
   length = leaving ? 0 : shown.generated.length;
   if (!leaving) pace(length);

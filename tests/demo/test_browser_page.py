@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable, Iterator
 
 import pytest
-from playwright.sync_api import Browser, expect
+from playwright.sync_api import Browser, Route, expect
 
 from demo.page import EXAMPLES
 from tests.demo.scripted import ScriptedBackend, busy
@@ -309,3 +309,19 @@ def test_sliders_are_visible_in_forced_colors(opened: Callable[..., Tab]) -> Non
     slider = tab.page.locator("#length input[type=range]")
     assert slider.evaluate("node => getComputedStyle(node).appearance") == "auto"
     assert slider.evaluate("node => getComputedStyle(node).backgroundImage") == "none"
+
+
+def test_a_server_that_takes_long_to_begin_is_waited_for(opened: Callable[..., Tab], slow: ScriptedBackend) -> None:
+    slow.story, slow.pace = " he saw a frog.", 0.0
+    tab = opened()
+    held: list[Route] = []
+    tab.page.route("**/queue/join*", lambda route: held.append(route), times=1)
+    tab.page.fill("#prompt textarea", "One day")
+    with tab.page.expect_request("**/queue/join*"):
+        tab.page.click("#write")
+    began = tab.page.evaluate("performance.now()")
+    tab.page.wait_for_function(f"performance.now() > {began + 7_000}")
+    assert tab.phase() == "waiting"
+    held[0].continue_()
+    tab.reaches("ended")
+    assert tab.story() == "One day he saw a frog."
