@@ -142,7 +142,8 @@ class Job:
         self._submitted = now
         self._first_at = self._last_at = 0.0
         self._limit = self.first + request.max_tokens
-        self._draws = self._drawn = 0  # whole draws, and their tokens
+        self.sampling = request.sampling  # of this draw
+        self._draws = self._drawn = 0  # draws begun, and tokens of those that have ended
         self._best: Draw | None = None  # of those with wishes that were not met
         self._begin_draw()
         self._before = prompt if isinstance(prompt, str) else ""
@@ -156,8 +157,6 @@ class Job:
 
     def _begin_draw(self) -> None:
         request = self.request
-        del self.story[self.first :]
-        self.sampling = replace(request.sampling, seed=choice_seed(request.sampling.seed, self._draws))
         self._items: deque[Item] = deque() if request.wishes else self.pending  # a draw is sent when it is taken
         self._logprobs: list[TokenLogprob] = []
         self._parts: list[str] = []
@@ -179,6 +178,8 @@ class Job:
             if unmet == 0 or self._last:
                 return False
         self._drawn += len(self.story) - self.first
+        del self.story[self.first :]
+        self.sampling = replace(self.sampling, seed=choice_seed(self.request.sampling.seed, self._draws))
         self._begin_draw()
         self.taken, self.state, self.prefix = 0, None, b""
         return True
